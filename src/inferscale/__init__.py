@@ -1,0 +1,1 @@
+"""Inference-time scaling of language models."""

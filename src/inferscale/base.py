@@ -1,0 +1,101 @@
+"""The four parts that a search is made of: generator, reward model, aggregator, strategy."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Literal, TypeAlias
+
+from .cost import Cost
+from .flow import Flow, GenerateRequest
+from .functional import reduce_steps
+from .tree import Node, Step, Trajectory
+
+Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
+
+
+class Generator(ABC):
+    """Samples continuations. The only part that runs the language model."""
+
+    @abstractmethod
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+        """``request.n`` steps for each request, in order.
+
+        The `i`-th sample of a request must depend on nothing but the prefix and
+        ``branch_key(request.node.key, request.first + i)``; then results do not depend on the batch.
+        """
+
+    def max_sample_tokens(self, request: GenerateRequest) -> int | None:
+        """The most tokens that one sample of `request` can have; ``None`` if there is no bound.
+
+        The engine uses it to fill a token budget without passing it: with no bound, samples are drawn one at a
+        time once there is a token budget.
+        """
+        return None
+
+    def start(self, num_problems: int) -> None:
+        """Called before a search over `num_problems` problems starts."""
+
+    def release(self, root: Node) -> None:
+        """Called when the search of ``root.problem`` has ended: what was cached for it can go."""
+
+
+class RewardModel(ABC):
+    """Scores partial or complete solutions; higher is better."""
+
+    @abstractmethod
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """One finite number for each node."""
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What scoring each node costs (`scored_tokens` and `reward_flops`), asked before it is scored."""
+        return [Cost()] * len(nodes)
+
+    def release(self, root: Node) -> None:
+        """Called when the search of ``root.problem`` has ended: what was cached for it can go."""
+
+
+class ProcessRewardModel(RewardModel):
+    """Judges every step of a solution.
+
+    Attributes:
+        reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
+    """
+
+    reduction: Reduction = "last"
+
+    @abstractmethod
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """For each node, one finite number for each of ``node.inner_steps()``, in order."""
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """The step scores of each node, reduced."""
+        return [float(reduce_steps(scores, self.reduction)) for scores in self.step_scores(nodes)]
+
+
+class Aggregator(ABC):
+    """Picks the trajectory to report out of those that a search returned."""
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return False
+
+    @abstractmethod
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """One of `trajectories`."""
+
+
+class SearchStrategy(ABC):
+    """Decides what to sample next. Subclasses are frozen dataclasses of hyperparameters only.
+
+    Attributes:
+        needs_scores: Whether `search` scores nodes, so that a reward model must be given.
+    """
+
+    needs_scores: ClassVar[bool] = False
+
+    @abstractmethod
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The leaves to vote over; a Python generator that yields requests (see `inferscale.flow`)."""

@@ -1,0 +1,93 @@
+"""What a search has cost, and what it may cost (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Measured cost; costs add up with ``+``.
+
+    Attributes:
+        prompt_tokens: Prompt and forced tokens read by the generator; a shared prompt counts once.
+        generated_tokens: Tokens sampled, end of sequence included, pruned and failed branches too.
+        thought_tokens: Hidden thought tokens sampled (Quiet-STaR); not part of `generated_tokens`.
+        scored_tokens: Tokens read by the reward model.
+        generator_flops: FLOPs of the generator (a multiply-add is 2), closed form, no padding.
+        reward_flops: FLOPs of the reward model, closed form, no padding.
+        seconds: Time spent in the generator and the reward model; a call that serves several problems is divided
+            among them by their samples.
+        num_generated: Samples drawn (steps or whole completions).
+        num_scored: Nodes scored.
+    """
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    thought_tokens: int = 0
+    scored_tokens: int = 0
+    generator_flops: int = 0
+    reward_flops: int = 0
+    seconds: float = 0.0
+    num_generated: int = 0
+    num_scored: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """The sum, field by field."""
+        if not isinstance(other, Cost):
+            return NotImplemented
+        return Cost(*(getattr(self, name) + getattr(other, name) for name in _COST_FIELDS))
+
+    def __radd__(self, other: object) -> Cost:
+        """Makes ``sum(costs)`` work, which starts from 0."""
+        return self if other == 0 else NotImplemented
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of generator and reward model together."""
+        return self.generator_flops + self.reward_flops
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled, thoughts included."""
+        return self.generated_tokens + self.thought_tokens
+
+
+_COST_FIELDS = tuple(field.name for field in fields(Cost))
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A cap that every strategy honours: the search stops, and the best so far is returned.
+
+    ``tokens`` and ``calls`` are never exceeded: samples are drawn in their order until the cap is met, and the sample
+    that meets it is cut there (``finish_reason="budget"``). ``flops`` and ``seconds`` are checked before each call,
+    so one call can pass them. Scoring the leaves that are returned is always done, and counted.
+
+    Attributes:
+        tokens: Sampled tokens, thoughts included.
+        flops: FLOPs of generator and reward model.
+        seconds: Wall-clock seconds since the search of this problem began.
+        calls: Samples drawn (steps or whole completions).
+    """
+
+    tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    calls: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses caps that are not positive."""
+        for name in ("tokens", "flops", "seconds", "calls"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"Budget({name}={value!r}): a cap must be greater than 0; leave it out for no cap")
+
+    def exhausted(self, cost: Cost, elapsed: float) -> str | None:
+        """The name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``."""
+        spent = {"tokens": cost.tokens, "flops": cost.flops, "seconds": elapsed, "calls": cost.num_generated}
+        for name, value in spent.items():
+            cap = getattr(self, name)
+            if cap is not None and value >= cap:
+                return name
+        return None

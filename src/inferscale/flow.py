@@ -1,0 +1,168 @@
+"""Requests that a search yields, and the verbs that strategies are written in.
+
+A search is a Python generator: it yields a request and is sent the answer. `expand`, `score` and `gather` build the
+requests; a strategy calls them with ``yield from``. Nothing here touches a model.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from .tree import Node
+
+T = TypeVar("T")
+Until: TypeAlias = Literal["step", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """A wish for samples that continue one node.
+
+    Attributes:
+        node: The prefix to continue.
+        n: Number of samples.
+        until: ``"step"`` samples one step, ``"end"`` a whole completion.
+        greedy: Take the likeliest token each time, whatever the generator's temperature.
+        forced: Text put after the prefix before sampling; it becomes part of the step's text and is charged as
+            prompt tokens.
+        attach: Whether the samples become children of the node. Look-ahead is not attached: it is charged, scored
+            and forgotten.
+        first: Number of samples drawn from the node before; sample ``i`` of this request has the key
+            ``branch_key(node.key, first + i)``. Set by the engine.
+        max_tokens: Most tokens for each sample; a sample cut there ends with ``finish_reason="budget"``. Set by the
+            engine when the caller gave a budget.
+    """
+
+    node: Node
+    n: int = 1
+    until: Until = "step"
+    greedy: bool = False
+    forced: str = ""
+    attach: bool = True
+    first: int = 0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses requests that no generator can serve."""
+        if not isinstance(self.node, Node):
+            raise TypeError(f"a search can only expand nodes, not {type(self.node).__name__}")
+        if self.n < 1:
+            raise ValueError(f"n={self.n}: ask for at least one sample of {self.node!r}")
+        if self.until not in ("step", "end"):
+            raise ValueError(f'until={self.until!r}: choose "step" or "end"')
+        if self.node.is_finished:
+            raise ValueError(f"{self.node!r} has finished and cannot be expanded: keep nodes with `is_finished` out")
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Answered with ``list[list[Node]]``: for each request its new nodes, in order."""
+
+    requests: tuple[GenerateRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Answered with ``None`` once every node has a score."""
+
+    nodes: tuple[Node, ...]
+
+
+Request: TypeAlias = Generate | Score
+Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
+
+
+def expand(
+    nodes: Sequence[Node],
+    n: int | Sequence[int] = 1,
+    until: Until = "step",
+    greedy: bool = False,
+    forced: str = "",
+    attach: bool = True,
+) -> Flow[list[Node]]:
+    """New nodes sampled from `nodes`, the first node's first; write ``children = yield from expand(...)``.
+
+    Args:
+        nodes: Unfinished nodes.
+        n: Samples of each node: one number for all, or one for each (0 skips the node).
+        until: ``"step"`` for one step, ``"end"`` for whole completions.
+        greedy: Take the likeliest token each time.
+        forced: Text put after each prefix before sampling.
+        attach: Whether the samples become part of the tree.
+
+    Returns:
+        The new nodes. Failed samples (nothing but white space, or an error) stay in the tree and are left out here.
+
+    Raises:
+        ValueError: If a node has finished, or `n` does not fit `nodes`.
+    """
+    counts = [n] * len(nodes) if isinstance(n, int) else [int(count) for count in n]
+    if len(counts) != len(nodes):
+        raise ValueError(f"expand() was given {len(nodes)} nodes and {len(counts)} counts: give one count for each")
+    requests = tuple(
+        GenerateRequest(node, count, until, greedy, forced, attach)
+        for node, count in zip(nodes, counts, strict=True)
+        if count != 0
+    )
+    if not requests:
+        return []
+    answer: list[list[Node]] = yield Generate(requests)
+    return [node for group in answer for node in group if not node.is_failed]
+
+
+def score(nodes: Iterable[Node]) -> Flow[None]:
+    """Gives every node a score; nodes that have one are not scored again. Write ``yield from score(nodes)``."""
+    unscored = tuple(dict.fromkeys(node for node in nodes if not node.is_scored))
+    if unscored:
+        yield Score(unscored)
+
+
+def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
+    """Runs several searches side by side and returns their results in order; their requests share calls."""
+    running = list(flows)
+    results: dict[int, T] = {}
+    pending: dict[int, Request] = {}
+
+    def advance(index: int, answer: Any) -> None:
+        try:
+            pending[index] = running[index].send(answer)
+        except StopIteration as stop:
+            results[index] = stop.value
+
+    for index in range(len(running)):
+        advance(index, None)
+    while pending:
+        generating = {i: request for i, request in pending.items() if isinstance(request, Generate)}
+        wave = generating or dict(pending)
+        for index in wave:
+            del pending[index]
+        if generating:
+            groups = yield Generate(tuple(r for request in generating.values() for r in request.requests))
+            remaining = iter(groups)
+            for index, request in generating.items():
+                advance(index, [next(remaining) for _ in request.requests])
+        else:
+            yield from score(node for request in wave.values() if isinstance(request, Score) for node in request.nodes)
+            for index in wave:
+                advance(index, None)
+    return [results[index] for index in range(len(running))]
+
+
+def limit(flow: Flow[list[Node]], root: Node, samples: int) -> Flow[list[Node]]:
+    """The result of `flow`, or ``root.leaves()`` when it asks for more than `samples` samples in all."""
+    left, answer = samples, None
+    while True:
+        try:
+            request = flow.send(answer)
+        except StopIteration as stop:
+            leaves: list[Node] = stop.value
+            return leaves
+        if isinstance(request, Generate):
+            left -= sum(r.n for r in request.requests)
+            if left < 0:
+                flow.close()
+                return root.leaves()
+        answer = yield request
