@@ -34,9 +34,6 @@ class Generator(ABC):
         """
         return None
 
-    def start(self, num_problems: int) -> None:
-        """Called before a search over `num_problems` problems starts."""
-
     def release(self, root: Node) -> None:
         """Called when the search of ``root.problem`` has ended: what was cached for it can go."""
 
