@@ -1,0 +1,155 @@
+"""One ledger of integers, kept for every scope, model and phase (standard library only)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from .formulas import forward_flops, full_pairs
+from .spec import AttentionGroup, ModelSpec
+
+Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head"]
+"""``"prefill"``: nothing was cached yet. ``"decode"``: one token on a cache. ``"chunk"``: several tokens on a cache.
+``"head"``: the last matrix, called on its own."""
+
+Label: TypeAlias = str | int | float | bool | None
+Scope: TypeAlias = tuple[tuple[str, Label], ...]
+"""Labels from the outermost scope to the innermost, as pairs of key and value."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was counted in one leaf of the ledger; every field is an integer, and they add up.
+
+    Attributes:
+        forwards: Calls of the model.
+        sequences: Rows of those calls.
+        tokens: Tokens read, padding included.
+        sampled: Tokens drawn from the logits, inferred: one for each row of a forward that kept its last logits only.
+        reported: Tokens drawn, as the generator told through `report_tokens`; it replaces the inferred number.
+        useful: Tokens read that are neither padding nor past the end, as the generator told.
+        pairs: Query-key pairs of the whole rectangles, windows ignored.
+        linear: FLOPs in the layers' matrices.
+        head: FLOPs in the last matrix.
+        attention_full: FLOPs of attention over the whole rectangle.
+        attention_causal: FLOPs of attention over the pairs that the mask lets through.
+        numbers_read: Weights and cached keys and values that have to be read from memory, in numbers, not bytes.
+    """
+
+    forwards: int = 0
+    sequences: int = 0
+    tokens: int = 0
+    sampled: int = 0
+    reported: int = 0
+    useful: int = 0
+    pairs: int = 0
+    linear: int = 0
+    head: int = 0
+    attention_full: int = 0
+    attention_causal: int = 0
+    numbers_read: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Adds `other` to this, field by field."""
+        for name in TALLY_FIELDS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+TALLY_FIELDS = tuple(item.name for item in dataclasses.fields(Tally))
+
+
+def forward_tally(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None) -> Tally:
+    """The tally of one forward of `batch` equally long rows; arguments as for `forward_flops`."""
+    flops = forward_flops(spec, new, past, batch, logits)
+    kv_read = sum(group.kv_width * (full_pairs(1, past, group.window) - 1) for group in spec.attention)
+    return Tally(
+        forwards=1,
+        sequences=batch,
+        tokens=batch * new,
+        sampled=batch if logits == 1 or (new == 1 and logits is None) else 0,
+        pairs=batch * full_pairs(new, past),
+        linear=flops.linear,
+        head=flops.head,
+        attention_full=flops.attention_full,
+        attention_causal=flops.attention_causal,
+        numbers_read=spec.active_weights + batch * kv_read,
+    )
+
+
+def phase_of(new: int, past: int) -> Phase:
+    """The phase of a forward of `new` tokens on `past` cached ones."""
+    return "prefill" if past == 0 else "decode" if new == 1 else "chunk"
+
+
+@dataclass(frozen=True, slots=True)
+class LeafKey:
+    """Where a tally belongs."""
+
+    scope: Scope
+    model: str
+    phase: Phase
+
+
+@dataclass
+class Ledger:
+    """Tallies by leaf, and the closed form of each model.
+
+    Attributes:
+        specs: The constants of each model label; a model that is only counted exactly may have none.
+        leaves: The tallies.
+    """
+
+    specs: dict[str, ModelSpec] = field(default_factory=dict)
+    leaves: dict[LeafKey, Tally] = field(default_factory=dict)
+
+    def leaf(self, scope: Scope, model: str, phase: Phase) -> Tally:
+        """The tally of one leaf, a new one if there was none."""
+        key = LeafKey(scope, model, phase)
+        return self.leaves.get(key) or self.leaves.setdefault(key, Tally())
+
+    def add_spec(self, label: str, spec: ModelSpec) -> None:
+        """Names the closed form of `label`.
+
+        Raises:
+            ValueError: If the label already stands for a different model.
+        """
+        if self.specs.setdefault(label, spec) != spec:
+            raise ValueError(f"{label!r} already stands for a different model: choose another label for one of the two")
+
+    def merge(self, other: Ledger) -> None:
+        """Adds `other`'s tallies to this ledger; a label must stand for the same model in both."""
+        for label, spec in other.specs.items():
+            self.add_spec(label, spec)
+        for key, tally in other.leaves.items():
+            self.leaf(key.scope, key.model, key.phase).add(tally)
+
+    def view(self) -> Iterator[tuple[LeafKey, Tally]]:
+        """Each leaf, with `sampled` as reported wherever the model's generator reports it."""
+        reporting = {key.model for key, tally in self.leaves.items() if tally.reported}
+        for key, tally in self.leaves.items():
+            yield key, dataclasses.replace(tally, sampled=tally.reported) if key.model in reporting else tally
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ledger in JSON types."""
+        specs = {label: dataclasses.asdict(spec) for label, spec in self.specs.items()}
+        leaves = [
+            {"scope": [list(pair) for pair in key.scope], "model": key.model, "phase": key.phase}
+            | dataclasses.asdict(tally)
+            for key, tally in self.leaves.items()
+        ]
+        return {"specs": specs, "leaves": leaves}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Ledger:
+        """The ledger that `state_dict` described."""
+        ledger = cls()
+        for label, values in state["specs"].items():
+            groups = tuple(AttentionGroup(**group) for group in values["attention"])
+            ledger.specs[label] = ModelSpec(**{**values, "attention": groups})
+        for leaf in state["leaves"]:
+            scope: Scope = tuple((str(key), value) for key, value in leaf["scope"])
+            tally = Tally(**{name: int(leaf[name]) for name in TALLY_FIELDS})
+            ledger.leaf(scope, leaf["model"], leaf["phase"]).add(tally)
+        return ledger
