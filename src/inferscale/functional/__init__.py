@@ -5,7 +5,25 @@ CUDA) and lists go in; the same kind on the same device comes out, lists as NumP
 results given in float64, whole numbers in int64, whatever the precision of the input.
 """
 
-from inferscale.functional._allocation import Rounding, rebase_allocation
-from inferscale.functional._reductions import Reduction, logsumexp, reduce_steps, softmax
+from ._allocation import Rounding, rebase_allocation
+from ._estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from ._reductions import Reduction, logsumexp, reduce_steps, softmax
+from ._resampling import Resampling, effective_sample_size, resample
+from ._votes import majority_vote
 
-__all__ = ["Reduction", "Rounding", "logsumexp", "rebase_allocation", "reduce_steps", "softmax"]
+__all__ = [
+    "Reduction",
+    "Resampling",
+    "Rounding",
+    "best_of_k",
+    "effective_sample_size",
+    "logsumexp",
+    "majority_at_k",
+    "majority_vote",
+    "pass_at_k",
+    "rebase_allocation",
+    "reduce_steps",
+    "resample",
+    "softmax",
+    "weighted_majority_at_k",
+]

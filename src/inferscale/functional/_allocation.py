@@ -7,8 +7,8 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from inferscale.functional._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items
-from inferscale.functional._reductions import check_temperature
+from ._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items
+from ._reductions import check_temperature
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
 """How shares become whole numbers; only ``"exact"`` spends exactly the budget."""

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from inferscale.functional._arrays import Array, Arrays, arrays_of, require, require_items
+from ._arrays import Array, Arrays, arrays_of, require, require_items
 
 Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
 """How step scores become one score: the last one, the least, the product or the mean."""
