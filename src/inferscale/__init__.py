@@ -1,1 +1,118 @@
-"""Inference-time scaling of language models."""
+"""Inference-time scaling of language models: search, voting and exact compute accounting on plain transformers.
+
+Names load when they are first used, so that ``import inferscale`` does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import answers, flops, functional, rewards, testing, zoo
+    from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
+    from .answers import extract_answer, normalize_answer, same_answer
+    from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
+    from .cost import Budget, Cost
+    from .engine import solve, solve_batch, stream
+    from .flops import FlopCounter, estimate_flops
+    from .flow import Flow, GenerateRequest, expand, gather, limit, score
+    from .generators import HFGenerator
+    from .render import render_tree
+    from .result import SearchResult
+    from .rewards import (
+        CheckerReward,
+        HFOutcomeRewardModel,
+        HFProcessRewardModel,
+        LikelihoodReward,
+        RewardFunction,
+    )
+    from .strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
+    from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
+
+_MODULES = ("answers", "flops", "functional", "rewards", "testing", "zoo")
+_NAMES = {
+    "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Oracle", "answer_weights"),
+    "answers": ("extract_answer", "normalize_answer", "same_answer"),
+    "base": ("Aggregator", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
+    "cost": ("Budget", "Cost"),
+    "engine": ("solve", "solve_batch", "stream"),
+    "flops": ("FlopCounter", "estimate_flops"),
+    "flow": ("Flow", "GenerateRequest", "expand", "gather", "limit", "score"),
+    "generators": ("HFGenerator",),
+    "render": ("render_tree",),
+    "result": ("SearchResult",),
+    "rewards": ("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
+    "strategies": ("BeamSearch", "DVTS", "Greedy", "REBASE", "RepeatedSampling"),
+    "tree": ("Node", "Problem", "Step", "Trajectory", "UnscoredNodeError"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "Aggregator",
+    "BeamSearch",
+    "BestOfN",
+    "BordaVote",
+    "Budget",
+    "CheckerReward",
+    "ConfidenceVote",
+    "Cost",
+    "DVTS",
+    "FlopCounter",
+    "Flow",
+    "GenerateRequest",
+    "Generator",
+    "Greedy",
+    "HFGenerator",
+    "HFOutcomeRewardModel",
+    "HFProcessRewardModel",
+    "LikelihoodReward",
+    "MajorityVote",
+    "Node",
+    "Oracle",
+    "Problem",
+    "ProcessRewardModel",
+    "REBASE",
+    "RepeatedSampling",
+    "RewardFunction",
+    "RewardModel",
+    "SearchResult",
+    "SearchStrategy",
+    "Step",
+    "Trajectory",
+    "UnscoredNodeError",
+    "answer_weights",
+    "answers",
+    "estimate_flops",
+    "expand",
+    "extract_answer",
+    "flops",
+    "functional",
+    "gather",
+    "limit",
+    "normalize_answer",
+    "render_tree",
+    "rewards",
+    "same_answer",
+    "score",
+    "solve",
+    "solve_batch",
+    "stream",
+    "testing",
+    "zoo",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used."""
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -1,0 +1,107 @@
+"""Pure Python cost of the core per generated step: searches over a fake model that costs next to nothing.
+
+Run with ``python -m benchmarks.core``. The fake returns one ready-made step each time, so what is measured is the
+engine, the strategy and the tree. The time inside the fake is measured too and taken off. Where ``treequest`` is
+installed, its adaptive branching search is timed beside, over as many nodes of one tree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Sequence
+
+from inferscale.base import Generator, RewardModel, SearchStrategy
+from inferscale.engine import solve_batch
+from inferscale.flow import GenerateRequest
+from inferscale.strategies import DVTS, REBASE, BeamSearch, RepeatedSampling
+from inferscale.tree import Node, Step
+
+OPEN = Step("3 + 4 = 7\n", (3, 4, 7, 1), -1.0, -0.3, flops=1000)
+DONE = Step("The answer is 7", (5, 7, 2), -0.5, -0.2, "eos", flops=1000)
+
+
+class InstantGenerator(Generator):
+    """Ready-made steps; a path ends after `depth` of them."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.seconds = 0.0
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+        """The same step for every sample of a level."""
+        start = time.perf_counter()
+        answer = [[DONE if r.until == "end" or r.node.depth + 1 >= self.depth else OPEN] * r.n for r in requests]
+        self.seconds += time.perf_counter() - start
+        return answer
+
+
+class InstantReward(RewardModel):
+    """Scores spread by position."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """Numbers in (0, 1)."""
+        start = time.perf_counter()
+        answer = [(index * 0.618034) % 1 for index in range(len(nodes))]
+        self.seconds += time.perf_counter() - start
+        return answer
+
+
+def microseconds_per_step(strategy: SearchStrategy, problems: int, depth: int) -> tuple[float, int]:
+    """Core time per generated step, and the number of steps."""
+    generator, reward = InstantGenerator(depth), InstantReward()
+    prompts = [f"problem {index}" for index in range(problems)]
+    start = time.perf_counter()
+    results = solve_batch(prompts, strategy, generator, reward_model=reward)
+    seconds = time.perf_counter() - start - generator.seconds - reward.seconds
+    steps = sum(result.cost.num_generated for result in results)
+    return seconds / steps * 1e6, steps
+
+
+def treequest_microseconds_per_node(nodes: int) -> float:
+    """Cost of treequest per node for one tree of its standard MCTS on an instant action."""
+    import treequest
+
+    algorithm = treequest.StandardMCTS(samples_per_action=2)
+    state = algorithm.init_tree()
+    start = time.perf_counter()
+    for index in range(nodes):
+        state = algorithm.step(state, {"go": lambda _, index=index: ("text", (index * 0.618034) % 1)})
+    return (time.perf_counter() - start) / nodes * 1e6
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    width = options.width
+    strategies: list[SearchStrategy] = [
+        REBASE(width),
+        BeamSearch(width // 4, 4),
+        DVTS(width // 4, 4),
+        RepeatedSampling(width),
+    ]
+    print(f"{options.problems} problems, depth {options.depth}, best of {options.repeats}")
+    for strategy in strategies:
+        runs = [microseconds_per_step(strategy, options.problems, options.depth) for _ in range(options.repeats)]
+        best, steps = min(runs)
+        print(f"{best:7.1f} us per generated step  {steps:7d} steps  {strategy}")
+    if importlib.util.find_spec("treequest") is None:
+        print("treequest is not installed: no peer to compare with (pip install treequest)")
+        return
+    for nodes in (200, 800):
+        print(
+            f"{treequest_microseconds_per_node(nodes):7.1f} us per node  treequest StandardMCTS, {nodes} nodes"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""One problem's search while it runs: its tree, its pending request and its bill."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .base import Generator, SearchStrategy
+from .cost import Budget, Cost
+from .flow import Flow, Generate, GenerateRequest, Request, Score, score
+from .tree import Node, Problem, Step, Trajectory, branch_key, root_key
+
+ExtractAnswer = Callable[[str], str | None]
+
+
+class Search:
+    """Drives one strategy's flow; the engine answers what it asks.
+
+    After construction and after each answer, either `request` holds the pending request or `leaves` the result.
+    """
+
+    def __init__(
+        self, index: int, problem: Problem, stream: str, strategy: SearchStrategy, budget: Budget | None, scored: bool
+    ) -> None:
+        self.index = index
+        self.root = Node(problem, key=root_key(stream))
+        self.strategy = strategy
+        self.budget = budget
+        self.started = time.perf_counter()
+        self.stopped_by: str | None = None
+        self.request: Request | None = None
+        self.leaves: list[Node] | None = None
+        self.cost = Cost()
+        self._scored = scored
+        self._flow = self._whole(random.Random(stream))
+        self._queue: deque[tuple[int, GenerateRequest]] = deque()
+        self._groups: list[list[Node]] = []
+        self._advance(None)
+
+    # -- the flow ------------------------------------------------------------------------------------------------
+
+    def _whole(self, rng: random.Random) -> Flow[list[Node]]:
+        flow = self.strategy.search(self.root, rng)
+        if not inspect.isgenerator(flow):
+            raise TypeError(
+                f"{self.strategy!r}.search() returned {type(flow).__name__}, not a flow: "
+                "write it as a generator function (`yield from expand(...)`) or return one of the verbs"
+            )
+        leaves = yield from flow
+        return (yield from self._closing(self._checked(leaves)))
+
+    def _closing(self, leaves: list[Node]) -> Flow[list[Node]]:
+        if self._scored:
+            yield from score(leaf for leaf in leaves if leaf.step is not None and not leaf.is_failed)
+        return leaves
+
+    def _checked(self, leaves: Any) -> list[Node]:
+        if not isinstance(leaves, list | tuple) or not all(isinstance(leaf, Node) for leaf in leaves):
+            raise TypeError(f"{self.strategy!r}.search() must return a list of nodes, not {leaves!r:.200}")
+        if leaves:
+            return list(leaves)
+        best_effort = self.root.leaves()
+        if all(leaf.is_failed for leaf in best_effort):
+            return best_effort
+        raise ValueError(
+            f"{self.strategy!r}.search() returned no leaf, though the tree has {len(best_effort)}: "
+            "return `root.leaves()` when nothing better is at hand"
+        )
+
+    def _advance(self, answer: Any) -> None:
+        self.request = None
+        try:
+            request = self._flow.send(answer)
+        except StopIteration as stop:
+            self.leaves = stop.value
+            return
+        if isinstance(request, Generate):
+            self._queue.extend(enumerate(request.requests))
+            self._groups = [[] for _ in request.requests]
+        elif not isinstance(request, Score):
+            self._flow.close()
+            raise TypeError(self._wrong_request(request))
+        self.request = request
+
+    def _wrong_request(self, request: object) -> str:
+        hint = "a search yields only what `expand`, `score` and `gather` build"
+        if inspect.isgenerator(request):
+            name = request.__name__
+            hint = f'write "yield from {name}(...)" instead of "yield {name}(...)"'
+        return f"{self.strategy!r} yielded {type(request).__name__}: {hint}"
+
+    def stop(self, reason: str) -> None:
+        """Ends the search: the best effort so far becomes its result, once its leaves are scored."""
+        self.stopped_by = reason
+        self._flow.close()
+        self._queue.clear()
+        self._flow = self._closing(self.root.leaves())
+        self._advance(None)
+
+    # -- generating ----------------------------------------------------------------------------------------------
+
+    def portion(self, generator: Generator) -> list[GenerateRequest]:
+        """The part of the pending samples that surely fits the budget; ``[]`` if it is spent or none is pending."""
+        if not isinstance(self.request, Generate):
+            return []
+        if not self._queue:
+            self._advance(self._groups)
+            return self.portion(generator)
+        if self.budget is not None:
+            spent = self.budget.exhausted(self.cost, time.perf_counter() - self.started)
+            if spent is not None:
+                self.stop(spent)
+                return []
+        portion: list[GenerateRequest] = []
+        calls, tokens = self._room()
+        for _, request in self._queue:
+            fits, max_tokens = _fitting(request, generator, calls, tokens, first=not portion)
+            if fits == 0:
+                break
+            node = request.node
+            portion.append(replace(request, n=fits, first=node.num_draws, max_tokens=max_tokens))
+            node.num_draws += fits
+            calls -= fits
+            if fits < request.n or max_tokens is not None:
+                break
+            if tokens is not None:
+                tokens -= fits * (generator.max_sample_tokens(request) or tokens)
+        return portion
+
+    def _room(self) -> tuple[float, int | None]:
+        if self.budget is None:
+            return float("inf"), None
+        calls = float("inf") if self.budget.calls is None else self.budget.calls - self.cost.num_generated
+        tokens = None if self.budget.tokens is None else self.budget.tokens - self.cost.tokens
+        return calls, tokens
+
+    def attach(self, portion: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]], seconds: float) -> None:
+        """Puts the sampled steps into the tree and on the bill; resumes the flow when all it asked for is there."""
+        tokens = thoughts = prompts = flops = samples = 0
+        for request, steps in zip(portion, answers, strict=True):
+            position, whole = self._queue.popleft()
+            if request.n < whole.n:
+                self._queue.appendleft((position, replace(whole, n=whole.n - request.n)))
+            group, parent = self._groups[position], request.node
+            for draw, step in enumerate(steps, request.first):
+                if not step.text.strip() and step.finish_reason in ("step", "eos") and not parent.text.strip():
+                    step = replace(step, finish_reason="empty")
+                node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
+                group.append(node)
+                if request.attach:
+                    parent.children.append(node)
+                tokens += step.generated_tokens
+                thoughts += step.thought_tokens
+                prompts += step.prompt_tokens
+                flops += step.flops
+            samples += len(steps)
+        self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, seconds, samples, 0)
+        if not self._queue:
+            self._advance(self._groups)
+
+    # -- scoring -------------------------------------------------------------------------------------------------
+
+    def to_score(self) -> tuple[Node, ...]:
+        """Nodes that wait for a score."""
+        if not isinstance(self.request, Score):
+            return ()
+        if self.budget is not None and self.stopped_by is None:
+            spent = self.budget.exhausted(self.cost, time.perf_counter() - self.started)
+            if spent in ("flops", "seconds"):
+                self.stop(spent)
+                return self.to_score()
+        return self.request.nodes if isinstance(self.request, Score) else ()
+
+    def scored(self, cost: Cost) -> None:
+        """Bills the scores and resumes the flow."""
+        self.cost += cost
+        self._advance(None)
+
+    # -- the result ----------------------------------------------------------------------------------------------
+
+    def trajectories(self, leaves: Sequence[Node], extract_answer: ExtractAnswer) -> tuple[Trajectory, ...]:
+        """One record for each leaf; unfinished and failed leaves abstain."""
+        return tuple(_trajectory(leaf, extract_answer) for leaf in leaves)
+
+
+def _fitting(
+    request: GenerateRequest, generator: Generator, calls: float, tokens: int | None, first: bool
+) -> tuple[int, int | None]:
+    """How many samples of `request` surely fit, and the cap for a single one that may not."""
+    fits = int(min(request.n, calls))
+    if tokens is None or fits == 0:
+        return fits, None
+    bound = generator.max_sample_tokens(request)
+    certain = 0 if bound is None else min(fits, tokens // bound)
+    if certain == 0 and first:
+        return 1, tokens
+    return certain, None
+
+
+def _trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
+    step_scores = leaf.step_scores
+    if step_scores is None and leaf.step is not None and all(node.is_scored for node in leaf.path):
+        step_scores = tuple(node.score for node in leaf.path)
+    steps = leaf.steps
+    answer = extract_answer("".join(step.text for step in steps)) if leaf.is_finished and not leaf.is_failed else None
+    if answer is not None and not isinstance(answer, str):
+        raise TypeError(f"extract_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
+    return Trajectory(leaf.problem, steps, step_scores, answer, leaf.score if leaf.is_scored else None)

@@ -1,0 +1,161 @@
+"""What a search returns: the chosen trajectory, all others, the tree and the cost."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .base import Aggregator
+from .cost import Cost
+from .tree import Node, Problem, Step, Trajectory
+
+FORMAT = "inferscale.SearchResult"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of one search.
+
+    Attributes:
+        problem: The problem.
+        selected: The trajectory that the aggregator picked.
+        trajectories: One for each leaf that the search returned, in order.
+        leaves: The leaves themselves, in the order of `trajectories`.
+        root: The root of the search tree.
+        cost: What the search cost.
+        stopped_by: The cap that ended it (``"tokens"``, ``"flops"``, ``"seconds"``, ``"calls"``), ``"error"`` for
+            the best so far of a search that was broken off, or ``None``.
+    """
+
+    problem: Problem
+    selected: Trajectory
+    trajectories: tuple[Trajectory, ...]
+    leaves: tuple[Node, ...] = field(repr=False)
+    root: Node = field(repr=False)
+    cost: Cost
+    stopped_by: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The selected trajectory's answer; ``None`` if every trajectory abstained."""
+        return self.selected.answer
+
+    @property
+    def text(self) -> str:
+        """The selected trajectory's text."""
+        return self.selected.text
+
+    def reaggregate(self, aggregator: Aggregator) -> SearchResult:
+        """The same search with another vote; nothing is generated or scored."""
+        return replace(self, selected=aggregator.select(self.trajectories))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the result with its whole tree as versioned JSON; returns the path."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
+        os.replace(temporary, target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file is not a result, or was written by a newer version.
+        """
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the tree as a flat table of nodes, parents first."""
+        nodes = list(self.root.walk())
+        index = {node: i for i, node in enumerate(nodes)}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "problem": asdict(self.problem),
+            "cost": asdict(self.cost),
+            "stopped_by": self.stopped_by,
+            "nodes": [_node_to_dict(node, index) for node in nodes],
+            "trajectories": [
+                {"node": index[leaf], "answer": t.answer, "score": t.score, "step_scores": t.step_scores}
+                for leaf, t in zip(self.leaves, self.trajectories, strict=True)
+            ],
+            "selected": self.trajectories.index(self.selected),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
+        """The inverse of `to_dict`."""
+        if data.get("format") != FORMAT:
+            raise ValueError(f"not a saved search result: format is {data.get('format')!r}, expected {FORMAT!r}")
+        if data["version"] > VERSION:
+            raise ValueError(
+                f"written by a newer inferscale (version {data['version']} > {VERSION}): update to read it"
+            )
+        problem = Problem(**data["problem"])
+        nodes: list[Node] = []
+        for row in data["nodes"]:
+            nodes.append(_node_from_dict(row, problem, nodes))
+        leaves = tuple(nodes[row["node"]] for row in data["trajectories"])
+        trajectories = tuple(
+            Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"])
+            for leaf, row in zip(leaves, data["trajectories"], strict=True)
+        )
+        selected = trajectories[data["selected"]]
+        return cls(problem, selected, trajectories, leaves, nodes[0], Cost(**data["cost"]), data["stopped_by"])
+
+    def _repr_html_(self) -> str:
+        """A short table for notebooks; all model text is escaped."""
+        rows = {
+            "problem": self.problem.prompt,
+            "answer": self.answer,
+            "trajectories": f"{len(self.trajectories)}, {sum(t.answer is None for t in self.trajectories)} abstained",
+            "tokens": f"{self.cost.tokens:,} sampled, {self.cost.scored_tokens:,} scored",
+            "FLOPs": f"{self.cost.generator_flops:.3g} generator, {self.cost.reward_flops:.3g} reward",
+            "stopped by": self.stopped_by or "the strategy",
+        }
+        cells = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in rows.items())
+        return f"<table>{cells}</table>"
+
+
+def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
+    row: dict[str, Any] = {"parent": None if node.parent is None else index[node.parent], "key": node.key}
+    if node.step is not None:
+        row["step"] = asdict(node.step)
+    if node.is_scored:
+        row["score"] = node.score
+    if node.step_scores is not None:
+        row["step_scores"] = node.step_scores
+    if node.stats:
+        row["stats"] = node.stats
+    return row
+
+
+def _node_from_dict(row: Mapping[str, Any], problem: Problem, nodes: list[Node]) -> Node:
+    parent = None if row["parent"] is None else nodes[row["parent"]]
+    node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"])
+    if parent is not None:
+        parent.children.append(node)
+        parent.num_draws += 1
+    if "score" in row:
+        node.score = row["score"]
+    node.step_scores = _as_tuple(row.get("step_scores"))
+    node.stats.update(row.get("stats", {}))
+    return node
+
+
+def step_from_dict(row: Mapping[str, Any]) -> Step:
+    """The `Step` that ``dataclasses.asdict`` turned into `row`; JSON's lists become tuples again."""
+    ends = tuple((text_end, id_end) for text_end, id_end in row["inner_ends"])
+    return Step(**{**row, "token_ids": tuple(row["token_ids"]), "inner_ends": ends})
+
+
+def _as_tuple(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

@@ -1,0 +1,111 @@
+"""Who may import whom, and what the public face promises."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import inferscale
+
+PACKAGE = Path(inferscale.__file__).parent
+CORE = {"tree", "cost"}
+ROOMS: dict[str, set[str]] = {
+    "tree": set(),
+    "cost": set(),
+    "functional": set(),
+    "answers": set(),
+    "flow": CORE,
+    "base": {*CORE, "flow", "functional"},
+    "render": CORE,
+    "strategies": {*CORE, "flow", "base", "functional", "answers"},
+    "aggregators": {*CORE, "flow", "base", "functional", "answers"},
+    "result": {*CORE, "base"},
+    "journal": {*CORE, "flow", "result"},
+    "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "result", "journal"},
+    "testing": {*CORE, "flow", "base", "engine", "result", "render"},
+    "flops": {*CORE, "base"},
+    "generators": {*CORE, "flow", "base", "flops", "functional"},
+    "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers"},
+    "zoo": {*CORE, "answers"},
+}
+ENGINE_PARTS = {"_search", "_waves", "_progress"}
+FREE = {"cli", "__main__", "__init__", "demo"}
+
+
+def room_of(path: Path) -> str:
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "engine" if name in ENGINE_PARTS else name
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms that a file imports at any level, and foreign top-level packages."""
+    package = ["inferscale", *path.relative_to(PACKAGE).parent.parts]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [module] if module != "inferscale" else [f"inferscale.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {".".join(name.split(".")[:2]) if name.startswith("inferscale.") else name for name in names}
+    return found
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if room_of(p) not in FREE)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_rooms_import_only_what_they_may(path):
+    room = room_of(path)
+    if room not in ROOMS and "engine" in str(path):
+        pytest.skip("not a room")
+    assert room in ROOMS, f"{room} is a new room: say in ROOMS what it may import"
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("inferscale.")}
+    ours = {"engine" if name in ENGINE_PARTS else name for name in ours} - {room}
+    assert ours <= ROOMS[room]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_the_model_rooms_import_torch(path):
+    foreign = {name.split(".")[0] for name in imports(path)}
+    if room_of(path) in {"tree", "cost"}:
+        assert foreign <= set(sys.stdlib_module_names) | {"inferscale"}
+    if room_of(path) not in {"flops", "generators", "rewards", "zoo", "quiet_star", "functional"}:
+        assert not foreign & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_executes_model_output(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    called = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not called & {"eval", "exec", "compile", "__import__", "sympify", "parse_expr"}
+    foreign = {name.split(".")[0] for name in imports(path)}
+    assert not foreign & {"pickle", "dill", "cloudpickle", "sympy", "marshal", "shelve"}
+
+
+def test_importing_inferscale_does_not_import_torch():
+    code = "import inferscale, sys; assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_core_runs_without_torch():
+    code = (
+        "import sys; import inferscale as i; from inferscale.testing import ToyGenerator, ToyReward\n"
+        "r = i.solve('How many?', i.REBASE(4), ToyGenerator(), reward_model=ToyReward())\n"
+        "assert r.answer; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_public_names_are_sorted_and_there():
+    assert list(inferscale.__all__) == sorted(inferscale.__all__)
+    for name in inferscale.__all__:
+        assert getattr(inferscale, name) is not None
+    assert dir(inferscale) == inferscale.__all__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = inferscale.nothing

@@ -1,0 +1,467 @@
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pytest
+
+from inferscale.aggregators import BestOfN, MajorityVote
+from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
+from inferscale.cost import Budget, Cost
+from inferscale.engine import solve, solve_batch, stream
+from inferscale.flow import Generate, expand, score
+from inferscale.result import SearchResult
+from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
+from inferscale.tree import Node, Problem, UnscoredNodeError
+
+PROMPTS = [f"How many {thing}?" for thing in ("apples", "pears", "plums", "figs", "nuts", "dates", "limes", "kiwis")]
+
+
+def test_eight_problems_take_the_model_calls_of_one():
+    generator, reward = ToyGenerator(), ToyReward()
+    solve(PROMPTS[0], REBASE(8), generator, reward_model=reward)
+    alone = (generator.calls, reward.calls)
+    generator, reward = ToyGenerator(), ToyReward()
+    solve_batch(PROMPTS, REBASE(8), generator, reward_model=reward)
+    assert (generator.calls, reward.calls) == alone == (4, 4)
+
+
+def test_repeated_sampling_is_one_call_for_all_problems():
+    generator = ToyGenerator()
+    results = solve_batch(PROMPTS, RepeatedSampling(5), generator)
+    assert generator.calls == 1
+    assert [len(result.root.children) for result in results] == [5] * 8
+    assert {leaf.depth for result in results for leaf in result.leaves} == {1}
+
+
+def test_costs_are_the_sums_over_the_tree():
+    results = solve_batch(PROMPTS, REBASE(8), ToyGenerator(), reward_model=ToyReward())
+    for result in results:
+        steps = [node.step for node in result.root.walk() if node.step is not None]
+        assert result.cost.generated_tokens == sum(len(step.token_ids) for step in steps)
+        assert result.cost.generator_flops == sum(step.flops for step in steps)
+        assert result.cost.prompt_tokens == 3
+        assert result.cost.num_generated == len(steps)
+        assert result.cost.num_scored == len(steps)
+        assert result.cost.seconds > 0
+
+
+def test_the_reward_models_price_is_added_to_each_problem():
+    class Priced(ToyReward):
+        def cost(self, nodes):
+            return [Cost(scored_tokens=len(node.text), reward_flops=7) for node in nodes]
+
+    for result in solve_batch(PROMPTS[:3], RepeatedSampling(4), ToyGenerator(), reward_model=Priced()):
+        assert result.cost.reward_flops == 4 * 7
+        assert result.cost.scored_tokens == sum(len(leaf.text) for leaf in result.leaves)
+
+
+def test_leaves_that_the_search_left_unscored_are_scored():
+    result = solve(PROMPTS[0], RepeatedSampling(4), ToyGenerator(), reward_model=ToyReward(), aggregator=BestOfN())
+    assert all(leaf.is_scored for leaf in result.leaves)
+    assert result.selected.score == max(t.score for t in result.trajectories)
+
+
+def test_inner_steps_of_a_completion_are_judged_like_sampled_steps():
+    result = solve(PROMPTS[0], RepeatedSampling(3), ToyGenerator(), reward_model=ToyProcessReward(reduction="min"))
+    for leaf in result.leaves:
+        assert len(leaf.step_scores) == len(leaf.inner_steps()) == 4
+        assert leaf.score == min(leaf.step_scores)
+
+
+def test_outcome_scores_along_the_path_are_the_step_scores():
+    result = solve(PROMPTS[0], BeamSearch(2, 2), ToyGenerator(), reward_model=ToyReward())
+    trajectory = result.trajectories[0]
+    assert trajectory.step_scores == tuple(node.score for node in result.leaves[0].path)
+
+
+def test_equal_prompts_are_different_problems():
+    first, second = solve_batch([PROMPTS[0]] * 2, RepeatedSampling(4), ToyGenerator())
+    assert [leaf.text for leaf in first.leaves] != [leaf.text for leaf in second.leaves]
+    assert first.leaves[0].text == solve(PROMPTS[0], RepeatedSampling(4), ToyGenerator()).leaves[0].text
+
+
+def test_the_seed_changes_the_samples():
+    texts = {solve(PROMPTS[0], RepeatedSampling(1), ToyGenerator(), seed=seed).text for seed in range(5)}
+    assert len(texts) == 5
+
+
+def test_stream_takes_problems_as_there_is_room_and_yields_all():
+    taken = []
+
+    def endless():
+        for index in range(10**9):
+            taken.append(index)
+            yield Problem(f"problem {index}", id=str(index))
+
+    results = stream(endless(), RepeatedSampling(2), ToyGenerator(), batch_size=4)
+    ids = [next(results).problem.id for _ in range(6)]
+    assert ids == ["0", "1", "2", "3", "4", "5"]
+    assert len(taken) <= 10
+    results.close()
+
+
+def test_unfinished_paths_abstain():
+    result = solve(PROMPTS[0], REBASE(4, max_depth=2), ToyGenerator(), reward_model=ToyReward())
+    assert [leaf.is_finished for leaf in result.leaves] == [False] * 4
+    assert result.answer is None
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [RepeatedSampling(16), REBASE(16), BeamSearch(4, 4), DVTS(4, 4)])
+@pytest.mark.parametrize("tokens", [1, 10, 33, 100])
+def test_a_token_budget_is_met_and_never_passed(strategy, tokens):
+    result = solve(PROMPTS[0], strategy, ToyGenerator(), reward_model=ToyReward(), budget=Budget(tokens=tokens))
+    assert result.cost.tokens == tokens
+    assert result.stopped_by == "tokens"
+
+
+def test_an_ample_budget_changes_nothing():
+    plain = solve(PROMPTS[0], REBASE(8), ToyGenerator(), reward_model=ToyReward())
+    generator = ToyGenerator()
+    capped = solve(PROMPTS[0], REBASE(8), generator, reward_model=ToyReward(), budget=Budget(tokens=10**6, calls=10**6))
+    assert (capped.answer, capped.stopped_by, generator.calls) == (plain.answer, None, 4)
+
+
+def test_a_budget_keeps_the_samples_that_were_finished():
+    whole = solve(PROMPTS[0], RepeatedSampling(8), ToyGenerator())
+    tokens = sum(len(leaf.token_ids) for leaf in whole.leaves[:3]) + 2
+    cut = solve(PROMPTS[0], RepeatedSampling(8), ToyGenerator(), budget=Budget(tokens=tokens))
+    assert [leaf.text for leaf in cut.leaves[:3]] == [leaf.text for leaf in whole.leaves[:3]]
+    assert [leaf.step.finish_reason for leaf in cut.leaves[3:]] == ["budget"]
+    assert len(cut.leaves[3].token_ids) == 2
+
+
+def test_a_call_budget_counts_samples():
+    result = solve(PROMPTS[0], REBASE(16), ToyGenerator(), reward_model=ToyReward(), budget=Budget(calls=20))
+    assert (result.cost.num_generated, result.stopped_by) == (20, "calls")
+
+
+def test_a_flop_budget_counts_the_reward_model():
+    class Dear(ToyReward):
+        def cost(self, nodes):
+            return [Cost(reward_flops=10**6)] * len(nodes)
+
+    cheap = solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ToyReward(), budget=Budget(flops=3e6))
+    dear = solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Dear(), budget=Budget(flops=3e6))
+    assert (cheap.stopped_by, dear.stopped_by) == (None, "flops")
+    assert dear.cost.num_generated == 4
+
+
+def test_a_time_budget_ends_the_search():
+    result = solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ToyReward(), budget=Budget(seconds=1e-9))
+    assert (result.stopped_by, result.answer, result.cost.num_generated) == ("seconds", None, 0)
+
+
+def test_one_problems_budget_does_not_stop_the_others():
+    alone = [
+        solve(p, REBASE(8), ToyGenerator(), reward_model=ToyReward(), budget=Budget(tokens=60)).text for p in PROMPTS
+    ]
+    together = solve_batch(PROMPTS, REBASE(8), ToyGenerator(), reward_model=ToyReward(), budget=Budget(tokens=60))
+    assert [result.text for result in together] == alone
+
+
+# -- mistakes of strategies -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Written(SearchStrategy):
+    """A strategy whose search is given."""
+
+    body: object
+
+    def search(self, root, rng):
+        return self.body(root)
+
+
+def run(body, **options):
+    return solve("How many?", Written(body), ToyGenerator(), reward_model=ToyReward(), **options)
+
+
+def test_yield_without_from_says_what_to_write():
+    def body(root):
+        yield expand([root])
+
+    with pytest.raises(TypeError, match=r'write "yield from expand\(\.\.\.\)"'):
+        run(body)
+
+
+def test_yielding_something_else_is_refused():
+    def body(root):
+        yield [root]
+
+    with pytest.raises(TypeError, match="yielded list"):
+        run(body)
+
+
+def test_a_search_that_is_no_generator_is_refused():
+    with pytest.raises(TypeError, match="returned list, not a flow"):
+        run(lambda root: [root])
+
+
+def test_reading_an_unscored_node_is_an_error():
+    def body(root):
+        nodes = yield from expand([root])
+        return sorted(nodes, key=lambda node: node.score)
+
+    with pytest.raises(UnscoredNodeError, match="yield from score"):
+        run(body)
+
+
+def test_returning_no_leaf_is_an_error():
+    def body(root):
+        yield from expand([root])
+        return []
+
+    with pytest.raises(ValueError, match="returned no leaf"):
+        run(body)
+
+
+@pytest.mark.parametrize("value", [None, "text", [1]])
+def test_returning_something_else_is_an_error(value):
+    def body(root):
+        yield from expand([root])
+        return value
+
+    with pytest.raises(TypeError, match="must return a list of nodes"):
+        run(body)
+
+
+def test_expanding_a_finished_node_is_an_error():
+    def body(root):
+        nodes = yield from expand([root], until="end")
+        return (yield from expand(nodes))
+
+    with pytest.raises(ValueError, match="has finished and cannot be expanded"):
+        run(body)
+
+
+def test_scoring_without_a_reward_model_is_an_error_when_it_is_not_declared():
+    def body(root):
+        nodes = yield from expand([root])
+        yield from score(nodes)
+        return nodes
+
+    with pytest.raises(ValueError, match=r"pass reward_model=\.\.\."):
+        solve("How many?", Written(body), ToyGenerator())
+
+
+# -- bad input, before any compute ------------------------------------------------------------------------------------
+
+
+def test_bad_calls_are_refused_before_any_compute():
+    generator = ToyGenerator()
+    cases = [
+        (ValueError, "no problems", lambda: solve_batch([], Greedy(), generator)),
+        (TypeError, "takes a list", lambda: solve_batch("How many?", Greedy(), generator)),
+        (TypeError, "iterable of problems", lambda: stream("How many?", Greedy(), generator)),
+        (ValueError, "needs a prompt", lambda: solve("", Greedy(), generator)),
+        (TypeError, "a problem is a Problem", lambda: solve(3, Greedy(), generator)),
+        (TypeError, "the class REBASE", lambda: solve("x", REBASE, generator)),
+        (TypeError, "HFGenerator", lambda: solve("x", Greedy(), object())),
+        (TypeError, "RewardFunction", lambda: solve("x", Greedy(), generator, reward_model=len)),
+        (TypeError, "aggregator must be", lambda: solve("x", Greedy(), generator, aggregator=max)),
+        (TypeError, "budget must be", lambda: solve("x", Greedy(), generator, budget=100)),
+        (TypeError, "extract_answer", lambda: solve("x", Greedy(), generator, extract_answer="boxed")),
+        (ValueError, "batch_size=0", lambda: solve_batch(["x"], Greedy(), generator, batch_size=0)),
+        (ValueError, r"REBASE\(width=16.*scores its nodes", lambda: solve("x", REBASE(), generator)),
+        (ValueError, "BestOfN.*reads scores", lambda: solve("x", Greedy(), generator, aggregator=BestOfN())),
+        (ValueError, "weighted=True.*reads scores",
+         lambda: solve("x", Greedy(), generator, aggregator=MajorityVote(weighted=True))),
+    ]  # fmt: skip
+    for kind, message, call in cases:
+        with pytest.raises(kind, match=message):
+            call()
+    assert generator.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: REBASE(width=0), r"REBASE\(width=0\): width must be an integer >= 1"),
+        (lambda: REBASE(width=2.5), "must be an integer"),
+        (lambda: REBASE(width=True), "must be an integer"),
+        (lambda: REBASE(softmax_temperature=0), "must be greater than 0"),
+        (lambda: REBASE(softmax_temperature=math.nan), "must be greater than 0"),
+        (lambda: REBASE(rounding="floor"), "choose one of 'exact'"),
+        (lambda: REBASE(truncate_ratio=0.0), "share in"),
+        (lambda: RepeatedSampling(0), "n must be"),
+        (lambda: BeamSearch(beam_width=0), "beam_width must be"),
+        (lambda: BeamSearch(branching=-1), "branching must be"),
+        (lambda: BeamSearch(lookahead=-1), "lookahead must be"),
+        (lambda: DVTS(num_subtrees=0), "num_subtrees must be"),
+    ],
+)
+def test_bad_hyperparameters_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def wrong_count(generator):
+    class Short(ToyGenerator):
+        def generate(self, requests):
+            return generator(super().generate(requests))
+
+    return Short()
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda answers: answers[:-1], ValueError, "answered 1 of 2 requests"),
+        (lambda answers: [steps[:-1] for steps in answers], ValueError, "returned 2 steps where 3 were asked for"),
+        (lambda answers: [["text"] * 3] * 2, TypeError, "must return Step objects, not str"),
+    ],
+)
+def test_a_generator_that_answers_wrongly_is_an_error(change, kind, message):
+    with pytest.raises(kind, match=message):
+        solve_batch(PROMPTS[:2], RepeatedSampling(3), wrong_count(change))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "good", [0.5]])
+def test_a_reward_that_is_no_finite_number_is_an_error(value):
+    class Bad(RewardModel):
+        def score(self, nodes):
+            return [0.5] * (len(nodes) - 1) + [value]
+
+    with pytest.raises(ValueError, match="a score must be a finite number"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Bad())
+
+
+def test_a_reward_model_that_miscounts_is_an_error():
+    class Bad(RewardModel):
+        def score(self, nodes):
+            return [0.5]
+
+    class NoSteps(ProcessRewardModel):
+        def step_scores(self, nodes):
+            return [[] for _ in nodes]
+
+    with pytest.raises(ValueError, match="returned 1 scores for 4 nodes"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Bad())
+    with pytest.raises(ValueError, match="gave no step score"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=NoSteps())
+
+
+def test_an_answer_reader_must_return_text():
+    with pytest.raises(TypeError, match="extract_answer must return a string"):
+        solve(PROMPTS[0], Greedy(), ToyGenerator(), extract_answer=len)
+
+
+# -- nothing paid for is lost -----------------------------------------------------------------------------------------
+
+
+def test_an_interrupt_carries_what_was_found():
+    with pytest.raises(KeyboardInterrupt) as error:
+        solve_batch(PROMPTS[:4], BeamSearch(2, 2), BrokenGenerator(die_after=2), reward_model=ToyReward(), batch_size=2)
+    partial = error.value.partial
+    assert [result.stopped_by for result in partial] == ["error", "error"]
+    assert all(result.cost.num_generated == 8 for result in partial)
+
+
+def test_finished_problems_survive_the_failure_of_a_later_one():
+    with pytest.raises(KeyboardInterrupt) as error:
+        solve_batch(PROMPTS[:3], RepeatedSampling(2), BrokenGenerator(die_after=2), batch_size=1)
+    assert [result.stopped_by for result in error.value.partial] == [None, None, "error"]
+
+
+def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):
+    straight = solve_batch(PROMPTS, REBASE(6), ToyGenerator(), reward_model=ToyReward())
+    for calls in range(1, 4):
+        path = tmp_path / f"{calls}.jsonl"
+        dying = BrokenGenerator(die_after=calls)
+        with pytest.raises(KeyboardInterrupt):
+            solve_batch(PROMPTS, REBASE(6), dying, reward_model=ToyReward(), journal=path)
+        path.write_bytes(path.read_bytes() + b'{"torn": ')
+        rest, reward = ToyGenerator(), ToyReward()
+        resumed = solve_batch(PROMPTS, REBASE(6), rest, reward_model=reward, journal=path)
+        assert rest.calls == 4 - calls
+        assert [r.trajectories for r in resumed] == [r.trajectories for r in straight]
+        assert [replace(r.cost, seconds=0) for r in resumed] == [replace(r.cost, seconds=0) for r in straight]
+        done = ToyGenerator()
+        again = solve_batch(PROMPTS, REBASE(6), done, reward_model=ToyReward(), journal=path)
+        assert done.calls == 0
+        assert [r.trajectories for r in again] == [r.trajectories for r in straight]
+
+
+def test_a_journal_of_another_call_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
+    with pytest.raises(ValueError, match=r"another call \(seed, strategy differ\)"):
+        solve(PROMPTS[0], RepeatedSampling(3), ToyGenerator(), journal=path, seed=1)
+
+
+def test_a_result_survives_the_disk(tmp_path):
+    result = solve(Problem(PROMPTS[0], answer="2", id="a"), REBASE(6), ToyGenerator(), reward_model=ToyProcessReward())
+    loaded = SearchResult.load(result.save(tmp_path / "result.json"))
+    assert loaded.to_dict() == result.to_dict()
+    assert (loaded.answer, loaded.cost, loaded.selected) == (result.answer, result.cost, result.selected)
+    assert [leaf.path[-1] is leaf for leaf in loaded.leaves] == [True] * len(result.leaves)
+    assert loaded.reaggregate(BestOfN()).selected == result.reaggregate(BestOfN()).selected
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="not a saved search result"):
+        SearchResult.load(path)
+    result = solve(PROMPTS[0], Greedy(), ToyGenerator())
+    path.write_text(json.dumps({**result.to_dict(), "version": 99}))
+    with pytest.raises(ValueError, match="newer inferscale"):
+        SearchResult.load(path)
+
+
+def test_notebook_html_escapes_model_text():
+    result = solve("<script>alert(1)</script>", Greedy(), ToyGenerator())
+    assert "<script>" not in result._repr_html_()
+    assert "&lt;script&gt;" in result._repr_html_()
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    problems = [Problem(prompt, answer="1") for prompt in PROMPTS]
+    solve_batch(problems, RepeatedSampling(2), ToyGenerator(), progress=False)
+    assert capsys.readouterr().err == ""
+    solve_batch(problems, RepeatedSampling(2), ToyGenerator(), progress=True)
+    shown = capsys.readouterr().err
+    assert "8/8" in shown
+    assert "accuracy=" in shown
+
+
+def test_generators_and_rewards_hear_when_a_search_has_ended():
+    class Listening(ToyGenerator):
+        released: tuple = ()
+
+        def release(self, root):
+            self.released += (root.problem.prompt,)
+
+    generator = Listening()
+    solve_batch(PROMPTS, RepeatedSampling(1), generator)
+    assert sorted(generator.released) == sorted(PROMPTS)
+
+
+def test_an_empty_generate_request_is_answered_at_once():
+    def body(root):
+        assert (yield Generate(())) == []
+        return (yield from expand([root], until="end"))
+
+    assert run(body).trajectories
+
+
+def test_the_base_classes_cannot_be_made():
+    for kind in (Generator, RewardModel, ProcessRewardModel, SearchStrategy):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()
+
+
+def test_lookahead_is_not_part_of_the_tree():
+    def body(root):
+        kids = yield from expand([root], 2)
+        ends = yield from expand(kids, greedy=True, attach=False)
+        assert all(isinstance(end, Node) and end.parent in kids for end in ends)
+        return kids
+
+    result = run(body)
+    assert sum(1 for _ in result.root.walk()) == 3
+    assert result.cost.num_generated == 4

@@ -1,0 +1,150 @@
+"""Flows driven by hand: `next` is ask, `send` is tell."""
+
+import random
+
+import pytest
+
+from inferscale.flow import Generate, GenerateRequest, Score, expand, gather, limit, score
+from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
+from inferscale.tree import Node, Problem, Step
+
+RNG = random.Random(0)
+
+
+def child(parent: Node, text: str, value: float | None = None, reason: str = "step") -> Node:
+    node = Node(parent.problem, Step(text, finish_reason=reason), parent)
+    parent.children.append(node)
+    if value is not None:
+        node.score = value
+    return node
+
+
+def root() -> Node:
+    return Node(Problem("How many?"))
+
+
+def test_expand_asks_for_each_node_and_flattens_the_answer():
+    a, b, c = root(), root(), root()
+    flow = expand([a, b, c], [2, 0, 1], until="end")
+    request = next(flow)
+    assert request == Generate((GenerateRequest(a, 2, "end"), GenerateRequest(c, 1, "end")))
+    kids = [[child(a, "x"), child(a, "y")], [child(c, "z")]]
+    with pytest.raises(StopIteration) as stop:
+        flow.send(kids)
+    assert [node.step.text for node in stop.value.value] == ["x", "y", "z"]
+
+
+def test_expand_leaves_failed_samples_out():
+    top = root()
+    flow = expand([top], 3)
+    next(flow)
+    answer = [[child(top, "x"), child(top, " ", reason="empty"), child(top, "down", reason="error")]]
+    with pytest.raises(StopIteration) as stop:
+        flow.send(answer)
+    assert [node.step.text for node in stop.value.value] == ["x"]
+    assert len(top.children) == 3
+
+
+def test_expanding_nothing_asks_nothing():
+    with pytest.raises(StopIteration) as stop:
+        next(expand([], 3))
+    assert stop.value.value == []
+
+
+def test_expand_refuses_finished_nodes_and_wrong_counts():
+    done = child(root(), "x", reason="eos")
+    with pytest.raises(ValueError, match="has finished"):
+        next(expand([done]))
+    with pytest.raises(ValueError, match="1 nodes and 2 counts"):
+        next(expand([root()], [1, 2]))
+    with pytest.raises(ValueError, match="at least one sample"):
+        next(expand([root()], [-1]))
+
+
+def test_score_asks_once_for_each_unscored_node():
+    top = root()
+    a, b = child(top, "a", 0.5), child(top, "b")
+    assert next(score([a, b, b])) == Score((b,))
+    with pytest.raises(StopIteration):
+        next(score([a]))
+
+
+def test_rebase_by_hand():
+    top = root()
+    flow = REBASE(width=4, softmax_temperature=0.2).search(top, RNG)
+    assert next(flow).requests[0].n == 4
+    kids = [child(top, text) for text in "abcd"]
+    assert flow.send([kids]) == Score(tuple(kids))
+    for node, value in zip(kids, [0.9, 0.8, 0.7, 0.1], strict=True):
+        node.score = value
+    request = flow.send(None)
+    assert [(r.node, r.n) for r in request.requests] == [(kids[0], 3), (kids[1], 1)]
+    last = [[child(kids[0], "e", reason="eos") for _ in range(3)], [child(kids[1], "f")]]
+    flow.send(last)
+    for node in [*last[0], *last[1]]:
+        node.score = 0.5
+    request = flow.send(None)
+    assert [(r.node, r.n) for r in request.requests] == [(last[1][0], 1)]
+
+
+def test_gather_merges_requests_and_keeps_results_apart():
+    tops = [root(), root()]
+    flow = gather([RepeatedSampling(1).search(tops[0], RNG), BeamSearch(1, 2).search(tops[1], RNG)])
+    request = next(flow)
+    assert [r.node for r in request.requests] == tops
+    first = [child(tops[0], "done", reason="eos")]
+    second = [child(tops[1], "a", reason="eos"), child(tops[1], "b")]
+    assert flow.send([first, second]) == Score(tuple(second))
+    second[0].score, second[1].score = 0.9, 0.1
+    with pytest.raises(StopIteration) as stop:
+        flow.send(None)
+    assert stop.value.value == [first, [second[0]]]
+
+
+def test_gather_serves_generation_before_scores_and_deduplicates_scores():
+    top = root()
+    shared = child(top, "a")
+
+    def scores_first():
+        yield from score([shared])
+        return "scored"
+
+    def generates_first():
+        nodes = yield from expand([top], 1)
+        yield from score([shared])
+        return nodes
+
+    flow = gather([scores_first(), generates_first()])
+    assert isinstance(next(flow), Generate)
+    new = child(top, "b")
+    assert flow.send([[new]]) == Score((shared,))
+    shared.score = 1.0
+    with pytest.raises(StopIteration) as stop:
+        flow.send(None)
+    assert stop.value.value == ["scored", [new]]
+
+
+def test_gather_of_nothing_is_nothing():
+    with pytest.raises(StopIteration) as stop:
+        next(gather([]))
+    assert stop.value.value == []
+
+
+def test_limit_returns_the_leaves_when_the_samples_are_spent():
+    top = root()
+    flow = limit(BeamSearch(2, 1).search(top, RNG), top, samples=3)
+    next(flow)
+    kids = [child(top, "a", 0.5), child(top, "b", 0.5)]
+    with pytest.raises(StopIteration) as stop:
+        flow.send([kids])
+    assert stop.value.value == kids
+
+
+def test_limit_lets_a_search_that_fits_through():
+    top = root()
+    flow = limit(RepeatedSampling(2).search(top, RNG), top, samples=2)
+    next(flow)
+    kids = [child(top, "a", reason="eos"), child(top, "b", reason="eos")]
+    with pytest.raises(StopIteration) as stop:
+        flow.send([kids])
+    assert stop.value.value == kids
