@@ -1,0 +1,20 @@
+"""Configuration of the documentation; builds offline."""
+
+from importlib.metadata import version as distribution_version
+
+project = "inferscale"
+author = "The inferscale authors"
+release = version = distribution_version("inferscale")
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+html_theme = "furo"
+html_title = "inferscale"
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+default_role = "code"
+suppress_warnings = ["myst.header"]

@@ -1,0 +1,5 @@
+"""``python -m inferscale``."""
+
+from .cli import main
+
+main()
