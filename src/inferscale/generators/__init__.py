@@ -1,0 +1,8 @@
+"""Generators: where samples come from."""
+
+from .huggingface import GeneratorStats, HFGenerator
+from .loading import CheckpointError
+from .memory import SearchMemoryError
+from .sampling import Sampler
+
+__all__ = ["CheckpointError", "GeneratorStats", "HFGenerator", "Sampler", "SearchMemoryError"]

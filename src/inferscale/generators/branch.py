@@ -1,0 +1,145 @@
+"""One sample on its way: the tokens drawn so far, and where its steps end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from inferscale.flow import GenerateRequest
+from inferscale.tree import FinishReason, Step
+
+from .text import TokenText
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Lengths in tokens.
+
+    Attributes:
+        step: Most sampled tokens of one step.
+        path: Most tokens of a whole path, prompt left out, forced text included.
+        context: Most tokens that the model can read, prompt included; ``None`` if there is no bound.
+    """
+
+    step: int
+    path: int
+    context: int | None
+
+    def room(self, prompt: int, path: int) -> int:
+        """How many tokens can still be sampled after `prompt` and `path` tokens."""
+        left = self.path - path
+        return max(left if self.context is None else min(left, self.context - prompt - path), 0)
+
+
+@dataclass(slots=True)
+class Branch:
+    """A sample of a request, from its first token to the `Step` that it becomes.
+
+    Attributes:
+        request: What was asked for.
+        index: Which sample of the request this is.
+        key: The 64-bit key of its random stream.
+        prompt: Ids of the prompt.
+        path: Ids sampled before, along the path.
+        forced: Ids of the forced text.
+        text: What ids mean.
+        limits: Lengths.
+        tokens: Ids sampled so far.
+        finish: Why sampling stopped; ``None`` while it goes on.
+    """
+
+    request: GenerateRequest
+    index: int
+    key: int
+    prompt: tuple[int, ...]
+    path: tuple[int, ...]
+    forced: tuple[int, ...]
+    text: TokenText
+    limits: Limits
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    logprob: float = 0.0
+    confidence: float = 0.0
+    _ends: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Ends at once when there is no room for a single token."""
+        if self.room < 1:
+            self.finish = "length"
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """All ids before the first sampled one."""
+        return self.prompt + self.path + self.forced
+
+    @property
+    def room(self) -> int:
+        """The most tokens that the path's length and the context allow."""
+        return self.limits.room(len(self.prompt), len(self.path) + len(self.forced))
+
+    def restart(self) -> None:
+        """Forgets what was sampled; the same tokens come again from the same stream."""
+        self.tokens, self._ends, self.logprob, self.confidence = [], [], 0.0, 0.0
+
+    def push(self, token: int, logprob: float, confidence: float) -> bool:
+        """Takes the next token; returns whether sampling goes on."""
+        self.tokens.append(token)
+        self.logprob += logprob
+        self.confidence += confidence
+        cap = self.request.max_tokens
+        if token in self.text.eos_ids:
+            self.finish = "eos"
+        elif len(self.tokens) >= self.room:
+            self.finish = "length"
+        elif self._step_ended(token) and self.request.until == "step":
+            self.finish = "step"
+        elif cap is not None and len(self.tokens) >= cap:
+            self.finish = "budget"
+        return self.finish is None
+
+    def _step_ended(self, token: int) -> bool:
+        """Whether a step ends after the last token; its end is kept."""
+        sampled_before = max(self._ends[-1][1] - len(self.forced), 0) if self._ends else 0
+        full = len(self.tokens) - sampled_before >= self.limits.step
+        if not full and not self.text.may_end_step(token):
+            return False
+        text = self._text(final=False)
+        start = self._ends[-1][0] if self._ends else 0
+        if full or self.text.has_step_end(text[start:], 0 if self._ends else len(self.request.forced)):
+            self._ends.append((len(text), len(self.forced) + len(self.tokens)))
+            return True
+        return False
+
+    def _text(self, final: bool) -> str:
+        """Text of forced and sampled ids: what they add to the text of the path."""
+        ids = (*self.path, *self.forced, *self.tokens)
+        return self.text.decode(ids, final)[len(self.request.node.text) :]
+
+    def step(self, charge: Callable[[Branch], tuple[int, int]]) -> Step:
+        """The finished sample.
+
+        Args:
+            charge: Gives the prompt tokens and the FLOPs that this sample is charged with.
+        """
+        if self.finish is None:
+            raise RuntimeError("a branch that is still sampling has no step yet")
+        text, reason = self._text(final=self.finish != "step"), self.finish
+        ids = self.forced + tuple(self.tokens)
+        if reason in ("step", "length") and not text.strip():
+            text, reason = self._text(final=True), "empty"
+        ends = list(self._ends)
+        if not ends or ends[-1][1] < len(ids):
+            ends.append((len(text), len(ids)))
+        ends[-1] = (len(text), len(ids))
+        prompt_tokens, flops = charge(self)
+        return Step(
+            text=text,
+            token_ids=ids,
+            logprob=self.logprob,
+            confidence=self.confidence / len(self.tokens) if self.tokens else None,
+            finish_reason=reason,
+            inner_ends=tuple(ends) if len(ends) > 1 else (),
+            flops=flops,
+            prompt_tokens=prompt_tokens,
+            num_tokens=len(self.tokens) if self.forced else None,
+        )

@@ -1,0 +1,191 @@
+"""Drawing tokens: one counter-based uniform number per token, and the inverse CDF in the order of token ids.
+
+A branch owns a 64-bit key. Its `t`-th token is drawn with the uniform number ``uniforms(key, t)``, which is a hash of
+the two, so that what a branch samples depends on its key and its logits alone: not on the batch, not on a global
+random state, not on the order of the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Confidence: TypeAlias = Literal["logprob", "self_certainty", "deepconf"]
+
+_BLOCK = 64  # ids per block of the two-level inverse CDF
+_PREFILTER = 256  # candidates looked at before top-p sorts the whole vocabulary
+_DEEPCONF_TOP = 20  # candidates in a DeepConf token confidence
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def uniforms(keys: Sequence[int] | NDArray[np.uint64], positions: int | NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Uniform numbers in the open interval (0, 1), one for each key and position (broadcast).
+
+    The value is the SplitMix64 output number `position` of the stream whose state is the mixed key (Steele, Lea and
+    Flood 2014, "Fast splittable pseudorandom number generators"), cut to its upper 53 bits.
+
+    Args:
+        keys: 64-bit unsigned integers.
+        positions: Counter in each key's stream, 0 and up.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix(np.asarray(keys, dtype=np.uint64) ^ _GOLDEN)
+        mixed = _mix(state + _GOLDEN * (np.asarray(positions, dtype=np.uint64) + np.uint64(1)))
+    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Tokens drawn for a batch of rows.
+
+    Attributes:
+        tokens: Ids, int64 `[batch]`.
+        logprobs: Log-probability (nats) under the distribution drawn from, after temperature and filters; under the
+            plain model distribution for greedy rows; `[batch]`.
+        confidences: The token confidence that the sampler was asked for, under the plain model distribution; `[batch]`.
+    """
+
+    tokens: Tensor
+    logprobs: Tensor
+    confidences: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How tokens are drawn from logits; filters apply in the order temperature, top-k, top-p.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the likeliest token.
+        top_k: Keep the `top_k` likeliest tokens (ties at the edge are all kept); 0 keeps all.
+        top_p: Keep the smallest set of likeliest tokens whose mass reaches `top_p` (ties at the edge are all kept).
+        confidence: ``"logprob"``: the token's log-probability. ``"self_certainty"``: minus the mean over the
+            vocabulary of ``log(V p)`` (arXiv 2502.18581). ``"deepconf"``: minus the mean log-probability of the 20
+            likeliest tokens (facebookresearch/deepconf).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    confidence: Confidence = "logprob"
+
+    def __post_init__(self) -> None:
+        """Refuses settings that define no distribution."""
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: give a finite number, 0 (greedy) or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p}: give a number above 0 and at most 1 (1 keeps every token)")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: give 0 (keep every token) or a positive number")
+        if self.confidence not in ("logprob", "self_certainty", "deepconf"):
+            raise ValueError(f'confidence={self.confidence!r}: choose "logprob", "self_certainty" or "deepconf"')
+
+    def draw(self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None) -> Draws:
+        """One token for each row.
+
+        Args:
+            logits: `[batch, vocabulary]`, any floating dtype; computed on in float32.
+            numbers: Uniform numbers in (0, 1), float64 `[batch]`.
+            greedy: Rows that take the likeliest token, bool `[batch]`; ``None`` means none.
+        """
+        raw = logits.float()
+        log_total = torch.logsumexp(raw, dim=-1)
+        if self.temperature == 0.0:
+            tokens = raw.argmax(dim=-1)
+            logprobs = plain = _pick(raw, tokens) - log_total
+        else:
+            tokens, logprobs = self._draw_filtered(raw, numbers)
+            if greedy is not None:
+                tokens = torch.where(greedy, raw.argmax(dim=-1), tokens)
+            plain = _pick(raw, tokens) - log_total
+            if greedy is not None:
+                logprobs = torch.where(greedy, plain, logprobs)
+        return Draws(tokens, logprobs, self._confidences(raw, log_total, plain))
+
+    def _draw_filtered(self, raw: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = raw if self.temperature == 1.0 else raw / self.temperature
+        weights = torch.exp(scaled - scaled.amax(dim=-1, keepdim=True))
+        if self.top_k or self.top_p < 1.0:
+            weights = weights * (weights >= filter_threshold(weights, self.top_k, self.top_p)[:, None])
+        tokens, shares = inverse_cdf(weights, numbers)
+        return tokens, shares.log().to(raw.dtype)
+
+    def _confidences(self, raw: Tensor, log_total: Tensor, plain: Tensor) -> Tensor:
+        if self.confidence == "logprob":
+            return plain
+        if self.confidence == "self_certainty":
+            return log_total - raw.mean(dim=-1) - float(np.log(raw.shape[-1]))
+        return log_total - raw.topk(min(_DEEPCONF_TOP, raw.shape[-1]), dim=-1).values.mean(dim=-1)
+
+
+def inverse_cdf(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the first id whose cumulated weight exceeds `number` times the total, and that id's share.
+
+    Two levels (sums of blocks of 64 ids, then one block) cost one pass over the vocabulary instead of a cumulative
+    sum; sums are cumulated in float64. An id of weight 0 is never drawn.
+
+    Args:
+        weights: Unnormalised probabilities, float32 `[batch, vocabulary]`, each row with a positive sum.
+        numbers: Uniform numbers in (0, 1), float64 `[batch]`.
+
+    Returns:
+        Ids, int64 `[batch]`, and their probabilities, float64 `[batch]`.
+    """
+    batch, size = weights.shape
+    padded = torch.nn.functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights
+    blocks = padded.view(batch, -1, _BLOCK)
+    cumulated = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    target = numbers[:, None] * cumulated[:, -1:]
+    index = torch.searchsorted(cumulated, target, right=True).clamp_(max=blocks.shape[1] - 1)
+    before = torch.where(index > 0, cumulated.gather(1, (index - 1).clamp_(min=0)), 0.0)
+    rows = torch.arange(batch, device=weights.device)
+    inside = blocks[rows, index[:, 0]].double().cumsum(dim=-1)
+    # A block's float32 sum may exceed its float64 cumulated sum by rounding: stay below the latter.
+    end = inside[:, -1:]
+    rest = torch.minimum(target - before, torch.nextafter(end, torch.zeros_like(end)))
+    tokens = (index * _BLOCK + torch.searchsorted(inside, rest, right=True))[:, 0]
+    return tokens, _pick(padded, tokens).double() / cumulated[:, -1]
+
+
+def filter_threshold(weights: Tensor, top_k: int, top_p: float) -> Tensor:
+    """The least weight that the filters keep, for each row `[batch]`.
+
+    Args:
+        weights: Unnormalised probabilities, float32 `[batch, vocabulary]`.
+        top_k: Candidates kept; 0 keeps all.
+        top_p: Mass of the candidates that is kept; the likeliest token always is.
+    """
+    size = weights.shape[-1]
+    if top_k and (top_k <= _PREFILTER or top_p == 1.0):
+        best = weights.topk(min(top_k, size), dim=-1).values
+        return best[:, -1] if top_p == 1.0 else _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
+    best = weights.topk(min(_PREFILTER, size), dim=-1).values
+    if top_k == 0:
+        total = weights.sum(dim=-1, keepdim=True)
+        if size <= _PREFILTER or bool((best.sum(dim=-1, keepdim=True) >= top_p * total).all()):
+            return _nucleus_edge(best, total, top_p)
+    best = weights.sort(dim=-1, descending=True).values[:, : top_k or size]
+    return _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
+
+
+def _nucleus_edge(best: Tensor, total: Tensor, top_p: float) -> Tensor:
+    """Last weight of the descending `best` `[batch, k]` whose predecessors hold less than `top_p` of `total`."""
+    share = best / total
+    kept = ((share.cumsum(dim=-1) - share) < top_p).sum(dim=-1).clamp_(min=1)
+    return _pick(best, kept - 1)
+
+
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index[:, None])[:, 0]

@@ -1,0 +1,60 @@
+"""From token ids to text and step ends, without encoding anything twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_PARTIAL = "\ufffd"  # what a decoder shows for a character whose bytes are not complete
+
+
+class TokenText:
+    """A tokenizer as the stepping code sees it: text of ids, step ends, ends of sequence.
+
+    Attributes:
+        delimiter: The text that ends a step.
+        eos_ids: Ids that end the answer.
+    """
+
+    def __init__(self, tokenizer: Any, delimiter: str, eos_ids: Iterable[int]) -> None:
+        if not isinstance(delimiter, str) or not delimiter:
+            raise ValueError(f'step_delimiter={delimiter!r}: give the text that ends a step, for example "\\n"')
+        if delimiter in tokenizer.all_special_tokens:
+            raise ValueError(
+                f"step_delimiter={delimiter!r} is a special token, which never appears in text: give ordinary text"
+            )
+        self.delimiter = delimiter
+        self.eos_ids = frozenset(eos_ids)
+        self._tokenizer = tokenizer
+        self._may_end: dict[int, bool] = {}
+
+    def decode(self, ids: Sequence[int], final: bool) -> str:
+        """Text of `ids`, special tokens left out.
+
+        Args:
+            ids: Ids of a path from its start.
+            final: Whether the path ends here. If it goes on, an incomplete last character is held back: the text of
+                the longer path then starts with this text.
+        """
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text if final else text.rstrip(_PARTIAL)
+
+    def may_end_step(self, token: int) -> bool:
+        """Whether the step delimiter can be complete after `token`, seen alone; most tokens cannot end a step."""
+        known = self._may_end.get(token)
+        if known is None:
+            # A decoder may strip a space at the start of what it is given, so a final space cannot be ruled out.
+            text = self.decode([token], final=True)
+            known = self.delimiter[-1] in text or _PARTIAL in text or self.delimiter[-1] == " "
+            self._may_end[token] = known
+        return known
+
+    def has_step_end(self, text: str, start: int = 0) -> bool:
+        """Whether the delimiter stands in `text` at or after `start`, with a character before it that is not blank."""
+        first = len(text) - len(text.lstrip())
+        return text.find(self.delimiter, max(first + 1, start)) >= 0
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of `text` on its own, without special tokens around it."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
