@@ -1,0 +1,15 @@
+"""Embedded models and the task that they were trained on: everything works without a network.
+
+>>> from inferscale import zoo
+>>> problem = zoo.task.generate(1, seed=7, level=2)[0]
+>>> zoo.task.is_correct(problem.prompt, zoo.task.solution(problem.prompt))
+True
+"""
+
+from . import task
+from .models import ModelCard, card, load, path
+from .models import list_models as list  # noqa: A004
+from .problems import problems
+from .simulated import simulated_score
+
+__all__ = ["ModelCard", "card", "list", "load", "path", "problems", "simulated_score", "task"]

@@ -1,0 +1,141 @@
+"""The embedded models: where they lie, what they are, and loading them without a network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+_CARD = "card.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What is known about an embedded model.
+
+    Attributes:
+        name: The name that `load` takes.
+        kind: ``"policy"`` or ``"process reward model"``.
+        parameters: Number of weights, tied ones counted once.
+        size_bytes: Size of the weights file (16-bit floats).
+        training_tokens: Tokens read in training, its parent's included.
+        command: The command that made it.
+        figures: Measured values by name; `inferscale.zoo.evaluate` measures them.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    size_bytes: int
+    training_tokens: int
+    command: str
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+def _weights() -> Path:
+    return Path(str(files("inferscale.zoo"))) / "weights"
+
+
+def path(name: str) -> Path:
+    """The folder of a model, good for ``AutoModelForCausalLM.from_pretrained`` and `HFGenerator`.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    names = sorted(folder.parent.name for folder in _weights().glob(f"*/{_CARD}"))
+    if name not in names:
+        raise ValueError(f"no embedded model {name!r}: choose one of {', '.join(names)}")
+    return _weights() / name
+
+
+def card(name: str) -> ModelCard:
+    """What is known about one model.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    return ModelCard(**json.loads((path(name) / _CARD).read_text(encoding="utf-8")))
+
+
+def list_models() -> list[ModelCard]:
+    """Cards of all embedded models, policies first, small ones first."""
+    cards = [card(folder.parent.name) for folder in _weights().glob(f"*/{_CARD}")]
+    return sorted(cards, key=lambda item: (item.kind, item.parameters, item.name))
+
+
+def load(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """An embedded model, in float32 and evaluation mode, and its tokenizer; nothing is downloaded.
+
+    A process reward model is a causal model too: at the last token of a step, the difference of its logits for
+    ``<good>`` and ``<bad>`` says how likely the solution is right up to there. Hidden states are those of any
+    Llama (``output_hidden_states=True``), and the ids of ``<|startofthought|>`` and ``<|endofthought|>`` are unused.
+
+    Raises:
+        ValueError: If there is no such model.
+        RuntimeError: If the weights on disk lack a tensor or hold one too many.
+    """
+    folder = path(name)
+    return load_model(folder), load_tokenizer(folder)
+
+
+def load_model(folder: Path) -> LlamaForCausalLM:
+    """The Llama in a folder, in float32 and evaluation mode.
+
+    Raises:
+        RuntimeError: If the weights on disk lack a tensor or hold one too many.
+    """
+    import torch
+    from transformers import LlamaForCausalLM
+
+    loaded: Any = LlamaForCausalLM.from_pretrained(
+        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+    )
+    model, info = loaded
+    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+    if wrong:
+        raise RuntimeError(f"the weights in {folder} do not fit their config.json ({wrong}): install the package anew")
+    return cast("LlamaForCausalLM", model.eval())
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+
+
+def export(model: LlamaForCausalLM, folder: Path, **about: object) -> ModelCard:
+    """Writes a trained model in 16-bit floats, its tokenizer and its card; returns the card.
+
+    Args:
+        model: The model; it is left as it is.
+        folder: Where to; its last part is the model's name.
+        **about: `kind`, `training_tokens`, `command` and `figures` of the card.
+    """
+    import torch
+    from transformers import GenerationConfig, LlamaForCausalLM
+
+    from .tokenizer import BOS, EOS, PAD, build_tokenizer
+
+    half = LlamaForCausalLM(model.config)
+    half.load_state_dict(model.state_dict())
+    half.to(dtype=torch.float16)  # type: ignore[call-arg]
+    half.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD
+    )
+    half.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    made = ModelCard(folder.name, parameters=model.num_parameters(), size_bytes=size, **about)  # type: ignore[arg-type]
+    write_card(made, folder)
+    return made
+
+
+def write_card(item: ModelCard, folder: Path) -> None:
+    """Writes a model's card beside its weights."""
+    (folder / _CARD).write_text(json.dumps(asdict(item), indent=1) + "\n", encoding="utf-8")

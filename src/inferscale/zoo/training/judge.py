@@ -1,0 +1,125 @@
+"""The process reward model: its loss, its scores, and how it is branched from a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaForCausalLM
+
+from inferscale.zoo.tokenizer import BAD, BOS, GOOD, encode
+
+from .data import collate
+from .judging import JudgedRow, Rollout, collate_labels, judge_batches, line_tokens, split_lines
+from .loop import Run
+from .optimizer import make_optimizers
+from .recipes import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRecipe:
+    """How the process reward model is trained.
+
+    Attributes:
+        parent: The policy it is branched from.
+        recipe: Schedule, batch and learning rates; its shape and exit layer are the parent's.
+        drills: Share of rows that are drills.
+        pairs: Share of rows that come as pairs, right and corrupted.
+        token_weight: Weight of the labels of single tokens beside those of step ends.
+        language_weight: Weight of the next-token loss at the exit layer.
+    """
+
+    parent: str
+    recipe: Recipe
+    drills: float = 0.1
+    pairs: float = 0.4
+    token_weight: float = 1.0
+    language_weight: float = 0.5
+
+
+def branch(judge: JudgeRecipe, parent: LlamaForCausalLM) -> Run:
+    """A run whose model starts as a copy of the parent."""
+    model = LlamaForCausalLM(parent.config)
+    model.load_state_dict(parent.state_dict())
+    return Run(judge.recipe, model, make_optimizers(model, judge.recipe.matrix_lr, judge.recipe.other_lr))
+
+
+def judge_loss(judge: JudgeRecipe, rollouts: Sequence[Rollout]) -> Callable[[Run], tuple[Tensor, int]]:
+    """The loss of a run's step, for `loop.train`."""
+
+    @lru_cache(maxsize=2)
+    def pool(step: int) -> list[list[JudgedRow]]:
+        shares = (judge.drills, judge.pairs)
+        return judge_batches(judge.recipe.seed, judge.recipe.batch_size, step, rollouts, shares)
+
+    def loss_of(run: Run) -> tuple[Tensor, int]:
+        rows = pool(run.step // 8 * 8)[run.step % 8]
+        return rows_loss(run.model, rows, judge), sum(len(row.token_ids) for row in rows)
+
+    return loss_of
+
+
+def rows_loss(model: LlamaForCausalLM, rows: list[JudgedRow], judge: JudgeRecipe) -> Tensor:
+    """Binary cross-entropy at step ends and tokens (top layer) plus the next-token loss (exit layer), in nats."""
+    token_ids, in_loss = collate(rows)
+    labels, ends = collate_labels(rows)
+    exit_layer = judge.recipe.exit_layer or model.config.num_hidden_layers
+    output = model.model(input_ids=token_ids, use_cache=False, output_hidden_states=True)
+    margin = good_margin(model, output.last_hidden_state[labels >= 0])
+    targets = labels[labels >= 0].float()
+    each = functional.binary_cross_entropy_with_logits(margin, targets, reduction="none")
+    at_end = ends[labels >= 0]
+    loss = judge.token_weight * each.sum() / max(1, len(each)) + each[at_end].sum() / max(1, int(at_end.sum()))
+    wanted = in_loss[:, 1:]
+    hidden = output.hidden_states[exit_layer]
+    if exit_layer < model.config.num_hidden_layers:  # transformers has normed the last one already
+        hidden = model.model.norm(hidden)
+    language = functional.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), token_ids[:, 1:][wanted])
+    return loss + judge.language_weight * language
+
+
+def good_margin(model: LlamaForCausalLM, hidden: Tensor) -> Tensor:
+    """Logit of ``<good>`` minus logit of ``<bad>``: `[..., D]` to `[...]`."""
+    weight = model.lm_head.weight
+    margin: Tensor = hidden @ (weight[GOOD] - weight[BAD])
+    return margin
+
+
+@torch.inference_mode()
+def score_steps(
+    model: LlamaForCausalLM, prompts: Sequence[str], completions: Sequence[str], rows: int = 128
+) -> list[list[float]]:
+    """The chance of being right so far, at the end of every line of every completion."""
+    scores: list[list[float]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(completions[index]))
+    for start in range(0, len(order), rows):
+        chunk = order[start : start + rows]
+        judged = [scored_row(prompts[index], completions[index]) for index in chunk]
+        token_ids, ends = collate(judged)[0], collate_labels(judged)[1]
+        hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
+        chances = torch.sigmoid(good_margin(model, hidden))
+        for place, index in enumerate(chunk):
+            scores[index] = chances[place][ends[place]].tolist()
+    return scores
+
+
+def scored_row(prompt: str, completion: str) -> JudgedRow:
+    """A whole solution, step ends marked, without labels."""
+    token_ids = [BOS, *encode(prompt)]
+    ends = [False] * len(token_ids)
+    lines = split_lines(completion)
+    for index, line in enumerate(lines):
+        ids = line_tokens(line, is_last=index == len(lines) - 1)
+        token_ids += ids
+        ends += [False] * (len(ids) - 1) + [True]
+    blank = (False,) * len(token_ids)
+    return JudgedRow(tuple(token_ids), blank, (-1,) * len(token_ids), tuple(ends))
+
+
+def with_schedule(judge: JudgeRecipe, steps: int, decay_steps: int) -> JudgeRecipe:
+    """The same recipe with another length."""
+    return replace(judge, recipe=replace(judge.recipe, steps=steps, decay_steps=decay_steps))

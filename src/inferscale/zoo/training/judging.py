@@ -1,0 +1,194 @@
+"""Rows that train and test the process reward model: labels of the exact checker, rollouts, and corrupted steps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from inferscale.tree import Problem
+from inferscale.zoo import task
+from inferscale.zoo.story import Line, apply
+from inferscale.zoo.tokenizer import BOS, EOS, encode
+
+from .data import Row, cut_batches, drill_row, write_line
+
+_OPERATORS = "+-*/"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRow(Row):
+    """A training sequence of the process reward model, cut after its first wrong line.
+
+    Attributes:
+        labels: For every token, 1 if the solution is right up to and including it, 0 if it is not, -1 for no label.
+        ends: For every token, whether a step ends there.
+    """
+
+    labels: tuple[int, ...]
+    ends: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A sampled solution.
+
+    Attributes:
+        prompt: The problem.
+        completion: What the policy wrote.
+        policy: Who wrote it.
+    """
+
+    prompt: str
+    completion: str
+    policy: str
+
+
+def split_lines(completion: str) -> list[str]:
+    """Lines with their end of line; lines of white space alone are left out, as the checker does."""
+    return [line for line in completion.splitlines(keepends=True) if line.strip()]
+
+
+def line_tokens(line: str, is_last: bool) -> list[int]:
+    """Token ids of a line; the last line of a finished solution ends with ``</s>``."""
+    return encode(line) + ([EOS] if is_last and not line.endswith("\n") else [])
+
+
+def expected_lines(prompt: str, index: int) -> list[list[int]]:
+    """Token ids of the ways to write the reference's line at a place; ``[]`` past the end."""
+    lines, answer = task.reference(prompt)
+    if index == len(lines):
+        return [line_tokens(f"{task.ANSWER_PREFIX}{answer}", is_last=True)]
+    if index > len(lines):
+        return []
+    line = lines[index]
+    return [encode(line.text())] + ([encode(line.text(swap=True))] if line.op in "+*" else [])
+
+
+def judged_row(prompt: str, completion: str) -> JudgedRow:
+    """A solution with the label of every token, cut after the first wrong line.
+
+    Within a wrong line the tokens before the first deviation from every right way to write it count as right.
+    """
+    head = [BOS, *encode(prompt)]
+    token_ids, labels, ends = list(head), [-1] * len(head), [False] * len(head)
+    in_loss = [False] * len(head)
+    lines = split_lines(completion)
+    for index, (line, is_right) in enumerate(zip(lines, task.check_steps(prompt, completion), strict=True)):
+        ids = line_tokens(line, is_last=index == len(lines) - 1)
+        right = (
+            len(ids) if is_right else max((_common(ids, other) for other in expected_lines(prompt, index)), default=0)
+        )
+        right = min(right, len(ids) - (not is_right))
+        token_ids += ids
+        labels += [1] * right + [0] * (len(ids) - right)
+        ends += [False] * (len(ids) - 1) + [True]
+        in_loss += [is_right] * len(ids)
+        if not is_right:
+            break
+    return JudgedRow(tuple(token_ids), tuple(in_loss), tuple(labels), tuple(ends))
+
+
+def _right_tokens(ids: list[int], prompt: str, index: int) -> int:
+    """How many tokens of a wrong line come before its first deviation; at most all but the last."""
+    return min(len(ids) - 1, max((_common(ids, other) for other in expected_lines(prompt, index)), default=0))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def corrupt(rng: random.Random, prompt: str) -> tuple[str, int]:
+    """A solution with one injected error, cut after it, and the index of the wrong line."""
+    lines, answer = task.reference(prompt)
+    index = rng.randrange(len(lines) + 1)
+    right = [write_line(rng, line) for line in lines[:index]]
+    if index == len(lines):
+        return "".join(right) + f"{task.ANSWER_PREFIX}{wrong_number(rng, answer)}", index
+    wrong = corrupt_line(rng, lines[index], [*(line.result for line in lines), *(line.right for line in lines)])
+    return "".join(right) + write_line(rng, wrong), index
+
+
+def corrupt_line(rng: random.Random, line: Line, numbers: Sequence[int]) -> Line:
+    """The line with a wrong result (4 in 5), another operator, or another operand out of `numbers` or near."""
+    choice = rng.random()
+    if choice < 0.1:
+        op = rng.choice([op for op in _OPERATORS if op != line.op and not (op == "/" and line.right == 0)])
+        return _recompute(rng, replace(line, op=op), line)
+    if choice < 0.2:
+        side = rng.choice(("left", "right"))
+        value = rng.choice([*numbers, wrong_number(rng, getattr(line, side))])
+        return _recompute(rng, replace(line, left=value) if side == "left" else replace(line, right=value), line)
+    return replace(line, result=wrong_number(rng, line.result))
+
+
+def _recompute(rng: random.Random, changed: Line, line: Line) -> Line:
+    """The changed line with its own result; a wrong result instead where the change means nothing."""
+    same = changed.op == line.op and {changed.left, changed.right} == {line.left, line.right}
+    if same or changed.right == 0:
+        return replace(line, result=wrong_number(rng, line.result))
+    return replace(changed, result=abs(apply(changed.left, changed.op, changed.right)))
+
+
+def wrong_number(rng: random.Random, value: int) -> int:
+    """Another number that a policy might write: one digit off, a carry off, or near."""
+    digits = list(str(value))
+    while True:
+        choice = rng.random()
+        if choice < 0.5:
+            place = rng.randrange(len(digits))
+            candidate = int("".join([*digits[:place], str(rng.randrange(10)), *digits[place + 1 :]]))
+        elif choice < 0.9:
+            candidate = value + rng.choice((-10, 10, -1, 1, -2, 2, -9, 9, -100, 100))
+        else:
+            candidate = value + rng.randint(-30, 30)
+        if candidate >= 0 and candidate != value:
+            return candidate
+
+
+def pair_rows(rng: random.Random, problem: Problem) -> list[JudgedRow]:
+    """A right solution and one with an injected error, of the same problem."""
+    lines, answer = task.reference(problem.prompt)
+    gold = "".join(write_line(rng, line) for line in lines) + f"{task.ANSWER_PREFIX}{answer}"
+    return [judged_row(problem.prompt, gold), judged_row(problem.prompt, corrupt(rng, problem.prompt)[0])]
+
+
+def drill_judged_row(rng: random.Random) -> JudgedRow:
+    """A row of arithmetic without labels, which keeps the arithmetic alive."""
+    row = drill_row(rng)
+    return JudgedRow(row.token_ids, row.in_loss, (-1,) * len(row.token_ids), (False,) * len(row.token_ids))
+
+
+def judge_batches(
+    seed: int, batch_size: int, step: int, rollouts: Sequence[Rollout], shares: tuple[float, float]
+) -> list[list[JudgedRow]]:
+    """Eight batches that start at `step`: drills, pairs, and rollouts; `shares` are those of drills and pairs."""
+    rng = random.Random(f"inferscale.zoo/judge/{seed}/{step}")
+    problems = task.problem_stream(rng.getrandbits(62), split="train")
+    rows: list[JudgedRow] = []
+    while len(rows) < 8 * batch_size:
+        choice = rng.random()
+        if choice < shares[0]:
+            rows.append(drill_judged_row(rng))
+        elif choice < shares[0] + shares[1] / 2 or not rollouts:  # a pair is two rows
+            rows += pair_rows(rng, next(problems))
+        else:
+            rollout = rng.choice(rollouts)
+            rows.append(judged_row(rollout.prompt, rollout.completion))
+    batches: list[list[JudgedRow]] = cut_batches(rng, list(rows[: 8 * batch_size]), batch_size)  # type: ignore[assignment]
+    return batches
+
+
+def collate_labels(rows: Sequence[JudgedRow]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows' ``labels: [B, T]`` and ``ends: [B, T]``, padded with -1 and False."""
+    width = max(len(row.token_ids) for row in rows)
+    labels = torch.tensor([[*row.labels, *[-1] * (width - len(row.labels))] for row in rows])
+    ends = torch.tensor([[*row.ends, *[False] * (width - len(row.ends))] for row in rows])
+    return labels, ends

@@ -1,0 +1,96 @@
+"""Sampling many solutions at once from an embedded policy, for labels and for the gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaForCausalLM
+
+from inferscale.zoo.tokenizer import BOS, EOS, PAD, decode, encode
+
+MAX_NEW_TOKENS = 120
+
+
+@torch.inference_mode()
+def sample(
+    model: LlamaForCausalLM,
+    prompts: Sequence[str],
+    n: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    rows: int = 512,
+) -> list[list[str]]:
+    """`n` sampled completions of every prompt, as text; ``temperature=0`` is greedy.
+
+    Args:
+        model: The policy.
+        prompts: Prompts of the embedded task.
+        n: Completions of each.
+        temperature: Of sampling.
+        seed: Of the random stream; it also depends on the order and the number of prompts.
+        max_new_tokens: Completions longer than this are cut.
+        rows: Completions sampled at once.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    per_chunk = max(1, rows // n)
+    texts: list[list[str]] = [[] for _ in prompts]
+    for start in range(0, len(order), per_chunk):
+        chunk = order[start : start + per_chunk]
+        completions = _sample_chunk(model, [prompts[index] for index in chunk], n, temperature, rng, max_new_tokens)
+        for place, index in enumerate(chunk):
+            texts[index] = completions[place * n : (place + 1) * n]
+    return texts
+
+
+def _sample_chunk(
+    model: LlamaForCausalLM, prompts: list[str], n: int, temperature: float, rng: torch.Generator, max_new_tokens: int
+) -> list[str]:
+    token_ids, mask = pad_left([[BOS, *encode(prompt)] for prompt in prompts])
+    cache = DynamicCache(config=model.config)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = _next_logits(model, token_ids, mask, positions, cache)
+    cache.batch_repeat_interleave(n)
+    logits, mask = logits.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+    position = positions[:, -1].repeat_interleave(n, 0)
+    live = torch.arange(len(logits))
+    sampled = torch.full((len(logits), max_new_tokens), PAD)
+    for column in range(max_new_tokens):
+        chosen = _draw(logits, temperature, rng)
+        sampled[live, column] = chosen
+        keep = (chosen != EOS).nonzero()[:, 0]
+        if not len(keep) or column + 1 == max_new_tokens:
+            break
+        if len(keep) < len(live):
+            cache.batch_select_indices(keep)
+            live, chosen, mask, position = live[keep], chosen[keep], mask[keep], position[keep]
+        position = position + 1
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
+        logits = _next_logits(model, chosen[:, None], mask, position[:, None], cache)
+    return [decode(row) for row in sampled.tolist()]
+
+
+def _next_logits(
+    model: LlamaForCausalLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
+) -> Tensor:
+    output = model(
+        input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+    )
+    return output.logits[:, -1].float()  # type: ignore[no-any-return]
+
+
+def _draw(logits: Tensor, temperature: float, rng: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(torch.softmax(logits / temperature, -1), 1, generator=rng)[:, 0]
+
+
+def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """``token_ids: [B, T]`` and ``mask: [B, T]``, padded on the left."""
+    width = max(len(row) for row in rows)
+    token_ids = torch.tensor([[PAD] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return token_ids, mask
