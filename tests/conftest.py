@@ -5,7 +5,6 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("TQDM_DISABLE", "0")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

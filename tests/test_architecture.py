@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "journal": {*CORE, "flow", "result"},
     "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "result", "journal"},
     "testing": {*CORE, "flow", "base", "engine", "result", "render"},
+    "scaling": {*CORE, "base", "functional", "answers", "aggregators", "result", "engine"},
     "flops": {*CORE, "base"},
     "generators": {*CORE, "flow", "base", "flops", "functional"},
     "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers"},

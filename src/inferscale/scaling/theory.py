@@ -1,0 +1,223 @@
+"""What voting can reach: limits, finite samples, rates, and when more calls hurt.
+
+Theorems 1 and 2 of Wu et al. 2024 (arXiv:2408.00724): with more samples, the accuracy of a (weighted) majority vote
+goes to the share of problems on which the right answer has the greatest (weighted) probability, and the distance
+shrinks exponentially. They need a unique greatest answer; here ties share the credit. The sign in the paper is
+loose: where the greatest answer is wrong, accuracy falls to 0 from above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+
+def voting_limit(probabilities: ArrayLike, gold: ArrayLike, weights: ArrayLike | None = None) -> Floats:
+    """Accuracy `[...]` of a vote over ever more samples: 1, 0, or the share of the tie.
+
+    Args:
+        probabilities: `[..., answers]` probability of each answer; what is missing to 1 abstains.
+        gold: `[...]` index of the right answer, -1 if it never occurs.
+        weights: `[..., answers]` mean score of each answer's samples, for the weighted vote (Theorem 2).
+
+    Raises:
+        ValueError: If a probability is negative or a row sums to more than 1.
+    """
+    mass = _checked(probabilities)
+    if weights is not None:
+        mass = mass * np.asarray(weights, dtype=np.float64)
+    leaders = mass >= mass.max(axis=-1, keepdims=True) * (1 - 1e-12)
+    leaders &= mass > 0
+    index = np.asarray(gold, dtype=np.int64)
+    hit = np.take_along_axis(leaders, np.maximum(index, 0)[..., None], axis=-1)[..., 0] & (index >= 0)
+    return np.asarray(hit / np.maximum(leaders.sum(axis=-1), 1), dtype=np.float64)
+
+
+def majority_accuracy(probabilities: ArrayLike, gold: int, n: int) -> float:
+    """Probability that a majority vote over `n` samples gives the answer `gold`; ties share the credit.
+
+    Exact, by the multinomial distribution: the counts are independent Poisson numbers given their sum, so the sum
+    over all counts is a product of one polynomial for each answer.
+
+    Args:
+        probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
+        gold: Index of the right answer.
+        n: Samples.
+
+    Raises:
+        ValueError: If `n` is less than 1 or the probabilities are no distribution.
+    """
+    p = _checked(probabilities)
+    if n < 1:
+        raise ValueError(f"n={n}: a vote needs at least one sample")
+    rest = [float(q) for index, q in enumerate(p) if index != gold and q > 0]
+    abstain = max(0.0, 1.0 - float(p.sum()))
+    blank = _poisson(n * abstain, n)
+    total = 0.0
+    for top in range(1, n + 1):
+        share = _poisson(n * float(p[gold]), n)[top]
+        if share == 0.0:
+            continue
+        # table[s]: distribution of the votes of the others, with s of them level with the gold answer
+        table = [_head(blank, n - top)]
+        for q in rest:
+            votes = _poisson(n * q, n)
+            below = np.where(np.arange(n + 1) < top, votes, 0.0)
+            level = np.where(np.arange(n + 1) == top, votes, 0.0)
+            grown = [np.convolve(row, below)[: n - top + 1] for row in table] + [np.zeros(n - top + 1)]
+            for s, row in enumerate(table):
+                grown[s + 1] = grown[s + 1] + np.convolve(row, level)[: n - top + 1]
+            table = grown
+        total += share * sum(float(row[n - top]) / (s + 1) for s, row in enumerate(table))
+    return total / float(_poisson(float(n), n)[n])
+
+
+def weighted_accuracy(
+    probabilities: ArrayLike,
+    weights: ArrayLike,
+    gold: int,
+    n: int,
+    rng: np.random.Generator,
+    trials: int = 10_000,
+) -> tuple[float, float]:
+    """Monte Carlo accuracy of a weighted vote over `n` samples, and its standard error.
+
+    Every sample of answer `a` weighs ``weights[a]``, the mean score of its samples (Theorem 2).
+    """
+    p = _checked(probabilities)
+    counts = rng.multinomial(n, np.append(p, max(0.0, 1.0 - p.sum())), size=trials)[:, : len(p)]
+    mass = counts * np.asarray(weights, dtype=np.float64)
+    leaders = (mass >= mass.max(axis=1, keepdims=True) * (1 - 1e-12)) & (mass > 0)
+    credit = np.where(leaders[:, gold], 1.0 / np.maximum(leaders.sum(axis=1), 1), 0.0)
+    return float(credit.mean()), float(credit.std(ddof=1) / math.sqrt(trials))
+
+
+def error_bound(probabilities: ArrayLike, n: int, weights: ArrayLike | None = None) -> float:
+    """Bound on ``|accuracy after n samples - limit|``: ``answers * exp(-n * gap**2 / (2 * R**2))``.
+
+    `gap` is the distance of the two greatest (weighted) probabilities and R the greatest weight (1 without): the
+    union bound and Hoeffding's inequality in the proof of Theorem 1. Infinite patience is needed for a tie: 1.
+    """
+    mass = _checked(probabilities)
+    scale = 1.0
+    if weights is not None:
+        values = np.asarray(weights, dtype=np.float64)
+        mass, scale = mass * values, float(values.max())
+    ordered = np.sort(mass)[::-1]
+    gap = float(ordered[0] - (ordered[1] if len(ordered) > 1 else 0.0))
+    return min(1.0, len(mass) * math.exp(-n * gap**2 / (2 * scale**2)))
+
+
+def cramer_rate(first: float, second: float) -> float:
+    """Factor by which the error falls with each further sample: ``1 - (sqrt(first) - sqrt(second))**2``.
+
+    The exact exponential rate of a vote between two leading answers of these probabilities (Cramér).
+    """
+    return 1.0 - (math.sqrt(first) - math.sqrt(second)) ** 2
+
+
+def estimate_voting_limit(
+    answer_ids: Sequence[Sequence[int]],
+    gold_ids: Sequence[int],
+    rng: np.random.Generator,
+    scores: Sequence[Sequence[float]] | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """The limit of voting over a data set, estimated from samples, with a bootstrap interval.
+
+    Args:
+        answer_ids: For each problem the answers of its samples, -1 for an abstention.
+        gold_ids: For each problem the right answer.
+        rng: Source of the bootstrap.
+        scores: For each sample its score, for the weighted vote.
+        resamples: Bootstrap draws, over problems and over each problem's samples.
+        confidence: Of the interval.
+
+    Returns:
+        Estimate, lower and upper end. The estimate is the plain vote over all samples: biased where the leading
+        answers of a problem are close, which the interval reflects only in part.
+    """
+    ids = [np.asarray(row, dtype=np.int64) for row in answer_ids]
+    weights = [np.ones(len(row)) if scores is None else np.asarray(scores[i]) for i, row in enumerate(ids)]
+    estimate = float(np.mean([_vote(a, w, g) for a, w, g in zip(ids, weights, gold_ids, strict=True)]))
+    draws = []
+    for _ in range(resamples):
+        chosen = rng.integers(len(ids), size=len(ids))
+        draws.append(np.mean([_resampled_vote(ids[i], weights[i], gold_ids[i], rng) for i in chosen]))
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return estimate, float(low), float(high)
+
+
+def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) -> float:
+    """Accuracy of a vote of an odd number of calls on a mix of easy and hard items with binary answers.
+
+    Chen et al. 2024 (arXiv:2403.02419): ``a * V(p1, K) + (1 - a) * V(p2, K)``, V the chance that more than half of
+    K independent calls are right.
+    """
+    if calls < 1 or calls % 2 == 0:
+        raise ValueError(f"calls={calls}: the two-class model votes over an odd number of calls")
+    from scipy.special import betainc
+
+    half = (calls + 1) / 2
+    return float(easy_share * betainc(half, half, easy) + (1 - easy_share) * betainc(half, half, hard))
+
+
+def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, int]:
+    """Where the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
+
+    Chen et al. 2024, Theorem 2, for ``easy > 1/2 > hard`` and ``easy + hard > 1``.
+
+    Raises:
+        ValueError: If there is no inner maximum.
+    """
+    if not (easy > 0.5 > hard and easy + hard > 1):
+        raise ValueError(
+            f"easy={easy}, hard={hard}: an inner maximum needs easy > 1/2 > hard and easy + hard > 1; "
+            "otherwise one call or ever more calls are best"
+        )
+    ratio = easy_share * (2 * easy - 1) / ((1 - easy_share) * (1 - 2 * hard))
+    peak = 2 * math.log(ratio) / math.log(hard * (1 - hard) / (easy * (1 - easy))) - 1
+    best = max(1, math.ceil(peak))
+    return peak, best if best % 2 else best + 1
+
+
+def _checked(probabilities: ArrayLike) -> Floats:
+    p = np.asarray(probabilities, dtype=np.float64)
+    if p.ndim == 0 or p.shape[-1] == 0 or (p < 0).any() or (p.sum(axis=-1) > 1 + 1e-9).any():
+        raise ValueError(
+            f"probabilities must be at least 0 and sum to at most 1 in each row, got {probabilities!r:.200}"
+        )
+    return p
+
+
+def _poisson(rate: float, n: int) -> Floats:
+    """Probabilities of 0..n under a Poisson distribution."""
+    from scipy.special import gammaln, xlogy
+
+    k = np.arange(n + 1)
+    return np.asarray(np.exp(xlogy(k, rate) - rate - gammaln(k + 1)))
+
+
+def _head(row: Floats, last: int) -> Floats:
+    return row[: last + 1]
+
+
+def _vote(ids: NDArray[np.int64], weights: Floats, gold: int) -> float:
+    valid = ids >= 0
+    if not valid.any():
+        return 0.0
+    names, inverse = np.unique(ids[valid], return_inverse=True)
+    mass = np.bincount(inverse, weights=weights[valid])
+    leaders = names[mass >= mass.max() * (1 - 1e-12)]
+    return float(gold in leaders) / len(leaders)
+
+
+def _resampled_vote(ids: NDArray[np.int64], weights: Floats, gold: int, rng: np.random.Generator) -> float:
+    picked = rng.integers(len(ids), size=len(ids))
+    return _vote(ids[picked], weights[picked], gold)
