@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "flops": {*CORE, "base"},
     "generators": {*CORE, "flow", "base", "flops", "functional"},
     "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers"},
-    "zoo": {*CORE, "answers"},
+    "zoo": {*CORE, "answers", "functional", "base", "flow", "engine", "generators", "rewards"},
 }
 ENGINE_PARTS = {"_search", "_waves", "_progress"}
 FREE = {"cli", "__main__", "__init__", "demo"}

@@ -38,6 +38,10 @@ def test_leaves_are_the_finished_ones_or_all(tree):
     failed = Node(Problem("x"))
     assert [leaf.step.finish_reason for leaf in [grow(failed, "", "error")]] == ["error"]
     assert failed.leaves() == failed.children
+    end = grow(open_tree, "c")
+    grow(end, "", "error")
+    assert open_tree.leaves() == [first, second, end]
+    assert Node(Problem("x")).leaves()[0].step is None
 
 
 def test_reading_an_unscored_node_says_what_to_write(tree):

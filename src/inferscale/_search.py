@@ -65,8 +65,8 @@ class Search:
         if leaves:
             return list(leaves)
         best_effort = self.root.leaves()
-        if all(leaf.is_failed for leaf in best_effort):
-            return best_effort
+        if any(node.is_failed for node in self.root.walk()):
+            return best_effort  # a dead end: every sample that could have gone on failed
         raise ValueError(
             f"{self.strategy!r}.search() returned no leaf, though the tree has {len(best_effort)}: "
             "return `root.leaves()` when nothing better is at hand"

@@ -197,11 +197,11 @@ class Node:
     def leaves(self) -> list[Node]:
         """The finished leaves below, or all leaves if none has finished: the one meaning of "best effort".
 
-        A failed sample counts as a leaf only where nothing else is left.
+        A path whose further samples all failed ends before them; failed samples count only where nothing else is.
         """
-        leaves = [node for node in self.walk() if not node.children]
-        finished = [node for node in leaves if node.is_finished and not node.is_failed]
-        return finished or [node for node in leaves if not node.is_failed] or leaves
+        nodes = list(self.walk())
+        ends = [n for n in nodes if n.step and not n.is_failed and all(child.is_failed for child in n.children)]
+        return [n for n in ends if n.is_finished] or ends or [n for n in nodes if not n.children]
 
     def __repr__(self) -> str:
         """Depth, score and the last step's text."""
