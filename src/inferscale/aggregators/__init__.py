@@ -1,0 +1,21 @@
+"""Which of the trajectories that a search returned is reported.
+
+All votes follow one rule. A trajectory without an answer abstains: it is picked only when all abstain. Answers are
+grouped in order of appearance; the group with the greatest weight wins, equal ones go to the greater sum of scores,
+then to the earliest; of the group the best-scored member is reported, the earliest on ties.
+"""
+
+from ._aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
+from ._voting import SameAnswer, StepReduction, group_answers
+
+__all__ = [
+    "BestOfN",
+    "BordaVote",
+    "ConfidenceVote",
+    "MajorityVote",
+    "Oracle",
+    "SameAnswer",
+    "StepReduction",
+    "answer_weights",
+    "group_answers",
+]

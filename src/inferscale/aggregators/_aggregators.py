@@ -1,0 +1,219 @@
+"""The aggregators, and the table of weights that a vote is decided by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from inferscale.answers import same_answer as _same_answer
+from inferscale.base import Aggregator
+from inferscale.tree import Trajectory
+
+from ._voting import (
+    SameAnswer,
+    StepReduction,
+    as_weights,
+    best,
+    candidates,
+    group_answers,
+    known_scores,
+    require_some,
+    vote,
+)
+
+
+@dataclass(frozen=True)
+class MajorityVote(Aggregator):
+    """The answer with the most trajectories, or with the greatest sum of scores (self-consistency, arXiv:2203.11171).
+
+    Attributes:
+        weighted: Whether a trajectory counts by its score (which must be 0 or more) instead of by 1.
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
+            of each group; ``None`` compares normal forms alone (`answers.normalize_answer`).
+    """
+
+    weighted: bool = False
+    reduction: StepReduction | None = None
+    same_answer: SameAnswer | None = None
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return self.weighted or self.reduction is not None
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory with the winning answer.
+
+        Raises:
+            ValueError: If there is none, or scores are needed and missing, negative (weighted) or not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        return vote(trajectories, self._weights(trajectories, scores), scores, self.same_answer)
+
+    def _weights(self, trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> Mapping[int, float]:
+        return as_weights(self, scores) if self.weighted else dict.fromkeys(range(len(trajectories)), 1.0)
+
+
+@dataclass(frozen=True)
+class BestOfN(Aggregator):
+    """The trajectory with the greatest score among those with an answer; the earliest on ties.
+
+    Attributes:
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+    """
+
+    reduction: StepReduction | None = None
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return True
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory.
+
+        Raises:
+            ValueError: If there is none, no trajectory has a score, or one is not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        return trajectories[best(candidates(trajectories, scores), scores)]
+
+
+@dataclass(frozen=True)
+class BordaVote(Aggregator):
+    """A vote weighted by rank: of n voters the r-th best by score has the weight ``(n - r + 1) ** p``.
+
+    Kang et al. 2025 (arXiv:2502.18581) rank by self-certainty and use p = 0.5 in their script. With p = 0 it is the
+    majority vote; the greater p, the closer to best-of-n.
+
+    Attributes:
+        p: The exponent, 0 or more.
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        same_answer: As in `MajorityVote`.
+    """
+
+    p: float = 0.5
+    reduction: StepReduction | None = None
+    same_answer: SameAnswer | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.p) and self.p >= 0):
+            raise ValueError(f"BordaVote: p must be 0 or more, got {self.p!r}")
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return True
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory with the winning answer; equal scores rank in order of appearance.
+
+        Raises:
+            ValueError: If there is none, no trajectory has a score, or one is not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        voters = [i for i in scores if trajectories[i].answer is not None]
+        ranked = sorted(voters, key=scores.__getitem__, reverse=True)
+        weights = {i: float(len(voters) - rank) ** self.p for rank, i in enumerate(ranked)}
+        return vote(trajectories, weights, scores, self.same_answer)
+
+
+@dataclass(frozen=True)
+class ConfidenceVote(Aggregator):
+    """A vote weighted by the confidence that the generator reported with each step.
+
+    ``over="min"`` is the lowest group of DeepConf (arXiv:2508.15260) with steps for groups.
+
+    Attributes:
+        over: Confidence of a trajectory from those of its steps: their ``"mean"`` over tokens, ``"min"`` or
+            ``"last"``.
+        same_answer: As in `MajorityVote`.
+    """
+
+    over: Literal["mean", "min", "last"] = "mean"
+    same_answer: SameAnswer | None = None
+
+    def __post_init__(self) -> None:
+        if self.over not in ("mean", "min", "last"):
+            raise ValueError(f'ConfidenceVote: over must be "mean", "min" or "last", got {self.over!r}')
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The most confident trajectory with the winning answer; one of unknown confidence abstains.
+
+        Raises:
+            ValueError: If there is none, no confidence is known, or one is negative or not finite.
+        """
+        require_some(self, trajectories)
+        known = ((i, self._confidence(trajectory)) for i, trajectory in enumerate(trajectories))
+        weights = as_weights(self, {i: confidence for i, confidence in known if confidence is not None})
+        if not weights:
+            raise ValueError(f"{self!r} found no confidence: use a generator that reports it, or MajorityVote()")
+        return vote(trajectories, weights, weights, self.same_answer)
+
+    def _confidence(self, trajectory: Trajectory) -> float | None:
+        """Confidence of the whole, ``None`` unless all steps have one."""
+        known = [step.confidence for step in trajectory.steps if step.confidence is not None]
+        if not known or len(known) < len(trajectory.steps):
+            return None
+        if self.over != "mean":
+            return min(known) if self.over == "min" else known[-1]
+        tokens = [max(step.generated_tokens, 1) for step in trajectory.steps]
+        return math.fsum(value * count for value, count in zip(known, tokens, strict=True)) / sum(tokens)
+
+
+@dataclass(frozen=True)
+class Oracle(Aggregator):
+    """The first trajectory with a correct answer, for evaluation only: its accuracy is the coverage, pass@n.
+
+    Without a correct one it is the first with an answer.
+
+    Attributes:
+        grade: Called with an answer and the problem's gold answer.
+    """
+
+    grade: SameAnswer = field(default=_same_answer, repr=False)
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """A correct trajectory, if there is one.
+
+        Raises:
+            ValueError: If there is no trajectory, or the problem has no gold answer.
+        """
+        require_some(self, trajectories)
+        gold = trajectories[0].problem.answer
+        if gold is None:
+            raise ValueError("Oracle compares with the gold answer: give Problem(prompt, answer=...)")
+        answered = [t for t in trajectories if t.answer is not None]
+        correct = (t for t in answered if t.answer is not None and self.grade(t.answer, gold))
+        return next(correct, (answered or trajectories)[0])
+
+
+def answer_weights(
+    trajectories: Sequence[Trajectory],
+    weighted: bool = False,
+    reduction: StepReduction | None = None,
+    same_answer: SameAnswer | None = None,
+) -> dict[str, float]:
+    """Total weight of each answer, in order of first appearance; abstentions are left out.
+
+    Args:
+        trajectories: What a search returned.
+        weighted: Whether a trajectory counts by its score instead of by 1.
+        reduction: As in `MajorityVote`.
+        same_answer: As in `MajorityVote`.
+
+    Returns:
+        The first answer of each group as it was written, with the group's weight; empty if all abstain.
+
+    Raises:
+        ValueError: If scores are needed and missing, negative or not finite.
+    """
+    if not trajectories:
+        return {}
+    majority = MajorityVote(weighted, reduction, same_answer)
+    weights = majority._weights(trajectories, known_scores(majority, trajectories, reduction))
+    groups = group_answers((t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer)
+    return {str(trajectories[group[0]].answer): math.fsum(weights[i] for i in group) for group in groups}
