@@ -1,7 +1,17 @@
 """Search strategies: frozen dataclasses of hyperparameters with one `search` each."""
 
-from .beam import DVTS, BeamSearch
+from .beam import DVTS, BeamSearch, StepwiseGreedy
+from .best_first import BestFirst, DepthFirst
 from .rebase import REBASE
 from .sampling import Greedy, RepeatedSampling
 
-__all__ = ["DVTS", "REBASE", "BeamSearch", "Greedy", "RepeatedSampling"]
+__all__ = [
+    "BeamSearch",
+    "BestFirst",
+    "DVTS",
+    "DepthFirst",
+    "Greedy",
+    "REBASE",
+    "RepeatedSampling",
+    "StepwiseGreedy",
+]

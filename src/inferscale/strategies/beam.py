@@ -62,7 +62,11 @@ class BeamSearch(SearchStrategy):
         check_counts(self, "lookahead", minimum=0)
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """All finished leaves, or the last beam if none has finished."""
+        """All finished leaves, or the last beam if none has finished, or what is left of a beam that died out."""
+        return (yield from self.survivors(root)) or root.leaves()
+
+    def survivors(self, root: Node) -> Flow[list[Node]]:
+        """All finished leaves, or the last beam, which is empty if every sample from it failed."""
         beam, counts, done = [root], [self.beam_width * self.branching], list[Node]()
         value: dict[Node, float] = {}
         for _ in range(self.max_depth):
@@ -113,7 +117,40 @@ class DVTS(SearchStrategy):
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The finished leaves of all subtrees, or their open paths if none has finished."""
         beam = BeamSearch(1, self.branching, self.max_depth, self.lookahead)
-        streams = [random.Random(rng.getrandbits(64)) for _ in range(self.num_subtrees)]
-        groups = yield from gather(beam.search(root, stream) for stream in streams)
+        groups = yield from gather(beam.survivors(root) for _ in range(self.num_subtrees))
         leaves = [leaf for group in groups for leaf in group]
-        return [leaf for leaf in leaves if leaf.is_finished] or leaves
+        return [leaf for leaf in leaves if leaf.is_finished] or leaves or root.leaves()
+
+
+@dataclass(frozen=True)
+class StepwiseGreedy(SearchStrategy):
+    """At every step sample `k` continuations and keep the best-scored one (best-of-n at the level of steps).
+
+    The same tree as ``BeamSearch(1, k)``.
+
+    Attributes:
+        k: Samples of each step.
+        max_depth: Most steps in a path.
+    """
+
+    k: int = 4
+    max_depth: int = 40
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "k", "max_depth")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """All finished leaves, or the path so far if none has finished."""
+        node, done = root, list[Node]()
+        for _ in range(self.max_depth):
+            children = yield from expand([node], self.k)
+            yield from score(children)
+            done += [child for child in children if child.is_finished]
+            if not children:
+                return done or root.leaves()
+            node = max(children, key=lambda child: child.score)
+            if node.is_finished:
+                break
+        return done or [node]

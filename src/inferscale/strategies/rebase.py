@@ -53,7 +53,7 @@ class REBASE(SearchStrategy):
             raise ValueError(f"REBASE(truncate_ratio={self.truncate_ratio}): give a share in (0, 1], or None")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """Finished leaves, then the paths still open."""
+        """Finished leaves, then the paths still open; what is left of a search that died out."""
         finished: list[Node] = []
         frontier, counts = [root], [self.width]
         for _ in range(self.max_depth):
@@ -67,7 +67,7 @@ class REBASE(SearchStrategy):
             counts = self._allocate([node.score for node in frontier], width_left)
             for node, count in zip(frontier, counts, strict=True):
                 node.stats["allocated"] = count
-        return finished + frontier
+        return finished + frontier or root.leaves()
 
     def _allocate(self, scores: list[float], width_left: int) -> list[int]:
         counts = rebase_allocation(

@@ -1,0 +1,66 @@
+"""Every strategy of the package keeps the promises of `inferscale.testing.check_strategy`."""
+
+import importlib
+import pkgutil
+
+import pytest
+
+import inferscale.strategies
+from inferscale.base import SearchStrategy
+from inferscale.strategies import (
+    DVTS,
+    REBASE,
+    BeamSearch,
+    BestFirst,
+    DepthFirst,
+    Greedy,
+    RepeatedSampling,
+    StepwiseGreedy,
+)
+from inferscale.testing import check_strategy
+
+STRATEGIES = [
+    BeamSearch(2, 2),
+    BeamSearch(1, 2, lookahead=2),
+    BeamSearch(2, 3, filter_duplicates=True),
+    BestFirst(6, 2),
+    BestFirst(6, 2, num_parallel=3, max_finished=1),
+    DVTS(2, 2),
+    DepthFirst(6, 2),
+    DepthFirst(6, 2, threshold=0.3, max_finished=None),
+    Greedy(),
+    REBASE(6),
+    REBASE(6, truncate_ratio=0.5),
+    RepeatedSampling(4),
+    StepwiseGreedy(3),
+]
+
+
+def all_subclasses(kind):
+    return {kind} | {found for child in kind.__subclasses__() for found in all_subclasses(child)}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_it_keeps_every_promise(strategy):
+    check_strategy(strategy)
+
+
+def test_every_strategy_is_checked():
+    for module in pkgutil.iter_modules(inferscale.strategies.__path__, "inferscale.strategies."):
+        importlib.import_module(module.name)
+    ours = {
+        kind for kind in all_subclasses(SearchStrategy) - {SearchStrategy} if kind.__module__.startswith("inferscale.")
+    }
+    assert ours == {type(strategy) for strategy in STRATEGIES}
+
+
+def test_the_public_strategies_are_sorted_and_all_there():
+    public = inferscale.strategies.__all__
+    assert public == sorted(public)
+    assert {type(strategy).__name__ for strategy in STRATEGIES} <= set(public)
+
+
+def test_equal_strategies_are_equal_and_can_be_keys():
+    for strategy in STRATEGIES:
+        assert hash(strategy) == hash(strategy)
+        assert " at 0x" not in repr(strategy)
