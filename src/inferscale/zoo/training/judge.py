@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -17,28 +16,7 @@ from .data import collate
 from .judging import JudgedRow, Rollout, collate_labels, judge_batches, line_tokens, split_lines
 from .loop import Run
 from .optimizer import make_optimizers
-from .recipes import Recipe
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeRecipe:
-    """How the process reward model is trained.
-
-    Attributes:
-        parent: The policy it is branched from.
-        recipe: Schedule, batch and learning rates; its shape and exit layer are the parent's.
-        drills: Share of rows that are drills.
-        pairs: Share of rows that come as pairs, right and corrupted.
-        token_weight: Weight of the labels of single tokens beside those of step ends.
-        language_weight: Weight of the next-token loss at the exit layer.
-    """
-
-    parent: str
-    recipe: Recipe
-    drills: float = 0.1
-    pairs: float = 0.4
-    token_weight: float = 1.0
-    language_weight: float = 0.5
+from .recipes import JudgeRecipe
 
 
 def branch(judge: JudgeRecipe, parent: LlamaForCausalLM) -> Run:
@@ -118,8 +96,3 @@ def scored_row(prompt: str, completion: str) -> JudgedRow:
         ends += [False] * (len(ids) - 1) + [True]
     blank = (False,) * len(token_ids)
     return JudgedRow(tuple(token_ids), blank, (-1,) * len(token_ids), tuple(ends))
-
-
-def with_schedule(judge: JudgeRecipe, steps: int, decay_steps: int) -> JudgeRecipe:
-    """The same recipe with another length."""
-    return replace(judge, recipe=replace(judge.recipe, steps=steps, decay_steps=decay_steps))

@@ -81,6 +81,43 @@ POLICIES: dict[str, Recipe] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class JudgeRecipe:
+    """How a process reward model is trained.
+
+    Attributes:
+        parent: The policy that it is branched from.
+        recipe: Schedule, batch and learning rates; shape and exit layer are the parent's.
+        drills: Share of rows that are drills.
+        pairs: Share of rows that come as pairs, right and corrupted; the other rows are rollouts.
+        token_weight: Weight of the labels of single tokens beside those of step ends.
+        language_weight: Weight of the next-token loss at the exit layer.
+    """
+
+    parent: str
+    recipe: Recipe
+    drills: float = 0.1
+    pairs: float = 0.4
+    token_weight: float = 1.0
+    language_weight: float = 0.5
+
+
+JUDGES: dict[str, JudgeRecipe] = {
+    "prm-s": JudgeRecipe(
+        "policy-m",
+        Recipe(
+            POLICIES["policy-m"].shape,
+            steps=4000,
+            decay_steps=2400,
+            matrix_lr=0.006,
+            other_lr=0.0015,
+            exit_layer=POLICIES["policy-m"].exit_layer,
+            seed=1,
+        ),
+    ),
+}
+
+
 def llama_config(shape: Shape) -> LlamaConfig:
     """The transformers configuration of a shape: tied embeddings, RoPE base 1e4."""
     return LlamaConfig(

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from inferscale.zoo import task
 from inferscale.zoo.tokenizer import BOS, EOS, PAD, decode, encode
 
-MAX_NEW_TOKENS = 120
+from .judging import Rollout
+
+MAX_NEW_TOKENS = 160
 
 
 @torch.inference_mode()
@@ -94,3 +100,23 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     token_ids = torch.tensor([[PAD] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     return token_ids, mask
+
+
+def make_rollouts(model: LlamaForCausalLM, policy: str, problems: int, n: int, seed: int) -> list[Rollout]:
+    """Distinct solutions that a policy samples (temperature 1) for fresh training problems."""
+    prompts = [problem.prompt for problem in task.generate(problems, seed, split="train")]
+    texts = sample(model, prompts, n, seed=seed)
+    pairs = {(prompt, text) for prompt, row in zip(prompts, texts, strict=True) for text in row}
+    return [Rollout(prompt, text, policy) for prompt, text in sorted(pairs)]
+
+
+def write_rollouts(rollouts: Sequence[Rollout], path: Path) -> None:
+    """Writes rollouts, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in rollouts), encoding="utf-8")
+
+
+def read_rollouts(paths: Sequence[Path]) -> list[Rollout]:
+    """Rollouts of several files, in order."""
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Rollout(**json.loads(line)) for line in lines]
