@@ -88,10 +88,10 @@ def test_greedy_equals_generate(family):
 
 
 def biased_model(tokenizer, wanted):
-    """A model that samples only ids with the decoded texts `wanted`, and single bytes of one two-byte letter."""
+    """A model that samples only ids with the decoded texts `wanted`, and here and there half a letter."""
     model = tiny_model("phi")
     keep = [i for i in range(len(tokenizer)) if tokenizer.decode([i]) in wanted]
-    keep += tokenizer("é", add_special_tokens=False)["input_ids"][-2:]
+    keep += tokenizer("é", add_special_tokens=False)["input_ids"][-2:] if tokenizer is byte_tokenizer() else []
     with torch.no_grad():
         model.lm_head.bias += -1e4
         model.lm_head.bias[keep] += 1e4
@@ -100,20 +100,17 @@ def biased_model(tokenizer, wanted):
 
 @pytest.mark.parametrize("make", [byte_tokenizer, metaspace_tokenizer])
 def test_texts_along_a_path_are_the_decoded_ids(make):
-    model = biased_model(make(), ["a", " a", " b", "b", "\n", ".", "1", ".\n", "\nStep", "", " "])
+    model = biased_model(make(), ["a", " a", " b", "b", "\n", ".", "1", ".\n", "\nStep", " "])
     gen = generator(tokenizer=make(), model=model, max_step_tokens=5, max_new_tokens=40)
-    ends = exact = 0
+    ends = 0
     for seed in range(12):
         node = root("a b", seed)
         while not node.is_finished:
             node = grow(gen, node)[0]
             decoded = make().decode(list(node.token_ids), skip_special_tokens=True)
-            if "\ufffd" not in decoded.rstrip("\ufffd") or make is byte_tokenizer:
-                assert node.text == (decoded if node.is_finished else decoded.rstrip("\ufffd"))
-                exact += 1
+            assert node.text == (decoded if node.is_finished else decoded.rstrip("\ufffd"))
             ends += node.step.text.endswith("\n")
-    assert ends >= 2
-    assert exact > 40
+    assert ends > 5
 
 
 def boundaries(gen, prompt, ids):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from inferscale.cost import Cost
 from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, forward_flops, model_spec
 
 from .branch import Branch
@@ -52,3 +53,7 @@ class Charges:
         flops += self.forward(sampled - 1, prefix, logits=sampled - 1)
         prompt_tokens = (len(branch.prompt) if first_draw and not path else 0) + (forced if branch.index == 0 else 0)
         return prompt_tokens, flops
+
+    def scoring(self, tokens: int, logits: int, past: int = 0) -> Cost:
+        """The cost of reading `tokens` after `past` cached ones with the head run at `logits` positions."""
+        return Cost(scored_tokens=tokens, reward_flops=self.forward(tokens, past, logits))

@@ -36,26 +36,28 @@ class PromptFormat:
             raise ValueError("system_prompt needs a chat template: put the text into the problem's prompt instead")
         return cls(tokenizer, chat, system_prompt)
 
-    def encode(self, prompt: str) -> tuple[int, ...]:
-        """Ids of `prompt`, with the special tokens that the tokenizer or its template adds.
+    def encode(self, prompt: str, answer: str | None = None) -> tuple[int, ...]:
+        """Ids of `prompt` (and of a whole `answer`), with the special tokens that the tokenizer or its template adds.
 
         Raises:
             ValueError: If that gives no ids.
         """
-        ids = self._chat_ids(prompt) if self.chat else self.tokenizer(prompt)["input_ids"]
+        ids = self._chat_ids(prompt, answer) if self.chat else self.tokenizer(prompt + (answer or ""))["input_ids"]
         if not ids:
             raise ValueError(f"the prompt {prompt[:80]!r} has no tokens: nothing to continue")
         return tuple(ids)
 
-    def _chat_ids(self, prompt: str) -> list[int]:
+    def _chat_ids(self, prompt: str, answer: str | None) -> list[int]:
         messages = [{"role": "user", "content": prompt}]
+        if answer is not None:
+            messages.append({"role": "assistant", "content": answer})
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         options: dict[str, Any] = {}
         if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
             options["sanitize_control_tokens"] = True  # a prompt must not forge turns of the chat
         encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
+            messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True, **options
         )
         ids: list[int] = encoded["input_ids"]
         return ids

@@ -1,0 +1,132 @@
+"""Rewards that are functions: any callable, and the exact checker of the embedded task."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from inferscale.base import ProcessRewardModel, Reduction, RewardModel
+from inferscale.tree import Node
+
+
+class RewardFunction(RewardModel):
+    """Any function as a reward model: ``f(nodes)``, or TRL's ``f(prompts, completions, **columns)``.
+
+    A function that takes `completions` is called in TRL's way, with keywords, and is given those of these that it can
+    take: `prompts`, `completions`, `completion_ids`, `answer` (the gold answers), `id`, the columns, and inert
+    `trainer_state`, `log_extra` and `log_metric`. Coroutine functions are run to their end.
+
+    Attributes:
+        function: The function.
+        conversational: Whether prompts and completions are given as lists of message dictionaries.
+        columns: Further keyword arguments. A callable is called with each node; anything else is repeated.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        conversational: bool = False,
+        columns: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not callable(function):
+            raise TypeError(f"RewardFunction wraps a function, not {type(function).__name__}")
+        self.function = function
+        self.conversational = conversational
+        self.columns = dict(columns or {})
+        self.name = str(getattr(function, "__name__", type(function).__name__))
+        self._parameters = inspect.signature(function).parameters
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
+        self._in_trl_style = "completions" in self._parameters
+        self._check_signature()
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """What the function returns for `nodes`; the engine checks it."""
+        answer = self.function(**self._arguments(nodes)) if self._in_trl_style else self.function(list(nodes))
+        if inspect.isawaitable(answer):
+            answer = _finish(answer)
+        return list(answer.tolist() if hasattr(answer, "tolist") else answer)
+
+    def __repr__(self) -> str:
+        """Names the function."""
+        return f"RewardFunction({self.name})"
+
+    def _check_signature(self) -> None:
+        required = [
+            name
+            for name, p in self._parameters.items()
+            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        ]
+        if self._in_trl_style:
+            unknown = sorted(set(required) - set(self._arguments([])))
+            if unknown:
+                raise ValueError(f"{self.name} needs {', '.join(unknown)}: pass columns={{{unknown[0]!r}: ...}}")
+        elif len(required) > 1 or not self._parameters:
+            raise ValueError(
+                f"{self.name}({', '.join(self._parameters)}) is neither f(nodes) nor TRL's f(prompts, completions, ...)"
+            )
+
+    def _arguments(self, nodes: Sequence[Node]) -> dict[str, Any]:
+        prompts: list[Any] = [node.problem.prompt for node in nodes]
+        completions: list[Any] = [node.text for node in nodes]
+        if self.conversational:
+            prompts = [[{"role": "user", "content": text}] for text in prompts]
+            completions = [[{"role": "assistant", "content": text}] for text in completions]
+        offered: dict[str, Any] = {
+            "prompts": prompts,
+            "completions": completions,
+            "completion_ids": [list(node.token_ids) for node in nodes],
+            "answer": [node.problem.answer for node in nodes],
+            "id": [node.problem.id for node in nodes],
+            "trainer_state": None,
+            "log_extra": _ignore,
+            "log_metric": _ignore,
+        }
+        for name, column in self.columns.items():
+            offered[name] = [column(node) if callable(column) else column for node in nodes]
+        return {name: value for name, value in offered.items() if self._takes_all or name in self._parameters}
+
+
+class CheckerReward(ProcessRewardModel):
+    """The exact checker of the embedded task: an oracle, not a model.
+
+    A step scores 1.0 while every line so far is right, and 0.0 from the first wrong one on. Use it to see what a
+    search can do with a perfect judge; results with it say nothing about a trained reward model.
+
+    Attributes:
+        reduction: How step scores become one score.
+    """
+
+    def __init__(self, reduction: Reduction = "last") -> None:
+        self.reduction = reduction
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """For each node, 1.0 or 0.0 for each of its steps."""
+        return [self._scores(node) for node in nodes]
+
+    @staticmethod
+    def _scores(node: Node) -> list[float]:
+        from inferscale.zoo.task import step_labels
+
+        scores, text = [], ""
+        for piece, _ in node.inner_steps():
+            text += piece
+            scores.append(float(all(step_labels(node.problem.prompt, text))))
+        return scores
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _finish(awaitable: Any) -> Any:
+    """The result of `awaitable`, run in a loop of its own: the caller may already be inside a running one."""
+
+    async def run() -> Any:
+        return await awaitable
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(asyncio.run, run()).result()

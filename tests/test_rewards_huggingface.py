@@ -1,0 +1,254 @@
+"""Transformers reward models against forwards of one sequence at a time."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
+
+from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.generators import HFGenerator
+from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward, scoring
+from inferscale.tree import Node, Step
+
+PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "é ü 2"]
+
+
+def ids_of(text, special=False):
+    return byte_tokenizer()(text, add_special_tokens=special)["input_ids"]
+
+
+def node_of(prompt, *texts):
+    node = root(prompt)
+    for text in texts:
+        node = Node(node.problem, Step(text, tuple(ids_of(text))), node)
+    return node
+
+
+def sampled_nodes():
+    gen = HFGenerator(tiny_model(), byte_tokenizer(), max_step_tokens=6, max_new_tokens=18)
+    roots = [root(prompt) for prompt in PROMPTS]
+    level = [n for group in grow_all(gen, roots, 2) for n in group]
+    deeper = [n for group in grow_all(gen, [n for n in level if not n.is_finished], 2) for n in group]
+    whole = [n for group in grow_all(gen, roots, 2, until="end") for n in group]
+    return [n for n in level + deeper + whole if n.inner_steps()]
+
+
+def without_end(ids):
+    """Ids up to the last one that is not a special token."""
+    return list(ids[: 1 + max(place for place, i in enumerate(ids) if i > 4)])
+
+
+def reference(model, node, read, separator="\n", use_ids=False):
+    """Step scores from one forward for each step's prefix."""
+    ids, scores = ids_of(node.problem.prompt, special=True), []
+    for text, own in node.inner_steps():
+        if use_ids:
+            ids = ids + without_end(own) + ([] if text.endswith(separator) else ids_of(separator))
+        else:
+            ids = ids + ids_of(text.removesuffix(separator).rstrip()) + ids_of(separator)
+        with torch.no_grad():
+            scores.append(read(model(input_ids=torch.tensor([ids])).logits[0, -1]))
+    return scores
+
+
+def softmax_good(logits):
+    return logits.softmax(-1)[1].item()
+
+
+@pytest.mark.parametrize("use_ids", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gpt_neox"])
+def test_two_label_classifiers_are_read_at_each_separator(family, use_ids):
+    model = tiny_model(family, "TokenClassification", num_labels=2)
+    reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=use_ids, micro_batch=5)
+    nodes = sampled_nodes()
+    found = reward.step_scores(nodes)
+    for node, scores in zip(nodes, found, strict=True):
+        assert scores == pytest.approx(reference(model, node, softmax_good, use_ids=use_ids), abs=1e-5)
+        assert all(0 < score < 1 for score in scores)
+    assert max(map(len, found)) > 2
+    assert reward.step_scores(nodes[:1])[0] == pytest.approx(found[0], abs=1e-6)
+
+
+def test_one_label_classifiers_and_token_pairs():
+    nodes = sampled_nodes()[:6]
+    single = tiny_model("llama", "TokenClassification", num_labels=1)
+    for node, scores in zip(nodes, HFProcessRewardModel(single, byte_tokenizer()).step_scores(nodes), strict=True):
+        assert scores == pytest.approx(reference(single, node, lambda x: x.sigmoid()[0].item()), abs=1e-5)
+    causal = tiny_model("qwen2")
+    by_name = HFProcessRewardModel(causal, byte_tokenizer(), good_token="<good>", bad_token="<bad>")
+    by_id = HFProcessRewardModel(causal, byte_tokenizer(), good_token=3, bad_token=4)
+
+    def pair(logits):
+        return logits[[3, 4]].softmax(-1)[0].item()
+
+    for node, scores in zip(nodes, by_name.step_scores(nodes), strict=True):
+        assert scores == pytest.approx(reference(causal, node, pair), abs=1e-5)
+    assert by_id.step_scores(nodes) == by_name.step_scores(nodes)
+
+
+def test_reductions_and_separators():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    node = node_of("b", " a\n", " b is 12", "\n\n x\n")
+    scores = {
+        reduction: HFProcessRewardModel(model, byte_tokenizer(), reduction=reduction).score([node])[0]
+        for reduction in ("last", "min", "prod", "mean")
+    }
+    steps = HFProcessRewardModel(model, byte_tokenizer()).step_scores([node])[0]
+    assert len(steps) == 3
+    assert scores["last"] == steps[-1]
+    assert scores["min"] == min(steps)
+    assert scores["prod"] == pytest.approx(steps[0] * steps[1] * steps[2])
+    assert scores["mean"] == pytest.approx(sum(steps) / 3)
+    other = HFProcessRewardModel(model, byte_tokenizer(), step_separator=".\n").step_scores([node])[0]
+    assert other == pytest.approx(reference(model, node, softmax_good, ".\n"), abs=1e-5)
+    bare = HFProcessRewardModel(model, byte_tokenizer(), step_separator=None).step_scores([node])[0]
+    ids = ids_of("b", special=True) + ids_of(" a\n") + ids_of(" b is 12")
+    assert bare[1] == pytest.approx(softmax_good(model(input_ids=torch.tensor([ids])).logits[0, -1]), abs=1e-5)
+
+
+def test_a_completion_gets_the_scores_of_its_steps():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=True)
+    stepwise = node_of("b", " a\n", " b is 12\n", "the x\n")
+    text = " a\n b is 12\nthe x\n"
+    ends = [(3, len(ids_of(" a\n"))), (12, len(ids_of(" a\n b is 12\n"))), (len(text), len(ids_of(text)))]
+    start = root("b")
+    whole = Node(start.problem, Step(text, tuple(ids_of(text)), inner_ends=tuple(ends)), start)
+    assert reward.step_scores([whole])[0] == pytest.approx(reward.step_scores([stepwise])[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["min", "mean"])
+@pytest.mark.parametrize("use_ids", [False, True])
+def test_likelihood_of_steps(pooling, use_ids):
+    model = tiny_model("qwen3")
+    reward = LikelihoodReward(model, byte_tokenizer(), pooling=pooling, use_token_ids=use_ids, micro_batch=4)
+    nodes = sampled_nodes()
+    for node, scores in zip(nodes, reward.step_scores(nodes), strict=True):
+        ids, expected = ids_of(node.problem.prompt, special=True), []
+        for text, own in node.inner_steps():
+            piece = ids_of(text.removesuffix("\n").rstrip()) + ids_of("\n")
+            if use_ids:
+                piece = without_end(own) + ([] if text.endswith("\n") else ids_of("\n"))
+            with torch.no_grad():
+                log_p = model(input_ids=torch.tensor([ids + piece])).logits[0].double().log_softmax(-1)
+            values = [log_p[len(ids) + i - 1, token] for i, token in enumerate(piece)]
+            expected.append((min(values) if pooling == "min" else sum(values) / len(values)).exp().item())
+            ids = ids + piece
+        assert scores == pytest.approx(expected, rel=1e-3)
+
+
+def test_costs_are_the_closed_form_of_the_whole_text():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    reward = HFProcessRewardModel(model, byte_tokenizer())
+    node = node_of("b a", " a\n", " b is 12\n")
+    length = len(ids_of("b a", special=True)) + len(ids_of(" a\n")) + len(ids_of(" b is 12\n"))
+    [cost] = reward.cost([node])
+    assert cost.scored_tokens == length
+    spec = model_spec(model.config, head="labels")
+    assert cost.reward_flops == forward_flops(spec, length, logits=2).causal > 0
+    outcome = HFOutcomeRewardModel(tiny_model("llama", "SequenceClassification", num_labels=1), byte_tokenizer())
+    assert outcome.cost([node])[0].scored_tokens == len(ids_of("b a" + node.text, special=True))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("pad", [None, 203])
+def test_outcome_models_are_read_at_the_last_token(family, pad):
+    model = tiny_model(family, "SequenceClassification", num_labels=1)
+    model.config.pad_token_id = pad
+    nodes = sampled_nodes()
+    reward = HFOutcomeRewardModel(model, byte_tokenizer(), micro_batch=4)
+    scores = reward.score(nodes)
+    assert model.config.pad_token_id == pad
+    model.config.pad_token_id = None
+    for node, score in zip(nodes, scores, strict=True):
+        ids = ids_of(node.problem.prompt + node.text, special=True)
+        expected = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_outcome_models_with_a_chat_template():
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    tokenizer.chat_template = (
+        "{% for m in messages %}Step {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}the{% endif %}"
+    )
+    model = tiny_model("llama", "SequenceClassification", num_labels=1)
+    [score] = HFOutcomeRewardModel(model, tokenizer).score([node_of("b", " a")])
+    ids = torch.tensor([ids_of("Step b\nStep  a\n")])
+    assert score == pytest.approx(model(input_ids=ids).logits[0, 0].item(), abs=1e-5)
+
+
+def test_out_of_memory_halves_the_batch(monkeypatch):
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    nodes = sampled_nodes()
+    expected = HFProcessRewardModel(model, byte_tokenizer()).step_scores(nodes)
+    run = scoring.BatchReader._run
+
+    def tight(self, batch):
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, batch)
+
+    monkeypatch.setattr(scoring.BatchReader, "_run", tight)
+    found = HFProcessRewardModel(model, byte_tokenizer()).step_scores(nodes)
+    assert [len(s) for s in found] == [len(s) for s in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_checkpoints_are_loaded_whole_or_refused(tmp_path):
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    model.save_pretrained(tmp_path / "prm")
+    byte_tokenizer().save_pretrained(tmp_path / "prm")
+    node = node_of("b", " a\n")
+    loaded = HFProcessRewardModel(tmp_path / "prm", device="cpu")
+    assert loaded.score([node]) == HFProcessRewardModel(model, byte_tokenizer()).score([node])
+    tiny_model().save_pretrained(tmp_path / "lm")
+    byte_tokenizer().save_pretrained(tmp_path / "lm")
+    with pytest.raises(ValueError, match=r"does not fit LlamaForTokenClassification .*missing: score\."):
+        HFProcessRewardModel(tmp_path / "lm")
+    with pytest.raises(ValueError, match=r"does not fit LlamaForSequenceClassification .*score\.weight"):
+        HFOutcomeRewardModel(tmp_path / "lm")
+
+
+def test_heads_that_give_no_score_are_refused():
+    with pytest.raises(ValueError, match="both good_token and bad_token"):
+        HFProcessRewardModel(tiny_model(), byte_tokenizer(), good_token="<good>")
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM .*has no step score"):
+        HFProcessRewardModel(tiny_model(), byte_tokenizer())
+    with pytest.raises(ValueError, match="3 labels has no step score"):
+        HFProcessRewardModel(tiny_model("llama", "TokenClassification", num_labels=3), byte_tokenizer())
+    with pytest.raises(ValueError, match="2 labels has no outcome score"):
+        HFOutcomeRewardModel(tiny_model("llama", "SequenceClassification", num_labels=2), byte_tokenizer())
+    with pytest.raises(ValueError, match="'good grief' is not one token"):
+        HFProcessRewardModel(tiny_model(), byte_tokenizer(), good_token="good grief", bad_token="<bad>")
+    with pytest.raises(ValueError, match="token id 9999 is outside"):
+        HFProcessRewardModel(tiny_model(), byte_tokenizer(), good_token=9999, bad_token=4)
+    with pytest.raises(ValueError, match="pooling='max'"):
+        LikelihoodReward(tiny_model(), byte_tokenizer(), pooling="max")
+    start = root("b")
+    bare = Node(start.problem, Step(" a\n"), start)
+    reward = LikelihoodReward(tiny_model(), byte_tokenizer(), use_token_ids=True)
+    with pytest.raises(ValueError, match="carries no ids"):
+        reward.score([bare])
+    assert LikelihoodReward(tiny_model(), byte_tokenizer()).score([bare])[0] > 0
+
+
+def test_scores_are_float32_in_half_precision():
+    model = tiny_model("llama", "TokenClassification", num_labels=2).bfloat16()
+    with torch.no_grad():
+        model.score.weight *= 200
+    scores = HFProcessRewardModel(model, byte_tokenizer()).step_scores([node_of("b", " a\n", " b\n", " x\n")])[0]
+    assert len(scores) == 3
+    assert all(0.0 <= score <= 1.0 for score in scores)
+
+
+def test_growing_and_scoring_go_together():
+    gen = HFGenerator(tiny_model(), byte_tokenizer(), max_step_tokens=6)
+    children = [n for n in grow(gen, root("b"), 8) if n.inner_steps()]
+    reward = LikelihoodReward(gen.model, byte_tokenizer(), use_token_ids=True, step_separator=None)
+    children = [n for n in children if n.step.token_ids[-1] > 4]
+    assert len(children) > 1
+    for child, score in zip(children, reward.score(children), strict=True):
+        assert score == pytest.approx(math.exp(child.step.confidence), rel=1e-3)
