@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from ._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items
+from ._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items, whole_numbers
 from ._reductions import check_temperature
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
@@ -61,7 +61,7 @@ def rebase_allocation(
     require_items("scores", scores)
     if ops is NUMPY and scores.ndim == 1 and rounding == "exact" and mask is None and truncate_ratio is None:
         return np.asarray(_exact_row(scores.tolist(), _whole(budget), temperature), dtype=np.int64)
-    budget = ops.int64(_whole(budget) if isinstance(budget, (int, float, np.generic)) else budget)
+    budget = whole_numbers(ops, "budget", _whole(budget) if isinstance(budget, (int, float, np.generic)) else budget)
     present = _present(ops, scores, budget, mask)
     scores = ops.xp.where(present, scores + 0.0, ops.float64(-math.inf))  # + 0.0: minus zero sorts as zero
     if truncate_ratio is not None:

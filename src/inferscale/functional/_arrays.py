@@ -137,6 +137,18 @@ def require_items(name: str, value: Array) -> None:
         raise ValueError(f"{name} is empty (shape {tuple(value.shape)}): give at least one number on the last axis")
 
 
+def whole_numbers(ops: Arrays, name: str, value: Array) -> Array:
+    """`value` in int64.
+
+    Raises:
+        ValueError: If it holds anything but integers (or booleans).
+    """
+    value = value if is_torch(value) else np.asarray(value)
+    if not any(kind in str(value.dtype) for kind in ("int", "bool")):
+        raise ValueError(f"{name} must be whole numbers, got an array of {value.dtype}")
+    return ops.int64(value)
+
+
 def require(condition: Array, message: str) -> None:
     """Raise a ValueError with `message` unless all of `condition` is true (waits for a GPU to answer)."""
     if not bool(condition.all()):

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ._arrays import Array, Arrays, arrays_of, require, require_items
+from ._arrays import Array, Arrays, arrays_of, require, require_items, whole_numbers
 from ._majority import majority_expectation
 from ._resampling import draw_uniforms
 from ._votes import group_totals, vote_arrays, vote_leaders
@@ -94,7 +94,7 @@ def majority_at_k(answer_ids: Array, correct: Array, k: int | Sequence[int]) -> 
         ValueError: If a k is not in 1..N, shapes differ, or `correct` holds anything but 0 and 1.
     """
     ops = arrays_of(answer_ids, correct)
-    ids, correct = ops.int64(answer_ids), _labels(ops, correct)
+    ids, correct = whole_numbers(ops, "answer_ids", answer_ids), _labels(ops, correct)
     _same_shape(answer_ids=ids, correct=correct)
     total = ids.shape[-1]
     rows = [
@@ -219,12 +219,20 @@ def _for_each_k(ops: Arrays, k: int | Sequence[int], total: int, estimate: Calla
 @lru_cache(maxsize=256)
 def _pass_table(total: int, k: int) -> list[float]:
     """pass@k of ``0..total`` correct, each the exact fraction rounded once."""
-    subsets = math.comb(total, k)
-    return [(subsets - math.comb(total - correct, k)) / subsets for correct in range(total + 1)]
+    chosen = _chosen(total, k)
+    return [(chosen[-1] - none_correct) / chosen[-1] for none_correct in reversed(chosen)]
 
 
 @lru_cache(maxsize=256)
 def _first_table(total: int, k: int) -> list[float]:
     """Probability that all of k are among the first ``0..total``."""
-    subsets = math.comb(total, k)
-    return [math.comb(first, k) / subsets for first in range(total + 1)]
+    chosen = _chosen(total, k)
+    return [inside / chosen[-1] for inside in chosen]
+
+
+def _chosen(total: int, k: int) -> list[int]:
+    """``C(0, k)`` to ``C(total, k)``."""
+    chosen = [0] * k + [1]
+    for n in range(k + 1, total + 1):
+        chosen.append(chosen[-1] * n // (n - k))
+    return chosen

@@ -42,7 +42,7 @@ def logsumexp(values: Array) -> Array:
         return (ops.xp.log(ops.xp.exp(values - top).sum(-1, keepdims=True)) + top)[..., 0]
 
 
-@np.errstate(over="ignore")
+@np.errstate(over="ignore", invalid="ignore")
 def softmax(scores: Array, temperature: float = 1.0, mask: Array | None = None) -> Array:
     """Weights ``exp(scores / temperature)``, normalised over the last axis.
 
@@ -67,7 +67,7 @@ def softmax(scores: Array, temperature: float = 1.0, mask: Array | None = None) 
         scores = ops.xp.where(ops.boolean(mask), scores, ops.float64(-math.inf))
     top = ops.xp.amax(scores, -1, keepdims=True)
     require(ops.xp.isfinite(top), "softmax needs scores without NaN and at least one finite score in each row")
-    # 0 * inf would be NaN for a masked entry at infinite temperature
+    # minus infinity stays so at infinite temperature, where the quotient is NaN
     shifted = ops.xp.where(scores == -math.inf, scores, (scores - top) / temperature)
     weights = ops.xp.exp(shifted)
     return weights / weights.sum(-1, keepdims=True)

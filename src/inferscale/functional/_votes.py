@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items
+from ._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items, whole_numbers
 
 
 def majority_vote(answer_ids: Array, weights: Array | None = None, scores: Array | None = None) -> Array:
@@ -25,7 +25,7 @@ def majority_vote(answer_ids: Array, weights: Array | None = None, scores: Array
         `[...]` in int64.
 
     Raises:
-        ValueError: If a row is empty, shapes differ, a weight is negative or a number is not finite.
+        ValueError: If a row is empty, ids are not whole, shapes differ, a weight is negative or a number is not finite.
     """
     ops = arrays_of(answer_ids, weights, scores)
     ids, weights, scores = vote_arrays(ops, answer_ids, weights, scores)
@@ -41,7 +41,7 @@ def vote_arrays(
     ops: Arrays, answer_ids: Array, weights: Array | None, scores: Array | None
 ) -> tuple[Array, Array | None, Array | None]:
     """The three arguments of a vote, converted and checked."""
-    ids = ops.int64(answer_ids)
+    ids = whole_numbers(ops, "answer_ids", answer_ids)
     require_items("answer_ids", ids)
     given = []
     for name, values in (("weights", weights), ("scores", scores)):
