@@ -6,7 +6,8 @@ results given in float64, whole numbers in int64, whatever the precision of the 
 """
 
 from ._allocation import Rounding, rebase_allocation
-from ._estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from ._estimators import best_of_k, pass_at_k
+from ._majority_at_k import majority_at_k, weighted_majority_at_k
 from ._reductions import Reduction, logsumexp, reduce_steps, softmax
 from ._resampling import Resampling, effective_sample_size, resample
 from ._votes import majority_vote

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from ._arrays import Array, Arrays, arrays_of, require, require_items, whole_numbers
-from ._majority import majority_expectation
-from ._resampling import draw_uniforms
-from ._votes import group_totals, vote_arrays, vote_leaders
+from ._arrays import Array, Arrays, arrays_of, require, require_items
 
 
 def pass_at_k(correct: Array, k: int | Sequence[int]) -> Array:
@@ -33,9 +28,9 @@ def pass_at_k(correct: Array, k: int | Sequence[int]) -> Array:
         ValueError: If a k is not in 1..N, or `correct` holds anything but 0 and 1.
     """
     ops = arrays_of(correct)
-    correct = _labels(ops, correct)
+    correct = labels(ops, correct)
     total, count = correct.shape[-1], ops.int64(correct.sum(-1))
-    return _for_each_k(ops, k, total, lambda k: ops.float64(_pass_table(total, k))[count])
+    return for_each_k(ops, k, total, lambda k: ops.float64(_pass_table(total, k))[count])
 
 
 def best_of_k(scores: Array, correct: Array, k: int | Sequence[int], mask: Array | None = None) -> Array:
@@ -56,8 +51,8 @@ def best_of_k(scores: Array, correct: Array, k: int | Sequence[int], mask: Array
             and 1.
     """
     ops = arrays_of(scores, correct, mask)
-    correct, scores = _labels(ops, correct), ops.float64(scores)
-    _same_shape(scores=scores, correct=correct)
+    correct, scores = labels(ops, correct), ops.float64(scores)
+    same_shape(scores=scores, correct=correct)
     if mask is not None:
         mask = ops.boolean(mask)
         scores, correct = ops.xp.where(mask, scores, ops.float64(0.0)), ops.xp.where(mask, correct, ops.float64(0.0))
@@ -73,121 +68,10 @@ def best_of_k(scores: Array, correct: Array, k: int | Sequence[int], mask: Array
         among_first = ops.float64(_first_table(correct.shape[-1], k))
         return (share * (among_first[up_to] - among_first[below])).sum(-1)
 
-    return _for_each_k(ops, k, correct.shape[-1], estimate)
+    return for_each_k(ops, k, correct.shape[-1], estimate)
 
 
-def majority_at_k(answer_ids: Array, correct: Array, k: int | Sequence[int]) -> Array:
-    """Expected correctness of the majority of k samples; answers tied for first share the credit.
-
-    Exact over all subsets of k. It is also the expectation, over random orders, of "the earliest wins". All
-    abstaining counts as wrong. The numbers are brought to the CPU, since exact integers have no tensor.
-
-    Args:
-        answer_ids: `[..., N]` whole numbers; negative ones abstain.
-        correct: `[..., N]`, 0 or 1 (``answer_ids == gold``); an answer is as correct as its members are on average.
-        k: Number of samples, or several.
-
-    Returns:
-        `[...]` in float64, or `[..., K]` for a sequence of K numbers.
-
-    Raises:
-        ValueError: If a k is not in 1..N, shapes differ, or `correct` holds anything but 0 and 1.
-    """
-    ops = arrays_of(answer_ids, correct)
-    ids, correct = whole_numbers(ops, "answer_ids", answer_ids), _labels(ops, correct)
-    _same_shape(answer_ids=ids, correct=correct)
-    total = ids.shape[-1]
-    rows = [
-        _tally(*row) for row in zip(ids.reshape(-1, total).tolist(), correct.reshape(-1, total).tolist(), strict=True)
-    ]
-
-    def estimate(k: int) -> Array:
-        values = [majority_expectation(counts, right, total, k) for counts, right in rows]
-        return ops.float64(np.asarray(values, dtype=np.float64)).reshape(ids.shape[:-1])
-
-    return _for_each_k(ops, k, total, estimate)
-
-
-def weighted_majority_at_k(
-    answer_ids: Array,
-    correct: Array,
-    k: int,
-    weights: Array | None = None,
-    scores: Array | None = None,
-    *,
-    rng: random.Random | np.random.Generator | None = None,
-    max_subsets: int = 20_000,
-    num_subsets: int = 100,
-) -> tuple[Array, Array]:
-    """Expected correctness of a vote with weights, or with ties broken by scores, over k samples; its standard error.
-
-    There is no short formula: all subsets are tried when there are at most `max_subsets`, else `num_subsets` are
-    drawn, each without repeats.
-
-    Args:
-        answer_ids: `[..., N]` whole numbers; negative ones abstain.
-        correct: `[..., N]`, 0 or 1; an answer is as correct as its members are on average.
-        k: Number of samples.
-        weights: `[..., N]`, 0 or more; 1 each if left out.
-        scores: `[..., N]`, finite; break ties, what is still tied shares the credit.
-        rng: Draws the subsets; needed when there are more than `max_subsets`.
-        max_subsets: The most subsets that are tried one by one.
-        num_subsets: Number of subsets to draw otherwise.
-
-    Returns:
-        Expectation and standard error, `[...]` each in float64; the error is 0 when all subsets were tried.
-
-    Raises:
-        ValueError: If k is not in 1..N, shapes differ, a weight is negative, or `rng` is missing and needed.
-    """
-    ops = arrays_of(answer_ids, correct, weights, scores)
-    ids, weights, scores = vote_arrays(ops, answer_ids, weights, scores)
-    correct = _labels(ops, correct)
-    _same_shape(answer_ids=ids, correct=correct)
-    total = ids.shape[-1]
-    _check_k(k, total)
-    everything = math.comb(total, k) <= max_subsets
-    if everything:
-        subsets = np.asarray(list(itertools.combinations(range(total), k)))
-    elif rng is None:
-        raise ValueError(f"{total} samples have {math.comb(total, k)} subsets of {k}: pass rng= to draw {num_subsets}")
-    else:
-        subsets = np.argsort(draw_uniforms((num_subsets, total), rng), axis=-1)[:, :k]
-    subsets = ops.int64(subsets)
-    value = group_totals(ops, ids, correct) / _group_sizes(ops, ids)
-    picked = [None if array is None else array[..., subsets] for array in (ids, weights, scores, value)]
-    credit = _shared_credit(ops, *picked)
-    mean = credit.mean(-1)
-    if everything:
-        return mean, ops.xp.zeros_like(mean)
-    spread = ((credit - mean[..., None]) ** 2).sum(-1) / max(num_subsets - 1, 1)
-    return mean, ops.xp.sqrt(spread / num_subsets)
-
-
-def _shared_credit(ops: Arrays, ids: Array, weights: Array | None, scores: Array | None, value: Array) -> Array:
-    """Mean `value` of the answers that lead the vote; 0 where all abstain."""
-    leaders = ops.float64(vote_leaders(ops, ids, weights, scores))
-    per_answer = leaders / _group_sizes(ops, ids)
-    answers = per_answer.sum(-1)
-    return (per_answer * value).sum(-1) / ops.xp.where(answers > 0, answers, ops.float64(1.0))
-
-
-def _group_sizes(ops: Arrays, ids: Array) -> Array:
-    """`[..., N]`: number of members with the same id."""
-    return ops.float64(group_totals(ops, ids, ops.xp.ones_like(ids)))
-
-
-def _tally(ids: Sequence[int], correct: Sequence[float]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Members and correct members of each answer, greatest first (one order, so that equal tallies are cached)."""
-    groups: dict[int, list[int]] = {}
-    for answer, right in zip(ids, correct, strict=True):
-        if answer >= 0:
-            groups.setdefault(answer, []).append(int(right))
-    pairs = sorted(((len(members), sum(members)) for members in groups.values()), reverse=True)
-    return tuple(count for count, _ in pairs), tuple(right for _, right in pairs)
-
-
-def _labels(ops: Arrays, correct: Array) -> Array:
+def labels(ops: Arrays, correct: Array) -> Array:
     """`correct` in float64, checked."""
     correct = ops.float64(correct)
     require_items("correct", correct)
@@ -195,23 +79,23 @@ def _labels(ops: Arrays, correct: Array) -> Array:
     return correct
 
 
-def _same_shape(**arrays: Array) -> None:
+def same_shape(**arrays: Array) -> None:
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"arguments must have one shape, got {shapes}")
 
 
-def _check_k(k: int, total: int) -> None:
+def check_k(k: int, total: int) -> None:
     if k != int(k) or not 1 <= k <= total:
         raise ValueError(f"k must be a whole number between 1 and the {total} samples given, got {k!r}")
 
 
-def _for_each_k(ops: Arrays, k: int | Sequence[int], total: int, estimate: Callable[[int], Array]) -> Array:
+def for_each_k(ops: Arrays, k: int | Sequence[int], total: int, estimate: Callable[[int], Array]) -> Array:
     """`estimate` of one k, or of several along a new last axis."""
     several = np.ndim(k) > 0
     ks = [k] if not several else list(k)  # type: ignore[arg-type]
     for value in ks:
-        _check_k(value, total)  # type: ignore[arg-type]
+        check_k(value, total)  # type: ignore[arg-type]
     columns = [estimate(int(value)) for value in ks]  # type: ignore[arg-type]
     return ops.xp.stack(columns, -1) if several else columns[0]
 
