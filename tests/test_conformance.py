@@ -9,6 +9,7 @@ import inferscale.strategies
 from inferscale.base import SearchStrategy
 from inferscale.strategies import (
     DVTS,
+    MCTS,
     REBASE,
     BeamSearch,
     BestFirst,
@@ -29,6 +30,13 @@ STRATEGIES = [
     DepthFirst(6, 2),
     DepthFirst(6, 2, threshold=0.3, max_finished=None),
     Greedy(),
+    MCTS(6),
+    MCTS.paper(32),
+    MCTS(6, selection="puct", prior="logprob", noise=0.25),
+    MCTS(6, selection="gumbel", num_parallel=2),
+    MCTS(6, evaluate="rollout"),
+    MCTS(6, evaluate="mix", num_parallel=3),
+    MCTS(12, widening=0.5, num_parallel=4),
     REBASE(6),
     REBASE(6, truncate_ratio=0.5),
     RepeatedSampling(4),

@@ -2,6 +2,7 @@
 
 from .beam import DVTS, BeamSearch, StepwiseGreedy
 from .best_first import BestFirst, DepthFirst
+from .mcts import MCTS
 from .rebase import REBASE
 from .sampling import Greedy, RepeatedSampling
 
@@ -11,6 +12,7 @@ __all__ = [
     "DVTS",
     "DepthFirst",
     "Greedy",
+    "MCTS",
     "REBASE",
     "RepeatedSampling",
     "StepwiseGreedy",
