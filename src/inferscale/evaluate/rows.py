@@ -1,0 +1,120 @@
+"""Rows of data sets: reading files, and what each data set calls its question and its gold answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from inferscale.answers import extract_answer, normalize_answer
+
+from .prompts import Example
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows of a ``.jsonl`` file, a ``.json`` list, or all ``.json`` files below a folder (one row each).
+
+    Raises:
+        ValueError: If there is no such file, it holds no rows, or a line is not an object.
+    """
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise ValueError(f"there is no file {str(path)!r}: give an existing .jsonl or .json file")
+    rows: list[Any] = []
+    if source.is_dir():
+        files = sorted(source.rglob("*.json"))
+        rows = [{"unique_id": str(file.relative_to(source)), **_parsed(file.read_text("utf-8"), str(file))}
+                for file in files]  # fmt: skip
+    elif source.suffix == ".json":
+        whole = _parsed(source.read_text("utf-8"), str(source))
+        rows = whole if isinstance(whole, list) else [whole]
+    else:
+        lines = source.read_text("utf-8").split("\n")
+        rows = [_parsed(line, f"{source}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"{str(path)!r} holds no rows")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} of {str(path)!r} is not an object with fields: {row!r:.80}")
+    return rows
+
+
+def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Example:
+    """A row of your own.
+
+    Args:
+        row: The row.
+        number: Its position, its name if it has none.
+        fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"`` and ``"group"``; those
+            left out are looked for under their own names, and under ``"prompt"`` for the question.
+    """
+    names = {key: key for key in ("question", "answer", "solution", "id", "group")} | dict(fields)
+    if "question" not in fields and "question" not in row and "prompt" in row:
+        names["question"] = "prompt"
+    # what was named must be there; only what is optional by nature and was not named may be missing
+    optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in ("solution", "id", "group")}
+    question, answer = str(row[names["question"]]), row[names["answer"]]
+    if answer is None:
+        raise ValueError(f"row {number} has no gold answer: {names['answer']!r} is null")
+    return Example(
+        question=question,
+        answer=_text(answer),
+        solution=_text(optional["solution"] or ""),
+        id=str(number if optional["id"] is None else optional["id"]),
+        group=_text("" if optional["group"] is None else optional["group"]),
+    )
+
+
+def gsm8k_example(row: Row, number: int) -> Example:
+    """A row of GSM8K (Cobbe et al. 2021, arXiv:2110.14168): gold after ``####``, calculator marks taken out."""
+    solution, marker, gold = str(row["answer"]).rpartition("####")
+    if not marker:
+        raise ValueError(f"row {number} of GSM8K has no '####' before its gold answer: {row['answer']!r:.80}")
+    shown = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return Example(_text(row["question"]), normalize_answer(gold), shown, f"gsm8k/{number}")
+
+
+def math_example(row: Row, number: int) -> Example:
+    r"""A row of MATH (Hendrycks et al. 2021, arXiv:2103.03874): gold from ``answer``, else the last ``\boxed``."""
+    question, solution = _text(row["problem"]), _text(row.get("solution", ""))
+    given = row.get("answer")
+    answer = extract_answer(solution) if given is None else _text(given)
+    if not answer:
+        raise ValueError(f"row {number} of MATH has neither an answer nor a solution with \\boxed{{...}}")
+    level = _text(row.get("level", "")).removeprefix("Level ")
+    name = _text(row.get("unique_id", "")) or f"math/{number}"
+    return Example(question, answer, solution, name, f"level {level}" if level else "")
+
+
+def svamp_example(row: Row, number: int) -> Example:
+    """A row of SVAMP (Patel et al. 2021, arXiv:2103.07191); the equation stands for a solution."""
+    body = _text(row["Body"])
+    question = f"{body}{'' if body[-1:] in '.?!,' else '.'} {_text(row['Question'])}"
+    answer = normalize_answer(str(row["Answer"]))
+    name = f"svamp/{row.get('ID', number)}"
+    return Example(question, answer, _text(row.get("Equation", "")), name, _text(row.get("Type", "")))
+
+
+READERS: dict[str, Callable[[Row, int], Example]] = {
+    "gsm8k": gsm8k_example,
+    "math": math_example,
+    "svamp": svamp_example,
+}
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error}): give a .jsonl file with one object per line") from None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()

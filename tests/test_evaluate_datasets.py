@@ -1,0 +1,168 @@
+import json
+import sys
+
+import pytest
+
+from inferscale import zoo
+from inferscale.answers import extract_answer, parse_number, same_answer
+from inferscale.evaluate import STYLES, Example, PromptStyle, load_examples, load_problems, prompt_style
+from inferscale.evaluate.rows import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
+
+SHOT = Example("1+1?", "2", "1 + 1 = 2", "shot")
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_row_of_gsm8k():
+    row = {"question": "Sum?", "answer": "It is 1,000+234=$<<1000+234=1234>>1,234.\n#### 1,234"}
+    example = gsm8k_example(row, 7)
+    assert example == Example("Sum?", "1234", "It is 1,000+234=$1,234.", "gsm8k/7")
+    with pytest.raises(ValueError, match="row 3 of GSM8K has no '####'"):
+        gsm8k_example({"question": "Sum?", "answer": "12"}, 3)
+
+
+def test_a_row_of_math():
+    row = {"problem": "Half?", "solution": r"So \boxed{\frac{1}{2}}.", "level": "Level 3", "subject": "Algebra"}
+    assert math_example(row, 0) == Example("Half?", r"\frac{1}{2}", r"So \boxed{\frac{1}{2}}.", "math/0", "level 3")
+    row500 = {**row, "answer": "0.5", "level": 3, "unique_id": "test/algebra/1.json"}
+    assert math_example(row500, 0).answer == "0.5"
+    assert math_example(row500, 0).group == "level 3"
+    assert math_example(row500, 0).id == "test/algebra/1.json"
+    with pytest.raises(ValueError, match="neither an answer nor a solution"):
+        math_example({"problem": "Half?", "solution": "unclear"}, 0)
+
+
+@pytest.mark.parametrize(("body", "joined"), [("Dan had $ 3 left", "left. How"), ("He had 3 .", "3 . How")])
+def test_a_row_of_svamp(body, joined):
+    row = {"ID": "chal-1", "Body": body, "Question": "How much?", "Answer": 51.0, "Equation": "( 76.0 - 25.0 )",
+           "Type": "Subtraction"}  # fmt: skip
+    example = svamp_example(row, 0)
+    assert (example.answer, example.id, example.group) == ("51", "svamp/chal-1", "Subtraction")
+    assert joined in example.question
+
+
+def test_rows_of_your_own(tmp_path):
+    file = written(tmp_path / "mine.jsonl", [{"body": "Why?\n", "gold": 4.0}, {"body": "Who?", "gold": "me"}])
+    problems = load_problems("jsonl", file, fields={"question": "body", "answer": "gold"}, style="plain")
+    assert [(p.prompt, p.answer, p.id) for p in problems] == [("Why?\n", "4", "0"), ("Who?", "me", "1")]
+    with pytest.raises(ValueError, match="row 0 of .* has no field 'question': it has body, gold; give fields="):
+        load_problems("jsonl", file)
+    with pytest.raises(ValueError, match="no field 'id2'"):
+        load_problems("jsonl", file, fields={"question": "body", "answer": "gold", "id": "id2"})
+    with pytest.raises(ValueError, match="no gold answer"):
+        example_from_fields({"prompt": "x", "answer": None}, 0, {})
+    assert example_from_fields({"prompt": "x", "answer": 1, "id": 9}, 0, {}) == Example("x", "1", "", "9")
+
+
+def test_own_fields_may_replace_those_of_a_known_data_set(tmp_path):
+    file = written(tmp_path / "mine.jsonl", [{"q": "Why?", "a": "4"}])
+    assert load_examples("gsm8k", file, fields={"question": "q", "answer": "a"})[0].answer == "4"
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match="there is no file"):
+        read_rows(tmp_path / "missing.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(ValueError, match="holds no rows"):
+        read_rows(tmp_path / "empty.jsonl")
+    (tmp_path / "bad.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(ValueError, match=r"bad\.jsonl, line 2 is not JSON"):
+        read_rows(tmp_path / "bad.jsonl")
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="row 0 .* is not an object"):
+        read_rows(tmp_path / "list.jsonl")
+    with pytest.raises(ValueError, match="unknown data set 'gsm'"):
+        load_problems("gsm")
+    with pytest.raises(ValueError, match="needs data"):
+        load_problems("jsonl")
+    with pytest.raises(ValueError, match="take at least one"):
+        load_problems("embedded", limit=0)
+
+
+def test_a_folder_of_json_files_is_math_as_it_was_published(tmp_path):
+    for number in (2, 1):
+        (tmp_path / "algebra").mkdir(exist_ok=True)
+        row = {"problem": f"p{number}", "solution": rf"\boxed{{{number}}}", "level": "Level 5", "type": "Algebra"}
+        (tmp_path / "algebra" / f"{number}.json").write_text(json.dumps(row))
+    examples = load_examples("math", tmp_path)
+    assert [(e.question, e.answer, e.id) for e in examples] == [
+        ("p1", "1", "algebra/1.json"), ("p2", "2", "algebra/2.json"),
+    ]  # fmt: skip
+
+
+def test_the_hub_is_asked_through_datasets(monkeypatch):
+    asked = []
+
+    class Datasets:
+        @staticmethod
+        def load_dataset(*args, **options):
+            asked.append((args, options))
+            return [{"question": "q", "answer": "#### 3"}] * 5
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    assert len(load_problems("gsm8k", limit=2)) == 2
+    assert asked == [(("openai/gsm8k", "main"), {"split": "test"})]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="pip install datasets, or pass the path"):
+        load_problems("gsm8k")
+
+
+def test_the_embedded_task():
+    problems = load_problems("embedded")
+    assert problems == zoo.problems("test")
+    examples = load_examples("embedded", split="dev", limit=10)
+    assert {e.group for e in examples} == {f"level {i}" for i in range(1, 6)}
+    assert all(zoo.task.is_correct(e.question, e.solution) for e in examples)
+    with pytest.raises(ValueError, match="'test' and 'dev'"):
+        load_problems("embedded", split="train")
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_every_style_holds_the_question_as_it_is_and_shows_its_examples(name):
+    style = prompt_style(name).with_shots([SHOT])
+    question = "What is {x} in {answer} and {solution}?"
+    prompt = style.prompt(question)
+    assert prompt.count(question) == 1
+    assert prompt.index("1+1?") < prompt.index("2", prompt.index("1+1?") + 5) < prompt.index(question)
+    assert prompt == style.problem(Example(question, "x")).prompt
+    assert style.problem(Example(question, "x")).id is None
+
+
+def test_an_example_is_a_completion_from_which_the_answer_is_read():
+    for name in ("cot", "direct", "steps"):
+        style = STYLES[name]
+        shown = style.with_shots([SHOT]).prompt("Q").split(style.template.replace("{question}", "1+1?"))[1]
+        assert extract_answer(shown.split(style.separator)[0]) == "2", name
+
+
+def test_styles_refuse_what_cannot_work():
+    with pytest.raises(ValueError, match="must hold"):
+        PromptStyle("Q:")
+    with pytest.raises(ValueError, match="unknown prompt style 'none': choose one of cot"):
+        prompt_style("none")
+    with pytest.raises(ValueError, match="has no solution to show"):
+        STYLES["cot"].with_shots([Example("q", "a")])
+    assert STYLES["direct"].with_shots([Example("q", "a")]).prompt("r").startswith("Question: q\nAnswer: a\n\n")
+
+
+def test_gsm8k_and_svamp_as_recorded(shared_data):
+    reference = json.loads((shared_data / "REFERENCE.json").read_text())["problems/gsm8k"]
+    for split in ("test", "train"):
+        path = shared_data / "problems" / f"gsm8k_{split}.jsonl"
+        examples = load_examples("gsm8k", path)
+        assert len(examples) == reference[split]["rows"]
+        golds = [json.loads(line)["answer"].split("####")[1] for line in path.read_text().splitlines()]
+        assert sum("," in gold for gold in golds) == reference[split]["gold_with_comma"]
+        assert sum(e.answer.startswith("-") for e in examples) == reference[split]["gold_negative"]
+        assert all(parse_number(e.answer) is not None and "," not in e.answer for e in examples)
+        assert all(same_answer(e.answer, gold) for e, gold in zip(examples, golds, strict=True))
+    svamp = load_examples("svamp", shared_data / "problems" / "svamp.json")
+    assert len(svamp) == 1000
+    assert all(e.answer.lstrip("-").isdigit() for e in svamp)
+    kinds = [e.group for e in svamp]
+    assert (kinds.count("Subtraction"), kinds.count("Addition")) == (531, 195)
+    with pytest.raises(ValueError, match="has no field"):
+        load_examples("math", shared_data / "problems" / "svamp.json")
