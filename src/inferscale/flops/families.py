@@ -79,12 +79,13 @@ class _Config:
     @property
     def kv_heads(self) -> int:
         """Key and value heads."""
-        return int(self.get("num_key_value_heads", self.heads))
+        return self.heads if self.family in _PLAIN else int(self.get("num_key_value_heads", self.heads))
 
     @property
     def head_dim(self) -> int:
         """Width of one head, which need not be d / heads."""
-        return int(self.get("head_dim") or _HEAD_DIM.get(self.family) or self.width // self.heads)
+        stated = None if self.family in _PLAIN else self.get("head_dim")
+        return int(stated or _HEAD_DIM.get(self.family) or self.width // self.heads)
 
     @property
     def intermediate(self) -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "ModelSpec",
     "UnknownArchitectureError",
     "causal_pairs",
+    "count_forward",
     "forward_flops",
     "full_pairs",
     "head_of_class",
@@ -57,13 +58,18 @@ def forward_flops(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logi
         batch: Rows.
         logits: Positions of each row that the head runs for; ``None`` for every new one.
     """
+    return Flops(*count_forward(spec, new, past, batch, logits))
+
+
+def count_forward(spec: ModelSpec, new: int, past: int, batch: int, logits: int | None) -> tuple[int, int, int, int]:
+    """The fields of `forward_flops` as a tuple, for callers that count every forward of a loop."""
     full = causal = 0
     for group in spec.attention:
         full += group.per_pair * full_pairs(new, past, group.window)
         causal += group.per_pair * causal_pairs(new, past, group.window)
     kept = new if logits is None else logits
     linear = new * spec.linear + past * spec.cached
-    return Flops(batch * linear, batch * kept * spec.head, batch * full, batch * causal)
+    return batch * linear, batch * kept * spec.head, batch * full, batch * causal
 
 
 def ragged_forward_flops(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .formulas import forward_flops, full_pairs
+from .formulas import count_forward, full_pairs
 from .spec import AttentionGroup, ModelSpec
 
-Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head"]
+Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head", "other"]
 """``"prefill"``: nothing was cached yet. ``"decode"``: one token on a cache. ``"chunk"``: several tokens on a cache.
-``"head"``: the last matrix, called on its own."""
+``"head"``: the last matrix, called on its own. ``"other"``: outside of every watched model (exact mode only)."""
 
 Label: TypeAlias = str | int | float | bool | None
 Scope: TypeAlias = tuple[tuple[str, Label], ...]
@@ -53,8 +53,18 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Adds `other` to this, field by field."""
-        for name in TALLY_FIELDS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.forwards += other.forwards
+        self.sequences += other.sequences
+        self.tokens += other.tokens
+        self.sampled += other.sampled
+        self.reported += other.reported
+        self.useful += other.useful
+        self.pairs += other.pairs
+        self.linear += other.linear
+        self.head += other.head
+        self.attention_full += other.attention_full
+        self.attention_causal += other.attention_causal
+        self.numbers_read += other.numbers_read
 
 
 TALLY_FIELDS = tuple(item.name for item in dataclasses.fields(Tally))
@@ -62,20 +72,21 @@ TALLY_FIELDS = tuple(item.name for item in dataclasses.fields(Tally))
 
 def forward_tally(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None) -> Tally:
     """The tally of one forward of `batch` equally long rows; arguments as for `forward_flops`."""
-    flops = forward_flops(spec, new, past, batch, logits)
-    kv_read = sum(group.kv_width * (full_pairs(1, past, group.window) - 1) for group in spec.attention)
-    return Tally(
-        forwards=1,
-        sequences=batch,
-        tokens=batch * new,
-        sampled=batch if logits == 1 or (new == 1 and logits is None) else 0,
-        pairs=batch * full_pairs(new, past),
-        linear=flops.linear,
-        head=flops.head,
-        attention_full=flops.attention_full,
-        attention_causal=flops.attention_causal,
-        numbers_read=spec.active_weights + batch * kv_read,
+    tally = forward_sizes(new, past, batch, logits)
+    tally.linear, tally.head, tally.attention_full, tally.attention_causal = count_forward(
+        spec, new, past, batch, logits
     )
+    tally.numbers_read = spec.active_weights
+    if past:
+        for group in spec.attention:
+            tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, group.window) - 1)
+    return tally
+
+
+def forward_sizes(new: int, past: int, batch: int, logits: int | None) -> Tally:
+    """The tally of one forward without what depends on the model."""
+    sampled = batch if logits == 1 or (new == 1 and logits is None) else 0
+    return Tally(1, batch, batch * new, sampled, pairs=batch * new * (new + past))
 
 
 def phase_of(new: int, past: int) -> Phase:
@@ -83,8 +94,7 @@ def phase_of(new: int, past: int) -> Phase:
     return "prefill" if past == 0 else "decode" if new == 1 else "chunk"
 
 
-@dataclass(frozen=True, slots=True)
-class LeafKey:
+class LeafKey(NamedTuple):
     """Where a tally belongs."""
 
     scope: Scope
@@ -97,38 +107,47 @@ class Ledger:
     """Tallies by leaf, and the closed form of each model.
 
     Attributes:
-        specs: The constants of each model label; a model that is only counted exactly may have none.
+        models: Labels, in the order in which they came.
+        specs: The constants of each model; a model that is only counted exactly may have none.
         leaves: The tallies.
     """
 
+    models: list[str] = field(default_factory=list)
     specs: dict[str, ModelSpec] = field(default_factory=dict)
     leaves: dict[LeafKey, Tally] = field(default_factory=dict)
 
     def leaf(self, scope: Scope, model: str, phase: Phase) -> Tally:
         """The tally of one leaf, a new one if there was none."""
         key = LeafKey(scope, model, phase)
-        return self.leaves.get(key) or self.leaves.setdefault(key, Tally())
+        tally = self.leaves.get(key)
+        if tally is None:
+            self.add_model(model)
+            tally = self.leaves[key] = Tally()
+        return tally
 
-    def add_spec(self, label: str, spec: ModelSpec) -> None:
-        """Names the closed form of `label`.
+    def add_model(self, label: str, spec: ModelSpec | None = None) -> None:
+        """Notes a model and, if it is known, its closed form.
 
         Raises:
             ValueError: If the label already stands for a different model.
         """
-        if self.specs.setdefault(label, spec) != spec:
+        if label not in self.models:
+            self.models.append(label)
+        if spec is not None and self.specs.setdefault(label, spec) != spec:
             raise ValueError(f"{label!r} already stands for a different model: choose another label for one of the two")
 
     def merge(self, other: Ledger) -> None:
         """Adds `other`'s tallies to this ledger; a label must stand for the same model in both."""
-        for label, spec in other.specs.items():
-            self.add_spec(label, spec)
+        for label in other.models:
+            self.add_model(label, other.specs.get(label))
         for key, tally in other.leaves.items():
             self.leaf(key.scope, key.model, key.phase).add(tally)
 
     def view(self) -> Iterator[tuple[LeafKey, Tally]]:
         """Each leaf, with `sampled` as reported wherever the model's generator reports it."""
-        reporting = {key.model for key, tally in self.leaves.items() if tally.reported}
-        for key, tally in self.leaves.items():
+        leaves = list(self.leaves.items())  # threads may go on counting
+        reporting = {key.model for key, tally in leaves if tally.reported}
+        for key, tally in leaves:
             yield key, dataclasses.replace(tally, sampled=tally.reported) if key.model in reporting else tally
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,12 +158,12 @@ class Ledger:
             | dataclasses.asdict(tally)
             for key, tally in self.leaves.items()
         ]
-        return {"specs": specs, "leaves": leaves}
+        return {"models": list(self.models), "specs": specs, "leaves": leaves}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Ledger:
         """The ledger that `state_dict` described."""
-        ledger = cls()
+        ledger = cls(models=[str(label) for label in state["models"]])
         for label, values in state["specs"].items():
             groups = tuple(AttentionGroup(**group) for group in values["attention"])
             ledger.specs[label] = ModelSpec(**{**values, "attention": groups})

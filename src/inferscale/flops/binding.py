@@ -1,0 +1,94 @@
+"""From what the user passed to what is watched: labels, modules and closed forms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from inferscale.base import Generator, RewardModel
+
+from .calibration import calibrate
+from .families import UnknownArchitectureError, head_of_class, model_spec
+from .spec import ModelSpec
+from .watch import module_of, unwrap
+
+
+def label_models(models: Sequence[Any], labelled: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The modules to watch by label; models without one are called after what they are.
+
+    Raises:
+        TypeError: If something is not a model.
+        ValueError: If a model is given twice, or is a part of another one.
+    """
+    named: dict[str, Any] = dict(labelled)
+    for model in models:
+        base = _default_label(model)
+        taken = [label for label in named if label == base or label.startswith(f"{base}_")]
+        named[f"{base}_{len(taken) + 1}" if taken else base] = model
+    modules = {label: module_of(model) for label, model in named.items()}
+    for label, module in modules.items():
+        for other, part in modules.items():
+            if label != other and any(part is inner for inner in module.modules()):
+                raise ValueError(f"{other!r} is {label!r} itself or a part of it: watch one of the two")
+    return modules
+
+
+def _default_label(model: Any) -> str:
+    if isinstance(model, Generator):
+        return "generator"
+    return "reward" if isinstance(model, RewardModel) else "model"
+
+
+def closed_form(module: nn.Module, may_calibrate: bool = True) -> ModelSpec | None:
+    """The closed form of a live model: from its configuration, or calibrated if there is none or it does not fit.
+
+    With ``may_calibrate=False``, ``None`` takes the place of a calibrated form.
+
+    A configuration does not fit where the model has other matrices than its family: adapters, added layers, heads.
+
+    Raises:
+        UnknownArchitectureError: If there is none, and calibration failed.
+    """
+    inner = unwrap(module)
+    spec = _from_configuration(inner)
+    if spec is None:
+        return calibrate(inner) if may_calibrate else None
+    if getattr(inner.config, "quantization_config", None) is not None:
+        return spec  # packed weights: their number of elements is not the number of parameters
+    return dataclasses.replace(spec, parameters=sum(parameter.numel() for parameter in inner.parameters()))
+
+
+def _from_configuration(module: nn.Module) -> ModelSpec | None:
+    """The closed form of the configuration, if there is one and it has the model's matrices."""
+    config = getattr(module, "config", None)
+    if config is None:
+        return None
+    try:
+        spec = model_spec(config, head=head_of_class(_family_class(module)))
+    except UnknownArchitectureError:
+        return None
+    if getattr(config, "text_config", None) is not None or "moe" in spec.family or spec.family == "mixtral":
+        return spec  # other towers, or stacked experts: matrices cannot be told apart so easily
+    return spec if _matrix_flops(module) == spec.linear + spec.head else None
+
+
+def _family_class(module: nn.Module) -> str:
+    """The name of the transformers class (the library's own, or a checkpoint's remote code) that the model is."""
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("transformers") and not kind.__name__.endswith("PreTrainedModel"):
+            return kind.__name__
+    return type(module).__name__
+
+
+def _matrix_flops(module: nn.Module) -> int:
+    """FLOPs of one position in all linear layers."""
+    total = 0
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            total += 2 * part.in_features * part.out_features
+        elif type(part).__name__ == "Conv1D":  # GPT-2's linear layer
+            total += 2 * int(part.nx) * int(part.nf)  # type: ignore[arg-type]
+    return total

@@ -1,0 +1,79 @@
+"""What a forward was asked to do, read from its arguments without touching a tensor's values."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+
+
+class Reading(NamedTuple):
+    """The sizes of one forward.
+
+    Attributes:
+        new: New tokens in each row.
+        past: Cached tokens of each row.
+        batch: Rows.
+        logits: Positions of each row that the head runs for; ``None`` for all.
+    """
+
+    new: int
+    past: int
+    batch: int
+    logits: int | None = None
+
+
+class Reader:
+    """Reads the arguments of one model's ``forward``; only Python integers, so a GPU is never waited for.
+
+    One exception: a `StaticCache` holds its length on the device. It is read once for each forward of several tokens
+    and counted on from there.
+    """
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        self._position = {name: index for index, name in enumerate(names)}
+        self._keeps_logits = "logits_to_keep" in names or "num_logits_to_keep" in names
+        self._static: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reading | None:
+        """The sizes of the call, or ``None`` if it has neither ``input_ids`` nor ``inputs_embeds``."""
+        tokens = self._argument("input_ids", args, kwargs)
+        if tokens is None:
+            tokens = self._argument("inputs_embeds", args, kwargs)
+        if tokens is None or tokens.dim() < 2:
+            return None
+        batch, new = tokens.shape[:2]
+        past = self._past(self._argument("past_key_values", args, kwargs), new)
+        return Reading(new, past, batch, self._kept(args, kwargs, new))
+
+    def _argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        position = self._position.get(name, len(args))
+        return args[position] if position < len(args) else None
+
+    def _kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], new: int) -> int | None:
+        """Positions that the head runs for; 0 means all, as in transformers."""
+        if not self._keeps_logits:
+            return None
+        kept = self._argument("logits_to_keep", args, kwargs)
+        if isinstance(kept, torch.Tensor):
+            return kept.numel()
+        return min(int(kept), new) if kept else None
+
+    def _past(self, cache: Any, new: int) -> int:
+        """Tokens that the cache holds."""
+        if cache is None:
+            return 0
+        length = cache.get_seq_length()
+        if not isinstance(length, torch.Tensor):
+            return int(length)
+        known = self._static.get(cache)
+        if known is None or new > 1:
+            known = int(length)
+        self._static[cache] = known + new
+        return known
