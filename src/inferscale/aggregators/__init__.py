@@ -6,13 +6,14 @@ then to the earliest; of the group the best-scored member is reported, the earli
 """
 
 from ._aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
-from ._voting import SameAnswer, StepReduction, group_answers
+from ._voting import Normalize, SameAnswer, StepReduction, group_answers
 
 __all__ = [
     "BestOfN",
     "BordaVote",
     "ConfidenceVote",
     "MajorityVote",
+    "Normalize",
     "Oracle",
     "SameAnswer",
     "StepReduction",

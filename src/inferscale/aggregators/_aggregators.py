@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from inferscale.answers import normalize_answer
 from inferscale.answers import same_answer as _same_answer
 from inferscale.base import Aggregator
 from inferscale.tree import Trajectory
 
 from ._voting import (
+    Normalize,
     SameAnswer,
     StepReduction,
     as_weights,
@@ -32,12 +34,14 @@ class MajorityVote(Aggregator):
         weighted: Whether a trajectory counts by its score (which must be 0 or more) instead of by 1.
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
-            of each group; ``None`` compares normal forms alone (`answers.normalize_answer`).
+            of each group; ``None`` compares normal forms alone.
+        normalize: Gives an answer's normal form; ``str`` compares answers as they are written.
     """
 
     weighted: bool = False
     reduction: StepReduction | None = None
     same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
 
     @property
     def needs_scores(self) -> bool:
@@ -51,7 +55,7 @@ class MajorityVote(Aggregator):
             ValueError: If there is none, or scores are needed and missing, negative (weighted) or not finite.
         """
         scores = known_scores(self, trajectories, self.reduction)
-        return vote(trajectories, self._weights(trajectories, scores), scores, self.same_answer)
+        return vote(trajectories, self._weights(trajectories, scores), scores, (self.same_answer, self.normalize))
 
     def _weights(self, trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> Mapping[int, float]:
         return as_weights(self, scores) if self.weighted else dict.fromkeys(range(len(trajectories)), 1.0)
@@ -93,11 +97,13 @@ class BordaVote(Aggregator):
         p: The exponent, 0 or more.
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
     """
 
     p: float = 0.5
     reduction: StepReduction | None = None
     same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.p) and self.p >= 0):
@@ -118,7 +124,7 @@ class BordaVote(Aggregator):
         voters = [i for i in scores if trajectories[i].answer is not None]
         ranked = sorted(voters, key=scores.__getitem__, reverse=True)
         weights = {i: float(len(voters) - rank) ** self.p for rank, i in enumerate(ranked)}
-        return vote(trajectories, weights, scores, self.same_answer)
+        return vote(trajectories, weights, scores, (self.same_answer, self.normalize))
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,12 @@ class ConfidenceVote(Aggregator):
         over: Confidence of a trajectory from those of its steps: their ``"mean"`` over tokens, ``"min"`` or
             ``"last"``.
         same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
     """
 
     over: Literal["mean", "min", "last"] = "mean"
     same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
 
     def __post_init__(self) -> None:
         if self.over not in ("mean", "min", "last"):
@@ -151,7 +159,7 @@ class ConfidenceVote(Aggregator):
         weights = as_weights(self, {i: confidence for i, confidence in known if confidence is not None})
         if not weights:
             raise ValueError(f"{self!r} found no confidence: use a generator that reports it, or MajorityVote()")
-        return vote(trajectories, weights, weights, self.same_answer)
+        return vote(trajectories, weights, weights, (self.same_answer, self.normalize))
 
     def _confidence(self, trajectory: Trajectory) -> float | None:
         """Confidence of the whole, ``None`` unless all steps have one."""
@@ -196,6 +204,7 @@ def answer_weights(
     weighted: bool = False,
     reduction: StepReduction | None = None,
     same_answer: SameAnswer | None = None,
+    normalize: Normalize = normalize_answer,
 ) -> dict[str, float]:
     """Total weight of each answer, in order of first appearance; abstentions are left out.
 
@@ -204,6 +213,7 @@ def answer_weights(
         weighted: Whether a trajectory counts by its score instead of by 1.
         reduction: As in `MajorityVote`.
         same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
 
     Returns:
         The first answer of each group as it was written, with the group's weight; empty if all abstain.
@@ -215,5 +225,7 @@ def answer_weights(
         return {}
     majority = MajorityVote(weighted, reduction, same_answer)
     weights = majority._weights(trajectories, known_scores(majority, trajectories, reduction))
-    groups = group_answers((t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer)
+    groups = group_answers(
+        (t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer, normalize
+    )
     return {str(trajectories[group[0]].answer): math.fsum(weights[i] for i in group) for group in groups}

@@ -14,11 +14,16 @@ from inferscale.tree import Trajectory
 SameAnswer: TypeAlias = Callable[[str, str], bool]
 """Tells whether two answers are the same; it need be neither symmetric nor transitive."""
 
+Normalize: TypeAlias = Callable[[str], str]
+"""Gives an answer's normal form: answers with one normal form are the same."""
+
 StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
 """A named reduction of step scores, or a function of them (which may see scores outside [0, 1])."""
 
 
-def group_answers(answers: Iterable[str | None], same_answer: SameAnswer | None = None) -> list[list[int]]:
+def group_answers(
+    answers: Iterable[str | None], same_answer: SameAnswer | None = None, normalize: Normalize = normalize_answer
+) -> list[list[int]]:
     """Positions of equal answers, groups and members in order of appearance; ``None`` is in no group.
 
     An answer joins the group that holds its normal form, else the first one whose first answer `same_answer`
@@ -26,7 +31,8 @@ def group_answers(answers: Iterable[str | None], same_answer: SameAnswer | None 
 
     Args:
         answers: The answers.
-        same_answer: Tried both ways round; ``None`` compares normal forms alone (`answers.normalize_answer`).
+        same_answer: Tried both ways round; ``None`` compares normal forms alone.
+        normalize: Gives the normal form; ``str`` compares answers as they are written.
     """
     groups: list[list[int]] = []
     firsts: list[str] = []
@@ -34,7 +40,7 @@ def group_answers(answers: Iterable[str | None], same_answer: SameAnswer | None 
     for position, answer in enumerate(answers):
         if answer is None:
             continue
-        form = normalize_answer(answer)
+        form = normalize(answer)
         group = group_of_form.get(form)
         if group is None and same_answer is not None:
             known = zip(firsts, groups, strict=True)
@@ -52,7 +58,7 @@ def vote(
     trajectories: Sequence[Trajectory],
     weights: Mapping[int, float],
     scores: Mapping[int, float],
-    same_answer: SameAnswer | None,
+    grouping: tuple[SameAnswer | None, Normalize],
 ) -> Trajectory:
     """The best-scored trajectory of the group with the greatest weight.
 
@@ -60,9 +66,9 @@ def vote(
         trajectories: At least one.
         weights: By position; a trajectory without a weight or an answer abstains.
         scores: By position; they break ties between groups if all voters have one.
-        same_answer: See `group_answers`.
+        grouping: The last two arguments of `group_answers`.
     """
-    groups = group_answers((t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer)
+    groups = group_answers((t.answer if i in weights else None for i, t in enumerate(trajectories)), *grouping)
     if not groups:
         return trajectories[best(candidates(trajectories, scores), scores)]
     use_scores = all(i in scores for group in groups for i in group)

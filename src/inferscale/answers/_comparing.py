@@ -25,10 +25,13 @@ _SCALED = re.compile(
     rf"([-+]?)\s*({_DECIMAL})(?:e([-+]?\d+))?(?:\s*/\s*([-+]?)\s*({_DECIMAL}))?(?![\d.,/:^])(.*)", re.IGNORECASE
 )
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.,/:^])(.*)")
-_NOT_UNITS = r"(?:pi|and|or|to|times|plus|minus|over|choose|mod|sqrt|sin|cos|tan|log|ln|exp|am|pm|a\.m|p\.m|o'clock)\b"
+_NOT_UNITS = (  # words that make a formula, a time or a sentence of what follows a number
+    r"(?:pi|and|or|to|times|plus|minus|over|choose|mod|sqrt|sin|cos|tan|log|ln|exp|am|pm|a\.m|p\.m|o'clock"
+    r"|is|are|was|were|has|have|can|cannot|could|does|did|not|no|if|than|but|because|with|from)\b"
+)
 _UNIT = re.compile(
     r"\s*(?:\\?%|°|[€£¥₹$]|[kcm]m|[km]g|ml|km/h|mph|ft|lbs?|oz|hrs?|mins?|secs?"
-    rf"|(?<=\s)(?!{_NOT_UNITS})[a-z]{{2}}[a-z.'/ -]*)(?:\^\{{?[23]\}}?|[²³])?\.?",
+    rf"|(?=\s+[a-z]{{2}})(?:\s+(?!{_NOT_UNITS})[a-z][a-z.'/-]*){{1,4}})(?:\^\{{?[23]\}}?|[²³])?\.?",
     re.IGNORECASE,
 )
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -43,10 +46,10 @@ def same_answer(first: str, second: str) -> bool:
 def normalize_answer(answer: str) -> str:
     r"""The normal form of `answer`: a number as an exact one, any other text without markup.
 
-    Numbers lose thousands commas, currency, units, leading and trailing zeros: ``"$1,250.50"`` is ``"1250.5"``,
-    ``"5 apples"`` is ``"5"``, ``"\frac{2}{4}"`` is ``"0.5"``, ``"2/6"`` is ``"1/3"``. A percent sign is a unit, as in
-    the golds of GSM8K and MATH: ``"5%"`` is ``"5"`` and ``"10%"`` is not ``"0.1"``. There is no tolerance (it would
-    not be transitive): ``"0.33"`` is not ``"1/3"``. Exponents beyond 308 are texts.
+    Numbers lose thousands commas, currency, leading and trailing zeros and units of up to four words:
+    ``"$1,250.50"`` is ``"1250.5"``, ``"5 apples"`` is ``"5"``, ``"\frac{2}{4}"`` is ``"0.5"``, ``"2/6"`` is ``"1/3"``.
+    A percent sign is a unit, as in the golds of GSM8K and MATH: ``"5%"`` is ``"5"`` and ``"10%"`` is not ``"0.1"``.
+    There is no tolerance (it would not be transitive): ``"0.33"`` is not ``"1/3"``. Exponents beyond 308 are texts.
 
     Other texts lose LaTeX markup, a leading ``x =``, outer parentheses around one item, spaces beside punctuation
     and letter case. Texts beyond `MAX_ANSWER_CHARS` characters come back as they are.
@@ -80,7 +83,7 @@ def _without_markup(answer: str) -> str:
     text = re.sub(r"\s*\^\{?\\circ\}?|\\degree", "°", text)
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = _WRAPPERS.sub(r" \1 ", _UNIT_BOX.sub("", text)).strip()
-    text = re.sub(r"^[A-Za-z]\s*=(?!=)\s*", "", text.rstrip(".,;:!? ")).strip()
+    text = re.sub(r"^[A-Za-z]\s*=(?!=)\s*", "", text.rstrip(".,;:? ")).strip()
     inside = re.fullmatch(r"\(([^(),]*)\)", text)
     return text if inside is None else inside[1].strip()
 
