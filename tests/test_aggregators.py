@@ -1,0 +1,293 @@
+"""The voting rule: vectors, permutations, equivalences, and the reduction that is configured."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inferscale.aggregators import (
+    BestOfN,
+    BordaVote,
+    ConfidenceVote,
+    MajorityVote,
+    Oracle,
+    answer_weights,
+    group_answers,
+)
+from inferscale.functional import majority_vote
+from inferscale.tree import Problem, Step, Trajectory
+
+PROBLEM = Problem("q", answer="5")
+
+
+def path(answer, score=None, step_scores=None, confidences=(None,), text=None, tokens=1):
+    steps = tuple(
+        Step(text or f"{answer}", tuple(range(tokens)), confidence=c, finish_reason="eos") for c in confidences
+    )
+    return Trajectory(PROBLEM, steps, step_scores, answer, score)
+
+
+def paths(answers, scores=None):
+    return [path(a, s) for a, s in zip(answers, scores or [None] * len(answers), strict=True)]
+
+
+ALL = [MajorityVote(), MajorityVote(weighted=True), BestOfN(), BordaVote(), ConfidenceVote(), Oracle()]
+
+
+@pytest.mark.parametrize("aggregator", ALL, ids=repr)
+def test_no_trajectories_is_a_clear_error(aggregator):
+    with pytest.raises(ValueError, match="no trajectories"):
+        aggregator.select([])
+
+
+def test_known_votes():
+    assert MajorityVote().select(paths(["a", "b", "b", "a", None, None, None])).answer == "a"
+    assert MajorityVote().select(paths([None, None, None, "5", "5"])).answer == "5"
+    three = paths(["a", "b", "b"], [0.6, 0.3, 0.35])
+    assert MajorityVote().select(three) is three[2]  # b, its best-scored member
+    assert MajorityVote(weighted=True).select(three) is three[2]
+    assert BestOfN().select(three) is three[0]
+    assert MajorityVote(weighted=True).select(paths(["a", "b", "b"], [0.7, 0.3, 0.35])).answer == "a"
+
+
+def test_ties_go_to_the_greater_sum_of_scores_and_then_to_the_earliest():
+    tied = paths(["a", "b", "b", "a"], [0.1, 0.3, 0.2, 0.1])
+    assert MajorityVote().select(tied) is tied[1]
+    same = paths(["a", "b", "b", "a"], [0.1, 0.2, 0.1, 0.2])
+    assert MajorityVote().select(same) is same[3]  # a came first; its second member scores best
+    members = paths(["a", "a"], [0.2, 0.2])
+    assert MajorityVote().select(members) is members[0]
+    assert BestOfN().select(members) is members[0]
+    exact = paths(["a", "b", "b", "b"], [0.6, 0.1, 0.2, 0.3])
+    assert MajorityVote(weighted=True).select(exact).answer == "a"  # 0.1 + 0.2 + 0.3 == 0.6, summed exactly
+
+
+@pytest.mark.parametrize("aggregator", [MajorityVote(), MajorityVote(weighted=True), BestOfN(), BordaVote()], ids=repr)
+def test_an_abstention_never_wins_unless_all_abstain(aggregator):
+    mixed = paths([None, None, "c", None], [0.9, 0.9, 0.1, 0.9])
+    assert aggregator.select(mixed) is mixed[2]
+    nobody = paths([None, None, None], [0.1, 0.9, 0.9])
+    assert aggregator.select(nobody) is nobody[1]  # the best-scored, the earliest on ties
+
+
+def test_without_scores_all_abstaining_gives_the_first():
+    nobody = paths([None, None])
+    assert MajorityVote().select(nobody) is nobody[0]
+
+
+def test_a_missing_score_abstains_where_scores_are_read_and_breaks_no_ties_elsewhere():
+    some = paths(["a", "a", "b"], [None, None, 0.2])
+    assert MajorityVote(weighted=True).select(some).answer == "b"
+    assert BestOfN().select(some).answer == "b"
+    assert BordaVote().select(some).answer == "b"
+    assert MajorityVote().select(some).answer == "a"
+    tied = paths(["a", "b"], [None, 0.9])
+    assert MajorityVote().select(tied).answer == "a"  # not all have scores, so the earliest wins
+    assert answer_weights(some, weighted=True) == {"b": 0.2}
+
+
+@pytest.mark.parametrize("aggregator", [MajorityVote(weighted=True), BestOfN(), BordaVote()], ids=repr)
+def test_aggregators_that_read_scores_say_so(aggregator):
+    assert aggregator.needs_scores
+    with pytest.raises(ValueError, match="pass reward_model="):
+        aggregator.select(paths(["a", "b"]))
+    with pytest.raises(ValueError, match="finite"):
+        aggregator.select(paths(["a", "b"], [0.5, math.nan]))
+
+
+def test_scores_that_cannot_be_weights_are_refused():
+    with pytest.raises(ValueError, match=r"0 or more, got -0.4"):
+        MajorityVote(weighted=True).select(paths(["a", "b"], [0.5, -0.4]))
+    with pytest.raises(ValueError, match=r"0 or more, got -0.4"):
+        answer_weights(paths(["a", "b"], [0.5, -0.4]), weighted=True)
+    assert MajorityVote().select(paths(["a", "b"], [-0.5, -0.4])).answer == "b"
+    assert BordaVote().select(paths(["a", "b"], [-0.5, -0.4])).answer == "b"
+
+
+def test_the_plain_votes_need_no_scores():
+    assert not MajorityVote().needs_scores
+    assert not ConfidenceVote().needs_scores
+    assert not Oracle().needs_scores
+
+
+# --- the configured reduction is the one used
+
+STEPPED = [path("a", 0.9, (0.3, 0.9)), path("b", 0.6, (0.8, 0.6)), path("c", 0.5, (0.95, 0.65))]
+
+
+@pytest.mark.parametrize(
+    "make", [BestOfN, lambda r: MajorityVote(weighted=True, reduction=r), lambda r: BordaVote(9.0, r)]
+)
+@pytest.mark.parametrize(
+    ("reduction", "winner"),
+    [(None, "a"), ("last", "a"), ("min", "c"), ("prod", "c"), ("mean", "c"), (lambda s: -abs(s[0] - 0.8) + 1, "b")],
+)
+def test_the_reduction_decides_the_winner(make, reduction, winner):
+    assert make(reduction).select(STEPPED).answer == winner
+
+
+def test_reductions_differ_from_each_other_and_from_the_stored_score():
+    stepped = [path("a", 0.0, (0.1, 0.9)), path("b", 0.0, (0.6, 0.6)), path("c", 0.1, (0.5, 0.5, 0.89))]
+    winners = {r: BestOfN(r).select(stepped).answer for r in (None, "last", "min", "mean")}
+    assert winners == {None: "c", "last": "a", "min": "b", "mean": "c"}
+    assert MajorityVote(reduction="min").select(stepped).answer == "b"  # ties follow it too
+    assert MajorityVote(reduction="last").select(stepped).answer == "a"
+    weights = answer_weights(stepped, weighted=True, reduction="last")
+    assert weights == {"a": 0.9, "b": 0.6, "c": 0.89}
+
+
+def test_a_reduction_needs_step_scores():
+    assert MajorityVote(reduction="min").needs_scores
+    for aggregator in (BestOfN("min"), MajorityVote(weighted=True, reduction="min"), MajorityVote(reduction="min")):
+        with pytest.raises(ValueError, match="ProcessRewardModel"):
+            aggregator.select(paths(["a"], [0.5]))
+    with pytest.raises(ValueError, match="check_range=False"):
+        BestOfN("prod").select([path("a", 1.0, (2.0, 3.0))])
+    assert BestOfN(math.prod).select([path("a", 1.0, (2.0, 3.0)), path("b", 1.0, (7.0,))]).answer == "b"
+
+
+# --- equivalence
+
+
+def test_answers_with_one_normal_form_vote_together():
+    votes = paths(["6", "20.50", "$20.5", "6"], None) + paths([r"\frac{41}{2}"])
+    assert MajorityVote().select(votes) is votes[1]
+    assert answer_weights(votes) == {"6": 2.0, "20.50": 3.0}
+    assert MajorityVote(normalize=str).select(votes).answer == "6"
+    assert answer_weights(votes, normalize=str) == {"6": 2.0, "20.50": 1.0, "$20.5": 1.0, r"\frac{41}{2}": 1.0}
+
+
+def test_whole_chains_with_one_answer_vote_together():
+    chains = [path("5", text="… so 5."), path("7", text="So 7."), path("5", text="Hence, 5.")]
+    assert MajorityVote().select(chains).answer == "5"
+
+
+def test_a_predicate_may_be_asymmetric():
+    def accepts(first, second):
+        return (first, second) == ("x>5", "(5,oo)")  # true this way round only
+
+    assert not accepts("(5,oo)", "x>5")
+    for answers in (["0", "x>5", "(5,oo)"], ["0", "(5,oo)", "x>5"]):
+        assert group_answers(answers, accepts) == [[0], [1, 2]]
+        assert MajorityVote(same_answer=accepts).select(paths(answers)).answer == answers[1]
+
+
+def test_a_predicate_need_not_be_transitive():
+    def near(first, second):
+        return abs(float(first) - float(second)) <= 1
+
+    # compared with the first member of each group, in order: 2 is near 1; 3 is near 2 but not near 1
+    assert group_answers(["1", "2", "3"], near) == [[0, 1], [2]]
+    assert group_answers(["2", "1", "3"], near) == [[0, 1, 2]]
+    # the normal form comes first: a second "2" stays with the first one although 3 would accept it too
+    assert group_answers(["3", "1", "2", "2.0"], near) == [[0, 2, 3], [1]]
+    assert group_answers(["1", None, "2", "3"], near) == [[0, 2], [3]]
+
+
+def test_the_predicate_is_asked_once_for_each_normal_form_and_group():
+    asked = []
+
+    def never(first, second):
+        asked.append((first, second))
+        return False
+
+    group_answers(["1", "2"] * 50, never)
+    assert asked == [("2", "1"), ("1", "2")]
+
+
+# --- the other votes
+
+
+def test_borda_weights_by_hand():
+    votes = paths(["a", "b", "b", None, "c"], [0.9, 0.5, 0.4, 1.0, 0.1])  # ranks 1 2 3 - 4: weights 4 3 2 - 1
+    assert BordaVote(p=1).select(votes).answer == "b"  # 5 against 4
+    assert BordaVote(p=2).select(votes).answer == "a"  # 13 against 16
+    assert BordaVote(p=0).select(votes).answer == MajorityVote().select(votes).answer == "b"
+    ties = paths(["a", "b"], [0.5, 0.5])
+    assert BordaVote(p=1).select(ties).answer == "a"
+    for p in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="p must be 0 or more"):
+            BordaVote(p=p)
+
+
+def test_confidence_votes():
+    votes = [path("a", confidences=(9.0,)), path("b", confidences=(4.0,)), path("b", confidences=(4.0,))]
+    assert MajorityVote().select(votes).answer == "b"
+    assert ConfidenceVote().select(votes) is votes[0]
+    dipping = [path("a", confidences=(9.0, 1.0)), path("b", confidences=(3.0, 3.0))]
+    assert ConfidenceVote("mean").select(dipping).answer == "a"
+    assert ConfidenceVote("min").select(dipping).answer == "b"
+    assert ConfidenceVote("last").select(dipping).answer == "b"
+    unknown = [path("a", confidences=(9.0, None)), path("b", confidences=(0.5,))]
+    assert ConfidenceVote().select(unknown).answer == "b"
+    with pytest.raises(ValueError, match="no confidence"):
+        ConfidenceVote().select(paths(["a"]))
+    with pytest.raises(ValueError, match="0 or more"):
+        ConfidenceVote().select([path("a", confidences=(-1.0,))])
+    with pytest.raises(ValueError, match="over must be"):
+        ConfidenceVote("max")
+
+
+def test_the_mean_confidence_is_over_tokens():
+    long = Step("x", tuple(range(9)), confidence=1.0)
+    short = Step("y", (1,), confidence=11.0, finish_reason="eos")
+    votes = [Trajectory(PROBLEM, (long, short), answer="a"), path("b", confidences=(2.5,))]
+    assert ConfidenceVote().select(votes).answer == "b"  # (9 * 1 + 11) / 10 = 2 against 2.5; over steps it were 6
+
+
+def test_the_oracle_finds_a_correct_answer_and_falls_back_to_the_first():
+    votes = paths([None, "4", "5.0", "5"])
+    assert Oracle().select(votes) is votes[2]
+    assert Oracle(grade=lambda answer, gold: answer == gold).select(votes) is votes[3]
+    assert Oracle().select(votes[:2]) is votes[1]
+    assert Oracle().select(votes[:1]) is votes[0]
+    with pytest.raises(ValueError, match="gold answer"):
+        Oracle().select([Trajectory(Problem("q"), (), answer="5")])
+
+
+# --- properties
+
+rows = st.lists(
+    st.tuples(st.sampled_from([None, "a", "b", "c"]), st.integers(0, 6).map(lambda i: i / 10)), min_size=1, max_size=12
+)
+
+
+@given(rows, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_votes_agree_with_the_arithmetic_and_with_the_table_of_weights(row, weighted):
+    votes = paths([answer for answer, _ in row], [score for _, score in row])
+    chosen = MajorityVote(weighted).select(votes)
+    ids = [-1 if answer is None else "abc".index(answer) for answer, _ in row]
+    scores = [score for _, score in row]
+    winner = int(majority_vote(ids, scores if weighted else None, scores))
+    assert chosen.answer == (None if winner < 0 else "abc"[winner])
+    weights = answer_weights(votes, weighted)
+    assert list(weights) == list(dict.fromkeys(a for a, _ in row if a is not None))
+    assert all(weights[a] == math.fsum(s if weighted else 1 for b, s in row if b == a) for a in weights)
+    assert chosen.answer is None or weights[chosen.answer] == max(weights.values())
+    best = [v for v in votes if v.answer == chosen.answer]
+    assert chosen is max(best, key=lambda v: v.score)
+
+
+@given(rows, st.randoms(), st.sampled_from([MajorityVote(), MajorityVote(weighted=True)]))
+@settings(max_examples=100, deadline=None)
+def test_a_shuffle_that_keeps_the_first_members_in_order_keeps_the_winner(row, random, aggregator):
+    """Ties must not depend on which answer reached the maximum first."""
+    answered = list(dict.fromkeys(row))
+    firsts = [next(r for r in answered if r[0] == a) for a in dict.fromkeys(a for a, _ in row)]
+    rest = list(row)
+    for first in firsts:
+        rest.remove(first)
+    shuffled = firsts + random.sample(rest, len(rest))
+    before = aggregator.select(paths(*zip(*row, strict=True)))
+    after = aggregator.select(paths(*zip(*shuffled, strict=True)))
+    assert (before.answer, before.score) == (after.answer, after.score)
+
+
+def test_aggregators_are_values():
+    assert MajorityVote() == MajorityVote(weighted=False)
+    assert hash(BestOfN("min")) == hash(BestOfN("min"))
+    assert repr(Oracle()) == "Oracle()"
+    assert repr(MajorityVote()) == "MajorityVote(weighted=False, reduction=None, same_answer=None)"
+    assert answer_weights([]) == answer_weights(paths([None])) == {}
