@@ -48,7 +48,7 @@ def test_rows_of_your_own(tmp_path):
     file = written(tmp_path / "mine.jsonl", [{"body": "Why?\n", "gold": 4.0}, {"body": "Who?", "gold": "me"}])
     problems = load_problems("jsonl", file, fields={"question": "body", "answer": "gold"}, style="plain")
     assert [(p.prompt, p.answer, p.id) for p in problems] == [("Why?\n", "4", "0"), ("Who?", "me", "1")]
-    with pytest.raises(ValueError, match="row 0 of .* has no field 'question': it has body, gold; give fields="):
+    with pytest.raises(ValueError, match=r"row 0 of .* has no field 'question': it has body, gold; give fields="):
         load_problems("jsonl", file)
     with pytest.raises(ValueError, match="no field 'id2'"):
         load_problems("jsonl", file, fields={"question": "body", "answer": "gold", "id": "id2"})
@@ -72,7 +72,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"bad\.jsonl, line 2 is not JSON"):
         read_rows(tmp_path / "bad.jsonl")
     (tmp_path / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="row 0 .* is not an object"):
+    with pytest.raises(ValueError, match=r"row 0 .* is not an object"):
         read_rows(tmp_path / "list.jsonl")
     with pytest.raises(ValueError, match="unknown data set 'gsm'"):
         load_problems("gsm")
