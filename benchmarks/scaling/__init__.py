@@ -1,0 +1,1 @@
+"""The scaling study on the embedded models: ``python -m benchmarks.scaling run`` and ``report``."""

@@ -1,0 +1,48 @@
+"""Command line of the study.
+
+``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from inferscale import zoo
+
+from .cells import cells, sensitivity_cells
+from .measure import read, run_all
+from .report import report
+
+
+def main() -> None:
+    """Runs or reports."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("what", choices=("run", "sensitivity", "report"))
+    parser.add_argument("--policies", nargs="+", default=["policy-xs", "policy-s", "policy-m"])
+    parser.add_argument("--reward", default="prm-s")
+    parser.add_argument("--problems", type=int, default=500, help="of the 500 test problems")
+    parser.add_argument("--split", choices=("test", "dev"), default="test")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--widths", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--reduction", default="last", help="of step scores, in the report")
+    parser.add_argument("--records", type=Path, default=Path("runs/scaling/records.jsonl"))
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--progress", action="store_true")
+    options = parser.parse_args()
+    if options.what == "report":
+        print("\n".join(report(read(options.records), options.reduction)))
+        return
+    import torch
+
+    torch.set_num_threads(options.threads)
+    problems = zoo.problems(options.split)[: options.problems]
+    if options.what == "run":
+        chosen = cells(options.policies, options.reward, options.seeds, options.widths)
+    else:
+        chosen = sensitivity_cells(options.policies[0], options.reward, options.seeds, 16)
+    run_all(chosen, problems, options.records, options.progress)
+
+
+if __name__ == "__main__":
+    main()

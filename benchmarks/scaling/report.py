@@ -1,0 +1,195 @@
+"""Tables of the study from its records: means over problems and seeds, standard errors over problems."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from inferscale.scaling import estimate_voting_limit
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+Records = Sequence[dict[str, Any]]
+Floats = NDArray[np.float64]
+
+
+def pick(records: Records, **wanted: Any) -> list[dict[str, Any]]:
+    """Records whose fields have the wanted values."""
+    return [r for r in records if all(r[name] == value for name, value in wanted.items())]
+
+
+def mean_and_error(values: Floats) -> tuple[float, float]:
+    """Mean over problems of each problem's mean over seeds, and its standard error over problems.
+
+    Args:
+        values: `[seeds, problems]`.
+    """
+    by_problem = values.mean(axis=0)
+    return float(by_problem.mean()), float(by_problem.std(ddof=1) / math.sqrt(len(by_problem)))
+
+
+def shown(values: Floats) -> str:
+    """Percent with standard error."""
+    mean, error = mean_and_error(values)
+    return f"{100 * mean:.1f} ± {100 * error:.1f}"
+
+
+def sample_curves(record: dict[str, Any], reduction: str) -> dict[str, dict[int, Floats]]:
+    """Expected correctness of each problem at each size, from the record's samples (unbiased estimators)."""
+    samples = record["samples"]
+    answers = np.array([answer_ids(s["answers"]) for s in samples])
+    right = np.array([s["right"] for s in samples])
+    scores = np.array([s["scores"][reduction] for s in samples])
+    rng = np.random.default_rng(0)
+    curves: dict[str, dict[int, Floats]] = defaultdict(dict)
+    for k in (k for k in SIZES if k <= answers.shape[1]):
+        curves["coverage"][k] = np.asarray(pass_at_k(right, k))
+        curves["majority"][k] = np.asarray(majority_at_k(answers, right, k))
+        curves["weighted"][k] = np.asarray(weighted_majority_at_k(answers, right, k, weights=scores, rng=rng)[0])
+        masked = np.where(answers >= 0, scores, scores.min() - 1.0)
+        curves["best-of-n"][k] = np.asarray(best_of_k(masked, right, k))
+    return curves
+
+
+def costs(records: Records, k: int | None = None) -> tuple[float, float, float]:
+    """Mean tokens, policy MFLOPs and reward MFLOPs of a problem; for `k` of n samples, in proportion."""
+    share = 1.0 if k is None else k / records[0]["n"]
+    tokens = np.mean([r["tokens"] for r in records]) * share
+    policy = np.mean([r["policy_flops"] for r in records]) * share / 1e6
+    reward = np.mean([r["reward_flops"] for r in records]) * share / 1e6
+    return float(tokens), float(policy), float(reward)
+
+
+def sampling_table(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
+    """Markdown rows: votes over n samples."""
+    runs = pick(records, policy=policy, reward=reward, strategy="RepeatedSampling", n=64)
+    if not runs:
+        return []
+    curves = [sample_curves(r, reduction) for r in runs]
+    lines = [
+        f"| n | tokens | policy MFLOPs | + reward | coverage | majority | weighted ({reduction}) | best of n ({reduction}) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for k in SIZES:
+        tokens, base, extra = costs(runs, k)
+        cells = [
+            shown(np.array([c[name][k] for c in curves])) for name in ("coverage", "majority", "weighted", "best-of-n")
+        ]
+        lines.append(f"| {k} | {tokens:,.0f} | {base:.1f} | {base + extra:.1f} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def search_table(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
+    """Markdown rows: beam search, DVTS and REBASE at each width."""
+    lines = [
+        f"| strategy | n | tokens | policy MFLOPs | + reward | majority | weighted ({reduction}) | best of n ({reduction}) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for strategy in ("BeamSearch", "DVTS", "REBASE"):
+        found = pick(records, policy=policy, reward=reward, strategy=strategy)
+        found = [r for r in found if r["softmax_temperature"] in (None, 0.1)]
+        for n in sorted({r["n"] for r in found}):
+            runs = pick(found, n=n)
+            tokens, base, extra = costs(runs)
+            names = ("majority", f"weighted {reduction}", f"best-of-n {reduction}")
+            cells = [shown(np.array([r["votes"][name] for r in runs], dtype=float)) for name in names]
+            lines.append(
+                f"| {strategy} | {n} | {tokens:,.0f} | {base:.1f} | {base + extra:.1f} | " + " | ".join(cells) + " |"
+            )
+    return lines if len(lines) > 2 else []
+
+
+def paired_test(first: Floats, second: Floats, resamples: int = 10_000) -> tuple[float, float, float, float]:
+    """Mean difference, its 95 % interval and the two-sided p-value of a paired bootstrap over problems.
+
+    Args:
+        first: `[problems]` correctness (or its expectation).
+        second: `[problems]` the same problems.
+        resamples: Bootstrap draws.
+    """
+    difference = first - second
+    rng = np.random.default_rng(0)
+    draws = rng.choice(difference, size=(resamples, len(difference))).mean(axis=1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    p = 2 * min((draws <= 0).mean(), (draws >= 0).mean())
+    return float(difference.mean()), float(low), float(high), float(max(p, 1 / resamples))
+
+
+def answer_ids(answers: Sequence[str | None]) -> list[int]:
+    """Answers as numbers in order of appearance, -1 for an abstention."""
+    names: dict[str, int] = {}
+    return [-1 if answer is None else names.setdefault(answer, len(names)) for answer in answers]
+
+
+def saturation(records: Records, policy: str, reward: str) -> list[str]:
+    """The measured majority vote beside the limit read from the answers of all seeds together (Theorem 1)."""
+    runs = pick(records, policy=policy, reward=reward, strategy="RepeatedSampling", n=64)
+    if not runs:
+        return []
+    pooled = [[answer for run in runs for answer in run["samples"][i]["answers"]] for i in range(runs[0]["problems"])]
+    golds = []
+    for i, answers in enumerate(pooled):
+        right = [flag for run in runs for flag in run["samples"][i]["right"]]
+        golds.append(next((n for n, flag in zip(answer_ids(answers), right, strict=True) if flag), -2))
+    ids = [answer_ids(answers) for answers in pooled]
+    limit, low, high = estimate_voting_limit(ids, golds, np.random.default_rng(0), resamples=200)
+    at_64 = np.array([sample_curves(r, "last")["majority"][64] for r in runs])
+    return [
+        f"Majority vote at n = 64: {shown(at_64)} %; limit of Theorem 1 from {64 * len(runs)} samples: "
+        f"{100 * limit:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})."
+    ]
+
+
+def grouped(records: Records, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[dict[str, Any]]]:
+    """Records by key, in order of appearance."""
+    groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        groups[key(record)].append(record)
+    return dict(groups)
+
+
+def sensitivity_tables(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
+    """REBASE against T_b, and against the checker with noise."""
+    lines: list[str] = []
+    sweep = pick(records, policy=policy, reward=reward, strategy="REBASE", n=16)
+    if len({r["softmax_temperature"] for r in sweep}) > 1:
+        lines += ["", f"| T_b | REBASE 16, majority | weighted ({reduction}) |", "|---|---|---|"]
+        for temperature, runs in sorted(grouped(sweep, lambda r: r["softmax_temperature"]).items()):
+            lines.append(f"| {temperature} | {_vote(runs, 'majority')} | {_vote(runs, f'weighted {reduction}')} |")
+    noisy = [r for r in records if r["policy"] == policy and r["reward"].startswith("simulated-")]
+    if noisy:
+        lines += ["", "| AUC | sampling 16, majority | weighted (prod) | REBASE 16, weighted (last) |",
+                  "|---|---|---|---|"]  # fmt: skip
+        for auc, runs in sorted(grouped(noisy, lambda r: r["reward"]).items()):
+            sampling = pick(runs, strategy="RepeatedSampling")
+            search = pick(runs, strategy="REBASE")
+            if sampling and search:
+                lines.append(
+                    f"| {auc.removeprefix('simulated-')} | {_vote(sampling, 'majority')} | "
+                    f"{_vote(sampling, 'weighted prod')} | {_vote(search, 'weighted last')} |"
+                )
+    return lines
+
+
+def _vote(runs: Records, name: str) -> str:
+    return shown(np.array([r["votes"][name] for r in runs], dtype=float))
+
+
+def report(records: Records, reduction: str) -> Iterable[str]:
+    """All tables as markdown."""
+    pairs = dict.fromkeys((r["policy"], r["reward"]) for r in records if not r["reward"].startswith("simulated-"))
+    for policy, reward in pairs:
+        runs = pick(records, policy=policy, reward=reward)
+        seeds = sorted({r["seed"] for r in runs})
+        yield f"\n### {policy}, judged by {reward} ({runs[0]['problems']} problems, seeds {seeds})\n"
+        yield from sampling_table(records, policy, reward, reduction)
+        yield ""
+        yield from search_table(records, policy, reward, reduction)
+        yield from sensitivity_tables(records, policy, reward, reduction)
+        yield ""
+        yield from saturation(records, policy, reward)
