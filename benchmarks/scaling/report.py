@@ -72,7 +72,7 @@ def sampling_table(records: Records, policy: str, reward: str, reduction: str) -
         return []
     curves = [sample_curves(r, reduction) for r in runs]
     lines = [
-        f"| n | tokens | policy MFLOPs | + reward | coverage | majority | weighted | best of n |",
+        "| n | tokens | policy MFLOPs | + reward | coverage | majority | weighted | best of n |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for k in SIZES:
@@ -87,7 +87,7 @@ def sampling_table(records: Records, policy: str, reward: str, reduction: str) -
 def search_table(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
     """Markdown rows: beam search, DVTS and REBASE at each width."""
     lines = [
-        f"| strategy | n | tokens | policy MFLOPs | + reward | majority | weighted | best of n |",
+        "| strategy | n | tokens | policy MFLOPs | + reward | majority | weighted | best of n |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for strategy in ("BeamSearch", "DVTS", "REBASE"):
