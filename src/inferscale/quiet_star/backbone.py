@@ -1,0 +1,175 @@
+"""A causal language model seen from outside: embeddings in, hidden states out, and its own output head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache import new_cache
+
+_ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+_RECURRENT_FIELDS = ("ssm_cfg", "state_size", "mamba_d_state", "conv_L_cache", "linear_key_head_dim")
+
+
+class UnsupportedModelError(ValueError):
+    """The model cannot be wrapped: something about it cannot be done from outside."""
+
+
+class Backbone:
+    """What Quiet-STaR needs of a causal language model; its modeling file is neither subclassed nor patched.
+
+    Attributes:
+        model: The model.
+        decoder: Its part up to the last norm.
+        config: Its text configuration.
+        kinds: What layers attend to, by the names of the configuration's ``layer_types``.
+        window: Positions that a layer with a window sees, itself included; ``None`` if there is no such layer.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.decoder = _decoder_of(model)
+        self.config = model.config.get_text_config()
+        self.kinds = frozenset(getattr(self.config, "layer_types", None) or ())
+        window = getattr(self.config, "sliding_window", None)
+        self.window = window if not self.kinds or "sliding_attention" in self.kinds else None
+        self._takes = frozenset(inspect.signature(self.decoder.forward).parameters)
+        self._cache_name = "cache_params" if "cache_params" in self._takes else "past_key_values"
+        if not {"inputs_embeds", "attention_mask"} <= self._takes:
+            raise UnsupportedModelError(
+                f"{type(self.decoder).__name__}.forward takes no inputs_embeds or no attention_mask: it cannot "
+                "be fed thoughts"
+            )
+        self._head = model.get_output_embeddings()
+        if self._head is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} has no output embeddings: give a causal language model"
+            )
+        self._scale, self._cap = 1.0, None
+        self._fit_head()
+
+    @property
+    def attention_only(self) -> bool:
+        """Whether every layer is softmax attention, as far as the configuration tells."""
+        recurrent = any(getattr(self.config, name, None) for name in _RECURRENT_FIELDS)
+        return not recurrent and self.kinds <= _ATTENTION_KINDS and self._cache_name == "past_key_values"
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether positions can be given; without them a token's place in the cache is its position."""
+        return "position_ids" in self._takes
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation in use, for example ``"sdpa"``."""
+        return str(getattr(self.model.config, "_attn_implementation", "eager") or "eager")
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether gradient checkpointing is on, which rules out a cache."""
+        if not self.model.training:
+            return False
+        return any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input goes."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings as the embedding module gives them, `[..., hidden]`."""
+        embeds: Tensor = self.model.get_input_embeddings()(input_ids)
+        return embeds
+
+    def new_cache(self) -> Any:
+        """An empty cache for `states`."""
+        return new_cache(self.model.config, self.attention_only)
+
+    def states(self, embeds: Tensor, mask: Any = None, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Last hidden states (after the final norm) `[rows, new, hidden]`.
+
+        Args:
+            embeds: Input embeddings of the new tokens, `[rows, new, hidden]`.
+            mask: What the model takes as ``attention_mask``.
+            position_ids: `[rows or 1, new]`; left out where the model takes none.
+            cache: Keys and values of earlier tokens, extended in place; ``None`` for no cache.
+        """
+        options: dict[str, Any] = {"use_cache": cache is not None}
+        if cache is not None:
+            options[self._cache_name] = cache
+        if position_ids is not None and self.takes_positions:
+            options["position_ids"] = position_ids
+        output = self.decoder(inputs_embeds=embeds, attention_mask=mask, **options)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own logits of hidden states, its scale and soft-cap included, `[..., vocabulary]`."""
+        logits: Tensor = self._head(hidden.to(self._head.weight.dtype))  # Mamba keeps its residuals in float32
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
+
+    def _fit_head(self) -> None:
+        """Finds what the model does between its output matrix and its logits, and that embeddings can be fed.
+
+        Raises:
+            UnsupportedModelError: If no scale and soft-cap of the configuration reproduces the model's logits.
+        """
+        config = self.config
+        scaling = getattr(config, "logits_scaling", None)
+        scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        with evaluating(self.model), torch.no_grad():
+            rows = self.model.get_input_embeddings().weight.shape[0]
+            probe = torch.arange(1, 6, device=self.device)[None] * 7 % rows
+            wanted = self.model(input_ids=probe, use_cache=False).logits.double()
+            hidden = self.states(self.embed(probe))
+            for self._scale, self._cap in ((1.0, None), (scale, None), (1.0, cap), (scale, cap)):
+                error = float((self.logits(hidden).double() - wanted).abs().max() / wanted.std())
+                if error < (1e-4 if hidden.dtype in (torch.float32, torch.float64) else 0.1):
+                    return
+        raise UnsupportedModelError(
+            f"the logits of {type(self.model).__name__} cannot be had from its last hidden state (off by {error:.2g} "
+            "standard deviations): its head does more than scale and soft-cap, or its layers read input_ids again"
+        )
+
+
+def _decoder_of(model: Any) -> Any:
+    """The part of the model up to its last norm."""
+    for decoder in (model.get_decoder(), model.base_model, getattr(model, "model", model)):
+        if decoder is not model:
+            return decoder
+    raise UnsupportedModelError(f"{type(model).__name__} names no decoder: its hidden states cannot be asked for")
+
+
+def positions_of(keep: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """Position ids of text, `[rows or 1, length]`: padding in front does not count.
+
+    Args:
+        keep: Which tokens are text, bool `[rows, length]`; ``None`` for all.
+        length: Tokens of a row.
+        device: Where to put them when there is no `keep`.
+    """
+    if keep is None:
+        return torch.arange(length, device=device)[None]
+    return (keep.long().cumsum(dim=1) - 1).clamp_(min=0)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Turns dropout off inside, and back on for a model that is being trained."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,87 @@
+"""The mixing head: how much a thought may change the next-token prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_INIT_STD = 0.02
+
+
+class ThoughtMixingHead(nn.Module):
+    """Gives the weight of the thought for each position: 0 keeps the base prediction, 1 takes the thought's.
+
+    Three linear layers with ReLU between them read the base and the thought hidden state side by side
+    (arXiv:2403.09629, section 4.3). The last layer starts at zero, so an untrained head leaves the base model as it is.
+
+    Differs from the paper: its text puts the weight on the base prediction, its released code on the thought; this is
+    the code's convention.
+
+    Args:
+        hidden_size: Width d of the hidden states.
+        bounded: Pass the weight through tanh, so that it stays between -1 and 1. The published head is unbounded.
+    """
+
+    def __init__(self, hidden_size: int, bounded: bool = False) -> None:
+        super().__init__()
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size={hidden_size}: give the width of the model's hidden states")
+        self.hidden_size = hidden_size
+        self.bounded = bounded
+        self.layers = nn.Sequential(
+            nn.Linear(2 * hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, 1, bias=False),
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=_INIT_STD)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.last.weight)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The last layer, zero in an untrained head."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
+    def flops(self) -> int:
+        """FLOPs for one position: 6 d² + 2 d."""
+        return 6 * self.hidden_size**2 + 2 * self.hidden_size
+
+    def forward(self, base_hidden: Tensor, thought_hidden: Tensor) -> Tensor:
+        """The mixing weight `[..., 1]`.
+
+        Args:
+            base_hidden: Last hidden state at the text token, `[..., hidden]`.
+            thought_hidden: Last hidden state after the thought, `[..., hidden]` (broadcast against the other).
+
+        Raises:
+            ValueError: If a width is not `hidden_size`.
+        """
+        for name, states in (("base_hidden", base_hidden), ("thought_hidden", thought_hidden)):
+            if states.shape[-1] != self.hidden_size:
+                raise ValueError(
+                    f"{name} has shape {tuple(states.shape)}, but this head mixes states of width {self.hidden_size}"
+                )
+        shape = torch.broadcast_shapes(base_hidden.shape, thought_hidden.shape)  # type: ignore[no-untyped-call]
+        pair = torch.cat([base_hidden.expand(shape), thought_hidden.expand(shape)], dim=-1)
+        weight: Tensor = self.layers(pair.to(self.last.weight.dtype))
+        return weight.tanh() if self.bounded else weight
+
+
+def mix(base_hidden: Tensor, thought_hidden: Tensor, mixing_weight: Tensor) -> Tensor:
+    """``(1 - w) * base + w * thought``, in the states' dtype; exactly the base where the weight is 0.
+
+    Args:
+        base_hidden: `[..., hidden]`.
+        thought_hidden: `[..., hidden]`.
+        mixing_weight: `[..., 1]`.
+    """
+    weight = mixing_weight.to(base_hidden.dtype)
+    return (1 - weight) * base_hidden + weight * thought_hidden
