@@ -2,7 +2,9 @@
 
 from .beam import DVTS, BeamSearch, StepwiseGreedy
 from .best_first import BestFirst, DepthFirst
+from .gibbs import ParticleGibbs
 from .mcts import MCTS
+from .particle import ParticleFilter
 from .rebase import REBASE
 from .sampling import Greedy, RepeatedSampling
 
@@ -13,6 +15,8 @@ __all__ = [
     "DepthFirst",
     "Greedy",
     "MCTS",
+    "ParticleFilter",
+    "ParticleGibbs",
     "REBASE",
     "RepeatedSampling",
     "StepwiseGreedy",
