@@ -71,6 +71,12 @@ def test_an_abstention_never_wins_unless_all_abstain(aggregator):
     assert aggregator.select(nobody) is nobody[1]  # the best-scored, the earliest on ties
 
 
+@pytest.mark.parametrize("aggregator", [MajorityVote(weighted=True), BestOfN(), BordaVote()], ids=repr)
+def test_an_answer_without_a_score_still_comes_before_an_abstention(aggregator):
+    mixed = paths([None, "a", "b"], [0.9, None, None])
+    assert aggregator.select(mixed) is mixed[1]
+
+
 def test_without_scores_all_abstaining_gives_the_first():
     nobody = paths([None, None])
     assert MajorityVote().select(nobody) is nobody[0]
@@ -203,6 +209,8 @@ def test_borda_weights_by_hand():
     votes = paths(["a", "b", "b", None, "c"], [0.9, 0.5, 0.4, 1.0, 0.1])  # ranks 1 2 3 - 4: weights 4 3 2 - 1
     assert BordaVote(p=1).select(votes).answer == "b"  # 5 against 4
     assert BordaVote(p=2).select(votes).answer == "a"  # 13 against 16
+    short = paths(["a", "b", "b", None, None], [0.95, 0.5, 0.4, 1.0, 1.0])
+    assert BordaVote(p=1).select(short).answer == "a"  # of 3 voters: 3 against 3, and more score
     assert BordaVote(p=0).select(votes).answer == MajorityVote().select(votes).answer == "b"
     ties = paths(["a", "b"], [0.5, 0.5])
     assert BordaVote(p=1).select(ties).answer == "a"

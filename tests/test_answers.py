@@ -18,6 +18,7 @@ READ = [
     (r"so \boxed{\frac{1}{2}} it is", r"\frac{1}{2}"),
     (r"\boxed{4} and then \boxed{5}. The answer is 6. #### 7", "5"),
     (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+    (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
     (r"\boxed{\text{June } 20}", r"\text{June } 20"),
     (r"\boxed{\boxed{3}}", "3"),
     (r"\boxed{5} but \boxed{7 is cut off", "5"),
@@ -173,6 +174,8 @@ DIFFERENT = [
     ("1", "1e999999999"),
     ("1e999999998", "1e999999999"),
     ("1", "1/0"),
+    ("8/3", "1 5/3"),
+    ("207/7", "1 200/7"),
     ("25", "5^2"),
     ("x^2", "x2"),
     ("", "0"),
@@ -258,6 +261,8 @@ HOSTILE = [
     "½" * 500_000,
     "1e999999999",
     "9" * 511,
+    "1e9999",
+    "1e-9999",
     "1e308/1e-308",
     "0." + "0" * 400 + "1",
     "1/" + "3" * 500,
@@ -286,6 +291,13 @@ def test_code_in_an_answer_is_only_text(tmp_path):
         same_answer(answer or "", "4")
         same_answer(payload, "4")
     assert not target.exists()
+
+
+def test_exponents_are_numbers_up_to_308():
+    assert parse_number("1e308") == 10**308
+    assert parse_number("1e-308") == Fraction(1, 10**308)
+    assert parse_number("1e309") is None
+    assert normalize_answer("1E309") == "1e309"
 
 
 def test_long_answers_are_compared_as_they_are():

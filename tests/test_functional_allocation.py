@@ -172,6 +172,14 @@ def test_budgets_by_row_and_rows_without_nodes():
         rebase_allocation([[0.5, 0.5], [0.1, 0.2]], 3, 0.1, mask=mask)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sum_holds_beyond_what_a_float_can_count(kind):
+    for budget in (2**53 + 1, 2**60 + 1):
+        counts = rebase_allocation(KINDS[kind]([0.5, 0.5, 0.1]), budget, 0.3)
+        assert sum(counts.tolist()) == budget
+        assert rebase_allocation(KINDS[kind]([[0.5], [0.1]]), budget, 0.3).tolist() == [[budget]] * 2
+
+
 BAD = [
     (([], 4, 0.1), "empty"),
     (([0.1, math.nan], 4, 0.1), "finite"),

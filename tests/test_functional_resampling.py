@@ -27,6 +27,8 @@ def test_known_ancestors(kind):
     # floor(5 w) = 0, 1, 1, 2; one place is left over, for 0 and 2 at even odds
     assert resample(weights, 5, "residual", uniforms=[9e-1] * 4 + [0.4]).tolist() == [1, 2, 3, 3, 0]
     assert resample(weights, 5, "residual", uniforms=[9e-1] * 4 + [0.6]).tolist() == [1, 2, 3, 3, 2]
+    assert resample(KINDS[kind]([0.5, 0.5]), 2, "multinomial", uniforms=[0.5, 0.0]).tolist() == [1, 0]
+    assert resample(KINDS[kind]([0.0, 1.0]), 2, uniforms=[0.0]).tolist() == [1, 1]
     ancestors = resample(KINDS[kind]([[1.0, 3.0], [3.0, 1.0]]), 4, uniforms=[[0.5], [0.5]])
     assert ancestors.tolist() == [[0, 1, 1, 1], [0, 0, 0, 1]]
     assert "int64" in str(ancestors.dtype)
@@ -84,7 +86,7 @@ def test_the_schemes_with_less_variance_have_less():
 
 
 def test_equal_weights_keep_every_particle_under_systematic_and_residual():
-    for n in (1, 3, 10, 100):
+    for n in (1, 3, 10, 13, 29, 100):  # 0.1 * 13 / sum is a little less than 1
         weights = [0.1] * n
         assert resample(weights, n, uniforms=[0.5]).tolist() == list(range(n))
         assert resample(weights, n, "residual", random.Random(0)).tolist() == list(range(n))
