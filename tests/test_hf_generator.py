@@ -14,7 +14,10 @@ from inferscale.generators import huggingface as module
 from inferscale.generators.sampling import uniforms
 from inferscale.tree import Node, Problem, Step, branch_key
 
-pytestmark = pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0"),
+    pytest.mark.filterwarnings("ignore:.*is run without shared prefixes"),
+]
 
 PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "a b a b a b a b x", "12 = 12", "\nStep", "x", "é ü 2"]
 
@@ -273,38 +276,43 @@ def test_costs_of_a_tree_add_up_to_one_pass_with_the_prompt_once():
     assert sum(step.prompt_tokens for step in steps) == prompt
 
 
+DECODERS = {"tree": "TreeDecoder", "none": "StatelessDecoder"}
+
+
+@pytest.mark.parametrize("cache", ["tree", "none"])
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
 @pytest.mark.parametrize("most", [1, 3, 5])
-def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch, kind, most):
-    class Tight(module.StatelessDecoder):
+def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch, cache, kind, most):
+    class Tight(getattr(module, DECODERS[cache])):
         def step(self, tokens):
             if len(tokens) > most:
                 raise kind("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
             return super().step(tokens)
 
     nodes = [root(prompt) for prompt in PROMPTS]
-    expected = grow_all(generator(), nodes, 2)
-    monkeypatch.setattr(module, "StatelessDecoder", Tight)
-    gen = generator()
+    expected = grow_all(generator(cache=cache), nodes, 2)
+    monkeypatch.setattr(module, DECODERS[cache], Tight)
+    gen = generator(cache=cache)
     found = grow_all(gen, [root(prompt) for prompt in PROMPTS], 2)
     assert [picture(n.step for n in g) for g in found] == [picture(n.step for n in g) for g in expected]
     assert gen.stats.wasted_tokens > 0
     assert gen.stats.decoded_tokens == sum(len(n.token_ids) for g in found for n in g)
 
 
-def test_one_row_that_does_not_fit_is_named_and_other_errors_pass(monkeypatch):
-    class Full(module.StatelessDecoder):
+@pytest.mark.parametrize("cache", ["tree", "none"])
+def test_one_row_that_does_not_fit_is_named_and_other_errors_pass(monkeypatch, cache):
+    class Full(getattr(module, DECODERS[cache])):
         error: Exception = torch.OutOfMemoryError("CUDA out of memory")
 
         def step(self, tokens):
             raise self.error
 
-    monkeypatch.setattr(module, "StatelessDecoder", Full)
+    monkeypatch.setattr(module, DECODERS[cache], Full)
     with pytest.raises(SearchMemoryError, match=r"a single row: 4 tokens read and up to 9 to sample, torch\.float32"):
-        grow(generator(), root("Step 1: a"), 4)
+        grow(generator(cache=cache), root("Step 1: a"), 4)
     monkeypatch.setattr(Full, "error", RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        grow(generator(), root("Step 1: a"), 4)
+        grow(generator(cache=cache), root("Step 1: a"), 4)
 
 
 @pytest.mark.parametrize("rows", [1, 3])

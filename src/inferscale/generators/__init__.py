@@ -1,6 +1,7 @@
 """Generators: where samples come from."""
 
-from .huggingface import GeneratorStats, HFGenerator
+from .decoder import GeneratorStats
+from .huggingface import HFGenerator
 from .loading import CheckpointError
 from .memory import SearchMemoryError
 from .sampling import Sampler

@@ -79,7 +79,7 @@ class Branch:
 
     def restart(self) -> None:
         """Forgets what was sampled; the same tokens come again from the same stream."""
-        self.tokens, self._ends, self.logprob, self.confidence = [], [], 0.0, 0.0
+        self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
 
     def push(self, token: int, logprob: float, confidence: float) -> bool:
         """Takes the next token; returns whether sampling goes on."""

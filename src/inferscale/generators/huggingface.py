@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from inferscale.base import Generator
@@ -19,40 +19,30 @@ from inferscale.tree import Node, Step, branch_key
 
 from .branch import Branch, Limits
 from .charges import Charges
+from .decoder import Decoder, GeneratorStats
+from .decoding import sample_branches
+from .kv_attention import UnsupportedModelError
+from .kv_store import KVStore
+from .kv_tree import Session
 from .loading import check_vocabulary, context_length, eos_ids, load_model, load_tokenizer
 from .memory import run_in_pieces
 from .prompts import PromptFormat
-from .sampling import Confidence, Sampler, uniforms
+from .sampling import Confidence, Sampler
+from .selfcheck import check_session, length_bound
 from .stateless import StatelessDecoder
 from .text import TokenText
+from .tree_decoder import TreeDecoder, default_cache_bytes
 
-_ROWS = 64
-
-
-@dataclass
-class GeneratorStats:
-    """What a generator has really done, padding and repeats included.
-
-    Attributes:
-        prefill_tokens: Prefix tokens read by the model.
-        decoded_tokens: Tokens sampled and kept.
-        wasted_tokens: Tokens sampled again after memory ran out.
-        seconds: Time in `HFGenerator.generate`.
-    """
-
-    prefill_tokens: int = 0
-    decoded_tokens: int = 0
-    wasted_tokens: int = 0
-    seconds: float = 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Sampled tokens per second."""
-        return self.decoded_tokens / self.seconds if self.seconds else 0.0
+_ROWS = 256
 
 
 class HFGenerator(Generator):
     """Samples steps from a causal language model; all requests of all problems decode in shared batches.
+
+    A prompt is read once for all its branches and every node once for all its children, in whatever order a search
+    comes back to them: keys and values are kept until the search has ended, or until `max_cache_bytes` is full. The
+    way this is done is compared with the model's own forward when the generator is made; models that it does not fit
+    (ALiBi, soft-capped scores, sequences longer than a sliding window) are run plainly, slower and with equal results.
 
     Every branch draws from its own random stream, so in float32 a branch's tokens depend on the seed, the problem and
     the path alone, not on what else is in the batch. (In half precision a batch of another size can change the last
@@ -87,6 +77,8 @@ class HFGenerator(Generator):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
+        cache: Literal["tree", "none"] = "tree",
+        max_cache_bytes: int | None = None,
         **load_options: Any,
     ) -> None:
         """Loads and checks everything that can be checked before sampling.
@@ -108,7 +100,10 @@ class HFGenerator(Generator):
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
             device: Where to run; by default a GPU if there is one (a model object stays where it is).
             dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            micro_batch: Most rows decoded at a time (default 64); halved when memory runs out.
+            micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
+            cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
+            max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
+                memory); what does not fit is computed again.
             load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
 
         Raises:
@@ -119,6 +114,10 @@ class HFGenerator(Generator):
 
         self.sampler = Sampler(temperature, top_k, top_p, confidence)
         _check_positive(max_step_tokens=max_step_tokens, max_new_tokens=max_new_tokens, micro_batch=micro_batch)
+        if cache not in ("tree", "none"):
+            raise ValueError(f'cache={cache!r}: choose "tree" or "none"')
+        if max_cache_bytes is not None and max_cache_bytes < 0:
+            raise ValueError(f"max_cache_bytes={max_cache_bytes}: give 0 or more")
         self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
         source = model if isinstance(model, str | os.PathLike) else self.model
         remote = {k: v for k, v in load_options.items() if k in ("trust_remote_code", "revision", "token")}
@@ -132,6 +131,10 @@ class HFGenerator(Generator):
         )
         self._charges = Charges(self.model)
         self._rows = micro_batch or _ROWS
+        self._lock = threading.Lock()
+        self._plain: Decoder = StatelessDecoder(self.model, self.stats)
+        self._tree = self._tree_decoder(max_cache_bytes) if cache == "tree" else None
+        self._bound = length_bound(self.model.config)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order.
@@ -148,11 +151,24 @@ class HFGenerator(Generator):
         started = time.perf_counter()
         groups = [self._branches(request) for request in requests]
         waiting = [branch for group in groups for branch in group if branch.finish is None]
-        with _evaluating(self.model), torch.inference_mode():
-            self._rows = run_in_pieces(waiting, self._rows, self._decode, self._describe)
+        with self._lock, _evaluating(self.model), torch.inference_mode():
+            for decoder, branches in self._assigned(waiting):
+                run = partial(sample_branches, decoder=decoder, sampler=self.sampler, stats=self.stats)
+                self._rows = run_in_pieces(branches, self._rows, run, self._describe, decoder.make_room)
         steps = [[branch.step(self._charges.sample) for branch in group] for group in groups]
         self.stats.seconds += time.perf_counter() - started
         return steps
+
+    def release(self, root: Node) -> None:
+        """Lets go of the keys and values kept for a search that has ended."""
+        if self._tree is not None:
+            with self._lock:
+                self._tree.release(root.key)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether prefixes are read once (``cache="tree"``, and the model has passed the check)."""
+        return self._tree is not None
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have."""
@@ -178,44 +194,45 @@ class HFGenerator(Generator):
             Branch(request, index, key, prompt, path, forced, self._text, self.limits) for index, key in enumerate(keys)
         ]
 
-    def _decode(self, branches: Sequence[Branch]) -> None:
-        """Samples all of `branches` to their ends, in one batch."""
-        for branch in branches:
-            self.stats.wasted_tokens += len(branch.tokens)
-            branch.restart()
-        decoder, live = StatelessDecoder(self.model), list(branches)
-        logits = decoder.start([branch.prefix for branch in live])
-        self.stats.prefill_tokens += sum(len(branch.prefix) for branch in live)
-        while True:
-            tokens = self._draw(live, logits)
-            rows = [row for row, branch in enumerate(live) if branch.finish is None]
-            if len(rows) < len(live):
-                live = [live[row] for row in rows]
-                if not live:
-                    break
-                decoder.keep(rows)
-                tokens = tokens[torch.tensor(rows, device=tokens.device)]
-            logits = decoder.step(tokens)
-        self.stats.decoded_tokens += sum(len(branch.tokens) for branch in branches)
+    def _tree_decoder(self, max_cache_bytes: int | None) -> Decoder | None:
+        """The decoder that shares prefixes, if this model can be run so."""
+        try:
+            with _evaluating(self.model), torch.inference_mode():
+                session = Session(self.model)
+                check_session(session)
+        except UnsupportedModelError as error:
+            warnings.warn(
+                f"{type(self.model).__name__} is run without shared prefixes, slower and with equal results: {error}",
+                stacklevel=3,
+            )
+            return None
+        size = default_cache_bytes(self.model) if max_cache_bytes is None else max_cache_bytes
+        return TreeDecoder(session, KVStore(size), self.stats)
 
-    def _draw(self, live: Sequence[Branch], logits: torch.Tensor) -> torch.Tensor:
-        """Draws one token for each branch and hands it over; the ids, `[rows]`."""
-        keys = np.array([branch.key for branch in live], dtype=np.uint64)
-        counters = np.array([len(branch.tokens) for branch in live], dtype=np.uint64)
-        numbers = torch.from_numpy(uniforms(keys, counters)).to(logits.device)
-        wanted = [branch.request.greedy for branch in live]
-        greedy = torch.tensor(wanted, device=logits.device) if any(wanted) else None
-        draws = self.sampler.draw(logits, numbers, greedy)
-        columns = zip(draws.tokens.tolist(), draws.logprobs.tolist(), draws.confidences.tolist(), strict=True)
-        for branch, (token, logprob, confidence) in zip(live, columns, strict=True):
-            branch.push(token, logprob, confidence)
-        return draws.tokens
+    def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
+        """Which decoder runs which branches; branches of a problem, and of a node, stand together."""
+        if self._tree is None:
+            return [(self._plain, list(branches))]
+        roots: dict[int, int] = {}
+        nodes: dict[int, int] = {}
+        for branch in branches:
+            node = branch.request.node
+            roots.setdefault(id(node.root), len(roots))
+            nodes.setdefault(id(node), len(nodes))
+        ordered = sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))
+        if self._bound is None:
+            return [(self._tree, ordered)]
+        short = [b for b in ordered if len(b.prefix) + self._most_tokens(b) <= self._bound]
+        long = [b for b in ordered if len(b.prefix) + self._most_tokens(b) > self._bound]
+        return [(self._tree, short), (self._plain, long)]
+
+    def _most_tokens(self, branch: Branch) -> int:
+        return min(branch.room, self.limits.step) if branch.request.until == "step" else branch.room
 
     def _describe(self, branch: Branch) -> str:
-        room = min(branch.room, self.limits.step) if branch.request.until == "step" else branch.room
         return (
-            f"{len(branch.prefix)} tokens read and up to {room} to sample, {self.model.dtype}; lower max_new_tokens "
-            "or max_step_tokens, or load the model in a smaller dtype"
+            f"{len(branch.prefix)} tokens read and up to {self._most_tokens(branch)} to sample, {self.model.dtype}; "
+            "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
         )
 
 

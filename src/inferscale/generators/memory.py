@@ -23,11 +23,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_in_pieces(
-    items: Sequence[T], size: int, run: Callable[[Sequence[T]], None], describe: Callable[[T], str]
+    items: Sequence[T],
+    size: int,
+    run: Callable[[Sequence[T]], None],
+    describe: Callable[[T], str],
+    make_room: Callable[[], None] = lambda: None,
 ) -> int:
     """Calls `run` on consecutive pieces of at most `size` items; returns the size that did fit.
 
-    When memory runs out, the piece is halved and tried again: `run` must be able to start a piece afresh.
+    When memory runs out, `make_room` is called, and the piece is halved and tried again: `run` must be able to start a
+    piece afresh.
 
     Raises:
         SearchMemoryError: If a single item does not fit.
@@ -47,6 +52,7 @@ def run_in_pieces(
             start += len(piece)
             continue
         # Outside of the handler, where the traceback no longer holds on to the failed piece's tensors.
+        make_room()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return size

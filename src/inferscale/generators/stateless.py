@@ -9,21 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .branch import Branch
+from .decoder import Decoder, GeneratorStats
 
-class StatelessDecoder:
+
+class StatelessDecoder(Decoder):
     """Next-token logits for rows that grow token by token; every call starts from whole prefixes.
 
-    Slow and simple: the reference for `TreeDecoder`, and the fallback for models that it cannot serve.
+    Slow and simple: the reference for `TreeDecoder`, and what serves the models that it cannot.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, stats: GeneratorStats) -> None:
         self._model = model
+        self._stats = stats
         self._parameters = inspect.signature(model.forward).parameters
         self._cache: Any = None
         self._mask = torch.empty(0)
 
-    def start(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """Logits `[rows, vocabulary]` of the token after each prefix."""
+    def start(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits of the first token of each branch."""
+        prefixes = [branch.prefix for branch in branches]
+        self._stats.prefill_tokens += sum(map(len, prefixes))
         width = max(map(len, prefixes))
         ids = [[0] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
         mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
@@ -32,12 +38,15 @@ class StatelessDecoder:
         return self._forward(torch.tensor(ids, device=self._model.device))
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits `[rows, vocabulary]` after one more token `[rows]` in each row."""
+        """Logits after one more token in each row."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         return self._forward(tokens[:, None])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these."""
+        if not rows:
+            self._cache = None
+            return
         index = torch.tensor(rows, device=self._mask.device)
         self._mask = self._mask[index]
         self._cache.batch_select_indices(index)

@@ -1,0 +1,199 @@
+"""Decoding on a `Session`: prompts read once, nodes parked between calls, finished rows taken out of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from inferscale.tree import Node
+
+from .branch import Branch
+from .decoder import Decoder, GeneratorStats
+from .kv_rows import RowBatch, Segment
+from .kv_store import KVStore, Piece
+from .kv_tree import Session
+
+
+@dataclass(eq=False)
+class _Stem:
+    """What branches of one node with one forced text have in common.
+
+    The prompt's last token counts as the root's own, so that a shared segment holds what comes before it and every
+    node, the root included, has at least one token whose logits lead on.
+    """
+
+    branch: Branch
+    root: int
+    segment: Segment
+    nodes: list[tuple[int, tuple[int, ...]]]
+    pieces: list[Piece]
+
+    @classmethod
+    def find(cls, branch: Branch, segment: Segment, store: KVStore) -> _Stem:
+        """The stem, with the parked pieces of its path up to the first that is missing."""
+        root = branch.request.node.root
+        own = [(root.key, branch.prompt[-1:]), *((n.key, _own_ids(n)) for n in branch.request.node.path)]
+        pieces: list[Piece] = []
+        for key, ids in own:
+            if not ids:
+                pieces.append(Piece((), None))
+                continue
+            piece = store.piece(root.key, key, ids)
+            if piece is None:
+                break
+            pieces.append(piece)
+            if len(piece.ids) < len(ids):
+                break
+        return cls(branch, root.key, segment, own, pieces)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All private tokens before the first sampled one."""
+        return self.branch.prompt[-1:] + self.branch.path + self.branch.forced
+
+    @property
+    def held(self) -> int:
+        """Private tokens that need not be read; the last one always must, for its logits."""
+        return min(sum(len(piece.ids) for piece in self.pieces), len(self.ids) - 1)
+
+
+class TreeDecoder(Decoder):
+    """Reads every prompt and every path once, whatever the order in which a search visits its nodes.
+
+    Attributes:
+        session: Runs the model.
+        store: What is parked.
+    """
+
+    def __init__(self, session: Session, store: KVStore, stats: GeneratorStats) -> None:
+        self.session = session
+        self.store = store
+        self._stats = stats
+        self._batch: RowBatch | None = None
+        self._rows: list[int] = []
+        self._branches: list[Branch] = []
+        self._starts: list[int] = []
+
+    def start(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits of the first token of each branch; what is held of their prefixes is not read again."""
+        segments = self._segments(branches)
+        stems: dict[tuple[int, str], _Stem] = {}
+        index: list[int] = []
+        places: dict[tuple[int, str], int] = {}
+        for branch in branches:
+            key = (id(branch.request.node), branch.request.forced)
+            if key not in stems:
+                places[key] = len(stems)
+                segment = segments[branch.request.node.root.key, branch.prompt]
+                stems[key] = _Stem.find(branch, segment, self.store)
+            index.append(places[key])
+        ordered = list(stems.values())
+        batch, logits = self._read(ordered)
+        self._branches, self._rows = list(branches), list(range(len(branches)))
+        self._starts = [len(ordered[i].ids) - len(branch.forced) for i, branch in zip(index, branches, strict=True)]
+        self._batch = batch if index == list(range(len(batch))) else batch.select(index)
+        self._watch_memory()
+        return logits if index == list(range(len(batch))) else logits[index]
+
+    def _segments(self, branches: Sequence[Branch]) -> dict[tuple[int, tuple[int, ...]], Segment]:
+        """The shared segment of every prompt, by root key and prompt ids; missing ones are read together."""
+        wanted = dict.fromkeys((branch.request.node.root.key, branch.prompt) for branch in branches)
+        found = {key: self.store.segment(key[0], key[1][:-1]) for key in wanted}
+        missing = [key for key, segment in found.items() if segment is None]
+        self._stats.prefill_tokens += sum(len(prompt) - 1 for _, prompt in missing)
+        for (root, prompt), segment in zip(
+            missing, self.session.prefill([prompt[:-1] for _, prompt in missing]), strict=True
+        ):
+            self.store.put_segment(root, prompt[:-1], segment)
+            found[root, prompt] = segment
+        rows = [(branch.request.node.root.key, branch.prompt) for branch in branches]
+        read = sum(len(prompt) - 1 for _, prompt in missing)
+        self._stats.reused_tokens += sum(len(prompt) - 1 for _, prompt in rows) - read
+        return {key: segment for key, segment in found.items() if segment is not None}
+
+    def _read(self, stems: Sequence[_Stem]) -> tuple[RowBatch, Tensor]:
+        """A row for each stem, its missing tokens read and parked, and the logits after it."""
+        batch = self.session.open([stem.segment for stem in stems], max(len(stem.ids) for stem in stems))
+        for row, stem in enumerate(stems):
+            at = 0
+            for piece in stem.pieces:
+                if piece.kv is not None:
+                    batch.load(row, at, piece.kv)
+                at += len(piece.ids)
+            batch.lengths[row] = stem.held
+        pending = [stem.ids[stem.held :] for stem in stems]
+        logits = self.session.extend(batch, pending)
+        self._stats.prefill_tokens += sum(map(len, pending))
+        self._stats.reused_tokens += sum(stem.held for stem in stems)
+        for row, stem in enumerate(stems):
+            self._park_path(batch, row, stem)
+        return batch, logits
+
+    def _park_path(self, batch: RowBatch, row: int, stem: _Stem) -> None:
+        """Parks the nodes of a path that were not, or not wholly, held."""
+        at = 0
+        for place, (key, ids) in enumerate(stem.nodes):
+            held = place < len(stem.pieces) and len(stem.pieces[place].ids) == len(ids)
+            if not held and ids:
+                self.store.put(stem.root, key, Piece(ids, batch.piece(row, at, at + len(ids))))
+            at += len(ids)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits after one more token in each live row."""
+        assert self._batch is not None
+        return self.session.step(self._batch, self._rows, tokens)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Parks the branches that can go on, and takes the others' rows out of the batch when half of it is idle."""
+        assert self._batch is not None
+        for place in sorted(set(range(len(self._rows))) - set(rows)):
+            self._park_branch(place)
+        self._watch_memory()
+        self._rows = [self._rows[place] for place in rows]
+        self._branches = [self._branches[place] for place in rows]
+        self._starts = [self._starts[place] for place in rows]
+        if not rows:
+            self._batch = None
+        elif 2 * len(self._rows) <= len(self._batch):
+            self._batch = self._batch.select(self._rows)
+            self._rows = list(range(len(self._rows)))
+
+    def _park_branch(self, place: int) -> None:
+        branch, start = self._branches[place], self._starts[place]
+        ids = (*branch.forced, *branch.tokens)[:-1]  # the last token has not been read
+        if branch.finish == "step" and ids and self._batch is not None:
+            kv = self._batch.piece(self._rows[place], start, start + len(ids))
+            self.store.put(branch.request.node.root.key, branch.key, Piece(ids, kv))
+
+    def make_room(self) -> None:
+        """Drops the rows and everything parked."""
+        self._batch = None
+        self.store.shrink(0)
+
+    def release(self, root: int) -> None:
+        """Drops what is parked for a tree."""
+        self.store.release(root)
+        self._stats.cache_bytes = self.store.bytes
+
+    def _watch_memory(self) -> None:
+        self._stats.cache_bytes = self.store.bytes
+        self._stats.evictions = self.store.evictions
+        live = 0 if self._batch is None else self._batch.bytes
+        self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.store.bytes + live)
+
+
+def _own_ids(node: Node) -> tuple[int, ...]:
+    return () if node.step is None else node.step.token_ids
+
+
+def default_cache_bytes(model: Any) -> int:
+    """2 GiB on a CPU, a quarter of the memory of a GPU."""
+    import torch
+
+    device = model.device
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 4
+    return 2 * 1024**3
