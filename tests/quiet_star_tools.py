@@ -51,7 +51,7 @@ def model_of(family: str, seed: int = 0, **changes: Any) -> Any:
 def wrapped(family: str = "llama", thought_length: int = 3, seed: int = 0, trained: bool = True, **options: Any) -> Any:
     """A wrapper; a "trained" one has weights of about 1/2 that differ from place to place."""
     changes = options.pop("changes", {})
-    quiet = QuietSTaR(model_of(family, seed, **changes), thought_length, start_token_id=11, end_token_id=12, **options)
+    quiet = QuietSTaR(model_of(family, seed, **changes), thought_length, start_token_id=3, end_token_id=4, **options)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed + 1)
         if trained:

@@ -1,0 +1,215 @@
+"""The objective of Quiet-STaR: a non-myopic likelihood, and REINFORCE on what a thought added to it.
+
+With look-aheads k = 0 to n - 1 after the thought i at position j, and CE a token's negative log-likelihood::
+
+    base   = mean_j CE_base(j)                        the plain model, every token
+    talk   = 1/n sum_k mean_ij CE_mix(i, j, k)        after thoughts
+    R_ij   = sum_k [CE_base(j + k) - CE_mix(i, j, k)]
+    policy = -1/T sum_t mean_ij A_ij log softmax(logits_t / reinforce_temperature)[c_t]
+    loss   = base_weight * base + talk_weight * talk + policy_weight * policy
+
+A is the advantage: R less a baseline, without a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .model import QuietSTaR
+from .thoughts import Talk, Thoughts
+
+Baseline: TypeAlias = Literal["mean", "leave_one_out", "base"]
+_ROWS_AT_ONCE = 4096  # rows of logits kept at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Hyperparameters of the loss; each default is the published one, but for `policy_weight`.
+
+    Attributes:
+        talk_length: Look-ahead tokens n after a thought (published: 4).
+        num_thoughts: Thoughts r for each position (published: 2).
+        thought_temperature: Temperature that thoughts are sampled at (published: 1).
+        reinforce_temperature: Divides the logits in the policy term alone (published: 3, which flattens the gradient
+            and biases it; 1 is unbiased).
+        base_weight: Weight of the plain likelihood (published: 0.5).
+        talk_weight: Weight of the likelihood after thoughts (published: 0.5).
+        policy_weight: Weight of REINFORCE. Published: 1e6, under a clipped gradient norm, so that this term alone sets
+            the clip factor; 1 here.
+        baseline: What is taken off the reward: the ``"mean"`` over a position's thoughts (published), the mean of the
+            others (``"leave_one_out"``, unbiased), or nothing but the plain model's likelihood, which is in the reward
+            (``"base"``; what ``"mean"`` is with one thought).
+        clip_negative: Drop thoughts that did worse than the baseline (published).
+    """
+
+    talk_length: int = 4
+    num_thoughts: int = 2
+    thought_temperature: float = 1.0
+    reinforce_temperature: float = 3.0
+    base_weight: float = 0.5
+    talk_weight: float = 0.5
+    policy_weight: float = 1.0
+    baseline: Baseline = "mean"
+    clip_negative: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses settings that define no objective."""
+        if self.talk_length < 1 or self.num_thoughts < 1:
+            raise ValueError(f"{self!r}: talk_length and num_thoughts must be at least 1")
+        if not self.reinforce_temperature > 0:
+            raise ValueError(f"reinforce_temperature={self.reinforce_temperature}: give a positive number")
+        if self.baseline not in ("mean", "leave_one_out", "base"):
+            raise ValueError(f'baseline={self.baseline!r}: choose "mean", "leave_one_out" or "base"')
+        if self.baseline == "leave_one_out" and self.num_thoughts < 2:
+            raise ValueError(
+                'baseline="leave_one_out" compares thoughts with each other: set num_thoughts to 2 or more'
+            )
+
+
+PUBLISHED_OBJECTIVE = Objective(policy_weight=1e6)
+"""The settings of the released training script."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The terms of the loss for one batch, unweighted; scalars with gradients unless said.
+
+    Attributes:
+        total: The weighted sum.
+        base: Plain negative log-likelihood (nats a token).
+        talk: The same after thoughts.
+        policy: REINFORCE.
+        rewards: R, detached, `[batch, thoughts, positions]`.
+        advantages: A, detached, the same shape.
+        valid: Whether a position has a target that counts, bool `[batch, positions]`.
+        mixing_weight: Mean of the weights at look-ahead 0, detached.
+    """
+
+    total: Tensor
+    base: Tensor
+    talk: Tensor
+    policy: Tensor
+    rewards: Tensor
+    advantages: Tensor
+    valid: Tensor
+    mixing_weight: Tensor
+
+
+def advantages(rewards: Tensor, baseline: Baseline = "mean", clip_negative: bool = True) -> Tensor:
+    """How much better each thought did than its baseline; no gradient flows back, `[batch, thoughts, positions]`.
+
+    Args:
+        rewards: `[batch, thoughts, positions]`.
+        baseline: See `Objective`.
+        clip_negative: Whether negative ones become 0.
+    """
+    rewards = rewards.detach()
+    count = rewards.shape[1]
+    if baseline == "mean" and count > 1:
+        rewards = rewards - rewards.mean(dim=1, keepdim=True)
+    elif baseline == "leave_one_out":
+        rewards = (rewards - rewards.mean(dim=1, keepdim=True)) * count / (count - 1)
+    return rewards.clamp(min=0) if clip_negative else rewards
+
+
+def quiet_star_loss(
+    quiet: QuietSTaR,
+    input_ids: Tensor,
+    thoughts: Thoughts,
+    objective: Objective,
+    *,
+    attention_mask: Tensor | None = None,
+    in_loss: Tensor | None = None,
+) -> LossTerms:
+    """The loss of a batch after its thoughts: one pass with gradients.
+
+    Differs from the paper: means are over targets that count (the released code takes some over padding too).
+
+    Args:
+        quiet: The model.
+        input_ids: `[batch, text]`.
+        thoughts: Sampled by `QuietSTaR.think`, at positions that have `objective.talk_length` tokens after them.
+        objective: Hyperparameters.
+        attention_mask: 1 for text and 0 for padding, `[batch, text]`.
+        in_loss: Which tokens count as targets, bool `[batch, text]`; padding never does.
+    """
+    counts = torch.ones_like(input_ids, dtype=torch.bool) if in_loss is None else in_loss.bool()
+    kept = torch.ones_like(counts) if attention_mask is None else attention_mask.bool()
+    counts = counts & kept
+    counts[:, 1:] &= kept[:, :-1]  # the first token after padding is predicted from nothing
+    last = int(thoughts.positions.max()) + objective.talk_length
+    if last >= input_ids.shape[1]:
+        raise ValueError(
+            f"talk_length={objective.talk_length} reaches past the text of {input_ids.shape[1]} tokens from position "
+            f"{int(thoughts.positions.max())}: think at earlier positions"
+        )
+    talk = quiet.talk(input_ids, attention_mask, thoughts, objective.talk_length)
+    base = _token_logprobs(quiet, talk.text[:, :-1], input_ids[:, 1:])  # [batch, text - 1]
+    # the state at index j + k predicts the token at j + k + 1: [positions, n]
+    index = thoughts.positions[:, None] + torch.arange(objective.talk_length, device=input_ids.device)
+    mixed = _token_logprobs(quiet, talk.mixed, input_ids[:, index + 1].unsqueeze(1))
+    target = (counts[:, index + 1] & kept[:, thoughts.positions, None]).unsqueeze(1)  # [batch, 1, positions, n]
+    return _assemble(quiet, talk, thoughts, objective, base, mixed, counts[:, 1:], target, index)
+
+
+def _assemble(
+    quiet: QuietSTaR,
+    talk: Talk,
+    thoughts: Thoughts,
+    objective: Objective,
+    base: Tensor,
+    mixed: Tensor,
+    counts: Tensor,
+    target: Tensor,
+    index: Tensor,
+) -> LossTerms:
+    gain = (mixed - base[:, index].unsqueeze(1)) * target
+    rewards = gain.detach().sum(dim=-1)
+    better = advantages(rewards, objective.baseline, objective.clip_negative)
+    valid = target[:, 0].any(dim=-1)  # [batch, positions]
+    talk_loss = -torch.stack([_mean(mixed[..., k], target[..., k]) for k in range(mixed.shape[-1])]).mean()
+    policy = _policy_loss(quiet, talk.policy, thoughts.tokens, better, valid, objective.reinforce_temperature)
+    base_loss = -_mean(base, counts)
+    total = objective.base_weight * base_loss + objective.talk_weight * talk_loss + objective.policy_weight * policy
+    weight = _mean(talk.mixing_weight.detach()[..., 0, 0], valid.unsqueeze(1))
+    return LossTerms(total, base_loss, talk_loss, policy, rewards, better, valid, weight)
+
+
+def _policy_loss(
+    quiet: QuietSTaR, states: Tensor, tokens: Tensor, better: Tensor, valid: Tensor, temperature: float
+) -> Tensor:
+    """``-1/T sum_t mean_ij A_ij log p(c_t)``; 0 for thoughts of no length."""
+    if not tokens.shape[-1]:
+        return states.sum() * 0.0
+    logprobs = _token_logprobs(quiet, states, tokens, temperature).mean(dim=-1)
+    return -_mean(logprobs * better.to(logprobs.dtype), valid.unsqueeze(1))
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Mean over what counts (broadcast); 0 if nothing does."""
+    counted = counted.expand(values.shape)
+    return (values * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _token_logprobs(quiet: QuietSTaR, states: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability of `tokens` (broadcast) under the states' logits, float32; logits are kept piece by piece."""
+    shape = states.shape[:-1]
+    flat, wanted = states.reshape(-1, states.shape[-1]), tokens.expand(shape).reshape(-1)
+
+    def piece(some: Tensor, ids: Tensor) -> Tensor:
+        logits = quiet.logits(some)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return (logits / temperature).log_softmax(dim=-1).gather(-1, ids[:, None])[:, 0]
+
+    if len(flat) <= _ROWS_AT_ONCE:
+        return piece(flat, wanted).reshape(shape)
+    pieces = [
+        checkpoint(piece, some, ids, use_reentrant=False)
+        for some, ids in zip(torch.split(flat, _ROWS_AT_ONCE), torch.split(wanted, _ROWS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(pieces).reshape(shape)
