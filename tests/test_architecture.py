@@ -26,13 +26,27 @@ ROOMS: dict[str, set[str]] = {
     "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "result", "journal"},
     "testing": {*CORE, "flow", "base", "engine", "result", "render"},
     "scaling": {*CORE, "base", "functional", "answers", "aggregators", "result", "engine"},
+    "evaluate": {
+        *CORE,
+        "base",
+        "functional",
+        "answers",
+        "aggregators",
+        "result",
+        "journal",
+        "engine",
+        "zoo",
+        "strategies",
+    },
+    "plotting": {*CORE, "base", "functional", "result", "evaluate", "scaling"},
+    "quiet_star": {*CORE, "flow", "base", "flops", "generators", "zoo"},
     "flops": {*CORE, "base"},
     "generators": {*CORE, "flow", "base", "flops", "functional"},
     "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers"},
     "zoo": {*CORE, "answers", "functional", "base", "flow", "engine", "generators", "rewards"},
 }
 ENGINE_PARTS = {"_search", "_waves", "_progress"}
-FREE = {"cli", "__main__", "__init__", "demo"}
+FREE = {"cli", "cli_eval", "__main__", "__init__", "demo"}
 
 
 def room_of(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .base import Generator, SearchStrategy
 from .cost import Budget, Cost
-from .flow import Flow, Generate, GenerateRequest, Request, Score, score
+from .flow import Flow, Generate, GenerateRequest, Request, Score, as_score, score
 from .tree import Node, Problem, Step, Trajectory, branch_key, root_key
 
 ExtractAnswer = Callable[[str], str | None]
@@ -75,24 +75,16 @@ class Search:
     def _advance(self, answer: Any) -> None:
         self.request = None
         try:
-            request = self._flow.send(answer)
+            request: object = self._flow.send(answer)
         except StopIteration as stop:
             self.leaves = stop.value
             return
         if isinstance(request, Generate):
             self._queue.extend(enumerate(request.requests))
             self._groups = [[] for _ in request.requests]
-        elif not isinstance(request, Score):
-            self._flow.close()
-            raise TypeError(self._wrong_request(request))
-        self.request = request
-
-    def _wrong_request(self, request: object) -> str:
-        hint = "a search yields only what `expand`, `score` and `gather` build"
-        if inspect.isgenerator(request):
-            name = request.__name__
-            hint = f'write "yield from {name}(...)" instead of "yield {name}(...)"'
-        return f"{self.strategy!r} yielded {type(request).__name__}: {hint}"
+            self.request = request
+        else:
+            self.request = as_score(request)
 
     def stop(self, reason: str) -> None:
         """Ends the search: the best effort so far becomes its result, once its leaves are scored."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 from .cost import Cost
 from .flow import Flow, GenerateRequest
-from .functional import reduce_steps
+from .functional import Reduction, reduce_steps
 from .tree import Node, Step, Trajectory
-
-Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
 
 
 class Generator(ABC):

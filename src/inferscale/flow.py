@@ -7,6 +7,7 @@ requests; a strategy calls them with ``yield from``. Nothing here touches a mode
 from __future__ import annotations
 
 import collections.abc
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -75,6 +76,20 @@ Request: TypeAlias = Generate | Score
 Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
 
 
+def as_score(request: object) -> Score:
+    """The request itself, once it is neither a `Generate` nor a mistake.
+
+    Raises:
+        TypeError: If a search yielded something that is no request; the message says what to write.
+    """
+    if isinstance(request, Score):
+        return request
+    hint = "a search yields only what `expand`, `score` and `gather` build"
+    if inspect.isgenerator(request):
+        hint = f'write "yield from {request.__name__}(...)" instead of "yield {request.__name__}(...)"'
+    raise TypeError(f"a search yielded {type(request).__name__}: {hint}")
+
+
 def expand(
     nodes: Sequence[Node],
     n: int | Sequence[int] = 1,
@@ -124,29 +139,33 @@ def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
     """Runs several searches side by side and returns their results in order; their requests share calls."""
     running = list(flows)
     results: dict[int, T] = {}
-    pending: dict[int, Request] = {}
+    generating: dict[int, Generate] = {}
+    scoring: dict[int, Score] = {}
 
     def advance(index: int, answer: Any) -> None:
         try:
-            pending[index] = running[index].send(answer)
+            request = running[index].send(answer)
         except StopIteration as stop:
             results[index] = stop.value
+            return
+        if isinstance(request, Generate):
+            generating[index] = request
+        else:
+            scoring[index] = as_score(request)
 
     for index in range(len(running)):
         advance(index, None)
-    while pending:
-        generating = {i: request for i, request in pending.items() if isinstance(request, Generate)}
-        wave = generating or dict(pending)
-        for index in wave:
-            del pending[index]
+    while generating or scoring:
         if generating:
-            groups = yield Generate(tuple(r for request in generating.values() for r in request.requests))
+            wave, generating = generating, {}
+            groups = yield Generate(tuple(r for request in wave.values() for r in request.requests))
             remaining = iter(groups)
-            for index, request in generating.items():
+            for index, request in wave.items():
                 advance(index, [next(remaining) for _ in request.requests])
         else:
-            yield from score(node for request in wave.values() if isinstance(request, Score) for node in request.nodes)
-            for index in wave:
+            judged, scoring = scoring, {}
+            yield from score(node for request in judged.values() for node in request.nodes)
+            for index in judged:
                 advance(index, None)
     return [results[index] for index in range(len(running))]
 

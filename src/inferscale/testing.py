@@ -12,6 +12,7 @@ from .base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from .cost import Budget
 from .engine import solve, solve_batch
 from .flow import GenerateRequest
+from .functional import Reduction
 from .render import render_tree
 from .result import SearchResult
 from .tree import FinishReason, Node, Step, branch_key
@@ -111,7 +112,7 @@ class ToyReward(RewardModel):
 class ToyProcessReward(ProcessRewardModel):
     """Step scores in (0, 1) that are a hash of the text up to the step's end."""
 
-    reduction: str = "last"  # type: ignore[assignment]
+    reduction: Reduction = "last"
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """One number for each inner step."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from inferscale.answers import normalize_answer
-from inferscale.base import Aggregator, Reduction
-from inferscale.functional import reduce_steps
+from inferscale.base import Aggregator
+from inferscale.functional import Reduction, reduce_steps
 from inferscale.tree import Trajectory
 
 SameAnswer: TypeAlias = Callable[[str, str], bool]

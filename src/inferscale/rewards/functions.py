@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from inferscale.base import ProcessRewardModel, Reduction, RewardModel
+from inferscale.base import ProcessRewardModel, RewardModel
+from inferscale.functional import Reduction
 from inferscale.tree import Node
 
 

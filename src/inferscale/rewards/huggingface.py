@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from inferscale.base import ProcessRewardModel, Reduction, RewardModel
+from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
+from inferscale.functional import Reduction
 from inferscale.generators.charges import Charges
 from inferscale.generators.loading import check_vocabulary, load_model, load_tokenizer
 from inferscale.generators.memory import run_in_pieces
