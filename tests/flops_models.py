@@ -45,17 +45,18 @@ def hand_config(family: str, **changes: Any) -> Any:
     return getattr(transformers, f"{prefix}Config")(**{**ENDS, **arguments, **changes})
 
 
-def build(config: Any, task: str = "CausalLM", attention: str = "sdpa") -> Any:
+def build(config: Any, task: str = "CausalLM", attention: str | None = None) -> Any:
     """A random model of a configuration, in evaluation mode."""
     auto_class = getattr(transformers, f"AutoModelFor{task}")
-    if config.model_type == "gemma2":  # its soft-capped scores leave no other choice
-        attention = "eager"
+    if config.model_type == "gemma2":  # its soft-capped scores leave no choice
+        attention = None
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return auto_class.from_config(config, attn_implementation=attention).float().eval()
+        options = {} if attention is None else {"attn_implementation": attention}
+        return auto_class.from_config(config, **options).float().eval()
 
 
-def hand_model(family: str, task: str = "CausalLM", attention: str = "sdpa", **changes: Any) -> Any:
+def hand_model(family: str, task: str = "CausalLM", attention: str | None = None, **changes: Any) -> Any:
     """The random model of a hand number."""
     return build(hand_config(family, **changes), task, attention)
 

@@ -88,8 +88,8 @@ class Recorder:
         else:
             tally.linear = tally.head = tally.attention_full = tally.attention_causal = 0
 
-    def on_end(self, call: Call) -> None:
-        """Compares the two counts of a forward that has ended.
+    def on_end(self, call: Call, completed: bool) -> None:
+        """Compares the two counts of a forward that has run to its end.
 
         Raises:
             VerificationError: If they differ by more than 0.1 %.
@@ -97,7 +97,7 @@ class Recorder:
         if call.has_mode:
             thread_mode.pop()
             call.has_mode = False
-        if call.expected is None or call.executed is None or self not in call.expected:
+        if not completed or call.expected is None or call.executed is None or self not in call.expected:
             return
         expected, executed = call.expected[self], call.executed[self]
         if abs(expected - executed) > _TOLERANCE * executed:

@@ -2,7 +2,8 @@
 
 While a counter is open, ``PreTrainedModel.__call__`` looks whether the model is watched, and calls on. The alternative,
 torch's global module hooks, runs for every module inside of a model (8 % of a tiny model's forward against none that
-can be measured here) and makes ``torch.compile`` compile again.
+can be measured here) and makes ``torch.compile`` compile again. A model that was compiled before the counter was opened
+goes unnoticed.
 """
 
 from __future__ import annotations

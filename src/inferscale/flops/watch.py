@@ -27,8 +27,8 @@ class Listener(Protocol):
     def on_head(self, call: Call, scope: Scope, positions: int) -> None:
         """The last matrix begins to run on its own, for `positions`."""
 
-    def on_end(self, call: Call) -> None:
-        """A forward has ended."""
+    def on_end(self, call: Call, completed: bool) -> None:
+        """A forward has ended, with a result or with an exception."""
 
     def on_missed(self, what: str, advice: str) -> None:
         """Something ran that the counter does not count."""
@@ -122,7 +122,7 @@ class Watch:
         if call is not None:
             for counter, _ in context.active():
                 if counter.watches(self):
-                    counter.on_end(call)
+                    counter.on_end(call, completed=result is not None)
 
     def _after_head(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         call = None if torch.compiler.is_compiling() else context.running_call(self)

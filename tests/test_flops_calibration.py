@@ -1,0 +1,139 @@
+"""Closed forms measured on live models of architectures that no closed form is known for."""
+
+import random
+
+import pytest
+import torch
+import transformers
+from tests.flops_models import ENDS, HAND, SHAPE, build, hand_model, random_config
+
+from inferscale.flops import (
+    CalibrationError,
+    FlopCounter,
+    UnknownArchitectureError,
+    calibrate,
+    estimate_flops,
+    forward_flops,
+    model_spec,
+)
+
+PLAIN = {key: SHAPE[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
+OLD = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 320}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "n_group": 2, "topk_group": 1}
+FOREIGN = {
+    "OPT": {**PLAIN, "ffn_dim": 176, "word_embed_proj_dim": 64},
+    "Bloom": {"hidden_size": 64, "n_layer": 3, "n_head": 4, "vocab_size": 320},
+    "Falcon": PLAIN,
+    "Phi": {**PLAIN, "intermediate_size": 176},
+    "GPTJ": {**OLD, "rotary_dim": 8},
+    "Olmoe": {**SHAPE, "num_experts": 4, "num_experts_per_tok": 2},
+    "Cohere": SHAPE,
+    "StableLm": SHAPE,
+    "SmolLM3": SHAPE,
+    "DeepseekV3": {**SHAPE, "num_key_value_heads": 4, **LATENT, **ROUTED},
+}
+
+
+def foreign_model(name):
+    return build(getattr(transformers, f"{name}Config")(**{**FOREIGN[name], **ENDS}))
+
+
+def tokens(rows, length):
+    return torch.arange(rows * length).reshape(rows, length) % 300
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_architectures_are_counted_exactly(name):
+    model = foreign_model(name)
+    with pytest.raises(UnknownArchitectureError):
+        model_spec(model.config)
+    with torch.no_grad(), FlopCounter(model, mode="verify") as analytic, FlopCounter(model, mode="exact") as exact:
+        cache = model(tokens(2, 20), use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(tokens(2, 1), past_key_values=cache).past_key_values
+        model(tokens(2, 7), past_key_values=cache)
+    assert analytic.total("full") == exact.total("full") > 0
+    assert analytic.total() < exact.total("full")
+    assert analytic.total("2N") == 2 * sum(p.numel() for p in model.parameters()) * analytic.tokens.read
+
+
+@pytest.mark.parametrize("family", HAND)
+def test_calibration_finds_the_closed_forms_that_are_known(family):
+    model = build(random_config(family, random.Random(7))) if family not in ("mistral", "phi3") else hand_model(family)
+    windows = [group.window for group in model_spec(model.config).attention if group.window]
+    if windows and min(windows) < 8:
+        with pytest.raises(CalibrationError, match="window of"):
+            calibrate(model)
+        return
+    found, known = calibrate(model), model_spec(model.config)
+    assert (found.linear, found.head, found.cached) == (known.linear, known.head, 0)
+    assert {(g.window, g.per_pair) for g in found.attention} == {(g.window, g.per_pair) for g in known.attention}
+
+
+def test_calibration_on_the_meta_device_needs_no_weights():
+    config = transformers.OPTConfig(**FOREIGN["OPT"], **ENDS)
+    assert calibrate(config) == calibrate(build(config))
+
+
+def test_a_calibrated_form_estimates():
+    spec = calibrate(foreign_model("OPT"))
+    assert estimate_flops(spec, prompt=9, new=1) == forward_flops(spec, 9, logits=1).causal
+    with pytest.raises(ValueError, match="calibrated closed form has none"):
+        estimate_flops(spec, prompt=9, new=1, convention="kaplan")
+
+
+def test_calibration_leaves_the_model_and_the_random_numbers_alone():
+    model = foreign_model("OPT").train()
+    model.model.decoder.layers[0].eval()
+    before = [part.training for part in model.modules()]
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    with FlopCounter(model) as flops:
+        calibrate(model)
+    assert torch.equal(torch.rand(3), expected)
+    assert [part.training for part in model.modules()] == before
+    assert (flops.total(), flops.uncounted) == (0, {})
+
+
+def state_space():
+    return build(transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50, state_size=4))
+
+
+def linear_attention():
+    config = transformers.Qwen3NextConfig(
+        **{**SHAPE, "num_hidden_layers": 4, "head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4},
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+    )
+    return build(config)
+
+
+@pytest.mark.parametrize("make", [state_space, linear_attention])
+def test_other_kinds_of_cost_are_refused_with_a_way_out(make):
+    model = make()
+    with pytest.raises(CalibrationError, match=r'FlopCounter\(mode="exact"\)'):
+        FlopCounter(generator=model)
+
+
+class Quadratic(torch.nn.Module):
+    """A model whose cost grows with the length of the cache in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(8))
+
+    def forward(self, input_ids, past_key_values=None, use_cache=True):
+        length = input_ids.shape[1] + (0 if past_key_values is None else past_key_values)
+        for _ in range(length**2):
+            torch.ones(input_ids.shape[1], 8) @ self.weight
+        return type("Output", (), {"past_key_values": length})()
+
+
+def test_the_check_point_refuses_what_does_not_fit():
+    with pytest.raises(CalibrationError, match="5 tokens on a cache of 3 should be"):
+        calibrate(Quadratic())

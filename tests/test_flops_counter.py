@@ -1,0 +1,413 @@
+"""`FlopCounter` as a context manager: attribution, nesting, reports, errors."""
+
+import contextlib
+import gc
+import json
+import sys
+import time
+import weakref
+
+import pytest
+import torch
+from tests.flops_models import hand_config, hand_model
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from transformers import PreTrainedModel
+
+from inferscale.base import Generator, RewardModel
+from inferscale.flops import (
+    FlopCounter,
+    FlopsWarning,
+    UnknownArchitectureError,
+    context,
+    forward_flops,
+    model_spec,
+    report_tokens,
+    watch,
+)
+
+IDS = torch.arange(128).reshape(2, 64)
+FULL, CAUSAL = 60_817_408, 56_688_640  # one forward of IDS
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hand_model("llama")
+
+
+@pytest.fixture(scope="module")
+def reward():
+    return hand_model("llama", "SequenceClassification", num_labels=1)
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind():
+    yield
+    assert context.active() == ()
+    assert context.running() == ()
+    assert not watch._watches
+    assert "__call__" not in vars(PreTrainedModel)
+    assert _get_current_dispatch_mode() is None
+    assert not torch_module._has_any_global_hook()
+
+
+def test_two_models_of_one_class_stay_apart(model):
+    other = hand_model("llama")
+    with FlopCounter(policy=model, reward=other) as flops:
+        model(IDS)
+        other(IDS[:1])
+        other(IDS[:1])
+    assert flops.by("model") == {"policy": CAUSAL, "reward": CAUSAL}
+    assert flops.total() == 2 * CAUSAL
+    assert flops.total("full", include=["reward"]) == FULL
+    assert flops.tally(["reward"]).forwards == 2
+
+
+def test_best_of_n_is_majority_and_the_reward_model(model, reward):
+    with FlopCounter(generator=model, reward=reward) as flops:
+        model(IDS)
+        without = flops.total()
+        reward(IDS)
+    assert flops.total() - without == flops.by("model")["reward"] == 51_462_144
+    assert flops.total(include=["generator"]) == without
+
+
+def test_hooks_are_gone_after_the_block(model):
+    with FlopCounter(model) as flops:
+        assert model._forward_pre_hooks
+        model(IDS)
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
+    model(IDS)
+    assert flops.total() == CAUSAL
+
+
+@pytest.mark.parametrize("mode", ["analytic", "exact", "verify"])
+def test_a_counter_can_be_entered_again_and_inside_of_itself(model, mode):
+    flops = FlopCounter(model, mode=mode)
+    with flops:
+        model(IDS)
+    with flops, flops, flops.scope("inner"), flops:
+        model(IDS)
+    assert flops.total("full") == 2 * FULL
+    assert flops.by("scope", "full") == {"": FULL, "inner": FULL}
+    flops.reset()
+    assert (flops.total(), flops.tokens, flops.uncounted) == (0, (0, 0, 0), {})
+    with flops:
+        model(IDS)
+    assert flops.total("full") == FULL
+
+
+@pytest.mark.parametrize("modes", [("analytic", "exact"), ("exact", "analytic"), ("exact", "verify")])
+def test_outer_counters_include_inner_ones(model, modes):
+    with FlopCounter(model, mode=modes[0]) as outer:
+        model(IDS)
+        with FlopCounter(model, mode=modes[1]) as inner:
+            model(IDS)
+        model(IDS)
+    assert (outer.total("full"), inner.total("full")) == (3 * FULL, FULL)
+
+
+def test_blocks_may_end_in_any_order(model):
+    first, second = FlopCounter(model), FlopCounter(model)
+    first.__enter__()
+    second.__enter__()
+    model(IDS)
+    first.__exit__(None, None, None)
+    model(IDS)
+    second.__exit__(None, None, None)
+    assert (first.total(), second.total()) == (CAUSAL, 2 * CAUSAL)
+
+
+@pytest.mark.parametrize("mode", ["analytic", "exact", "verify"])
+def test_an_exception_leaves_nothing_behind(model, mode):
+    broken = hand_model("llama")
+    broken.model.layers[2].mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(3, 3))
+    with contextlib.suppress(RuntimeError), FlopCounter(broken, model, mode=mode) as flops, flops.scope(problem=1):
+        broken(IDS)
+    with flops:
+        model(IDS)
+    assert flops.by("model", "full")["model_2"] == FULL
+    assert flops.by("problem", "full", include=["model_2"]) == {None: FULL}
+    if mode == "analytic":
+        assert flops.by("model", "full")["model"] == FULL  # charged when it began
+
+
+def test_scopes_label_and_nest(model):
+    with FlopCounter(generator=model) as flops:
+        model(IDS)
+        for problem in (3, 4):
+            with flops.scope(problem=problem):
+                model(IDS)
+                with flops.scope("rollout", depth=2):
+                    model(IDS)
+    assert flops.by("problem") == {None: CAUSAL, 3: 2 * CAUSAL, 4: 2 * CAUSAL}
+    assert flops.by("depth") == {None: 3 * CAUSAL, 2: 2 * CAUSAL}
+    assert flops.by("scope")["problem=3/rollout/depth=2"] == CAUSAL
+    assert sum(flops.by("scope").values()) == flops.total()
+
+
+def test_every_grouping_adds_up_in_every_convention(model, reward):
+    with FlopCounter(generator=model, reward=reward, nominal_parameters={"generator": 7e9, "reward": 7e9}) as flops:
+        with flops.scope(problem=1):
+            model.generate(IDS, max_new_tokens=3, do_sample=False)
+        reward(IDS)
+    for convention in ("causal", "full", "2N", "2N_nominal", "kaplan", "chinchilla", "abdelhameed2024"):
+        total = flops.total(convention)
+        assert total > 0
+        for key in ("model", "phase", "scope", "problem"):
+            assert sum(flops.by(key, convention).values()) == total
+
+
+def test_phases(model):
+    with FlopCounter(model) as flops:
+        cache = model(IDS, use_cache=True).past_key_values
+        cache = model(IDS[:, :1], past_key_values=cache).past_key_values
+        model(IDS[:, :5], past_key_values=cache)
+    spec = model_spec(model.config)
+    assert flops.by("phase") == {
+        "prefill": CAUSAL,
+        "decode": 952_320,
+        "chunk": forward_flops(spec, 5, 65, batch=2).causal,
+    }
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_analytic_counts_under_every_grad_mode(model, grad):
+    with grad(), FlopCounter(model) as flops:
+        model(input_ids=IDS)
+        model(IDS, None, None, None)
+    assert flops.total() == 2 * CAUSAL
+
+
+def test_logits_to_keep_may_be_a_tensor(model):
+    with FlopCounter(model, mode="verify") as flops:
+        model(IDS, logits_to_keep=torch.tensor([5, 9, 11]))
+        model(IDS, logits_to_keep=1000)
+    assert flops.tally().head == 2 * (3 + 64) * 2 * 64 * 320
+
+
+class Wrapper:
+    """Anything that holds a module as `.model`."""
+
+    def __init__(self, model):
+        self.model = model
+
+
+class SomeGenerator(Generator):
+    def __init__(self, model):
+        self.model = model
+
+    def generate(self, requests):
+        return []
+
+
+class SomeReward(RewardModel):
+    def __init__(self, model):
+        self.model = model
+
+    def score(self, nodes):
+        return []
+
+
+def test_generators_and_reward_models_are_watched_by_their_model(model, reward):
+    with FlopCounter(SomeGenerator(model), SomeReward(reward)) as flops:
+        model(IDS)
+        reward(IDS)
+    assert flops.by("model") == {"generator": CAUSAL, "reward": 51_462_144}
+    with FlopCounter(Wrapper(model)) as flops:
+        model(IDS)
+    assert flops.by("model") == {"model": CAUSAL}
+
+
+def test_what_cannot_be_watched_is_refused(model):
+    with pytest.raises(TypeError, match="got str"):
+        FlopCounter("gpt2")
+    with pytest.raises(ValueError, match="itself or a part of it"):
+        FlopCounter(a=model, b=model)
+    with pytest.raises(ValueError, match="itself or a part of it"):
+        FlopCounter(a=model, b=model.model)
+    with pytest.raises(ValueError, match="mode='fast'"):
+        FlopCounter(model, mode="fast")
+    with pytest.raises(ValueError, match="nominal_parameters names"):
+        FlopCounter(generator=model, nominal_parameters={"policy": 7e9})
+    with pytest.raises(UnknownArchitectureError, match='FlopCounter\\(mode="exact"\\)'):
+        FlopCounter(torch.nn.Linear(3, 3))
+
+
+def test_an_unwatched_model_is_reported_once(model, reward):
+    with pytest.warns(FlopsWarning, match="LlamaForSequenceClassification") as caught:
+        flops = _run(FlopCounter(generator=model), model, reward, reward)
+    assert flops.uncounted == {"LlamaForSequenceClassification (not watched)": 2}
+    assert len(caught) == 1
+    assert flops.total() == CAUSAL
+
+
+def test_an_unwatched_model_is_reported_in_exact_mode_too(model, reward):
+    with pytest.warns(FlopsWarning, match="pass every model"):
+        flops = _run(FlopCounter(generator=model, mode="exact"), model, reward)
+    assert flops.by("model", "full") == {"generator": FULL, "other": 55_590_912}
+    everything = _run(FlopCounter(mode="exact"), model, reward)  # with no model given, all of it is wanted
+    assert everything.total("full") == FULL + 55_590_912
+
+
+def _run(counter, *models):
+    with counter:
+        for part in models:
+            part(IDS)
+    return counter
+
+
+def test_tokens_are_inferred_until_the_generator_reports_them(model):
+    with FlopCounter(generator=model, nominal_parameters={"generator": 7e9}) as flops:
+        model.generate(IDS, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        assert flops.tokens == (2 * 64 + 2 * 4, 2 * 5, 0)
+        report_tokens(Wrapper(model), sampled=7, useful=100)
+    assert flops.tokens == (136, 7, 100)
+    assert flops.total("2N_nominal") == 2 * 7_000_000_000 * 7
+    report_tokens(model, sampled=1)  # nobody listens
+
+
+def test_served_models_are_added_by_their_configuration(model):
+    config = hand_config("llama")
+    flops = FlopCounter(generator=model)
+    flops.add(config, prompt=64, new=24, n=2, shared_prefix=False)
+    assert flops.total("full") == 78_077_952
+    with flops, flops.scope(problem=1):
+        flops.add(config, prompt=64, new=24, n=2, model="judge")
+    assert flops.by("problem", include=["judge"]) == {1: flops.total(include=["judge"])}
+    assert flops.tokens.sampled == 2 * 2 * 24
+    with pytest.raises(ValueError, match="already stands for a different model"):
+        flops.add(hand_config("qwen3"), prompt=1, new=1, model="generator")
+
+
+def test_counts_survive_json_and_add_up(model, reward):
+    with FlopCounter(generator=model) as first, first.scope(problem=1):
+        model(IDS)
+    with FlopCounter(generator=model, reward=reward) as second, second.scope(problem=2):
+        model(IDS)
+        reward(IDS)
+    state = json.loads(json.dumps(first.state_dict()))
+    merged = FlopCounter.merge(state, second)
+    assert merged.by("problem") == {1: CAUSAL, 2: CAUSAL + 51_462_144}
+    assert merged.total("chinchilla") == first.total("chinchilla") + second.total("chinchilla")
+    assert merged.seconds == pytest.approx(first.seconds + second.seconds)
+    assert FlopCounter.merge(merged).state_dict() == merged.state_dict()
+    with pytest.raises(ValueError, match="already stands for a different model"):
+        FlopCounter.merge(first, FlopCounter(generator=reward))
+    with pytest.raises(ValueError, match="version 2"):
+        FlopCounter.merge({**state, "version": 2})
+
+
+def test_reports_read_as_text(model, reward, capsys):
+    with FlopCounter(generator=model, reward=reward, display=True) as flops, flops.scope(problem=1):
+        model(IDS)
+        reward(IDS)
+    expected = """\
+scope      model      phase    forwards  read  sampled  causal    full  of all
+problem=1  generator  prefill         1   128        0  56.69M  60.82M   52.2%
+problem=1  reward     prefill         1   128        0  51.46M  55.59M   47.8%
+total                                 2   256        0  108.2M  116.4M  100.0%"""
+    assert flops.table() == flops.get_table() == expected
+    assert capsys.readouterr().out == expected + "\n"
+    assert flops.table(depth=0).splitlines()[1].startswith("all  ")
+    assert flops.get_total_flops() == FULL + 55_590_912
+    assert flops.get_flop_counts()["Global"]["linear"] == flops.tally().linear
+    assert sum(flops.get_flop_counts()["reward"].values()) == 55_590_912
+
+
+def test_utilisation_needs_a_named_peak(model):
+    with FlopCounter(model) as flops:
+        model(IDS)
+    assert flops.mfu(peak=1e12) == pytest.approx(CAUSAL / (flops.seconds * 1e12))
+    assert flops.mfu(peak="A100-bf16") == pytest.approx(CAUSAL / (flops.seconds * 312e12))
+    with pytest.raises(ValueError, match=r"peak=None.*A100-bf16.*measured_peak"):
+        flops.mfu()
+    with pytest.raises(ValueError, match=r"peak='TPU'.*H100-SXM-bf16"):
+        flops.mfu(peak="TPU")
+    with pytest.raises(ValueError, match=r"bandwidth=None.*A100-80GB"):
+        flops.mbu()
+    weights = model_spec(model.config).active_weights
+    assert flops.mbu(1e9, bytes_per_number=4) == pytest.approx(4 * weights / (flops.seconds * 1e9))
+
+
+def test_reads_of_weights_and_cache(model):
+    with FlopCounter(model) as flops:
+        cache = model(IDS, use_cache=True).past_key_values
+        model(IDS[:, :1], past_key_values=cache)
+    weights = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
+    cached = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers) * 64 // 65
+    assert flops.tally().numbers_read == 2 * weights + cached
+
+
+def test_seconds_run_inside_of_the_blocks_only(model):
+    flops = FlopCounter(model)
+    with flops, flops:
+        time.sleep(0.02)
+        assert flops.seconds >= 0.02
+    inside = flops.seconds
+    time.sleep(0.02)
+    assert 0.02 <= inside == flops.seconds < 0.2
+    flops.reset()
+    assert flops.seconds == 0
+    assert flops.peak_memory is None or torch.cuda.is_available()
+
+
+def test_scopes_and_bound_functions_need_an_open_counter(model):
+    flops = FlopCounter(model)
+    with pytest.raises(RuntimeError, match=r"scope\(\) outside"), flops.scope(problem=1):
+        pass
+    with pytest.raises(RuntimeError, match=r"bind\(\) where the counter is not counting"):
+        flops.bind(print)
+    with flops:
+        bound = flops.bind(print)
+        with pytest.raises(ValueError, match="name or a label"), flops.scope():
+            pass
+    with pytest.raises(RuntimeError, match="has closed"):
+        bound()
+    with pytest.raises(ValueError, match=r"include=\['prm'\]"):
+        flops.total(include=["prm"])
+
+
+def test_an_interrupted_forward_is_forgotten(model):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with contextlib.suppress(KeyboardInterrupt), FlopCounter(model):
+        model(IDS)
+    hook.remove()
+    with FlopCounter(model) as flops:
+        model.model(IDS)
+    assert flops.total() == CAUSAL - 2 * 128 * 64 * 320
+
+
+def test_counters_do_not_keep_models_alive():
+    model = hand_model("llama")
+    with FlopCounter(model):
+        model(IDS)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
+
+
+def test_the_hooks_of_a_forward_cost_less_than_20_microseconds(model):
+    with FlopCounter(model):
+        hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
+
+        def both(n):
+            start = time.process_time()
+            for _ in range(n):
+                hooks[0](model, (), {"input_ids": IDS})
+                hooks[1](model, (), None)
+            return (time.process_time() - start) / n
+
+        best = min(both(500) for _ in range(6))
+    if sys.gettrace() is None:  # not under a debugger or coverage
+        assert best < 20e-6
