@@ -3,15 +3,23 @@
 from .datasets import load_examples, load_problems
 from .grading import GradingStats, MathGrader, Verdict
 from .prompts import STYLES, Example, PromptStyle, prompt_style
+from .records import RunLockedError
+from .run import Run, load_run
+from .runs import ChangedRunError, run_evaluation
 
 __all__ = [
     "STYLES",
+    "ChangedRunError",
     "Example",
     "GradingStats",
     "MathGrader",
     "PromptStyle",
+    "Run",
+    "RunLockedError",
     "Verdict",
     "load_examples",
     "load_problems",
+    "load_run",
     "prompt_style",
+    "run_evaluation",
 ]

@@ -1,0 +1,120 @@
+"""What a run was made with: its parts as plain data, so that a changed one is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from inferscale.tree import Problem
+
+_DEPTH = 3
+_ENDS = 8  # values read at each end of a tensor
+
+
+def digest(data: object) -> str:
+    """The first 32 hex digits of the SHA-256 of plain data."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def describe(part: object, depth: int = _DEPTH) -> Any:
+    """A part of a run as plain data that is equal in another process when the part is.
+
+    A frozen dataclass is its ``repr``. Any other object is its class, its public plain attributes, the settings of
+    the parts of inferscale that it holds, and a fingerprint of the weights of a model that it holds. Attributes that
+    count or cache (mutable dataclasses, private plain values) are left out.
+    """
+    if part is None or isinstance(part, str | bool | int | float):
+        return part
+    if dataclasses.is_dataclass(part) and not isinstance(part, type) and _is_frozen(part):
+        return _plain_repr(part)
+    if callable(part) and getattr(part, "__qualname__", None):
+        return f"{getattr(part, '__module__', None) or 'builtins'}.{part.__qualname__}"
+    about: dict[str, Any] = {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
+    for name, value in sorted(getattr(part, "__dict__", {}).items()):
+        if _is_setting(name, value):
+            about[name] = value
+        elif depth and _is_ours(value):
+            about[name] = describe(value, depth - 1)
+        elif callable(getattr(value, "state_dict", None)):
+            about[name] = model_fingerprint(value)
+    return about
+
+
+def model_fingerprint(model: Any) -> str:
+    """A digest of a torch model's configuration, shapes and a few values of every tensor."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
+    parts: list[Any] = [type(model).__name__, str(to_dict())]
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().flatten()
+        values = [*flat[:_ENDS].tolist(), *flat[-_ENDS:].tolist()]
+        parts.append([name, list(tensor.shape), str(tensor.dtype), [str(value) for value in values]])
+    return digest(parts)
+
+
+def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:
+    """A name for each problem under one configuration; a prompt that comes again gets another one each time."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for problem in problems:
+        keys.append(digest([configuration, problem.prompt, problem.answer, seen[problem.prompt]]))
+        seen[problem.prompt] += 1
+    return keys
+
+
+def versions(
+    packages: Iterable[str] = ("inferscale", "torch", "transformers", "numpy", "math-verify"),
+) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed; none is imported."""
+    found = {"python": sys.version.split()[0]}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> Mapping[str, Any] | None:
+    """Commit and whether tracked files differ from it, of the checkout that holds `folder`; ``None`` without one."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def _is_frozen(part: object) -> bool:
+    return bool(type(part).__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
+def _is_setting(name: str, value: object) -> bool:
+    return not name.startswith("_") and (value is None or isinstance(value, str | bool | int | float))
+
+
+def _is_ours(value: object) -> bool:
+    if not type(value).__module__.startswith("inferscale."):
+        return False
+    return not dataclasses.is_dataclass(value) or _is_frozen(value)
+
+
+def _plain_repr(part: object) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))

@@ -1,0 +1,221 @@
+"""Evaluations that survive a kill: a folder with what was run, one record per problem, and a journal to go on from."""
+
+from __future__ import annotations
+
+import collections.abc
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from inferscale.aggregators import MajorityVote, SameAnswer
+from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.answers import same_answer
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.cost import Budget
+from inferscale.engine import stream
+from inferscale.result import SearchResult
+from inferscale.tree import Problem
+
+from ._bar import RunBar
+from .fingerprints import describe, digest, git_state, problem_keys, versions
+from .records import append, cut_torn_line, keep_lines, locked, prune_journal, write_atomically
+from .run import ABOUT, FORMAT, JOURNAL, LOCK, RECORDS, Run, latest_records, load_run, make_record, read_about
+
+
+class ChangedRunError(ValueError):
+    """The folder holds a run of another configuration."""
+
+
+def run_evaluation(
+    problems: Sequence[Problem | str],
+    strategy: SearchStrategy,
+    generator: Generator,
+    directory: str | os.PathLike[str],
+    *,
+    reward_model: RewardModel | None = None,
+    aggregator: Aggregator | None = None,
+    extract_answer: Callable[[str], str | None] = default_extract_answer,
+    grade: SameAnswer = same_answer,
+    budget: Budget | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    config: Mapping[str, Any] | None = None,
+    force: bool = False,
+    fsync: bool = False,
+    progress: bool = False,
+) -> Run:
+    """Solves and grades problems, each recorded in `directory` as soon as it is solved; the run.
+
+    The same call again goes on where the last one ended, however it ended: solved problems are not solved again, and
+    half-done searches go on from their journal. In float32 the records are those of an undisturbed run (times and
+    memory apart). ``run.json`` holds the configuration and its versions, ``records.jsonl`` a line for each problem.
+
+    Args:
+        problems: Problems with gold answers, or prompts.
+        strategy: What to sample.
+        generator: Samples the steps.
+        directory: The run's folder, made if it is not there.
+        reward_model: As in `solve_batch`.
+        aggregator: As in `solve_batch`.
+        extract_answer: As in `solve_batch`.
+        grade: Called with an answer and the gold answer: `same_answer`, or a `MathGrader`.
+        budget: The most that each problem may cost.
+        seed: Any integer.
+        batch_size: Problems searched at the same time.
+        config: Further facts about the run, plain data; part of its configuration.
+        force: Where the folder holds a run of another configuration: keep what is still valid (nothing, unless only
+            the set of problems has changed), put the rest aside, and go on.
+        fsync: Wait for the disk after each record: a power cut loses nothing either.
+        progress: Show a progress bar with the accuracy so far and the time left.
+
+    Raises:
+        ChangedRunError: If the folder holds a run of another configuration and `force` is not set.
+        RunLockedError: If another process is writing into the folder.
+        ValueError: If there are no problems, or the folder's files are damaged.
+    """
+    given = [replace(p) if isinstance(p, Problem) else Problem(p) for p in problems]  # copies: known by identity
+    if not given:
+        raise ValueError("run_evaluation() was given no problems: pass at least one")
+    vote = aggregator or MajorityVote()
+    identity = {
+        "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
+        "aggregator": describe(vote), "extract_answer": describe(extract_answer), "grade": str(describe(grade)),
+        "budget": describe(budget), "seed": seed, "config": dict(config or {}),
+    }  # fmt: skip
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    task = _Task(folder, given, problem_keys(given, digest(identity)), grade, fsync)
+    with locked(folder / LOCK):
+        _prepare(
+            task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force
+        )
+        results = partial(
+            stream, strategy=strategy, generator=generator, reward_model=reward_model, aggregator=vote,
+            extract_answer=extract_answer, budget=budget, seed=seed, batch_size=batch_size,
+        )  # fmt: skip
+        _solve_rest(task, results, progress)
+    return load_run(folder)
+
+
+@dataclass(frozen=True)
+class _Task:
+    folder: Path
+    problems: list[Problem]
+    keys: list[str]
+    grade: SameAnswer
+    fsync: bool
+
+
+def _prepare(task: _Task, identity: Mapping[str, Any], force: bool) -> None:
+    """Writes ``run.json``, or checks that what is there belongs to this call."""
+    about = read_about(task.folder)
+    cut_torn_line(task.folder / RECORDS)
+    identity = json.loads(json.dumps(identity, default=str))
+    if about is not None and about["identity"] == identity:
+        return
+    if about is not None:
+        changed = sorted(name for name in identity if about["identity"].get(name) != identity[name])
+        if not force:
+            raise ChangedRunError(_what_changed(task.folder, about["identity"], identity, changed))
+        _put_aside(task, digest(about["identity"]), keep_journal=changed == ["problems"])
+    fresh = {"format": FORMAT, "version": 1, "identity": identity, "versions": versions(), "git": git_state(Path.cwd()),
+             "command": sys.argv, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
+    write_atomically(task.folder / ABOUT, json.dumps(fresh, indent=1) + "\n")
+
+
+def _what_changed(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> str:
+    told = "; ".join(f"{name} was {str(old.get(name))[:120]} and is {str(new[name])[:120]}" for name in names)
+    return (
+        f"{folder} holds a run of another configuration ({told}): give another folder, or force=True (--force) to go "
+        "on with what is still valid"
+    )
+
+
+def _put_aside(task: _Task, old: str, keep_journal: bool) -> None:
+    records = task.folder / RECORDS
+    if records.exists():
+        write_atomically(task.folder / f"records-{old[:8]}.jsonl", records.read_text("utf-8"))
+        keys = set(task.keys)
+        keep_lines(records, lambda row: row["key"] in keys)
+        _renumber(task, records)
+    if not keep_journal:
+        (task.folder / JOURNAL).unlink(missing_ok=True)
+
+
+def _renumber(task: _Task, records: Path) -> None:
+    """Gives the records that are left the positions of their problems in the new set."""
+    index = {key: position for position, key in enumerate(task.keys)}
+    rows = [{**record, "index": index[record["key"]]} for record in latest_records(records)]
+    write_atomically(records, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _solve_rest(task: _Task, results: Callable[..., Iterator[SearchResult]], progress: bool) -> None:
+    """Solves what is not recorded as solved, and records it."""
+    journal = task.folder / JOURNAL
+    done = {record["key"]: record for record in latest_records(task.folder / RECORDS) if record["status"] == "ok"}
+    prune_journal(journal, {record["result"]["nodes"][0]["key"] for record in done.values()})
+    left = _left(task, done)
+    verdicts = [record["correct"] for record in done.values() if record["correct"] is not None]
+    position = {id(task.problems[index]): index for index in left}
+    search = results([task.problems[index] for index in left], journal=journal)
+    with (
+        (task.folder / RECORDS).open("ab", buffering=0) as file,
+        RunBar(len(task.problems), len(done), sum(verdicts), len(verdicts), progress) as bar,
+        closing(_keeping_partial(search, task, position, done, file)) as solved,
+    ):
+        for result in solved:
+            index = position[id(result.problem)]
+            if task.keys[index] in done:
+                continue  # solved again only because an equal prompt comes later
+            record = make_record(index, task.keys[index], result, task.grade, peak_memory_bytes())
+            append(file, record, task.fsync)
+            bar.solved(record["correct"], result.cost.tokens)
+    journal.unlink(missing_ok=True)
+
+
+def _left(task: _Task, done: Mapping[str, Any]) -> list[int]:
+    """Positions to solve: those not done, and those with a prompt that comes again and is not done there.
+
+    Random streams of equal prompts are told apart by how many came before in the same call.
+    """
+    unsolved = {problem.prompt for problem, key in zip(task.problems, task.keys, strict=True) if key not in done}
+    last = {p.prompt: i for i, (p, key) in enumerate(zip(task.problems, task.keys, strict=True)) if key not in done}
+    return [i for i, p in enumerate(task.problems) if p.prompt in unsolved and i <= last[p.prompt]]
+
+
+def _keeping_partial(
+    results: Iterator[SearchResult],
+    task: _Task,
+    position: Mapping[int, int],
+    done: Container[str],
+    file: IO[bytes],
+) -> collections.abc.Generator[SearchResult, None, None]:
+    """The results; when they break off, the best so far of each open search is recorded as partial."""
+    try:
+        yield from results
+    except BaseException as error:
+        for result in error.__dict__.get("partial", []):
+            index = position[id(result.problem)]
+            if result.stopped_by == "error" and task.keys[index] not in done:
+                append(file, make_record(index, task.keys[index], result, task.grade, peak_memory_bytes()))
+        raise
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory used so far: torch's on a GPU if it runs there, else of this process; ``None`` if unknown."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,298 @@
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.evaluation_worker import PROBLEMS, STRATEGIES, evaluate
+
+from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
+from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
+from inferscale.evaluate import runs as runs_module
+from inferscale.evaluate.fingerprints import describe, git_state, model_fingerprint, problem_keys
+from inferscale.evaluate.records import append, cut_torn_line, locked, read_records
+from inferscale.rewards import CheckerReward, RewardFunction
+from inferscale.strategies import REBASE
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from inferscale.tree import Problem
+
+ROOT = Path(__file__).parent.parent
+TEN = [Problem(f"What is {index}?", str(index % 3), f"ten/{index}") for index in range(10)]
+SAMPLING = RepeatedSampling(3)
+
+
+def run_ten(folder, *, problems=TEN, strategy=SAMPLING, generator=ToyGenerator, **options):
+    made = generator() if callable(generator) else generator
+    return run_evaluation(problems, strategy, made, folder, reward_model=ToyReward(), **options)
+
+
+def essence(record):
+    """A record without what is measured by a clock."""
+    result = {**record["result"], "cost": {**record["result"]["cost"], "seconds": 0.0}}
+    return {**record, "measured": None, "result": result}
+
+
+def essences(folder):
+    return [essence(record) for record in load_run(folder).records]
+
+
+def kill_at_random(folder, rng):
+    """One run of the worker, killed (SIGKILL) in its first second of work; whether it was still at work."""
+    code = f"from tests.evaluation_worker import evaluate; evaluate({str(folder)!r}, pause=0.01)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    started = time.perf_counter()
+    while not any(Path(folder).glob("*/run.json")) and process.poll() is None and time.perf_counter() < started + 60:
+        time.sleep(0.01)
+    time.sleep(rng.random())
+    process.kill()
+    return process.wait() != 0
+
+
+def check_kills(tmp_path, kills, seed):
+    evaluate(tmp_path / "straight")
+    rng = random.Random(seed)
+    hit = sum(kill_at_random(tmp_path / "killed", rng) for _ in range(kills))
+    evaluate(tmp_path / "killed", pause=0.0)
+    for name in STRATEGIES:
+        straight, killed = essences(tmp_path / "straight" / name), essences(tmp_path / "killed" / name)
+        assert len(straight) == len(PROBLEMS)
+        assert killed == straight
+        assert load_run(tmp_path / "killed" / name).is_complete
+        assert not (tmp_path / "killed" / name / "journal.jsonl").exists()
+    return hit
+
+
+def test_killed_and_resumed_gives_the_same_records(tmp_path):
+    assert check_kills(tmp_path, kills=3, seed=0) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_killed_many_times_and_resumed_gives_the_same_records(tmp_path, seed):
+    assert check_kills(tmp_path, kills=5, seed=seed) >= 2
+
+
+def test_a_run_holds_what_the_searches_gave(tmp_path):
+    run = run_ten(tmp_path / "run", aggregator=MajorityVote(), seed=5, config={"data": "ten"})
+    assert run.is_complete
+    results = list(run.results())
+    right = [result.answer == problem.answer for result, problem in zip(results, TEN, strict=True)]
+    assert run.accuracy == sum(right) / 10
+    assert [record["correct"] for record in run.records] == right
+    assert run.standard_error == pytest.approx(math.sqrt(run.accuracy * (1 - run.accuracy) / 9))
+    for record, result in zip(run.records, results, strict=True):
+        assert record["correct_each"] == [t.answer == result.problem.answer for t in result.trajectories]
+        assert [t.answer for t in result.trajectories].count(record["answer"]) >= 1
+    about = run.about
+    assert about["identity"]["strategy"] == "RepeatedSampling(n=3)"
+    assert about["identity"]["config"] == {"data": "ten"}
+    assert about["versions"]["python"] == sys.version.split()[0]
+    assert run.rows()[0]["generated_tokens"] == results[0].cost.generated_tokens
+    assert run.peak_memory_bytes is None or run.peak_memory_bytes > 1e6
+    pandas = pytest.importorskip("pandas")
+    frame = run.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["correct"].mean() == run.accuracy
+
+
+def test_solved_problems_are_not_solved_again(tmp_path):
+    run_ten(tmp_path)
+    again = ToyGenerator()
+    run_ten(tmp_path, generator=again)
+    assert again.calls == 0
+    assert len(read_records(tmp_path / "records.jsonl")) == 10
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": RepeatedSampling(4)},
+        {"seed": 1},
+        {"budget": Budget(tokens=50)},
+        {"aggregator": BestOfN()},
+        {"generator": lambda: ToyGenerator(depth=2)},
+        {"problems": TEN[:9]},
+        {"problems": [replace(TEN[0], answer="7"), *TEN[1:]]},
+        {"config": {"prompt": "cot"}},
+        {"extract_answer": str.strip},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_configuration_is_refused(tmp_path, change):
+    run_ten(tmp_path)
+    before = (tmp_path / "records.jsonl").read_bytes()
+    with pytest.raises(ChangedRunError, match=rf"another configuration \({next(iter(change))} was .*--force"):
+        run_ten(tmp_path, **change)
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    forced = run_ten(tmp_path, **change, force=True)
+    assert forced.is_complete
+    run_ten(tmp_path / "fresh", **change)
+    assert essences(tmp_path) == essences(tmp_path / "fresh")
+    assert [path.read_bytes() for path in tmp_path.glob("records-*.jsonl")] == [before], "the old ones are put aside"
+
+
+def test_more_problems_keep_what_is_solved(tmp_path):
+    run_ten(tmp_path, problems=TEN[5:])
+    generator = ToyGenerator()
+    run_ten(tmp_path, generator=generator, force=True, batch_size=1)
+    assert generator.calls == 5, "one call for each of the five new problems"
+    run_ten(tmp_path / "fresh")
+    assert essences(tmp_path) == essences(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("calls", [1, 3, 5, 9])
+def test_an_interrupted_run_records_its_best_so_far_and_goes_on(tmp_path, calls):
+    options = {"strategy": REBASE(3), "batch_size": 4}
+    with pytest.raises(KeyboardInterrupt):
+        run_ten(tmp_path, generator=Interrupted(calls), **options)
+    run = load_run(tmp_path)
+    assert not run.is_complete
+    assert {record["status"] for record in run.records} <= {"ok", "partial"}
+    assert any(record["status"] == "partial" for record in run.records)
+    again = Interrupted(10**6)
+    run_ten(tmp_path, generator=again, **options)
+    whole = Interrupted(10**6)
+    run_ten(tmp_path / "fresh", generator=whole, **options)
+    assert essences(tmp_path) == essences(tmp_path / "fresh")
+    assert again.calls <= whole.calls - calls + 4, "what was sampled is not sampled again"
+
+
+class Interrupted(ToyGenerator):
+    """A toy that is interrupted in the call after so many."""
+
+    def __init__(self, after):
+        super().__init__()
+        self._after = after
+
+    def generate(self, requests):
+        if self.calls >= self._after:
+            raise KeyboardInterrupt
+        return super().generate(requests)
+
+
+def test_equal_prompts_stay_different_problems_across_a_resume(tmp_path):
+    same = [Problem("Which?", "1", f"same/{index}") for index in range(6)]
+    one_object = [same[0]] * 2
+    run_ten(tmp_path / "fresh", problems=same, generator=Interrupted(99))
+    texts = {result.text for result in load_run(tmp_path / "fresh").results()}
+    assert len(texts) > 1, "each has its own samples"
+    with pytest.raises(KeyboardInterrupt):
+        run_ten(tmp_path / "run", problems=same, generator=Interrupted(3), batch_size=1)
+    run_ten(tmp_path / "run", problems=same, generator=Interrupted(99), batch_size=1)
+    assert essences(tmp_path / "run") == essences(tmp_path / "fresh")
+    assert len(run_ten(tmp_path / "object", problems=one_object).finished) == 2
+    assert len(set(problem_keys(one_object, "c"))) == 2
+
+
+def test_a_torn_last_line_is_cut_and_a_damaged_one_is_told(tmp_path):
+    run_ten(tmp_path)
+    records = tmp_path / "records.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(whole[:-20])
+    assert len(load_run(tmp_path).records) == 9
+    run_ten(tmp_path)
+    assert sorted(records.read_bytes().splitlines())[0][:8] == b'{"v": 1,'
+    assert len(load_run(tmp_path).records) == 10
+    lines = whole.splitlines(keepends=True)
+    records.write_bytes(lines[0] + lines[1][:-30] + b"\n" + b"".join(lines[2:]))
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        load_run(tmp_path)
+    records.write_bytes(b'{"v": 99}\n')
+    with pytest.raises(ValueError, match="newer inferscale"):
+        load_run(tmp_path)
+
+
+def test_numbers_that_are_not_finite_are_null_on_disk(tmp_path):
+    with (tmp_path / "r").open("ab", buffering=0) as file:
+        append(file, {"key": "a", "x": [math.nan, {"y": math.inf}], "t": (1.0,)}, fsync=True)
+    assert read_records(tmp_path / "r") == [{"v": 1, "key": "a", "x": [None, {"y": None}], "t": [1.0]}]
+    assert read_records(tmp_path / "nothing") == []
+    cut_torn_line(tmp_path / "nothing")
+
+
+def test_two_writers_are_refused(tmp_path):
+    code = f"import time; from pathlib import Path; from inferscale.evaluate.records import locked\nwith locked(Path({str(tmp_path / 'lock')!r})): print('held', flush=True); time.sleep(60)"  # noqa: E501
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(RunLockedError, match=rf"pid {holder.pid}\) is writing"):
+            run_ten(tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    run_ten(tmp_path)  # a lock is gone with its process
+    with locked(tmp_path / "lock"), pytest.raises(RunLockedError, match=f"pid {os.getpid()}"):
+        run_ten(tmp_path)
+
+
+def test_problems_without_gold_are_solved_and_not_graded(tmp_path):
+    run = run_ten(tmp_path, problems=["Who?", "Why?"])
+    assert [record["correct"] for record in run.records] == [None, None]
+    assert math.isnan(run.accuracy)
+    assert math.isnan(run.standard_error)
+    with pytest.raises(ValueError, match="no problems"):
+        run_ten(tmp_path / "none", problems=[])
+
+
+def test_the_bar_shows_accuracy_and_starts_where_the_run_does(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt):
+        run_ten(tmp_path, generator=Interrupted(4), batch_size=1)
+    run_ten(tmp_path, generator=Interrupted(99), batch_size=1, progress=True)
+    shown = capsys.readouterr().err
+    assert "accuracy=" in shown
+    assert "4/10" in shown
+    assert "10/10" in shown
+
+
+def test_folders_without_a_run(tmp_path):
+    with pytest.raises(ValueError, match="there is no run in"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="not the description of a run"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"format": "inferscale.Run", "version": 2}))
+    with pytest.raises(ValueError, match="newer inferscale"):
+        load_run(tmp_path)
+
+
+def test_parts_are_described_by_what_they_do():
+    assert describe(REBASE(4)) == repr(REBASE(4))
+    assert describe(None) is None
+    assert "0x" not in str(describe(BrokenGenerator()))
+    assert describe(CheckerReward()) != describe(CheckerReward("min"))
+    assert describe(RewardFunction(essence))["name"] == "essence"
+    assert describe(len) == "builtins.len"
+    assert git_state(Path("/")) is None
+
+
+def test_a_model_is_known_by_its_weights():
+    torch = pytest.importorskip("torch")
+    from tests.tiny_models import byte_tokenizer, tiny_model
+
+    from inferscale import HFGenerator
+
+    model, twin, other = tiny_model(seed=0), tiny_model(seed=0), tiny_model(seed=1)
+    assert model_fingerprint(model) == model_fingerprint(twin) != model_fingerprint(other)
+    about = [describe(HFGenerator(m, byte_tokenizer(), temperature=t)) for m, t in ((model, 1.0), (twin, 1.0))]
+    assert about[0] == about[1]
+    for changed in (
+        HFGenerator(other, byte_tokenizer()),
+        HFGenerator(model, byte_tokenizer(), temperature=0.5),
+        HFGenerator(model, byte_tokenizer(), step_delimiter="\n\n"),
+        HFGenerator(model, byte_tokenizer(), max_new_tokens=7),
+    ):
+        assert describe(changed) != about[0]
+    with torch.no_grad():
+        twin.get_input_embeddings().weight[0, 0] += 1
+    assert model_fingerprint(twin) != model_fingerprint(model)
+
+
+def test_memory_is_known_where_the_system_tells(monkeypatch):
+    peak = runs_module.peak_memory_bytes()
+    assert peak is None or peak > 1e6
