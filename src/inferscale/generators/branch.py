@@ -46,6 +46,7 @@ class Branch:
         limits: Lengths.
         tokens: Ids sampled so far.
         finish: Why sampling stopped; ``None`` while it goes on.
+        room: The most tokens that the path's length and the context allow.
     """
 
     request: GenerateRequest
@@ -60,10 +61,12 @@ class Branch:
     finish: FinishReason | None = None
     logprob: float = 0.0
     confidence: float = 0.0
+    room: int = field(init=False)
     _ends: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Ends at once when there is no room for a single token."""
+        self.room = self.limits.room(len(self.prompt), len(self.path) + len(self.forced))
         if self.room < 1:
             self.finish = "length"
 
@@ -73,9 +76,9 @@ class Branch:
         return self.prompt + self.path + self.forced
 
     @property
-    def room(self) -> int:
-        """The most tokens that the path's length and the context allow."""
-        return self.limits.room(len(self.prompt), len(self.path) + len(self.forced))
+    def step_tokens(self) -> int:
+        """Tokens sampled since the last step ended."""
+        return len(self.tokens) - (max(self._ends[-1][1] - len(self.forced), 0) if self._ends else 0)
 
     def restart(self) -> None:
         """Forgets what was sampled; the same tokens come again from the same stream."""
@@ -99,8 +102,7 @@ class Branch:
 
     def _step_ended(self, token: int) -> bool:
         """Whether a step ends after the last token; its end is kept."""
-        sampled_before = max(self._ends[-1][1] - len(self.forced), 0) if self._ends else 0
-        full = len(self.tokens) - sampled_before >= self.limits.step
+        full = self.step_tokens >= self.limits.step
         if not full and not self.text.may_end_step(token):
             return False
         text = self._text(final=False)

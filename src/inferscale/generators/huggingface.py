@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -79,6 +79,7 @@ class HFGenerator(Generator):
         micro_batch: int | None = None,
         cache: Literal["tree", "none"] = "tree",
         max_cache_bytes: int | None = None,
+        decoder: Callable[[GeneratorStats], Decoder] | None = None,
         **load_options: Any,
     ) -> None:
         """Loads and checks everything that can be checked before sampling.
@@ -104,6 +105,7 @@ class HFGenerator(Generator):
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
+            decoder: Makes what runs the batches, in place of what `cache` says; it is given the generator's `stats`.
             load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
 
         Raises:
@@ -132,8 +134,8 @@ class HFGenerator(Generator):
         self._charges = Charges(self.model)
         self._rows = micro_batch or _ROWS
         self._lock = threading.Lock()
-        self._plain: Decoder = StatelessDecoder(self.model, self.stats)
-        self._tree = self._tree_decoder(max_cache_bytes) if cache == "tree" else None
+        self._plain = StatelessDecoder(self.model, self.stats) if decoder is None else decoder(self.stats)
+        self._tree = self._tree_decoder(max_cache_bytes) if cache == "tree" and decoder is None else None
         self._bound = length_bound(self.model.config)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
