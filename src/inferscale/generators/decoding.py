@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,7 +42,12 @@ def _draw(live: Sequence[Branch], logits: Tensor, sampler: Sampler) -> Tensor:
     wanted = [branch.request.greedy for branch in live]
     greedy = torch.tensor(wanted, device=logits.device) if any(wanted) else None
     draws = sampler.draw(logits, numbers, greedy)
-    columns = zip(draws.tokens.tolist(), draws.logprobs.tolist(), draws.confidences.tolist(), strict=True)
+    logprobs = draws.logprobs.tolist()
+    if any(map(math.isnan, logprobs)):
+        raise FloatingPointError(
+            f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"
+        )
+    columns = zip(draws.tokens.tolist(), logprobs, draws.confidences.tolist(), strict=True)
     for branch, (token, logprob, confidence) in zip(live, columns, strict=True):
         branch.push(token, logprob, confidence)
     return draws.tokens

@@ -29,6 +29,41 @@ class Segment:
         return 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
 
 
+class Buffers:
+    """Hands out memory for rows, and takes it back: fresh memory costs page faults at every step of a search.
+
+    What is handed out holds zeros or old keys and values, never the NaNs that fresh memory may hold: what a mask hides
+    is still multiplied by 0.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[Tensor] = []
+
+    @property
+    def bytes(self) -> int:
+        """Size of the memory that waits for use."""
+        return sum(flat.numel() * flat.element_size() for flat in self._spare)
+
+    def take(self, like: Tensor, rows: int, capacity: int) -> Tensor:
+        """A tensor `[layers, 2, rows, kv_heads, capacity, head_dim]` of the kind of `like`."""
+        layers, two, _, heads, _, width = like.shape
+        shape = (layers, two, rows, heads, capacity, width)
+        size = layers * two * rows * heads * capacity * width
+        for place, flat in enumerate(self._spare):
+            if size <= flat.numel() <= 4 * size and (flat.dtype, flat.device) == (like.dtype, like.device):
+                return self._spare.pop(place)[:size].view(shape)
+        return like.new_zeros(size).view(shape)
+
+    def give(self, kv: Tensor) -> None:
+        """Takes memory back that nobody reads any more; the two newest are kept."""
+        flat = kv.new_empty(0).set_(kv.untyped_storage())
+        self._spare = [*self._spare[-1:], flat]
+
+    def clear(self) -> None:
+        """Lets go of what waits for use."""
+        self._spare = []
+
+
 class RowBatch:
     """Live rows: each continues a segment, rows of a segment stand together.
 
@@ -36,12 +71,14 @@ class RowBatch:
         segments: The segment of each row.
         lengths: Private tokens of each row.
         kv: `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place; no row reads beyond its length.
+        buffers: Where the memory comes from.
     """
 
-    def __init__(self, segments: Sequence[Segment], kv: Tensor, lengths: Sequence[int]) -> None:
+    def __init__(self, segments: Sequence[Segment], kv: Tensor, lengths: Sequence[int], buffers: Buffers) -> None:
         self.segments = list(segments)
         self.kv = kv
         self.lengths = list(lengths)
+        self.buffers = buffers
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -62,24 +99,29 @@ class RowBatch:
         return self.kv[:, :, row, :, start:stop].clone()
 
     def select(self, rows: Sequence[int], capacity: int = 0) -> RowBatch:
-        """A batch of these rows, in this order, with repeats: branch, prune, reorder and compact in one."""
+        """A batch of these rows, in this order, with repeats: branch, prune, reorder and compact in one.
+
+        The old batch must not be used again.
+        """
         lengths = [self.lengths[row] for row in rows]
         used = max(lengths, default=0)
-        kv = _empty(self.kv, len(rows), max(capacity, used + _ROOM))
+        kv = self.buffers.take(self.kv, len(rows), max(capacity, used + _ROOM))
         index = torch.tensor(rows, dtype=torch.long, device=kv.device)
         kv[:, :, :, :, :used] = self.kv[:, :, :, :, :used].index_select(2, index)
-        return RowBatch([self.segments[row] for row in rows], kv, lengths)
+        segments = [self.segments[row] for row in rows]
+        self.close()
+        return RowBatch(segments, kv, lengths, self.buffers)
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` private tokens in each row."""
         if tokens > self.kv.shape[4]:
             used = max(self.lengths)
-            kv = _empty(self.kv, len(self), max(tokens, 2 * self.kv.shape[4]))
+            kv = self.buffers.take(self.kv, len(self), max(tokens, 2 * self.kv.shape[4]))
             kv[:, :, :, :, :used] = self.kv[:, :, :, :, :used]
+            self.buffers.give(self.kv)
             self.kv = kv
 
-
-def _empty(like: Tensor, rows: int, capacity: int) -> Tensor:
-    """Zeros: what a mask hides is still multiplied by 0, which must not meet a NaN of fresh memory."""
-    layers, two, _, heads, _, width = like.shape
-    return like.new_zeros(layers, two, rows, heads, capacity, width)
+    def close(self) -> None:
+        """Gives the memory back; the batch must not be used again."""
+        self.buffers.give(self.kv)
+        self.segments, self.lengths = [], []

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .kv_attention import NAME, Plan, PlanCache, UnsupportedModelError, running
 from .kv_plans import PromptPlan, RowPlan
-from .kv_rows import RowBatch, Segment
+from .kv_rows import Buffers, RowBatch, Segment
 
 _PREFILL_TOKENS = 8192  # packed prompt tokens in one forward
 
@@ -33,11 +33,13 @@ class Session:
     Attributes:
         model: The model.
         tokens: Tokens forwarded so far.
+        buffers: Memory for rows.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.tokens = 0
+        self.buffers = Buffers()
         self._parameters = inspect.signature(model.forward).parameters
         if "position_ids" not in self._parameters:
             raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids")
@@ -68,10 +70,8 @@ class Session:
         if self._like is None:
             self.prefill([[0]])
         assert self._like is not None
-        layers, two, heads, _, width = self._like.shape
-        return RowBatch(
-            segments, self._like.new_zeros(layers, two, len(segments), heads, capacity, width), [0] * len(segments)
-        )
+        kv = self.buffers.take(self._like[:, :, None], len(segments), capacity)
+        return RowBatch(segments, kv, [0] * len(segments), self.buffers)
 
     def extend(
         self, batch: RowBatch, tokens: Sequence[Sequence[int]], marks: Sequence[Sequence[int]] | None = None

@@ -101,12 +101,11 @@ class Sampler:
             greedy: Rows that take the likeliest token, bool `[batch]`; ``None`` means none.
         """
         raw = logits.float()
-        log_total = torch.logsumexp(raw, dim=-1)
         if self.temperature == 0.0:
-            tokens = raw.argmax(dim=-1)
+            tokens, log_total = raw.argmax(dim=-1), raw.logsumexp(dim=-1)
             logprobs = plain = _pick(raw, tokens) - log_total
         else:
-            tokens, logprobs = self._draw_filtered(raw, numbers)
+            tokens, logprobs, log_total = self._draw_filtered(raw, numbers)
             if greedy is not None:
                 tokens = torch.where(greedy, raw.argmax(dim=-1), tokens)
             plain = _pick(raw, tokens) - log_total
@@ -114,13 +113,19 @@ class Sampler:
                 logprobs = torch.where(greedy, plain, logprobs)
         return Draws(tokens, logprobs, self._confidences(raw, log_total, plain))
 
-    def _draw_filtered(self, raw: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = raw if self.temperature == 1.0 else raw / self.temperature
-        weights = torch.exp(scaled - scaled.amax(dim=-1, keepdim=True))
+    def _draw_filtered(self, raw: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, their log-probabilities, and the log-sum-exp of the raw logits."""
+        peak = raw.amax(dim=-1, keepdim=True)
+        weights = raw - peak
+        if self.temperature != 1.0:
+            weights.div_(self.temperature)
+        weights.exp_()
+        plain = self.temperature == 1.0
+        log_total = peak[:, 0] + weights.sum(dim=-1).log() if plain else raw.logsumexp(dim=-1)
         if self.top_k or self.top_p < 1.0:
-            weights = weights * (weights >= filter_threshold(weights, self.top_k, self.top_p)[:, None])
+            weights *= weights >= filter_threshold(weights, self.top_k, self.top_p)[:, None]
         tokens, shares = inverse_cdf(weights, numbers)
-        return tokens, shares.log().to(raw.dtype)
+        return tokens, shares.log().to(raw.dtype), log_total
 
     def _confidences(self, raw: Tensor, log_total: Tensor, plain: Tensor) -> Tensor:
         if self.confidence == "logprob":
@@ -168,14 +173,16 @@ def filter_threshold(weights: Tensor, top_k: int, top_p: float) -> Tensor:
         top_p: Mass of the candidates that is kept; the likeliest token always is.
     """
     size = weights.shape[-1]
-    if top_k and (top_k <= _PREFILTER or top_p == 1.0):
-        best = weights.topk(min(top_k, size), dim=-1).values
-        return best[:, -1] if top_p == 1.0 else _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
-    best = weights.topk(min(_PREFILTER, size), dim=-1).values
-    if top_k == 0:
-        total = weights.sum(dim=-1, keepdim=True)
-        if size <= _PREFILTER or bool((best.sum(dim=-1, keepdim=True) >= top_p * total).all()):
-            return _nucleus_edge(best, total, top_p)
+    if top_p == 1.0:
+        return weights.topk(min(top_k or size, size), dim=-1).values[:, -1]
+    first = min(_PREFILTER, size, top_k or size)
+    best = weights.topk(first, dim=-1).values
+    mass = best.sum(dim=-1, keepdim=True)
+    if first == top_k:
+        return _nucleus_edge(best, mass, top_p)
+    total = weights.sum(dim=-1, keepdim=True)
+    if top_k == 0 and (first == size or bool((mass >= top_p * total).all())):
+        return _nucleus_edge(best, total, top_p)
     best = weights.sort(dim=-1, descending=True).values[:, : top_k or size]
     return _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
 

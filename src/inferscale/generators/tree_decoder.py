@@ -156,6 +156,7 @@ class TreeDecoder(Decoder):
         self._branches = [self._branches[place] for place in rows]
         self._starts = [self._starts[place] for place in rows]
         if not rows:
+            self._batch.close()
             self._batch = None
         elif 2 * len(self._rows) <= len(self._batch):
             self._batch = self._batch.select(self._rows)
@@ -171,6 +172,7 @@ class TreeDecoder(Decoder):
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
         self._batch = None
+        self.session.buffers.clear()
         self.store.shrink(0)
 
     def release(self, root: int) -> None:
@@ -181,7 +183,7 @@ class TreeDecoder(Decoder):
     def _watch_memory(self) -> None:
         self._stats.cache_bytes = self.store.bytes
         self._stats.evictions = self.store.evictions
-        live = 0 if self._batch is None else self._batch.bytes
+        live = self.session.buffers.bytes + (0 if self._batch is None else self._batch.bytes)
         self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.store.bytes + live)
 
 
