@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from .conventions import CONVENTIONS
 from .estimate import estimate_flops
-from .formulas import Flops, ModelSpec, UnknownArchitectureError, forward_flops, model_spec
+from .formulas import Flops, ModelSpec, PackedRows, UnknownArchitectureError, forward_flops, model_spec
 from .peaks import PEAK_BANDWIDTH, PEAK_FLOPS, measured_peak
 
 if TYPE_CHECKING:
+    from .binding import closed_form
     from .calibration import CalibrationError, calibrate
     from .counter import FlopCounter
     from .ops import register_flop_formula
@@ -29,9 +30,11 @@ __all__ = [
     "ModelSpec",
     "PEAK_BANDWIDTH",
     "PEAK_FLOPS",
+    "PackedRows",
     "UnknownArchitectureError",
     "VerificationError",
     "calibrate",
+    "closed_form",
     "estimate_flops",
     "forward_flops",
     "measured_peak",
@@ -47,6 +50,7 @@ _LAZY = {
     "FlopsWarning": "recorder",
     "VerificationError": "recorder",
     "calibrate": "calibration",
+    "closed_form": "binding",
     "register_flop_formula": "ops",
     "report_tokens": "recorder",
 }

@@ -11,13 +11,14 @@ from torch import nn
 from inferscale.base import Generator, RewardModel
 
 from .calibration import calibrate
-from .families import UnknownArchitectureError, head_of_class, model_spec
+from .config import SPARSE, UnknownArchitectureError
+from .families import head_of_class, model_spec
 from .spec import ModelSpec
-from .watch import module_of, unwrap
+from .targets import Target, target_of, unwrap
 
 
-def label_models(models: Sequence[Any], labelled: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The modules to watch by label; models without one are called after what they are.
+def label_models(models: Sequence[Any], labelled: Mapping[str, Any]) -> dict[str, Target]:
+    """What to watch by label; models without one are called after what they are.
 
     Raises:
         TypeError: If something is not a model.
@@ -28,12 +29,12 @@ def label_models(models: Sequence[Any], labelled: Mapping[str, Any]) -> dict[str
         base = _default_label(model)
         taken = [label for label in named if label == base or label.startswith(f"{base}_")]
         named[f"{base}_{len(taken) + 1}" if taken else base] = model
-    modules = {label: module_of(model) for label, model in named.items()}
-    for label, module in modules.items():
-        for other, part in modules.items():
-            if label != other and any(part is inner for inner in module.modules()):
+    targets = {label: target_of(model) for label, model in named.items()}
+    for label, target in targets.items():
+        for other, part in targets.items():
+            if label != other and any(part.module is inner for inner in target.module.modules()):
                 raise ValueError(f"{other!r} is {label!r} itself or a part of it: watch one of the two")
-    return modules
+    return targets
 
 
 def _default_label(model: Any) -> str:
@@ -42,37 +43,38 @@ def _default_label(model: Any) -> str:
     return "reward" if isinstance(model, RewardModel) else "model"
 
 
-def closed_form(module: nn.Module, may_calibrate: bool = True) -> ModelSpec | None:
+def closed_form(model: Any) -> ModelSpec:
     """The closed form of a live model: from its configuration, or calibrated if there is none or it does not fit.
 
-    With ``may_calibrate=False``, ``None`` takes the place of a calibrated form.
-
     A configuration does not fit where the model has other matrices than its family: adapters, added layers, heads.
+
+    Args:
+        model: A torch module, or what holds one as ``.model``.
 
     Raises:
         UnknownArchitectureError: If there is none, and calibration failed.
     """
+    module = target_of(model).module
+    return known_form(module) or calibrate(unwrap(module))
+
+
+def known_form(module: nn.Module) -> ModelSpec | None:
+    """The closed form of a live model's configuration, if there is one and it has the model's matrices."""
     inner = unwrap(module)
-    spec = _from_configuration(inner)
-    if spec is None:
-        return calibrate(inner) if may_calibrate else None
-    if getattr(inner.config, "quantization_config", None) is not None:
-        return spec  # packed weights: their number of elements is not the number of parameters
-    return dataclasses.replace(spec, parameters=sum(parameter.numel() for parameter in inner.parameters()))
-
-
-def _from_configuration(module: nn.Module) -> ModelSpec | None:
-    """The closed form of the configuration, if there is one and it has the model's matrices."""
-    config = getattr(module, "config", None)
+    config = getattr(inner, "config", None)
     if config is None:
         return None
     try:
-        spec = model_spec(config, head=head_of_class(_family_class(module)))
+        spec = model_spec(config, head=head_of_class(_family_class(inner)))
     except UnknownArchitectureError:
         return None
-    if getattr(config, "text_config", None) is not None or "moe" in spec.family or spec.family == "mixtral":
-        return spec  # other towers, or stacked experts: matrices cannot be told apart so easily
-    return spec if _matrix_flops(module) == spec.linear + spec.head else None
+    # The matrices of other towers, and of stacked experts, cannot be told apart so easily.
+    is_simple = getattr(config, "text_config", None) is None and spec.family not in SPARSE
+    if is_simple and _matrix_flops(inner) != spec.linear + spec.head:
+        return None
+    if getattr(config, "quantization_config", None) is not None:
+        return spec  # packed weights: their number of elements is not the number of parameters
+    return dataclasses.replace(spec, parameters=sum(parameter.numel() for parameter in inner.parameters()))
 
 
 def _family_class(module: nn.Module) -> str:

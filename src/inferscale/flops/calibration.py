@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from . import context
+from .config import UnknownArchitectureError
 from .exact import ExactMode
-from .families import UnknownArchitectureError
 from .ops import OpFlops
 from .spec import AttentionGroup, ModelSpec
 

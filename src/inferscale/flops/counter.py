@@ -12,7 +12,7 @@ from contextvars import copy_context
 from typing import Any, ParamSpec, Self, TypeVar, get_args
 
 from . import context, sentinel, watch
-from .binding import closed_form, label_models
+from .binding import closed_form, known_form, label_models
 from .clock import Clock, begin_memory, end_memory, peak_memory
 from .estimate import sampling_tallies
 from .families import model_spec
@@ -71,14 +71,16 @@ class FlopCounter(Readout):
             raise ValueError(f"mode={mode!r}: choose one of {', '.join(get_args(Mode))}")
         self.mode = mode
         self.ledger = Ledger()
-        self._modules = label_models(models, labelled)
-        _check_labels(self._modules, specs=specs, nominal_parameters=nominal_parameters)
-        for label, module in self._modules.items():
-            spec = (specs or {}).get(label) or closed_form(module, may_calibrate=mode != "exact")
+        self._targets = label_models(models, labelled)
+        _check_labels(self._targets, specs=specs, nominal_parameters=nominal_parameters)
+        for label, target in self._targets.items():
+            find = known_form if mode == "exact" else closed_form
+            spec = (specs or {}).get(label) or find(target.module)
             if spec is not None and label in (nominal_parameters or {}):
                 spec = dataclasses.replace(spec, nominal_parameters=int((nominal_parameters or {})[label]))
             self.ledger.add_model(label, spec)
-        self._recorder = Recorder(mode, {id(module): label for label, module in self._modules.items()}, self.ledger)
+        labels = {id(target.module): label for label, target in self._targets.items()}
+        self._recorder = Recorder(mode, labels, self.ledger)
         self._display = display
         self._clock = Clock()
         self._peak_memory: int | None = None
@@ -91,7 +93,7 @@ class FlopCounter(Readout):
         with self._lock:
             self._open += 1
             if self._open == 1:
-                self._watches = [watch.acquire(module, self._recorder) for module in self._modules.values()]
+                self._watches = [watch.acquire(target, self._recorder) for target in self._targets.values()]
                 sentinel.start()
                 begin_memory()
         if self.mode != "analytic":
@@ -255,9 +257,9 @@ class FlopCounter(Readout):
         return merged
 
 
-def _check_labels(modules: Mapping[str, Any], **options: Mapping[str, Any] | None) -> None:
+def _check_labels(models: Mapping[str, Any], **options: Mapping[str, Any] | None) -> None:
     """Refuses options for models that are not watched."""
     for name, option in options.items():
-        unknown = set(option or ()) - set(modules)
+        unknown = set(option or ()) - set(models)
         if unknown:
-            raise ValueError(f"{name} names {sorted(unknown)}, and the watched models are {sorted(modules)}")
+            raise ValueError(f"{name} names {sorted(unknown)}, and the watched models are {sorted(models)}")

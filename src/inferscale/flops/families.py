@@ -6,93 +6,25 @@ off by 11 to 26 % on OPT, BLOOM and Falcon.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from .config import (
+    ALL_LAYERS_SLIDE,
+    PLAIN,
+    SPARSE,
+    TIED,
+    WINDOW_NEEDS_SWITCH,
+    Config,
+    UnknownArchitectureError,
+    read_config,
+)
 from .spec import AttentionGroup, ModelSpec
 
 HeadKind: TypeAlias = Literal["lm", "labels", "process-reward", "none"]
 """The last matrix: to the vocabulary, to labels, to labels through a square layer first, or none."""
-
-_GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "granite"})
-_PLAIN = frozenset({"gpt2", "gpt_neox"})
-_SPARSE = frozenset({"mixtral", "qwen2_moe", "qwen3_moe"})
-FAMILIES = tuple(sorted(_GATED | _PLAIN | _SPARSE))
-"""The ``model_type`` names that have a closed form."""
-
-# A configuration file may leave out what equals the default of its class. Only these differ from d / heads and False.
-_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-_TIED = frozenset({"gpt2", "gemma", "gemma2", "gemma3_text"})
-_ALL_LAYERS_SLIDE = frozenset({"mistral", "mixtral", "phi3", "qwen3_moe"})
-_WINDOW_NEEDS_SWITCH = frozenset({"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"})
-_ALIASES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "num_experts": "num_local_experts",
-}
-
-
-class UnknownArchitectureError(ValueError):
-    """No closed form is known for this architecture."""
-
-
-@dataclass(frozen=True)
-class _Config:
-    """One family's configuration as a mapping; a missing size is an error that names it."""
-
-    family: str
-    values: Mapping[str, Any]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key` (or of its older name), `default` if it is missing or ``None``."""
-        for name in (key, _ALIASES.get(key, key)):
-            if self.values.get(name) is not None:
-                return self.values[name]
-        return default
-
-    def size(self, key: str) -> int:
-        """The value of `key`, which the closed form cannot do without."""
-        value = self.get(key)
-        if value is None:
-            raise ValueError(f"this {self.family!r} configuration has no {key!r}: pass the model's full configuration")
-        return int(value)
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-        return self.size("num_hidden_layers")
-
-    @property
-    def width(self) -> int:
-        """Width of the residual stream, d."""
-        return self.size("hidden_size")
-
-    @property
-    def heads(self) -> int:
-        """Query heads."""
-        return self.size("num_attention_heads")
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads."""
-        return self.heads if self.family in _PLAIN else int(self.get("num_key_value_heads", self.heads))
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head, which need not be d / heads."""
-        stated = None if self.family in _PLAIN else self.get("head_dim")
-        return int(stated or _HEAD_DIM.get(self.family) or self.width // self.heads)
-
-    @property
-    def intermediate(self) -> int:
-        """Width of the dense MLP."""
-        if self.family == "gpt2":
-            return int(self.get("n_inner", 4 * self.width))
-        return self.size("intermediate_size")
 
 
 def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters: float | None = None) -> ModelSpec:
@@ -100,7 +32,7 @@ def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters:
 
     Args:
         config: A transformers configuration or its dictionary (``config.json``); of a multimodal one the text model is
-            read. A `ModelSpec` comes back as it is.
+            read. A `ModelSpec` comes back as it is, but for `nominal_parameters`.
         head: What follows the last layer; by default read from the configuration's ``architectures``, and a language
             model's head where that is empty.
         nominal_parameters: The size in the model's name, for the convention ``"2N_nominal"``.
@@ -109,10 +41,11 @@ def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters:
         UnknownArchitectureError: If the family has no closed form.
         ValueError: If the configuration lacks a size.
     """
+    nominal = None if nominal_parameters is None else int(nominal_parameters)
     if isinstance(config, ModelSpec):
-        return config
+        return config if nominal is None else dataclasses.replace(config, nominal_parameters=nominal)
     outer: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    cfg = _read(outer)
+    cfg = read_config(outer)
     projections = (
         2 * cfg.width * cfg.head_dim * (cfg.heads + 2 * cfg.kv_heads) + 2 * cfg.heads * cfg.head_dim * cfg.width
     )
@@ -132,30 +65,13 @@ def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters:
         head_dim=cfg.head_dim,
         intermediate_size=cfg.intermediate,
         vocab_size=cfg.size("vocab_size"),
-        nominal_parameters=None if nominal_parameters is None else int(nominal_parameters),
+        nominal_parameters=nominal,
     )
 
 
-def _read(outer: Mapping[str, Any]) -> _Config:
-    """The text model's configuration, if its family has a closed form."""
-    inner = outer.get("text_config") or outer
-    family = str(inner.get("model_type", outer.get("model_type", "")))
-    if family not in FAMILIES:
-        raise UnknownArchitectureError(
-            f"no closed form for model_type {family!r} (known: {', '.join(FAMILIES)}); calibrate it from the live "
-            "model with inferscale.flops.calibrate(model), or count with FlopCounter(mode='exact')"
-        )
-    if inner.get("use_bidirectional_attention") or inner.get("add_cross_attention"):
-        raise UnknownArchitectureError(
-            f"this {family!r} model is not a causal decoder (bidirectional or cross attention): "
-            "count it with FlopCounter(mode='exact')"
-        )
-    return _Config(family, inner)
-
-
-def _mlp(cfg: _Config) -> tuple[int, int]:
+def _mlp(cfg: Config) -> tuple[int, int]:
     """FLOPs for one token in the MLPs of all layers, and the numbers that their matrices hold."""
-    if cfg.family in _PLAIN:
+    if cfg.family in PLAIN:
         return 4 * cfg.width * cfg.intermediate * cfg.layers, 2 * cfg.width * cfg.intermediate * cfg.layers
     dense_flops, dense_weights = 6 * cfg.width * cfg.intermediate, 3 * cfg.width * cfg.intermediate
     sparse = _sparse_layers(cfg)
@@ -172,9 +88,9 @@ def _mlp(cfg: _Config) -> tuple[int, int]:
     return dense_flops * dense + sparse_flops * sparse, dense_weights * dense + sparse_weights * sparse
 
 
-def _sparse_layers(cfg: _Config) -> int:
+def _sparse_layers(cfg: Config) -> int:
     """Number of layers with a mixture of experts."""
-    if cfg.family not in _SPARSE:
+    if cfg.family not in SPARSE:
         return 0
     if cfg.family == "mixtral":
         return cfg.layers
@@ -182,26 +98,26 @@ def _sparse_layers(cfg: _Config) -> int:
     return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(cfg.layers))
 
 
-def _attention(cfg: _Config) -> tuple[AttentionGroup, ...]:
+def _attention(cfg: Config) -> tuple[AttentionGroup, ...]:
     """The layers grouped by their window."""
     per_layer, kv_width = 4 * cfg.heads * cfg.head_dim, 2 * cfg.kv_heads * cfg.head_dim
     counts = Counter(_windows(cfg))
     return tuple(AttentionGroup(per_layer * count, kv_width * count, window) for window, count in counts.items())
 
 
-def _windows(cfg: _Config) -> list[int | None]:
+def _windows(cfg: Config) -> list[int | None]:
     """The window of every layer; ``None`` where it sees everything."""
     window = cfg.get("sliding_window")
-    switched_off = cfg.family in _WINDOW_NEEDS_SWITCH and not cfg.get("use_sliding_window", False)
+    switched_off = cfg.family in WINDOW_NEEDS_SWITCH and not cfg.get("use_sliding_window", False)
     if not window or switched_off:
         return [None] * cfg.layers
-    if cfg.family in _ALL_LAYERS_SLIDE:
+    if cfg.family in ALL_LAYERS_SLIDE:
         return [int(window)] * cfg.layers
     slides = [kind == "sliding_attention" for kind in cfg.get("layer_types", ())] or _default_slides(cfg)
     return [int(window) if slide else None for slide in slides]
 
 
-def _default_slides(cfg: _Config) -> list[bool]:
+def _default_slides(cfg: Config) -> list[bool]:
     """Which layers slide where an older configuration file does not list ``layer_types``."""
     layers, first = range(cfg.layers), int(cfg.get("max_window_layers", 28))
     match cfg.family:
@@ -245,7 +161,7 @@ def _num_labels(outer: Mapping[str, Any]) -> int:
     return len(labels) if labels else int(outer.get("num_labels") or 2)
 
 
-def _head(cfg: _Config, kind: HeadKind, labels: int) -> int:
+def _head(cfg: Config, kind: HeadKind, labels: int) -> int:
     """FLOPs of the head for one position."""
     match kind:
         case "lm":
@@ -258,10 +174,10 @@ def _head(cfg: _Config, kind: HeadKind, labels: int) -> int:
             return 0
 
 
-def _embedding_weights(cfg: _Config, outer: Mapping[str, Any], head_flops: int) -> int:
+def _embedding_weights(cfg: Config, outer: Mapping[str, Any], head_flops: int) -> int:
     """Numbers in the embeddings and in the head, tied ones once."""
     embedding = cfg.width * cfg.size("vocab_size")
     positions = cfg.width * int(cfg.get("max_position_embeddings", 1024)) if cfg.family == "gpt2" else 0
-    tied = outer.get("tie_word_embeddings", cfg.get("tie_word_embeddings", cfg.family in _TIED))
+    tied = outer.get("tie_word_embeddings", cfg.get("tie_word_embeddings", cfg.family in TIED))
     shared = tied and head_flops == 2 * embedding
     return embedding + positions + (0 if shared else head_flops // 2)

@@ -15,8 +15,10 @@ Only matrix products count, a multiply-add as 2. Norms, activations, softmax and
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from .families import FAMILIES, UnknownArchitectureError, head_of_class, model_spec
+from .config import FAMILIES, UnknownArchitectureError
+from .families import head_of_class, model_spec
 from .spec import AttentionGroup, Flops, ModelSpec
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "AttentionGroup",
     "Flops",
     "ModelSpec",
+    "PackedRows",
     "UnknownArchitectureError",
     "causal_pairs",
     "count_forward",
@@ -33,6 +36,24 @@ __all__ = [
     "model_spec",
     "ragged_forward_flops",
 ]
+
+
+class PackedRows(NamedTuple):
+    """What attention does in a forward that packs rows of different lengths into one sequence.
+
+    A cache that packs rows gives one as its attribute ``packed_rows``; a `FlopCounter` then counts attention by it.
+
+    Attributes:
+        rows: Rows of the batch.
+        causal_pairs: Query-key pairs that the mask lets through, over all rows.
+        executed_pairs: Query-key pairs that are computed, masked ones and padding included.
+        read_tokens: Cached tokens whose keys and values are read, a shared prefix once.
+    """
+
+    rows: int
+    causal_pairs: int
+    executed_pairs: int
+    read_tokens: int
 
 
 def full_pairs(new: int, past: int, window: int | None = None) -> int:

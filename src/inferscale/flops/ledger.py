@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .formulas import count_forward, full_pairs
+from .formulas import PackedRows, count_forward, full_pairs
 from .spec import AttentionGroup, ModelSpec
 
 Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head", "other"]
@@ -70,16 +70,45 @@ class Tally:
 TALLY_FIELDS = tuple(item.name for item in dataclasses.fields(Tally))
 
 
-def forward_tally(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None) -> Tally:
-    """The tally of one forward of `batch` equally long rows; arguments as for `forward_flops`."""
+def forward_tally(
+    spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None, keeps_all: bool = False
+) -> Tally:
+    """The tally of one forward of `batch` equally long rows; arguments as for `forward_flops`.
+
+    With `keeps_all`, the cache keeps what has left a window too, and the mask alone hides it: then the rectangle of a
+    layer with a window is as large as that of one without.
+    """
     tally = forward_sizes(new, past, batch, logits)
     tally.linear, tally.head, tally.attention_full, tally.attention_causal = count_forward(
         spec, new, past, batch, logits
     )
     tally.numbers_read = spec.active_weights
-    if past:
-        for group in spec.attention:
-            tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, group.window) - 1)
+    for group in spec.attention if past else ():
+        window = None if keeps_all else group.window
+        tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, window) - 1)
+    if keeps_all:
+        tally.attention_full = tally.pairs * sum(group.per_pair for group in spec.attention)
+    return tally
+
+
+def packed_tally(spec: ModelSpec | None, new: int, positions: int, packed: PackedRows) -> Tally:
+    """The tally of one forward of packed rows.
+
+    Args:
+        spec: The model's constants; ``None`` leaves out what depends on them.
+        new: New tokens of all rows together.
+        positions: Positions that the head runs for, of all rows together.
+        packed: What attention does.
+    """
+    tally = Tally(1, packed.rows, new, positions if packed.read_tokens else 0, pairs=packed.executed_pairs)
+    if spec is None:
+        return tally
+    tally.linear, tally.head = new * spec.linear + packed.read_tokens * spec.cached, positions * spec.head
+    tally.numbers_read = spec.active_weights
+    for group in spec.attention:
+        tally.attention_full += group.per_pair * packed.executed_pairs
+        tally.attention_causal += group.per_pair * packed.causal_pairs
+        tally.numbers_read += group.kv_width * packed.read_tokens
     return tally
 
 

@@ -9,6 +9,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from .formulas import PackedRows
+from .ledger import Phase, Tally, forward_sizes, forward_tally, packed_tally, phase_of
+from .spec import ModelSpec
+
 
 class Reading(NamedTuple):
     """The sizes of one forward.
@@ -18,12 +22,31 @@ class Reading(NamedTuple):
         past: Cached tokens of each row.
         batch: Rows.
         logits: Positions of each row that the head runs for; ``None`` for all.
+        keeps_all: Whether the cache keeps what has left the model's window.
+        packed: The rows that one sequence stands for, if the cache packs rows.
     """
 
     new: int
     past: int
     batch: int
     logits: int | None = None
+    keeps_all: bool = False
+    packed: PackedRows | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the forward."""
+        if self.packed is not None:
+            return phase_of(self.new // self.packed.rows, self.packed.read_tokens)
+        return phase_of(self.new, self.past)
+
+    def tally(self, spec: ModelSpec | None) -> Tally:
+        """The tally of the forward; without a closed form, only its sizes."""
+        if self.packed is not None:
+            return packed_tally(spec, self.new, self.new if self.logits is None else self.logits, self.packed)
+        if spec is None:
+            return forward_sizes(self.new, self.past, self.batch, self.logits)
+        return forward_tally(spec, self.new, self.past, self.batch, self.logits, self.keeps_all)
 
 
 class Reader:
@@ -37,6 +60,9 @@ class Reader:
         names = list(inspect.signature(module.forward).parameters)
         self._position = {name: index for index, name in enumerate(names)}
         self._keeps_logits = "logits_to_keep" in names or "num_logits_to_keep" in names
+        config = getattr(module, "config", None)
+        text = getattr(config, "text_config", None) or config
+        self._has_window = getattr(text, "sliding_window", None) is not None
         self._static: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Reading | None:
@@ -47,8 +73,15 @@ class Reader:
         if tokens is None or tokens.dim() < 2:
             return None
         batch, new = tokens.shape[:2]
-        past = self._past(self._argument("past_key_values", args, kwargs), new)
-        return Reading(new, past, batch, self._kept(args, kwargs, new))
+        cache = self._argument("past_key_values", args, kwargs)
+        kept = self._kept(args, kwargs, new)
+        if cache is None:
+            return Reading(new, 0, batch, kept)
+        packed = getattr(cache, "packed_rows", None)
+        if packed is not None:
+            return Reading(new, 0, batch, kept, packed=packed)
+        keeps_all = self._has_window and not any(cache.is_sliding)
+        return Reading(new, self._past(cache, new), batch, kept, keeps_all)
 
     def _argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if name in kwargs:
@@ -67,8 +100,6 @@ class Reader:
 
     def _past(self, cache: Any, new: int) -> int:
         """Tokens that the cache holds."""
-        if cache is None:
-            return 0
         length = cache.get_seq_length()
         if not isinstance(length, torch.Tensor):
             return int(length)

@@ -11,10 +11,11 @@ from . import context
 from .context import Call
 from .conventions import full
 from .exact import ThreadMode
-from .ledger import Ledger, Scope, Tally, forward_sizes, forward_tally
+from .ledger import Ledger, Scope, Tally
 from .ops import OpFlops
 from .reading import Reading
-from .watch import Watch, module_of, watch_of
+from .targets import target_of
+from .watch import Watch, watch_of
 
 Mode: TypeAlias = Literal["analytic", "exact", "verify"]
 
@@ -59,23 +60,24 @@ class Recorder:
     def on_forward(self, call: Call, scope: Scope, reading: Reading) -> None:
         """Counts a forward by its closed form, or in exact mode only its tokens."""
         label = self.labels[id(call.watch.module)]
-        spec = self.ledger.specs.get(label)
-        if spec is None:
-            tally = forward_sizes(reading.new, reading.past, reading.batch, reading.logits)
-        else:
-            tally = forward_tally(spec, reading.new, reading.past, reading.batch, reading.logits)
+        tally = reading.tally(self.ledger.specs.get(label))
         if self.mode != "analytic":
             self._expect(call, tally)
         self.write(scope, label, call.phase, tally)
 
     def on_head(self, call: Call, scope: Scope, positions: int) -> None:
         """Counts the last matrix, run on its own."""
-        label = self.labels[id(call.watch.module)]
-        spec = self.ledger.specs.get(label)
-        tally = Tally(head=0 if spec is None else positions * spec.head)
+        spec = self.ledger.specs.get(self.labels[id(call.watch.module)])
+        self._on_part(call, scope, Tally(head=0 if spec is None else positions * spec.head))
+
+    def on_extra(self, call: Call, scope: Scope, flops: int) -> None:
+        """Counts a linear layer that stands beside the model."""
+        self._on_part(call, scope, Tally(linear=flops))
+
+    def _on_part(self, call: Call, scope: Scope, tally: Tally) -> None:
         if self.mode != "analytic":
             self._expect(call, tally)
-        self.write(scope, label, call.phase, tally)
+        self.write(scope, self.labels[id(call.watch.module)], call.phase, tally)
 
     def _expect(self, call: Call, tally: Tally) -> None:
         """Prepares for the operators of a forward that is about to run."""
@@ -175,7 +177,7 @@ def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:
         sampled: Tokens drawn from its logits (several can come from one forward).
         useful: Tokens read that are neither padding nor past the end of a sequence.
     """
-    watch = watch_of(module_of(model))
+    watch = watch_of(target_of(model).module)
     for counter, scope in context.active():
         if watch is not None and counter.watches(watch):
             label = counter.labels[id(watch.module)]

@@ -11,8 +11,9 @@ from torch import nn
 
 from . import context
 from .context import Call
-from .ledger import Scope, phase_of
+from .ledger import Scope
 from .reading import Reader, Reading
+from .targets import Target, body_of, head_of, unwrap
 
 
 class Listener(Protocol):
@@ -26,6 +27,9 @@ class Listener(Protocol):
 
     def on_head(self, call: Call, scope: Scope, positions: int) -> None:
         """The last matrix begins to run on its own, for `positions`."""
+
+    def on_extra(self, call: Call, scope: Scope, flops: int) -> None:
+        """A linear layer beside the model begins to run."""
 
     def on_end(self, call: Call, completed: bool) -> None:
         """A forward has ended, with a result or with an exception."""
@@ -47,19 +51,21 @@ class Watch:
         parts: Ids of the modules inside, itself included.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, target: Target) -> None:
+        module = self.module = target.module
         self.listeners: list[Listener] = []
         self.parts = frozenset(map(id, module.modules()))
         self._reader = Reader(unwrap(module))
         self._handles: list[Any] = []
         self._hook(module, _disable(self._before), _disable(self._after))
-        body, head = _body(module), _head(module)
+        body, head = body_of(module), head_of(module)
         if body is not None:
             self._body_reader = Reader(body)
             self._hook(body, self._before_body, self._after)
         if head is not None:
             self._hook(head, self._before_head, self._after_head)
+        for extra in target.extras:
+            self._hook(extra, self._before_extra, self._after)
 
     def remove(self) -> None:
         """Takes the hooks away again."""
@@ -78,11 +84,11 @@ class Watch:
     def _before_body(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling() and context.running_call(self) is None:
             reading = self._body_reader.read(args, kwargs)
-            self._begin(module, reading and Reading(reading.new, reading.past, reading.batch, logits=0))
+            self._begin(module, reading and reading._replace(logits=0))
 
     def _begin(self, module: nn.Module, reading: Reading | None) -> None:
         """Tells the counters that count here of a forward."""
-        call = Call(self, module, "chunk" if reading is None else phase_of(reading.new, reading.past))
+        call = Call(self, module, "chunk" if reading is None else reading.phase)
         context.begin_call(call)
         for counter, scope in self._counting():
             if reading is None:
@@ -103,6 +109,13 @@ class Watch:
         context.begin_call(call)
         for counter, scope in self._counting():
             counter.on_head(call, scope, args[0].numel() // args[0].shape[-1])
+
+    def _before_extra(self, module: nn.Linear, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and context.running_call(self) is None:
+            call = Call(self, module, "head")
+            context.begin_call(call)
+            for counter, scope in self._counting():
+                counter.on_extra(call, scope, 2 * args[0].numel() * module.out_features)
 
     def _counting(self) -> list[tuple[Listener, Scope]]:
         """The counters that watch this model and count here; its listeners hear of it if there is none."""
@@ -142,12 +155,12 @@ _watches: dict[int, Watch] = {}
 _lock = threading.Lock()
 
 
-def acquire(module: nn.Module, listener: Listener) -> Watch:
-    """The hooks of `module`, installed if no open counter watched it yet."""
+def acquire(target: Target, listener: Listener) -> Watch:
+    """The hooks of a model, installed if no open counter watched it yet."""
     with _lock:
-        watch = _watches.get(id(module))
+        watch = _watches.get(id(target.module))
         if watch is None:
-            watch = _watches[id(module)] = Watch(module)
+            watch = _watches[id(target.module)] = Watch(target)
         watch.listeners.append(listener)
         return watch
 
@@ -172,41 +185,3 @@ def is_watched(module: nn.Module, listener: Listener) -> bool:
 def watch_of(module: nn.Module) -> Watch | None:
     """The hooks of `module`, if an open counter watches it."""
     return _watches.get(id(module))
-
-
-def module_of(model: Any) -> nn.Module:
-    """The torch module to watch: `model` itself, or what its ``model`` attribute holds (generators, reward models).
-
-    Raises:
-        TypeError: If there is none.
-    """
-    found = model if isinstance(model, nn.Module) else getattr(model, "model", None)
-    if not isinstance(found, nn.Module):
-        raise TypeError(
-            f"FlopCounter watches torch modules, and generators and reward models that hold one as `.model`; got "
-            f"{type(model).__name__}. For a served model, count with counter.add(config, prompt=..., new=...)"
-        )
-    return getattr(found, "_orig_mod", found)  # torch.compile's wrapper calls the hooks of what it wraps
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """What a data-parallel wrapper holds, or the module itself."""
-    is_wrapper = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    inner = module.module if is_wrapper else module
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
-def _body(module: nn.Module) -> nn.Module | None:
-    """The layers without the last matrix, where a transformers model holds them as a part of its own."""
-    body = getattr(module, str(getattr(module, "base_model_prefix", "") or "-"), None)
-    return body if isinstance(body, nn.Module) else None
-
-
-def _head(module: nn.Module) -> nn.Module | None:
-    """The last matrix (or the small network in its place) of a transformers model."""
-    if not hasattr(module, "base_model_prefix"):
-        return None
-    names = ("lm_head", "embed_out", "score", "classifier")
-    heads = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
-    return heads[0] if heads else None

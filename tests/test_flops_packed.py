@@ -1,0 +1,105 @@
+"""Forwards that are not plain batches: packed rows, caches that keep everything, wrappers around a model."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.flops_models import hand_config, hand_model
+from transformers import DynamicCache
+
+from inferscale.flops import FlopCounter, PackedRows, VerificationError, closed_form, forward_flops, model_spec
+from inferscale.flops.formulas import ragged_forward_flops
+from inferscale.flops.ledger import packed_tally
+
+SPEC = model_spec(hand_config("llama"))
+
+
+class PackedCache(DynamicCache):
+    """A cache whose forward stands for several rows."""
+
+    def __init__(self, new, past):
+        super().__init__()
+        pairs = zip(new, past, strict=True)
+        causal = sum(n * p + n * (n + 1) // 2 for n, p in pairs)
+        self.packed_rows = PackedRows(len(new), causal, sum(new) ** 2, sum(past))
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 30)), min_size=1, max_size=6))
+def test_packed_rows_cost_what_rows_cost_alone(rows):
+    new, past = zip(*rows, strict=True)
+    packed = PackedCache(new, past).packed_rows
+    tally = packed_tally(SPEC, sum(new), len(rows), packed)
+    alone = ragged_forward_flops(SPEC, new, past, [1] * len(rows))
+    assert tally.linear + tally.head + tally.attention_causal == alone.causal
+    assert tally.sequences == len(rows)
+
+
+def test_a_forward_of_packed_rows_is_counted_row_by_row():
+    model = hand_model("llama")
+    with torch.no_grad(), FlopCounter(model, mode="verify") as flops:
+        model(torch.arange(6)[None], past_key_values=PackedCache([4, 2], [0, 0]), logits_to_keep=torch.tensor([3, 5]))
+    assert flops.total() == ragged_forward_flops(SPEC, [4, 2], [0, 0], [1, 1]).causal
+    assert flops.tally().sequences == 2
+    assert set(flops.by("phase")) == {"prefill"}
+    with torch.no_grad(), FlopCounter(model) as flops:
+        model(torch.arange(3)[None], past_key_values=PackedCache([1, 1, 1], [8, 9, 10]))
+    assert set(flops.by("phase")) == {"decode"}
+    assert flops.tokens.sampled == 3
+
+
+def test_packed_rows_that_lie_are_caught():
+    model = hand_model("llama")
+    cache = PackedCache([40, 20], [0, 0])
+    cache.packed_rows = cache.packed_rows._replace(executed_pairs=1)
+    with pytest.raises(VerificationError):
+        _forward(model, FlopCounter(model, mode="verify"), cache)
+
+
+def _forward(model, counter, cache):
+    with torch.no_grad(), counter:
+        model(torch.arange(60)[None], past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_a_cache_may_keep_what_has_left_the_window(family):
+    model = hand_model(family)
+    ids = torch.arange(80).reshape(2, 40)
+
+    def work(cache):
+        model(ids, past_key_values=cache)
+        model(ids[:, :5], past_key_values=cache)
+        model(ids[:, :1], past_key_values=cache)
+
+    counts = {}
+    for name, make in (("slides", lambda: DynamicCache(config=model.config)), ("keeps", DynamicCache)):
+        with torch.no_grad(), FlopCounter(model, mode="verify") as analytic, FlopCounter(model, mode="exact") as exact:
+            work(make())
+        assert analytic.total("full") == exact.total("full")
+        counts[name] = analytic.total("full"), analytic.total()
+    assert counts["keeps"][0] > counts["slides"][0]
+    assert counts["keeps"][1] == counts["slides"][1]  # what the mask lets through is the same
+
+
+class Adviser(torch.nn.Module):
+    """A wrapper that runs a small network beside the model that it holds."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.advice = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+
+    def forward(self, input_ids):
+        hidden = self.model.model(input_ids).last_hidden_state
+        return self.model.lm_head(hidden) * self.advice(hidden)
+
+
+@pytest.mark.parametrize("mode", ["analytic", "exact", "verify"])
+def test_layers_beside_a_wrapped_model_count_with_it(mode):
+    wrapper = Adviser(hand_model("llama"))
+    ids = torch.arange(128).reshape(2, 64)
+    with torch.no_grad(), FlopCounter(generator=wrapper, mode=mode) as flops:
+        wrapper(ids)
+    whole = forward_flops(SPEC, 64, batch=2).full + 128 * 2 * (64 * 16 + 16)
+    assert flops.total("full") == whole
+    assert not flops.uncounted
+    assert closed_form(wrapper) == closed_form(wrapper.model)
