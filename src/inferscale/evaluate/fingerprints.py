@@ -37,8 +37,8 @@ def describe(part: object, depth: int = _DEPTH) -> Any:
         return part
     if dataclasses.is_dataclass(part) and not isinstance(part, type) and _is_frozen(part):
         return _plain_repr(part)
-    if callable(part) and getattr(part, "__qualname__", None):
-        return f"{getattr(part, '__module__', None) or 'builtins'}.{part.__qualname__}"
+    if (name := getattr(part, "__qualname__", None)) is not None:  # a function or a class
+        return f"{getattr(part, '__module__', None) or 'builtins'}.{name}"
     about: dict[str, Any] = {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
     for name, value in sorted(getattr(part, "__dict__", {}).items()):
         if _is_setting(name, value):

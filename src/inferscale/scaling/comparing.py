@@ -1,0 +1,96 @@
+"""Whether one method is better than another on the same problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .points import CurvePoint
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """The first accuracy minus the second, over the same problems.
+
+    Attributes:
+        difference: Mean over problems.
+        low: Lower end of the bootstrap interval.
+        high: Upper end.
+        standard_error: Of the difference, over problems.
+        only_first: Problems that the first has right (more than half, of expectations) and the second has not.
+        only_second: The other way round.
+        both: Problems that both have right.
+        neither: Problems that neither has right.
+        p_value: McNemar's exact two-sided test of `only_first` against `only_second`.
+    """
+
+    difference: float
+    low: float
+    high: float
+    standard_error: float
+    only_first: int
+    only_second: int
+    both: int
+    neither: int
+    p_value: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low > 0 or self.high < 0
+
+
+def paired_difference(
+    first: CurvePoint | Sequence[float],
+    second: CurvePoint | Sequence[float],
+    rng: np.random.Generator,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+) -> PairedDifference:
+    """How much better `first` is than `second`, with a percentile bootstrap over problems.
+
+    Args:
+        first: A point, or the correctness (0 to 1) of each problem.
+        second: The same for the other method, problems in the same order.
+        rng: Draws the bootstrap samples.
+        resamples: How many.
+        confidence: Of the interval.
+
+    Raises:
+        ValueError: If there are fewer than two problems, or not as many in both.
+    """
+    a, b = _values(first), _values(second)
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(
+            f"a paired comparison needs the same problems in both, at least two; got {len(a)} and {len(b)}"
+        )
+    gap = a - b
+    means = [gap[rng.integers(len(gap), size=(rows, len(gap)))].mean(axis=1) for rows in _pieces(resamples)]
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    right_a, right_b = a > 0.5, b > 0.5
+    only_first, only_second = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    return PairedDifference(
+        float(gap.mean()), float(low), float(high), float(gap.std(ddof=1) / len(gap) ** 0.5), only_first, only_second,
+        int((right_a & right_b).sum()), int((~right_a & ~right_b).sum()), mcnemar_p_value(only_first, only_second),
+    )  # fmt: skip
+
+
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: are the discordant problems evenly split?"""
+    if only_first + only_second == 0:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def _pieces(total: int, most: int = 500) -> list[int]:
+    """`total` as a sum of numbers up to `most`: the memory of a bootstrap stays small."""
+    return [most] * (total // most) + ([total % most] if total % most else [])
+
+
+def _values(method: CurvePoint | Sequence[float]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    given = method.per_problem if isinstance(method, CurvePoint) else method
+    return np.asarray(given, dtype=np.float64)
