@@ -27,7 +27,7 @@ class Progress:
         if self._enabled:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=self._total, unit="problem", dynamic_ncols=True)
+            self._bar = tqdm(total=self._total, unit="problem", dynamic_ncols=True, leave=False)
         return self
 
     def __exit__(

@@ -95,6 +95,8 @@ def solve(
     budget = None if tokens is None else Budget(tokens=tokens)
     generator = _generator(model, temperature, max_new_tokens, step_delimiter.encode().decode("unicode_escape"))
     reward_model = None if reward is None else _reward(reward, model)
+    if _is_embedded(model) and not prompt.endswith("\n"):
+        prompt += "\n"  # the embedded policies read a question as a line
     result = run(
         prompt, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
         progress=progress,
@@ -159,8 +161,7 @@ def _generator(model: str, temperature: float, max_new_tokens: int = 512, step_d
     from . import zoo
     from .generators import HFGenerator
 
-    embedded = model in {card.name for card in zoo.list()}
-    parts: tuple[Any, ...] = zoo.load(model) if embedded else (model,)
+    parts: tuple[Any, ...] = zoo.load(model) if _is_embedded(model) else (model,)
     return HFGenerator(*parts, temperature=temperature, max_new_tokens=max_new_tokens, step_delimiter=step_delimiter)
 
 
@@ -170,7 +171,12 @@ def _reward(name: str, policy: str = "") -> RewardModel:
 
     if name == "checker":
         return CheckerReward()
-    embedded = {card.name for card in zoo.list()}
     if name == "likelihood":
-        return LikelihoodReward(*zoo.load(policy)) if policy in embedded else LikelihoodReward(policy)
-    return HFProcessRewardModel(*zoo.load(name)) if name in embedded else HFProcessRewardModel(name)
+        return LikelihoodReward(*zoo.load(policy)) if _is_embedded(policy) else LikelihoodReward(policy)
+    return HFProcessRewardModel(*zoo.load(name)) if _is_embedded(name) else HFProcessRewardModel(name)
+
+
+def _is_embedded(name: str) -> bool:
+    from . import zoo
+
+    return name in {card.name for card in zoo.list()}
