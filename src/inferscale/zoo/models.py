@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -90,16 +90,21 @@ def load_model(folder: Path) -> LlamaForCausalLM:
         RuntimeError: If the weights on disk lack a tensor or hold one too many.
     """
     import torch
-    from transformers import LlamaForCausalLM
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    loaded: Any = LlamaForCausalLM.from_pretrained(
-        folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-    )
-    model, info = loaded
-    wrong = {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+    config = LlamaConfig.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):  # the random weights that are about to be replaced cost no draw
+        model = LlamaForCausalLM(config)
+    weights = load_file(folder / "model.safetensors")
+    wanted = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    wrong = wanted.items() ^ {name: value.shape for name, value in weights.items()}.items()
     if wrong:
-        raise RuntimeError(f"the weights in {folder} do not fit their config.json ({wrong}): install the package anew")
-    return cast("LlamaForCausalLM", model.eval())
+        names = sorted({name for name, _ in wrong})
+        raise RuntimeError(f"the weights in {folder} do not fit their config.json ({names}): install the package anew")
+    model.load_state_dict(weights, strict=False)  # the head is the embedding, and nothing else is missing
+    model.train(False)
+    return model
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -1,0 +1,82 @@
+"""The models in the package are there, whole, and load without a network; how good they are is measured elsewhere."""
+
+import json
+import socket
+
+import pytest
+import torch
+
+from inferscale import zoo
+from inferscale.zoo import tokenizer
+
+NAMES = [card.name for card in zoo.list()]
+
+
+@pytest.fixture(scope="module")
+def no_network():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a model was loaded over the network"))
+    yield
+    patch.undo()
+
+
+def test_there_are_models_and_they_are_small():
+    assert "policy-s" in NAMES
+    assert sum(card.size_bytes for card in zoo.list()) <= 12_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("no_network")
+def test_model_is_whole_and_matches_its_card(name):
+    state = torch.random.get_rng_state()
+    model, hub_tokenizer = zoo.load(name)
+    assert torch.equal(state, torch.random.get_rng_state())
+    card = zoo.card(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == card.parameters
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert (zoo.path(name) / "model.safetensors").stat().st_size == card.size_bytes
+    assert not model.training
+    assert hub_tokenizer.get_vocab() == tokenizer.vocabulary()
+    assert "/tmp" not in card.command
+    ids = torch.arange(8, 40)[None]
+    hidden = model(ids, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(model.lm_head(hidden), model(ids).logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.usefixtures("no_network")
+def test_auto_classes_load_the_same_model(name):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ours, _ = zoo.load(name)
+    theirs = AutoModelForCausalLM.from_pretrained(zoo.path(name), local_files_only=True, dtype=torch.float32)
+    for key, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[key]), key
+    assert not theirs.generation_config.do_sample
+    text = "Mia has 12 pens. Mia sells 3 of them. How many pens are left?\n"
+    ids = AutoTokenizer.from_pretrained(zoo.path(name), local_files_only=True)(text).input_ids
+    assert ids == [tokenizer.BOS, *tokenizer.encode(text)]
+
+
+def test_unknown_model_names_the_known_ones():
+    with pytest.raises(ValueError, match="policy-s"):
+        zoo.load("policy-xxl")
+
+
+def test_fixed_test_problems_are_those_of_their_seed():
+    text = (zoo.path("policy-s").parent.parent / "problems-test.jsonl").read_text(encoding="utf-8")
+    made = [json.loads(line) for line in text.splitlines()]
+    fixed = zoo.problems("test")
+    assert [(p.prompt, p.answer, p.id) for p in fixed] == [(m["prompt"], m["answer"], m["id"]) for m in made]
+    assert fixed[:50] == zoo.task.generate(50, seed=0, split="test")
+    assert len({p.prompt for p in fixed}) == len(fixed) == 500
+
+
+def test_fixed_sets_are_disjoint():
+    test, dev = zoo.problems("test"), zoo.problems("dev")
+    assert len(dev) == 500
+    assert not {p.prompt for p in test} & {p.prompt for p in dev}
+    assert {zoo.task.split_of(p.prompt) for p in test} == {"test"}
+    assert {zoo.task.split_of(p.prompt) for p in dev} == {"dev"}
+    for problem in test + dev:
+        assert problem.answer == str(zoo.task.reference(problem.prompt)[1])
