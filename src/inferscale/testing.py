@@ -30,7 +30,8 @@ class ToyGenerator(Generator):
     r"""A language model that is a hash of the path: no weights, the same text for the same seed, problem and path.
 
     A step is ``"<letter> <letter> ...\n"`` of two to five tokens; after `depth` steps the path ends with
-    ``"The answer is <digit>"``. Greedy requests read the text of the prefix instead of the branch's key.
+    ``"The answer is <digit>"``. Greedy requests read the text of the prefix instead of the branch's key. Forced text is
+    one token a word.
 
     Attributes:
         depth: Steps before the answer; ``None`` never ends.
@@ -63,19 +64,22 @@ class ToyGenerator(Generator):
         if request.max_tokens is not None and len(words) > request.max_tokens:
             words, reason = words[: request.max_tokens], "budget"
         prompt = len(request.node.problem.prompt.split()) if request.node.depth == request.first + draw == 0 else 0
-        ends, text_end, id_end = [], 0, 0
+        forced = tuple(ord(word[0]) for word in request.forced.split())
+        prompt += len(forced) if draw == 0 else 0
+        ends, text_end, id_end = [], len(request.forced), len(forced)
         for piece, _ in pieces:
             text_end, id_end = text_end + len("".join(piece)), id_end + len(piece)
             ends.append((text_end, id_end))
         return Step(
-            text="".join(words),
-            token_ids=tuple(ord(word[0]) for word in words),
+            text=request.forced + "".join(words),
+            token_ids=forced + tuple(ord(word[0]) for word in words),
             logprob=-float(len(words)),
             confidence=-unit_hash(source),
             finish_reason=reason,
-            inner_ends=tuple(ends) if len(words) == id_end and len(ends) > 1 else (),
+            inner_ends=tuple(ends) if len(forced) + len(words) == id_end and len(ends) > 1 else (),
             flops=1000 * (len(words) + prompt),
             prompt_tokens=prompt,
+            num_tokens=len(words) if forced else None,
         )
 
     def _pieces(self, request: GenerateRequest, source: str) -> Iterator[tuple[list[str], FinishReason]]:
