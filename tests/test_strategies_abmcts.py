@@ -1,0 +1,112 @@
+"""Adaptive branching: posteriors by hand, selection, known optima, revisions."""
+
+import math
+import random
+import statistics
+
+import pytest
+from tests.strategy_fakes import TextReward, TreeGenerator, drive, random_tree, root, search
+
+from inferscale.strategies import ABMCTS
+from inferscale.strategies.abmcts import BetaPosterior, NormalPosterior
+from inferscale.testing import ToyGenerator
+from inferscale.tree import Step
+
+
+def test_the_normal_posterior_by_hand():
+    belief = NormalPosterior()
+    assert belief.parameters() == (0.0, 1.0, 1.0, 0.1)
+    belief.observe(0.5)
+    belief.observe(0.7)
+    # kappa' = nu' = 3; m' = 1.2 / 3; tau^2' = (.1 + .02 + 2 * .36 / 3) / 3.
+    assert belief.parameters() == pytest.approx((0.4, 3.0, 3.0, 0.12))
+
+
+def test_the_normal_posterior_draws_from_its_student_distribution():
+    belief, rng = NormalPosterior(), random.Random(0)
+    for value in (0.5, 0.7, 0.9, 0.4, 0.5, 0.6):
+        belief.observe(value)
+    mean, kappa, nu, tau2 = belief.parameters()
+    draws = [belief.draw(rng) for _ in range(20_000)]
+    assert statistics.fmean(draws) == pytest.approx(mean, abs=0.01)
+    assert statistics.pstdev(draws) == pytest.approx(math.sqrt(tau2 / kappa * nu / (nu - 2)), rel=0.05)
+
+
+def test_the_beta_posterior():
+    belief, rng = BetaPosterior(), random.Random(0)
+    belief.observe(1.0)
+    belief.observe(0.25)
+    assert (belief.a, belief.b) == (1.75, 1.25)
+    assert statistics.fmean(belief.draw(rng) for _ in range(20_000)) == pytest.approx(1.75 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("posterior", ["normal", "beta"])
+def test_it_makes_its_samples_and_finds_good_leaves(posterior):
+    found = 0
+    for trial in range(10):
+        reward, best = random_tree(trial, depth=2)
+        result = search(ABMCTS(150, posterior=posterior), TreeGenerator(depth=2), reward)
+        assert result.cost.num_generated == 150
+        assert all(not node.children for node in result.root.walk() if node.is_finished)
+        found += max(result.trajectories, key=lambda t: t.score).text == best
+    assert found >= 9
+
+
+def test_it_prefers_the_better_branch():
+    reward = TextReward({"0/": 0.9, "1/": 0.1, "2/": 0.1}, default=0.5)
+    result = search(ABMCTS(60), TreeGenerator(depth=9), reward)
+    below = [sum(1 for _ in child.walk()) for child in result.root.children if child.text == "0/"]
+    others = [sum(1 for _ in child.walk()) for child in result.root.children if child.text != "0/"]
+    assert sum(below) / len(below) > sum(others) / len(others)
+
+
+def test_it_goes_deep_when_deeper_is_better_and_wide_when_it_is_worse():
+    def shape(value):
+        start = root()
+        drive(ABMCTS(60).search(start, random.Random(1)), lambda r, d: Step("x"), value)
+        return len(start.children), max(node.depth for node in start.walk())
+
+    deep = shape(lambda node: 1 - 0.9**node.depth)
+    wide = shape(lambda node: 0.9**node.depth)
+    assert deep[1] > wide[1]
+    assert deep[0] < wide[0]
+
+
+def test_parallel_samples_share_calls():
+    alone, waves = ToyGenerator(), ToyGenerator()
+    search(ABMCTS(24), alone)
+    search(ABMCTS(24, num_parallel=8), waves)
+    assert (alone.calls, waves.calls) == (24, 3)
+
+
+def test_the_depth_limit():
+    start = root()
+    drive(ABMCTS(80, max_depth=2).search(start, random.Random(0)), lambda r, d: Step("x"), lambda node: 0.5)
+    assert max(node.depth for node in start.walk()) == 2
+
+
+def test_revisions_see_the_answer_that_they_revise():
+    forced = []
+
+    def sample(request, draw):
+        forced.append(request.forced)
+        return Step(f"{request.forced}[{len(forced)}]", finish_reason="eos")
+
+    start = root()
+    leaves = drive(
+        ABMCTS(40, until="end", instruction=" again: ").search(start, random.Random(0)), sample, lambda node: 0.5
+    )
+    assert len(leaves) == len(start.children) == 40
+    revised = [text for text in forced if text]
+    assert 0 < len(revised) < 40
+    # One earlier answer, without what was forced before it.
+    assert all(text.count("[") == 1 and text.endswith(" again: ") for text in revised)
+
+
+def test_scores_outside_of_zero_to_one_are_refused():
+    with pytest.raises(ValueError, match=r"needs scores in \[0, 1\]"):
+        search(ABMCTS(4), TreeGenerator(), TextReward({}, default=1.5))
+    with pytest.raises(ValueError, match="posterior"):
+        ABMCTS(posterior="gamma")
+    with pytest.raises(ValueError, match="until"):
+        ABMCTS(until="answer")
