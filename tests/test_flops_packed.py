@@ -6,8 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.flops_models import hand_config, hand_model
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
-from inferscale.flops import FlopCounter, PackedRows, VerificationError, closed_form, forward_flops, model_spec
+from inferscale.flops import (
+    FlopCounter,
+    FlopsWarning,
+    PackedRows,
+    VerificationError,
+    closed_form,
+    forward_flops,
+    model_spec,
+)
 from inferscale.flops.formulas import ragged_forward_flops
 from inferscale.flops.ledger import packed_tally
 
@@ -58,6 +67,30 @@ def test_packed_rows_that_lie_are_caught():
 def _forward(model, counter, cache):
     with torch.no_grad(), counter:
         model(torch.arange(60)[None], past_key_values=cache)
+
+
+class OpaqueCache(Cache):
+    """A cache that keeps keys and values where nobody sees them."""
+
+    def __init__(self):
+        super().__init__(layers=[])
+
+    def update(self, keys, values, layer_idx, *args, **kwargs):
+        return keys, values
+
+    def get_seq_length(self, layer_idx=0):
+        return 0
+
+    def get_mask_sizes(self, query_length, layer_idx):
+        return query_length, 0
+
+
+def test_a_cache_that_tells_nothing_is_reported():
+    model = hand_model("llama")
+    counter = FlopCounter(model)
+    with pytest.warns(FlopsWarning, match="packed_rows"):
+        _forward(model, counter, OpaqueCache())
+    assert list(counter.uncounted) == ["attention of 'model' over a cache without layers of its own"]
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text"])

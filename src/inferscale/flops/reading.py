@@ -24,6 +24,7 @@ class Reading(NamedTuple):
         logits: Positions of each row that the head runs for; ``None`` for all.
         keeps_all: Whether the cache keeps what has left the model's window.
         packed: The rows that one sequence stands for, if the cache packs rows.
+        opaque: Whether the cache holds its keys and values elsewhere, and does not tell what attention does.
     """
 
     new: int
@@ -32,6 +33,7 @@ class Reading(NamedTuple):
     logits: int | None = None
     keeps_all: bool = False
     packed: PackedRows | None = None
+    opaque: bool = False
 
     @property
     def phase(self) -> Phase:
@@ -80,6 +82,8 @@ class Reader:
         packed = getattr(cache, "packed_rows", None)
         if packed is not None:
             return Reading(new, 0, batch, kept, packed=packed)
+        if not cache.layers and cache.layer_class_to_replicate is None:
+            return Reading(new, 0, batch, kept, opaque=True)
         keeps_all = self._has_window and not any(cache.is_sliding)
         return Reading(new, self._past(cache, new), batch, kept, keeps_all)
 

@@ -60,6 +60,11 @@ class Recorder:
     def on_forward(self, call: Call, scope: Scope, reading: Reading) -> None:
         """Counts a forward by its closed form, or in exact mode only its tokens."""
         label = self.labels[id(call.watch.module)]
+        if reading.opaque and self.mode != "exact":
+            self.on_missed(
+                f"attention of {label!r} over a cache without layers of its own",
+                "the cache must tell its `packed_rows`, see inferscale.flops.PackedRows",
+            )
         tally = reading.tally(self.ledger.specs.get(label))
         if self.mode != "analytic":
             self._expect(call, tally)
