@@ -60,6 +60,11 @@ class Backbone:
         return not recurrent and self.kinds <= _ATTENTION_KINDS and self._cache_name == "past_key_values"
 
     @property
+    def masks_padding_once(self) -> bool:
+        """Whether a mask is only for the first tokens: a recurrent state has left padding behind it."""
+        return self._cache_name == "cache_params"
+
+    @property
     def takes_positions(self) -> bool:
         """Whether positions can be given; without them a token's place in the cache is its position."""
         return "position_ids" in self._takes

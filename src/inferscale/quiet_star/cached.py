@@ -1,0 +1,186 @@
+"""One thought at the end of each of many texts, on a key-value cache that is as before afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inferscale.generators.sampling import Sampler
+
+from . import cache as caches
+from .backbone import Backbone, UnsupportedModelError, evaluating, positions_of
+from .model import QuietSTaR
+
+
+class CachedText:
+    """Rows of text, padded on the left, whose keys and values are kept.
+
+    Attributes:
+        backbone: The model.
+        keep: Which cached tokens are not padding, int64 `[rows, cached]`.
+        cache: Keys and values.
+        passes: Forwards so far.
+    """
+
+    def __init__(self, backbone: Backbone, keep: Tensor, cache: Any = None) -> None:
+        self.backbone = backbone
+        self.keep = keep
+        self.cache = backbone.new_cache() if cache is None else cache
+        self.passes = 0
+
+    @classmethod
+    def read(cls, backbone: Backbone, texts: Sequence[Sequence[int]]) -> CachedText:
+        """The texts, read in one pass; an empty text is a row of padding."""
+        width = max(map(len, texts))
+        device = backbone.device
+        text = cls(backbone, torch.zeros(len(texts), 0, dtype=torch.long, device=device))
+        if width:
+            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in texts], device=device)
+            keep = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in texts], device=device)
+            text.feed(backbone.embed(ids), keep)
+        return text
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether what was fed last can be taken back; else only a `fork` can be thought on."""
+        return self.backbone.attention_only or (bool(self.cache.layers) and caches.is_croppable(self.cache))
+
+    def feed(self, embeds: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Last hidden states of new tokens, `[rows, new, hidden]`, from their embeddings.
+
+        Args:
+            embeds: `[rows, new, hidden]`.
+            keep: Which of them are not padding, int64 `[rows, new]`; by default all.
+        """
+        rows, new, _ = embeds.shape
+        started = self.keep.shape[1] > 0
+        if new > 1 and started and not self.backbone.attention_only:
+            # a recurrent layer that has a state takes one token at a time
+            return torch.cat([self.feed(embeds[:, i : i + 1]) for i in range(new)], dim=1)
+        self.keep = torch.cat([self.keep, self.keep.new_ones(rows, new) if keep is None else keep], dim=1)
+        positions = positions_of(self.keep, self.keep.shape[1], self.keep.device)[:, -new:]
+        unpadded = not started and bool(self.keep.all())
+        mask = None if unpadded or (started and self.backbone.masks_padding_once) else self.keep
+        self.passes += 1
+        return self.backbone.states(embeds, mask, positions, self.cache)
+
+    def rollback(self, tokens: int) -> None:
+        """Takes back the last `tokens` tokens of every row."""
+        caches.rollback(self.cache, tokens)
+        self.keep = self.keep[:, : self.keep.shape[1] - tokens]
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows in this order; a row may come more than once."""
+        caches.select_rows(self.cache, rows)
+        self.keep = self.keep[rows]
+
+    def fork(self, rows: Tensor) -> CachedText:
+        """These rows as a text of their own."""
+        return CachedText(self.backbone, self.keep[rows], caches.fork(self.cache, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A thought of each row.
+
+    Attributes:
+        before: Last hidden state at the token that is thought after, `[rows, hidden]`; ``None`` if it was not fed.
+        after: Last hidden state at end-of-thought, `[rows, hidden]`.
+        tokens: Ids, `[rows, T]`.
+        logprobs: Their log-probabilities (nats), `[rows, T]`.
+    """
+
+    before: Tensor | None
+    after: Tensor
+    tokens: Tensor
+    logprobs: Tensor
+
+
+def think_once(
+    quiet: QuietSTaR,
+    text: CachedText,
+    newest: Tensor | None,
+    numbers: Tensor,
+    sampler: Sampler,
+    greedy: Tensor | None = None,
+) -> Thought:
+    """A thought at the end of each row, in T + 1 passes (one for T = 0), left in the cache.
+
+    The first pass feeds the newest token and start together, the last one the last thought token and end.
+
+    Args:
+        quiet: The model.
+        text: Rows; grows by T + 2 tokens, and by the newest one.
+        newest: Embedding of a last token that has not been read yet, `[rows, 1, hidden]`; ``None`` if all have been.
+        numbers: Uniform numbers in (0, 1), `[rows, T]`.
+        sampler: Draws thought tokens.
+        greedy: Rows that take the likeliest, bool `[rows]`.
+    """
+    rows, length = numbers.shape
+    marks = [vector.expand(rows, 1, -1) for vector in (quiet.start, quiet.end)]
+    pending = [marks[0]] if newest is None else [newest, marks[0]]
+    if not length:
+        pending.append(marks[1])
+    hidden = text.feed(torch.cat(pending, dim=1))
+    before = None if newest is None else hidden[:, 0]
+    tokens, logprobs = [], []
+    for step in range(length):
+        draws = sampler.draw(quiet.logits(hidden[:, -1]), numbers[:, step], greedy)
+        tokens.append(draws.tokens)
+        logprobs.append(draws.logprobs)
+        embeds = quiet.backbone.embed(draws.tokens[:, None])
+        hidden = text.feed(torch.cat([embeds, marks[1]], dim=1) if step == length - 1 else embeds)
+    if not length:
+        empty = numbers.new_zeros(rows, 0)
+        return Thought(before, hidden[:, -1], empty.long(), empty)
+    return Thought(before, hidden[:, -1], torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1))
+
+
+@torch.no_grad()
+def check_cached(quiet: QuietSTaR) -> None:
+    """Compares two thoughts on a cache with plain passes over the same tokens.
+
+    Raises:
+        UnsupportedModelError: If they differ: this model cannot think on a cache.
+    """
+    backbone = quiet.backbone
+    size = backbone.model.get_input_embeddings().weight.shape[0]
+    ids = [(7919 * (i + 1)) % size for i in range(9)]
+    texts = [ids[:2], ids[2:6]]
+    newest = [ids[6], ids[7]]
+    numbers = torch.full((2, 2), 0.4, dtype=torch.float64, device=backbone.device)
+    with evaluating(backbone.model):
+        text = CachedText.read(backbone, texts)
+        worst = 0.0
+        for turn in range(2):
+            embeds = backbone.embed(torch.tensor(newest, device=backbone.device)[:, None])
+            thinking, first = (text, embeds) if text.can_roll_back else (text, None)
+            if first is None:
+                text.feed(embeds)
+                thinking = text.fork(torch.arange(2, device=backbone.device))
+            thought = think_once(quiet, thinking, first, numbers, Sampler(0.0))
+            if thinking is text:
+                text.rollback(thought.tokens.shape[1] + 2)
+            texts = [[*row, token] for row, token in zip(texts, newest, strict=True)]
+            for row, ids_of_row in enumerate(texts):
+                wanted = _plain(quiet, ids_of_row, thought.tokens[row].tolist())
+                error = (thought.after[row] - wanted).abs().max() / wanted.std().clamp(min=1e-6)
+                worst = max(worst, float(error))
+            newest = [ids[8], ids[turn]]
+    exact = quiet.start.dtype in (torch.float32, torch.float64)
+    if not worst < (1e-2 if exact else 0.5):
+        raise UnsupportedModelError(
+            f"{type(backbone.model).__name__} thinks differently on a cache (off by {worst:.2g} standard deviations): "
+            "its cache cannot be rolled back or copied; QuietSTaR.score and training still work"
+        )
+
+
+def _plain(quiet: QuietSTaR, ids: list[int], tokens: list[int]) -> Tensor:
+    backbone = quiet.backbone
+    text, thought = (backbone.embed(torch.tensor([row], device=backbone.device).long()) for row in (ids, tokens))
+    embeds = torch.cat([text, quiet.start[None, None], thought, quiet.end[None, None]], dim=1)
+    return backbone.states(embeds)[0, -1]

@@ -1,0 +1,229 @@
+"""Next-token logits after a thought, for the token loop that every generator shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inferscale.generators.branch import Branch
+from inferscale.generators.decoder import Decoder, GeneratorStats
+from inferscale.generators.sampling import Sampler, uniforms
+from inferscale.tree import branch_key
+
+from .cached import CachedText, Thought, check_cached, think_once
+from .head import mix
+from .model import QuietSTaR, mean_of_thoughts
+from .when import EveryToken, Place, ThinkingRule
+
+_STRIDE = 1 << 16  # numbers of a thought stream that belong to one visible token
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How to think while sampling.
+
+    Attributes:
+        length: Sampled tokens of a thought.
+        temperature: Of the thoughts; 0 takes the likeliest.
+        num_thoughts: Thoughts before a token; their predictions are averaged.
+        rule: Before which tokens.
+    """
+
+    length: int
+    temperature: float = 1.0
+    num_thoughts: int = 1
+    rule: ThinkingRule = field(default_factory=EveryToken)
+
+    def __post_init__(self) -> None:
+        """Refuses settings that say nothing."""
+        if self.length < 0 or self.length >= _STRIDE:
+            raise ValueError(f"thought_length={self.length}: give 0 to {_STRIDE - 1} tokens")
+        if self.num_thoughts < 1:
+            raise ValueError(f"num_thoughts={self.num_thoughts}: give at least one (Never() turns thoughts off)")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens fed for the thoughts before one visible token, start and end included."""
+        return self.num_thoughts * (self.length + 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtRecord:
+    """One thought, as recorded.
+
+    Attributes:
+        token_ids: Without start and end.
+        logprob: Sum of the log-probabilities (nats).
+        mixing_weight: Weight that it got.
+    """
+
+    token_ids: tuple[int, ...]
+    logprob: float
+    mixing_weight: float
+
+
+@dataclass(slots=True)
+class Trace:
+    """What was thought for one branch.
+
+    Attributes:
+        branch: The branch.
+        thought: For each visible token whether it was thought about.
+        records: For each visible token its thoughts, if they are recorded.
+    """
+
+    branch: Branch
+    thought: list[bool] = field(default_factory=list)
+    records: list[tuple[ThoughtRecord, ...]] = field(default_factory=list)
+
+    def padded(self) -> tuple[tuple[ThoughtRecord, ...], ...]:
+        """The records of every visible token, ``()`` where nothing was thought."""
+        return tuple(self.records + [()] * (len(self.thought) - len(self.records)))
+
+
+class ThinkingDecoder(Decoder):
+    """Thinks at the end of every row, mixes, and leaves the cache as if nothing had been thought.
+
+    A thought is drawn from a stream of its own, so that the visible tokens' streams never shift: a branch draws with
+    the same numbers whether it thinks or not.
+
+    Attributes:
+        quiet: The model.
+        thinking: How to think.
+        traces: By the key of a branch, what was thought for it; taken out by who asked.
+        muted: Keys of branches that do not think (no budget for it).
+        passes: Forwards so far.
+    """
+
+    def __init__(self, quiet: QuietSTaR, thinking: Thinking, stats: GeneratorStats, record: bool = False) -> None:
+        self.quiet = quiet
+        self.thinking = thinking
+        self.traces: dict[int, Trace] = {}
+        self.muted: set[int] = set()
+        self.passes = 0
+        self._stats = stats
+        self._record = record
+        self._sampler = Sampler(thinking.temperature)
+        self._checked = False
+        self._live: list[Branch] = []
+        self._text: CachedText | None = None
+        self._newest = torch.empty(0)
+
+    def start(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits of the first token of each branch; equal prefixes are read once."""
+        if not self._checked:
+            check_cached(self.quiet)
+            self._checked = True
+        self._live = list(branches)
+        self.traces.update({branch.key: Trace(branch) for branch in branches})
+        backbone = self.quiet.backbone
+        prefixes = [branch.prefix for branch in branches]
+        unique = list(dict.fromkeys(prefix[:-1] for prefix in prefixes))
+        self._text = CachedText.read(backbone, unique)
+        rows = [unique.index(prefix[:-1]) for prefix in prefixes]
+        if rows != list(range(len(unique))):
+            self._text.select(torch.tensor(rows, device=backbone.device))
+        self._stats.prefill_tokens += sum(map(len, unique)) + len(prefixes)
+        self._stats.reused_tokens += sum(len(prefix) - 1 for prefix in prefixes) - sum(map(len, unique))
+        self._newest = torch.tensor([prefix[-1] for prefix in prefixes], device=backbone.device)
+        return self._logits()
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits after one more token in each row."""
+        self._newest = tokens
+        return self._logits()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all rows but these."""
+        self._live = [self._live[row] for row in rows]
+        if not rows:
+            self._text = None
+        elif self._text is not None:
+            self._text.select(torch.tensor(rows, device=self.quiet.backbone.device))
+
+    def _logits(self) -> Tensor:
+        text = self._text
+        if text is None:
+            raise RuntimeError("start() comes before step()")
+        before, rule = text.passes, self.thinking.rule
+        newest = self.quiet.backbone.embed(self._newest[:, None])
+        whole = self.thinking.num_thoughts == 1 and text.can_roll_back and not rule.needs_entropy
+        if whole and all(wanted := self._wanted(None)):
+            logits = self._in_place(text, newest)
+        else:
+            base = text.feed(newest)[:, -1]
+            logits = self.quiet.logits(base)
+            wanted = self._wanted(_entropies(logits) if rule.needs_entropy else None)
+            rows = [row for row, thinks in enumerate(wanted) if thinks]
+            if rows:
+                logits[torch.tensor(rows, device=logits.device)] = self._on_a_fork(text, base, rows).to(logits.dtype)
+        for branch, thinks in zip(self._live, wanted, strict=True):
+            self.traces[branch.key].thought.append(thinks)
+        self.passes += text.passes - before
+        return logits
+
+    def _wanted(self, entropies: Sequence[float] | None) -> list[bool]:
+        """Which rows think before their next token."""
+        wanted = []
+        for row, branch in enumerate(self._live):
+            place = Place(branch.step_tokens, len(branch.tokens), None if entropies is None else entropies[row])
+            wanted.append(branch.key not in self.muted and self.thinking.rule.thinks(place))
+        return wanted
+
+    def _in_place(self, text: CachedText, newest: Tensor) -> Tensor:
+        """All rows think on the cache itself, which forgets the thought and keeps the newest token."""
+        rows = list(range(len(self._live)))
+        thought = think_once(self.quiet, text, newest, self._numbers(rows), self._sampler, self._greedy(rows))
+        text.rollback(self.thinking.length + 2)
+        assert thought.before is not None
+        return self._mixed(thought.before, thought, rows)
+
+    def _on_a_fork(self, text: CachedText, base: Tensor, rows: list[int]) -> Tensor:
+        """Some rows think, each as often as asked, on a copy of their keys and values."""
+        index = torch.tensor(rows, device=base.device).repeat_interleave(self.thinking.num_thoughts)
+        fork = text.fork(index)
+        numbers = self._numbers(rows)
+        thought = think_once(self.quiet, fork, None, numbers, self._sampler, self._greedy(index.tolist()))
+        self.passes += fork.passes
+        return self._mixed(base[index], thought, rows)
+
+    def _mixed(self, base: Tensor, thought: Thought, rows: list[int]) -> Tensor:
+        weight = self.quiet.head(base, thought.after)
+        logits = self.quiet.logits(mix(base, thought.after, weight)).unflatten(0, (len(rows), -1))  # type: ignore[no-untyped-call]
+        if self._record:
+            self._keep_records(thought, weight, rows)
+        return mean_of_thoughts(logits)
+
+    def _keep_records(self, thought: Thought, weight: Tensor, rows: list[int]) -> None:
+        columns = zip(thought.tokens.tolist(), thought.logprobs.sum(dim=1).tolist(), weight[:, 0].tolist(), strict=True)
+        records = [ThoughtRecord(tuple(ids), logprob, w) for ids, logprob, w in columns]
+        count = self.thinking.num_thoughts
+        for place, row in enumerate(rows):
+            trace = self.traces[self._live[row].key]
+            trace.records += [()] * (len(trace.thought) - len(trace.records))
+            trace.records.append(tuple(records[place * count : (place + 1) * count]))
+
+    def _numbers(self, rows: list[int]) -> Tensor:
+        """Uniform numbers `[rows * thoughts, T]`: one for each thought token, from the branch's thought streams."""
+        branches = [self._live[row] for row in rows]
+        count, length = self.thinking.num_thoughts, self.thinking.length
+        keys = [branch_key(branch.key, -1 - thought) for branch in branches for thought in range(count)]
+        places = np.array([len(branch.tokens) * _STRIDE for branch in branches for _ in range(count)], dtype=np.uint64)
+        counters = (places[:, None] + np.arange(length, dtype=np.uint64)).astype(np.uint64)
+        numbers = uniforms(np.array(keys, dtype=np.uint64)[:, None], counters)
+        return torch.from_numpy(numbers).to(self.quiet.backbone.device)
+
+    def _greedy(self, rows: Sequence[int]) -> Tensor | None:
+        wanted = [self._live[row].request.greedy for row in rows]
+        return torch.tensor(wanted, device=self.quiet.backbone.device) if any(wanted) else None
+
+
+def _entropies(logits: Tensor) -> list[float]:
+    """Entropy of each row's distribution, nats."""
+    logprobs = logits.float().log_softmax(dim=-1)
+    entropies: list[float] = (-(logprobs.exp() * logprobs).sum(dim=-1)).tolist()
+    return entropies
