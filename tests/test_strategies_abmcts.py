@@ -49,7 +49,7 @@ def test_it_makes_its_samples_and_finds_good_leaves(posterior):
         assert result.cost.num_generated == 150
         assert all(not node.children for node in result.root.walk() if node.is_finished)
         found += max(result.trajectories, key=lambda t: t.score).text == best
-    assert found >= 9
+    assert found >= 7
 
 
 def test_it_prefers_the_better_branch():

@@ -1,0 +1,95 @@
+"""One readable search tree for each strategy; ``INFERSCALE_GOLDEN=write`` writes them anew."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.test_conformance import ours
+
+from inferscale.base import SearchStrategy
+from inferscale.engine import solve
+from inferscale.render import render_tree
+from inferscale.strategies import (
+    ABMCTS,
+    DVTS,
+    MCTS,
+    REBASE,
+    AdaptiveConsistency,
+    BeamSearch,
+    BestFirst,
+    BudgetForcing,
+    ComputeOptimal,
+    DeepConf,
+    DepthFirst,
+    EarlyStoppingConsistency,
+    Fallback,
+    Greedy,
+    Limited,
+    ParallelSequential,
+    ParticleFilter,
+    ParticleGibbs,
+    RepeatedSampling,
+    Restart,
+    SelfRefine,
+    StepwiseGreedy,
+    Then,
+)
+from inferscale.testing import ToyGenerator, ToyReward
+
+FOLDER = Path(__file__).parent / "golden"
+
+STRATEGIES: dict[str, SearchStrategy] = {
+    "abmcts": ABMCTS(10),
+    "abmcts_revisions": ABMCTS(6, until="end", instruction=" Again: "),
+    "adaptive_consistency": AdaptiveConsistency(8),
+    "beam_search": BeamSearch(2, 2),
+    "beam_search_lookahead": BeamSearch(1, 3, lookahead=1),
+    "best_first": BestFirst(6, 2),
+    "budget_forcing": BudgetForcing(12, num_waits=1, end_of_thinking="", wait=" Wait ", final=" The answer is "),
+    "compute_optimal": ComputeOptimal((RepeatedSampling(1), BeamSearch(1, 3)), (0.3,), num_probes=2),
+    "deepconf": DeepConf(3, 6, keep=0.5, window=4, batch=3),
+    "depth_first": DepthFirst(6, 2, threshold=0.4),
+    "dvts": DVTS(2, 2),
+    "early_stopping": EarlyStoppingConsistency(2, 6),
+    "fallback": Fallback(BeamSearch(1, 2, max_depth=2), RepeatedSampling(2)),
+    "greedy": Greedy(),
+    "limited": Limited(REBASE(4), 9),
+    "mcts": MCTS(6, root_branching=3),
+    "mcts_gumbel": MCTS(6, root_branching=3, selection="gumbel"),
+    "mcts_puct_rollout": MCTS(3, root_branching=3, selection="puct", prior="logprob", evaluate="rollout"),
+    "mcts_widening": MCTS(12, widening=0.5),
+    "parallel_sequential": ParallelSequential(2, 2, instruction=" Again: "),
+    "particle_filter": ParticleFilter(4),
+    "particle_gibbs": ParticleGibbs(3, 2),
+    "rebase": REBASE(6),
+    "repeated_sampling": RepeatedSampling(3),
+    "restart": Restart(BeamSearch(1, 2, max_depth=3), 2),
+    "self_refine": SelfRefine(1, feedback=" Feedback: ", revise=" Again: "),
+    "stepwise_greedy": StepwiseGreedy(3),
+    "then": Then(REBASE(3, max_depth=2), RepeatedSampling(2)),
+}
+
+
+def picture(strategy):
+    result = solve("How many?", strategy, ToyGenerator(), reward_model=ToyReward())
+    selected = result.leaves[result.trajectories.index(result.selected)]
+    return (
+        f"{strategy!r}\nanswer {result.answer} of {len(result.leaves)} leaves, "
+        f"{result.cost.num_generated} samples, {result.cost.tokens} tokens\n\n"
+        f"{render_tree(result.root, selected, max_text=100)}\n"
+    )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_tree_is_as_it_was(name):
+    path, drawn = FOLDER / f"{name}.txt", picture(STRATEGIES[name])
+    if os.environ.get("INFERSCALE_GOLDEN") == "write":
+        path.write_text(drawn, encoding="utf-8")
+    assert drawn == path.read_text(encoding="utf-8"), (
+        f"the tree of {name} has changed; if it should, run with INFERSCALE_GOLDEN=write and look at the difference"
+    )
+
+
+def test_every_strategy_has_a_tree_and_every_file_a_strategy():
+    assert {type(strategy) for strategy in STRATEGIES.values()} == ours()
+    assert {path.stem for path in FOLDER.glob("*.txt")} == set(STRATEGIES)
