@@ -15,7 +15,29 @@ from collections.abc import Sequence
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.engine import solve_batch
 from inferscale.flow import GenerateRequest
-from inferscale.strategies import DVTS, REBASE, BeamSearch, RepeatedSampling
+from inferscale.strategies import (
+    ABMCTS,
+    DVTS,
+    MCTS,
+    REBASE,
+    AdaptiveConsistency,
+    BeamSearch,
+    BestFirst,
+    BudgetForcing,
+    ComputeOptimal,
+    DeepConf,
+    DepthFirst,
+    EarlyStoppingConsistency,
+    Greedy,
+    ParallelSequential,
+    ParticleFilter,
+    ParticleGibbs,
+    RepeatedSampling,
+    Restart,
+    SelfRefine,
+    StepwiseGreedy,
+    Then,
+)
 from inferscale.tree import Node, Step
 
 OPEN = Step("3 + 4 = 7\n", (3, 4, 7, 1), -1.0, -0.3, flops=1000)
@@ -51,6 +73,43 @@ class InstantReward(RewardModel):
         return answer
 
 
+def strategies(width: int) -> list[SearchStrategy]:
+    """Every strategy at about `width` samples or expansions."""
+    quarter = max(1, width // 4)
+    return [
+        REBASE(width),
+        BeamSearch(quarter, 4),
+        DVTS(quarter, 4),
+        RepeatedSampling(width),
+        Greedy(),
+        StepwiseGreedy(width),
+        BestFirst(width),
+        DepthFirst(width, max_finished=None),
+        MCTS(width),
+        MCTS(width, selection="puct", prior="logprob"),
+        MCTS(width, selection="gumbel"),
+        MCTS(width, evaluate="rollout"),
+        MCTS(width, widening=0.5),
+        MCTS(width, num_parallel=8),
+        ABMCTS(width),
+        ABMCTS(width, posterior="beta"),
+        ABMCTS(width, until="end"),
+        ParticleFilter(width),
+        ParticleFilter(width, 1.0, "residual", tempering="entropy"),
+        ParticleGibbs(quarter, 4),
+        AdaptiveConsistency(width),
+        AdaptiveConsistency(width, rule="dirichlet"),
+        EarlyStoppingConsistency(8, width),
+        DeepConf(quarter, width, consensus=None),
+        BudgetForcing(n=width),
+        SelfRefine(4, n=quarter, stop=""),
+        ParallelSequential(8, max(1, width // 8)),
+        ComputeOptimal((RepeatedSampling(width), REBASE(width)), (0.5,)),
+        Then(REBASE(width, max_depth=3), RepeatedSampling(2)),
+        Restart(REBASE(width)),
+    ]
+
+
 def microseconds_per_step(strategy: SearchStrategy, problems: int, depth: int) -> tuple[float, int]:
     """Core time per generated step, and the number of steps."""
     generator, reward = InstantGenerator(depth), InstantReward()
@@ -82,15 +141,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    width = options.width
-    strategies: list[SearchStrategy] = [
-        REBASE(width),
-        BeamSearch(width // 4, 4),
-        DVTS(width // 4, 4),
-        RepeatedSampling(width),
-    ]
     print(f"{options.problems} problems, depth {options.depth}, best of {options.repeats}")
-    for strategy in strategies:
+    for strategy in strategies(options.width):
         runs = [microseconds_per_step(strategy, options.problems, options.depth) for _ in range(options.repeats)]
         best, steps = min(runs)
         print(f"{best:7.1f} us per generated step  {steps:7d} steps  {strategy}")
@@ -98,9 +150,7 @@ def main() -> None:
         print("treequest is not installed: no peer to compare with (pip install treequest)")
         return
     for nodes in (200, 800):
-        print(
-            f"{treequest_microseconds_per_node(nodes):7.1f} us per node  treequest StandardMCTS, {nodes} nodes"
-        )
+        print(f"{treequest_microseconds_per_node(nodes):7.1f} us per node  treequest StandardMCTS, {nodes} nodes")
 
 
 if __name__ == "__main__":
