@@ -118,7 +118,7 @@ def test_memory_is_counted_and_let_go():
     assert [n.step for n in grow(gen, again, 3)] == [n.step for n in tree.children]
 
 
-def test_a_key_that_names_another_sample_is_not_trusted():
+def test_nodes_are_known_by_their_tokens_and_not_by_their_keys():
     gen = generator()
     first = root(PROMPTS[0])
     grow(gen, first, 2, greedy=True)

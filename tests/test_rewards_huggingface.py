@@ -9,7 +9,7 @@ from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
 from inferscale.flops.formulas import forward_flops, model_spec
 from inferscale.generators import HFGenerator
-from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward, scoring
+from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward, readers
 from inferscale.tree import Node, Step
 
 PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "é ü 2"]
@@ -57,11 +57,12 @@ def softmax_good(logits):
     return logits.softmax(-1)[1].item()
 
 
+@pytest.mark.parametrize("cache", ["tree", "none"])
 @pytest.mark.parametrize("use_ids", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2", "gpt_neox"])
-def test_two_label_classifiers_are_read_at_each_separator(family, use_ids):
+def test_two_label_classifiers_are_read_at_each_separator(family, use_ids, cache):
     model = tiny_model(family, "TokenClassification", num_labels=2)
-    reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=use_ids, micro_batch=5)
+    reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=use_ids, micro_batch=5, cache=cache)
     nodes = sampled_nodes()
     found = reward.step_scores(nodes)
     for node, scores in zip(nodes, found, strict=True):
@@ -119,11 +120,13 @@ def test_a_completion_gets_the_scores_of_its_steps():
     assert reward.step_scores([whole])[0] == pytest.approx(reward.step_scores([stepwise])[0], abs=1e-6)
 
 
+@pytest.mark.parametrize("cache", ["tree", "none"])
 @pytest.mark.parametrize("pooling", ["min", "mean"])
 @pytest.mark.parametrize("use_ids", [False, True])
-def test_likelihood_of_steps(pooling, use_ids):
+def test_likelihood_of_steps(pooling, use_ids, cache):
     model = tiny_model("qwen3")
-    reward = LikelihoodReward(model, byte_tokenizer(), pooling=pooling, use_token_ids=use_ids, micro_batch=4)
+    options = {"pooling": pooling, "use_token_ids": use_ids, "cache": cache}
+    reward = LikelihoodReward(model, byte_tokenizer(), micro_batch=4, **options)
     nodes = sampled_nodes()
     for node, scores in zip(nodes, reward.step_scores(nodes), strict=True):
         ids, expected = ids_of(node.problem.prompt, special=True), []
@@ -139,9 +142,9 @@ def test_likelihood_of_steps(pooling, use_ids):
         assert scores == pytest.approx(expected, rel=1e-3)
 
 
-def test_costs_are_the_closed_form_of_the_whole_text():
+def test_plain_costs_are_the_closed_form_of_the_whole_text():
     model = tiny_model("llama", "TokenClassification", num_labels=2)
-    reward = HFProcessRewardModel(model, byte_tokenizer())
+    reward = HFProcessRewardModel(model, byte_tokenizer(), cache="none")
     node = node_of("b a", " a\n", " b is 12\n")
     length = len(ids_of("b a", special=True)) + len(ids_of(" a\n")) + len(ids_of(" b is 12\n"))
     [cost] = reward.cost([node])
@@ -179,19 +182,21 @@ def test_outcome_models_with_a_chat_template():
     assert score == pytest.approx(model(input_ids=ids).logits[0, 0].item(), abs=1e-5)
 
 
-def test_out_of_memory_halves_the_batch(monkeypatch):
+@pytest.mark.parametrize(("cache", "name"), [("tree", "TreeReader"), ("none", "BatchReader")])
+def test_out_of_memory_halves_the_batch(monkeypatch, cache, name):
     model = tiny_model("llama", "TokenClassification", num_labels=2)
     nodes = sampled_nodes()
     expected = HFProcessRewardModel(model, byte_tokenizer()).step_scores(nodes)
-    run = scoring.BatchReader._run
+    kind = getattr(readers, name)
+    run = kind._run
 
-    def tight(self, batch):
+    def tight(self, batch, *args):
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, batch)
+        return run(self, batch, *args)
 
-    monkeypatch.setattr(scoring.BatchReader, "_run", tight)
-    found = HFProcessRewardModel(model, byte_tokenizer()).step_scores(nodes)
+    monkeypatch.setattr(kind, "_run", tight)
+    found = HFProcessRewardModel(model, byte_tokenizer(), cache=cache).step_scores(nodes)
     assert [len(s) for s in found] == [len(s) for s in expected]
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-5)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -21,17 +19,15 @@ from .branch import Branch, Limits
 from .charges import Charges
 from .decoder import Decoder, GeneratorStats
 from .decoding import sample_branches
-from .kv_attention import UnsupportedModelError
-from .kv_store import KVStore
-from .kv_tree import Session
-from .loading import check_vocabulary, context_length, eos_ids, load_model, load_tokenizer
+from .kv_store import KVStore, check_cache_options, default_cache_bytes
+from .loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
 from .memory import run_in_pieces
 from .prompts import PromptFormat
 from .sampling import Confidence, Sampler
-from .selfcheck import check_session, length_bound
+from .selfcheck import checked_session, length_bound
 from .stateless import StatelessDecoder
 from .text import TokenText
-from .tree_decoder import TreeDecoder, default_cache_bytes
+from .tree_decoder import TreeDecoder
 
 _ROWS = 256
 
@@ -116,10 +112,7 @@ class HFGenerator(Generator):
 
         self.sampler = Sampler(temperature, top_k, top_p, confidence)
         _check_positive(max_step_tokens=max_step_tokens, max_new_tokens=max_new_tokens, micro_batch=micro_batch)
-        if cache not in ("tree", "none"):
-            raise ValueError(f'cache={cache!r}: choose "tree" or "none"')
-        if max_cache_bytes is not None and max_cache_bytes < 0:
-            raise ValueError(f"max_cache_bytes={max_cache_bytes}: give 0 or more")
+        check_cache_options(cache, max_cache_bytes)
         self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
         source = model if isinstance(model, str | os.PathLike) else self.model
         remote = {k: v for k, v in load_options.items() if k in ("trust_remote_code", "revision", "token")}
@@ -153,7 +146,7 @@ class HFGenerator(Generator):
         started = time.perf_counter()
         groups = [self._branches(request) for request in requests]
         waiting = [branch for group in groups for branch in group if branch.finish is None]
-        with self._lock, _evaluating(self.model), torch.inference_mode():
+        with self._lock, evaluating(self.model), torch.inference_mode():
             for decoder, branches in self._assigned(waiting):
                 run = partial(sample_branches, decoder=decoder, sampler=self.sampler, stats=self.stats)
                 self._rows = run_in_pieces(branches, self._rows, run, self._describe, decoder.make_room)
@@ -198,15 +191,8 @@ class HFGenerator(Generator):
 
     def _tree_decoder(self, max_cache_bytes: int | None) -> Decoder | None:
         """The decoder that shares prefixes, if this model can be run so."""
-        try:
-            with _evaluating(self.model), torch.inference_mode():
-                session = Session(self.model)
-                check_session(session)
-        except UnsupportedModelError as error:
-            warnings.warn(
-                f"{type(self.model).__name__} is run without shared prefixes, slower and with equal results: {error}",
-                stacklevel=3,
-            )
+        session = checked_session(self.model)
+        if session is None:
             return None
         size = default_cache_bytes(self.model) if max_cache_bytes is None else max_cache_bytes
         return TreeDecoder(session, KVStore(size), self.stats)
@@ -251,15 +237,3 @@ def _check_positive(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: give a positive number")
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Turns dropout off while sampling, and back on for a model that is being trained."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

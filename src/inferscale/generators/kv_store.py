@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .kv_rows import Segment
 
-_PROMPT = -1  # key of a root's shared segment; node keys are not negative
+
+def chain_key(previous: int, ids: Sequence[int], kind: int = 0) -> int:
+    """The name of what follows `previous` by `ids`: equal paths have equal names, whoever made them."""
+    return hash((previous, kind, *ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +39,10 @@ class Piece:
 
 
 class KVStore:
-    """Parks keys and values by root and node; the least recently used go first when the budget is full.
+    """Parks keys and values by their root and the name of their path; the least recently used go first.
 
-    Whatever was dropped is computed again when it is needed: the store never changes a result.
+    A path is named by its tokens (see `chain_key`), so that equal paths share what is held. Whatever was dropped is
+    computed again when it is needed: the store never changes a result.
 
     Attributes:
         max_bytes: The budget.
@@ -56,7 +62,7 @@ class KVStore:
         return len(self._entries)
 
     def piece(self, root: int, node: int, ids: Sequence[int]) -> Piece | None:
-        """What is held for the node, if its tokens are the first of `ids`: a key alone may name another sample."""
+        """What is held under this name, if its tokens are the first of `ids`."""
         entry = self._entries.get((root, node))
         if entry is None or entry.ids != tuple(ids[: len(entry.ids)]):
             return None
@@ -65,7 +71,7 @@ class KVStore:
 
     def segment(self, root: int, ids: Sequence[int]) -> Segment | None:
         """The prompt's shared segment, if it is held for these ids."""
-        entry = self.piece(root, _PROMPT, ids)
+        entry = self.piece(root, chain_key(0, ids), ids)
         return None if entry is None or len(entry.ids) != len(ids) else Segment(entry.kv, len(ids))
 
     def put(self, root: int, node: int, piece: Piece) -> None:
@@ -80,7 +86,7 @@ class KVStore:
 
     def put_segment(self, root: int, ids: Sequence[int], segment: Segment) -> None:
         """Holds a prompt's shared segment."""
-        self.put(root, _PROMPT, Piece(tuple(ids), segment.kv))
+        self.put(root, chain_key(0, ids), Piece(tuple(ids), segment.kv))
 
     def shrink(self, most: int) -> None:
         """Drops the least recently used entries until at most `most` bytes are held."""
@@ -102,3 +108,19 @@ class KVStore:
         members.discard(key[1])
         if not members:
             del self._roots[key[0]]
+
+
+def default_cache_bytes(model: Any) -> int:
+    """2 GiB on a CPU, a quarter of the memory of a GPU."""
+    device = model.device
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 4
+    return 2 * 1024**3
+
+
+def check_cache_options(cache: str, max_cache_bytes: int | None) -> None:
+    """Refuses options that name no way of caching."""
+    if cache not in ("tree", "none"):
+        raise ValueError(f'cache={cache!r}: choose "tree" or "none"')
+    if max_cache_bytes is not None and max_cache_bytes < 0:
+        raise ValueError(f"max_cache_bytes={max_cache_bytes}: give 0 or more")

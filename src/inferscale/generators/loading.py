@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,13 @@ def load_tokenizer(tokenizer: Any, model: ModelLike, **kwargs: Any) -> Any:
     return AutoTokenizer.from_pretrained(source, local_files_only=local, **kwargs)
 
 
+def tokenizer_of(model: Any, given: ModelLike, tokenizer: Any) -> Any:
+    """The tokenizer of a model that was loaded from `given`, checked against its vocabulary."""
+    loaded = load_tokenizer(tokenizer, given if isinstance(given, str | os.PathLike) else model)
+    check_vocabulary(model, loaded)
+    return loaded
+
+
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """Raises ``ValueError`` when the tokenizer has ids that the model has no embedding for."""
     rows = model.get_input_embeddings().weight.shape[0]
@@ -107,6 +116,18 @@ def eos_ids(model: Any, tokenizer: Any, given: int | list[int] | None) -> frozen
             f"end-of-sequence ids {outside} are outside the model's vocabulary of {rows}: pass eos_token_id=..."
         )
     return frozenset(ids)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Turns dropout off for a while, and back on for a model that is being trained."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def context_length(config: Any) -> int | None:

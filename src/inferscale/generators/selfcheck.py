@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
 from .kv_attention import UnsupportedModelError
 from .kv_tree import Session
+from .loading import evaluating
 
 _LONGEST = 12
 
@@ -31,6 +33,21 @@ def length_bound(config: Any) -> int | None:
         original = original or getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings
         bounds.append(int(original))
     return min(bounds, default=None)
+
+
+def checked_session(model: Any) -> Session | None:
+    """A session that computes what the model computes; ``None``, with a warning, if this model cannot be run so."""
+    try:
+        with evaluating(model), torch.inference_mode():
+            session = Session(model)
+            check_session(session)
+    except UnsupportedModelError as error:
+        warnings.warn(
+            f"{type(model).__name__} is run without shared prefixes, slower and with equal results: {error}",
+            stacklevel=4,
+        )
+        return None
+    return session
 
 
 def check_session(session: Session) -> None:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
-
-from inferscale.tree import Node
 
 from .branch import Branch
 from .decoder import Decoder, GeneratorStats
 from .kv_rows import RowBatch, Segment
-from .kv_store import KVStore, Piece
+from .kv_store import KVStore, Piece, chain_key
 from .kv_tree import Session
 
 
@@ -28,16 +25,20 @@ class _Stem:
     branch: Branch
     root: int
     segment: Segment
-    nodes: list[tuple[int, tuple[int, ...]]]
+    nodes: list[tuple[int, tuple[int, ...]]]  # name and own tokens, the root's first
     pieces: list[Piece]
 
     @classmethod
     def find(cls, branch: Branch, segment: Segment, store: KVStore) -> _Stem:
         """The stem, with the parked pieces of its path up to the first that is missing."""
         root = branch.request.node.root
-        own = [(root.key, branch.prompt[-1:]), *((n.key, _own_ids(n)) for n in branch.request.node.path)]
+        nodes: list[tuple[int, tuple[int, ...]]] = []
+        key = chain_key(0, branch.prompt[:-1])
+        for ids in (branch.prompt[-1:], *(step.token_ids for step in branch.request.node.steps)):
+            key = chain_key(key, ids)
+            nodes.append((key, ids))
         pieces: list[Piece] = []
-        for key, ids in own:
+        for key, ids in nodes:
             if not ids:
                 pieces.append(Piece((), None))
                 continue
@@ -47,7 +48,7 @@ class _Stem:
             pieces.append(piece)
             if len(piece.ids) < len(ids):
                 break
-        return cls(branch, root.key, segment, own, pieces)
+        return cls(branch, root.key, segment, nodes, pieces)
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ class TreeDecoder(Decoder):
         self._batch: RowBatch | None = None
         self._rows: list[int] = []
         self._branches: list[Branch] = []
-        self._starts: list[int] = []
+        self._starts: list[tuple[int, int]] = []  # where each branch's own tokens start, and the name of its node
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; what is held of their prefixes is not read again."""
@@ -93,7 +94,7 @@ class TreeDecoder(Decoder):
         ordered = list(stems.values())
         batch, logits = self._read(ordered)
         self._branches, self._rows = list(branches), list(range(len(branches)))
-        self._starts = [len(ordered[i].ids) - len(branch.forced) for i, branch in zip(index, branches, strict=True)]
+        self._starts = [(len(ordered[i].ids) - len(ordered[i].branch.forced), ordered[i].nodes[-1][0]) for i in index]
         self._batch = batch if index == list(range(len(batch))) else batch.select(index)
         self._watch_memory()
         return logits if index == list(range(len(batch))) else logits[index]
@@ -163,11 +164,12 @@ class TreeDecoder(Decoder):
             self._rows = list(range(len(self._rows)))
 
     def _park_branch(self, place: int) -> None:
-        branch, start = self._branches[place], self._starts[place]
-        ids = (*branch.forced, *branch.tokens)[:-1]  # the last token has not been read
-        if branch.finish == "step" and ids and self._batch is not None:
-            kv = self._batch.piece(self._rows[place], start, start + len(ids))
-            self.store.put(branch.request.node.root.key, branch.key, Piece(ids, kv))
+        branch, (start, key) = self._branches[place], self._starts[place]
+        ids = (*branch.forced, *branch.tokens)
+        if branch.finish == "step" and len(ids) > 1 and self._batch is not None:
+            read = ids[:-1]  # the last token is read when the node grows
+            kv = self._batch.piece(self._rows[place], start, start + len(read))
+            self.store.put(branch.request.node.root.key, chain_key(key, ids), Piece(read, kv))
 
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
@@ -185,17 +187,3 @@ class TreeDecoder(Decoder):
         self._stats.evictions = self.store.evictions
         live = self.session.buffers.bytes + (0 if self._batch is None else self._batch.bytes)
         self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.store.bytes + live)
-
-
-def _own_ids(node: Node) -> tuple[int, ...]:
-    return () if node.step is None else node.step.token_ids
-
-
-def default_cache_bytes(model: Any) -> int:
-    """2 GiB on a CPU, a quarter of the memory of a GPU."""
-    import torch
-
-    device = model.device
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) // 4
-    return 2 * 1024**3

@@ -1,0 +1,222 @@
+"""How a problem and its steps are laid out before a process reward model; data, and what encodes by it.
+
+Every layout puts the place where a step is scored at the last id of that step's piece, and a piece never changes when
+more steps follow: so whole texts and growing trees are read alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from inferscale.tree import Node
+
+from .paths import Part, Path
+from .tokens import Ids, TextEncoder
+
+_NUMBERED = re.compile(r"Step \d+:")
+
+
+class PieceEncoder(Protocol):
+    """Gives the ids of a problem and of its steps."""
+
+    def shared(self, problem: str, texts: Sequence[str]) -> Ids:
+        """Ids before the first step's piece."""
+        ...
+
+    def pieces(self, problem: str, texts: Sequence[str]) -> list[Ids]:
+        """Ids of each step; the last one is where its score is read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainPrompt:
+    """The problem as text.
+
+    Attributes:
+        template: Text with ``{problem}``.
+        bos: Which ids come first: those that the ``"tokenizer"`` adds by itself, the beginning of sequence if there
+            is one (``"always"``), or none (``"never"``).
+    """
+
+    template: str = "{problem}"
+    bos: Literal["tokenizer", "always", "never"] = "tokenizer"
+
+    def ids(self, problem: str, text: TextEncoder) -> Ids:
+        """Ids of the prompt."""
+        before: Ids = text.specials_before() if self.bos == "tokenizer" else ()
+        if self.bos == "always" and text.bos is not None:
+            before = (text.bos,)
+        return before + text.plain(self.template.replace("{problem}", problem))
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """The problem as the user's turn of the tokenizer's chat template; the steps are the assistant's turn.
+
+    Attributes:
+        system: The system's turn.
+    """
+
+    system: str | None = None
+
+    def ids(self, problem: str, text: TextEncoder) -> Ids:
+        """Ids up to where the assistant's turn begins."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return text.chat([*messages, {"role": "user", "content": problem}], answer_follows=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningText:
+    """Steps as a text after the prompt, each ended by a separator at whose last id it is scored.
+
+    Attributes:
+        prompt: What comes before.
+        step: Text of a step, with ``{step}`` and perhaps ``{number}`` (from 1); the solution's own "Step 3:" stays.
+        separator: Text after every step, the last one included.
+        lead: Text between the prompt and the first step.
+        join: Text between a separator and the next step.
+        alone: Whether step and separator are each tokenised alone; else they have the ids of one running text.
+        one_id: Whether the separator must be one token.
+    """
+
+    prompt: PlainPrompt | ChatPrompt = PlainPrompt()
+    step: str = "{step}"
+    separator: str = "\n"
+    lead: str = ""
+    join: str = ""
+    alone: bool = False
+    one_id: bool = True
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Texts that a solution must not be able to write."""
+        return (self.separator,) if self.one_id else ()
+
+    def encoder(self, tokenizer: Any) -> PieceEncoder:
+        """What encodes by this layout.
+
+        Raises:
+            TagError: If the separator must be one token and is not.
+        """
+        return _RunningTextEncoder(self, TextEncoder(tokenizer, self.tags))
+
+
+class _RunningTextEncoder:
+    def __init__(self, layout: RunningText, text: TextEncoder) -> None:
+        self._layout = layout
+        self._text = text
+        self._separator: Ids = (text.one_id(layout.separator),) if layout.one_id else text.plain(layout.separator)
+        self._prompt = lru_cache(maxsize=4096)(lambda problem: layout.prompt.ids(problem, text))
+
+    def shared(self, problem: str, texts: Sequence[str]) -> Ids:
+        return self._prompt(problem)
+
+    def pieces(self, problem: str, texts: Sequence[str]) -> list[Ids]:
+        return [self._piece(number, text.strip()) for number, text in enumerate(texts, 1)]
+
+    def _piece(self, number: int, step: str) -> Ids:
+        layout = self._layout
+        template = "{step}" if _NUMBERED.match(step) and "{number}" in layout.step else layout.step
+        # the step comes last: nothing written in it is taken for a field
+        body = template.replace("{number}", str(number)).replace("{step}", step)
+        body = (layout.lead if number == 1 else layout.join) + body
+        if layout.alone:
+            return self._text.plain(body) + self._separator
+        after = None if number == 1 else layout.separator
+        return self._text.continued(body, after) + self._separator
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Every step a user's turn of a chat, every verdict the assistant's answer, scored where it is about to answer.
+
+    Attributes:
+        first: The first turn, with ``{problem}`` and ``{step}``; later turns are the bare step.
+        answer: What the assistant has answered to each earlier step.
+    """
+
+    first: str = "{problem} {step}"
+    answer: str = "+"
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Texts that a solution must not be able to write: the chat template guards them."""
+        return ()
+
+    def encoder(self, tokenizer: Any) -> PieceEncoder:
+        """What encodes by this layout.
+
+        Raises:
+            ValueError: If there is no chat template, or it does not put the answer where it will be predicted.
+        """
+        encoder = _TurnsEncoder(self, TextEncoder(tokenizer))
+        encoder.check()
+        return encoder
+
+
+class _TurnsEncoder:
+    def __init__(self, layout: Turns, text: TextEncoder) -> None:
+        self._layout = layout
+        self._text = text
+        self._up_to = lru_cache(maxsize=4096)(self._render)
+
+    def shared(self, problem: str, texts: Sequence[str]) -> Ids:
+        if not texts:
+            return ()
+        ids, common = self._up_to(problem, (texts[0].strip(),)), self._common(problem)
+        return common if ids[: len(common)] == common else ()
+
+    def pieces(self, problem: str, texts: Sequence[str]) -> list[Ids]:
+        steps = tuple(text.strip() for text in texts)
+        before, pieces = self.shared(problem, texts), []
+        for count in range(1, len(steps) + 1):
+            ids = self._up_to(problem, steps[:count])
+            if ids[: len(before)] != before:
+                raise ValueError("this chat template rewrites earlier turns: its scores cannot be read step by step")
+            pieces.append(ids[len(before) :])
+            before = ids
+        return pieces
+
+    def check(self) -> None:
+        """Refuses a tokenizer whose template does not answer at the place that is read."""
+        answer = self._text.one_id(self._layout.answer)
+        first, second = self._up_to("a", ("b",)), self._up_to("a", ("b", "c"))
+        if second[: len(first)] != first or second[len(first) : len(first) + 1] != (answer,):
+            raise ValueError(
+                f"this chat template does not put {self._layout.answer!r} where the assistant's turn begins: "
+                "its model does not read steps as turns"
+            )
+
+    def _common(self, problem: str) -> Ids:
+        """Ids that all first turns of a problem start with."""
+        one, other = self._up_to(problem, ("a",)), self._up_to(problem, ("1",))
+        same = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), len(one))
+        return one[:same]
+
+    def _render(self, problem: str, steps: tuple[str, ...]) -> Ids:
+        messages = []
+        for number, step in enumerate(steps):
+            # the step comes last: nothing written in it is taken for a field
+            turn = self._layout.first.replace("{problem}", problem, 1) if number == 0 else "{step}"
+            head, _, tail = turn.rpartition("{step}")
+            messages.append({"role": "user", "content": head + step + tail})
+            messages.append({"role": "assistant", "content": self._layout.answer})
+        return self._text.chat(messages[:-1], answer_follows=True)
+
+
+def step_path(node: Node, encoder: PieceEncoder) -> Path:
+    """The path of `node` as the encoder lays it out, read at the last id of each step's piece."""
+    problem = node.problem.prompt
+    texts = [text for text, _ in node.inner_steps()]
+    pieces = iter(encoder.pieces(problem, texts))
+    parts = []
+    for place in node.path:
+        own = [next(pieces) for _ in place.step.inner_steps()] if place.step is not None else []
+        ends = [sum(map(len, own[: i + 1])) - 1 for i in range(len(own))]
+        ids = tuple(i for piece in own for i in piece)
+        parts.append(Part(place.key, ids, tuple(ends), (), (1,) * len(own), place.is_finished))
+    return Path(node.root.key, encoder.shared(problem, texts), tuple(parts))

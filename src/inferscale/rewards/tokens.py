@@ -1,0 +1,119 @@
+"""Text as token ids, in the pieces that a reward model's recipe names, so that no mark has to be searched for."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+Ids = tuple[int, ...]
+
+
+class TagError(ValueError):
+    """A tokenizer does not have a tag as the format says."""
+
+
+class TextEncoder:
+    """Encodes pieces of text so that control tokens and step tags written in them stay text.
+
+    Whoever writes ``</s>`` or a step tag into a solution gets letters, not the token.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        bos: The id that the tokenizer names as the beginning of sequence, or ``None``.
+    """
+
+    def __init__(self, tokenizer: Any, tags: Sequence[str] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.bos: int | None = tokenizer.bos_token_id
+        self._guarded = frozenset(tokenizer.all_special_ids)
+        visible = [tag.strip() for tag in tags if tag.strip()]
+        self._guarded |= {self.one_id(tag) for tag in tags if tag.strip()}
+        words = sorted({*tokenizer.all_special_tokens, *visible}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+        self.plain = lru_cache(maxsize=65536)(self._plain)
+        self.continued = lru_cache(maxsize=65536)(self._continued)
+
+    def _plain(self, text: str) -> Ids:
+        """Ids of a text that is tokenised alone."""
+        ids = self._raw(text)
+        return ids if self._guarded.isdisjoint(ids) else self._as_letters(text)
+
+    def _continued(self, text: str, after: str | None = None) -> Ids:
+        """Ids that `text` has where it follows `after` in a text that is tokenised as a whole.
+
+        Args:
+            text: The text.
+            after: What stands before it; by default something that merges with no text of its kind.
+
+        Raises:
+            ValueError: If the tokenizer merges the two.
+        """
+        if not text:
+            return ()
+        before = after if after is not None else _neutral(text)
+        head, whole = self._raw(before), self._raw(before + text)
+        if whole[: len(head)] != head:
+            raise ValueError(f"this tokenizer merges {before!r} with the start of {text[:40]!r}: strip the text")
+        tail = whole[len(head) :]
+        return tail if self._guarded.isdisjoint(tail) else self._as_letters(text)
+
+    def one_id(self, text: str) -> int:
+        """The id of `text`, written as it stands in running text (``" +"`` where a space is before it).
+
+        Raises:
+            TagError: If the tokenizer splits it.
+        """
+        before = _neutral(text)
+        ids = self._raw(before + text)[len(self._raw(before)) :]
+        if len(ids) != 1:
+            raise TagError(f"the tag {text!r} is {len(ids)} tokens in this tokenizer, {list(ids)}, and must be one")
+        return ids[0]
+
+    def specials_before(self) -> Ids:
+        """Ids that the tokenizer puts before a text by itself."""
+        plain, whole = self._raw("a"), tuple(self.tokenizer("a")["input_ids"])
+        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
+        return whole[: starts[0]] if starts else ()
+
+    def chat(self, messages: Sequence[Mapping[str, str]], answer_follows: bool) -> Ids:
+        """Ids of a chat, up to where the assistant's turn begins if `answer_follows`.
+
+        Raises:
+            ValueError: If the tokenizer has no chat template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("this format is a chat, but the tokenizer has no chat template: it is another model's")
+        options: dict[str, Any] = {}
+        turns = [dict(message) for message in messages]
+        if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
+            options["sanitize_control_tokens"] = True
+        else:
+            turns = [{**turn, "content": self._broken(turn["content"])} for turn in turns]
+        encoded = self.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=answer_follows, tokenize=True, return_dict=True, **options
+        )
+        return tuple(encoded["input_ids"])
+
+    def _raw(self, text: str) -> Ids:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+
+    def _as_letters(self, text: str) -> Ids:
+        """Ids of `text` with every guarded word cut after its first letter."""
+        return tuple(i for piece in self._cut(text) for i in self._raw(piece))
+
+    def _cut(self, text: str) -> Iterable[str]:
+        if self._pattern is None:
+            return [text]
+        places = [match.start() + 1 for match in self._pattern.finditer(text)]
+        return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+    def _broken(self, text: str) -> str:
+        return " ".join(self._cut(text))
+
+
+def _neutral(text: str) -> str:
+    """A text that tokenizers do not merge with `text` after it."""
+    return "a" if text[0].isspace() else "\n"

@@ -1,0 +1,171 @@
+"""Incremental scoring: equal to reading whole texts, each node read once, and paid for once."""
+
+import random
+
+import pytest
+import torch
+from tests.tiny_models import EXACT, byte_tokenizer, grow_all, root, tiny_model
+
+from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.generators import HFGenerator
+from inferscale.rewards import HFProcessRewardModel, LikelihoodReward
+
+pytestmark = pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0")
+
+PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the"]
+CLASSIFIERS = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi",
+    "phi3",
+    "gemma",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "starcoder2",
+]
+
+
+def rounds_of_search(seed=3, rounds=4):
+    """Nodes to score in each round; some are scored late, some never, and old nodes grow again."""
+    gen = HFGenerator(tiny_model("llama", seed=seed), byte_tokenizer(), max_step_tokens=6, max_new_tokens=30)
+    rng = random.Random(seed)
+    trees = [root(prompt, seed) for prompt in PROMPTS]
+    found = []
+    for turn in range(rounds):
+        picked = []
+        for tree in trees:
+            live = [n for n in tree.walk() if not n.is_finished]
+            picked += rng.sample(live, min(3, len(live)))
+        until = "end" if turn == 2 else "step"
+        new = [n for group in grow_all(gen, picked, 2, until=until) for n in group if n.inner_steps()]
+        found.append(rng.sample(new, max(1, 2 * len(new) // 3)))
+    found.append([n for tree in trees for n in tree.walk() if n.inner_steps()])
+    return trees, found
+
+
+@pytest.mark.parametrize("family", CLASSIFIERS)
+def test_step_scores_equal_those_of_whole_texts(family):
+    model = tiny_model(family, "TokenClassification", num_labels=2)
+    tree = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=True)
+    plain = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=True, cache="none")
+    _, found = rounds_of_search()
+    for nodes in found:
+        for one, other in zip(tree.step_scores(nodes), plain.step_scores(nodes), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+    assert sum(map(len, found)) > 40
+
+
+@pytest.mark.parametrize("family", EXACT[::3])
+def test_likelihoods_and_token_pairs_equal_those_of_whole_texts(family):
+    model = tiny_model(family)
+    for kind, options in ((LikelihoodReward, {}), (HFProcessRewardModel, {"good_token": 3, "bad_token": 4})):
+        tree = kind(model, byte_tokenizer(), use_token_ids=True, **options)
+        plain = kind(model, byte_tokenizer(), use_token_ids=True, cache="none", **options)
+        for nodes in rounds_of_search()[1]:
+            for one, other in zip(tree.step_scores(nodes), plain.step_scores(nodes), strict=True):
+                assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize("max_cache_bytes", [0, 4000])
+@pytest.mark.parametrize("micro_batch", [2, 64])
+def test_little_memory_changes_nothing(max_cache_bytes, micro_batch):
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    options = {"max_cache_bytes": max_cache_bytes, "micro_batch": micro_batch}
+    tight = HFProcessRewardModel(model, byte_tokenizer(), **options)
+    plain = HFProcessRewardModel(model, byte_tokenizer(), cache="none")
+    for nodes in rounds_of_search()[1]:
+        for one, other in zip(tight.step_scores(nodes), plain.step_scores(nodes), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_each_node_is_read_and_paid_for_once():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=True, step_separator=None)
+    session = reward._reading._tree._session
+    trees, found = rounds_of_search()
+    before, costs = session.tokens, []
+    for nodes in found:
+        costs += reward.cost(nodes)
+        assert reward.cost(nodes) == costs[-len(nodes) :]  # asking is free
+        reward.step_scores(nodes)
+        assert all(cost.scored_tokens == 0 for cost in reward.cost(nodes))
+    spec, tokens, flops = model_spec(model.config, head="labels"), 0, 0
+    for tree in trees:
+        past = {tree: len(byte_tokenizer()(tree.problem.prompt)["input_ids"])}
+        tokens += past[tree]
+        flops += forward_flops(spec, past[tree], logits=0).causal
+        for node in tree.walk():
+            steps = reward._reading._encoder.steps(node.step) if node.step else []
+            count = sum(map(len, steps))
+            if node.step is not None:
+                past[node] = past[node.parent] + count
+                tokens += count
+                flops += forward_flops(spec, count, past[node.parent], logits=len(steps)).causal
+    assert session.tokens - before == tokens
+    assert sum(cost.scored_tokens for cost in costs) == tokens
+    assert sum(cost.reward_flops for cost in costs) == flops
+
+
+def test_a_price_does_not_depend_on_the_batch():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    _, found = rounds_of_search()
+    nodes = sorted(found[0], key=lambda n: PROMPTS.index(n.problem.prompt))
+    together = HFProcessRewardModel(model, byte_tokenizer()).cost(nodes)
+    alone = []
+    for prompt in PROMPTS:
+        mine = [n for n in nodes if n.problem.prompt == prompt]
+        alone += HFProcessRewardModel(model, byte_tokenizer()).cost(mine)
+    assert together == alone
+
+
+def test_release_forgets_a_tree():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    reward = HFProcessRewardModel(model, byte_tokenizer())
+    trees, found = rounds_of_search()
+    first = reward.cost(found[0])
+    scores = reward.step_scores(found[0])
+    assert reward._reading._tree._store.bytes > 0
+    for tree in trees:
+        reward.release(tree)
+    assert reward._reading._tree._store.bytes == 0
+    assert reward.cost(found[0]) == first
+    assert reward.step_scores(found[0]) == scores
+
+
+def test_models_that_do_not_fit_read_whole_texts():
+    model = tiny_model("bloom", "TokenClassification", num_labels=2)
+    with pytest.warns(UserWarning, match="BloomForTokenClassification is run without shared prefixes"):
+        reward = HFProcessRewardModel(model, byte_tokenizer())
+    _, found = rounds_of_search()
+    plain = HFProcessRewardModel(model, byte_tokenizer(), cache="none")
+    assert reward.step_scores(found[0]) == plain.step_scores(found[0])
+
+
+def test_paths_longer_than_a_window_are_read_whole():
+    model = tiny_model("mistral_window", "TokenClassification", num_labels=2)
+    reward = HFProcessRewardModel(model, byte_tokenizer())
+    plain = HFProcessRewardModel(model, byte_tokenizer(), cache="none")
+    for nodes in rounds_of_search()[1]:
+        for one, other in zip(reward.step_scores(nodes), plain.step_scores(nodes), strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_options_are_checked():
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    for options, said in (
+        ({"cache": "all"}, "cache='all'"),
+        ({"max_cache_bytes": -1}, "max_cache_bytes=-1"),
+        ({"micro_batch": 0}, "micro_batch=0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            HFProcessRewardModel(model, byte_tokenizer(), **options)
+
+
+def test_scores_are_finite_in_half_precision():
+    model = tiny_model("llama", "TokenClassification", num_labels=2).bfloat16()
+    scores = HFProcessRewardModel(model, byte_tokenizer()).score(rounds_of_search()[1][0])
+    assert all(0 <= score <= 1 for score in scores)
+    assert torch.tensor(scores).isfinite().all()
