@@ -13,20 +13,24 @@ from inferscale.testing import ToyGenerator
 from inferscale.tree import Step
 
 
+def parameters(belief):
+    return belief.m, belief.kappa, belief.nu, belief.tau2
+
+
 def test_the_normal_posterior_by_hand():
     belief = NormalPosterior()
-    assert belief.parameters() == (0.0, 1.0, 1.0, 0.1)
+    assert parameters(belief) == (0.0, 1.0, 1.0, 0.1)
     belief.observe(0.5)
     belief.observe(0.7)
     # kappa' = nu' = 3; m' = 1.2 / 3; tau^2' = (.1 + .02 + 2 * .36 / 3) / 3.
-    assert belief.parameters() == pytest.approx((0.4, 3.0, 3.0, 0.12))
+    assert parameters(belief) == pytest.approx((0.4, 3.0, 3.0, 0.12))
 
 
 def test_the_normal_posterior_draws_from_its_student_distribution():
     belief, rng = NormalPosterior(), random.Random(0)
     for value in (0.5, 0.7, 0.9, 0.4, 0.5, 0.6):
         belief.observe(value)
-    mean, kappa, nu, tau2 = belief.parameters()
+    mean, kappa, nu, tau2 = parameters(belief)
     draws = [belief.draw(rng) for _ in range(20_000)]
     assert statistics.fmean(draws) == pytest.approx(mean, abs=0.01)
     assert statistics.pstdev(draws) == pytest.approx(math.sqrt(tau2 / kappa * nu / (nu - 2)), rel=0.05)
@@ -43,13 +47,14 @@ def test_the_beta_posterior():
 @pytest.mark.parametrize("posterior", ["normal", "beta"])
 def test_it_makes_its_samples_and_finds_good_leaves(posterior):
     found = 0
-    for trial in range(10):
+    for trial in range(30):
         reward, best = random_tree(trial, depth=2)
         result = search(ABMCTS(150, posterior=posterior), TreeGenerator(depth=2), reward)
         assert result.cost.num_generated == 150
         assert all(not node.children for node in result.root.walk() if node.is_finished)
         found += max(result.trajectories, key=lambda t: t.score).text == best
-    assert found >= 7
+    # Exploring is not exhausting: it finds the best of nine leaves in about three of four trees.
+    assert found >= 18
 
 
 def test_it_prefers_the_better_branch():
@@ -62,14 +67,16 @@ def test_it_prefers_the_better_branch():
 
 def test_it_goes_deep_when_deeper_is_better_and_wide_when_it_is_worse():
     def shape(value):
-        start = root()
-        drive(ABMCTS(60).search(start, random.Random(1)), lambda r, d: Step("x"), value)
-        return len(start.children), max(node.depth for node in start.walk())
+        starts = [root() for _ in range(8)]
+        for seed, start in enumerate(starts):
+            drive(ABMCTS(60).search(start, random.Random(seed)), lambda r, d: Step("x"), value)
+        widths = [len(start.children) for start in starts]
+        return statistics.fmean(widths), statistics.fmean(max(n.depth for n in start.walk()) for start in starts)
 
-    deep = shape(lambda node: 1 - 0.9**node.depth)
-    wide = shape(lambda node: 0.9**node.depth)
-    assert deep[1] > wide[1]
+    deep = shape(lambda node: 1 - 0.8**node.depth)
+    wide = shape(lambda node: 0.5**node.depth)
     assert deep[0] < wide[0]
+    assert deep[1] > wide[1]
 
 
 def test_parallel_samples_share_calls():

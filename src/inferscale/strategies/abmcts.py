@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, expand, gather, score
+from inferscale.flow import Flow, Generate, GenerateRequest, expand, score
 from inferscale.tree import Node
 
 from ._checks import check_choice, check_counts
@@ -35,6 +36,7 @@ class NormalPosterior:
 
     def __init__(self) -> None:
         self.n, self.mean, self.squares = 0, 0.0, 0.0
+        self._update()
 
     def observe(self, value: float) -> None:
         """Takes a score in (Welford's update)."""
@@ -42,18 +44,17 @@ class NormalPosterior:
         delta = value - self.mean
         self.mean += delta / self.n
         self.squares += delta * (value - self.mean)
+        self._update()
 
-    def parameters(self) -> tuple[float, float, float, float]:
-        """``m'``, ``kappa'``, ``nu'`` and ``tau^2'``."""
-        kappa = nu = 1.0 + self.n
-        spread = 0.1 + self.squares + self.n * self.mean**2 / kappa
-        return self.n * self.mean / kappa, kappa, nu, spread / nu
+    def _update(self) -> None:
+        self.kappa = self.nu = 1.0 + self.n
+        self.m = self.n * self.mean / self.kappa
+        self.tau2 = (0.1 + self.squares + self.n * self.mean**2 / self.kappa) / self.nu
+        self._scale = math.sqrt(self.nu * self.tau2 / 2 / self.kappa)
 
     def draw(self, rng: random.Random) -> float:
         """``sigma^2 ~ InvGamma(nu'/2, nu' tau^2'/2)``, then ``mu ~ N(m', sigma^2 / kappa')``."""
-        mean, kappa, nu, tau2 = self.parameters()
-        variance = nu * tau2 / 2 / rng.gammavariate(nu / 2, 1.0)
-        return rng.gauss(mean, (variance / kappa) ** 0.5)
+        return self.m + self._scale * rng.gauss(0.0, 1.0) / math.sqrt(rng.gammavariate(self.nu / 2, 1.0))
 
 
 class BetaPosterior:
@@ -171,15 +172,17 @@ class ABMCTS(SearchStrategy):
         if self.until == "step":
             nodes = yield from expand(list(counts), list(counts.values()))
             return [(node.parent or root, node) for node in nodes]
-        groups = yield from gather(self._revise(arms, root, pick, count) for pick, count in counts.items())
-        return [(pick, node) for pick, group in zip(counts, groups, strict=True) for node in group]
-
-    def _revise(self, arms: _Arms, root: Node, pick: Node, count: int) -> Flow[list[Node]]:
-        """New answers, or revisions of the answer `pick`."""
-        forced = "" if pick is root else revision_prompt([arms.answer[pick]], self.instruction)
-        nodes = yield from expand([root], count, until="end", forced=forced)
-        arms.answer.update((node, sampled_text(node, forced)) for node in nodes)
-        return nodes
+        forced = ["" if pick is root else revision_prompt([arms.answer[pick]], self.instruction) for pick in counts]
+        wishes = zip(counts.values(), forced, strict=True)
+        groups: list[list[Node]] = yield Generate(
+            tuple(GenerateRequest(root, count, "end", forced=text) for count, text in wishes)
+        )
+        pairs = list[tuple[Node, Node]]()
+        for pick, text, group in zip(counts, forced, groups, strict=True):
+            usable = [node for node in group if not node.is_failed]
+            arms.answer.update((node, sampled_text(node, text)) for node in usable)
+            pairs += [(pick, node) for node in usable]
+        return pairs
 
     def _check(self, node: Node) -> None:
         if not 0 <= node.score <= 1:
