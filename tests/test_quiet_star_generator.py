@@ -24,7 +24,7 @@ from inferscale.quiet_star import (
 )
 from inferscale.quiet_star.cache import RollbackError, fork, is_croppable, rollback
 from inferscale.quiet_star.cached import CachedText, check_cached, think_once
-from inferscale.quiet_star.model import mean_of_thoughts
+from inferscale.quiet_star.thoughts import mean_of_thoughts
 from inferscale.tree import branch_key
 
 CACHED = ["llama", "gpt2", "qwen3", "mistral_window", "gemma2", "gemma3", "gpt_oss", "phi", "falcon"]

@@ -9,7 +9,7 @@ from tests.quiet_star_tools import model_of, one_thought, wrapped
 
 from inferscale.generators import CheckpointError
 from inferscale.quiet_star import QuietSTaR, ThoughtMixingHead, UnsupportedModelError, mix
-from inferscale.quiet_star.model import mean_of_thoughts
+from inferscale.quiet_star.thoughts import mean_of_thoughts
 
 IDS = torch.tensor([[5, 17, 101, 8, 44, 250], [77, 6, 300, 31, 2, 19]])
 

@@ -264,3 +264,11 @@ def test_the_rows_of_a_fold_can_be_capped():
     with torch.no_grad():
         one, other = many.talk(IDS, None, thoughts), few.talk(IDS, None, thoughts)
     assert relative_error(other.thought, one.thought) < 1e-5
+
+
+def test_what_is_thought_at_a_place_depends_on_nothing_else():
+    quiet = wrapped("llama")
+    many = quiet.think(IDS, num_thoughts=3, seed=4)
+    few = quiet.think(IDS[:1], positions=torch.tensor([5, 2]), num_thoughts=2, seed=4)
+    assert torch.equal(few.tokens[0], many.tokens[0, :2][:, [5, 2]])
+    assert not torch.equal(many.tokens[0, 0], many.tokens[0, 1])

@@ -14,12 +14,12 @@ from inferscale.generators.decoder import Decoder, GeneratorStats
 from inferscale.generators.sampling import Sampler, uniforms
 from inferscale.tree import branch_key
 
+from .blocks import STRIDE
 from .cached import CachedText, Thought, check_cached, think_once
 from .head import mix
-from .model import QuietSTaR, mean_of_thoughts
+from .model import QuietSTaR
+from .thoughts import mean_of_thoughts
 from .when import EveryToken, Place, ThinkingRule
-
-_STRIDE = 1 << 16  # numbers of a thought stream that belong to one visible token
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Thinking:
 
     def __post_init__(self) -> None:
         """Refuses settings that say nothing."""
-        if self.length < 0 or self.length >= _STRIDE:
-            raise ValueError(f"thought_length={self.length}: give 0 to {_STRIDE - 1} tokens")
+        if self.length < 0 or self.length >= STRIDE:
+            raise ValueError(f"thought_length={self.length}: give 0 to {STRIDE - 1} tokens")
         if self.num_thoughts < 1:
             raise ValueError(f"num_thoughts={self.num_thoughts}: give at least one (Never() turns thoughts off)")
 
@@ -212,7 +212,7 @@ class ThinkingDecoder(Decoder):
         branches = [self._live[row] for row in rows]
         count, length = self.thinking.num_thoughts, self.thinking.length
         keys = [branch_key(branch.key, -1 - thought) for branch in branches for thought in range(count)]
-        places = np.array([len(branch.tokens) * _STRIDE for branch in branches for _ in range(count)], dtype=np.uint64)
+        places = np.array([len(branch.tokens) * STRIDE for branch in branches for _ in range(count)], dtype=np.uint64)
         counters = (places[:, None] + np.arange(length, dtype=np.uint64)).astype(np.uint64)
         numbers = uniforms(np.array(keys, dtype=np.uint64)[:, None], counters)
         return torch.from_numpy(numbers).to(self.quiet.backbone.device)

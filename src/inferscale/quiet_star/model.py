@@ -6,16 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inferscale.generators.sampling import Sampler, uniforms
+from inferscale.generators.sampling import Sampler
 
 from .backbone import Backbone, evaluating
+from .blocks import block_embeds, each_session, sample_thoughts, thought_numbers
 from .head import ThoughtMixingHead
-from .parallel import ParallelCheck, TextPass, check_parallel, open_session, read_text
-from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts
+from .parallel import ParallelCheck, TextPass, check_parallel, read_text
+from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
 
 _UNLIKELY = 200.0  # nats below the likeliest token: probability 0 in float32
 
@@ -38,6 +38,8 @@ class QuietSTaR(nn.Module):
         head: The mixing head.
         thought_length: Sampled tokens T of a thought; with start and end it takes T + 2.
         forbidden_ids: Ids that no distribution may emit.
+        positions_at_once: Positions of one masked pass; ``None`` fits them to the text.
+        rows_at_once: Rows of one folded pass.
     """
 
     def __init__(
@@ -86,8 +88,8 @@ class QuietSTaR(nn.Module):
         self.end = nn.Parameter(self._first_embedding(start_token_id if end_token_id is None else end_token_id))
         self.head = ThoughtMixingHead(len(self.start), bounded).to(device=weight.device, dtype=weight.dtype)
         self._parallel = parallel
-        self._positions_at_once = positions_at_once
-        self._rows_at_once = rows_at_once
+        self.positions_at_once = positions_at_once
+        self.rows_at_once = rows_at_once
         self._check: ParallelCheck | None = None
 
     def _first_embedding(self, token_id: int | None) -> Tensor:
@@ -141,36 +143,21 @@ class QuietSTaR(nn.Module):
             positions: Indices of the tokens to think after, int64 `[positions]`; by default all.
             num_thoughts: Independent thoughts for each position.
             temperature: Divides the logits; 0 takes the likeliest token.
-            seed: Names the stream of uniform numbers; the same seed gives the same thoughts.
+            seed: Names the streams of uniform numbers, one for each row and thought: what is thought at a position does
+                not depend on where else is thought, nor on how many rows come after.
         """
         positions = self._checked(input_ids, positions, 0)
+        numbers = thought_numbers(seed, len(input_ids), num_thoughts, positions, self.thought_length)
         shape = (len(input_ids), num_thoughts, len(positions), self.thought_length)
-        numbers = torch.from_numpy(uniforms([seed], np.arange(int(np.prod(shape)), dtype=np.uint64)))
-        numbers = numbers.to(input_ids.device).reshape(shape).flatten(0, 1)
         sampler = Sampler(temperature)
         with evaluating(self.model):
             text = self._read(input_ids, attention_mask).repeated(num_thoughts)
             pieces = [
-                self._think_at(text, at, numbers[:, first : first + len(at)], sampler)
-                for first, at in _pieces(positions, self._chunk(text, 1))
+                sample_thoughts(self, session, numbers[:, part], sampler)
+                for part, session in each_session(self, text, positions, self.thought_length + 2)
             ]
         tokens, logprobs = (torch.cat(parts, dim=1).reshape(shape) for parts in zip(*pieces, strict=True))
         return Thoughts(tokens, logprobs, positions)
-
-    def _think_at(self, text: TextPass, at: Tensor, numbers: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
-        rows, positions, length = numbers.shape
-        session = open_session(self.backbone, text, at, self.parallel_check.way, self._rows_at_once)
-        tokens = torch.empty(rows, positions, length, dtype=torch.long, device=numbers.device)
-        logprobs = torch.empty(rows, positions, length, device=numbers.device)
-        embeds = self.start.expand(rows, positions, 1, -1)
-        for step in range(length):
-            logits = self.logits(session.feed(embeds)).flatten(0, 2)
-            draws = sampler.draw(logits, numbers[:, :, step].reshape(-1))
-            tokens[:, :, step] = draws.tokens.reshape(rows, positions)
-            logprobs[:, :, step] = draws.logprobs.reshape(rows, positions)
-            embeds = self.backbone.embed(tokens[:, :, step, None])
-        session.close()
-        return tokens, logprobs
 
     def talk(
         self,
@@ -194,29 +181,13 @@ class QuietSTaR(nn.Module):
         # index of the token at position j and look-ahead k, `[positions, n]`
         index = positions[:, None] + torch.arange(talk_length, device=positions.device)
         ahead = self.backbone.embed(input_ids[:, index[:, 1:]])  # [batch, positions, n - 1, hidden]
-        embeds = self._blocks(thoughts.tokens, ahead).flatten(0, 1)
+        embeds = block_embeds(self, thoughts.tokens, ahead).flatten(0, 1)
         text = text.repeated(num_thoughts)
-        parts = []
-        for first, at in _pieces(positions, self._chunk(text, embeds.shape[2])):
-            session = open_session(self.backbone, text, at, self.parallel_check.way, self._rows_at_once)
-            parts.append(session.feed(embeds[:, first : first + len(at)]))
-            session.close()
+        sessions = each_session(self, text, positions, embeds.shape[2])
+        parts = [session.feed(embeds[:, part]) for part, session in sessions]
         hidden = torch.cat(parts, dim=1).reshape(batch, num_thoughts, *embeds.shape[1:])
         base, thought = states[:, index].unsqueeze(1), hidden[..., length + 1 :, :]
         return Talk(states, base, thought, hidden[..., :length, :], self.head(base, thought))
-
-    def _blocks(self, tokens: Tensor, ahead: Tensor) -> Tensor:
-        """Embeddings of start, thought, end and look-ahead, `[batch, thoughts, positions, T + 1 + n, hidden]`."""
-        shape = (*tokens.shape[:3], 1, len(self.start))
-        return torch.cat(
-            [
-                self.start.expand(shape),
-                self.backbone.embed(tokens),
-                self.end.expand(shape),
-                ahead[:, None].expand(-1, tokens.shape[1], -1, -1, -1),
-            ],
-            dim=3,
-        )
 
     def forward(
         self,
@@ -242,36 +213,48 @@ class QuietSTaR(nn.Module):
         weight = talk.mixing_weight[:, :, :, 0].mean(dim=1)
         return QuietSTaROutput(logits, self.logits(talk.text), weight, thoughts)
 
-    @torch.no_grad()
     def score(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
+        positions: Tensor | None = None,
         num_thoughts: int = 1,
         temperature: float = 0.0,
         seed: int = 0,
     ) -> TextScores:
-        """Log-probability of every token but the first, with and without a thought before it.
+        """Log-probabilities of given tokens, with and without a thought before each; without gradient.
 
         Args:
             input_ids: `[batch, text]`.
             attention_mask: 1 for text and 0 for padding, `[batch, text]`.
+            positions: Indices of the tokens before those to score; by default all but the last.
             num_thoughts: Thoughts for each position; their probabilities are averaged.
             temperature: Of the thoughts; 0 takes the likeliest.
             seed: Names the thoughts' stream.
         """
-        with evaluating(self.model):
-            output = self(input_ids, attention_mask, num_thoughts=num_thoughts, temperature=temperature, seed=seed)
-        wanted = input_ids[:, 1:, None]
-        mixed, base = (
-            logits[:, :-1].float().log_softmax(dim=-1).gather(-1, wanted)[..., 0]
-            for logits in (output.logits, output.base_logits)
-        )
-        weight = output.mixing_weight[:, :-1, 0]
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
+        self._checked(input_ids, positions, 1)
+        with torch.no_grad(), evaluating(self.model):
+            thoughts = self.think(
+                input_ids,
+                attention_mask,
+                positions=positions,
+                num_thoughts=num_thoughts,
+                temperature=temperature,
+                seed=seed,
+            )
+            talk = self.talk(input_ids, attention_mask, thoughts)
+            wanted = input_ids[:, positions + 1, None]
+            mixed, base = (
+                mean_of_thoughts(self.logits(states[:, :, :, 0])).float().log_softmax(-1).gather(-1, wanted)[..., 0]
+                for states in (talk.mixed, talk.base)
+            )
+        weight = talk.mixing_weight[:, :, :, 0, 0].mean(dim=1)
         if attention_mask is None:
             return TextScores(mixed, base, weight)
-        known = (attention_mask[:, 1:] * attention_mask[:, :-1]).to(mixed.dtype)
+        known = (attention_mask[:, positions] * attention_mask[:, positions + 1]).to(mixed.dtype)
         return TextScores(mixed * known, base * known, weight * known)
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextPass:
@@ -279,12 +262,6 @@ class QuietSTaR(nn.Module):
         if attention_mask is not None and not bool(attention_mask.all()):
             keep = attention_mask.bool()
         return read_text(self.backbone, self.backbone.embed(input_ids), keep, self.parallel_check.way)
-
-    def _chunk(self, text: TextPass, block: int) -> int:
-        """Positions of one masked pass: so many that their own keys are about four times the text's."""
-        if self._positions_at_once is not None:
-            return self._positions_at_once
-        return max(4 * text.embeds.shape[1] // (block if block > 1 else self.thought_length + 2), 8)
 
     def _checked(self, input_ids: Tensor, positions: Tensor | None, ahead: int) -> Tensor:
         """Positions to think at, checked against the text."""
@@ -311,14 +288,3 @@ class QuietSTaR(nn.Module):
         from . import checkpoint
 
         return checkpoint.load(folder, model, **options)
-
-
-def mean_of_thoughts(logits: Tensor) -> Tensor:
-    """Logarithms of the mean probabilities over dimension 1; the logits themselves if there is one thought."""
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    return logits.float().log_softmax(dim=-1).logsumexp(dim=1) - float(np.log(logits.shape[1]))
-
-
-def _pieces(positions: Tensor, size: int) -> list[tuple[int, Tensor]]:
-    return [(first, positions[first : first + size]) for first in range(0, len(positions), size)]

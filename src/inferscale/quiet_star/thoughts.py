@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,10 +54,10 @@ class Talk:
 
 @dataclass(frozen=True, slots=True)
 class TextScores:
-    """How likely a given text is, with and without thoughts; column t is about token ``t + 1``.
+    """How likely given tokens are, with and without thoughts; each column is about the token after a position.
 
     Attributes:
-        mixed: Log-probability (nats) with a thought before every token, `[batch, text - 1]`; 0 at padding.
+        mixed: Log-probability (nats) with a thought before the token, `[batch, positions]`; 0 at padding.
         base: Log-probability of the plain model, the same shape.
         mixing_weight: Mean weight of the thoughts, the same shape.
     """
@@ -67,7 +68,7 @@ class TextScores:
 
     @property
     def utility(self) -> Tensor:
-        """What the thoughts added, in nats, `[batch, text - 1]`: the reward of training."""
+        """What the thoughts added, in nats, `[batch, positions]`: the reward of training."""
         return self.mixed - self.base
 
 
@@ -86,3 +87,10 @@ class QuietSTaROutput:
     base_logits: Tensor
     mixing_weight: Tensor
     thoughts: Thoughts
+
+
+def mean_of_thoughts(logits: Tensor) -> Tensor:
+    """Logarithms of the mean probabilities over dimension 1; the logits themselves if there is one thought."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits.float().log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])

@@ -1,0 +1,94 @@
+"""Thoughts of many positions, piece by piece: sampling them and reading them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inferscale.generators.sampling import Sampler, uniforms
+from inferscale.tree import branch_key
+
+from .parallel import Session, TextPass, open_session
+
+if TYPE_CHECKING:
+    from .model import QuietSTaR
+
+STRIDE = 1 << 16
+"""Numbers of a thought stream that belong to one place in the text."""
+
+
+def each_session(quiet: QuietSTaR, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
+    """Open sessions that take the positions piece by piece, each with its part of them.
+
+    Thoughts of different positions never meet, so fewer at a time give the same states with less attention: a piece
+    holds so many that their own keys are about four times the text's.
+
+    Args:
+        quiet: The model.
+        text: What is thought about.
+        positions: Where, `[positions]`.
+        block: Tokens that each thought will be fed in all.
+    """
+    size = quiet.positions_at_once or max(4 * text.embeds.shape[1] // block, 8)
+    for first in range(0, len(positions), size):
+        part = slice(first, first + size)
+        session = open_session(quiet.backbone, text, positions[part], quiet.parallel_check.way, quiet.rows_at_once)
+        yield part, session
+        session.close()
+
+
+def thought_numbers(seed: int, rows: int, thoughts: int, positions: Tensor, length: int) -> Tensor:
+    """Uniform numbers in (0, 1), `[rows * thoughts, positions, length]`, float64.
+
+    Each row and thought has a stream of its own, and each position its place in it.
+
+    Args:
+        seed: Names the streams.
+        rows: Number of texts.
+        thoughts: Thoughts for each position.
+        positions: Indices into the text, `[positions]`.
+        length: Sampled tokens of a thought.
+    """
+    keys = [branch_key(branch_key(seed, row), thought) for row in range(rows) for thought in range(thoughts)]
+    counters = positions.cpu().numpy().astype(np.uint64)[:, None] * STRIDE + np.arange(length, dtype=np.uint64)
+    numbers = uniforms(np.array(keys, dtype=np.uint64)[:, None, None], counters.astype(np.uint64))
+    return torch.from_numpy(numbers).to(positions.device)
+
+
+def sample_thoughts(quiet: QuietSTaR, session: Session, numbers: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """Ids and log-probabilities of new thoughts, `[rows, positions, T]`, drawn token by token.
+
+    Args:
+        quiet: The model.
+        session: Of the thoughts' positions.
+        numbers: Uniform numbers in (0, 1), `[rows, positions, T]`.
+        sampler: Draws the tokens.
+    """
+    rows, positions, length = numbers.shape
+    tokens = torch.empty(rows, positions, length, dtype=torch.long, device=numbers.device)
+    logprobs = torch.empty(rows, positions, length, device=numbers.device)
+    embeds = quiet.start.expand(rows, positions, 1, -1)
+    for step in range(length):
+        logits = quiet.logits(session.feed(embeds)).flatten(0, 2)
+        draws = sampler.draw(logits, numbers[:, :, step].reshape(-1))
+        tokens[:, :, step] = draws.tokens.reshape(rows, positions)
+        logprobs[:, :, step] = draws.logprobs.reshape(rows, positions)
+        embeds = quiet.backbone.embed(tokens[:, :, step, None])
+    return tokens, logprobs
+
+
+def block_embeds(quiet: QuietSTaR, tokens: Tensor, ahead: Tensor) -> Tensor:
+    """Embeddings of start, thought, end and look-ahead, `[batch, thoughts, positions, T + 1 + n, hidden]`.
+
+    Args:
+        quiet: The model.
+        tokens: Of the thoughts, `[batch, thoughts, positions, T]`.
+        ahead: Embeddings of the true tokens after each position, `[batch, positions, n - 1, hidden]`.
+    """
+    marks = [vector.expand(*tokens.shape[:3], 1, -1) for vector in (quiet.start, quiet.end)]
+    ahead = ahead[:, None].expand(-1, tokens.shape[1], -1, -1, -1)
+    return torch.cat([marks[0], quiet.backbone.embed(tokens), marks[1], ahead], dim=3)
