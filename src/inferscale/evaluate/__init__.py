@@ -2,13 +2,14 @@
 
 from .datasets import load_examples, load_problems
 from .grading import GradingStats, MathGrader, Verdict
-from .prompts import STYLES, Example, PromptStyle, prompt_style
+from .prompts import STYLES, AnswerReader, Example, PromptStyle, prompt_style
 from .records import RunLockedError
 from .run import Run, load_run
 from .runs import ChangedRunError, run_evaluation
 
 __all__ = [
     "STYLES",
+    "AnswerReader",
     "ChangedRunError",
     "Example",
     "GradingStats",

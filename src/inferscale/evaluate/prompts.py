@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from inferscale.answers import extract_answer
 from inferscale.tree import Problem
 
 
@@ -28,6 +29,21 @@ class Example:
 
 
 @dataclass(frozen=True)
+class AnswerReader:
+    """Reads the answer out of a completion, up to where the model went on with another question.
+
+    Attributes:
+        stop: The text that begins another question; ``""`` reads the whole completion.
+    """
+
+    stop: str = ""
+
+    def __call__(self, text: str) -> str | None:
+        """The answer, or ``None`` if there is none."""
+        return extract_answer(text.split(self.stop, 1)[0] if self.stop else text)
+
+
+@dataclass(frozen=True)
 class PromptStyle:
     r"""A prompt format.
 
@@ -36,6 +52,7 @@ class PromptStyle:
         shown: What is shown as the completion of a worked example, with ``{solution}`` and ``{answer}``.
         instruction: Put before everything.
         separator: Between worked examples, and before the question.
+        stop: What a base model writes when it goes on with a question of its own; answers are read before it.
         shots: Worked examples.
     """
 
@@ -43,6 +60,7 @@ class PromptStyle:
     shown: str = "{solution}\nThe answer is {answer}."
     instruction: str = ""
     separator: str = "\n\n"
+    stop: str = "\nQuestion:"
     shots: tuple[Example, ...] = ()
 
     def __post_init__(self) -> None:
@@ -72,6 +90,10 @@ class PromptStyle:
         """The problem of a row."""
         return Problem(self.prompt(example.question), example.answer, example.id or None)
 
+    def reader(self) -> AnswerReader:
+        """What to pass as `extract_answer` with prompts of this style."""
+        return AnswerReader(self.stop)
+
     def _filled(self, question: str) -> str:
         # replaced, not formatted: a question may hold braces
         return self.template.replace("{question}", question)
@@ -96,8 +118,9 @@ STYLES: dict[str, PromptStyle] = {
         "Problem: {question}\nSolution:",
         shown=" {solution}",
         instruction=r"Solve the problem step by step and put the final answer in \boxed{}.",
+        stop="\nProblem:",
     ),
-    "plain": PromptStyle("{question}", shown="{solution}"),
+    "plain": PromptStyle("{question}", shown="{solution}", stop=""),
 }
 """Styles by name: ``"cot"`` (zero-shot chain of thought, Kojima et al. 2022, arXiv:2205.11916), ``"direct"`` (the
 answer alone), ``"steps"`` (one step per line, for searches over steps), ``"boxed"`` (as MATH's solutions) and

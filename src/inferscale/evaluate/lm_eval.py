@@ -1,0 +1,197 @@
+"""A model for lm-evaluation-harness: every request is answered by a search (extra ``lm-eval``).
+
+By command: ``python -m inferscale lm-eval run --model inferscale --model_args
+pretrained=DIR,strategy=sampling,width=16,vote=majority,temperature=0.8 --tasks gsm8k``. In Python: ``model_class()`` is
+the class, ``model_class()(pretrained=...)`` or ``model_class().of(generator, strategy)`` a model for
+``lm_eval.evaluator.simple_evaluate``.
+
+The tasks' ``do_sample`` and ``temperature`` are not used: how to sample is the search's business, and the log says so.
+Log-likelihood requests are passed on to lm-eval's own model for transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from importlib import import_module
+from typing import Any
+
+from inferscale.aggregators import MajorityVote
+from inferscale.answers import extract_answer
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.engine import solve_batch
+from inferscale.tree import Problem
+
+from ._optional import require
+from .fingerprints import describe, digest
+from .parts import check_scores, make_generator, make_reward, make_strategy, make_vote
+
+FINGERPRINT_KEY = "inferscale-fingerprint"
+_LOG = logging.getLogger(__name__)
+
+
+def read_until(text: str, stops: Sequence[str]) -> str:
+    """The text up to the first of the stop texts."""
+    cut = min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))
+    return text[:cut]
+
+
+@lru_cache(maxsize=1)
+def model_class() -> Any:
+    """The class ``InferscaleLM``, registered with lm-eval under the name ``inferscale``.
+
+    Raises:
+        ImportError: If lm-eval is not installed.
+    """
+    require("lm_eval", "lm-eval")
+    base: Any = import_module("lm_eval.api.model").LM
+    register: Callable[[str], Callable[[type], type]] = import_module("lm_eval.api.registry").register_model
+
+    class InferscaleLM(base):  # type: ignore[misc]
+        """Answers ``generate_until`` by a search; the reported text is that of the winning trajectory."""
+
+        def __init__(self, pretrained: str = "", **options: Any) -> None:
+            super().__init__()
+            self._adopt(*_parts(pretrained, options))
+
+        @classmethod
+        def of(
+            cls,
+            generator: Generator,
+            strategy: SearchStrategy,
+            reward_model: RewardModel | None = None,
+            aggregator: Aggregator | None = None,
+            seed: int = 0,
+        ) -> Any:
+            """A model from parts that are there already."""
+            made = cls.__new__(cls)
+            base.__init__(made)
+            made._adopt(generator, strategy, reward_model, aggregator or MajorityVote(), seed)
+            return made
+
+        def _adopt(self, generator: Any, strategy: Any, reward_model: Any, aggregator: Any, seed: int) -> None:
+            self.generator, self.strategy, self.reward_model = generator, strategy, reward_model
+            self.aggregator, self.seed = aggregator, int(seed)
+            self._scorer: Any = None
+            self.fingerprint = digest(
+                [describe(part) for part in (generator, strategy, reward_model, aggregator)] + [int(seed)]
+            )
+
+        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+            """The text of the winning trajectory of each request, up to its first stop text."""
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for index, request in enumerate(requests):
+                groups.setdefault(_stops(request.args[1]), []).append(index)
+            texts = [""] * len(requests)
+            for stops, members in groups.items():
+                problems = [Problem(requests[index].args[0]) for index in members]
+                for index, text in zip(members, self._solved(problems, stops, not disable_tqdm), strict=True):
+                    texts[index] = text
+                    request = requests[index]
+                    self.cache_hook.add_partial("generate_until", request.args, text)
+            return texts
+
+        def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
+            results = solve_batch(
+                problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
+                extract_answer=partial(_extract_until, stops=stops), seed=self.seed, progress=progress,
+            )  # fmt: skip
+            return [read_until(result.text, stops) for result in results]
+
+        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+            """From lm-eval's own model: a search has no likelihood."""
+            return self._own_model().loglikelihood(requests)
+
+        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+            """From lm-eval's own model: a search has no likelihood."""
+            return self._own_model().loglikelihood_rolling(requests)
+
+        def set_cache_hook(self, cache_hook: Any) -> None:
+            """Takes a cache only if this very search has filled it.
+
+            lm-eval keys its cache by prompt and generation arguments alone: another strategy would get these answers.
+
+            Raises:
+                ValueError: If the cache belongs to another search.
+            """
+            super().set_cache_hook(cache_hook)
+            known = cache_hook.dbdict
+            if known is None:
+                return
+            if FINGERPRINT_KEY not in known and len(known):
+                raise ValueError("the cache was not filled by this model: give another --use_cache path")
+            if known.setdefault(FINGERPRINT_KEY, self.fingerprint) != self.fingerprint:
+                raise ValueError(
+                    f"the cache was filled by another search ({self.strategy!r} is asked for now): give another "
+                    "--use_cache path"
+                )
+            known.commit()
+
+        @property
+        def tokenizer_name(self) -> str:
+            """Name of the tokenizer, for lm-eval's cache of requests."""
+            return str(getattr(self._tokenizer(), "name_or_path", "")).replace("/", "__")
+
+        def chat_template(self, chat_template: bool | str = False) -> str:
+            """The tokenizer's chat template, or ``""`` where it is not used."""
+            return str(getattr(self._tokenizer(), "chat_template", None) or "") if chat_template else ""
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            """The turns as one prompt; the generator must then be made with ``chat_template=False``."""
+            return str(
+                self._tokenizer().apply_chat_template(
+                    chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+
+        def _tokenizer(self) -> Any:
+            return getattr(self.generator, "tokenizer", None)
+
+        def _own_model(self) -> Any:
+            if self._scorer is None:
+                model = getattr(self.generator, "model", None)
+                if model is None:
+                    raise ValueError("this task asks for log-likelihoods, which need a transformers model: "
+                                     "use HFGenerator, or a task of output_type generate_until")  # fmt: skip
+                hflm: Any = import_module("lm_eval.models.huggingface").HFLM
+                self._scorer = hflm(pretrained=model, tokenizer=self._tokenizer())
+            return self._scorer
+
+    register("inferscale")(InferscaleLM)
+    return InferscaleLM
+
+
+def run_command_line() -> None:
+    """lm-eval's own command line, with our model known to it."""
+    model_class()
+    import_module("lm_eval.__main__").cli_evaluate()
+
+
+def _parts(pretrained: str, options: dict[str, Any]) -> tuple[Any, ...]:
+    """Generator, strategy, reward model, aggregator and seed from the texts of ``--model_args``."""
+    if not pretrained:
+        raise ValueError("give pretrained=DIR (a folder, a hub id, or an embedded policy) in --model_args")
+    for foreign in ("batch_size", "max_batch_size", "device"):
+        value = options.pop(foreign, None)
+        if foreign == "device" and value is not None:
+            options["device"] = value
+    given = dict(options)
+    strategy = make_strategy(str(given.pop("strategy", "sampling")), int(given.pop("width", given.pop("n", 16))))
+    vote, reward = make_vote(str(given.pop("vote", "majority"))), given.pop("reward", None)
+    check_scores(strategy, vote, reward)
+    seed = int(given.pop("seed", 0))
+    temperature, tokens = float(given.pop("temperature", 0.8)), int(given.pop("max_new_tokens", 512))
+    delimiter = str(given.pop("step_delimiter", "\\n"))
+    _LOG.info("temperature %s of the search is used, not what the tasks ask for", temperature)
+    generator = make_generator(pretrained, temperature, tokens, delimiter, **given)
+    return generator, strategy, None if reward is None else make_reward(str(reward), pretrained), vote, seed
+
+
+def _stops(arguments: dict[str, Any]) -> tuple[str, ...]:
+    until = arguments.get("until") or ()
+    return (until,) if isinstance(until, str) else tuple(until)
+
+
+def _extract_until(text: str, stops: Sequence[str]) -> str | None:
+    return extract_answer(read_until(text, stops))

@@ -1,0 +1,135 @@
+"""Parts of a search from texts, as command lines and harnesses give them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+
+STRATEGIES = ("greedy", "sampling", "beam", "dvts", "rebase")
+VOTES = ("majority", "weighted", "best-of-n")
+
+
+def make_strategy(text: str, width: int = 16) -> SearchStrategy:
+    """The strategy that a text names: ``"rebase"``, ``"rebase:8"`` or ``"REBASE(width=8, max_depth=20)"``.
+
+    Raises:
+        ValueError: If there is none, or its options do not fit.
+    """
+    from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
+
+    if "(" in text:
+        made: SearchStrategy = _made(text, "inferscale.strategies", "strategy")
+        return made
+    name, _, size = text.partition(":")
+    if size and not size.isdecimal():
+        raise ValueError(f"strategy {text!r}: give a whole number after the colon, such as {name}:16")
+    width = int(size) if size else width
+    if width < 1:
+        raise ValueError(f"width={width}: give at least 1")
+    branching = min(4, width)
+    beams = max(1, width // branching)
+    known: dict[str, SearchStrategy] = {
+        "greedy": Greedy(),
+        "sampling": RepeatedSampling(width),
+        "beam": BeamSearch(beams, branching),
+        "dvts": DVTS(beams, branching),
+        "rebase": REBASE(width),
+    }
+    return known[_checked(known, name, "strategy")]
+
+
+def make_vote(text: str) -> Aggregator:
+    """The aggregator that a text names: ``"weighted"`` or ``"MajorityVote(weighted=True)"``.
+
+    Raises:
+        ValueError: If there is none, or its options do not fit.
+    """
+    from inferscale.aggregators import BestOfN, MajorityVote
+
+    if "(" in text:
+        made: Aggregator = _made(text, "inferscale.aggregators", "vote")
+        return made
+    known: dict[str, Aggregator] = {
+        "majority": MajorityVote(),
+        "weighted": MajorityVote(weighted=True),
+        "best-of-n": BestOfN(),
+    }
+    return known[_checked(known, text, "vote")]
+
+
+def check_scores(search: SearchStrategy, vote: Aggregator, reward: str | None) -> None:
+    """Raises a `ValueError` when scores are needed and there is no reward model."""
+    if reward is None and (search.needs_scores or vote.needs_scores):
+        needy = type(search).__name__ if search.needs_scores else f"the vote {type(vote).__name__}"
+        raise ValueError(f"{needy} needs scores: give a reward: checker, likelihood, or a process reward model")
+
+
+def make_generator(
+    model: str, temperature: float, max_new_tokens: int = 512, step_delimiter: str = "\\n", **options: Any
+) -> Generator:
+    r"""An `HFGenerator` of an embedded policy, a folder or a hub id; escapes such as ``\n`` are read."""
+    from inferscale import zoo
+    from inferscale.generators import HFGenerator
+
+    delimiter = step_delimiter.encode().decode("unicode_escape")
+    parts: tuple[Any, ...] = zoo.load(model) if model in embedded() else (model,)
+    return HFGenerator(
+        *parts, temperature=temperature, max_new_tokens=max_new_tokens, step_delimiter=delimiter, **options
+    )
+
+
+def make_reward(name: str, policy: str = "") -> RewardModel:
+    """The exact checker, the likelihood under `policy`, or a process reward model."""
+    from inferscale import zoo
+    from inferscale.rewards import CheckerReward, HFProcessRewardModel, LikelihoodReward
+
+    if name == "checker":
+        return CheckerReward()
+    if name == "likelihood":
+        return LikelihoodReward(*zoo.load(policy)) if policy in embedded() else LikelihoodReward(policy)
+    return HFProcessRewardModel(*zoo.load(name)) if name in embedded() else HFProcessRewardModel(name)
+
+
+def embedded() -> set[str]:
+    """Names of the embedded models."""
+    from inferscale import zoo
+
+    return {card.name for card in zoo.list()}
+
+
+def _checked(known: Mapping[str, object], name: str, what: str) -> str:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")
+    return name
+
+
+def _made(text: str, home: str, what: str) -> Any:
+    """What a call such as ``REBASE(width=8)`` would make: the syntax is read, nothing is executed."""
+    try:
+        call = ast.parse(text, mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"{what} {text!r} is not written like REBASE(width=16)") from None
+    return _value(call, home, what)
+
+
+def _value(node: ast.expr, home: str, what: str) -> Any:
+    if not isinstance(node, ast.Call):
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            raise ValueError(f"{ast.unparse(node)!r} in the {what}: options are numbers, texts or {what}s") from None
+    name, module = ast.unparse(node.func), import_module(home)
+    if name not in module.__all__ or not isinstance(getattr(module, name), type):
+        classes = [n for n in module.__all__ if isinstance(getattr(module, n), type)]
+        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(classes)}")
+    arguments = [_value(argument, home, what) for argument in node.args]
+    options = {str(option.arg): _value(option.value, home, what) for option in node.keywords}
+    try:
+        return getattr(module, name)(*arguments, **options)
+    except TypeError as error:
+        raise ValueError(f"{what} {ast.unparse(node)}: {error}") from None

@@ -1,0 +1,257 @@
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+from tests.tiny_models import byte_tokenizer, tiny_model
+
+from inferscale import zoo
+from inferscale.cli import main
+from inferscale.evaluate import load_run
+from inferscale.evaluate.parts import make_strategy, make_vote
+from inferscale.strategies import MCTS, REBASE, BeamSearch, RepeatedSampling
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a tiny random model, by name no different from any other causal language model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_model("llama").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inferscale", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return ended.value.code, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Six problems of our own with short questions."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"body": f"{i}+{i}=?", "gold": str(2 * i)}) + "\n" for i in range(6)))
+    return path
+
+
+def small(model, rows, *more):
+    return ["--dataset", "jsonl", "--data", rows, "--field", "question=body", "--field", "answer=gold", "--model",
+            model, "--max-new-tokens", 8, "--no-progress", "--style", "direct", *more]  # fmt: skip
+
+
+BAD = {
+    "unknown strategy": (["solve", "x", "--strategy", "nope"], "unknown strategy 'nope': choose one of greedy"),
+    "unknown class": (["solve", "x", "--strategy", "Nope(n=3)"], "unknown strategy 'Nope': choose one of ABMCTS"),
+    "unknown vote": (["solve", "x", "--vote", "nope", "--strategy", "sampling"], "unknown vote 'nope': choose one of"),
+    "not a strategy": (["solve", "x", "--strategy", "plan_sampling(1)"], "unknown strategy 'plan_sampling'"),
+    "code": (["solve", "x", "--strategy", "REBASE(width=open('x'))"], "unknown strategy 'open'"),
+    "code too": (["solve", "x", "--strategy", "REBASE(width=().__class__)"], "options are numbers, texts or strategys"),
+    "not written well": (["solve", "x", "--strategy", "REBASE(width="], "is not written like REBASE(width=16)"),
+    "unknown option of it": (["solve", "x", "--strategy", "REBASE(widht=3)"], "unexpected keyword argument 'widht'"),
+    "bad value of it": (["solve", "x", "--strategy", "REBASE(width=0)", "--reward", "checker"], "width"),
+    "bad size": (["solve", "x", "--strategy", "rebase:many"], "give a whole number after the colon"),
+    "no width": (["solve", "x", "--width", "0"], "width=0: give at least 1"),
+    "no scores": (["solve", "x", "--strategy", "rebase"], "REBASE needs scores: give a reward: checker"),
+    "no scores for a vote": (["eval", "--vote", "weighted"], "the vote MajorityVote needs scores"),
+    "missing model": (["solve", "x", "--strategy", "greedy", "--model", "./missing"], "there is no folder './missing'"),
+    "bad option": (["solve", "x", "--wdth", "3"], "No such option: --wdth"),
+    "bad type": (["solve", "x", "--width", "many"], "Invalid value for '--width'"),
+    "no prompt": (["solve"], "Missing argument"),
+    "no command": (["slove", "x"], "No such command 'slove'"),
+    "unknown data": (["eval", "--dataset", "gsm"], "unknown data set 'gsm': choose one of gsm8k"),
+    "missing file": (["eval", "--dataset", "gsm8k", "--data", "missing.jsonl"], "there is no file 'missing.jsonl'"),
+    "no file": (["eval", "--dataset", "jsonl"], "needs data"),
+    "bad field": (["eval", "--dataset", "jsonl", "--data", "x", "--field", "question"], "question=name_of_your_field"),
+    "bad style": (["eval", "--style", "haiku"], "unknown prompt style 'haiku'"),
+    "bad grader": (["eval", "--grader", "teacher"], "unknown grader 'teacher': choose one of auto"),
+    "leaking shots": (["eval", "--shots", "2"], "--shots 2 needs --shots-data FILE"),
+    "no runs": (["report", "missing"], "no runs in missing"),
+    "bad axis": (["plot", "missing", "--x", "money"], "--x money: choose one of flops"),
+    "bad height": (["plot", "missing", "--y", "height"], "--y height: choose accuracy or error"),
+    "sweep without": (["sweep", "--out", "x"], "Missing option '--strategy'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(run, case, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, told = BAD[case]
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("inferscale: ")
+    assert err.count("\n") == 1
+    assert told in err
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_the_same_in_a_process_of_its_own():
+    ended = subprocess.run(
+        [sys.executable, "-m", "inferscale", "solve", "x", "--strategy", "nope"], capture_output=True, text=True
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+
+def test_help_does_not_import_torch():
+    code = (
+        "import sys; sys.argv = ['inferscale', '--help']\nfrom inferscale.cli import main\ntry:\n    main()\n"
+        "except SystemExit as ended:\n    assert ended.code == 0\n"
+        "assert not {'torch', 'transformers', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for command in ("demo", "solve", "models", "eval", "sweep", "report", "plot", "lm-eval"):
+        assert command in shown
+
+
+def test_no_command_shows_the_help(run):
+    code, out, _ = run()
+    assert code == 0
+    assert "Commands" in out
+
+
+def test_ctrl_c_is_130(run, monkeypatch, model):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inferscale.engine.solve", interrupt)
+    assert run("solve", "x", "--strategy", "greedy", "--model", model, "--no-progress")[0] == 130
+
+
+def test_solve_answers_and_saves(run, model, tmp_path):
+    path = tmp_path / "result.json"
+    code, out, _ = run("solve", "a b", "--model", model, "--strategy", "sampling", "--width", 3, "--max-new-tokens", 6,
+                       "--save", path, "--tree", "--no-progress", "--tokens", 10)  # fmt: skip
+    assert code == 0
+    assert "answer:" in out
+    assert "trajectories" in out
+    assert "stopped by tokens" in out
+    assert json.loads(path.read_text())["problem"]["prompt"] == "a b"
+
+
+def test_eval_runs_resumes_and_refuses(run, model, rows, tmp_path):
+    out_folder = tmp_path / "run"
+    command = ["eval", *small(model, rows, "--strategy", "sampling:3", "--out", out_folder)]
+    code, out, _ = run(*command)
+    assert code == 0
+    assert "6 problems" in out
+    records = (out_folder / "records.jsonl").read_bytes()
+    assert run(*command)[0] == 0
+    assert (out_folder / "records.jsonl").read_bytes() == records
+    code, _, err = run(*command, "--temperature", 0.1)
+    assert code == 2
+    assert "another configuration (generator was" in err
+    assert run(*command, "--temperature", 0.1, "--force")[0] == 0
+    identity = load_run(out_folder).about["identity"]
+    assert identity["strategy"] == "RepeatedSampling(n=3)"
+    assert identity["config"] == {"dataset": "jsonl", "model": "tiny"}
+    assert load_run(out_folder).records[0]["gold"] == "0"
+
+
+def test_eval_has_a_folder_of_its_own_and_shows_progress(run, model, rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [a for a in small(model, rows, "--strategy", "greedy", "--limit", 2) if a != "--no-progress"]
+    code, out, err = run("eval", *arguments)
+    assert code == 0
+    assert "runs/jsonl-tiny-Greedy-seed0" in out
+    assert (tmp_path / "runs" / "jsonl-tiny-Greedy-seed0" / "run.json").exists()
+    assert "2/2" in err
+
+
+def test_sweep_report_and_plot(run, model, rows, tmp_path):
+    folder = tmp_path / "sweep"
+    strategies = ["--strategy", "sampling:4", "--strategy", "rebase:2", "--seed", 0, "--seed", 1]
+    code, out, _ = run("sweep", *small(model, rows, "--out", folder, *strategies, "--reward", "likelihood"))
+    assert code == 0, _
+    assert out.count("\n") == 4
+    assert len(list(folder.glob("*/run.json"))) == 4
+    table = tmp_path / "points.csv"
+    code, out, _ = run("report", folder, "--csv", table)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[:3] for line in lines[1:9]] == [
+        ["tiny,", name + ",", vote]
+        for name in ("REBASE", "RepeatedSampling")
+        for vote in ("majority", "weighted", "best-of-n", "coverage")
+    ]
+    with table.open() as file:
+        points = list(csv.DictReader(file))
+    assert {(p["strategy"], p["n"]) for p in points} == {
+        ("RepeatedSampling", "1"), ("RepeatedSampling", "2"), ("RepeatedSampling", "4"), ("REBASE", "2"),
+    }  # fmt: skip
+    assert all(int(p["memory_bytes"]) > 1e6 for p in points)
+    assert run("report", folder, "--curve")[1].count("\n") == 1 + 4 + 12 + 1
+    pytest.importorskip("matplotlib")
+    figure = tmp_path / "curve.png"
+    code, out, _ = run("plot", folder, "--out", figure, "--x", "tokens", "--vote", "majority")
+    assert code == 0
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    assert run("plot", folder, "--out", figure, "--vote", "plurality")[0] == 2
+
+
+def test_a_run_that_is_not_complete_is_left_out(run, model, rows, tmp_path):
+    folder = tmp_path / "run"
+    run("eval", *small(model, rows, "--strategy", "greedy", "--out", folder))
+    lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
+    (folder / "records.jsonl").write_text("".join(lines[:-1]))
+    code, _, err = run("report", folder)
+    assert code == 2
+    assert "not complete and is left out" in err
+
+
+def test_gsm8k_runs_end_to_end(run, model, shared_data, tmp_path):
+    problems = shared_data / "problems"
+    code, out, _ = run(
+        "eval", "--dataset", "gsm8k", "--data", problems / "gsm8k_test.jsonl", "--model", model, "--limit", 3,
+        "--strategy", "sampling:2", "--max-new-tokens", 8, "--out", tmp_path / "run", "--no-progress",
+    )  # fmt: skip
+    assert code == 0
+    assert "3 problems" in out
+    records = load_run(tmp_path / "run").records
+    assert [(r["id"], r["gold"]) for r in records] == [("gsm8k/0", "18"), ("gsm8k/1", "3"), ("gsm8k/2", "70000")]
+    assert records[0]["result"]["problem"]["prompt"].startswith("Question: Janet")
+    assert records[0]["result"]["problem"]["prompt"].endswith("Answer: Let's think step by step.\n")
+
+
+def test_worked_examples_come_from_another_file(run, model, rows, tmp_path):
+    shots = tmp_path / "shots.jsonl"
+    shots.write_text(json.dumps({"body": "4+4=?", "gold": "8"}) + "\n")
+    run(
+        "eval",
+        *small(model, rows, "--shots", 1, "--shots-data", shots, "--strategy", "greedy", "--out", tmp_path / "r"),
+    )
+    prompt = load_run(tmp_path / "r").records[0]["result"]["problem"]["prompt"]
+    assert prompt == "Question: 4+4=?\nAnswer: 8\n\nQuestion: 0+0=?\nAnswer:"
+
+
+def test_models_and_demo(run):
+    code, out, _ = run("models")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [card.name for card in zoo.list()]
+    if not any(card.name == "policy-s" for card in zoo.list()):
+        pytest.skip("no embedded policy yet")
+    code, out, _ = run("demo", "--problems", 2, "--width", 2, "--no-progress")
+    assert code == 0
+    assert "REBASE" in out
+
+
+def test_strategies_and_votes_from_texts():
+    assert make_strategy("REBASE(8, softmax_temperature=0.2)") == REBASE(8, softmax_temperature=0.2)
+    assert make_strategy("rebase:8", 3) == make_strategy("rebase", 8) == REBASE(8)
+    assert make_strategy("beam:8") == BeamSearch(2, 4)
+    assert make_strategy("beam:2") == BeamSearch(1, 2)
+    for strategy in (MCTS(), REBASE(3), RepeatedSampling(2)):
+        assert make_strategy(repr(strategy)) == strategy
+    then = make_strategy("Limited(REBASE(2), 5)")
+    assert then.strategy == REBASE(2)
+    assert make_vote("BordaVote(p=0.7)").p == 0.7
+    assert make_vote("MajorityVote(weighted=True)") == make_vote("weighted")
