@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -17,6 +18,9 @@ from inferscale.tree import Node
 from .heads import Read, read_pair, read_sigmoid
 from .paths import StepEncoder, step_ends
 from .stepwise import CacheKind, StepReading
+
+if TYPE_CHECKING:
+    from .formats import StepFormat
 
 
 class HFProcessRewardModel(ProcessRewardModel):
@@ -88,14 +92,71 @@ class HFProcessRewardModel(ProcessRewardModel):
         prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
         self._reading = StepReading(
             self.model,
-            StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids),
-            step_ends,
+            partial(step_ends, encoder=StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids)),
             self._choose_read(good_token, bad_token),
-            "lm" if causal else "labels",
             rows=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        format: str | StepFormat = "auto",  # noqa: A002
+        reduction: Reduction = "last",
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        micro_batch: int | None = None,
+        cache: CacheKind = "tree",
+        max_cache_bytes: int | None = None,
+        check: bool = True,
+        **load_options: Any,
+    ) -> Self:
+        """A published process reward model, read as its authors read it.
+
+        Args:
+            model: A local folder, a hub id, or a model object.
+            tokenizer: Its tokenizer; by default the one beside the model.
+            format: A name out of `inferscale.rewards.FORMATS`, a format of your own, or ``"auto"``.
+            reduction: How step scores become one score.
+            device: As for the class.
+            dtype: As for the class.
+            micro_batch: As for the class.
+            cache: As for the class.
+            max_cache_bytes: As for the class.
+            check: Whether to run `self_check`.
+            load_options: Passed on to transformers' ``from_pretrained``.
+
+        Raises:
+            ValueError: If the format cannot be told, does not fit the checkpoint or its tokenizer, or all scores are
+                the same.
+            CheckpointError: If the checkpoint lacks weights or has some left over.
+        """
+        from .families import load_family
+
+        family = load_family(model, tokenizer, format, device=device, dtype=dtype, **load_options)
+        reward = cls.__new__(cls)
+        reward.reduction, reward.model, reward.tokenizer = reduction, family.model, family.tokenizer
+        reward._reading = StepReading(
+            family.model,
+            family.path_of,
+            family.read,
+            rows=micro_batch,
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+        )
+        if check:
+            reward.self_check()
+        return reward
+
+    def self_check(self) -> None:
+        """Raises ``ValueError`` if every step of two short solutions gets the same score, or none that is a number."""
+        from .families import refuse_constant_scores
+
+        refuse_constant_scores(self)
 
     def _choose_read(self, good: str | int | None, bad: str | int | None) -> Read:
         if good is not None and bad is not None:

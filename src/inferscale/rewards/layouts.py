@@ -10,8 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
+from inferscale.generators.kv_store import chain_key
 from inferscale.tree import Node
 
 from .paths import Part, Path
@@ -212,11 +214,13 @@ def step_path(node: Node, encoder: PieceEncoder) -> Path:
     """The path of `node` as the encoder lays it out, read at the last id of each step's piece."""
     problem = node.problem.prompt
     texts = [text for text, _ in node.inner_steps()]
-    pieces = iter(encoder.pieces(problem, texts))
-    parts = []
+    pieces, parts = iter(encoder.pieces(problem, texts)), []
+    shared = encoder.shared(problem, texts)
+    key = chain_key(0, shared)
     for place in node.path:
         own = [next(pieces) for _ in place.step.inner_steps()] if place.step is not None else []
-        ends = [sum(map(len, own[: i + 1])) - 1 for i in range(len(own))]
+        ends = tuple(end - 1 for end in accumulate(map(len, own)))
         ids = tuple(i for piece in own for i in piece)
-        parts.append(Part(place.key, ids, tuple(ends), (), (1,) * len(own), place.is_finished))
-    return Path(node.root.key, encoder.shared(problem, texts), tuple(parts))
+        key = chain_key(chain_key(key, ids), ends, kind=place.is_finished)
+        parts.append(Part(key, ids, ends, (), (1,) * len(own), place.is_finished))
+    return Path(node.root.key, shared, tuple(parts))

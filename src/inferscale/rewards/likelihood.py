@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -85,10 +86,8 @@ class LikelihoodReward(ProcessRewardModel):
         prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
         self._reading = StepReading(
             self.model,
-            StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids),
-            predictions,
+            partial(predictions, encoder=StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids)),
             read_likelihood,
-            "lm",
             rows=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,

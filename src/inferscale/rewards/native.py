@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 
-class _StepModel(PreTrainedModel):  # type: ignore[misc]
+class _StepModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A backbone called ``model`` and a head that gives outputs for every position."""
 
     base_model_prefix = "model"
@@ -23,9 +22,9 @@ class _StepModel(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model = AutoModel.from_config(config)
+        self.model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
         self._add_head(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _add_head(self, config: Any) -> None:
         raise NotImplementedError
@@ -61,14 +60,14 @@ class _StepModel(PreTrainedModel):  # type: ignore[misc]
         return TokenClassifierOutput(logits=self._outputs(hidden[:, kept, :]))
 
 
-class Qwen2ForProcessRewardModel(_StepModel):
+class Qwen2ForProcessRewardModel(_StepModel):  # type: ignore[no-untyped-call]
     """Qwen2.5-Math-PRM: a Qwen2 backbone and ``score``, two linear layers with a ReLU between them.
 
     The published remote code leaves the rotary embeddings at zero under transformers 5, and then scores every step
     0.5; it is not needed here.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]
+    _keys_to_ignore_on_load_unexpected: list[str] | set[str] | None = [r"^lm_head\."]  # noqa: RUF012
 
     def _add_head(self, config: Any) -> None:
         width = config.hidden_size
@@ -79,29 +78,32 @@ class Qwen2ForProcessRewardModel(_StepModel):
         return outputs
 
 
-class ModelForStepValue(_StepModel):
+class _ValueHead(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.summary = nn.Linear(width, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        outputs: Tensor = self.summary(hidden.to(self.summary.weight.dtype))
+        return outputs
+
+
+class ValueHeadForTokenClassification(_StepModel):  # type: ignore[no-untyped-call]
     """A backbone and ``v_head.summary``, one linear output: Skywork-o1-Open-PRM and PQM.
 
     The checkpoint's language model head is not loaded.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^pretrained_model\.lm_head\."]
+    _keys_to_ignore_on_load_unexpected: list[str] | set[str] | None = [r"^lm_head\.", r"^pretrained_model\.lm_head\."]  # noqa: RUF012
 
     def _add_head(self, config: Any) -> None:
         config.num_labels = 1
-        self.v_head = nn.Module()
-        self.v_head.summary = nn.Linear(config.hidden_size, 1)
+        self.v_head = _ValueHead(config.hidden_size)
 
     def _outputs(self, hidden: Tensor) -> Tensor:
-        summary = self.v_head.summary
-        outputs: Tensor = summary(hidden.to(summary.weight.dtype))
+        outputs: Tensor = self.v_head(hidden)
         return outputs
 
 
 VALUE_KEYS = {r"^pretrained_model\.model\.": "model."}
 """Names in value-head checkpoints that were saved with their wrapper's prefix, and what they are called here."""
-
-
-def is_constant(values: Tensor) -> bool:
-    """Whether all values are one and the same but for rounding."""
-    return bool((values.max() - values.min()).abs() < 1e-4) if torch.isfinite(values).all() else False

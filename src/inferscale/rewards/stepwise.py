@@ -15,11 +15,11 @@ from inferscale.generators.selfcheck import checked_session, length_bound
 from inferscale.tree import Node
 
 from .heads import Read
-from .paths import Path, StepEncoder
+from .paths import Path
 from .readers import BatchReader, Reader, TreeReader, split
 
 CacheKind: TypeAlias = Literal["tree", "none"]
-PathOf: TypeAlias = Callable[[Node, StepEncoder], Path]
+PathOf: TypeAlias = Callable[[Node], Path]
 
 _ROWS = {"tree": 64, "none": 32}
 
@@ -34,10 +34,8 @@ class StepReading:
     def __init__(
         self,
         model: Any,
-        encoder: StepEncoder,
         path_of: PathOf,
         read: Read,
-        head: Literal["lm", "labels"],
         *,
         rows: int | None,
         cache: CacheKind,
@@ -46,8 +44,8 @@ class StepReading:
         check_cache_options(cache, max_cache_bytes)
         if rows is not None and rows < 1:
             raise ValueError(f"micro_batch={rows}: give a positive number")
-        self._model, self._encoder, self._path_of = model, encoder, path_of
-        self._charges = Charges(model, head=head)
+        self._model, self._path_of = model, path_of
+        self._charges = Charges(model)
         self._plain: Reader = BatchReader(model, read, rows or _ROWS["none"])
         self._tree: Reader | None = None
         self._bound = length_bound(model.config)
@@ -58,7 +56,7 @@ class StepReading:
 
     def values(self, nodes: Sequence[Node]) -> list[list[list[float]]]:
         """For each node and each of its steps, the numbers at the step's marks."""
-        paths = [self._path_of(node, self._encoder) for node in nodes]
+        paths = [self._path_of(node) for node in nodes]
         found: dict[int, list[float]] = {}
         with evaluating(self._model), torch.inference_mode():
             for reader, chosen in self._assigned(paths):
@@ -68,7 +66,7 @@ class StepReading:
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """What scoring each node costs."""
-        paths = [self._path_of(node, self._encoder) for node in nodes]
+        paths = [self._path_of(node) for node in nodes]
         bills: dict[int, tuple[int, int, int]] = {}
         for reader, chosen in self._assigned(paths):
             bills.update(zip(chosen, reader.unread([paths[i] for i in chosen]), strict=True))
