@@ -6,6 +6,7 @@ from .head import ThoughtMixingHead, mix
 from .losses import PUBLISHED_OBJECTIVE, Objective, advantages, quiet_star_loss
 from .model import QuietSTaR
 from .recipe import Batch, Recipe
+from .reward import ThoughtUtility, WithThoughts
 from .when import EveryToken, HighEntropy, Never, StepStarts, ThinkingRule
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "Recipe",
     "StepStarts",
     "ThinkingRule",
+    "ThoughtUtility",
     "ThoughtMixingHead",
     "UnsupportedModelError",
+    "WithThoughts",
     "advantages",
     "mix",
     "quiet_star_loss",

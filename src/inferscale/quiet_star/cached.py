@@ -153,7 +153,7 @@ def check_cached(quiet: QuietSTaR) -> None:
     texts = [ids[:2], ids[2:6]]
     newest = [ids[6], ids[7]]
     numbers = torch.full((2, 2), 0.4, dtype=torch.float64, device=backbone.device)
-    with evaluating(backbone.model):
+    with evaluating(backbone.model), torch.autocast(backbone.device.type, enabled=False):
         text = CachedText.read(backbone, texts)
         worst = 0.0
         for turn in range(2):

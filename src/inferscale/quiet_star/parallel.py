@@ -205,7 +205,7 @@ def check_parallel(backbone: Backbone, wanted: Literal["auto", "mask", "fold"] =
     errors: dict[str, float | str] = {}
     exact = backbone.model.get_input_embeddings().weight.dtype in (torch.float32, torch.float64)
     tolerance = 1e-3 if exact else 0.25
-    with evaluating(backbone.model):
+    with evaluating(backbone.model), torch.autocast(backbone.device.type, enabled=False):
         trial = _Trial(backbone)
         for way in _candidates(backbone, wanted):
             error = errors[way] = trial.error(way)

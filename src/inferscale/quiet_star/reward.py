@@ -1,0 +1,189 @@
+"""Thought-aware rewards: how much thinking helps a model to predict what a solution says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from inferscale.base import ProcessRewardModel, RewardModel
+from inferscale.cost import Cost
+from inferscale.flops.formulas import UnknownArchitectureError, forward_flops, model_spec
+from inferscale.functional import Reduction
+from inferscale.generators.prompts import PromptFormat
+from inferscale.tree import Node
+
+from .model import QuietSTaR
+
+
+class ThoughtUtility(ProcessRewardModel):
+    """Mean over a step's tokens of what a thought adds to their log-probability (nats): the reward of training.
+
+    The text may come from any generator with the same tokenizer. Each node's own step is scored once.
+
+    Attributes:
+        quiet: The model.
+        reduction: How step scores become one score.
+    """
+
+    def __init__(
+        self,
+        quiet: QuietSTaR,
+        tokenizer: Any,
+        *,
+        reduction: Reduction = "mean",
+        num_thoughts: int = 1,
+        temperature: float = 0.0,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        rows_at_once: int = 16,
+    ) -> None:
+        """Takes a model apart from the generator's, or the same.
+
+        Args:
+            quiet: The model.
+            tokenizer: Its tokenizer.
+            reduction: ``"mean"``, ``"last"``, ``"min"`` or ``"prod"``.
+            num_thoughts: Thoughts before each token; their probabilities are averaged.
+            temperature: Of the thoughts; 0 takes the likeliest.
+            chat_template: As for the generator.
+            system_prompt: As for the generator.
+            rows_at_once: Nodes scored in one pass.
+        """
+        self.quiet = quiet
+        self.reduction = reduction
+        self._temperature = temperature
+        self._rows = rows_at_once
+        self._prompt = lru_cache(maxsize=4096)(PromptFormat.choose(tokenizer, chat_template, system_prompt).encode)
+        self._known: dict[int, dict[int, list[float]]] = {}
+        self._thoughts = num_thoughts
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """For each node, the utility of each of its inner steps.
+
+        Raises:
+            ValueError: If a step has text and no token ids.
+        """
+        missing = self._missing(nodes)
+        for first in range(0, len(missing), self._rows):
+            self._score(missing[first : first + self._rows])
+        return [[value for part in node.path for value in self._known[node.root.key][part.key]] for node in nodes]
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """Tokens read (thoughts among them) and closed-form FLOPs of scoring what is not known yet."""
+        new = set(map(id, self._missing(nodes)))
+        costs = []
+        for node in nodes:
+            parts = [part for part in node.path if id(part) in new]
+            new -= set(map(id, parts))
+            costs.append(sum((self._cost_of(part) for part in parts), Cost()))
+        return costs
+
+    def release(self, root: Node) -> None:
+        """Forgets the scores of a search that has ended."""
+        self._known.pop(root.key, None)
+
+    def _missing(self, nodes: Sequence[Node]) -> list[Node]:
+        known = {key for node in nodes for key in self._known.get(node.root.key, {})}
+        return list({part.key: part for node in nodes for part in node.path if part.key not in known}.values())
+
+    def _score(self, nodes: Sequence[Node]) -> None:
+        """Scores the own steps of `nodes`: what comes before is padded on the left, so that the steps stand aligned."""
+        rows = [(self._before(node), _own_ids(node)) for node in nodes]
+        left, right = max(len(before) for before, _ in rows), max(len(own) for _, own in rows)
+        if right:
+            ids, mask = torch.zeros(2, len(rows), left + right, dtype=torch.long).unbind()
+            for row, (before, own) in enumerate(rows):
+                ids[row, left - len(before) : left + len(own)] = torch.tensor(before + own)
+                mask[row, left - len(before) : left + len(own)] = 1
+            device = self.quiet.backbone.device
+            positions = torch.arange(left - 1, left + right - 1, device=device)
+            found = self.quiet.score(
+                ids.to(device),
+                mask.to(device),
+                positions=positions,
+                num_thoughts=self._thoughts,
+                temperature=self._temperature,
+            )
+            utilities = found.utility.tolist()
+        else:
+            utilities = [[] for _ in rows]
+        for node, values in zip(nodes, utilities, strict=True):
+            self._known.setdefault(node.root.key, {})[node.key] = _by_inner_step(node, values)
+
+    def _before(self, node: Node) -> tuple[int, ...]:
+        parent = node.parent
+        assert parent is not None
+        return self._prompt(node.problem.prompt) + parent.token_ids
+
+    def _cost_of(self, node: Node) -> Cost:
+        before, own = len(self._before(node)), len(_own_ids(node))
+        thought = self.quiet.thought_length + 2
+        tokens = before + own + own * self._thoughts * thought
+        try:
+            spec = model_spec(self.quiet.model.config)
+        except UnknownArchitectureError:
+            return Cost(scored_tokens=tokens)
+        flops = forward_flops(spec, before + own, logits=own).causal
+        for token in range(own):
+            one = forward_flops(spec, thought, before + token, logits=thought - 1).causal + self.quiet.head.flops
+            flops += self._thoughts * one
+        return Cost(scored_tokens=tokens, reward_flops=flops)
+
+
+class WithThoughts(RewardModel):
+    """``reward + weight * utility``: a reward model that also asks whether thinking would have said the same.
+
+    With ``weight=0`` it is the reward model alone; the two together are what "scored with and without thoughts"
+    compares.
+
+    Attributes:
+        reward: Any reward model.
+        utility: What thoughts add.
+        weight: Of the latter.
+    """
+
+    def __init__(self, reward: RewardModel, utility: ThoughtUtility, weight: float = 1.0) -> None:
+        self.reward = reward
+        self.utility = utility
+        self.weight = weight
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """The weighted sum for each node."""
+        plain = self.reward.score(nodes)
+        if self.weight == 0:
+            return plain
+        return [one + self.weight * other for one, other in zip(plain, self.utility.score(nodes), strict=True)]
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """Both costs."""
+        plain = self.reward.cost(nodes)
+        if self.weight == 0:
+            return plain
+        return [one + other for one, other in zip(plain, self.utility.cost(nodes), strict=True)]
+
+    def release(self, root: Node) -> None:
+        """Lets both forget the search."""
+        self.reward.release(root)
+        self.utility.release(root)
+
+
+def _own_ids(node: Node) -> tuple[int, ...]:
+    step = node.step
+    assert step is not None
+    if step.text and not step.token_ids:
+        raise ValueError(f"{node!r} has text and no token ids: score what a generator with the same tokenizer sampled")
+    return step.token_ids
+
+
+def _by_inner_step(node: Node, values: Sequence[float]) -> list[float]:
+    """Means over the inner steps of the node's own step."""
+    assert node.step is not None
+    means, start = [], 0
+    for _, ids in node.step.inner_steps():
+        part = values[start : start + len(ids)]
+        means.append(sum(part) / len(part) if part else 0.0)
+        start += len(ids)
+    return means

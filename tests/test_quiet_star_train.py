@@ -1,0 +1,209 @@
+"""The training loop: what moves, resume, precision, the command, and batches."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.quiet_star_tools import model_of, wrapped
+from tests.tiny_models import byte_tokenizer
+from typer.testing import CliRunner
+
+from inferscale.quiet_star import Objective, QuietSTaR, Recipe
+from inferscale.quiet_star.data import _aligned, read_texts, span_batches, task_batches
+from inferscale.quiet_star.recipe import Batch
+from inferscale.quiet_star.train import (
+    batch_loss,
+    drive,
+    load_checkpoint,
+    param_groups,
+    save_checkpoint,
+    start,
+    term_norms,
+    train,
+)
+
+RECIPE = Recipe(Objective(2, 2), lr=1e-3, warmup_steps=2, steps=4, accumulation=2)
+
+
+def batch_of(number):
+    draw = torch.Generator().manual_seed(number)
+    return Batch(torch.randint(5, 320, (2, 7), generator=draw))
+
+
+def weights(quiet):
+    return {name: p.detach().clone() for name, p in quiet.named_parameters()}
+
+
+def test_the_defaults_are_the_published_ones():
+    recipe, objective = Recipe(), Objective()
+    assert (recipe.lr, recipe.warmup_steps, recipe.weight_decay, recipe.max_grad_norm) == (1e-6, 20, 1e-3, 1.0)
+    assert (recipe.steps, recipe.decay_steps, recipe.accumulation, recipe.embedding_lr_scale) == (100, 100_000, 2, 100)
+    assert (objective.talk_length, objective.num_thoughts, objective.reinforce_temperature) == (4, 2, 3.0)
+    assert (objective.base_weight, objective.talk_weight, objective.thought_temperature) == (0.5, 0.5, 1.0)
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    recipe = Recipe(warmup_steps=4, decay_steps=10)
+    assert [recipe.lr_factor(step) for step in (0, 1, 3, 4, 9, 14, 99)] == [0.25, 0.5, 1.0, 1.0, 0.5, 0.0, 0.0]
+    assert Recipe(warmup_steps=0).lr_factor(0) == 1.0
+
+
+def test_a_step_of_an_untrained_wrapper_moves_the_base_and_the_last_layer_of_the_head():
+    quiet = wrapped("llama", 2, trained=False)
+    before = weights(quiet)
+    run = start(quiet, replace(RECIPE, weight_decay=0.0))
+    report = next(train(run, batch_of))
+    moved = {name for name, p in quiet.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in moved if not name.startswith("model.")} == {"head.layers.4.weight"}
+    assert any(name.startswith("model.") for name in moved)
+    assert (report.step, report.reward, report.policy) == (1, 0.0, 0.0)
+    next(train(run, batch_of))
+    moved = {name for name, p in quiet.named_parameters() if not torch.equal(p, before[name])}
+    assert {"start", "end", "head.layers.0.weight"} <= moved
+
+
+def test_start_and_end_move_by_their_own_rate():
+    """Under Adam a factor on the gradient does nothing; a factor on the rate does."""
+    found = []
+    for scale in (1.0, 100.0):
+        quiet = wrapped("llama", 2)
+        before = weights(quiet)
+        next(train(start(quiet, replace(RECIPE, lr=1e-6, warmup_steps=0, embedding_lr_scale=scale)), batch_of))
+        found.append(float((quiet.start.detach() - before["start"]).abs().median()))
+    assert found[1] == pytest.approx(100 * found[0], rel=0.05)
+    groups = param_groups(wrapped("llama", 2), RECIPE)
+    assert [group["peak"] for group in groups] == pytest.approx([1e-3, 1e-3, 1e-1])
+    assert [group["weight_decay"] for group in groups] == [1e-3, 1e-3, 0.0]
+
+
+def test_a_frozen_base_stays():
+    quiet = wrapped("llama", 2)
+    before = weights(quiet)
+    for _ in train(start(quiet, replace(RECIPE, freeze_base=True)), batch_of):
+        pass
+    moved = {name for name, p in quiet.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert not any(name.startswith("model.") for name in moved)
+
+
+def test_a_resumed_run_is_the_run_without_a_break(tmp_path):
+    whole = start(wrapped("llama", 2), RECIPE)
+    reports = [replace(report, seconds=0.0) for report in train(whole, batch_of)]
+    part = start(wrapped("llama", 2), RECIPE)
+    first = [replace(report, seconds=0.0) for report in train(part, batch_of, until=2)]
+    save_checkpoint(part, tmp_path / "checkpoint.pt")
+    resumed = start(wrapped("llama", 2), RECIPE)
+    load_checkpoint(resumed, tmp_path / "checkpoint.pt")
+    rest = [replace(report, seconds=0.0) for report in train(resumed, batch_of)]
+    assert first + rest == reports
+    for name, parameter in whole.quiet.named_parameters():
+        assert torch.equal(parameter, dict(resumed.quiet.named_parameters())[name])
+    other = start(wrapped("llama", 2), replace(RECIPE, lr=1.0))
+    with pytest.raises(ValueError, match=r"\['lr'\] differ"):
+        load_checkpoint(other, tmp_path / "checkpoint.pt")
+
+
+def test_half_precision_runs_on_float32_weights():
+    quiet = wrapped("llama", 2)
+    run = start(quiet, replace(RECIPE, precision="bfloat16"))
+    report = next(train(run, batch_of))
+    full = next(train(start(wrapped("llama", 2), RECIPE), batch_of))
+    assert report.base == pytest.approx(full.base, rel=0.02)
+    assert report.base != full.base
+    assert all(p.dtype == torch.float32 for p in quiet.parameters())
+    with pytest.raises(ValueError, match=r"weights in torch.bfloat16 cannot be trained"):
+        start(wrapped("llama", 2).bfloat16(), RECIPE)
+
+
+def test_clipping_is_apart_for_base_and_thoughts():
+    quiet = wrapped("llama", 2)
+    report = next(train(start(quiet, replace(RECIPE, max_grad_norm=1e-9)), batch_of))
+    assert report.base_norm > 1e-3
+    assert report.thought_norm > 1e-3
+
+
+def test_gradient_norms_of_each_term():
+    quiet = wrapped("llama", 2)
+    terms = batch_loss(quiet, batch_of(0), RECIPE)
+    norms = term_norms(quiet, terms)
+    assert set(norms) == {"base", "talk", "policy"}
+    assert all(norm > 0 for norm in norms.values())
+    terms.total.backward()
+
+
+def test_driving_writes_a_log_checkpoints_and_the_model(tmp_path):
+    lines = []
+    run = start(wrapped("llama", 2), RECIPE)
+    drive(run, batch_of, tmp_path, lines.append, checkpoint_every=2)
+    logged = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in logged] == [1, 2, 3, 4]
+    back = QuietSTaR.from_pretrained(tmp_path)
+    assert torch.equal(back.start, run.quiet.start)
+    assert torch.equal(next(back.model.parameters()), next(run.quiet.model.parameters()))
+    more = start(wrapped("llama", 2), replace(RECIPE, steps=5))
+    drive(more, batch_of, tmp_path, lines.append)
+    assert lines[-2] == "going on from step 4"
+    assert more.step == 5
+
+
+def test_the_command_trains_a_folder_on_a_file(tmp_path):
+    import typer
+
+    from inferscale.quiet_star.train import main
+
+    model = model_of("llama")
+    model.save_pretrained(tmp_path / "base")
+    byte_tokenizer().save_pretrained(tmp_path / "base")
+    (tmp_path / "texts.txt").write_text("ab the is ab the 12 Step 12: x\n\n" * 3)
+    app = typer.Typer()
+    app.command()(main)
+    options = ["--data", str(tmp_path / "texts.txt"), "--steps", "2", "--span", "8", "--thought-length", "2"]
+    found = CliRunner().invoke(app, [str(tmp_path / "base"), "--folder", str(tmp_path / "out"), *options])
+    assert found.exit_code == 0, found.output
+    assert "step 2/2" in found.output
+    assert QuietSTaR.from_pretrained(tmp_path / "out").thought_length == 2
+
+
+# -- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_task_batches_line_up_prompts_and_count_solutions_alone():
+    from inferscale.zoo import task
+    from inferscale.zoo.tokenizer import EOS, decode
+
+    batch = task_batches(4, talk_length=2, seed=3, level=1)(7)
+    assert torch.equal(task_batches(4, 2, 3, 1)(7).input_ids, batch.input_ids)
+    assert not torch.equal(task_batches(4, 2, 3, 1)(8).input_ids[:, :5], batch.input_ids[:, :5])
+    first = int(batch.positions[0])
+    for ids, mask, counted in zip(batch.input_ids, batch.attention_mask.bool(), batch.in_loss, strict=True):
+        prompt = decode(ids[: first + 1].tolist())
+        assert decode(ids[counted].tolist()) == task.solution(prompt)
+        assert ids[counted][-1] == EOS
+        assert not bool((counted & ~mask).any())
+    assert int(batch.positions[-1]) + 2 == batch.input_ids.shape[1] - 1
+
+
+def test_aligned_rows_by_hand():
+    batch = _aligned([([1, 2, 3], [4, 5]), ([6], [7, 8, 9])], 1)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 0], [0, 0, 6, 7, 8, 9]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
+    assert batch.in_loss.int().tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
+    assert batch.positions.tolist() == [2, 3, 4]
+
+
+def test_spans_are_pieces_of_the_texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a b a b ab", "x", "12 12 12 12")))
+    texts = read_texts(path)
+    assert texts == ["a b a b ab", "x", "12 12 12 12"]
+    whole = [byte_tokenizer()(text)["input_ids"] for text in texts]
+    make = span_batches(texts, byte_tokenizer(), batch_size=8, span=4, seed=1)
+    for row in make(0).input_ids.tolist():
+        assert any(ids[i : i + 4] == row for ids in whole for i in range(len(ids)))
+    assert torch.equal(make(0).input_ids, make(0).input_ids)
+    with pytest.raises(ValueError, match="lower the span"):
+        span_batches(texts, byte_tokenizer(), span=400)
+    path.write_text("")
+    with pytest.raises(ValueError, match="holds no texts"):
+        read_texts(path)
