@@ -158,8 +158,17 @@ def graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("watch_wrapper", [True, False])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "watch_wrapper"),
+    [
+        ("analytic", True),
+        ("exact", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("analytic", False), ("exact", True), ("verify", True)]
+        ),
+    ],
+)
 def test_a_compiled_model_stays_compiled(graphs, mode, watch_wrapper):
     model = hand_model("llama", num_hidden_layers=1)
     compiled = torch.compile(model, backend=graphs)

@@ -21,6 +21,7 @@ from inferscale.flops import (
     UnknownArchitectureError,
     context,
     forward_flops,
+    measured_peak,
     model_spec,
     report_tokens,
     watch,
@@ -334,6 +335,10 @@ def test_utilisation_needs_a_named_peak(model):
         flops.mbu()
     weights = model_spec(model.config).active_weights
     assert flops.mbu(1e9, bytes_per_number=4) == pytest.approx(4 * weights / (flops.seconds * 1e9))
+
+
+def test_a_peak_can_be_measured():
+    assert 1e7 < measured_peak(size=64, seconds=0.01) < 1e15
 
 
 def test_reads_of_weights_and_cache(model):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from tests.flops_models import HAND, build, hand_model, random_config
+from tests.flops_models import HAND, build, hand_config, hand_model, random_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
 
@@ -61,6 +61,23 @@ def test_reward_heads_run_at_every_position(task, labels, full, causal):
     model = hand_model("llama", task, num_labels=labels)
     analytic, exact = both_counts(model, lambda: model(tokens(model, 2, 64)))
     assert (analytic.total("full"), exact.total("full"), analytic.total()) == (full, full, causal)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "head"),
+    [("Qwen2ForProcessRewardModel", 2, 64 * 64 + 64 * 2), ("ValueHeadForTokenClassification", 1, 64)],
+)
+def test_heads_of_published_process_reward_models(name, labels, head):
+    from inferscale.rewards import native
+
+    model = getattr(native, name)(hand_config("qwen2", num_labels=labels)).eval()
+    analytic, exact = both_counts(model, lambda: model(input_ids=tokens(model, 2, 64)))
+    assert analytic.tally().head == exact.tally().head == 2 * 64 * 2 * head
+    assert analytic.total("full") == exact.total("full")
+    assert closed_form(model).num_layers == 4  # read off the configuration, not calibrated
+    kept = torch.tensor([3, 9])
+    analytic, _ = both_counts(model, lambda: model(input_ids=tokens(model, 2, 64), logits_to_keep=kept))
+    assert analytic.tally().head == 2 * 2 * 2 * head
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])

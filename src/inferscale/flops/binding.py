@@ -12,7 +12,7 @@ from inferscale.base import Generator, RewardModel
 
 from .calibration import calibrate
 from .config import SPARSE, UnknownArchitectureError
-from .families import head_of_class, model_spec
+from .families import HeadKind, head_of_class, model_spec
 from .spec import ModelSpec
 from .targets import Target, target_of, unwrap
 
@@ -65,7 +65,7 @@ def known_form(module: nn.Module) -> ModelSpec | None:
     if config is None:
         return None
     try:
-        spec = model_spec(config, head=head_of_class(_family_class(inner)))
+        spec = model_spec(config, head=_head_kind(inner))
     except UnknownArchitectureError:
         return None
     # The matrices of other towers, and of stacked experts, cannot be told apart so easily.
@@ -77,12 +77,13 @@ def known_form(module: nn.Module) -> ModelSpec | None:
     return dataclasses.replace(spec, parameters=sum(parameter.numel() for parameter in inner.parameters()))
 
 
-def _family_class(module: nn.Module) -> str:
-    """The name of the transformers class (the library's own, or a checkpoint's remote code) that the model is."""
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith("transformers") and not kind.__name__.endswith("PreTrainedModel"):
-            return kind.__name__
-    return type(module).__name__
+def _head_kind(module: nn.Module) -> HeadKind:
+    """The head of a live model, by the first of its classes whose name tells."""
+    names = [kind.__name__ for kind in type(module).__mro__]
+    for name in names:
+        if "For" in name or name.endswith("LMHeadModel"):
+            return head_of_class(name)
+    return head_of_class(next((name for name in names if name.endswith("Model")), names[0]))
 
 
 def _matrix_flops(module: nn.Module) -> int:

@@ -65,6 +65,6 @@ def head_of(module: nn.Module) -> nn.Module | None:
     """The last matrix (or the small network in its place) of a transformers model."""
     if not hasattr(module, "base_model_prefix"):
         return None
-    names = ("lm_head", "embed_out", "score", "classifier")
+    names = ("lm_head", "embed_out", "score", "classifier", "v_head")
     heads = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
     return heads[0] if heads else None
