@@ -153,7 +153,7 @@ def test_eval_runs_resumes_and_refuses(run, model, rows, tmp_path):
     assert run(*command, "--temperature", 0.1, "--force")[0] == 0
     identity = load_run(out_folder).about["identity"]
     assert identity["strategy"] == "RepeatedSampling(n=3)"
-    assert identity["config"] == {"dataset": "jsonl", "model": "tiny"}
+    assert identity["config"] == {"dataset": "jsonl", "model": "tiny", "reward": None}
     assert load_run(out_folder).records[0]["gold"] == "0"
 
 

@@ -275,7 +275,7 @@ def test_a_model_is_known_by_its_weights():
     torch = pytest.importorskip("torch")
     from tests.tiny_models import byte_tokenizer, tiny_model
 
-    from inferscale import HFGenerator
+    from inferscale import HFGenerator, LikelihoodReward, solve_batch
 
     model, twin, other = tiny_model(seed=0), tiny_model(seed=0), tiny_model(seed=1)
     assert model_fingerprint(model) == model_fingerprint(twin) != model_fingerprint(other)
@@ -288,6 +288,12 @@ def test_a_model_is_known_by_its_weights():
         HFGenerator(model, byte_tokenizer(), max_new_tokens=7),
     ):
         assert describe(changed) != about[0]
+    used = HFGenerator(model, byte_tokenizer(), temperature=1.0)
+    reward = LikelihoodReward(model, byte_tokenizer())
+    before = describe(reward)
+    solve_batch(["a b", "b"], REBASE(2), used, reward_model=reward, budget=Budget(tokens=20))
+    assert describe(used) == about[0], "what counts and caches does not describe"
+    assert describe(reward) == before != describe(LikelihoodReward(other, byte_tokenizer()))
     with torch.no_grad():
         twin.get_input_embeddings().weight[0, 0] += 1
     assert model_fingerprint(twin) != model_fingerprint(model)

@@ -90,7 +90,7 @@ def evaluate(
     generator = make_generator(model, temperature, max_new_tokens, step_delimiter, max_step_tokens=max_step_tokens)
     reward_model = None if reward is None else make_reward(reward, model)
     folder = out or Path("runs") / slug(dataset, model, search, reward, seed)
-    show(task.run(problems, search, generator, reward_model, vote, seed, folder, model))
+    show(task.run(problems, search, generator, reward_model, vote, seed, folder, model, reward))
 
 
 def sweep(
@@ -133,7 +133,7 @@ def sweep(
         for search in searches:
             for number in seed or [0]:
                 folder = out / slug(dataset, name, search, reward, number)
-                show(task.run(problems, search, generator, reward_model, vote, number, folder, name))
+                show(task.run(problems, search, generator, reward_model, vote, number, folder, name, reward))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class _Task:
 
     def run(
         self, problems: list[Problem], search: SearchStrategy, generator: Generator, reward_model: RewardModel | None,
-        vote: str, seed: int, folder: Path, model: str,
+        vote: str, seed: int, folder: Path, model: str, reward: str | None,
     ) -> Run:  # fmt: skip
         from inferscale.cost import Budget
         from inferscale.evaluate import prompt_style, run_evaluation
@@ -179,7 +179,8 @@ class _Task:
         return run_evaluation(
             problems, search, generator, folder, reward_model=reward_model, aggregator=make_vote(vote), budget=budget,
             extract_answer=style.reader(), grade=self.grade(), seed=seed, batch_size=self.batch_size, force=self.force,
-            config={"dataset": self.dataset, "model": Path(model).name}, progress=self.progress,
+            config={"dataset": self.dataset, "model": Path(model).name, "reward": reward and Path(reward).name},
+            progress=self.progress,
         )  # fmt: skip
 
     def grade(self) -> SameAnswer:

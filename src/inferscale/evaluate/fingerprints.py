@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -26,25 +25,27 @@ def digest(data: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def describe(part: object, depth: int = _DEPTH) -> Any:
+def describe(part: object) -> Any:
     """A part of a run as plain data that is equal in another process when the part is.
 
-    A frozen dataclass is its ``repr``. Any other object is its class, its public plain attributes, the settings of
-    the parts of inferscale that it holds, and a fingerprint of the weights of a model that it holds. Attributes that
-    count or cache (mutable dataclasses, private plain values) are left out.
+    A frozen dataclass is its ``repr``, a function or class its name. Any other object is its class, its public
+    attributes that are plain or frozen dataclasses, the public texts and flags of parts of inferscale that it holds
+    (a step delimiter, say), and a fingerprint of the weights of a public model. What is private or counts is left out.
     """
     if part is None or isinstance(part, str | bool | int | float):
         return part
-    if dataclasses.is_dataclass(part) and not isinstance(part, type) and _is_frozen(part):
+    if _is_frozen(part):
         return _plain_repr(part)
-    if (name := getattr(part, "__qualname__", None)) is not None:  # a function or a class
+    if (name := getattr(part, "__qualname__", None)) is not None:
         return f"{getattr(part, '__module__', None) or 'builtins'}.{name}"
     about: dict[str, Any] = {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
     for name, value in sorted(getattr(part, "__dict__", {}).items()):
-        if _is_setting(name, value):
+        if name.startswith("_"):
+            about |= _texts_and_flags(value, name)
+        elif value is None or isinstance(value, str | bool | int | float):
             about[name] = value
-        elif depth and _is_ours(value):
-            about[name] = describe(value, depth - 1)
+        elif _is_frozen(value):
+            about[name] = _plain_repr(value)
         elif callable(getattr(value, "state_dict", None)):
             about[name] = model_fingerprint(value)
     return about
@@ -103,17 +104,21 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _is_frozen(part: object) -> bool:
-    return bool(type(part).__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    parameters = getattr(type(part), "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
 
 
-def _is_setting(name: str, value: object) -> bool:
-    return not name.startswith("_") and (value is None or isinstance(value, str | bool | int | float))
-
-
-def _is_ours(value: object) -> bool:
-    if not type(value).__module__.startswith("inferscale."):
-        return False
-    return not dataclasses.is_dataclass(value) or _is_frozen(value)
+def _texts_and_flags(part: object, path: str, depth: int = _DEPTH) -> dict[str, str | bool]:
+    """Public texts and flags of a part of inferscale and of those within it, by dotted name."""
+    if not depth or not type(part).__module__.startswith("inferscale."):
+        return {}
+    found: dict[str, str | bool] = {}
+    for name, value in getattr(part, "__dict__", {}).items():
+        if isinstance(value, str | bool) and not name.startswith("_"):
+            found[f"{path}.{name}"] = value
+        else:
+            found |= _texts_and_flags(value, f"{path}.{name}", depth - 1)
+    return found
 
 
 def _plain_repr(part: object) -> str:
