@@ -14,10 +14,7 @@ from inferscale.generators import huggingface as module
 from inferscale.generators.sampling import uniforms
 from inferscale.tree import Node, Problem, Step, branch_key
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0"),
-    pytest.mark.filterwarnings("ignore:.*is run without shared prefixes"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is run without shared prefixes")
 
 PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "a b a b a b a b x", "12 = 12", "\nStep", "x", "é ü 2"]
 

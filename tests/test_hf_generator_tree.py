@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
 
+from inferscale.flops import FlopCounter, closed_form
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, kv_attention, kv_plans
 from inferscale.generators.kv_attention import UnsupportedModelError
@@ -13,8 +14,6 @@ from inferscale.generators.kv_rows import Segment
 from inferscale.generators.kv_store import KVStore, Piece
 from inferscale.generators.kv_tree import Session
 from inferscale.generators.selfcheck import check_session, length_bound
-
-pytestmark = pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0")
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
 
@@ -265,3 +264,18 @@ def test_the_store_drops_the_least_recently_used():
     assert store.bytes == 16
     store.shrink(0)
     assert (store.bytes, len(store)) == (0, 0)
+
+
+@pytest.mark.parametrize("mode", ["analytic", "verify"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe", "opt"])
+def test_a_flop_counter_sees_what_the_steps_are_charged(family, mode):
+    gen = generator(family)
+    trees = [root(prompt) for prompt in PROMPTS]
+    with FlopCounter(generator=gen, mode=mode) as flops:
+        level = trees
+        for _ in range(3):
+            level = [n for group in grow_all(gen, level, 2) for n in group if not n.is_finished]
+    charged = sum(n.step.flops for t in trees for n in t.walk() if n.step)
+    spec = closed_form(gen.model)
+    unread_heads = len(PROMPTS) * spec.head  # a shared prefix is read for its keys, and one position runs the head
+    assert charged <= flops.total() <= charged + unread_heads

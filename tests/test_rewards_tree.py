@@ -10,8 +10,6 @@ from inferscale.flops.formulas import forward_flops, model_spec
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel, LikelihoodReward
 
-pytestmark = pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0")
-
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the"]
 CLASSIFIERS = [
     "llama",
@@ -98,8 +96,9 @@ def test_each_node_is_read_and_paid_for_once():
         tokens += past[tree]
         flops += forward_flops(spec, past[tree], logits=0).causal
         for node in tree.walk():
-            steps = reward._reading._encoder.steps(node.step) if node.step else []
-            count = sum(map(len, steps))
+            parts = reward._reading._path_of(node).parts
+            steps = parts[-1].marks if parts else ()
+            count = len(parts[-1].ids) if parts else 0
             if node.step is not None:
                 past[node] = past[node.parent] + count
                 tokens += count

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from inferscale.cost import Cost
-from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, forward_flops, model_spec
+from inferscale.flops.binding import closed_form
+from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, forward_flops
 
 from .branch import Branch
 
@@ -14,16 +18,17 @@ from .branch import Branch
 class Charges:
     """Closed-form costs of a model's forwards, convention ``causal``, no padding.
 
-    An architecture without a closed form is charged 0 FLOPs, with one warning.
+    The form comes from the configuration, or from a few small forwards; an architecture that has none (state-space
+    layers) is charged 0 FLOPs, with one warning.
 
     Attributes:
         spec: The constants of the closed form, or ``None``.
     """
 
-    def __init__(self, model: Any, **head: Any) -> None:
+    def __init__(self, model: Any) -> None:
         self.spec: ModelSpec | None = None
         try:
-            self.spec = model_spec(model.config, **head)
+            self.spec = _form_of(model)
         except UnknownArchitectureError as error:
             warnings.warn(f"FLOPs of this model will be reported as 0: {error}", UserWarning, stacklevel=3)
 
@@ -57,3 +62,16 @@ class Charges:
     def scoring(self, tokens: int, logits: int, past: int = 0) -> Cost:
         """The cost of reading `tokens` after `past` cached ones with the head run at `logits` positions."""
         return Cost(scored_tokens=tokens, reward_flops=self.forward(tokens, past, logits))
+
+
+def _form_of(model: Any) -> ModelSpec:
+    """The closed form of a model; a classifier's body is measured without its head, whose output has no cache."""
+    try:
+        return closed_form(model)
+    except UnknownArchitectureError:
+        body = getattr(model, "base_model", model)
+        if body is model:
+            raise
+        inside = set(map(id, body.modules()))
+        beside = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and id(m) not in inside]
+        return replace(closed_form(body), head=sum(2 * m.in_features * m.out_features for m in beside))

@@ -24,6 +24,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from inferscale.flops.formulas import PackedRows
+
 NAME = "inferscale_tree"
 _CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
@@ -35,6 +37,11 @@ class UnsupportedModelError(RuntimeError):
 
 class Plan(ABC):
     """Where a forward's keys and values go, and what its queries see."""
+
+    @property
+    @abstractmethod
+    def work(self) -> PackedRows:
+        """What attention does in this forward, for a `FlopCounter`."""
 
     @abstractmethod
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -66,6 +73,11 @@ class PlanCache(Cache):
         self.plan = plan
         self.layer = -1
         self.attended = 0
+
+    @property
+    def packed_rows(self) -> PackedRows:
+        """What attention does in this forward: one sequence stands for many rows."""
+        return self.plan.work
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -8,6 +8,8 @@ from itertools import accumulate, groupby
 import torch
 from torch import Tensor
 
+from inferscale.flops.formulas import PackedRows
+
 from .kv_attention import Plan, join, partial_attention
 from .kv_rows import RowBatch, Segment
 
@@ -18,8 +20,15 @@ class PromptPlan(Plan):
     def __init__(self, lengths: Sequence[int], layers: int) -> None:
         ends = list(accumulate(lengths))
         self._spans = list(zip([0, *ends], ends, strict=False))
+        self._lengths = list(lengths)
         self._layers = layers
         self.kv: list[Tensor] = []
+
+    @property
+    def work(self) -> PackedRows:
+        """Each prompt's square, half of which a causal mask lets through."""
+        causal = sum(n * (n + 1) // 2 for n in self._lengths)
+        return PackedRows(len(self._lengths), causal, sum(n * n for n in self._lengths), 0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Each prompt against itself."""
@@ -55,7 +64,7 @@ class RowPlan(Plan):
         self.positions = [start + i for start, count in zip(starts, counts, strict=True) for i in range(count)]
         bases = _repeat([batch.segments[row].length for row in rows], counts)
         self.absolute = [position + base for position, base in zip(self.positions, bases, strict=True)]
-        self._batch = batch
+        self._batch, self._rows, self._past = batch, len(rows), sum(starts)
         self._keys = max(self.positions) + 1
         self._most = max(counts)
         self._spans = _segment_spans([batch.segments[row] for row in rows], counts)
@@ -66,6 +75,14 @@ class RowPlan(Plan):
         self._position = torch.tensor(self.positions, device=device)
         self._place = torch.tensor([i for count in counts for i in range(count)], device=device)
         self._bias = None if self._step is not None else self._make_bias()
+
+    @property
+    def work(self) -> PackedRows:
+        """Every query against its prompt, and the private parts padded to the longest."""
+        shared = sum((stop - start) * segment.length for segment, start, stop in self._spans)
+        private = len(self._batch) * self._most * self._keys
+        read = sum({id(segment): segment.length for segment, _, _ in self._spans}.values()) + self._past
+        return PackedRows(self._rows, sum(self.absolute) + len(self.absolute), shared + private, read)
 
     def _make_bias(self) -> Tensor:
         """-inf where a key comes after the query, `[rows, 1, queries, keys]`; rows that do not run see every key."""

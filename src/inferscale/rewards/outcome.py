@@ -73,7 +73,7 @@ class HFOutcomeRewardModel(RewardModel):
         self.tokenizer = tokenizer_of(self.model, model, tokenizer)
         self._prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
         self._rows = micro_batch or _ROWS
-        self._charges = Charges(self.model, head="labels")
+        self._charges = Charges(self.model)
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """The model's output for each node's prompt and text."""
