@@ -9,7 +9,8 @@ from tests.tiny_models import byte_tokenizer, tiny_model
 from inferscale import zoo
 from inferscale.cli import main
 from inferscale.evaluate import load_run
-from inferscale.evaluate.parts import make_strategy, make_vote
+from inferscale.evaluate.parts import make_reward, make_strategy, make_vote
+from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodReward
 from inferscale.strategies import MCTS, REBASE, BeamSearch, RepeatedSampling
 
 
@@ -242,6 +243,25 @@ def test_models_and_demo(run):
     code, out, _ = run("demo", "--problems", 2, "--width", 2, "--no-progress")
     assert code == 0
     assert "REBASE" in out
+
+
+def test_an_embedded_policy_reads_a_question_as_a_line(run, tmp_path):
+    if not any(card.name == "policy-s" for card in zoo.list()):
+        pytest.skip("no embedded policy yet")
+    path = tmp_path / "result.json"
+    run("solve", "Mia has 3 pens.", "--strategy", "greedy", "--no-progress", "--save", path, "--max-new-tokens", 3)
+    assert json.loads(path.read_text())["problem"]["prompt"] == "Mia has 3 pens.\n"
+
+
+def test_reward_models_from_texts(model, tmp_path):
+    assert isinstance(make_reward("checker"), CheckerReward)
+    assert isinstance(make_reward("likelihood", str(model)), LikelihoodReward)
+    folder = tmp_path / "outcome"
+    tiny_model("llama", "SequenceClassification", num_labels=1).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    assert isinstance(make_reward(f"outcome@{folder}"), HFOutcomeRewardModel)
+    with pytest.raises(ValueError, match="choose one of auto"):
+        make_reward(f"nonsense@{folder}")
 
 
 def test_strategies_and_votes_from_texts():

@@ -11,7 +11,9 @@ from inferscale.evaluate.parts import STRATEGIES, VOTES
 STRATEGY_HELP = f"One of {', '.join(STRATEGIES)} (with a size: rebase:16), or one in full: 'MCTS(num_simulations=64)'."
 
 Model = Annotated[str, typer.Option(help="A local path, a hub id, or an embedded policy.")]
-Reward = Annotated[str | None, typer.Option(help="'checker' (embedded task), 'likelihood', or a process reward model.")]
+Reward = Annotated[
+    str | None, typer.Option(help="checker (embedded task), likelihood, a process reward model, or outcome@PATH.")
+]
 Width = Annotated[int, typer.Option(help="Samples or leaves.")]
 Vote = Annotated[str, typer.Option(help=f"One of {', '.join(VOTES)}, or one in full: 'BordaVote(p=0.7)'.")]
 Temperature = Annotated[float, typer.Option(help="Sampling temperature.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from inferscale.evaluate.parts import check_scores, make_generator, make_reward, make_strategy, make_vote
+from inferscale.evaluate.parts import check_scores, embedded, make_generator, make_reward, make_strategy, make_vote
 
 from ._parts import (
     STRATEGY_HELP,
@@ -83,6 +83,8 @@ def solve(
     budget = None if tokens is None else Budget(tokens=tokens)
     generator = make_generator(model, temperature, max_new_tokens, step_delimiter)
     reward_model = None if reward is None else make_reward(reward, model)
+    if model in embedded() and not prompt.endswith("\n"):
+        prompt += "\n"  # the embedded policies read a question as a line
     result = run(
         prompt, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
         progress=progress,

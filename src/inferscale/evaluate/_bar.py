@@ -23,14 +23,15 @@ class RunBar:
         if self._enabled:
             from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=self._total, initial=self._done, unit="problem", dynamic_ncols=True)
+            self._bar = tqdm(total=self._total, initial=self._done, unit="problem", dynamic_ncols=True, leave=False)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves the last state on the screen."""
+        """Takes the bar away."""
         if self._bar is not None:
+            self._bar.refresh()
             self._bar.close()
 
     def solved(self, correct: bool | None, tokens: int) -> None:

@@ -83,16 +83,28 @@ def make_generator(
     )
 
 
-def make_reward(name: str, policy: str = "") -> RewardModel:
-    """The exact checker, the likelihood under `policy`, or a process reward model."""
-    from inferscale import zoo
-    from inferscale.rewards import CheckerReward, HFProcessRewardModel, LikelihoodReward
+def make_reward(text: str, policy: str = "") -> RewardModel:
+    """The reward model that a text names.
 
-    if name == "checker":
+    Args:
+        text: ``"checker"`` (exact, embedded task), ``"likelihood"`` (under `policy`), an embedded reward model, the
+            folder or hub id of a published process reward model, one whose format cannot be told by its name as
+            ``"FORMAT@PATH"``, or an outcome reward model as ``"outcome@PATH"``.
+        policy: The policy.
+    """
+    from inferscale import zoo
+    from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
+
+    if text == "checker":
         return CheckerReward()
-    if name == "likelihood":
+    if text == "likelihood":
         return LikelihoodReward(*zoo.load(policy)) if policy in embedded() else LikelihoodReward(policy)
-    return HFProcessRewardModel(*zoo.load(name)) if name in embedded() else HFProcessRewardModel(name)
+    if text in embedded():
+        return HFProcessRewardModel(*zoo.load(text), good_token="<good>", bad_token="<bad>")
+    before, at, path = text.partition("@")
+    if before == "outcome" and at:
+        return HFOutcomeRewardModel(path)
+    return HFProcessRewardModel.from_pretrained(path if at else text, format=before if at else "auto")
 
 
 def embedded() -> set[str]:
