@@ -37,7 +37,7 @@ from inferscale.testing import check_strategy
 STRATEGIES = [
     ABMCTS(8),
     ABMCTS(8, posterior="beta", num_parallel=3),
-    ABMCTS(8, until="end", num_parallel=2),
+    ABMCTS(8, until="step", num_parallel=2),
     AdaptiveConsistency(8),
     AdaptiveConsistency(8, rule="dirichlet", batch=3),
     BeamSearch(2, 2),

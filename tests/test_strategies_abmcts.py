@@ -49,7 +49,7 @@ def test_it_makes_its_samples_and_finds_good_leaves(posterior):
     found = 0
     for trial in range(30):
         reward, best = random_tree(trial, depth=2)
-        result = search(ABMCTS(150, posterior=posterior), TreeGenerator(depth=2), reward)
+        result = search(ABMCTS(150, posterior, "step"), TreeGenerator(depth=2), reward)
         assert result.cost.num_generated == 150
         assert all(not node.children for node in result.root.walk() if node.is_finished)
         found += max(result.trajectories, key=lambda t: t.score).text == best
@@ -59,7 +59,7 @@ def test_it_makes_its_samples_and_finds_good_leaves(posterior):
 
 def test_it_prefers_the_better_branch():
     reward = TextReward({"0/": 0.9, "1/": 0.1, "2/": 0.1}, default=0.5)
-    result = search(ABMCTS(60), TreeGenerator(depth=9), reward)
+    result = search(ABMCTS(60, until="step"), TreeGenerator(depth=9), reward)
     below = [sum(1 for _ in child.walk()) for child in result.root.children if child.text == "0/"]
     others = [sum(1 for _ in child.walk()) for child in result.root.children if child.text != "0/"]
     assert sum(below) / len(below) > sum(others) / len(others)
@@ -69,7 +69,7 @@ def test_it_goes_deep_when_deeper_is_better_and_wide_when_it_is_worse():
     def shape(value):
         starts = [root() for _ in range(8)]
         for seed, start in enumerate(starts):
-            drive(ABMCTS(60).search(start, random.Random(seed)), lambda r, d: Step("x"), value)
+            drive(ABMCTS(60, until="step").search(start, random.Random(seed)), lambda r, d: Step("x"), value)
         widths = [len(start.children) for start in starts]
         return statistics.fmean(widths), statistics.fmean(max(n.depth for n in start.walk()) for start in starts)
 
@@ -81,14 +81,16 @@ def test_it_goes_deep_when_deeper_is_better_and_wide_when_it_is_worse():
 
 def test_parallel_samples_share_calls():
     alone, waves = ToyGenerator(), ToyGenerator()
-    search(ABMCTS(24), alone)
-    search(ABMCTS(24, num_parallel=8), waves)
+    search(ABMCTS(24, until="step"), alone)
+    search(ABMCTS(24, until="step", num_parallel=8), waves)
     assert (alone.calls, waves.calls) == (24, 3)
 
 
 def test_the_depth_limit():
     start = root()
-    drive(ABMCTS(80, max_depth=2).search(start, random.Random(0)), lambda r, d: Step("x"), lambda node: 0.5)
+    drive(
+        ABMCTS(80, until="step", max_depth=2).search(start, random.Random(0)), lambda r, d: Step("x"), lambda node: 0.5
+    )
     assert max(node.depth for node in start.walk()) == 2
 
 
@@ -100,9 +102,7 @@ def test_revisions_see_the_answer_that_they_revise():
         return Step(f"{request.forced}[{len(forced)}]", finish_reason="eos")
 
     start = root()
-    leaves = drive(
-        ABMCTS(40, until="end", instruction=" again: ").search(start, random.Random(0)), sample, lambda node: 0.5
-    )
+    leaves = drive(ABMCTS(40, instruction=" again: ").search(start, random.Random(0)), sample, lambda node: 0.5)
     assert len(leaves) == len(start.children) == 40
     revised = [text for text in forced if text]
     assert 0 < len(revised) < 40
@@ -112,7 +112,7 @@ def test_revisions_see_the_answer_that_they_revise():
 
 def test_scores_outside_of_zero_to_one_are_refused():
     with pytest.raises(ValueError, match=r"needs scores in \[0, 1\]"):
-        search(ABMCTS(4), TreeGenerator(), TextReward({}, default=1.5))
+        search(ABMCTS(4, until="step"), TreeGenerator(), TextReward({}, default=1.5))
     with pytest.raises(ValueError, match="posterior"):
         ABMCTS(posterior="gamma")
     with pytest.raises(ValueError, match="until"):

@@ -39,8 +39,8 @@ from inferscale.testing import ToyGenerator, ToyReward
 FOLDER = Path(__file__).parent / "golden"
 
 STRATEGIES: dict[str, SearchStrategy] = {
-    "abmcts": ABMCTS(10),
-    "abmcts_revisions": ABMCTS(6, until="end", instruction=" Again: "),
+    "abmcts": ABMCTS(6, instruction=" Again: "),
+    "abmcts_steps": ABMCTS(10, until="step"),
     "adaptive_consistency": AdaptiveConsistency(8),
     "beam_search": BeamSearch(2, 2),
     "beam_search_lookahead": BeamSearch(1, 3, lookahead=1),

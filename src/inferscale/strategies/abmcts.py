@@ -107,18 +107,19 @@ class ABMCTS(SearchStrategy):
     new child's score r goes to its own belief and its parent's GEN arm, and on every step up to the child entered and
     its parent's CONT arm. Scores must be in [0, 1].
 
-    Differs from the paper: the paper's nodes are whole answers, each written with its parent in the prompt. With
-    ``until="step"`` a child is one more step of a partial solution, judged by a process reward model, and GEN samples
-    another continuation of the node; finished nodes cannot be entered. With ``until="end"`` nodes are answers: a
-    child of the root is a new one, a child of an answer is a revision, sampled from the prompt with the answer and
-    `instruction` forced before it; in the tree it is a child of the root, whose text holds what was forced. There is
-    one model and one prompt, so no choice of an action. Every draw comes from the seed (treequest draws from a global
-    state).
+    Nodes are whole answers. A child of the root is a new answer, a child of an answer is a revision, sampled from the
+    prompt with the answer and `instruction` forced before it; in the tree it is a child of the root, whose text holds
+    what was forced.
+
+    Differs from the paper: there is one model and one prompt, so no choice of an action; a revision sees the answer
+    that it revises alone. With ``until="step"`` nodes are prefixes instead: a child is one more step, judged by a
+    process reward model, and finished nodes cannot be entered (with many steps to an answer few paths finish, because
+    every node on the way may branch again). Every draw comes from the seed (treequest draws from a global state).
 
     Attributes:
         num_samples: Children made.
         posterior: ``"normal"``, the normal-inverse-chi-squared belief, or ``"beta"`` with Jeffreys' prior.
-        until: What a sample is: one ``"step"``, or a whole answer (``"end"``).
+        until: What a sample is: a whole answer (``"end"``), or one ``"step"``.
         num_parallel: Children made at a time, before their scores are known; more than 1 saves model calls.
         instruction: What asks for a revision, with ``until="end"``.
         max_depth: Most steps in a path, or revisions in a row.
@@ -126,7 +127,7 @@ class ABMCTS(SearchStrategy):
 
     num_samples: int = 64
     posterior: Literal["normal", "beta"] = "normal"
-    until: Literal["step", "end"] = "step"
+    until: Literal["step", "end"] = "end"
     num_parallel: int = 1
     instruction: str = "\nLet me check this and write a better answer.\n"
     max_depth: int = 40
