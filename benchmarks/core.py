@@ -93,7 +93,7 @@ def strategies(width: int) -> list[SearchStrategy]:
         MCTS(width, num_parallel=8),
         ABMCTS(width),
         ABMCTS(width, posterior="beta"),
-        ABMCTS(width, until="end"),
+        ABMCTS(width, until="step"),
         ParticleFilter(width),
         ParticleFilter(width, 1.0, "residual", tempering="entropy"),
         ParticleGibbs(quarter, 4),

@@ -1,0 +1,240 @@
+"""Every strategy at three equal budgets of total FLOPs on the embedded test problems.
+
+Run with ``python -m benchmarks.strategies``. A budget is what so many plain samples cost, reward included. Each
+strategy has one size (width, simulations, particles, ...), which is chosen so that its mean total FLOPs should meet
+the budget: from what it spent on development problems, then from what it spent at the budget before. The table shows
+what it really spent. Standard errors are over
+problems. ``--judge simulated`` is no trained model: it is the exact label with noise of the AUC given, charged as one
+forward of the policy over every token that it reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inferscale import zoo
+from inferscale.aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote
+from inferscale.answers import same_answer
+from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
+from inferscale.cost import Cost
+from inferscale.engine import solve_batch
+from inferscale.generators import HFGenerator
+from inferscale.result import SearchResult
+from inferscale.rewards import HFProcessRewardModel
+from inferscale.strategies import (
+    ABMCTS,
+    DVTS,
+    MCTS,
+    REBASE,
+    AdaptiveConsistency,
+    BeamSearch,
+    BestFirst,
+    BudgetForcing,
+    ComputeOptimal,
+    DeepConf,
+    DepthFirst,
+    EarlyStoppingConsistency,
+    ParallelSequential,
+    ParticleFilter,
+    ParticleGibbs,
+    RepeatedSampling,
+    SelfRefine,
+    StepwiseGreedy,
+)
+from inferscale.tree import Node, Problem
+
+MAX_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class Family:
+    """A strategy of any size, and the votes over what it returns.
+
+    Attributes:
+        make: The strategy of a size.
+        votes: Names and aggregators; all read the same search.
+        smallest: The least size that makes sense.
+        judged: Whether votes read scores; otherwise the reward model is left out and not charged.
+    """
+
+    make: Callable[[int], SearchStrategy]
+    votes: Sequence[tuple[str, Aggregator]]
+    smallest: int = 1
+    judged: bool = True
+
+
+WEIGHTED, MAJORITY = MajorityVote(weighted=True), MajorityVote()
+
+
+def families() -> list[Family]:
+    """The table's rows, in order."""
+    return [
+        Family(RepeatedSampling, [("sampling, majority", MAJORITY)], judged=False),
+        Family(
+            RepeatedSampling,
+            [("sampling, weighted", WEIGHTED), ("sampling, best of n", BestOfN()), ("sampling, Borda", BordaVote())],
+        ),
+        Family(AdaptiveConsistency, [("adaptive consistency", MAJORITY)], 4, judged=False),
+        Family(lambda n: EarlyStoppingConsistency(4, n), [("early stopping", MAJORITY)], 4, judged=False),
+        Family(
+            lambda n: DeepConf(max(2, n // 4), n, window=16, consensus=0.95, batch=8),
+            [("DeepConf, majority", MAJORITY), ("DeepConf, confidence", ConfidenceVote(over="min"))],
+            4,
+            judged=False,
+        ),
+        Family(lambda n: BeamSearch(max(1, n // 4), min(n, 4)), [("beam search", WEIGHTED)]),
+        Family(lambda n: BeamSearch(max(1, n // 4), min(n, 4), lookahead=1), [("beam search, look-ahead 1", WEIGHTED)]),
+        Family(lambda n: DVTS(max(1, n // 4), min(n, 4)), [("DVTS", WEIGHTED)]),
+        Family(REBASE, [("REBASE", WEIGHTED), ("REBASE, best of n", BestOfN())]),
+        Family(StepwiseGreedy, [("step-wise greedy", WEIGHTED)]),
+        Family(lambda n: BestFirst(n, 2), [("best first", WEIGHTED)]),
+        Family(lambda n: DepthFirst(n, 2, max_finished=None), [("depth first", WEIGHTED)]),
+        Family(lambda n: MCTS(n), [("MCTS (paper's rule)", WEIGHTED)]),
+        Family(lambda n: MCTS(n, c_uct=0.1), [("MCTS, C = 0.1", WEIGHTED)]),
+        Family(lambda n: MCTS(n, evaluate="rollout"), [("MCTS, roll-outs", WEIGHTED)]),
+        Family(lambda n: MCTS(n, selection="puct"), [("MCTS, PUCT", WEIGHTED)]),
+        Family(lambda n: MCTS(n, selection="gumbel"), [("MCTS, Gumbel root", WEIGHTED)]),
+        Family(lambda n: MCTS(n, widening=0.5, c_uct=0.1), [("MCTS, widening, C = 0.1", WEIGHTED)]),
+        Family(lambda n: ABMCTS(n, num_parallel=4), [("AB-MCTS", WEIGHTED)]),
+        Family(lambda n: ABMCTS(n, until="step", num_parallel=4), [("AB-MCTS over steps", WEIGHTED)]),
+        Family(ParticleFilter, [("particle filter", MAJORITY)]),
+        Family(
+            lambda n: ParticleFilter(n, resampling="multinomial", weighting="its_hub"),
+            [("particle filter, its_hub", MAJORITY)],
+        ),
+        Family(lambda n: ParticleGibbs(max(2, n // 4), 4), [("particle Gibbs", MAJORITY)], 8),
+        Family(lambda n: SelfRefine(1, n=n), [("self-refine", WEIGHTED)]),
+        Family(
+            lambda n: ParallelSequential(max(1, round(n**0.5)), max(1, round(n / max(1, round(n**0.5))))),
+            [("parallel x sequential", WEIGHTED)],
+        ),
+        Family(
+            lambda n: BudgetForcing(None, 1, end_of_thinking=zoo.task.ANSWER_PREFIX.strip(), wait="", n=n),
+            [("budget forcing", MAJORITY)],
+            judged=False,
+        ),
+        Family(
+            lambda n: ComputeOptimal(
+                (RepeatedSampling(max(1, n // 4)), REBASE(n), REBASE(2 * n)), (0.2, 0.5), max(1, n // 4)
+            ),
+            [("by difficulty, REBASE(n/4, n, 2n)", WEIGHTED)],
+        ),
+    ]
+
+
+class SimulatedJudge(ProcessRewardModel):
+    """The exact label with noise; charged as one forward of the policy."""
+
+    def __init__(self, auc: float, parameters: int) -> None:
+        self.auc, self.parameters = auc, parameters
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """One score for each inner step."""
+        return [self._scores(node) for node in nodes]
+
+    def _scores(self, node: Node) -> list[float]:
+        prompt, prefix, scores = node.problem.prompt, "", list[float]()
+        for text, _ in node.inner_steps():
+            prefix += text
+            right = all(zoo.task.step_labels(prompt, prefix))
+            scores.append(zoo.simulated_score(prompt + prefix, right, self.auc))
+        return scores
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """The tokens of the last step, and the prompt's with the first child of a root."""
+        return [self._cost(node) for node in nodes]
+
+    def _cost(self, node: Node) -> Cost:
+        first = node.parent is not None and node.parent.parent is None and node.parent.children[0] is node
+        tokens = (len(node.step.token_ids) if node.step else 0) + (len(node.problem.prompt.split()) if first else 0)
+        return Cost(scored_tokens=tokens, reward_flops=2 * self.parameters * tokens)
+
+
+def judge(name: str, auc: float, policy: str) -> RewardModel:
+    """The reward model of the run."""
+    if name == "simulated":
+        return SimulatedJudge(auc, zoo.card(policy).parameters)
+    model, tokenizer = zoo.load(name)
+    return HFProcessRewardModel(model, tokenizer, good_token="<good>", bad_token="<bad>")
+
+
+def mean_flops(results: Sequence[SearchResult]) -> float:
+    """Mean total FLOPs of a problem."""
+    return sum(result.cost.flops for result in results) / len(results)
+
+
+def resized(family: Family, size: int, spent: float, budget: float) -> int:
+    """The size that would spend the budget if cost grew in proportion to it."""
+    return min(MAX_SIZE, max(family.smallest, round(size * budget / spent)))
+
+
+def run(
+    family: Family, size: int, problems: Sequence[Problem], generator: Generator, reward: RewardModel
+) -> list[SearchResult]:
+    """All problems searched with a family's strategy of one size."""
+    strategy = family.make(size)
+    scored = reward if family.judged or strategy.needs_scores else None
+    return solve_batch(problems, strategy, generator, reward_model=scored, aggregator=family.votes[0][1])
+
+
+def cell(results: Sequence[SearchResult], aggregator: Aggregator, budget: float) -> str:
+    """Accuracy in percent, its standard error over problems, and the share of the budget spent."""
+    right = [
+        result.answer is not None and same_answer(result.answer, result.problem.answer or "")
+        for result in (result.reaggregate(aggregator) for result in results)
+    ]
+    accuracy = sum(right) / len(right)
+    error = math.sqrt(accuracy * (1 - accuracy) / max(1, len(right) - 1))
+    return f"{100 * accuracy:5.1f} ± {100 * error:3.1f} ({mean_flops(results) / budget:4.2f})"
+
+
+def main() -> None:
+    """Prints the table, row by row as they are measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--problems", type=int, default=500, help="test problems, at most 500")
+    parser.add_argument("--dev", type=int, default=20, help="development problems that sizes are chosen on")
+    parser.add_argument("--samples", type=int, nargs="+", default=[4, 16, 64], help="budgets, in plain samples")
+    parser.add_argument("--policy", default="policy-s")
+    parser.add_argument("--judge", default="simulated", help="'simulated' or the name of an embedded reward model")
+    parser.add_argument("--auc", type=float, default=0.9, help="of the simulated judge")
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    model, tokenizer = zoo.load(options.policy)
+    generator = HFGenerator(
+        model, tokenizer, temperature=options.temperature, max_new_tokens=160, confidence="deepconf", micro_batch=256
+    )
+    reward = judge(options.judge, options.auc, options.policy)
+    test = random.Random(0).sample(zoo.problems("test"), options.problems)
+    dev = random.Random(0).sample(zoo.problems("dev"), options.dev)
+    plain = mean_flops(run(Family(RepeatedSampling, [("", WEIGHTED)]), 8, dev, generator, reward)) / 8
+    budgets = [plain * samples for samples in options.samples]
+    print(f"{len(test)} test problems, policy {options.policy}, judge {options.judge}, T {options.temperature}")
+    print(
+        f"accuracy in % ± standard error (share of the budget spent); one sample is {plain:.3g} FLOPs, reward included"
+    )
+    print(f"{'':36}" + "".join(f"{f'{samples} samples':>22}" for samples in options.samples))
+    for family in families():
+        if not any(options.only in name for name, _ in family.votes):
+            continue
+        size = max(family.smallest, 8)
+        spent = mean_flops(run(family, size, dev, generator, reward))
+        rows = list[list[SearchResult]]()
+        for budget in budgets:
+            size = resized(family, size, spent, budget)
+            rows.append(run(family, size, test, generator, reward))
+            spent = mean_flops(rows[-1])
+        for name, aggregator in family.votes:
+            cells = (cell(results, aggregator, budget) for results, budget in zip(rows, budgets, strict=True))
+            print(f"{name:36}" + "".join(f"{text:>22}" for text in cells), flush=True)
+    print(f"{time.perf_counter() - started:.0f} seconds")
+
+
+if __name__ == "__main__":
+    main()
