@@ -1,8 +1,17 @@
 """Reward models: where scores come from."""
 
+from .formats import FORMATS, StepFormat
 from .functions import CheckerReward, RewardFunction
 from .huggingface import HFProcessRewardModel
 from .likelihood import LikelihoodReward
 from .outcome import HFOutcomeRewardModel
 
-__all__ = ["CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"]
+__all__ = [
+    "FORMATS",
+    "CheckerReward",
+    "HFOutcomeRewardModel",
+    "HFProcessRewardModel",
+    "LikelihoodReward",
+    "RewardFunction",
+    "StepFormat",
+]

@@ -31,8 +31,8 @@ class TextEncoder:
         self._guarded = frozenset(tokenizer.all_special_ids)
         visible = [tag.strip() for tag in tags if tag.strip()]
         self._guarded |= {self.one_id(tag) for tag in tags if tag.strip()}
-        words = sorted({*tokenizer.all_special_tokens, *visible}, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+        self._tags = _pattern(visible)
+        self._words = _pattern([*tokenizer.all_special_tokens, *visible])
         self.plain = lru_cache(maxsize=65536)(self._plain)
         self.continued = lru_cache(maxsize=65536)(self._continued)
 
@@ -53,12 +53,19 @@ class TextEncoder:
         """
         if not text:
             return ()
-        before = after if after is not None else _neutral(text)
-        head, whole = self._raw(before), self._raw(before + text)
-        if whole[: len(head)] != head:
-            raise ValueError(f"this tokenizer merges {before!r} with the start of {text[:40]!r}: strip the text")
-        tail = whole[len(head) :]
+        whole = self._after(text, [after] if after is not None else _NEUTRAL[text[0].isspace()])
+        if whole is None and after is not None:
+            raise ValueError(f"this tokenizer merges {after!r} with the start of {text[:40]!r}: strip the text")
+        tail = self._raw(text) if whole is None else whole
         return tail if self._guarded.isdisjoint(tail) else self._as_letters(text)
+
+    def _after(self, text: str, before: Sequence[str]) -> Ids | None:
+        """Ids of `text` after the first of `before` that does not merge with it."""
+        for head in before:
+            start, whole = self._raw(head), self._raw(head + text)
+            if whole[: len(start)] == start:
+                return whole[len(start) :]
+        return None
 
     def one_id(self, text: str) -> int:
         """The id of `text`, written as it stands in running text (``" +"`` where a space is before it).
@@ -66,8 +73,7 @@ class TextEncoder:
         Raises:
             TagError: If the tokenizer splits it.
         """
-        before = _neutral(text)
-        ids = self._raw(before + text)[len(self._raw(before)) :]
+        ids = self._after(text, _NEUTRAL[text[0].isspace()]) or self._raw(text)
         if len(ids) != 1:
             raise TagError(f"the tag {text!r} is {len(ids)} tokens in this tokenizer, {list(ids)}, and must be one")
         return ids[0]
@@ -87,11 +93,12 @@ class TextEncoder:
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("this format is a chat, but the tokenizer has no chat template: it is another model's")
         options: dict[str, Any] = {}
-        turns = [dict(message) for message in messages]
+        forbidden = self._tags  # an added token need not be one that transformers calls a control token
         if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
             options["sanitize_control_tokens"] = True
         else:
-            turns = [{**turn, "content": self._broken(turn["content"])} for turn in turns]
+            forbidden = self._words
+        turns = [{**turn, "content": " ".join(_cut(forbidden, turn["content"]))} for turn in messages]
         encoded = self.tokenizer.apply_chat_template(
             turns, add_generation_prompt=answer_follows, tokenize=True, return_dict=True, **options
         )
@@ -102,18 +109,19 @@ class TextEncoder:
 
     def _as_letters(self, text: str) -> Ids:
         """Ids of `text` with every guarded word cut after its first letter."""
-        return tuple(i for piece in self._cut(text) for i in self._raw(piece))
-
-    def _cut(self, text: str) -> Iterable[str]:
-        if self._pattern is None:
-            return [text]
-        places = [match.start() + 1 for match in self._pattern.finditer(text)]
-        return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
-
-    def _broken(self, text: str) -> str:
-        return " ".join(self._cut(text))
+        return tuple(i for piece in _cut(self._words, text) for i in self._raw(piece))
 
 
-def _neutral(text: str) -> str:
-    """A text that tokenizers do not merge with `text` after it."""
-    return "a" if text[0].isspace() else "\n"
+_NEUTRAL = (("\n", "a", "."), ("a", "."))
+"""Texts that tokenizers do not merge with what follows them, for what starts without and with white space."""
+
+
+def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
+    longest_first = sorted(set(words), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _cut(pattern: re.Pattern[str] | None, text: str) -> list[str]:
+    """Pieces of `text`, cut after the first letter of every match."""
+    places = [] if pattern is None else [match.start() + 1 for match in pattern.finditer(text)]
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
