@@ -9,8 +9,8 @@ visible one, in three ways that give the same tokens:
   passes over all positions.
 
 Ways are timed in turn on the same prompts, batch by batch; the figure is the ratio of their times. The FLOPs per
-visible token that a step is charged with are compared with the closed form, term by term, and what a dispatch-mode counter sees
-of one token with the sum of its passes.
+visible token that a step is charged with are compared with the closed form, term by term, and what a dispatch-mode
+counter sees of one token with the sum of its passes.
 """
 
 from __future__ import annotations
