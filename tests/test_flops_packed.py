@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.flops_models import hand_config, hand_model
+from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
@@ -19,6 +20,7 @@ from inferscale.flops import (
 )
 from inferscale.flops.formulas import ragged_forward_flops
 from inferscale.flops.ledger import packed_tally
+from inferscale.generators import HFGenerator
 
 SPEC = model_spec(hand_config("llama"))
 
@@ -136,3 +138,22 @@ def test_layers_beside_a_wrapped_model_count_with_it(mode):
     assert flops.total("full") == whole
     assert not flops.uncounted
     assert closed_form(wrapper) == closed_form(wrapper.model)
+
+
+def test_a_search_with_shared_prefixes_is_counted_exactly():
+    def sample(generator, seed):
+        roots = [root(prompt, seed) for prompt in ("Step 1: a b", "Step 222: a b c d", "x")]
+        children = [node for group in grow_all(generator, roots, 4) for node in group]
+        grow_all(generator, [node for node in children if not node.is_finished], 2)
+        return sum(node.step.flops for tree in roots for node in tree.walk() if node.step is not None)
+
+    counters = {}
+    for mode in ("analytic", "exact", "verify"):
+        generator = HFGenerator(tiny_model(), byte_tokenizer(), max_step_tokens=8, max_new_tokens=20)
+        sample(generator, 1)  # the self-check of the first call is no part of it
+        with FlopCounter(generator, mode=mode) as counters[mode]:
+            charged = sample(generator, 2)
+        assert not counters[mode].uncounted
+    assert counters["analytic"].total("full") == counters["exact"].total("full")
+    # What ran is what is charged to the branches, but for the head at the end of each prompt's packed part.
+    assert counters["analytic"].total() == pytest.approx(charged, rel=0.01)

@@ -8,6 +8,7 @@ goes unnoticed.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -19,28 +20,27 @@ from .watch import is_watched
 
 _lock = threading.Lock()
 _users = 0
+_guarded: list[Any] = []  # the class that is looked after now, or nothing
 
 
 def start() -> None:
-    """Begins to watch out, or notes one more user."""
+    """Begins to watch out, or notes one more user; does not import transformers for it."""
     global _users
-    from transformers import PreTrainedModel
-
     with _lock:
         _users += 1
-        if _users == 1:
-            PreTrainedModel.__call__ = _call  # type: ignore[method-assign]
+        library = sys.modules.get("transformers.modeling_utils")
+        if library is not None and not _guarded:
+            _guarded.append(library.PreTrainedModel)
+            library.PreTrainedModel.__call__ = _call
 
 
 def stop() -> None:
     """Notes one user less, and puts everything back after the last."""
     global _users
-    from transformers import PreTrainedModel
-
     with _lock:
         _users -= 1
-        if _users == 0:
-            del PreTrainedModel.__call__
+        if _users == 0 and _guarded:
+            del _guarded.pop().__call__
 
 
 def _call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
