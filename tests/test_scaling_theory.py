@@ -82,6 +82,26 @@ def test_weighted_votes_by_monte_carlo():
     assert moved > 0.9
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 9, 17])
+def test_weighted_votes_exactly(n):
+    for p in (P, (0.4, 0.35), (0.0, 0.7, 0.3)):
+        for gold in range(len(p)):
+            plain, error = weighted_accuracy(p, [1.0] * len(p), gold, n)
+            assert (plain, error) == (pytest.approx(majority_accuracy(p, gold, n), abs=1e-12), 0.0)
+    weights = (0.4, 0.9, 0.5)
+    exact, _ = weighted_accuracy(P, weights, 1, n)
+    drawn, error = weighted_accuracy(P, weights, 1, n, np.random.default_rng(0), trials=40_000)
+    assert abs(exact - drawn) < 4 * error
+    with pytest.raises(ValueError, match="too many to try one by one"):
+        weighted_accuracy([0.1] * 10, [1.0] * 10, 0, 100)
+
+
+def test_one_heavy_sample_outweighs_two_light_ones():
+    # of two samples: bb, ab and ba have a sample of b, and weigh more than aa
+    assert weighted_accuracy((0.6, 0.4), (0.4, 0.9), 1, 2)[0] == pytest.approx(1 - 0.36)
+    assert weighted_accuracy((0.6, 0.4), (0.0, 0.0), 1, 2)[0] == 0.0
+
+
 def test_the_limit_from_samples_holds_the_truth():
     rng = np.random.default_rng(1)
     table = rng.dirichlet((2.0, 1.0, 1.0), size=150)

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .enumeration import enumerated_vote
+
 Floats = NDArray[np.float64]
 
 
@@ -82,16 +84,30 @@ def weighted_accuracy(
     weights: ArrayLike,
     gold: int,
     n: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
     trials: int = 10_000,
 ) -> tuple[float, float]:
-    """Monte Carlo accuracy of a weighted vote over `n` samples, and its standard error.
+    """Accuracy of a weighted vote over `n` samples, and its standard error (0 when it is exact).
 
     Every sample of answer `a` weighs ``weights[a]``, the mean score of its samples (Theorem 2).
+
+    Args:
+        probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
+        weights: `[answers]`, 0 or more.
+        gold: Index of the right answer.
+        n: Samples.
+        rng: Without it every outcome of the multinomial distribution is tried; with it, `trials` are drawn.
+        trials: Monte Carlo draws.
+
+    Raises:
+        ValueError: If there are too many outcomes to try.
     """
     p = _checked(probabilities)
-    counts = rng.multinomial(n, np.append(p, max(0.0, 1.0 - p.sum())), size=trials)[:, : len(p)]
-    mass = counts * np.asarray(weights, dtype=np.float64)
+    chances = np.append(p, max(0.0, 1.0 - float(p.sum())))
+    values = np.asarray(weights, dtype=np.float64)
+    if rng is None:
+        return enumerated_vote(chances.tolist(), values.tolist(), gold, n), 0.0
+    mass = rng.multinomial(n, chances, size=trials)[:, : len(p)] * values
     leaders = (mass >= mass.max(axis=1, keepdims=True) * (1 - 1e-12)) & (mass > 0)
     credit = np.where(leaders[:, gold], 1.0 / np.maximum(leaders.sum(axis=1), 1), 0.0)
     return float(credit.mean()), float(credit.std(ddof=1) / math.sqrt(trials))
