@@ -27,6 +27,7 @@ class Frame:
         parent: The block around it.
         is_scope: Whether it is a scope's block.
         entries: Each active counter once, with its innermost scope.
+        name: What stays the same when a block around it ends first and the frame is made anew.
     """
 
     owner: Any
@@ -34,6 +35,7 @@ class Frame:
     parent: Frame | None
     is_scope: bool
     entries: tuple[Entry, ...]
+    name: object
 
 
 @dataclass(slots=True, eq=False)
@@ -81,7 +83,7 @@ def enter(owner: Any, scope: Scope, is_scope: bool = False) -> Frame:
     parent = _frame.get()
     if parent is None:
         _calls.set(())  # a forward that was interrupted may have left its own
-    frame = _push(owner, scope, parent, is_scope)
+    frame = _push(owner, scope, parent, is_scope, object())
     _frame.set(frame)
     return frame
 
@@ -99,16 +101,16 @@ def innermost_block(owner: Any) -> Frame | None:
     return frame
 
 
-def _push(owner: Any, scope: Scope, parent: Frame | None, is_scope: bool) -> Frame:
+def _push(owner: Any, scope: Scope, parent: Frame | None, is_scope: bool, name: object) -> Frame:
     others = () if parent is None else tuple(entry for entry in parent.entries if entry[0] is not owner)
-    return Frame(owner, scope, parent, is_scope, (*others, (owner, scope)))
+    return Frame(owner, scope, parent, is_scope, (*others, (owner, scope)), name)
 
 
 def _without(top: Frame | None, frame: Frame) -> Frame | None:
     """The chain of blocks with `frame` taken out."""
-    if top is None or top is frame:
+    if top is None or top.name is frame.name:
         return None if top is None else top.parent
-    return _push(top.owner, top.scope, _without(top.parent, frame), top.is_scope)
+    return _push(top.owner, top.scope, _without(top.parent, frame), top.is_scope, top.name)
 
 
 def running() -> tuple[Call, ...]:
