@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.strategy_fakes import search
 
-from inferscale.aggregators import ConfidenceVote, MajorityVote
+from inferscale.aggregators import BordaVote, ConfidenceVote, MajorityVote
 from inferscale.answers import extract_answer
 from inferscale.base import Generator
 from inferscale.engine import solve, solve_batch
+from inferscale.rewards import RewardFunction
 from inferscale.strategies import (
     AdaptiveConsistency,
     DeepConf,
@@ -298,6 +299,17 @@ def test_deepconf_votes_by_confidence():
         Problem("x"), DeepConf(3, 3), Sure(table, answer=lambda trace: 1 + (trace == 2)), aggregator=ConfidenceVote()
     )
     assert (result.answer, result.reaggregate(MajorityVote()).answer) == ("2", "1")
+
+
+def test_self_certainty_with_a_borda_vote():
+    table = [(1.0,), (5.0,), (4.0,), (2.0,)]
+    reward = RewardFunction(lambda nodes: [node.step.confidence for node in nodes])
+    result = solve(
+        Problem("x"), RepeatedSampling(4), Sure(table, answer=lambda trace: trace % 2),
+        reward_model=reward, aggregator=BordaVote(p=0.5),
+    )  # fmt: skip
+    # Ranks 4, 1, 2, 3 weigh 1, 2, sqrt 3, sqrt 2: 2.73 for "0" and 3.41 for "1".
+    assert result.answer == "1"
 
 
 def test_deepconf_needs_confidences():

@@ -5,6 +5,8 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.strategy_fakes import PathReward, TextReward, TreeGenerator, drive, random_tree, root, search
 
 from inferscale.base import RewardModel
@@ -303,17 +305,53 @@ def test_widening_in_waves_takes_at_most_what_is_allowed():
     assert max(generator.levels) == 5
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 6),
+    st.sampled_from([{}, {"selection": "puct"}, {"selection": "gumbel"}, {"c_uct": 0.01}]), st.integers(0, 99),
+)  # fmt: skip
+def test_what_every_tree_has_in_common(simulations, depth, root_branching, branching, parallel, options, trial):
+    strategy = MCTS(simulations, root_branching=root_branching, branching=branching, num_parallel=parallel, **options)
+    reward, _ = random_tree(trial, depth, 3)
+    result = search(strategy, TreeGenerator(depth, 3), reward)
+    below = [node for node in result.root.walk() if node.depth]
+    expanded = [node for node in result.root.walk() if node.children]
+    inner = 1 + sum(root_branching * branching**level for level in range(depth - 1))
+    assert len(expanded) == min(simulations, inner)  # none twice, none on a finished leaf, none left out
+    assert {len(node.children) for node in expanded if node.depth} <= {branching}
+    assert len(result.root.children) == root_branching
+    assert result.root.stats["visits"] == len(below)
+    for node in below:
+        subtree = [n.score for n in node.walk()]
+        assert node.stats["visits"] == len(subtree)
+        assert node.stats["value"] == pytest.approx(sum(subtree) / len(subtree))
+
+
 def test_visits_and_values_survive_a_budget():
     result = search(MCTS(20), budget=Budget(calls=9))
     assert result.stopped_by == "calls"
     assert result.root.stats["visits"] == 8
 
 
-def test_bad_hyperparameters_are_refused():
-    for options in ({"c_uct": 0}, {"selection": "best"}, {"noise": 1.5}, {"rollout_weight": -1}, {"widening": 2.0},
-                    {"evaluate": "x"}, {"prior": "x"}, {"widening": 0.5, "selection": "gumbel"}):  # fmt: skip
-        with pytest.raises(ValueError, match=next(iter(options))):
-            MCTS(**options)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"c_uct": 0},
+        {"selection": "best"},
+        {"noise": 1.5},
+        {"noise": 0.1},
+        {"prior": "logprob"},
+        {"prior": "x"},
+        {"rollout_weight": -1},
+        {"widening": 2.0},
+        {"widening": 0.5, "selection": "gumbel"},
+        {"evaluate": "x"},
+    ],
+    ids=str,
+)
+def test_bad_hyperparameters_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        MCTS(**options)
 
 
 def test_it_runs_on_the_toy_models():

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.strategy_fakes import TextReward, TreeGenerator, attached, drive, root, search
 
 from inferscale.aggregators import MajorityVote
@@ -18,7 +20,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.render import render_tree
 from inferscale.strategies import BeamSearch, ParticleFilter, ParticleGibbs
 from inferscale.strategies.gibbs import draw_reference
-from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Step
 
 LAST = {"A": 0.8, "B": 0.6, "A1": 0.9, "A2": 0.1}
@@ -75,7 +77,7 @@ def means(strategy, table, runs):
     ids=repr,
 )
 def test_the_evidence_is_unbiased(strategy):
-    runs = 2500
+    runs = 1500
     evidence, product, _ = means(strategy, PROD, runs)
     # A single estimate has a standard deviation below .3 for N = 1 and .15 for N >= 2.
     bound = 4 * (0.3 if strategy.num_particles == 1 else 0.2) / math.sqrt(runs)
@@ -224,6 +226,21 @@ def test_particles_vote_with_their_multiplicity():
     assert len(result.trajectories) == 9
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12), st.floats(0, 1), st.sampled_from(["systematic", "stratified", "residual", "multinomial"]),
+    st.sampled_from([{}, {"tempering": "ess"}, {"tempering": "entropy"}, {"weighting": "its_hub"}]),
+    st.integers(0, 999),
+)  # fmt: skip
+def test_what_every_filter_has_in_common(n, threshold, scheme, options, seed):
+    generator = TreeGenerator(depth=4)
+    result = search(ParticleFilter(n, threshold, scheme, **options), generator, ToyReward(), seed=seed)
+    assert len(result.leaves) == n
+    assert all(leaf.is_finished and leaf.depth == 4 for leaf in result.leaves)
+    assert generator.levels == [n] * 4
+    assert all(1 - 1e-9 <= size <= n + 1e-9 for size in result.root.stats["ess"])
+
+
 @pytest.mark.parametrize("tempering", ["ess", "entropy", "linear"])
 def test_tempering_flattens(tempering):
     weights = [0.9] + [0.1 / 7] * 7
@@ -274,9 +291,9 @@ def path_to(start, text):
 @pytest.mark.parametrize("threshold", [0.5, 1.0])
 @pytest.mark.parametrize("particles", [2, 3])
 def test_the_gibbs_kernel_leaves_the_target_invariant(particles, threshold):
-    counts = gibbs_kernel(ParticleGibbs(particles, 2, threshold), from_target, 4000)
+    counts = gibbs_kernel(ParticleGibbs(particles, 2, threshold), from_target, 2500)
     for text, share in TARGET.items():
-        assert counts[text] == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 4000))
+        assert counts[text] == pytest.approx(share, abs=4 * math.sqrt(share * (1 - share) / 2500))
 
 
 @pytest.mark.slow
@@ -288,7 +305,7 @@ def test_the_gibbs_kernel_leaves_the_target_invariant_to_two_digits():
 
 @pytest.mark.parametrize("start_text", ["A2", "B"])
 def test_a_long_gibbs_chain_forgets_where_it_began(start_text):
-    strategy, counts, steps, rng = ParticleGibbs(2, 2, 1.0), Counter(), 4000, random.Random(5)
+    strategy, counts, steps, rng = ParticleGibbs(2, 2, 1.0), Counter(), 2500, random.Random(5)
     start = root()
     reference = path_to(start, start_text)
     sample = sampler("chain")
@@ -298,7 +315,7 @@ def test_a_long_gibbs_chain_forgets_where_it_began(start_text):
         reference = draw_reference(particles, weights, rng)
         counts[reference.text] += 1 / steps
     for text, share in TARGET.items():
-        assert counts[text] == pytest.approx(share, abs=0.06)
+        assert counts[text] == pytest.approx(share, abs=0.08)
 
 
 def test_gibbs_samples_n_and_then_one_fewer_for_each_iteration():

@@ -151,29 +151,39 @@ def fit_compute_optimal(
         ValueError: If counts differ, or a bin has fewer than two problems.
     """
     candidates = tuple(outcomes)
-    for candidate in candidates:
-        if len(outcomes[candidate]) != len(difficulties):
-            raise ValueError(f"{candidate!r} has {len(outcomes[candidate])} outcomes for {len(difficulties)} problems")
     if not candidates or num_bins < 1:
         raise ValueError("fit_compute_optimal needs at least one candidate strategy and one bin")
-    edges = np.quantile(np.asarray(difficulties, dtype=float), np.arange(1, num_bins) / num_bins).tolist()
-    bins = [[i for i, d in enumerate(difficulties) if bisect_left(edges, d) == b] for b in range(num_bins)]
-    if any(len(members) < 2 for members in bins):
-        sizes = [len(members) for members in bins]
-        raise ValueError(f"bins of {sizes} problems: every one needs two; give more problems or num_bins < {num_bins}")
-    rows = [list(outcomes[candidate]) for candidate in candidates]
+    rows = [_checked_row(candidate, outcomes[candidate], len(difficulties)) for candidate in candidates]
+    thresholds, bins = _quantile_bins(difficulties, num_bins)
     rng = random.Random(seed)
     right = [_cross_validated(rows, members, rng) for members in bins]
     table = tuple(tuple(_mean(row, members) for row in rows) for members in bins)
     best = tuple(candidates[max(range(len(rows)), key=means.__getitem__)] for means in table)
     return ComputeOptimalFit(
-        ComputeOptimal(best, tuple(edges), num_probes, measure),
+        ComputeOptimal(best, thresholds, num_probes, measure),
         math.fsum(right) / len(difficulties),
         tuple(total / len(members) for total, members in zip(right, bins, strict=True)),
         table,
         candidates,
         tuple(len(members) for members in bins),
     )
+
+
+def _checked_row(candidate: SearchStrategy, row: Sequence[float], num_problems: int) -> list[float]:
+    if len(row) != num_problems:
+        raise ValueError(f"{candidate!r} has {len(row)} outcomes for {num_problems} problems: give one for each")
+    return list(row)
+
+
+def _quantile_bins(difficulties: Sequence[float], num_bins: int) -> tuple[tuple[float, ...], list[list[int]]]:
+    """Thresholds between the bins, and the problems of each bin."""
+    shares = np.arange(1, num_bins) / num_bins
+    thresholds = tuple(np.quantile(np.asarray(difficulties, dtype=float), shares).tolist())
+    bins = [[i for i, d in enumerate(difficulties) if bisect_left(thresholds, d) == b] for b in range(num_bins)]
+    sizes = [len(members) for members in bins]
+    if min(sizes) < 2:
+        raise ValueError(f"bins of {sizes} problems: every one needs two; give more problems or num_bins < {num_bins}")
+    return thresholds, bins
 
 
 def _cross_validated(rows: Sequence[Sequence[float]], members: Sequence[int], rng: random.Random) -> float:

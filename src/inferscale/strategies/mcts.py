@@ -83,6 +83,8 @@ class MCTS(SearchStrategy):
         for name in ("noise", "rollout_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"MCTS({name}={getattr(self, name)!r}): give a weight in [0, 1]")
+        if self.selection != "puct" and (self.noise or self.prior != "uniform"):
+            raise ValueError(f'MCTS(selection="{self.selection}"): noise and prior are read by selection="puct" alone')
         if self.widening is not None and (self.selection == "gumbel" or not 0 < self.widening <= 1):
             raise ValueError(f"MCTS(widening={self.widening!r}): give an exponent in (0, 1], not with a Gumbel root")
 
