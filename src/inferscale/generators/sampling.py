@@ -19,7 +19,7 @@ from torch import Tensor
 Confidence: TypeAlias = Literal["logprob", "self_certainty", "deepconf"]
 
 _BLOCK = 64  # ids per block of the two-level inverse CDF
-_PREFILTER = 256  # candidates looked at before top-p sorts the whole vocabulary
+_PREFILTER = 256  # candidates that top-p looks at first
 _DEEPCONF_TOP = 20  # candidates in a DeepConf token confidence
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -173,18 +173,16 @@ def filter_threshold(weights: Tensor, top_k: int, top_p: float) -> Tensor:
         top_p: Mass of the candidates that is kept; the likeliest token always is.
     """
     size = weights.shape[-1]
-    if top_p == 1.0:
-        return weights.topk(min(top_k or size, size), dim=-1).values[:, -1]
-    first = min(_PREFILTER, size, top_k or size)
-    best = weights.topk(first, dim=-1).values
-    mass = best.sum(dim=-1, keepdim=True)
-    if first == top_k:
-        return _nucleus_edge(best, mass, top_p)
+    if top_k:
+        best = weights.topk(min(top_k, size), dim=-1).values
+        return best[:, -1] if top_p == 1.0 else _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
     total = weights.sum(dim=-1, keepdim=True)
-    if top_k == 0 and (first == size or bool((mass >= top_p * total).all())):
-        return _nucleus_edge(best, total, top_p)
-    best = weights.sort(dim=-1, descending=True).values[:, : top_k or size]
-    return _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
+    count = min(_PREFILTER, size)
+    while True:  # a few hundred candidates nearly always hold the nucleus; where they do not, look at more
+        best = weights.topk(count, dim=-1).values
+        if count == size or bool((best.sum(dim=-1, keepdim=True) >= top_p * total).all()):
+            return _nucleus_edge(best, total, top_p)
+        count = min(8 * count, size)
 
 
 def _nucleus_edge(best: Tensor, total: Tensor, top_p: float) -> Tensor:
