@@ -1,7 +1,8 @@
 PYTHON ?= python3
 BIN    := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all lint docs wheel clean
+.PHONY: demo test test-slow test-all lint docs wheel clean
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -16,10 +17,13 @@ demo: .venv/.ready  ## search with the embedded models, no network needed
 	$(BIN)/python -m inferscale demo
 
 test: .venv/.ready  ## the quick suite
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-slow: .venv/.ready  ## the slow tests
+	$(PYTEST) -m slow
 
 test-all: .venv/.ready  ## the quick suite and the slow tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 lint: .venv/.dev  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .
