@@ -9,7 +9,7 @@ from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import Generator, RewardModel
 from inferscale.engine import solve
 from inferscale.render import render_tree
-from inferscale.strategies import BudgetForcing, ParallelSequential, RepeatedSampling, SelfRefine
+from inferscale.strategies import ABMCTS, BudgetForcing, ParallelSequential, RepeatedSampling, SelfRefine
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem, Step
 
@@ -241,6 +241,21 @@ def test_the_best_of_each_chain_votes():
     with pytest.raises(ValueError, match="pass reward_model"):
         solve("x", ParallelSequential(best_of_chain=True), ToyGenerator())
     assert solve("x", ParallelSequential(), ToyGenerator(), aggregator=MajorityVote()).answer
+
+
+def test_a_revision_that_had_no_room_is_no_answer():
+    class Full(Reviser):
+        """The path holds two attempts; the next one ends before its first token."""
+
+        def sample(self, request):
+            full = request.forced.count("A") >= 2
+            return Step(request.forced, (0,), finish_reason="length", num_tokens=0) if full else super().sample(request)
+
+    assert len(solve("x", ParallelSequential(1, 4, instruction="; "), Full(0)).leaves) == 2
+    assert len(solve("x", REFINE, Full(99)).leaves) == 2
+    result = solve("x", ABMCTS(30), Full(0), reward_model=ToyReward())
+    assert len(result.leaves) < len(result.root.children) == 30
+    assert all(leaf.step.generated_tokens for leaf in result.leaves)
 
 
 def test_forced_text_is_charged_as_prompt():

@@ -12,6 +12,15 @@ def sampled_text(node: Node, forced: str) -> str:
     return "" if node.step is None else node.step.text.removeprefix(forced)
 
 
+def attempts_in(nodes: Sequence[Node], forced: str) -> list[tuple[Node, str]]:
+    """The nodes that hold more than the text forced before them, each with the text that was sampled.
+
+    A path that the forced text has filled up ends without a token of its own; it would repeat an earlier answer.
+    """
+    pairs = [(node, sampled_text(node, forced)) for node in nodes]
+    return [(node, text) for node, text in pairs if text.strip()]
+
+
 def revision_prompt(attempts: Sequence[str], instruction: str) -> str:
     """What is forced before a revision: each earlier attempt, followed by the instruction to try again."""
     return "".join(attempt + instruction for attempt in attempts)

@@ -14,7 +14,7 @@ from inferscale.flow import Flow, Generate, GenerateRequest, expand, score
 from inferscale.tree import Node
 
 from ._checks import check_choice, check_counts
-from ._forcing import revision_prompt, sampled_text
+from ._forcing import attempts_in, revision_prompt
 
 
 class Posterior(Protocol):
@@ -140,7 +140,7 @@ class ABMCTS(SearchStrategy):
         check_choice(self, "until", ("step", "end"))
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """The leaves of the whole tree."""
+        """All answers in order, or the leaves of the tree of steps."""
         arms = _Arms(NormalPosterior if self.posterior == "normal" else BetaPosterior)
         left = self.num_samples
         while left:
@@ -151,7 +151,7 @@ class ABMCTS(SearchStrategy):
             for parent, node in children:
                 self._check(node)
                 arms.add(parent, node)
-        return root.leaves()
+        return list(arms.answer) or root.leaves()
 
     def _select(self, arms: _Arms, root: Node, rng: random.Random) -> Node:
         """The node that gets a child."""
@@ -180,9 +180,9 @@ class ABMCTS(SearchStrategy):
         )
         pairs = list[tuple[Node, Node]]()
         for pick, text, group in zip(counts, forced, groups, strict=True):
-            usable = [node for node in group if not node.is_failed]
-            arms.answer.update((node, sampled_text(node, text)) for node in usable)
-            pairs += [(pick, node) for node in usable]
+            usable = attempts_in([node for node in group if not node.is_failed], text)
+            arms.answer.update(usable)
+            pairs += [(pick, node) for node, _ in usable]
         return pairs
 
     def _check(self, node: Node) -> None:

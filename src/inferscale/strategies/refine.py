@@ -10,7 +10,7 @@ from inferscale.flow import Flow, expand, gather, score
 from inferscale.tree import Node
 
 from ._checks import check_counts
-from ._forcing import revision_prompt, sampled_text
+from ._forcing import attempts_in, revision_prompt, sampled_text
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class SelfRefine(SearchStrategy):
             if not said or (self.stop and self.stop.lower() in sampled_text(said[0], asked).lower()):
                 break
             forced = asked + sampled_text(said[0], asked) + self.revise
-            revised = yield from expand([root], until="end", forced=forced)
+            revised = attempts_in((yield from expand([root], until="end", forced=forced)), forced)
             if not revised:
                 break
-            answers += revised
-            history = forced + sampled_text(revised[0], forced)
+            answers += [answer for answer, _ in revised]
+            history = forced + revised[0][1]
         return answers
 
 
@@ -110,9 +110,9 @@ class ParallelSequential(SearchStrategy):
         answers, attempts = list[Node](), list[str]()
         for _ in range(self.chain_length):
             forced = revision_prompt(attempts[-self.context :], self.instruction)
-            new = yield from expand([root], until="end", forced=forced)
+            new = attempts_in((yield from expand([root], until="end", forced=forced)), forced)
             if not new:
                 break
-            answers += new
-            attempts.append(sampled_text(new[0], forced))
+            answers.append(new[0][0])
+            attempts.append(new[0][1])
         return answers
