@@ -245,14 +245,17 @@ def test_the_best_of_each_chain_votes():
 
 def test_a_revision_that_had_no_room_is_no_answer():
     class Full(Reviser):
-        """The path holds two attempts; the next one ends before its first token."""
+        """The path holds `room` attempts; the next one ends before its first token."""
+
+        room = 2
 
         def sample(self, request):
-            full = request.forced.count("A") >= 2
+            full = request.forced.count("A") >= self.room
             return Step(request.forced, (0,), finish_reason="length", num_tokens=0) if full else super().sample(request)
 
     assert len(solve("x", ParallelSequential(1, 4, instruction="; "), Full(0)).leaves) == 2
     assert len(solve("x", REFINE, Full(99)).leaves) == 2
+    Full.room = 1
     result = solve("x", ABMCTS(30), Full(0), reward_model=ToyReward())
     assert len(result.leaves) < len(result.root.children) == 30
     assert all(leaf.step.generated_tokens for leaf in result.leaves)
