@@ -7,6 +7,8 @@ import pytest
 
 import inferscale.strategies
 from inferscale.base import SearchStrategy
+from inferscale.engine import solve
+from inferscale.result import SearchResult
 from inferscale.strategies import (
     ABMCTS,
     DVTS,
@@ -32,7 +34,7 @@ from inferscale.strategies import (
     StepwiseGreedy,
     Then,
 )
-from inferscale.testing import check_strategy
+from inferscale.testing import ToyGenerator, ToyReward, check_strategy
 
 STRATEGIES = [
     ABMCTS(8),
@@ -80,6 +82,19 @@ STRATEGIES = [
     Then(REBASE(4, max_depth=2), RepeatedSampling(2)),
     Then(ParticleFilter(3, max_depth=2), ParticleFilter(2)),
 ]
+
+
+def returns_particles(strategy):
+    return "Particle" in repr(strategy)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_its_result_survives_the_disk_and_no_leaf_votes_twice(strategy, tmp_path):
+    result = solve("How many?", strategy, ToyGenerator(), reward_model=ToyReward())
+    assert SearchResult.load(result.save(tmp_path / "result.json")).to_dict() == result.to_dict()
+    assert returns_particles(strategy) or len(set(result.leaves)) == len(result.leaves)
+    assert all(leaf.is_scored for leaf in result.leaves)
+    assert not any(child for leaf in result.leaves for child in leaf.children)
 
 
 def all_subclasses(kind):
