@@ -25,7 +25,7 @@ from inferscale.tree import Problem
 
 from ._optional import require
 from .fingerprints import describe, digest
-from .parts import check_scores, make_generator, make_reward, make_strategy, make_vote
+from .parts import parts_from_texts
 
 FINGERPRINT_KEY = "inferscale-fingerprint"
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,10 @@ def model_class() -> Any:
 
         def __init__(self, pretrained: str = "", **options: Any) -> None:
             super().__init__()
-            self._adopt(*_parts(pretrained, options))
+            for ours_to_choose in ("batch_size", "max_batch_size"):
+                options.pop(ours_to_choose, None)
+            self._adopt(*parts_from_texts(pretrained, options))
+            _LOG.info("the search samples as its own options say, not as the tasks ask")
 
         @classmethod
         def of(
@@ -154,7 +157,7 @@ def model_class() -> Any:
                 if model is None:
                     raise ValueError("this task asks for log-likelihoods, which need a transformers model: "
                                      "use HFGenerator, or a task of output_type generate_until")  # fmt: skip
-                hflm: Any = import_module("lm_eval.models.huggingface").HFLM
+                hflm: Any = require("lm_eval.models.huggingface", "lm-eval").HFLM
                 self._scorer = hflm(pretrained=model, tokenizer=self._tokenizer())
             return self._scorer
 
@@ -166,26 +169,6 @@ def run_command_line() -> None:
     """lm-eval's own command line, with our model known to it."""
     model_class()
     import_module("lm_eval.__main__").cli_evaluate()
-
-
-def _parts(pretrained: str, options: dict[str, Any]) -> tuple[Any, ...]:
-    """Generator, strategy, reward model, aggregator and seed from the texts of ``--model_args``."""
-    if not pretrained:
-        raise ValueError("give pretrained=DIR (a folder, a hub id, or an embedded policy) in --model_args")
-    for foreign in ("batch_size", "max_batch_size", "device"):
-        value = options.pop(foreign, None)
-        if foreign == "device" and value is not None:
-            options["device"] = value
-    given = dict(options)
-    strategy = make_strategy(str(given.pop("strategy", "sampling")), int(given.pop("width", given.pop("n", 16))))
-    vote, reward = make_vote(str(given.pop("vote", "majority"))), given.pop("reward", None)
-    check_scores(strategy, vote, reward)
-    seed = int(given.pop("seed", 0))
-    temperature, tokens = float(given.pop("temperature", 0.8)), int(given.pop("max_new_tokens", 512))
-    delimiter = str(given.pop("step_delimiter", "\\n"))
-    _LOG.info("temperature %s of the search is used, not what the tasks ask for", temperature)
-    generator = make_generator(pretrained, temperature, tokens, delimiter, **given)
-    return generator, strategy, None if reward is None else make_reward(str(reward), pretrained), vote, seed
 
 
 def _stops(arguments: dict[str, Any]) -> tuple[str, ...]:

@@ -107,6 +107,34 @@ def make_reward(text: str, policy: str = "") -> RewardModel:
     return HFProcessRewardModel.from_pretrained(path if at else text, format=before if at else "auto")
 
 
+def parts_from_texts(
+    model: str, options: Mapping[str, Any]
+) -> tuple[Generator, SearchStrategy, RewardModel | None, Aggregator, int]:
+    """Generator, strategy, reward model, aggregator and seed, as harnesses give them.
+
+    Args:
+        model: A folder, a hub id, or an embedded policy.
+        options: ``strategy``, ``width`` (or ``n``), ``vote``, ``reward``, ``seed``, ``temperature``,
+            ``max_new_tokens``, ``step_delimiter``, and further options of `HFGenerator`.
+
+    Raises:
+        ValueError: If there is no model, a name is unknown, or scores are needed and there is no reward.
+    """
+    if not model:
+        raise ValueError("no model: give a folder, a hub id, or an embedded policy (lm-eval: pretrained=DIR)")
+    given = dict(options)
+    width = int(given.pop("width", given.pop("n", 16)))
+    strategy, vote = (
+        make_strategy(str(given.pop("strategy", "sampling")), width),
+        make_vote(given.pop("vote", "majority")),
+    )
+    reward, seed = given.pop("reward", None), int(given.pop("seed", 0))
+    check_scores(strategy, vote, reward)
+    temperature, tokens = float(given.pop("temperature", 0.8)), int(given.pop("max_new_tokens", 512))
+    generator = make_generator(model, temperature, tokens, given.pop("step_delimiter", "\\n"), **given)
+    return generator, strategy, None if reward is None else make_reward(reward, model), vote, seed
+
+
 def embedded() -> set[str]:
     """Names of the embedded models."""
     from inferscale import zoo
