@@ -23,14 +23,15 @@ class TextEncoder:
     Attributes:
         tokenizer: The tokenizer.
         bos: The id that the tokenizer names as the beginning of sequence, or ``None``.
+        specials: Ids of control tokens.
     """
 
     def __init__(self, tokenizer: Any, tags: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
         self.bos: int | None = tokenizer.bos_token_id
-        self._guarded = frozenset(tokenizer.all_special_ids)
+        self.specials = frozenset(tokenizer.all_special_ids)
         visible = [tag.strip() for tag in tags if tag.strip()]
-        self._guarded |= {self.one_id(tag) for tag in tags if tag.strip()}
+        self._guarded = self.specials | {self.one_id(tag) for tag in tags if tag.strip()}
         self._tags = _pattern(visible)
         self._words = _pattern([*tokenizer.all_special_tokens, *visible])
         self.plain = lru_cache(maxsize=65536)(self._plain)

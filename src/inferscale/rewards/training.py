@@ -1,0 +1,232 @@
+"""Training a process reward model: a token classifier, taught at the ends of labelled steps."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from inferscale.generators.loading import CheckpointError, tokenizer_of
+
+from .formats import TRL
+from .labels import LabelledSolution
+from .layouts import PieceEncoder, RunningText
+from .readers import padded
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRecipe:
+    """How to train.
+
+    Attributes:
+        separator: Text that ends every step; the model is read at its last token.
+        epochs: Passes over the data.
+        batch_size: Solutions for each update.
+        learning_rate: Highest rate of AdamW, reached after `warmup` and decayed linearly to 0.
+        warmup: Share of the updates in which the rate grows.
+        weight_decay: Of matrices.
+        clip: Largest norm of the gradient.
+        max_tokens: Longer solutions are cut; steps beyond are not taught.
+        lora_rank: Rank of LoRA adapters in all linear layers (needs peft); 0 trains all weights.
+        seed: Of the head's first weights and of the order.
+    """
+
+    separator: str = "\n"
+    epochs: int = 1
+    batch_size: int = 16
+    learning_rate: float = 1e-5
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    max_tokens: int = 2048
+    lora_rank: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot train."""
+        for name in ("epochs", "batch_size", "learning_rate", "clip", "max_tokens"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
+        if self.lora_rank < 0 or not 0 <= self.warmup < 1:
+            raise ValueError(f"lora_rank={self.lora_rank}, warmup={self.warmup}: a rank is 0 or more, a share below 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A solution as the model is taught it.
+
+    Attributes:
+        ids: Prompt and steps.
+        marks: Places of labelled step ends in `ids`.
+        labels: For each mark the chance that the solution is right so far.
+    """
+
+    ids: tuple[int, ...]
+    marks: tuple[int, ...]
+    labels: tuple[float, ...]
+
+
+def make_example(item: LabelledSolution, encoder: PieceEncoder, max_tokens: int) -> Example:
+    """The ids that scoring will read, and the labels of judged steps within `max_tokens`."""
+    problem = item.problem.prompt
+    ids, marks, labels = list(encoder.shared(problem, item.steps)), [], []
+    for piece, label in zip(encoder.pieces(problem, item.steps), item.labels, strict=True):
+        if len(ids) + len(piece) > max_tokens:
+            break
+        ids += piece
+        if label is not None:
+            marks.append(len(ids) - 1)
+            labels.append(label)
+    return Example(tuple(ids), tuple(marks), tuple(labels))
+
+
+def load_for_training(
+    model: str | os.PathLike[str] | Any, tokenizer: Any = None, *, seed: int = 0, **options: Any
+) -> tuple[Any, Any]:
+    """A token classifier with two labels on a language model's weights, and its tokenizer.
+
+    A model that has such a head already goes on with it; else the head starts at random, and nothing but the head may.
+
+    Args:
+        model: A folder or hub id, or a token classifier, which is used as it is.
+        tokenizer: Its tokenizer; by default the one beside the model.
+        seed: Of the head's first weights.
+        options: Passed on to ``from_pretrained``.
+
+    Raises:
+        CheckpointError: If other weights than the head's are missing.
+    """
+    from transformers import AutoModelForTokenClassification
+
+    if not isinstance(model, str | os.PathLike):
+        return model, tokenizer_of(model, model, tokenizer)
+    local = FilePath(model).exists()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded, info = AutoModelForTokenClassification.from_pretrained(
+            os.fspath(model), num_labels=2, dtype="float32", output_loading_info=True, local_files_only=local, **options
+        )
+    foreign = sorted(key for key in info["missing_keys"] if not key.startswith(("score.", "classifier.")))
+    if foreign:
+        raise CheckpointError(f"{os.fspath(model)!r} lacks weights beside the head: {', '.join(foreign[:5])}")
+    return loaded, tokenizer_of(loaded, model, tokenizer)
+
+
+def train_process_reward_model(
+    model: Any,
+    tokenizer: Any,
+    solutions: Sequence[LabelledSolution],
+    recipe: TrainingRecipe | None = None,
+    report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> Any:
+    """The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` reads it when it is saved.
+
+    The loss is binary cross-entropy between the label and the probability of class 1, at the last token of every
+    judged step (Lightman et al. 2023, arXiv:2305.20050, §2.6, with soft labels allowed).
+
+    Args:
+        model: A token classifier with two labels; it is changed.
+        tokenizer: Its tokenizer.
+        solutions: Labelled solutions.
+        recipe: How to train.
+        report: Called after each update with its number, the number of updates and the loss in nats.
+
+    Raises:
+        ValueError: If the model has not two labels, or no step is judged.
+        ModuleNotFoundError: If LoRA is asked for and peft is not installed.
+    """
+    recipe = recipe or TrainingRecipe()
+    if getattr(model, "num_labels", None) != 2:
+        raise ValueError(f"{type(model).__name__} has {getattr(model, 'num_labels', None)} labels: it must have two")
+    encoder = format_for(recipe.separator).encoder(tokenizer)
+    examples = [make_example(item, encoder, recipe.max_tokens) for item in solutions]
+    examples = [example for example in examples if example.marks]
+    if not examples:
+        raise ValueError("no judged step to train on: labels are all None, or max_tokens is too small")
+    trained = _with_lora(model, recipe) if recipe.lora_rank else model
+    _run(trained, examples, recipe, report)
+    finished = trained.merge_and_unload() if recipe.lora_rank else trained
+    finished.config.step_separator = recipe.separator
+    return finished.eval()
+
+
+def format_for(separator: str) -> RunningText:
+    """The layout of token classifiers that are trained here and with TRL."""
+    assert isinstance(TRL.layout, RunningText)
+    return replace(TRL.layout, separator=separator)
+
+
+def step_loss(model: Any, batch: Sequence[Example]) -> Tensor:
+    """Mean binary cross-entropy in nats over all judged steps of a batch."""
+    ids, mask = padded([example.ids for example in batch], 0, model.device)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()
+    rows = [row for row, example in enumerate(batch) for _ in example.marks]
+    columns = [mark for example in batch for mark in example.marks]
+    labels = torch.tensor([label for example in batch for label in example.labels], device=logits.device)
+    outputs = logits[rows, columns]
+    return functional.binary_cross_entropy_with_logits(outputs[:, 1] - outputs[:, 0], labels)
+
+
+def _run(
+    model: Any, examples: Sequence[Example], recipe: TrainingRecipe, report: Callable[[int, int, float], None]
+) -> None:
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    decayed = [weight for weight in weights if weight.dim() > 1]
+    others = [weight for weight in weights if weight.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+    )
+    total = recipe.epochs * math.ceil(len(examples) / recipe.batch_size)
+    warm = max(1, int(recipe.warmup * total))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (total - step) / max(1, total - warm + 1))
+    )
+    model.train()
+    with torch.random.fork_rng(devices=_cuda_devices(model)):  # dropout
+        torch.manual_seed(recipe.seed)
+        for number, batch in enumerate(_batches(examples, recipe), 1):
+            loss = step_loss(model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+            optimizer.step()
+            schedule.step()
+            report(number, total, float(loss))
+
+
+def _batches(examples: Sequence[Example], recipe: TrainingRecipe) -> Iterator[list[Example]]:
+    rng = random.Random(recipe.seed)
+    for _ in range(recipe.epochs):
+        order = list(examples)
+        rng.shuffle(order)
+        yield from (order[at : at + recipe.batch_size] for at in range(0, len(order), recipe.batch_size))
+
+
+def _with_lora(model: Any, recipe: TrainingRecipe) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "lora_rank needs peft: pip install peft, or lora_rank=0 to train all weights"
+        ) from error
+    config = LoraConfig(
+        task_type="TOKEN_CLS",
+        r=recipe.lora_rank,
+        lora_alpha=2 * recipe.lora_rank,
+        target_modules="all-linear",
+        modules_to_save=["score"],
+    )
+    return get_peft_model(model, config)
+
+
+def _cuda_devices(model: Any) -> list[int]:
+    return [model.device.index or 0] if model.device.type == "cuda" else []
