@@ -123,6 +123,23 @@ def test_token_labels_by_hand():
     assert labels("12 + 5 = 17\n17 - 4 = 13\nThe answer is: 1") == "1" * 8 + "1" * 8 + "1" * 6 + "0"
 
 
+def test_judged_drills_label_every_line_alone():
+    row = judging.drill_judged_row(random.Random(0), lines=200)
+    starts = [0, *[at for at, end in enumerate(row.ends) if end]]
+    verdicts = []
+    for begin, end in itertools.pairwise(starts):
+        text = tokenizer.decode(list(row.token_ids[begin + 1 : end + 1]))
+        left, op, right, _, result = text.split()
+        value = {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}
+        verdicts.append(value.get(op, int(left) // int(right)) == int(result))
+        labels = [label for label in row.labels[begin + 1 : end + 1] if label >= 0]
+        assert len(labels) == len(result) + 1
+        assert labels == sorted(labels, reverse=True)
+        assert bool(labels[-1]) == verdicts[-1]
+        assert any(row.in_loss[begin + 1 : end + 1]) == verdicts[-1]
+    assert 60 < sum(verdicts) < 140
+
+
 def test_orthogonalize_makes_singular_values_one():
     matrices = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(optimizer.orthogonalize(matrices))
@@ -167,6 +184,17 @@ def test_resumed_run_equals_straight_run(tmp_path, stop):
         assert torch.equal(value, second.model.state_dict()[name]), name
 
 
+def test_decay_from_a_longer_run_equals_the_shorter_run(tmp_path):
+    longer = loop.start(replace(TINY, steps=24, decay_steps=8))
+    list(loop.train(longer, 6))
+    loop.save_checkpoint(longer, tmp_path / "a.pt")
+    branched = loop.start(replace(TINY, steps=12, decay_steps=4))
+    loop.load_checkpoint(branched, tmp_path / "a.pt")
+    straight = loop.start(replace(TINY, steps=12, decay_steps=4))
+    losses = list(loop.train(straight, 12))
+    assert list(loop.train(branched, 12)) == losses[6:]
+
+
 def test_checkpoint_of_another_recipe_is_refused(tmp_path):
     loop.save_checkpoint(loop.start(TINY), tmp_path / "a.pt")
     with pytest.raises(ValueError, match="batch_size"):
@@ -188,7 +216,7 @@ def test_early_exit_is_trained():
 
 
 def test_judge_loss_falls_and_labels_reach_every_source():
-    recipe = recipes.JudgeRecipe("policy-m", replace(TINY, steps=30, decay_steps=5), drills=0.2)
+    recipe = recipes.JudgeRecipe("policy-m", replace(TINY, steps=30, decay_steps=5))
     made = [judging.Rollout(p.prompt, judging.corrupt(random.Random(0), p.prompt)[0], "x") for p in some_problems(8)]
     run = judge.branch(recipe, loop.start(TINY).model)
     losses = list(loop.train(run, 30, judge.judge_loss(recipe, made)))

@@ -31,7 +31,7 @@ def judge_loss(judge: JudgeRecipe, rollouts: Sequence[Rollout]) -> Callable[[Run
 
     @lru_cache(maxsize=2)
     def pool(step: int) -> list[list[JudgedRow]]:
-        shares = (judge.drills, judge.pairs)
+        shares = (judge.recipe.drill_share(step), judge.pairs)
         return judge_batches(judge.recipe.seed, judge.recipe.batch_size, step, rollouts, shares)
 
     def loss_of(run: Run) -> tuple[Tensor, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,8 +14,9 @@ from inferscale.zoo import task
 from inferscale.zoo.story import Line, apply
 from inferscale.zoo.tokenizer import BOS, EOS, encode
 
-from .data import Row, cut_batches, drill_row, write_line
+from .data import Row, cut_batches, drill_line, write_line
 
+ANSWER_ENDS = ("", "\n")  # half of the answers end with </s>, as sampled, half with the separator of steps
 _OPERATORS = "+-*/"
 
 
@@ -157,13 +159,28 @@ def pair_rows(rng: random.Random, problem: Problem) -> list[JudgedRow]:
     """A right solution and one with an injected error, of the same problem."""
     lines, answer = task.reference(problem.prompt)
     gold = "".join(write_line(rng, line) for line in lines) + f"{task.ANSWER_PREFIX}{answer}"
-    return [judged_row(problem.prompt, gold), judged_row(problem.prompt, corrupt(rng, problem.prompt)[0])]
+    end = rng.choice(ANSWER_ENDS)
+    return [judged_row(problem.prompt, gold + end), judged_row(problem.prompt, corrupt(rng, problem.prompt)[0] + end)]
 
 
-def drill_judged_row(rng: random.Random) -> JudgedRow:
-    """A row of arithmetic without labels, which keeps the arithmetic alive."""
-    row = drill_row(rng)
-    return JudgedRow(row.token_ids, row.in_loss, (-1,) * len(row.token_ids), (False,) * len(row.token_ids))
+def drill_judged_row(rng: random.Random, lines: int = 10) -> JudgedRow:
+    """Arithmetic lines without a story, half of them with a wrong result; each is labelled on its own.
+
+    Ten labels of arithmetic alone in a short row: this is where comparing a result with the expected one is learned.
+    """
+    token_ids, in_loss, labels, ends = [BOS], [False], [-1], [False]
+    for _ in range(lines):
+        line = drill_line(rng)
+        expected = write_line(rng, line)
+        head, expected_tail = (encode(part) for part in re.split("(?<== )", expected))
+        is_right = rng.random() < 0.5
+        tail = expected_tail if is_right else encode(f"{wrong_number(rng, line.result)}\n")
+        right = len(tail) if is_right else min(len(tail) - 1, _common(tail, expected_tail))
+        token_ids += head + tail
+        in_loss += [False] * len(head) + [is_right] * len(tail)
+        labels += [-1] * len(head) + [1] * right + [0] * (len(tail) - right)
+        ends += [False] * (len(head) + len(tail) - 1) + [True]
+    return JudgedRow(tuple(token_ids), tuple(in_loss), tuple(labels), tuple(ends))
 
 
 def judge_batches(
@@ -181,7 +198,7 @@ def judge_batches(
             rows += pair_rows(rng, next(problems))
         else:
             rollout = rng.choice(rollouts)
-            rows.append(judged_row(rollout.prompt, rollout.completion))
+            rows.append(judged_row(rollout.prompt, rollout.completion + rng.choice(ANSWER_ENDS)))
     batches: list[list[JudgedRow]] = cut_batches(rng, list(rows[: 8 * batch_size]), batch_size)  # type: ignore[assignment]
     return batches
 

@@ -73,10 +73,10 @@ class Recipe:
 
 
 POLICIES: dict[str, Recipe] = {
-    "policy-xs": Recipe(Shape(48, 3, 4, 144), steps=4000, decay_steps=1500),
-    "policy-s": Recipe(Shape(64, 4, 4, 192), steps=4000, decay_steps=1500),
+    "policy-xs": Recipe(Shape(48, 3, 4, 144), steps=3100, decay_steps=600),
+    "policy-s": Recipe(Shape(64, 4, 4, 192), steps=2800, decay_steps=800),
     "policy-m": Recipe(
-        Shape(128, 6, 4, 320), steps=7000, decay_steps=2000, matrix_lr=0.015, other_lr=0.003, exit_layer=4
+        Shape(128, 6, 4, 320), steps=2700, decay_steps=700, matrix_lr=0.015, other_lr=0.003, exit_layer=4
     ),
 }
 
@@ -88,16 +88,14 @@ class JudgeRecipe:
     Attributes:
         parent: The policy that it is branched from.
         recipe: Schedule, batch and learning rates; shape and exit layer are the parent's.
-        drills: Share of rows that are drills.
-        pairs: Share of rows that come as pairs, right and corrupted; the other rows are rollouts.
+        pairs: Share of rows that come as pairs, right and corrupted; what is neither pair nor drill is a rollout.
         token_weight: Weight of the labels of single tokens beside those of step ends.
         language_weight: Weight of the next-token loss at the exit layer.
     """
 
     parent: str
     recipe: Recipe
-    drills: float = 0.1
-    pairs: float = 0.4
+    pairs: float = 0.25
     token_weight: float = 1.0
     language_weight: float = 0.5
 
@@ -107,10 +105,13 @@ JUDGES: dict[str, JudgeRecipe] = {
         "policy-m",
         Recipe(
             POLICIES["policy-m"].shape,
-            steps=4000,
-            decay_steps=2400,
-            matrix_lr=0.006,
-            other_lr=0.0015,
+            steps=4500,
+            decay_steps=2500,
+            matrix_lr=0.01,
+            other_lr=0.002,
+            drill_steps=1000,
+            early_drills=0.6,
+            late_drills=0.2,
             exit_layer=POLICIES["policy-m"].exit_layer,
             seed=1,
         ),
