@@ -13,7 +13,7 @@ from inferscale.rewards import CheckerReward, HFProcessRewardModel, LikelihoodRe
 from inferscale.strategies import DVTS, REBASE, BeamSearch, RepeatedSampling
 from inferscale.tree import Node
 
-TEMPERATURE = 0.8
+TEMPERATURE = 1.0
 SAMPLES = 64
 SOFTMAX_TEMPERATURES = (0.05, 0.1, 0.2, 0.5, 1.0)
 NOISY_AUCS = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
