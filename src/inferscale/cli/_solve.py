@@ -39,7 +39,7 @@ def demo(
     width: Annotated[int, typer.Option(min=1, help="Samples or leaves of each strategy.")] = 16,
     model: Annotated[str, typer.Option(help="An embedded policy.")] = "policy-s",
     reward: Annotated[str, typer.Option(help="'checker' (the exact oracle) or an embedded reward model.")] = "checker",
-    temperature: Temperature = 0.8,
+    temperature: Temperature = 1.0,
     seed: Seed = 0,
     progress: Progress = True,
 ) -> None:
