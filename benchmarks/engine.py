@@ -31,7 +31,7 @@ SIZES = {
     "m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
     "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
 }
-VOCABULARY = {"s": 4096, "m": 16384, "l": 32000}
+VOCABULARY = {"s": 4096, "m": 32000, "l": 32000}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def make_model(size: str) -> Any:
         num_key_value_heads=SIZES[size]["num_attention_heads"],
         vocab_size=VOCABULARY[size],
         max_position_embeddings=4096,
-        tie_word_embeddings=True,
+        tie_word_embeddings=size != "l",
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

@@ -28,7 +28,10 @@ def picture(steps):
     return [(step.text, step.token_ids, step.finish_reason, step.inner_ends, step.flops) for step in steps]
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+SLOW = set(FAMILIES) - {"llama", "gpt2", "qwen3", "mistral_window", "bloom", "mixtral"}
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else []) for f in FAMILIES])
 def test_alone_equals_batched(family):
     gen = generator(family)
     together = grow_all(gen, [root(prompt) for prompt in PROMPTS], 3)
@@ -103,14 +106,14 @@ def test_texts_along_a_path_are_the_decoded_ids(make):
     model = biased_model(make(), ["a", " a", " b", "b", "\n", ".", "1", ".\n", "\nStep", " "])
     gen = generator(tokenizer=make(), model=model, max_step_tokens=5, max_new_tokens=40)
     ends = 0
-    for seed in range(12):
+    for seed in range(7):
         node = root("a b", seed)
         while not node.is_finished:
             node = grow(gen, node)[0]
             decoded = make().decode(list(node.token_ids), skip_special_tokens=True)
             assert node.text == (decoded if node.is_finished else decoded.rstrip("\ufffd"))
             ends += node.step.text.endswith("\n")
-    assert ends > 5
+    assert ends > 3
 
 
 def boundaries(gen, prompt, ids):
@@ -134,13 +137,13 @@ def boundaries(gen, prompt, ids):
 def test_a_completion_has_the_step_ends_of_stepwise_sampling(delimiter):
     gen = generator(max_new_tokens=60, step_delimiter=delimiter)
     seen = 0
-    for seed in range(6):
+    for seed in range(4):
         [step] = gen.generate([GenerateRequest(root("a", seed), until="end")])[0]
         expected = boundaries(gen, "a", step.token_ids)
         assert list(step.inner_ends or [(len(step.text), len(step.token_ids))]) == expected
         assert "".join(piece for piece, _ in step.inner_steps()).rstrip() == step.text.rstrip()
         seen += len(expected)
-    assert seen > 12
+    assert seen > 8
 
 
 def push_all(gen, ids, node=None, **request):
@@ -278,7 +281,7 @@ DECODERS = {"tree": "TreeDecoder", "none": "StatelessDecoder"}
 
 @pytest.mark.parametrize("cache", ["tree", "none"])
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
-@pytest.mark.parametrize("most", [1, 3, 5])
+@pytest.mark.parametrize("most", [1, 5])
 def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch, cache, kind, most):
     class Tight(getattr(module, DECODERS[cache])):
         def step(self, tokens):
@@ -444,3 +447,11 @@ def test_keys_of_samples_follow_the_draw():
     assert third.token_ids == grow(gen, again, 3)[2].token_ids
     assert branch_key(node.key, 2) == again.children[2].key
     assert Problem("ab") == again.problem
+
+
+def test_logits_that_are_not_numbers_are_an_error():
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"logits hold NaN or infinity \(torch\.float32\)"):
+        grow(generator(model=model, cache="none"), root("a"))

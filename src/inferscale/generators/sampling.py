@@ -160,7 +160,7 @@ def inverse_cdf(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     # A block's float32 sum may exceed its float64 cumulated sum by rounding: stay below the latter.
     end = inside[:, -1:]
     rest = torch.minimum(target - before, torch.nextafter(end, torch.zeros_like(end)))
-    tokens = (index * _BLOCK + torch.searchsorted(inside, rest, right=True))[:, 0]
+    tokens = (index * _BLOCK + torch.searchsorted(inside, rest, right=True))[:, 0].clamp_(max=size - 1)  # for NaNs
     return tokens, _pick(padded, tokens).double() / cumulated[:, -1]
 
 
