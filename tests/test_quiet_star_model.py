@@ -242,3 +242,14 @@ def test_the_published_layout_loads_with_its_trained_start_and_end(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"head.layers.4.weight"):
         QuietSTaR.from_pretrained(tmp_path)
+
+
+def test_making_a_head_leaves_the_global_random_state_alone():
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    one, other = ThoughtMixingHead(8, seed=1), ThoughtMixingHead(8, seed=1)
+    assert torch.equal(torch.rand(3), wanted)
+    assert torch.equal(one.layers[0].weight, other.layers[0].weight)
+    assert not torch.equal(one.layers[0].weight, ThoughtMixingHead(8, seed=2).layers[0].weight)
+    assert ThoughtMixingHead(256).layers[0].weight.std().item() == pytest.approx(0.02, rel=0.02)

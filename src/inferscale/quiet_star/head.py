@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 _INIT_STD = 0.02
 
@@ -20,27 +21,24 @@ class ThoughtMixingHead(nn.Module):
     Args:
         hidden_size: Width d of the hidden states.
         bounded: Pass the weight through tanh, so that it stays between -1 and 1. The published head is unbounded.
+        seed: Of the first weights; the global random state is left as it is.
     """
 
-    def __init__(self, hidden_size: int, bounded: bool = False) -> None:
+    def __init__(self, hidden_size: int, bounded: bool = False, seed: int = 0) -> None:
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"hidden_size={hidden_size}: give the width of the model's hidden states")
         self.hidden_size = hidden_size
         self.bounded = bounded
-        self.layers = nn.Sequential(
-            nn.Linear(2 * hidden_size, hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, hidden_size),
-            nn.ReLU(),
-            nn.Linear(hidden_size, 1, bias=False),
-        )
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=_INIT_STD)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.last.weight)
+        sizes = ((2 * hidden_size, hidden_size, True), (hidden_size, hidden_size, True), (hidden_size, 1, False))
+        first, second, last = (_empty_linear(*size) for size in sizes)
+        self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for layer in (first, second):
+                layer.weight.copy_(torch.randn(layer.weight.shape, generator=draw) * _INIT_STD)
+                layer.bias.zero_()
+            last.weight.zero_()
 
     @property
     def last(self) -> nn.Linear:
@@ -73,6 +71,12 @@ class ThoughtMixingHead(nn.Module):
         pair = torch.cat([base_hidden.expand(shape), thought_hidden.expand(shape)], dim=-1)
         weight: Tensor = self.layers(pair.to(self.last.weight.dtype))
         return weight.tanh() if self.bounded else weight
+
+
+def _empty_linear(wide: int, out: int, bias: bool) -> nn.Linear:
+    """A layer whose weights are yet to be filled: its own first weights would draw from the global random state."""
+    layer: nn.Linear = skip_init(nn.Linear, wide, out, bias=bias)  # type: ignore[no-untyped-call]
+    return layer
 
 
 def mix(base_hidden: Tensor, thought_hidden: Tensor, mixing_weight: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class QuietSTaR(nn.Module):
         parallel: Literal["auto", "mask", "fold"] = "auto",
         positions_at_once: int | None = None,
         rows_at_once: int = 256,
+        seed: int = 0,
     ) -> None:
         """Wraps a model; everything that can be checked is checked here.
 
@@ -69,6 +70,7 @@ class QuietSTaR(nn.Module):
             positions_at_once: Positions that share one masked pass; by default as many as keep the mask smaller than
                 about four times the text. Fewer cost less attention and memory, and more passes.
             rows_at_once: Rows of one pass where thoughts are folded into the batch.
+            seed: Of the head's first weights.
 
         Raises:
             UnsupportedModelError: If the model's hidden states and head cannot be used from outside.
@@ -86,7 +88,7 @@ class QuietSTaR(nn.Module):
         weight = model.get_input_embeddings().weight
         self.start = nn.Parameter(self._first_embedding(start_token_id))
         self.end = nn.Parameter(self._first_embedding(start_token_id if end_token_id is None else end_token_id))
-        self.head = ThoughtMixingHead(len(self.start), bounded).to(device=weight.device, dtype=weight.dtype)
+        self.head = ThoughtMixingHead(len(self.start), bounded, seed).to(device=weight.device, dtype=weight.dtype)
         self._parallel = parallel
         self.positions_at_once = positions_at_once
         self.rows_at_once = rows_at_once
