@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.flops.formulas import UnknownArchitectureError, forward_flops, model_spec
-from inferscale.functional import Reduction
 from inferscale.generators.prompts import PromptFormat
 from inferscale.tree import Node
 
@@ -33,7 +32,7 @@ class ThoughtUtility(ProcessRewardModel):
         quiet: QuietSTaR,
         tokenizer: Any,
         *,
-        reduction: Reduction = "mean",
+        reduction: Literal["last", "min", "prod", "mean"] = "mean",
         num_thoughts: int = 1,
         temperature: float = 0.0,
         chat_template: bool | None = None,
