@@ -38,7 +38,7 @@ def plot_scaling(
     x: CostName = "flops",
     y: Quantity = "accuracy",
     ax: Axes = None,
-    label: Literal["name", "strategy", "model", "vote"] = "name",
+    label: Literal["name", "method", "strategy", "model", "vote"] = "name",
 ) -> Axes:
     """Accuracy or error rate against cost, a line for each model, strategy and vote, bars of one standard error.
 
@@ -50,7 +50,7 @@ def plot_scaling(
         label: What the legend says.
     """
     ax = _axes(ax)
-    for index, (name, line) in enumerate(_lines(points, x).items()):
+    for index, line in enumerate(_lines(points, x).values()):
         ax.errorbar(
             [getattr(p, x) for p in line],
             [getattr(p, y) for p in line],
@@ -60,7 +60,7 @@ def plot_scaling(
             linewidth=1.2,
             capsize=2,
             linestyle="--" if line[0].vote == "coverage" else "-",
-            label=name if label == "name" else getattr(line[0], label),
+            label=getattr(line[0], label),
         )
     ax.set_xscale("log", base=2 if x == "tokens" else 10)
     if y == "error" and all(p.error > 0 for p in points):
@@ -117,7 +117,7 @@ def plot_votes(
     figure = require("matplotlib.figure", "plot").Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
     for panel, vote in zip(figure.subplots(rows, columns, squeeze=False).flat, votes, strict=False):
         of_vote = [p for p in points if p.vote == vote]
-        plot_scaling(of_vote, x, y, ax=panel)
+        plot_scaling(of_vote, x, y, ax=panel, label="method")
         panel.set_title(vote)
     return figure
 

@@ -69,9 +69,14 @@ class CurvePoint:
         return 1.0 - self.accuracy
 
     @property
+    def method(self) -> str:
+        """Model and strategy."""
+        return ", ".join(part for part in (self.model, self.strategy) if part)
+
+    @property
     def name(self) -> str:
-        """Model, strategy and vote, for legends."""
-        return ", ".join(part for part in (self.model, self.strategy, self.vote) if part)
+        """Model, strategy and vote: points of one name are one curve."""
+        return f"{self.method}, {self.vote}"
 
     def row(self) -> dict[str, Any]:
         """Plain data for tables, without the numbers of single problems."""
