@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inferscale.generators.branch import Branch
 from inferscale.generators.decoder import Decoder, GeneratorStats
+from inferscale.generators.kv_store import KVStore
 from inferscale.generators.sampling import Sampler, uniforms
 from inferscale.tree import branch_key
 
@@ -18,6 +19,7 @@ from .blocks import STRIDE
 from .cached import CachedText, Thought, check_cached, think_once
 from .head import mix
 from .model import QuietSTaR
+from .parking import Parking
 from .thoughts import mean_of_thoughts
 from .when import EveryToken, Place, ThinkingRule
 
@@ -99,7 +101,14 @@ class ThinkingDecoder(Decoder):
         passes: Forwards so far.
     """
 
-    def __init__(self, quiet: QuietSTaR, thinking: Thinking, stats: GeneratorStats, record: bool = False) -> None:
+    def __init__(
+        self,
+        quiet: QuietSTaR,
+        thinking: Thinking,
+        stats: GeneratorStats,
+        record: bool = False,
+        max_cache_bytes: int = 0,
+    ) -> None:
         self.quiet = quiet
         self.thinking = thinking
         self.traces: dict[int, Trace] = {}
@@ -112,6 +121,9 @@ class ThinkingDecoder(Decoder):
         self._live: list[Branch] = []
         self._text: CachedText | None = None
         self._newest = torch.empty(0)
+        self._parking: Parking | None = None
+        if max_cache_bytes and Parking.serves(quiet.backbone):
+            self._parking = Parking(quiet.backbone, KVStore(max_cache_bytes), stats)
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; equal prefixes are read once."""
@@ -120,17 +132,23 @@ class ThinkingDecoder(Decoder):
             self._checked = True
         self._live = list(branches)
         self.traces.update({branch.key: Trace(branch) for branch in branches})
-        backbone = self.quiet.backbone
-        prefixes = [branch.prefix for branch in branches]
-        unique = list(dict.fromkeys(prefix[:-1] for prefix in prefixes))
-        self._text = CachedText.read(backbone, unique)
-        rows = [unique.index(prefix[:-1]) for prefix in prefixes]
-        if rows != list(range(len(unique))):
-            self._text.select(torch.tensor(rows, device=backbone.device))
-        self._stats.prefill_tokens += sum(map(len, unique)) + len(prefixes)
-        self._stats.reused_tokens += sum(len(prefix) - 1 for prefix in prefixes) - sum(map(len, unique))
-        self._newest = torch.tensor([prefix[-1] for prefix in prefixes], device=backbone.device)
+        self._text = self._read(branches) if self._parking is None else self._parking.open(branches)
+        self._stats.prefill_tokens += len(branches)
+        self._newest = torch.tensor([branch.prefix[-1] for branch in branches], device=self.quiet.backbone.device)
         return self._logits()
+
+    def _read(self, branches: Sequence[Branch]) -> CachedText:
+        """A row for each branch with all of its prefix but the newest token; equal prefixes are read once."""
+        prefixes = [branch.prefix[:-1] for branch in branches]
+        unique = list(dict.fromkeys(prefixes))
+        text = CachedText.read(self.quiet.backbone, unique)
+        rows = [unique.index(prefix) for prefix in prefixes]
+        if rows != list(range(len(unique))):
+            text.select(torch.tensor(rows, device=text.keep.device))
+        read = sum(map(len, unique))
+        self._stats.prefill_tokens += read
+        self._stats.reused_tokens += sum(map(len, prefixes)) - read
+        return text
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits after one more token in each row."""
@@ -138,12 +156,27 @@ class ThinkingDecoder(Decoder):
         return self._logits()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these."""
+        """Drops all rows but these; what the others have read is parked."""
+        if self._parking is not None and self._text is not None:
+            for row in sorted(set(range(len(self._live))) - set(rows)):
+                self._parking.park(self._text, row, self._live[row])
         self._live = [self._live[row] for row in rows]
         if not rows:
             self._text = None
         elif self._text is not None:
             self._text.select(torch.tensor(rows, device=self.quiet.backbone.device))
+
+    def make_room(self) -> None:
+        """Drops the rows and everything parked."""
+        self._text = None
+        if self._parking is not None:
+            self._parking.store.shrink(0)
+
+    def release(self, root: int) -> None:
+        """Drops what is parked for a tree."""
+        if self._parking is not None:
+            self._parking.store.release(root)
+            self._stats.cache_bytes = self._parking.store.bytes
 
     def _logits(self) -> Tensor:
         text = self._text

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
 from inferscale.generators.branch import Limits
 from inferscale.generators.decoder import Decoder, GeneratorStats
+from inferscale.generators.kv_store import check_cache_options, default_cache_bytes
 from inferscale.tree import Node, Step, branch_key
 
 from .charges import ThoughtCharges
@@ -46,6 +48,8 @@ class QuietSTaRGenerator(Generator):
         num_thoughts: int = 1,
         when: ThinkingRule | None = None,
         record_thoughts: bool = False,
+        cache: Literal["tree", "none"] = "tree",
+        max_cache_bytes: int | None = None,
         **options: Any,
     ) -> None:
         """Checks everything that can be checked before sampling.
@@ -58,6 +62,9 @@ class QuietSTaRGenerator(Generator):
             num_thoughts: Thoughts before each token, whose predictions are averaged.
             when: Before which tokens to think; by default all.
             record_thoughts: Keep every thought, see `thoughts_of`.
+            cache: ``"tree"`` keeps the keys and values of prompts and steps between calls; ``"none"`` reads whole
+                prefixes in every call, as is done for models with windows or recurrent layers.
+            max_cache_bytes: Most keys and values kept (default: 2 GiB on a CPU, a quarter of a GPU's memory).
             options: Of `HFGenerator`: lengths, temperature and filters of the visible tokens, chat template, ...
 
         Raises:
@@ -68,12 +75,16 @@ class QuietSTaRGenerator(Generator):
         self.quiet = quiet
         self._record = record_thoughts
         self._records: dict[int, tuple[tuple[ThoughtRecord, ...], ...]] = {}
+        check_cache_options(cache, max_cache_bytes)
+        size = default_cache_bytes(quiet.model) if max_cache_bytes is None else max_cache_bytes
+        self._cache_bytes = 0 if cache == "none" else size
+        self._lock = threading.Lock()
         self._inner = HFGenerator(quiet.model, tokenizer, decoder=self._make_decoder, **options)
         self._inner.limits = self._with_room(self._inner.limits)
         self._charges = ThoughtCharges(quiet, self.thinking)
 
     def _make_decoder(self, stats: GeneratorStats) -> Decoder:
-        self._decoder = ThinkingDecoder(self.quiet, self.thinking, stats, self._record)
+        self._decoder = ThinkingDecoder(self.quiet, self.thinking, stats, self._record, self._cache_bytes)
         return self._decoder
 
     def _with_room(self, limits: Limits) -> Limits:
@@ -101,11 +112,12 @@ class QuietSTaRGenerator(Generator):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order; see the class for what a step holds."""
         decoder = self._decoder
-        decoder.muted = {key for request in requests if self._too_poor(request) for key in _keys(request)}
-        answers = self._inner.generate([self._visible(request) for request in requests])
-        traces, decoder.traces = decoder.traces, {}
-        if self._record:
-            self._records |= {key: trace.padded() for key, trace in traces.items()}
+        with self._lock:
+            decoder.muted = {key for request in requests if self._too_poor(request) for key in _keys(request)}
+            answers = self._inner.generate([self._visible(request) for request in requests])
+            traces, decoder.traces = decoder.traces, {}
+            if self._record:
+                self._records |= {key: trace.padded() for key, trace in traces.items()}
         return [
             [self._charged(step, traces.get(key)) for key, step in zip(_keys(request), steps, strict=True)]
             for request, steps in zip(requests, answers, strict=True)
@@ -140,7 +152,8 @@ class QuietSTaRGenerator(Generator):
 
     def release(self, root: Node) -> None:
         """Forgets what was cached for a search that has ended; recorded thoughts stay."""
-        self._inner.release(root)
+        with self._lock:
+            self._decoder.release(root.key)
 
     def _too_poor(self, request: GenerateRequest) -> bool:
         """Whether the budget does not even hold one thought: such a sample does not think."""
