@@ -45,11 +45,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2", {**_GQA, "head_dim": 8, "sliding_window": 12}),
     "stablelm": ("StableLm", _GQA),
     "bloom": ("Bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY}),
+    "mamba": ("Mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "vocab_size": VOCABULARY}),
+    "jamba": ("Jamba", {**_GQA, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "mamba_dt_rank": 4}),
     "falcon": ("Falcon", {**_SMALL, "new_decoder_architecture": False, "multi_query": True}),
 }
 """Family name to transformers' prefix and the configuration's arguments."""
 
-EXACT = [name for name in FAMILIES if name not in ("mistral_window", "gemma2", "stablelm", "bloom", "falcon")]
+EXACT = [
+    name
+    for name in FAMILIES
+    if name not in ("mistral_window", "gemma2", "stablelm", "bloom", "falcon", "mamba", "jamba")
+]
 """Families with plain full attention, which the shared-prefix decoder must serve."""
 
 
