@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from inferscale.generators.sampling import Sampler, uniforms
 from inferscale.tree import branch_key
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 STRIDE = 1 << 16
 """Numbers of a thought stream that belong to one place in the text."""
+_ROWS_AT_ONCE = 4096  # rows of logits kept at a time
 
 
 def each_session(quiet: QuietSTaR, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
@@ -92,3 +94,29 @@ def block_embeds(quiet: QuietSTaR, tokens: Tensor, ahead: Tensor) -> Tensor:
     marks = [vector.expand(*tokens.shape[:3], 1, -1) for vector in (quiet.start, quiet.end)]
     ahead = ahead[:, None].expand(-1, tokens.shape[1], -1, -1, -1)
     return torch.cat([marks[0], quiet.backbone.embed(tokens), marks[1], ahead], dim=3)
+
+
+def token_logprobs(quiet: QuietSTaR, states: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of tokens under the logits of states, float32 `[...]`; logits are kept piece by piece.
+
+    Args:
+        quiet: The model.
+        states: Last hidden states, `[..., hidden]`.
+        tokens: Ids, broadcast against `[...]`.
+        temperature: Divides the logits.
+    """
+    shape = states.shape[:-1]
+    flat, wanted = states.reshape(-1, states.shape[-1]), tokens.expand(shape).reshape(-1)
+
+    def piece(some: Tensor, ids: Tensor) -> Tensor:
+        logits = quiet.logits(some)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return (logits / temperature).log_softmax(dim=-1).gather(-1, ids[:, None])[:, 0]
+
+    if len(flat) <= _ROWS_AT_ONCE:
+        return piece(flat, wanted).reshape(shape)
+    pieces = [
+        checkpoint(piece, some, ids, use_reentrant=False)
+        for some, ids in zip(torch.split(flat, _ROWS_AT_ONCE), torch.split(wanted, _ROWS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(pieces).reshape(shape)

@@ -18,13 +18,12 @@ from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from .blocks import token_logprobs
 from .model import QuietSTaR
 from .thoughts import Talk, Thoughts
 
 Baseline: TypeAlias = Literal["mean", "leave_one_out", "base"]
-_ROWS_AT_ONCE = 4096  # rows of logits kept at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +148,10 @@ def quiet_star_loss(
             f"{int(thoughts.positions.max())}: think at earlier positions"
         )
     talk = quiet.talk(input_ids, attention_mask, thoughts, objective.talk_length)
-    base = _token_logprobs(quiet, talk.text[:, :-1], input_ids[:, 1:])  # [batch, text - 1]
+    base = token_logprobs(quiet, talk.text[:, :-1], input_ids[:, 1:])  # [batch, text - 1]
     # the state at index j + k predicts the token at j + k + 1: [positions, n]
     index = thoughts.positions[:, None] + torch.arange(objective.talk_length, device=input_ids.device)
-    mixed = _token_logprobs(quiet, talk.mixed, input_ids[:, index + 1].unsqueeze(1))
+    mixed = token_logprobs(quiet, talk.mixed, input_ids[:, index + 1].unsqueeze(1))
     target = (counts[:, index + 1] & kept[:, thoughts.positions, None]).unsqueeze(1)  # [batch, 1, positions, n]
     return _assemble(quiet, talk, thoughts, objective, base, mixed, counts[:, 1:], target, index)
 
@@ -186,7 +185,7 @@ def _policy_loss(
     """``-1/T sum_t mean_ij A_ij log p(c_t)``; 0 for thoughts of no length."""
     if not tokens.shape[-1]:
         return states.sum() * 0.0
-    logprobs = _token_logprobs(quiet, states, tokens, temperature).mean(dim=-1)
+    logprobs = token_logprobs(quiet, states, tokens, temperature).mean(dim=-1)
     return -_mean(logprobs * better.to(logprobs.dtype), valid.unsqueeze(1))
 
 
@@ -194,22 +193,3 @@ def _mean(values: Tensor, counted: Tensor) -> Tensor:
     """Mean over what counts (broadcast); 0 if nothing does."""
     counted = counted.expand(values.shape)
     return (values * counted).sum() / counted.sum().clamp(min=1)
-
-
-def _token_logprobs(quiet: QuietSTaR, states: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability of `tokens` (broadcast) under the states' logits, float32; logits are kept piece by piece."""
-    shape = states.shape[:-1]
-    flat, wanted = states.reshape(-1, states.shape[-1]), tokens.expand(shape).reshape(-1)
-
-    def piece(some: Tensor, ids: Tensor) -> Tensor:
-        logits = quiet.logits(some)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return (logits / temperature).log_softmax(dim=-1).gather(-1, ids[:, None])[:, 0]
-
-    if len(flat) <= _ROWS_AT_ONCE:
-        return piece(flat, wanted).reshape(shape)
-    pieces = [
-        checkpoint(piece, some, ids, use_reentrant=False)
-        for some, ids in zip(torch.split(flat, _ROWS_AT_ONCE), torch.split(wanted, _ROWS_AT_ONCE), strict=True)
-    ]
-    return torch.cat(pieces).reshape(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from inferscale.generators.sampling import Sampler
 
 from .backbone import Backbone, evaluating
-from .blocks import block_embeds, each_session, sample_thoughts, thought_numbers
+from .blocks import block_embeds, each_session, sample_thoughts, thought_numbers, token_logprobs
 from .head import ThoughtMixingHead
 from .parallel import ParallelCheck, TextPass, check_parallel, read_text
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
@@ -248,11 +249,10 @@ class QuietSTaR(nn.Module):
                 seed=seed,
             )
             talk = self.talk(input_ids, attention_mask, thoughts)
-            wanted = input_ids[:, positions + 1, None]
-            mixed, base = (
-                mean_of_thoughts(self.logits(states[:, :, :, 0])).float().log_softmax(-1).gather(-1, wanted)[..., 0]
-                for states in (talk.mixed, talk.base)
-            )
+            wanted = input_ids[:, None, positions + 1]
+            each = token_logprobs(self, talk.mixed[:, :, :, 0], wanted)
+            mixed = each.logsumexp(dim=1) - math.log(num_thoughts)  # the mean of the probabilities
+            base = token_logprobs(self, talk.base[:, :, :, 0], wanted)[:, 0]
         weight = talk.mixing_weight[:, :, :, 0, 0].mean(dim=1)
         if attention_mask is None:
             return TextScores(mixed, base, weight)
