@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -34,22 +34,22 @@ class NormalPosterior:
     ``tau^2' = (nu tau^2 + sum (x_i - x)^2 + n kappa (m - x)^2 / kappa') / nu'`` with x the mean of n scores.
     """
 
+    __slots__ = ("_mean", "_scale", "_squares", "kappa", "m", "nu", "tau2")
+
     def __init__(self) -> None:
-        self.n, self.mean, self.squares = 0, 0.0, 0.0
-        self._update()
+        self._mean = self._squares = self.m = 0.0
+        self.kappa = self.nu = 1.0
+        self.tau2 = 0.1
+        self._scale = math.sqrt(self.tau2 / 2)
 
     def observe(self, value: float) -> None:
         """Takes a score in (Welford's update)."""
-        self.n += 1
-        delta = value - self.mean
-        self.mean += delta / self.n
-        self.squares += delta * (value - self.mean)
-        self._update()
-
-    def _update(self) -> None:
-        self.kappa = self.nu = 1.0 + self.n
-        self.m = self.n * self.mean / self.kappa
-        self.tau2 = (0.1 + self.squares + self.n * self.mean**2 / self.kappa) / self.nu
+        n, delta = self.nu, value - self._mean  # nu is one more than the scores so far
+        self._mean += delta / n
+        self._squares += delta * (value - self._mean)
+        self.kappa = self.nu = n + 1
+        self.m = n * self._mean / self.kappa
+        self.tau2 = (0.1 + self._squares + self.m * self._mean) / self.nu
         self._scale = math.sqrt(self.nu * self.tau2 / 2 / self.kappa)
 
     def draw(self, rng: random.Random) -> float:
@@ -59,6 +59,8 @@ class NormalPosterior:
 
 class BetaPosterior:
     """Beta belief with Jeffreys' prior: a += r, b += 1 - r."""
+
+    __slots__ = ("a", "b")
 
     def __init__(self) -> None:
         self.a = self.b = 0.5
@@ -73,28 +75,26 @@ class BetaPosterior:
         return rng.betavariate(self.a, self.b)
 
 
-class _Arms:
-    """The tree of one search: who follows whom, and what is believed about each arm."""
+class _Place:
+    """A node where a child can be made, and what is believed about its arms."""
 
-    def __init__(self, kind: type[NormalPosterior | BetaPosterior]) -> None:
-        self.kids: defaultdict[Node, list[Node]] = defaultdict(list)
-        self.parent: dict[Node, Node] = {}
-        self.answer: dict[Node, str] = {}  # what was sampled, without forced text
-        self.wider: defaultdict[Node, Posterior] = defaultdict(kind)  # GEN
-        self.deeper: defaultdict[Node, Posterior] = defaultdict(kind)  # CONT
-        self.child: defaultdict[Node, Posterior] = defaultdict(kind)
+    __slots__ = ("answer", "belief", "deeper", "kids", "node", "parent", "wider")
 
-    def add(self, parent: Node, node: Node) -> None:
-        """Hangs `node` under `parent` and takes its score in, up to the root."""
-        value = node.score
-        self.kids[parent].append(node)
-        self.parent[node] = parent
-        self.child[node].observe(value)
-        self.wider[parent].observe(value)
-        while parent in self.parent:
-            self.child[parent].observe(value)
-            parent = self.parent[parent]
-            self.deeper[parent].observe(value)
+    def __init__(self, node: Node, parent: _Place | None, kind: type[NormalPosterior | BetaPosterior], answer: str):
+        self.node, self.parent, self.answer = node, parent, answer
+        self.kids: list[_Place] = []
+        self.belief: Posterior = kind()
+        self.wider: Posterior = kind()  # GEN
+        self.deeper: Posterior = kind()  # CONT
+
+    def learn(self, value: float) -> None:
+        """Takes the score of a new child in, up to the root."""
+        self.wider.observe(value)
+        place = self
+        while place.parent is not None:
+            place.belief.observe(value)
+            place = place.parent
+            place.deeper.observe(value)
 
 
 @dataclass(frozen=True)
@@ -141,49 +141,51 @@ class ABMCTS(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """All answers in order, or the leaves of the tree of steps."""
-        arms = _Arms(NormalPosterior if self.posterior == "normal" else BetaPosterior)
-        left = self.num_samples
+        kind = NormalPosterior if self.posterior == "normal" else BetaPosterior
+        top, answers, left = _Place(root, None, kind, ""), list[Node](), self.num_samples
         while left:
-            picks = [self._select(arms, root, rng) for _ in range(min(self.num_parallel, left))]
+            picks = [self._select(top, rng) for _ in range(min(self.num_parallel, left))]
             left -= len(picks)
-            children = yield from self._sample(arms, root, picks)
-            yield from score(node for _, node in children)
-            for parent, node in children:
+            made = yield from self._sample(root, picks)
+            yield from score(node for _, node, _ in made)
+            for pick, node, answer in made:
                 self._check(node)
-                arms.add(parent, node)
-        return list(arms.answer) or root.leaves()
+                if self.until == "end" or not node.is_finished:
+                    pick.kids.append(_Place(node, pick, kind, answer))
+                    pick.kids[-1].belief.observe(node.score)
+                pick.learn(node.score)
+            answers += [node for _, node, _ in made]
+        return answers if self.until == "end" and answers else root.leaves()
 
-    def _select(self, arms: _Arms, root: Node, rng: random.Random) -> Node:
-        """The node that gets a child."""
-        node, depth = root, 0
-        while True:
-            depth += 1
-            kids = [kid for kid in arms.kids[node] if depth < self.max_depth and self._can_grow(kid)]
-            if not kids or arms.wider[node].draw(rng) >= arms.deeper[node].draw(rng):
-                return node
-            draws = [arms.child[kid].draw(rng) for kid in kids]
-            node = kids[draws.index(max(draws))]
+    def _select(self, top: _Place, rng: random.Random) -> _Place:
+        """The place that gets a child."""
+        place = top
+        for _ in range(self.max_depth - 1):
+            kids = place.kids
+            if not kids or place.wider.draw(rng) >= place.deeper.draw(rng):
+                break
+            draws = [kid.belief.draw(rng) for kid in kids]
+            place = kids[draws.index(max(draws))]
+        return place
 
-    def _can_grow(self, node: Node) -> bool:
-        return self.until == "end" or not node.is_finished
-
-    def _sample(self, arms: _Arms, root: Node, picks: Sequence[Node]) -> Flow[list[tuple[Node, Node]]]:
-        """A child of each pick, as pairs of parent and child; picks whose sample failed are missing."""
-        counts = {pick: picks.count(pick) for pick in picks}
+    def _sample(self, root: Node, picks: Sequence[_Place]) -> Flow[list[tuple[_Place, Node, str]]]:
+        """Place, child, and the sampled text of an answer; picks whose sample failed are missing."""
+        counts = Counter(picks)
         if self.until == "step":
-            nodes = yield from expand(list(counts), list(counts.values()))
-            return [(node.parent or root, node) for node in nodes]
-        forced = ["" if pick is root else revision_prompt([arms.answer[pick]], self.instruction) for pick in counts]
-        wishes = zip(counts.values(), forced, strict=True)
-        groups: list[list[Node]] = yield Generate(
-            tuple(GenerateRequest(root, count, "end", forced=text) for count, text in wishes)
-        )
-        pairs = list[tuple[Node, Node]]()
-        for pick, text, group in zip(counts, forced, groups, strict=True):
-            usable = attempts_in([node for node in group if not node.is_failed], text)
-            arms.answer.update(usable)
-            pairs += [(pick, node) for node, _ in usable]
-        return pairs
+            place_of = {pick.node: pick for pick in counts}
+            nodes = yield from expand(list(place_of), list(counts.values()))
+            return [(place_of[node.parent or root], node, "") for node in nodes]
+        forced = [revision_prompt([pick.answer], self.instruction) if pick.parent else "" for pick in counts]
+        requests = [
+            GenerateRequest(root, count, "end", forced=text)
+            for count, text in zip(counts.values(), forced, strict=True)
+        ]
+        groups: list[list[Node]] = yield Generate(tuple(requests))
+        return [
+            (pick, node, answer)
+            for pick, text, group in zip(counts, forced, groups, strict=True)
+            for node, answer in attempts_in([node for node in group if not node.is_failed], text)
+        ]
 
     def _check(self, node: Node) -> None:
         if not 0 <= node.score <= 1:
