@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--reduction", default="last", help="of step scores, in the report")
-    parser.add_argument("--records", type=Path, default=Path("runs/scaling/records.jsonl"))
+    parser.add_argument("--records", type=Path, nargs="+", default=[Path("runs/scaling/records.jsonl")])
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
     if options.what == "report":
-        print("\n".join(report(read(options.records), options.reduction)))
+        records = [record for path in options.records for record in read(path)]
+        print("\n".join(report(records, options.reduction)))
         return
     import torch
 
@@ -41,7 +42,7 @@ def main() -> None:
         chosen = cells(options.policies, options.reward, options.seeds, options.widths)
     else:
         chosen = sensitivity_cells(options.policies[0], options.reward, options.seeds, 16)
-    run_all(chosen, problems, options.records, options.progress)
+    run_all(chosen, problems, options.records[0], options.progress)
 
 
 if __name__ == "__main__":

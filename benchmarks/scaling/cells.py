@@ -49,17 +49,16 @@ class Cell:
 
 
 def cells(policies: Sequence[str], reward: str, seeds: Sequence[int], widths: Sequence[int]) -> Iterator[Cell]:
-    """The main sweep, cheap and telling cells first."""
+    """The main sweep, a seed at a time; beam search and DVTS at the sizes that four divides."""
     for seed in seeds:
         for policy in policies:
             yield Cell(policy, reward, RepeatedSampling(SAMPLES), seed)
-    for width in widths:
-        for seed in seeds:
-            for policy in policies:
+            for width in widths:
                 yield Cell(policy, reward, REBASE(width), seed)
-                if width >= 4:
-                    yield Cell(policy, reward, BeamSearch(width // 4, 4), seed)
-                    yield Cell(policy, reward, DVTS(width // 4, 4), seed)
+        for policy in policies:
+            for width in (w for w in widths if w >= 4):
+                yield Cell(policy, reward, BeamSearch(width // 4, 4), seed)
+                yield Cell(policy, reward, DVTS(width // 4, 4), seed)
 
 
 def sensitivity_cells(policy: str, reward: str, seeds: Sequence[int], width: int) -> Iterator[Cell]:

@@ -11,6 +11,7 @@ from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.answers import normalize_answer, same_answer
 from inferscale.base import Aggregator
 from inferscale.engine import solve_batch
+from inferscale.flops import forward_flops, model_spec
 from inferscale.functional import reduce_steps
 from inferscale.result import SearchResult
 from inferscale.strategies import RepeatedSampling
@@ -70,12 +71,23 @@ def measure(cell: Cell, problems: Sequence[Problem], progress: bool) -> dict[str
         "tokens": [r.cost.tokens for r in results],
         "policy_flops": [r.cost.generator_flops for r in results],
         "reward_flops": [r.cost.reward_flops for r in results],
+        "policy_prompt_flops": _prompt_flops(generator(cell.policy), results),
+        "reward_prompt_flops": _prompt_flops(reward_model(cell.reward), results),
         "seconds": sum(r.cost.seconds for r in results),
     }
     if isinstance(cell.strategy, RepeatedSampling):
         record["samples"] = [_samples(r) for r in results]
     record["votes"] = {name: [int(_right(r.reaggregate(vote))) for r in results] for name, vote in VOTES.items()}
     return record
+
+
+def _prompt_flops(part: object, results: Sequence[SearchResult]) -> float:
+    """Mean FLOPs of reading the prompts once, which no sample pays again; 0 for a part without a model."""
+    model = getattr(part, "model", None)
+    if model is None:
+        return 0.0
+    spec = model_spec(model.config)
+    return sum(forward_flops(spec, new=r.cost.prompt_tokens, logits=1).causal for r in results) / len(results)
 
 
 def _right(result: SearchResult) -> bool:

@@ -57,12 +57,15 @@ def sample_curves(record: dict[str, Any], reduction: str) -> dict[str, dict[int,
 
 
 def costs(records: Records, k: int | None = None) -> tuple[float, float, float]:
-    """Mean tokens, policy MFLOPs and reward MFLOPs of a problem; for `k` of n samples, in proportion."""
+    """Mean tokens, policy MFLOPs and reward MFLOPs of a problem; for `k` of n samples the prompt still counts once."""
     share = 1.0 if k is None else k / records[0]["n"]
-    tokens = np.mean([r["tokens"] for r in records]) * share
-    policy = np.mean([r["policy_flops"] for r in records]) * share / 1e6
-    reward = np.mean([r["reward_flops"] for r in records]) * share / 1e6
-    return float(tokens), float(policy), float(reward)
+    tokens = float(np.mean([r["tokens"] for r in records])) * share
+    flops = []
+    for part in ("policy", "reward"):
+        whole = float(np.mean([r[f"{part}_flops"] for r in records]))
+        prompt = float(np.mean([r[f"{part}_prompt_flops"] for r in records]))
+        flops.append((prompt + (whole - prompt) * share) / 1e6)
+    return tokens, flops[0], flops[1]
 
 
 def sampling_table(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
