@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class _Stem:
     root: int
     segment: Segment
     nodes: list[tuple[int, tuple[int, ...]]]  # name and own tokens, the root's first
-    pieces: list[Piece]
+    pieces: list[Piece]  # what is held of the first nodes
 
     @classmethod
     def find(cls, branch: Branch, segment: Segment, store: KVStore) -> _Stem:
@@ -61,6 +61,16 @@ class _Stem:
         return min(sum(len(piece.ids) for piece in self.pieces), len(self.ids) - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A branch that decodes: its row in the batch, the place of its first own token there, its node's name."""
+
+    branch: Branch
+    row: int
+    start: int
+    node: int
+
+
 class TreeDecoder(Decoder):
     """Reads every prompt and every path once, whatever the order in which a search visits its nodes.
 
@@ -74,61 +84,53 @@ class TreeDecoder(Decoder):
         self.store = store
         self._stats = stats
         self._batch: RowBatch | None = None
-        self._rows: list[int] = []
-        self._branches: list[Branch] = []
-        self._starts: list[tuple[int, int]] = []  # where each branch's own tokens start, and the name of its node
+        self._live: list[_Live] = []
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; what is held of their prefixes is not read again."""
+        before = self.session.tokens
         segments = self._segments(branches)
+        keys = [(id(branch.request.node), branch.request.forced) for branch in branches]
         stems: dict[tuple[int, str], _Stem] = {}
-        index: list[int] = []
-        places: dict[tuple[int, str], int] = {}
-        for branch in branches:
-            key = (id(branch.request.node), branch.request.forced)
+        for key, branch in zip(keys, branches, strict=True):
             if key not in stems:
-                places[key] = len(stems)
                 segment = segments[branch.request.node.root.key, branch.prompt]
                 stems[key] = _Stem.find(branch, segment, self.store)
-            index.append(places[key])
-        ordered = list(stems.values())
-        batch, logits = self._read(ordered)
-        self._branches, self._rows = list(branches), list(range(len(branches)))
-        self._starts = [(len(ordered[i].ids) - len(ordered[i].branch.forced), ordered[i].nodes[-1][0]) for i in index]
-        self._batch = batch if index == list(range(len(batch))) else batch.select(index)
+        batch, logits = self._read(list(stems.values()))
+        places = {key: place for place, key in enumerate(stems)}
+        index = [places[key] for key in keys]
+        self._live = [
+            _Live(branch, row, len(stems[key].ids) - len(branch.forced), stems[key].nodes[-1][0])
+            for row, (key, branch) in enumerate(zip(keys, branches, strict=True))
+        ]
+        read = self.session.tokens - before
+        self._stats.prefill_tokens += read
+        self._stats.reused_tokens += sum(len(branch.prefix) for branch in branches) - read
+        one_each = index == list(range(len(batch)))
+        self._batch = batch if one_each else batch.select(index)
         self._watch_memory()
-        return logits if index == list(range(len(batch))) else logits[index]
+        return logits if one_each else logits[index]
 
     def _segments(self, branches: Sequence[Branch]) -> dict[tuple[int, tuple[int, ...]], Segment]:
         """The shared segment of every prompt, by root key and prompt ids; missing ones are read together."""
         wanted = dict.fromkeys((branch.request.node.root.key, branch.prompt) for branch in branches)
-        found = {key: self.store.segment(key[0], key[1][:-1]) for key in wanted}
+        found = {(root, prompt): self.store.segment(root, prompt[:-1]) for root, prompt in wanted}
         missing = [key for key, segment in found.items() if segment is None]
-        self._stats.prefill_tokens += sum(len(prompt) - 1 for _, prompt in missing)
-        for (root, prompt), segment in zip(
-            missing, self.session.prefill([prompt[:-1] for _, prompt in missing]), strict=True
-        ):
+        read = self.session.prefill([prompt[:-1] for _, prompt in missing])
+        for (root, prompt), segment in zip(missing, read, strict=True):
             self.store.put_segment(root, prompt[:-1], segment)
             found[root, prompt] = segment
-        rows = [(branch.request.node.root.key, branch.prompt) for branch in branches]
-        read = sum(len(prompt) - 1 for _, prompt in missing)
-        self._stats.reused_tokens += sum(len(prompt) - 1 for _, prompt in rows) - read
         return {key: segment for key, segment in found.items() if segment is not None}
 
     def _read(self, stems: Sequence[_Stem]) -> tuple[RowBatch, Tensor]:
         """A row for each stem, its missing tokens read and parked, and the logits after it."""
         batch = self.session.open([stem.segment for stem in stems], max(len(stem.ids) for stem in stems))
         for row, stem in enumerate(stems):
-            at = 0
             for piece in stem.pieces:
                 if piece.kv is not None:
-                    batch.load(row, at, piece.kv)
-                at += len(piece.ids)
+                    batch.load(row, batch.lengths[row], piece.kv)
             batch.lengths[row] = stem.held
-        pending = [stem.ids[stem.held :] for stem in stems]
-        logits = self.session.extend(batch, pending)
-        self._stats.prefill_tokens += sum(map(len, pending))
-        self._stats.reused_tokens += sum(stem.held for stem in stems)
+        logits = self.session.extend(batch, [stem.ids[stem.held :] for stem in stems])
         for row, stem in enumerate(stems):
             self._park_path(batch, row, stem)
         return batch, logits
@@ -145,31 +147,28 @@ class TreeDecoder(Decoder):
     def step(self, tokens: Tensor) -> Tensor:
         """Logits after one more token in each live row."""
         assert self._batch is not None
-        return self.session.step(self._batch, self._rows, tokens)
+        return self.session.step(self._batch, [live.row for live in self._live], tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Parks the branches that can go on, and takes the others' rows out of the batch when half of it is idle."""
         assert self._batch is not None
-        for place in sorted(set(range(len(self._rows))) - set(rows)):
-            self._park_branch(place)
+        for place in sorted(set(range(len(self._live))) - set(rows)):
+            self._park_branch(self._batch, self._live[place])
         self._watch_memory()
-        self._rows = [self._rows[place] for place in rows]
-        self._branches = [self._branches[place] for place in rows]
-        self._starts = [self._starts[place] for place in rows]
+        self._live = [self._live[place] for place in rows]
         if not rows:
             self._batch.close()
             self._batch = None
-        elif 2 * len(self._rows) <= len(self._batch):
-            self._batch = self._batch.select(self._rows)
-            self._rows = list(range(len(self._rows)))
+        elif 2 * len(rows) <= len(self._batch):
+            self._batch = self._batch.select([live.row for live in self._live])
+            self._live = [replace(live, row=row) for row, live in enumerate(self._live)]
 
-    def _park_branch(self, place: int) -> None:
-        branch, (start, key) = self._branches[place], self._starts[place]
-        ids = (*branch.forced, *branch.tokens)
-        if branch.finish == "step" and len(ids) > 1 and self._batch is not None:
+    def _park_branch(self, batch: RowBatch, live: _Live) -> None:
+        ids = (*live.branch.forced, *live.branch.tokens)
+        if live.branch.finish == "step" and len(ids) > 1:
             read = ids[:-1]  # the last token is read when the node grows
-            kv = self._batch.piece(self._rows[place], start, start + len(read))
-            self.store.put(branch.request.node.root.key, chain_key(key, ids), Piece(read, kv))
+            kv = batch.piece(live.row, live.start, live.start + len(read))
+            self.store.put(live.branch.request.node.root.key, chain_key(live.node, ids), Piece(read, kv))
 
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
