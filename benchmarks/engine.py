@@ -1,9 +1,13 @@
 """What sharing prefixes is worth: ``python -m benchmarks.engine --help``.
 
-Every way of doing a work is timed in the same run, interleaved, in process CPU seconds on one thread; the median of the
-repeats is printed, and its ratio to the floor: the closed-form FLOPs of the work with every prefix read once, over the
-rate of a square matrix product measured in the same run. Models are random Llamas in float32: the work does not depend
-on what the weights hold.
+Every way of doing a work is timed in the same run, interleaved, on one thread: process CPU seconds on a CPU, seconds on
+a GPU. The median of the repeats is printed, and its ratio to the floor: the closed-form FLOPs of the work with every
+prefix read once, over the rate of a square matrix product measured in the same run. Models are random Llamas: the work
+does not depend on what the weights hold.
+
+For the CPU figures of the documentation: ``--size s``, ``--size s --prompt 1024``, ``--size m``. The allocator is left
+as it is; the baselines that grow their caches by concatenation gain from one that keeps large pages (tcmalloc,
+``MALLOC_MMAP_THRESHOLD_``). ``--size s --repeats 1`` takes about half a minute of CPU.
 """
 
 from __future__ import annotations
@@ -30,8 +34,37 @@ SIZES = {
     "s": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 688},
     "m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
     "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
+    "xl": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "intermediate_size": 8192},
 }
-VOCABULARY = {"s": 4096, "m": 32000, "l": 32000}
+KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8}
+VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the work runs, and how it is timed."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """CPU seconds of the process; on a GPU, which works on its own, seconds until it has finished."""
+        clock = time.process_time if self.device == "cpu" else time.perf_counter
+        self._wait()
+        start = clock()
+        run()
+        self._wait()
+        return clock() - start
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+    def gemm_rate(self) -> float:
+        """FLOPs per second of a square matrix product: the best of ten."""
+        size = 1024 if self.device == "cpu" else 8192
+        a, b = (torch.randn(size, size, device=self.device, dtype=getattr(torch, self.dtype)) for _ in range(2))
+        return 2 * size**3 / min(self.seconds(lambda: a @ b) for _ in range(10))
 
 
 @dataclass(frozen=True)
@@ -46,6 +79,7 @@ class Work:
 
     @property
     def steps(self) -> int:
+        """Steps of each row."""
         return self.tokens // self.step
 
     def parents(self, turn: int) -> list[int]:
@@ -54,14 +88,15 @@ class Work:
         return sorted(rng.choices(range(self.rows), k=self.rows))
 
     def prompt_ids(self, problem: int = 0) -> list[int]:
+        """The prompt of a problem."""
         rng = random.Random(f"prompt {problem}")
         return [rng.randrange(10, 4000) for _ in range(self.prompt)]
 
 
-def make_model(size: str) -> Any:
+def make_model(size: str, machine: Machine) -> Any:
     config = LlamaConfig(
         **SIZES[size],
-        num_key_value_heads=SIZES[size]["num_attention_heads"],
+        num_key_value_heads=KV_HEADS[size],
         vocab_size=VOCABULARY[size],
         max_position_embeddings=4096,
         tie_word_embeddings=size != "l",
@@ -71,7 +106,8 @@ def make_model(size: str) -> Any:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config).eval()
+    return model.to(device=machine.device, dtype=getattr(torch, machine.dtype))
 
 
 def make_tokenizer(vocabulary: int) -> Any:
@@ -80,18 +116,6 @@ def make_tokenizer(vocabulary: int) -> Any:
     core = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
     core.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="w2", pad_token="w0")
-
-
-def cpu_seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def gemm_rate(size: int = 1024) -> float:
-    """FLOPs per second of a square float32 matrix product: the best of five."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / min(cpu_seconds(lambda: a @ b) for _ in range(5))
 
 
 def floor_flops(model: Any, work: Work) -> int:
@@ -122,38 +146,38 @@ def _generate(model: Any, ids: torch.Tensor, count: int, cache: Any = None) -> A
 
 def naive(model: Any, work: Work) -> None:
     """``generate`` from scratch for every step of every row."""
-    ids = torch.tensor([work.prompt_ids()] * work.rows)
+    ids = torch.tensor([work.prompt_ids()] * work.rows, device=model.device)
     for turn in range(work.steps):
         ids = _generate(model, ids, work.step).sequences[work.parents(turn)]
 
 
 def kept_cache(model: Any, work: Work) -> None:
     """``generate`` continued on a `DynamicCache`, prompt read once and repeated, rows gathered between the steps."""
-    ids = torch.tensor([work.prompt_ids()])
+    ids = torch.tensor([work.prompt_ids()], device=model.device)
     cache = DynamicCache()
     model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(work.rows)
     ids = ids.repeat(work.rows, 1)
     for turn in range(work.steps):
         output = _generate(model, ids, work.step, cache)
-        parents = torch.tensor(work.parents(turn))
+        parents = torch.tensor(work.parents(turn), device=model.device)
         ids, cache = output.sequences[parents], output.past_key_values
         cache.batch_select_indices(parents)
 
 
 def gathered(model: Any, work: Work) -> None:
     """An own token loop on a `DynamicCache`, prompt read once and repeated, rows gathered between the steps."""
-    ids = torch.tensor([work.prompt_ids()])
+    ids = torch.tensor([work.prompt_ids()], device=model.device)
     cache = DynamicCache()
     logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
     cache.batch_repeat_interleave(work.rows)
     logits = logits.repeat(work.rows, 1)
-    numbers, sampler = torch.rand(work.rows, dtype=torch.float64), Sampler()
+    numbers, sampler = torch.rand(work.rows, dtype=torch.float64, device=model.device), Sampler()
     for turn in range(work.steps):
         for _ in range(work.step):
             tokens = sampler.draw(logits, numbers).tokens
             logits = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
-        parents = torch.tensor(work.parents(turn))
+        parents = torch.tensor(work.parents(turn), device=model.device)
         logits = logits[parents]
         cache.batch_select_indices(parents)
 
@@ -173,6 +197,7 @@ class Ours:
         self.prompts = prompts
 
     def __call__(self, together: bool = True, check: bool = True) -> None:
+        """Does the work once, with all problems in one call or one after the other."""
         stats = self.generator.stats
         before = stats.decoded_tokens
         roots = [Node(Problem(text), key=root_key(text)) for text in self.prompts]
@@ -200,18 +225,18 @@ class Ours:
 # -- reports -----------------------------------------------------------------------------------------------------------
 
 
-def compare(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median CPU seconds of each way, the ways taking turns."""
+def compare(ways: dict[str, Callable[[], object]], repeats: int, machine: Machine) -> dict[str, float]:
+    """Median seconds of each way, the ways taking turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
         for _ in range(repeats):
             for name, run in ways.items():
-                times[name].append(cpu_seconds(run))
+                times[name].append(machine.seconds(run))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def search(size: str, work: Work, repeats: int, ways: Sequence[str]) -> None:
-    model = make_model(size)
+def search(size: str, work: Work, repeats: int, ways: Sequence[str], machine: Machine) -> None:
+    model = make_model(size, machine)
     parameters = sum(p.numel() for p in model.parameters())
     print(
         f"\n## {work.rows} rows x {work.tokens} tokens in steps of {work.step}, prompt {work.prompt}, "
@@ -226,30 +251,32 @@ def search(size: str, work: Work, repeats: int, ways: Sequence[str]) -> None:
         "inferscale": ours,
     }
     chosen = {name: run for name, run in every.items() if name == "inferscale" or any(w in name for w in ways)}
-    rate = gemm_rate()
-    times = compare(chosen, repeats)
-    rate = max(rate, gemm_rate())
+    rate = machine.gemm_rate()
+    times = compare(chosen, repeats, machine)
+    rate = max(rate, machine.gemm_rate())
     floor = floor_flops(model, work) / rate
     print(f"GEMM {rate / 1e9:.0f} GFLOP/s, floor {floor:.2f} s")
-    print("| way | CPU s | x floor | inferscale is faster by |\n|---|---|---|---|")
+    print("| way | s | x floor | inferscale is faster by |\n|---|---|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.2f} | {seconds / floor:.1f} | {seconds / times['inferscale']:.1f}x |")
 
 
-def problems(size: str, work: Work, repeats: int) -> None:
-    model = make_model(size)
+def problems(size: str, work: Work, repeats: int, machine: Machine) -> None:
+    model = make_model(size, machine)
     ours = Ours(model, work)
     ours(check=False)
-    times = compare({"one at a time": lambda: ours(False, False), "together": lambda: ours(True, False)}, repeats)
+    times = compare(
+        {"one at a time": lambda: ours(False, False), "together": lambda: ours(True, False)}, repeats, machine
+    )
     print(f"\n## {work.problems} problems x {work.rows} rows x {work.tokens} tokens, prompt {work.prompt}, size {size}")
-    print("| problems | CPU s | together is faster by |\n|---|---|---|")
+    print("| problems | s | together is faster by |\n|---|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.2f} | {seconds / times['together']:.1f}x |")
 
 
-def sampler(size: str, work: Work, repeats: int) -> None:
+def sampler(size: str, work: Work, repeats: int, machine: Machine) -> None:
     """Share of a decode step that goes into drawing tokens."""
-    model = make_model(size)
+    model = make_model(size, machine)
     ours = Ours(model, work)
     ours()
     spent = 0.0
@@ -262,11 +289,11 @@ def sampler(size: str, work: Work, repeats: int) -> None:
         spent += time.process_time() - start
         return result
 
-    Sampler.draw = timed  # type: ignore[method-assign]
+    Sampler.draw = timed  # type: ignore[assignment,method-assign]
     try:
-        total = compare({"run": ours}, repeats)["run"]
+        total = compare({"run": ours}, repeats, machine)["run"]
     finally:
-        Sampler.draw = draw  # type: ignore[method-assign]
+        Sampler.draw = draw  # type: ignore[assignment,method-assign]
     print(f"\n## Sampler: {spent / repeats:.3f} of {total:.3f} s, {100 * spent / repeats / total:.1f} % (size {size})")
 
 
@@ -279,17 +306,20 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=16, help="tokens of a step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ways", nargs="*", default=["naive", "kept", "gathered"], help="baselines of the search")
-    parser.add_argument("--work", nargs="*", default=["search", "problems", "reward", "sampler"])
+    parser.add_argument("--work", nargs="*", default=["search", "problems", "sampler"])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    machine = Machine(options.device, options.dtype)
     work = Work(options.prompt, options.rows, options.tokens, options.step)
     several = Work(options.prompt, 4, options.tokens, options.step, problems=16)
     if "search" in options.work:
-        search(options.size, work, options.repeats, options.ways)
+        search(options.size, work, options.repeats, options.ways, machine)
     if "problems" in options.work:
-        problems(options.size, several, options.repeats)
+        problems(options.size, several, options.repeats, machine)
     if "sampler" in options.work:
-        sampler(options.size, work, options.repeats)
+        sampler(options.size, work, options.repeats, machine)
 
 
 if __name__ == "__main__":
