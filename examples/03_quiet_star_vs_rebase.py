@@ -10,7 +10,8 @@
 #
 # Two presets. `published` follows the released settings: 96-token steps, a path ends as soon as its last sentences hold
 # a digit, nodes that score 0.1 or less are dropped, the best-scored fragment answers, tokens are charged with the
-# paper's constant. `corrected` keeps steps whole, lets paths end where the model ends them, and votes.
+# paper's constant; start and end of a thought are overwritten, as the released code does when it first runs.
+# `corrected` keeps steps whole, lets paths end where the model ends them, and votes.
 
 # %%
 import argparse
@@ -19,6 +20,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
+
+import torch
 
 import inferscale as isc
 from inferscale.evaluate import load_problems
@@ -58,11 +61,14 @@ parser.add_argument("--train-steps", type=int, default=10)
 parser.add_argument("--ablation", choices=("pruning", "length", "when", "reward"))
 parser.add_argument("--seed", type=int, default=0)
 args, _ = parser.parse_known_args()
+if args.data and not args.reward:
+    parser.error("--data needs --reward: the simulated reward only judges the embedded task")
 
 # %% [markdown]
 # ## The published rules
 # They belong to this study alone. A wrapper ends paths at digits and caps the answer after the cue; a strategy drops
-# nodes by a floor; the grader reads the last match of the released pattern, which takes 1248 for 8.
+# nodes by a floor; the grader reads the last match of the released pattern, which takes 1248 for 8. What differs: the
+# reward model marks every step (the released code one mark at the end), and a sample that ends by itself is not cued.
 
 
 # %%
@@ -149,7 +155,14 @@ def load_parts() -> tuple[Any, Any, QuietSTaR]:
     embedded = args.model in {card.name for card in isc.zoo.list()}
     plain = isc.HFGenerator(isc.zoo.path(args.model) if embedded else args.model, cache="none")
     if args.quiet:
-        return plain.model, plain.tokenizer, QuietSTaR.from_pretrained(args.quiet)
+        trained = QuietSTaR.from_pretrained(args.quiet)
+        if args.preset == "published":  # as released: start and end are overwritten when the model first runs
+            dashes = plain.tokenizer("---", add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                first = trained.backbone.embed(torch.tensor(dashes, device=trained.start.device))[0]
+                trained.start.copy_(first)
+                trained.end.copy_(first)
+        return plain.model, plain.tokenizer, trained
     thinking = isc.HFGenerator(isc.zoo.path(args.model) if embedded else args.model, cache="none").model
     quiet = QuietSTaR(thinking, args.thought_length, start_token_id=plain.tokenizer("-")["input_ids"][-1])
     if embedded and args.train_steps:
