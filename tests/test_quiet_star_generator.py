@@ -10,6 +10,7 @@ from tests.tiny_models import byte_tokenizer, grow, grow_all, root
 from transformers import DynamicCache, StaticCache
 
 from inferscale import REBASE, BeamSearch, Budget, MajorityVote, RepeatedSampling, RewardFunction, solve_batch
+from inferscale.flops import FlopCounter
 from inferscale.flops.formulas import model_spec
 from inferscale.generators import HFGenerator
 from inferscale.generators.sampling import Sampler, uniforms
@@ -243,6 +244,16 @@ def test_the_bill_of_a_tree_reads_every_visible_token_once():
     assert (total - linear - heads) % per_pair == 0
     assert 0 < (total - linear - heads) // per_pair < visible * 6 * 40
     assert sum(node.step.thought_tokens for node in nodes) == 4 * visible
+
+
+def test_a_flop_counter_on_the_decoder_sees_all_but_the_heads():
+    quiet = wrapped("llama", 3)
+    gen = generator(quiet)
+    gen.generate([_request(root("x"))])
+    with FlopCounter(thoughts=quiet.backbone.decoder) as counter:
+        step = gen.generate([_request(root("a b"))])[0][0]
+    heads = len(step.token_ids) * (4 * 2 * 32 * 320 + quiet.head.flops)
+    assert counter.total() == step.flops - heads
 
 
 def test_a_thought_takes_t_plus_one_passes():
