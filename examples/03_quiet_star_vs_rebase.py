@@ -49,7 +49,7 @@ STEP_TOKENS = 96
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="policy-s", help="an embedded policy, a model folder, or a hub id")
 parser.add_argument("--quiet", help="folder of a trained wrapper; by default one is trained for --train-steps")
-parser.add_argument("--reward", help="process reward model; by default a simulated one, embedded task only")
+parser.add_argument("--reward", help="process reward model: embedded, a folder or a hub id; by default a simulated one")
 parser.add_argument("--data", help="GSM8K as .jsonl; by default the embedded task")
 parser.add_argument("--preset", choices=("published", "corrected"), default="corrected")
 parser.add_argument("--problems", type=int, default=10)
@@ -193,7 +193,13 @@ def simulated(nodes: Sequence[isc.Node]) -> list[float]:
     return scores
 
 
-reward = isc.HFProcessRewardModel.from_pretrained(args.reward) if args.reward else isc.RewardFunction(simulated)
+judges = [card.name for card in isc.zoo.list() if card.kind == "process reward model"]
+if args.reward in judges:
+    reward = isc.HFProcessRewardModel(*isc.zoo.load(args.reward), good_token="<good>", bad_token="<bad>")
+elif args.reward:
+    reward = isc.HFProcessRewardModel.from_pretrained(args.reward)
+else:
+    reward = isc.RewardFunction(simulated)  # the exact label with noise: not a trained model
 
 # %% [markdown]
 # ## One row of the table
