@@ -36,6 +36,9 @@ def sample_branches(branches: Sequence[Branch], decoder: Decoder, sampler: Sampl
 
 def _draw(live: Sequence[Branch], logits: Tensor, sampler: Sampler) -> Tensor:
     """Draws one token for each branch and hands it over; the ids, `[rows]`."""
+    device = logits.device
+    if device.type == "mps":  # has no float64
+        logits = logits.cpu()
     keys = np.array([branch.key for branch in live], dtype=np.uint64)
     counters = np.array([len(branch.tokens) for branch in live], dtype=np.uint64)
     numbers = torch.from_numpy(uniforms(keys, counters)).to(logits.device)
@@ -50,4 +53,4 @@ def _draw(live: Sequence[Branch], logits: Tensor, sampler: Sampler) -> Tensor:
     columns = zip(draws.tokens.tolist(), logprobs, draws.confidences.tolist(), strict=True)
     for branch, (token, logprob, confidence) in zip(live, columns, strict=True):
         branch.push(token, logprob, confidence)
-    return draws.tokens
+    return draws.tokens.to(device)

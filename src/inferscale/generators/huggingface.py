@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from itertools import compress
+from operator import not_
 from typing import Any, Literal
 
 import torch
@@ -43,6 +45,8 @@ class HFGenerator(Generator):
     Every branch draws from its own random stream, so in float32 a branch's tokens depend on the seed, the problem and
     the path alone, not on what else is in the batch. (In half precision a batch of another size can change the last
     bits of the logits, and now and then a token.)
+
+    Sampling follows the options given here: the checkpoint's generation config is read for end-of-sequence ids alone.
 
     A step ends with the token that completes `step_delimiter` after at least one character that is not blank, or at
     `max_step_tokens`. Ids are the truth: text is decoded from them and never encoded again.
@@ -156,9 +160,10 @@ class HFGenerator(Generator):
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""
-        if self._tree is not None:
-            with self._lock:
-                self._tree.release(root.key)
+        with self._lock:
+            for decoder in (self._plain, self._tree):
+                if decoder is not None:
+                    decoder.release(root.key)
 
     @property
     def shares_prefixes(self) -> bool:
@@ -208,11 +213,11 @@ class HFGenerator(Generator):
             roots.setdefault(id(node.root), len(roots))
             nodes.setdefault(id(node), len(nodes))
         ordered = sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))
-        if self._bound is None:
+        bound = self._bound
+        if bound is None:
             return [(self._tree, ordered)]
-        short = [b for b in ordered if len(b.prefix) + self._most_tokens(b) <= self._bound]
-        long = [b for b in ordered if len(b.prefix) + self._most_tokens(b) > self._bound]
-        return [(self._tree, short), (self._plain, long)]
+        fits = [len(branch.prefix) + self._most_tokens(branch) <= bound for branch in ordered]
+        return [(self._tree, list(compress(ordered, fits))), (self._plain, list(compress(ordered, map(not_, fits))))]
 
     def _most_tokens(self, branch: Branch) -> int:
         return min(branch.room, self.limits.step) if branch.request.until == "step" else branch.room
