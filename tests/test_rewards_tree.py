@@ -9,6 +9,7 @@ from tests.tiny_models import EXACT, byte_tokenizer, grow_all, root, tiny_model
 from inferscale.flops.formulas import forward_flops, model_spec
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel, LikelihoodReward
+from inferscale.tree import Node, Step
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the"]
 CLASSIFIERS = [
@@ -171,3 +172,16 @@ def test_scores_are_finite_in_half_precision():
     scores = HFProcessRewardModel(model, byte_tokenizer()).score(rounds_of_search()[1][0])
     assert all(0 <= score <= 1 for score in scores)
     assert torch.tensor(scores).isfinite().all()
+
+
+@pytest.mark.parametrize("cache", ["tree", "none"])
+@pytest.mark.parametrize("kind", [HFProcessRewardModel, LikelihoodReward])
+def test_a_path_without_words_has_no_scores(kind, cache):
+    head = "CausalLM" if kind is LikelihoodReward else "TokenClassification"
+    reward = kind(tiny_model("llama", head, num_labels=2), byte_tokenizer(), cache=cache)
+    start = root("b")
+    blank = Node(start.problem, Step("\n", (203,)), start)
+    worded = Node(start.problem, Step(" a\n", tuple(byte_tokenizer()(" a\n")["input_ids"])), blank)
+    assert reward.step_scores([blank]) == [[]]
+    [[], [score]] = reward.step_scores([blank, worded])
+    assert 0 < score < 1

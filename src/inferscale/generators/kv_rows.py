@@ -32,6 +32,8 @@ class Segment:
 class Buffers:
     """Hands out memory for rows, and takes it back: fresh memory costs page faults at every step of a search.
 
+    On a GPU nothing is kept here, since torch's allocator keeps what is freed.
+
     What is handed out holds zeros or old keys and values, never the NaNs that fresh memory may hold: what a mask hides
     is still multiplied by 0.
     """
@@ -56,6 +58,8 @@ class Buffers:
 
     def give(self, kv: Tensor) -> None:
         """Takes memory back that nobody reads any more; the two newest are kept."""
+        if kv.device.type != "cpu":
+            return
         flat = kv.new_empty(0).set_(kv.untyped_storage())
         self._spare = [*self._spare[-1:], flat]
 

@@ -177,8 +177,10 @@ class TreeDecoder(Decoder):
         self.store.shrink(0)
 
     def release(self, root: int) -> None:
-        """Drops what is parked for a tree."""
+        """Drops what is parked for a tree, and with the last one the memory for rows."""
         self.store.release(root)
+        if not len(self.store):
+            self.session.buffers.clear()
         self._stats.cache_bytes = self.store.bytes
 
     def _watch_memory(self) -> None:

@@ -57,6 +57,8 @@ class BatchReader(Reader):
     def _run(self, batch: Sequence[Path]) -> list[list[float]]:
         rows = [(*path.shared, *(i for part in path.parts for i in part.ids)) for path in batch]
         marks = [_absolute_marks(path) for path in batch]
+        if not any(marks):
+            return [[] for _ in batch]
         ids, mask = padded(rows, 0, self._model.device)
         positions = sorted({mark for places in marks for mark in places})
         options: dict[str, Any] = {}
@@ -71,7 +73,9 @@ class BatchReader(Reader):
         row_index = [i for i, places in enumerate(marks) for _ in places]
         columns = [column[mark] for places in marks for mark in places]
         targets = [t for path in batch for part in path.parts for t in _targets(part)]
-        values = self._read(logits[row_index, columns].float(), torch.tensor(targets, device=ids.device)).tolist()
+        values = self._read(
+            logits[row_index, columns].float(), torch.tensor(targets, dtype=torch.long, device=ids.device)
+        ).tolist()
         return split(values, [len(places) for places in marks])
 
 
@@ -119,6 +123,8 @@ class TreeReader(Reader):
     def release(self, root: int) -> None:
         """Drops what is held for a tree."""
         self._store.release(root)
+        if not len(self._store):
+            self._session.buffers.clear()
         self._billed.pop(root, None)
 
     def _held(self, path: Path, known: dict[tuple[int, int], Piece]) -> int:
@@ -150,7 +156,7 @@ class TreeReader(Reader):
         batch = self._open(paths, level, known)
         starts = list(batch.lengths)
         logits = self._session.extend(batch, [part.ids for part in parts], [part.marks for part in parts])
-        targets = torch.tensor([t for part in parts for t in _targets(part)], device=logits.device)
+        targets = torch.tensor([t for part in parts for t in _targets(part)], dtype=torch.long, device=logits.device)
         values: Tensor = self._read(logits.float(), targets)
         notes = split(values.tolist(), [len(part.marks) for part in parts])
         for row, (path, part, note) in enumerate(zip(paths, parts, notes, strict=True)):

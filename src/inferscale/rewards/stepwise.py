@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -48,6 +49,7 @@ class StepReading:
         self._charges = Charges(model)
         self._plain: Reader = BatchReader(model, read, rows or _ROWS["none"])
         self._tree: Reader | None = None
+        self._lock = threading.Lock()
         self._bound = length_bound(model.config)
         session = checked_session(model) if cache == "tree" else None
         if session is not None:
@@ -58,7 +60,7 @@ class StepReading:
         """For each node and each of its steps, the numbers at the step's marks."""
         paths = [self._path_of(node) for node in nodes]
         found: dict[int, list[float]] = {}
-        with evaluating(self._model), torch.inference_mode():
+        with self._lock, evaluating(self._model), torch.inference_mode():
             for reader, chosen in self._assigned(paths):
                 found.update(zip(chosen, reader.read([paths[i] for i in chosen]), strict=True))
         counts = [[count for part in path.parts for count in part.counts] for path in paths]
@@ -75,7 +77,8 @@ class StepReading:
     def release(self, root: Node) -> None:
         """Lets go of what was kept for a search that has ended."""
         if self._tree is not None:
-            self._tree.release(root.key)
+            with self._lock:
+                self._tree.release(root.key)
 
     def _assigned(self, paths: Sequence[Path]) -> list[tuple[Reader, list[int]]]:
         """Which reader reads which paths."""
