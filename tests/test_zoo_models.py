@@ -80,3 +80,29 @@ def test_fixed_sets_are_disjoint():
     assert {zoo.task.split_of(p.prompt) for p in dev} == {"dev"}
     for problem in test + dev:
         assert problem.answer == str(zoo.task.reference(problem.prompt)[1])
+
+
+def test_the_judge_reads_the_same_through_the_library():
+    """Scores on the tree (cached, ids as sampled) are those that training and its figures use."""
+    from inferscale import HFProcessRewardModel
+    from inferscale.tree import Node, Step
+    from inferscale.zoo.training.judge import score_steps
+
+    judge, hub_tokenizer = zoo.load("prm-s")
+    by_text = HFProcessRewardModel(judge, hub_tokenizer, good_token="<good>", bad_token="<bad>")
+    by_ids = HFProcessRewardModel(
+        judge, hub_tokenizer, good_token="<good>", bad_token="<bad>", use_token_ids=True, step_separator=None
+    )
+    for problem in zoo.problems("dev")[:6]:
+        solution = zoo.task.solution(problem.prompt)
+        node = Node(problem)
+        lines = solution.splitlines(keepends=True)
+        for line in lines:
+            ids = tokenizer.encode(line) + ([] if line.endswith("\n") else [tokenizer.EOS])
+            node = Node(problem, Step(line, tuple(ids), finish_reason="step" if line.endswith("\n") else "eos"), node)
+        assert by_ids.step_scores([node])[0] == pytest.approx(
+            score_steps(judge, [problem.prompt], [solution])[0], abs=1e-4
+        )
+        assert by_text.step_scores([node])[0] == pytest.approx(
+            score_steps(judge, [problem.prompt], [solution + "\n"])[0], abs=1e-4
+        )

@@ -76,7 +76,7 @@ POLICIES: dict[str, Recipe] = {
     "policy-xs": Recipe(Shape(48, 3, 4, 144), steps=3100, decay_steps=600),
     "policy-s": Recipe(Shape(64, 4, 4, 192), steps=2800, decay_steps=800),
     "policy-m": Recipe(
-        Shape(128, 6, 4, 320), steps=2700, decay_steps=700, matrix_lr=0.015, other_lr=0.003, exit_layer=4
+        Shape(128, 6, 4, 320), steps=2600, decay_steps=600, matrix_lr=0.015, other_lr=0.003, exit_layer=4
     ),
 }
 
@@ -105,8 +105,8 @@ JUDGES: dict[str, JudgeRecipe] = {
         "policy-m",
         Recipe(
             POLICIES["policy-m"].shape,
-            steps=4500,
-            decay_steps=2500,
+            steps=5500,
+            decay_steps=3300,
             matrix_lr=0.01,
             other_lr=0.002,
             drill_steps=1000,
