@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("test", "dev"), default="test")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 16, 64])
+    parser.add_argument("--strategies", nargs="+", default=["RepeatedSampling", "REBASE", "BeamSearch", "DVTS"])
     parser.add_argument("--reduction", default="last", help="of step scores, in the report")
     parser.add_argument("--records", type=Path, nargs="+", default=[Path("runs/scaling/records.jsonl")])
     parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder for the pictures")
@@ -48,6 +49,7 @@ def main() -> None:
         chosen = cells(options.policies, options.reward, options.seeds, options.widths)
     else:
         chosen = sensitivity_cells(options.policies[0], options.reward, options.seeds, 16)
+    chosen = (cell for cell in chosen if type(cell.strategy).__name__ in options.strategies)
     run_all(chosen, problems, options.records[0], options.progress)
 
 
