@@ -37,21 +37,14 @@ VOTES: dict[str, Aggregator] = {
 def reward_of(name: str) -> RewardModel:
     """A reward model by name: an embedded one, or the likelihood under policy-m; steps are reduced by their minimum.
 
-    Both read the sampled ids as they are: a finished answer ends with the end of sequence, and the likelihood of a
-    separator that was never sampled would decide every vote.
+    The likelihood reads steps as they were sampled: a separator put after the answer, which no policy writes there,
+    would decide every vote.
     """
     if name == "likelihood":
         return LikelihoodReward(
             *zoo.load("policy-m"), pooling="min", reduction="min", use_token_ids=True, step_separator=None
         )
-    return HFProcessRewardModel(
-        *zoo.load(name),
-        good_token="<good>",
-        bad_token="<bad>",
-        reduction="min",
-        use_token_ids=True,
-        step_separator=None,
-    )
+    return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>", reduction="min")
 
 
 def rows(policy: str, reward: str, strategy: SearchStrategy, results: Sequence[SearchResult]) -> Iterable[str]:

@@ -89,10 +89,9 @@ def test_the_judge_reads_the_same_through_the_library():
     from inferscale.zoo.training.judge import score_steps
 
     judge, hub_tokenizer = zoo.load("prm-s")
-    by_text = HFProcessRewardModel(judge, hub_tokenizer, good_token="<good>", bad_token="<bad>")
-    by_ids = HFProcessRewardModel(
-        judge, hub_tokenizer, good_token="<good>", bad_token="<bad>", use_token_ids=True, step_separator=None
-    )
+    tokens = {"good_token": "<good>", "bad_token": "<bad>"}
+    by_text = HFProcessRewardModel(judge, hub_tokenizer, **tokens)
+    by_ids = HFProcessRewardModel(judge, hub_tokenizer, **tokens, use_token_ids=True)
     for problem in zoo.problems("dev")[:6]:
         solution = zoo.task.solution(problem.prompt)
         node = Node(problem)
@@ -100,9 +99,6 @@ def test_the_judge_reads_the_same_through_the_library():
         for line in lines:
             ids = tokenizer.encode(line) + ([] if line.endswith("\n") else [tokenizer.EOS])
             node = Node(problem, Step(line, tuple(ids), finish_reason="step" if line.endswith("\n") else "eos"), node)
-        assert by_ids.step_scores([node])[0] == pytest.approx(
-            score_steps(judge, [problem.prompt], [solution])[0], abs=1e-4
-        )
-        assert by_text.step_scores([node])[0] == pytest.approx(
-            score_steps(judge, [problem.prompt], [solution + "\n"])[0], abs=1e-4
-        )
+        expected = score_steps(judge, [problem.prompt], [solution + "\n"])[0]
+        assert by_ids.step_scores([node])[0] == pytest.approx(expected, abs=1e-4)
+        assert by_text.step_scores([node])[0] == pytest.approx(expected, abs=1e-4)
