@@ -86,7 +86,7 @@ def reward_model(name: str) -> RewardModel:
         return LikelihoodReward(*zoo.load("policy-m"))
     if name.startswith("simulated-"):
         return SimulatedReward(float(name.removeprefix("simulated-")))
-    return HFProcessRewardModel(*zoo.load(name))
+    return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>")
 
 
 class SimulatedReward(ProcessRewardModel):
