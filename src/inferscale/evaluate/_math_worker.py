@@ -10,15 +10,17 @@ import faulthandler
 import json
 import logging
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import Any
 
 
-def main(seconds: float, memory_bytes: int) -> None:
+def main(cpu_seconds: float, seconds: float, memory_bytes: int) -> None:
     """Answers until standard input ends.
 
     Args:
+        cpu_seconds: Processor time of one comparison, beyond which the process ends by SIGPROF (where there is one).
         seconds: One comparison may take so long; the parent kills sooner, this is for when the parent is gone.
         memory_bytes: Most address space.
     """
@@ -39,13 +41,21 @@ def main(seconds: float, memory_bytes: int) -> None:
     reply({"ready": True})
     for line in sys.stdin:
         faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        _limit_processor(cpu_seconds)
         request = json.loads(line)
         first, second = parsed(request["first"]), parsed(request["second"])
         # verify() is not symmetric: an inequality is compared with an interval in one direction only
         pairs = ((first, second), (second, first))
         same = any(math_verify.verify(gold, answer, timeout_seconds=None) for gold, answer in pairs)
+        _limit_processor(0)
         faulthandler.cancel_dump_traceback_later()
         reply({"same": bool(same)})
+
+
+def _limit_processor(seconds: float) -> None:
+    """Ends this process after so much more processor time, whatever it is doing; 0 takes the limit off."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends a process that does not handle it
 
 
 def _limit_memory(memory_bytes: int) -> None:
@@ -58,4 +68,4 @@ def _limit_memory(memory_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]), int(sys.argv[2]))
+    main(float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

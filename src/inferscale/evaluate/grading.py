@@ -74,7 +74,8 @@ class MathGrader:
         """Checks that math-verify is there; workers start with the first pair that needs one.
 
         Args:
-            timeout: Most seconds for one pair.
+            timeout: Most processor time for one pair, in seconds, so that verdicts do not depend on the machine's
+                load (on Windows: seconds by the clock).
             total_seconds: Most seconds for all pairs together; later pairs are decided by normal forms alone.
             workers: Processes, one for each thread that grades at the same time.
             memory_bytes: Most address space of a worker.
