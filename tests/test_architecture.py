@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "result": {*CORE, "base"},
     "journal": {*CORE, "flow", "result"},
     "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "result", "journal"},
-    "testing": {*CORE, "flow", "base", "engine", "result", "render"},
+    "testing": {*CORE, "flow", "base", "functional", "engine", "result", "render"},
     "scaling": {*CORE, "base", "functional", "answers", "aggregators", "result", "engine"},
     "evaluate": {
         *CORE,

@@ -1,0 +1,16 @@
+"""Fakes without weights, and conformance checks to run on your own strategies, generators and reward models."""
+
+from ._rewards import check_reward_model
+from ._strategies import check_strategy
+from ._toys import PROMPTS, BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward, unit_hash
+
+__all__ = [
+    "PROMPTS",
+    "BrokenGenerator",
+    "ToyGenerator",
+    "ToyProcessReward",
+    "ToyReward",
+    "check_reward_model",
+    "check_strategy",
+    "unit_hash",
+]
