@@ -200,7 +200,7 @@ def _run(
             torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
             schedule.step()
-            report(number, total, float(loss))
+            report(number, total, float(loss.detach()))
 
 
 def _batches(examples: Sequence[Example], recipe: TrainingRecipe) -> Iterator[list[Example]]:
