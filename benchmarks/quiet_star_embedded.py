@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,7 @@ from inferscale import Cost, Greedy, HFGenerator, MajorityVote, RepeatedSampling
 from inferscale.base import Generator, SearchStrategy
 from inferscale.quiet_star import Never, QuietSTaR, QuietSTaRGenerator
 from inferscale.tree import Problem
+from inferscale.zoo.models import load_model, load_tokenizer
 
 
 def is_right(result: SearchResult) -> bool:
@@ -57,13 +59,15 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="what the training command wrote")
-    parser.add_argument("--policy", default="policy-s")
+    parser.add_argument("--policy", default="policy-s", help="embedded policy that it was trained from, or its folder")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--votes", type=int, default=2, help="samples with thoughts")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    model, tokenizer = zoo.load(given.policy)
+    embedded = given.policy in {card.name for card in zoo.list()}
+    policy = zoo.path(given.policy) if embedded else Path(given.policy)
+    model, tokenizer = load_model(policy), load_tokenizer(policy)
     quiet = QuietSTaR.from_pretrained(given.folder).eval()
     problems = zoo.problems("test")[: given.problems]
     options = {"max_new_tokens": 160, "temperature": 1.0}
