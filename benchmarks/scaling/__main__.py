@@ -1,7 +1,8 @@
 """Command line of the study.
 
 ``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables,
-``plot`` draws them.
+``plot`` draws them,
+``claims`` answers the questions that the study is made for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from inferscale import zoo
 
 from .cells import cells, sensitivity_cells
+from .claims import claims
 from .measure import read, run_all
 from .plots import plot_all
 from .report import report
@@ -20,7 +22,7 @@ from .report import report
 def main() -> None:
     """Runs or reports."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("what", choices=("run", "sensitivity", "report", "plot"))
+    parser.add_argument("what", choices=("run", "sensitivity", "report", "plot", "claims"))
     parser.add_argument("--policies", nargs="+", default=["policy-xs", "policy-s", "policy-m"])
     parser.add_argument("--reward", default="prm-s")
     parser.add_argument("--problems", type=int, default=500, help="of the 500 test problems")
@@ -30,14 +32,18 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["RepeatedSampling", "REBASE", "BeamSearch", "DVTS"])
     parser.add_argument("--reduction", default="last", help="of step scores, in the report")
     parser.add_argument("--records", type=Path, nargs="+", default=[Path("runs/scaling/records.jsonl")])
+    parser.add_argument("--compare", nargs=2, default=["policy-s", "policy-m"], help="small and large policy")
     parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder for the pictures")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
-    if options.what in ("report", "plot"):
+    if options.what in ("report", "plot", "claims"):
         records = [record for path in options.records for record in read(path)]
         if options.what == "plot":
             print(*plot_all(records, options.reward, options.reduction, options.plots), sep="\n")
+            return
+        if options.what == "claims":
+            print(*claims(records, options.reward, options.reduction, *options.compare), sep="\n")
             return
         print("\n".join(report(records, options.reduction)))
         return

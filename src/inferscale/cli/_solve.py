@@ -38,7 +38,7 @@ def demo(
     problems: Annotated[int, typer.Option(min=2, help="Problems of the fixed test set (at most 500).")] = 60,
     width: Annotated[int, typer.Option(min=1, help="Samples or leaves of each strategy.")] = 16,
     model: Annotated[str, typer.Option(help="An embedded policy.")] = "policy-s",
-    reward: Annotated[str, typer.Option(help="'checker' (the exact oracle) or an embedded reward model.")] = "checker",
+    reward: Annotated[str, typer.Option(help="'checker' (the exact oracle) or an embedded reward model.")] = "prm-s",
     temperature: Temperature = 1.0,
     seed: Seed = 0,
     progress: Progress = True,
