@@ -12,7 +12,7 @@ from inferscale.strategies import REBASE
 from inferscale.testing import ToyReward
 
 # Sums of floats come out a little differently in batches of other shapes (about 1e-7 here), so a uniform number that
-# lies this close to a boundary between two tokens would draw another one. That is one draw in millions; these have none.
+# lies this close to a boundary between two tokens would draw another one: one draw in millions. These have none.
 PROMPTS = [f"Step {'1 2 ' * length}: x =" for length in (1, 9, 2, 7, 3, 5, 4, 12)]
 
 
