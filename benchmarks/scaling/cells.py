@@ -83,10 +83,12 @@ def reward_model(name: str) -> RewardModel:
     if name == "checker":
         return CheckerReward()
     if name == "likelihood":
-        return LikelihoodReward(*zoo.load("policy-m"))
+        # Steps are read as they were sampled: no policy writes a separator after the answer.
+        parts = zoo.load("policy-m")
+        return LikelihoodReward(*parts, pooling="min", reduction="min", use_token_ids=True, step_separator=None)
     if name.startswith("simulated-"):
         return SimulatedReward(float(name.removeprefix("simulated-")))
-    return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>")
+    return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>", reduction="min")
 
 
 class SimulatedReward(ProcessRewardModel):
