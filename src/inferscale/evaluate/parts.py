@@ -98,9 +98,11 @@ def make_reward(text: str, policy: str = "") -> RewardModel:
     if text == "checker":
         return CheckerReward()
     if text == "likelihood":
-        return LikelihoodReward(*zoo.load(policy)) if policy in embedded() else LikelihoodReward(policy)
+        # Its own judge reads the ids that it sampled; a separator that it never wrote would decide every vote.
+        own: dict[str, Any] = {"pooling": "min", "reduction": "min", "use_token_ids": True, "step_separator": None}
+        return LikelihoodReward(*(zoo.load(policy) if policy in embedded() else (policy,)), **own)
     if text in embedded():
-        return HFProcessRewardModel(*zoo.load(text), good_token="<good>", bad_token="<bad>")
+        return HFProcessRewardModel(*zoo.load(text), good_token="<good>", bad_token="<bad>", reduction="min")
     before, at, path = text.partition("@")
     if before == "outcome" and at:
         return HFOutcomeRewardModel(path)
