@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -29,3 +30,8 @@ def read_sigmoid(logits: Tensor, targets: Tensor) -> Tensor:
 def read_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """The log-probability of each target."""
     return logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+
+
+def read_self_certainty(logits: Tensor, targets: Tensor) -> Tensor:
+    """How far the prediction is from uniform, in nats: ``KL(uniform || p)`` (Kang et al. 2025, arXiv:2502.18581)."""
+    return -logits.log_softmax(dim=-1).mean(dim=-1) - math.log(logits.shape[-1])

@@ -16,7 +16,7 @@ from inferscale.generators.loading import load_model, tokenizer_of
 from inferscale.generators.prompts import PromptFormat
 from inferscale.tree import Node
 
-from .heads import read_likelihood
+from .heads import read_likelihood, read_self_certainty
 from .paths import StepEncoder, predictions
 from .stepwise import CacheKind, StepReading
 
@@ -25,7 +25,9 @@ class LikelihoodReward(ProcessRewardModel):
     """Scores every step by its token probabilities under a causal language model.
 
     A step's score is ``exp`` of the mean or the least log-probability of its tokens. Cheap to have (any stronger
-    policy will do), and the baseline that a trained process reward model has to beat.
+    policy will do), and the baseline that a trained process reward model has to beat. With
+    ``measure="self-certainty"`` it is the mean or least distance of the predictions from uniform instead, in nats
+    (Kang et al. 2025, arXiv:2502.18581), which asks how sure the model is, not how likely what was written is.
 
     Attributes:
         model: The model.
@@ -39,6 +41,7 @@ class LikelihoodReward(ProcessRewardModel):
         tokenizer: Any = None,
         *,
         pooling: Literal["min", "mean"] = "mean",
+        measure: Literal["likelihood", "self-certainty"] = "likelihood",
         reduction: Reduction = "last",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
@@ -56,7 +59,8 @@ class LikelihoodReward(ProcessRewardModel):
         Args:
             model: A causal language model: an object, a local folder or a hub id.
             tokenizer: Its tokenizer; by default the one beside the model.
-            pooling: Which log-probability of a step counts: the ``"mean"`` or the ``"min"`` of its tokens.
+            pooling: Which value of a step counts: the ``"mean"`` or the ``"min"`` of its tokens.
+            measure: What is read at every token: its ``"likelihood"``, or the ``"self-certainty"`` of the prediction.
             reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
             step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
             use_token_ids: Read the ids that the generator sampled; only where both have the same tokenizer.
@@ -72,14 +76,16 @@ class LikelihoodReward(ProcessRewardModel):
             load_options: Passed on to ``from_pretrained``.
 
         Raises:
-            ValueError: If `pooling` is unknown.
+            ValueError: If `pooling` or `measure` is unknown.
             CheckpointError: If the checkpoint lacks weights.
         """
         from transformers import AutoModelForCausalLM
 
         if pooling not in ("min", "mean"):
             raise ValueError(f'pooling={pooling!r}: choose "min" or "mean"')
-        self.pooling = pooling
+        if measure not in ("likelihood", "self-certainty"):
+            raise ValueError(f'measure={measure!r}: choose "likelihood" or "self-certainty"')
+        self.pooling, self.measure = pooling, measure
         self.reduction = reduction
         self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
         self.tokenizer = tokenizer_of(self.model, model, tokenizer)
@@ -87,18 +93,19 @@ class LikelihoodReward(ProcessRewardModel):
         self._reading = StepReading(
             self.model,
             partial(predictions, encoder=StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids)),
-            read_likelihood,
+            read_likelihood if measure == "likelihood" else read_self_certainty,
             rows=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node, the pooled probability of the tokens of each of its steps, in (0, 1]."""
+        """For each node and step the pooled probability of its tokens, in (0, 1], or self-certainty, in nats."""
         return [[self._pooled(values) for values in steps] for steps in self._reading.values(nodes)]
 
-    def _pooled(self, logprobs: Sequence[float]) -> float:
-        return math.exp(min(logprobs) if self.pooling == "min" else math.fsum(logprobs) / len(logprobs))
+    def _pooled(self, values: Sequence[float]) -> float:
+        pooled = min(values) if self.pooling == "min" else math.fsum(values) / len(values)
+        return math.exp(pooled) if self.measure == "likelihood" else pooled
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
