@@ -2,7 +2,7 @@ r"""A trained wrapper of an embedded policy against the policy: equal visible to
 
 Train one first, then run::
 
-    python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 300 --thought-length 3 \
+    python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 250 --thought-length 3 \
         --talk-length 1 --num-thoughts 3 --batch-size 8 --accumulation 1 --lr 3e-4 --head-lr-scale 10 \
         --embedding-lr-scale 10 --reinforce-temperature 1
     python -m benchmarks.quiet_star_embedded runs/thoughts --policy policy-s
