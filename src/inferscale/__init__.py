@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import answers, flops, functional, rewards, testing, zoo
+    from . import answers, evaluate, flops, functional, plotting, quiet_star, rewards, scaling, strategies, testing, zoo
     from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
     from .answers import extract_answer, normalize_answer, same_answer
     from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from .strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
     from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
 
-_MODULES = ("answers", "flops", "functional", "rewards", "testing", "zoo")
+_MODULES = (
+    *("answers", "evaluate", "flops", "functional", "plotting", "quiet_star"),
+    *("rewards", "scaling", "strategies", "testing", "zoo"),
+)
 _NAMES = {
     "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Oracle", "answer_weights"),
     "answers": ("extract_answer", "normalize_answer", "same_answer"),
@@ -83,6 +86,7 @@ __all__ = [
     "answer_weights",
     "answers",
     "estimate_flops",
+    "evaluate",
     "expand",
     "extract_answer",
     "flops",
@@ -90,12 +94,16 @@ __all__ = [
     "gather",
     "limit",
     "normalize_answer",
+    "plotting",
+    "quiet_star",
     "render_tree",
     "rewards",
     "same_answer",
+    "scaling",
     "score",
     "solve",
     "solve_batch",
+    "strategies",
     "stream",
     "testing",
     "zoo",
