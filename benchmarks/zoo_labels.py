@@ -18,7 +18,6 @@ from inferscale.flow import GenerateRequest
 from inferscale.rewards import LabelledSolution, label_by_rollouts
 from inferscale.tree import Node, Step
 
-
 HEADER = """\
 | labels | agreement, % | right steps kept, % | first errors found, % | AUC of the label | same first error, % \
 | completions a solution | MFLOPs a solution |

@@ -17,7 +17,7 @@ def names():
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_block(number, names, capsys):
     source, text = BLOCKS[number]
-    exec(compile(source, f"docs/flops.md block {number}", "exec"), names)  # noqa: S102
+    exec(compile(source, f"docs/flops.md block {number}", "exec"), names)
     printed = capsys.readouterr().out
     expected = [
         line.split("  # ", 1)[1] for line in source.splitlines() if line.startswith("print(") and "  # " in line

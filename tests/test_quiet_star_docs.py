@@ -16,7 +16,7 @@ def test_the_snippets_run(capsys):
     assert BLOCKS
     names = {"__name__": "quiet_star_page"}
     for number, block in enumerate(BLOCKS):
-        exec(compile(block, f"quiet_star.md block {number}", "exec"), names)  # noqa: S102
+        exec(compile(block, f"quiet_star.md block {number}", "exec"), names)
     assert "torch.Size([5, 1])" in capsys.readouterr().out
 
 
