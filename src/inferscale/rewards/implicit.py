@@ -24,7 +24,7 @@ from .stepwise import CacheKind, StepReading
 class ImplicitReward(ProcessRewardModel):
     """A step's score is ``beta * sum(log p_model(token) - log p_reference(token))`` over its tokens.
 
-    Free process rewards (Yuan et al. 2024, arXiv:2412.01981, eq. 4), for models trained on outcomes by DPO or
+    Free process rewards (Yuan et al. 2024, arXiv:2412.01981), for models trained on outcomes by DPO or
     cross-entropy, such as EurusPRM. Scores are in nats times `beta` and often negative: reduce them with ``"last"`` or
     ``"mean"``.
 

@@ -39,8 +39,8 @@ def label_by_rollouts(
     """Solutions with a label for every step, from completions sampled after it.
 
     ``"soft"``: the share of `n` completions that end right, ``"hard"``: whether any does (Math-Shepherd, Wang et al.
-    2024, arXiv:2312.08935, eqs. 3 and 4). ``"first_error"``: the first step after which none ends right, found by
-    halving (OmegaPRM, Luo et al. 2024, arXiv:2406.06592, §3.2): steps before it are 1, it is 0, later ones are not
+    2024, arXiv:2312.08935). ``"first_error"``: the first step after which none ends right, found by
+    halving (OmegaPRM, Luo et al. 2024, arXiv:2406.06592): steps before it are 1, it is 0, later ones are not
     judged. That takes about ``log2(steps) * n`` completions instead of ``steps * n``; it trusts that no step after
     the first error can be completed rightly, and that every step of a finished right solution is right.
 
