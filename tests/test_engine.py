@@ -8,7 +8,7 @@ from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.engine import solve, solve_batch, stream
-from inferscale.flow import Generate, expand, score
+from inferscale.flow import Generate, GenerateRequest, expand, score
 from inferscale.result import SearchResult
 from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
@@ -132,6 +132,18 @@ def test_a_budget_keeps_the_samples_that_were_finished():
     assert [leaf.text for leaf in cut.leaves[:3]] == [leaf.text for leaf in whole.leaves[:3]]
     assert [leaf.step.finish_reason for leaf in cut.leaves[3:]] == ["budget"]
     assert len(cut.leaves[3].token_ids) == 2
+
+
+def test_a_requests_own_token_cap_is_kept():
+    def body(root):
+        request = GenerateRequest(root, 3, until="end", max_tokens=4)
+        groups = yield Generate((request,))
+        return groups[0]
+
+    for budget in (None, Budget(tokens=100), Budget(tokens=10)):
+        result = run(body, budget=budget)
+        lengths = [len(leaf.token_ids) for leaf in result.leaves]
+        assert lengths == ([4, 4, 2] if budget == Budget(tokens=10) else [4, 4, 4])
 
 
 def test_a_call_budget_counts_samples():

@@ -111,17 +111,19 @@ class Search:
         portion: list[GenerateRequest] = []
         calls, tokens = self._room()
         for _, request in self._queue:
-            fits, max_tokens = _fitting(request, generator, calls, tokens, first=not portion)
+            bound = None if tokens is None else _bound(request, generator)
+            fits, cap = _fitting(min(request.n, calls), bound, tokens, first=not portion)
             if fits == 0:
                 break
             node = request.node
-            portion.append(replace(request, n=fits, first=node.num_draws, max_tokens=max_tokens))
+            own = request.max_tokens if cap is None else cap
+            portion.append(replace(request, n=fits, first=node.num_draws, max_tokens=own))
             node.num_draws += fits
             calls -= fits
-            if fits < request.n or max_tokens is not None:
+            if fits < request.n or cap is not None:
                 break
-            if tokens is not None:
-                tokens -= fits * (generator.max_sample_tokens(request) or tokens)
+            if tokens is not None and bound is not None:
+                tokens -= fits * bound
         return portion
 
     def _room(self) -> tuple[float, int | None]:
@@ -180,15 +182,17 @@ class Search:
         return tuple(_trajectory(leaf, extract_answer) for leaf in leaves)
 
 
-def _fitting(
-    request: GenerateRequest, generator: Generator, calls: float, tokens: int | None, first: bool
-) -> tuple[int, int | None]:
-    """How many samples of `request` surely fit, and the cap for a single one that may not."""
-    fits = int(min(request.n, calls))
-    if tokens is None or fits == 0:
-        return fits, None
-    bound = generator.max_sample_tokens(request)
-    certain = 0 if bound is None else min(fits, tokens // bound)
+def _bound(request: GenerateRequest, generator: Generator) -> int | None:
+    """The most tokens that one sample of `request` can have; ``None`` if there is no bound."""
+    bounds = [b for b in (generator.max_sample_tokens(request), request.max_tokens) if b is not None]
+    return min(bounds, default=None)
+
+
+def _fitting(wanted: float, bound: int | None, tokens: int | None, first: bool) -> tuple[int, int | None]:
+    """How many samples surely fit into `tokens`, and the cap for a single one that may not."""
+    if tokens is None or wanted < 1:
+        return int(wanted), None
+    certain = 0 if bound is None else int(min(wanted, tokens // bound))
     if certain == 0 and first:
         return 1, tokens
     return certain, None

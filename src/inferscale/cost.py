@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,17 @@ class Cost:
         """The sum, field by field."""
         if not isinstance(other, Cost):
             return NotImplemented
-        return Cost(*(getattr(self, name) + getattr(other, name) for name in _COST_FIELDS))
+        return Cost(
+            self.prompt_tokens + other.prompt_tokens,
+            self.generated_tokens + other.generated_tokens,
+            self.thought_tokens + other.thought_tokens,
+            self.scored_tokens + other.scored_tokens,
+            self.generator_flops + other.generator_flops,
+            self.reward_flops + other.reward_flops,
+            self.seconds + other.seconds,
+            self.num_generated + other.num_generated,
+            self.num_scored + other.num_scored,
+        )
 
     def __radd__(self, other: object) -> Cost:
         """Makes ``sum(costs)`` work, which starts from 0."""
@@ -51,9 +61,6 @@ class Cost:
     def tokens(self) -> int:
         """Tokens sampled, thoughts included."""
         return self.generated_tokens + self.thought_tokens
-
-
-_COST_FIELDS = tuple(field.name for field in fields(Cost))
 
 
 @dataclass(frozen=True, slots=True)

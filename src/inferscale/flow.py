@@ -33,8 +33,8 @@ class GenerateRequest:
             and forgotten.
         first: Number of samples drawn from the node before; sample ``i`` of this request has the key
             ``branch_key(node.key, first + i)``. Set by the engine.
-        max_tokens: Most tokens for each sample; a sample cut there ends with ``finish_reason="budget"``. Set by the
-            engine when the caller gave a budget.
+        max_tokens: Most tokens for each sample; a sample cut there ends with ``finish_reason="budget"``. The engine
+            lowers it where the caller's budget leaves less.
     """
 
     node: Node
