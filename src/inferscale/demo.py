@@ -94,7 +94,7 @@ def _row(name: str, results: Sequence[SearchResult], without_reward: bool) -> Ro
     return Row(name, accuracy, error, cost, total.seconds)
 
 
-HEADER = f"{'strategy':<38} {'accuracy':>15} {'tokens':>8} {'MFLOPs':>9} {'+reward':>9} {'seconds':>8}"
+HEADER = f"{'strategy':<38} {'accuracy':>15} {'tokens':>8} {'MFLOPs':>9} {'reward':>9} {'seconds':>8}"
 
 
 def format_row(row: Row) -> str:

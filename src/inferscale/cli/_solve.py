@@ -50,7 +50,7 @@ def demo(
     chosen = zoo.problems("test")[:problems]
     generator, reward_model = make_generator(model, temperature), make_reward(reward)
     typer.echo(f"{model}, reward: {reward}, {len(chosen)} test problems, temperature {temperature}, seed {seed}")
-    typer.echo("Tokens, generator FLOPs and reward FLOPs are means over problems; seconds are for all of them.")
+    typer.echo("Tokens and MFLOPs of policy and reward model are means over problems; seconds are for all of them.")
     typer.echo(HEADER)
     for row in rows(chosen, generator, reward_model, width, seed, progress):
         typer.echo(format_row(row))
