@@ -4,7 +4,7 @@ import asyncio
 import importlib.util
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferscale import REBASE, BestOfN, RepeatedSampling, solve, solve_batch
@@ -79,6 +79,7 @@ def test_ensembles_with_an_outcome_model_join_scores():
         EnsembleReward([Judge(*A), Outcome(2.0)], reduction="min")
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=4), st.randoms())
 def test_an_ensembles_mean_lies_between_its_members(values, random):
     weights = [random.random() + 0.01 for _ in values]
