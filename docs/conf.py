@@ -18,3 +18,4 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 default_role = "code"
 suppress_warnings = ["myst.header"]
+napoleon_use_ivar = True

@@ -33,7 +33,7 @@ def _scaling(records: Records, reward: str, reduction: str, path: Path) -> Path:
         axis.set_xlabel("policy and reward model, FLOPs per problem" if whole else "policy alone, FLOPs per problem")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
-    axes[1].legend(fontsize=7)
+    axes[1].legend(fontsize=7, loc="lower right")
     figure.savefig(path, dpi=110)
     return path
 
@@ -102,7 +102,7 @@ def _sensitivity(records: Records, reward: str, reduction: str, path: Path) -> P
 def _points(axis: Any, groups: dict[float, list[dict[str, Any]]], vote: str, label: str) -> None:
     rows = [
         (x, *mean_and_error(np.array([r["votes"][vote] for r in runs], dtype=float)))
-        for x, runs in sorted(groups.items())
+        for x, runs in sorted(groups.items()) if runs
     ]
     x, y, e = (np.array(column) for column in zip(*rows, strict=True))
     axis.errorbar(x, 100 * y, 100 * e, marker="o", capsize=2, label=label)
