@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
     if options.what in ("report", "plot", "claims"):
-        records = [record for path in options.records for record in read(path)]
+        records = list({record["key"]: record for path in options.records for record in read(path)}.values())
         if options.what == "plot":
             print(*plot_all(records, options.reward, options.reduction, options.plots), sep="\n")
             return

@@ -102,7 +102,8 @@ def _sensitivity(records: Records, reward: str, reduction: str, path: Path) -> P
 def _points(axis: Any, groups: dict[float, list[dict[str, Any]]], vote: str, label: str) -> None:
     rows = [
         (x, *mean_and_error(np.array([r["votes"][vote] for r in runs], dtype=float)))
-        for x, runs in sorted(groups.items()) if runs
+        for x, runs in sorted(groups.items())
+        if runs
     ]
     x, y, e = (np.array(column) for column in zip(*rows, strict=True))
     axis.errorbar(x, 100 * y, 100 * e, marker="o", capsize=2, label=label)
