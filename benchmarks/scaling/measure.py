@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The records; a torn last line is left out."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
