@@ -74,8 +74,8 @@ def score_wave(active: Sequence[Search], reward_model: RewardModel | None, journ
     if not wave or reward_model is None:
         return
     everything = [node for _, nodes in wave for node in nodes]
-    costs = reward_model.cost(everything)
     started = time.perf_counter()
+    costs = reward_model.cost(everything)
     _give_scores(everything, reward_model)
     seconds = (time.perf_counter() - started) / len(everything)
     position = 0
