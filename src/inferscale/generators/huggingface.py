@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from inferscale.base import Generator
+from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step, branch_key
 
@@ -155,6 +156,7 @@ class HFGenerator(Generator):
                 run = partial(sample_branches, decoder=decoder, sampler=self.sampler, stats=self.stats)
                 self._rows = run_in_pieces(branches, self._rows, run, self._describe, decoder.make_room)
         steps = [[branch.step(self._charges.sample) for branch in group] for group in groups]
+        report_tokens(self.model, sampled=sum(step.generated_tokens for group in steps for step in group))
         self.stats.seconds += time.perf_counter() - started
         return steps
 
