@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from inferscale import zoo
-from inferscale.base import ProcessRewardModel, RewardModel, SearchStrategy
+from inferscale.base import RewardModel, SearchStrategy
+from inferscale.evaluate.experiments import SimulatedReward
 from inferscale.generators import HFGenerator
 from inferscale.rewards import CheckerReward, HFProcessRewardModel, LikelihoodReward
 from inferscale.strategies import DVTS, REBASE, BeamSearch, RepeatedSampling
-from inferscale.tree import Node
 
 TEMPERATURE = 1.0
 SAMPLES = 64
@@ -89,23 +89,3 @@ def reward_model(name: str) -> RewardModel:
     if name.startswith("simulated-"):
         return SimulatedReward(float(name.removeprefix("simulated-")))
     return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>", reduction="min")
-
-
-class SimulatedReward(ProcessRewardModel):
-    """The exact checker with calibrated noise: no trained model, and it costs nothing."""
-
-    def __init__(self, auc: float) -> None:
-        self.auc = auc
-
-    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """A noisy score for each step, the same for the same prefix."""
-        return [self._scores(node) for node in nodes]
-
-    def _scores(self, node: Node) -> list[float]:
-        prompt = node.problem.prompt
-        labels = zoo.task.step_labels(prompt, node.text)
-        prefix, scores = prompt, []
-        for (text, _), right in zip(node.inner_steps(), labels, strict=True):
-            prefix += text
-            scores.append(zoo.simulated_score(prefix, right, self.auc))
-        return scores

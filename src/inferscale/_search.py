@@ -175,12 +175,6 @@ class Search:
         self.cost += cost
         self._advance(None)
 
-    # -- the result ----------------------------------------------------------------------------------------------
-
-    def trajectories(self, leaves: Sequence[Node], extract_answer: ExtractAnswer) -> tuple[Trajectory, ...]:
-        """One record for each leaf; unfinished and failed leaves abstain."""
-        return tuple(_trajectory(leaf, extract_answer) for leaf in leaves)
-
 
 def _bound(request: GenerateRequest, generator: Generator) -> int | None:
     """The most tokens that one sample of `request` can have; ``None`` if there is no bound."""
@@ -198,7 +192,8 @@ def _fitting(wanted: float, bound: int | None, tokens: int | None, first: bool) 
     return certain, None
 
 
-def _trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
+def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
+    """A leaf's record; an unfinished or failed leaf abstains."""
     step_scores = leaf.step_scores
     if step_scores is None and leaf.step is not None and all(node.is_scored for node in leaf.path):
         step_scores = tuple(node.score for node in leaf.path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from ._progress import Progress
-from ._search import ExtractAnswer, Search
+from ._search import ExtractAnswer, Search, trajectory
 from ._waves import generate_wave, score_wave
 from .aggregators import MajorityVote
 from .answers import extract_answer as default_extract_answer
@@ -170,7 +170,7 @@ class _Task:
 
     def result(self, search: Search, stopped_by: str | None) -> SearchResult:
         leaves = search.root.leaves() if search.leaves is None else search.leaves
-        trajectories = search.trajectories(leaves, self.extract_answer)
+        trajectories = tuple(trajectory(leaf, self.extract_answer) for leaf in leaves)
         usable = trajectories
         if self.aggregator.needs_scores:
             usable = tuple(t for t in trajectories if t.score is not None)

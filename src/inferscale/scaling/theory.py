@@ -66,7 +66,7 @@ def majority_accuracy(probabilities: ArrayLike, gold: int, n: int) -> float:
         if share == 0.0:
             continue
         # table[s]: distribution of the votes of the others, with s of them level with the gold answer
-        table = [_head(blank, n - top)]
+        table = [blank[: n - top + 1]]
         for q in rest:
             votes = _poisson(n * q, n)
             below = np.where(np.arange(n + 1) < top, votes, 0.0)
@@ -218,10 +218,6 @@ def _poisson(rate: float, n: int) -> Floats:
 
     k = np.arange(n + 1)
     return np.asarray(np.exp(xlogy(k, rate) - rate - gammaln(k + 1)))
-
-
-def _head(row: Floats, last: int) -> Floats:
-    return row[: last + 1]
 
 
 def _vote(ids: NDArray[np.int64], weights: Floats, gold: int) -> float:
