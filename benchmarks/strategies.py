@@ -160,7 +160,7 @@ def judge(name: str, auc: float, policy: str) -> RewardModel:
     if name == "simulated":
         return SimulatedJudge(auc, zoo.card(policy).parameters)
     model, tokenizer = zoo.load(name)
-    return HFProcessRewardModel(model, tokenizer, good_token="<good>", bad_token="<bad>")
+    return HFProcessRewardModel(model, tokenizer, good_token="<good>", bad_token="<bad>", reduction="min")
 
 
 def mean_flops(results: Sequence[SearchResult]) -> float:
@@ -198,11 +198,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=500, help="test problems, at most 500")
     parser.add_argument("--dev", type=int, default=20, help="development problems that sizes are chosen on")
-    parser.add_argument("--samples", type=int, nargs="+", default=[4, 16, 64], help="budgets, in plain samples")
+    parser.add_argument("--samples", type=int, nargs="+", default=[4, 8, 16], help="budgets, in plain samples")
     parser.add_argument("--policy", default="policy-s")
-    parser.add_argument("--judge", default="simulated", help="'simulated' or the name of an embedded reward model")
+    parser.add_argument("--judge", default="prm-s", help="the name of an embedded reward model, or 'simulated'")
     parser.add_argument("--auc", type=float, default=0.9, help="of the simulated judge")
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--only", default="", help="rows whose name holds this text")
     options = parser.parse_args()
     started = time.perf_counter()
