@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from inferscale._caches import cache_argument
+
 from . import context
 from .config import UnknownArchitectureError
 from .exact import ExactMode
@@ -130,14 +132,15 @@ def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, lis
 def _forward(model: nn.Module, new: int, cache: Any, kept: int) -> tuple[_Sum, Any]:
     """Runs `new` tokens; what they cost, and the cache after them."""
     device = next(model.parameters()).device
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    name = cache_argument(model)
+    options: dict[str, Any] = {name: cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = kept
     counted = _Sum()
     try:
         with ExactMode(counted):
             output = model(input_ids=torch.arange(1, new + 1, device=device)[None], **options)
-        return counted, output.past_key_values
+        return counted, getattr(output, name)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CalibrationError(
             f"{type(model).__name__} cannot be calibrated: a forward of {new} tokens with a key-value cache fails "

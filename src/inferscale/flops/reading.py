@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from inferscale._caches import CACHE_NAMES
+
 from .formulas import PackedRows
 from .ledger import Phase, Tally, forward_sizes, forward_tally, packed_tally, phase_of
 from .spec import ModelSpec
@@ -75,7 +77,7 @@ class Reader:
         if tokens is None or tokens.dim() < 2:
             return None
         batch, new = tokens.shape[:2]
-        cache = self._argument("past_key_values", args, kwargs)
+        cache = next((c for n in CACHE_NAMES if (c := self._argument(n, args, kwargs)) is not None), None)
         kept = self._kept(args, kwargs, new)
         if cache is None:
             return Reading(new, 0, batch, kept)

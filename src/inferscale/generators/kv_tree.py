@@ -18,6 +18,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from inferscale._caches import cache_argument
+
 from .kv_attention import NAME, Plan, PlanCache, UnsupportedModelError, running
 from .kv_plans import PromptPlan, RowPlan
 from .kv_rows import Buffers, RowBatch, Segment
@@ -41,6 +43,7 @@ class Session:
         self.tokens = 0
         self.buffers = Buffers()
         self._parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = cache_argument(model)
         if "position_ids" not in self._parameters:
             raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids")
         self._layers = int(model.config.get_text_config().num_hidden_layers)
@@ -128,8 +131,8 @@ class Session:
             output = self.model(
                 input_ids=packed[None],
                 position_ids=torch.tensor(positions, device=device)[None],
-                past_key_values=cache,
                 use_cache=True,
+                **{self._cache_argument: cache},
                 **options,
             )
         if cache.attended != self._layers:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inferscale._caches import cache_argument
+
 from .branch import Branch
 from .decoder import Decoder, GeneratorStats
 
@@ -24,6 +26,7 @@ class StatelessDecoder(Decoder):
         self._model = model
         self._stats = stats
         self._parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = cache_argument(model)
         self._cache: Any = None
         self._caches = True
         self._ids = torch.empty(0)
@@ -70,9 +73,9 @@ class StatelessDecoder(Decoder):
         if "logits_to_keep" in self._parameters:
             options["logits_to_keep"] = 1
         if self._cache is not None and self._caches:
-            options["past_key_values"] = self._cache
+            options[self._cache_argument] = self._cache
         output = self._model(input_ids=ids, attention_mask=self._mask, use_cache=self._caches, **options)
-        self._cache = output.get("past_key_values")
+        self._cache = output.get(self._cache_argument)
         logits: Tensor = output.logits[:, -1]
         return logits
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inferscale._caches import cache_argument
+
 from .cache import new_cache
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
@@ -39,7 +41,7 @@ class Backbone:
         window = getattr(self.config, "sliding_window", None)
         self.window = window if not self.kinds or "sliding_attention" in self.kinds else None
         self._takes = frozenset(inspect.signature(self.decoder.forward).parameters)
-        self._cache_name = "cache_params" if "cache_params" in self._takes else "past_key_values"
+        self._cache_argument = cache_argument(self.decoder)
         if not {"inputs_embeds", "attention_mask"} <= self._takes:
             raise UnsupportedModelError(
                 f"{type(self.decoder).__name__}.forward takes no inputs_embeds or no attention_mask: it cannot "
@@ -56,13 +58,16 @@ class Backbone:
     @property
     def attention_only(self) -> bool:
         """Whether every layer is softmax attention, as far as the configuration tells."""
-        recurrent = any(getattr(self.config, name, None) for name in _RECURRENT_FIELDS)
-        return not recurrent and self.kinds <= _ATTENTION_KINDS and self._cache_name == "past_key_values"
+        return not self._recurrent and self.kinds <= _ATTENTION_KINDS
+
+    @property
+    def _recurrent(self) -> bool:
+        return any(getattr(self.config, name, None) for name in _RECURRENT_FIELDS)
 
     @property
     def masks_padding_once(self) -> bool:
         """Whether a mask is only for the first tokens: a recurrent state has left padding behind it."""
-        return self._cache_name == "cache_params"
+        return self._recurrent and not hasattr(self.config, "num_attention_heads")
 
     @property
     def takes_positions(self) -> bool:
@@ -107,7 +112,7 @@ class Backbone:
         """
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
-            options[self._cache_name] = cache
+            options[self._cache_argument] = cache
         if position_ids is not None and self.takes_positions:
             options["position_ids"] = position_ids
         output = self.decoder(inputs_embeds=embeds, attention_mask=mask, **options)

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
+from inferscale._caches import cache_argument
+
 
 class _StepModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A backbone called ``model`` and a head that gives outputs for every position."""
@@ -52,8 +54,8 @@ class _StepModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=use_cache,
+            **{cache_argument(self.model): past_key_values},
             **kwargs,
         ).last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
 
+from inferscale._caches import cache_argument
 from inferscale.zoo import task
 from inferscale.zoo.tokenizer import BOS, EOS, PAD, decode, encode
 
@@ -83,7 +84,11 @@ def _next_logits(
     model: LlamaForCausalLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache
 ) -> Tensor:
     output = model(
-        input_ids=token_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        input_ids=token_ids,
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=1,
+        **{cache_argument(model): cache},
     )
     return output.logits[:, -1].float()  # type: ignore[no-any-return]
 
