@@ -24,6 +24,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from inferscale._caches import cache_argument
 from inferscale.flops.formulas import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
@@ -134,7 +135,7 @@ def _generate(model: Any, ids: torch.Tensor, count: int, cache: Any = None) -> A
     return model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        **({} if cache is None else {cache_argument(model): cache}),
         do_sample=True,
         top_k=0,
         temperature=1.0,
@@ -155,13 +156,13 @@ def kept_cache(model: Any, work: Work) -> None:
     """``generate`` continued on a `DynamicCache`, prompt read once and repeated, rows gathered between the steps."""
     ids = torch.tensor([work.prompt_ids()], device=model.device)
     cache = DynamicCache()
-    model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(input_ids=ids[:, :-1], **{cache_argument(model): cache}, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(work.rows)
     ids = ids.repeat(work.rows, 1)
     for turn in range(work.steps):
         output = _generate(model, ids, work.step, cache)
         parents = torch.tensor(work.parents(turn), device=model.device)
-        ids, cache = output.sequences[parents], output.past_key_values
+        ids, cache = output.sequences[parents], getattr(output, cache_argument(model))
         cache.batch_select_indices(parents)
 
 
@@ -169,14 +170,14 @@ def gathered(model: Any, work: Work) -> None:
     """An own token loop on a `DynamicCache`, prompt read once and repeated, rows gathered between the steps."""
     ids = torch.tensor([work.prompt_ids()], device=model.device)
     cache = DynamicCache()
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+    logits = model(input_ids=ids, **{cache_argument(model): cache}, use_cache=True, logits_to_keep=1).logits[:, -1]
     cache.batch_repeat_interleave(work.rows)
     logits = logits.repeat(work.rows, 1)
     numbers, sampler = torch.rand(work.rows, dtype=torch.float64, device=model.device), Sampler()
     for turn in range(work.steps):
         for _ in range(work.step):
             tokens = sampler.draw(logits, numbers).tokens
-            logits = model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+            logits = model(input_ids=tokens[:, None], **{cache_argument(model): cache}, use_cache=True).logits[:, -1]
         parents = torch.tensor(work.parents(turn), device=model.device)
         logits = logits[parents]
         cache.batch_select_indices(parents)

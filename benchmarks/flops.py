@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from inferscale._caches import cache_argument
 from inferscale.flops import FlopCounter, ModelSpec
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -47,12 +48,12 @@ class Forward(nn.Module):
         self.cache = DynamicCache()
         self.past = past
         if past:
-            model(torch.arange(past)[None] % 250, past_key_values=self.cache)
+            model(torch.arange(past)[None] % 250, **{cache_argument(model): self.cache})
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits."""
         cache = self.cache if self.past else DynamicCache()
-        logits: Tensor = self.model(ids, past_key_values=cache).logits
+        logits: Tensor = self.model(ids, **{cache_argument(self.model): cache}).logits
         if self.past:
             cache.crop(-ids.shape[1])
         return logits

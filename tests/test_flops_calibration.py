@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from tests.flops_models import ENDS, HAND, SHAPE, build, hand_model, random_config
+from tests.tiny_models import cache_of, cached
 
 from inferscale.flops import (
     CalibrationError,
@@ -49,9 +50,9 @@ def test_foreign_architectures_are_counted_exactly(name):
     with pytest.raises(UnknownArchitectureError):
         model_spec(model.config)
     with torch.no_grad(), FlopCounter(model, mode="verify") as analytic, FlopCounter(model, mode="exact") as exact:
-        cache = model(tokens(2, 20), use_cache=True, logits_to_keep=1).past_key_values
-        cache = model(tokens(2, 1), past_key_values=cache).past_key_values
-        model(tokens(2, 7), past_key_values=cache)
+        cache = cache_of(model, model(tokens(2, 20), use_cache=True, logits_to_keep=1))
+        cache = cache_of(model, model(tokens(2, 1), **cached(model, cache)))
+        model(tokens(2, 7), **cached(model, cache))
     assert analytic.total("full") == exact.total("full") > 0
     assert analytic.total() < exact.total("full")
     assert analytic.total("2N") == 2 * sum(p.numel() for p in model.parameters()) * analytic.tokens.read

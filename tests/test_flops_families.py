@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from tests.flops_models import HAND, build, hand_config, hand_model, random_config
+from tests.tiny_models import cached
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
 
@@ -91,9 +92,9 @@ def test_random_models(family, seed):
 
     def work():
         cache = DynamicCache(config=config)
-        model(tokens(model, batch, first), past_key_values=cache, logits_to_keep=keep)
-        model(tokens(model, batch, second), past_key_values=cache)
-        model(tokens(model, batch, 1), past_key_values=cache)
+        model(tokens(model, batch, first), **cached(model, cache), logits_to_keep=keep)
+        model(tokens(model, batch, second), **cached(model, cache))
+        model(tokens(model, batch, 1), **cached(model, cache))
         model(inputs_embeds=torch.zeros(batch, second, config.hidden_size))
 
     analytic, exact = both_counts(model, work)
@@ -139,9 +140,9 @@ def test_a_static_cache_runs_its_whole_buffer():
 
     def work():
         cache = StaticCache(config=model.config, max_cache_len=48)
-        model(tokens(model, 1, 16), past_key_values=cache)
+        model(tokens(model, 1, 16), **cached(model, cache))
         for _ in range(3):
-            model(tokens(model, 1, 1), past_key_values=cache)
+            model(tokens(model, 1, 1), **cached(model, cache))
 
     with torch.no_grad(), FlopCounter(model) as analytic, FlopCounter(model, mode="exact") as exact:
         work()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.flops_models import hand_config, hand_model
-from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
+from tests.tiny_models import byte_tokenizer, cached, grow_all, root, tiny_model
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
@@ -48,12 +48,12 @@ def test_packed_rows_cost_what_rows_cost_alone(rows):
 def test_a_forward_of_packed_rows_is_counted_row_by_row():
     model = hand_model("llama")
     with torch.no_grad(), FlopCounter(model, mode="verify") as flops:
-        model(torch.arange(6)[None], past_key_values=PackedCache([4, 2], [0, 0]), logits_to_keep=torch.tensor([3, 5]))
+        model(torch.arange(6)[None], **cached(model, PackedCache([4, 2], [0, 0])), logits_to_keep=torch.tensor([3, 5]))
     assert flops.total() == ragged_forward_flops(SPEC, [4, 2], [0, 0], [1, 1]).causal
     assert flops.tally().sequences == 2
     assert set(flops.by("phase")) == {"prefill"}
     with torch.no_grad(), FlopCounter(model) as flops:
-        model(torch.arange(3)[None], past_key_values=PackedCache([1, 1, 1], [8, 9, 10]))
+        model(torch.arange(3)[None], **cached(model, PackedCache([1, 1, 1], [8, 9, 10])))
     assert set(flops.by("phase")) == {"decode"}
     assert flops.tokens.sampled == 3
 
@@ -68,7 +68,7 @@ def test_packed_rows_that_lie_are_caught():
 
 def _forward(model, counter, cache):
     with torch.no_grad(), counter:
-        model(torch.arange(60)[None], past_key_values=cache)
+        model(torch.arange(60)[None], **cached(model, cache))
 
 
 class OpaqueCache(Cache):
@@ -101,9 +101,9 @@ def test_a_cache_may_keep_what_has_left_the_window(family):
     ids = torch.arange(80).reshape(2, 40)
 
     def work(cache):
-        model(ids, past_key_values=cache)
-        model(ids[:, :5], past_key_values=cache)
-        model(ids[:, :1], past_key_values=cache)
+        model(ids, **cached(model, cache))
+        model(ids[:, :5], **cached(model, cache))
+        model(ids[:, :1], **cached(model, cache))
 
     counts = {}
     for name, make in (("slides", lambda: DynamicCache(config=model.config)), ("keeps", DynamicCache)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.quiet_star_tools import one_thought, wrapped
-from tests.tiny_models import byte_tokenizer, grow, grow_all, root
+from tests.tiny_models import byte_tokenizer, cached, grow, grow_all, root
 from transformers import DynamicCache, StaticCache
 
 from inferscale import REBASE, BeamSearch, Budget, MajorityVote, RepeatedSampling, RewardFunction, solve_batch
@@ -323,15 +323,15 @@ def test_rollback_of_every_cache_is_exact_or_raises(family):
     kinds = [DynamicCache(), DynamicCache(config=model.config), recording, StaticCache(model.config, max_cache_len=32)]
     exact = 0
     for cache in kinds:
-        decoder(input_ids=ids, past_key_values=cache, use_cache=True)
+        decoder(input_ids=ids, **cached(decoder, cache), use_cache=True)
         saved = copy.deepcopy(cache)
-        decoder(input_ids=torch.tensor([[7, 7, 7]]), past_key_values=cache, use_cache=True)
+        decoder(input_ids=torch.tensor([[7, 7, 7]]), **cached(decoder, cache), use_cache=True)
         try:
             rollback(cache, 3)
         except RollbackError:
             assert not is_croppable(cache)
             continue
-        after = [decoder(input_ids=ids[:, :1], past_key_values=c, use_cache=True) for c in (cache, saved)]
+        after = [decoder(input_ids=ids[:, :1], **cached(decoder, c), use_cache=True) for c in (cache, saved)]
         torch.testing.assert_close(after[0].last_hidden_state, after[1].last_hidden_state, rtol=1e-4, atol=1e-4)
         exact += 1
     assert exact >= 2

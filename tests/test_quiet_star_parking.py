@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.quiet_star_tools import wrapped
-from tests.tiny_models import byte_tokenizer, grow, grow_all, root
+from tests.tiny_models import byte_tokenizer, cached, grow, grow_all, root
 
 from inferscale import REBASE, RewardFunction, solve_batch
 from inferscale.quiet_star import QuietSTaRGenerator, StepStarts
@@ -93,7 +93,7 @@ def test_parked_keys_are_those_of_the_plain_model():
 
     cache = DynamicCache()
     with torch.no_grad():
-        quiet.model(input_ids=torch.tensor([ids]), past_key_values=cache)
+        quiet.model(input_ids=torch.tensor([ids]), **cached(quiet.model, cache))
     start = prompt_length("a b") - 1
     pieces = [p for p in store._entries.values() if p.ids[1:] == child.token_ids[:-1] and p.ids[0] == ids[start]]
     wanted = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])

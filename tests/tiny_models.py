@@ -11,6 +11,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from inferscale._caches import cache_argument
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem, branch_key, root_key
@@ -143,3 +144,13 @@ def _fast(core: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", clean_up_tokenization_spaces=False
     )
+
+
+def cached(model, cache):
+    """Keyword argument of a forward that hands it a cache, whatever this release of transformers calls it."""
+    return {cache_argument(model): cache}
+
+
+def cache_of(model, output):
+    """The cache that a forward returned."""
+    return getattr(output, cache_argument(model))
