@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers"},
     "zoo": {*CORE, "answers", "functional", "base", "flow", "engine", "generators", "rewards"},
 }
-ENGINE_PARTS = {"_search", "_waves", "_progress"}
+ENGINE_PARTS = {"_search", "_models", "_task", "_waves", "_streams", "_progress"}
 FREE = {"cli", "cli_eval", "__main__", "__init__", "demo"}
 
 

@@ -13,13 +13,13 @@ from .result import SearchResult
 
 
 class Progress:
-    """Problems done, waves, tokens per second, and accuracy so far where gold answers are known; or nothing."""
+    """Problems done, rounds, tokens per second, and accuracy so far where gold answers are known; or nothing."""
 
     def __init__(self, total: int | None, enabled: bool) -> None:
         self._bar: Any = None
         self._total = total
         self._enabled = enabled
-        self._waves = self._tokens = self._right = self._graded = 0
+        self._rounds = self._tokens = self._right = self._graded = 0
         self._started = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -47,13 +47,13 @@ class Progress:
             self._right += result.answer is not None and same_answer(result.answer, result.problem.answer)
         self._bar.update(1)
 
-    def wave(self, active: Sequence[Search]) -> None:
-        """Counts a wave and refreshes the numbers."""
+    def resumed(self, active: Sequence[Search]) -> None:
+        """Counts a round, in which the searches that had answers went on, and refreshes the numbers."""
         if self._bar is None:
             return
-        self._waves += 1
+        self._rounds += 1
         tokens = self._tokens + sum(search.cost.tokens for search in active)
-        shown = {"waves": self._waves, "tok/s": f"{tokens / (time.perf_counter() - self._started):.0f}"}
+        shown = {"rounds": self._rounds, "tok/s": f"{tokens / (time.perf_counter() - self._started):.0f}"}
         if self._graded:
             shown["accuracy"] = f"{self._right / self._graded:.3f}"
         self._bar.set_postfix(shown)

@@ -163,6 +163,9 @@ class Search:
         """Nodes that wait for a score."""
         if not isinstance(self.request, Score):
             return ()
+        if not self.request.nodes:
+            self._advance(None)
+            return self.to_score()
         if self.budget is not None and self.stopped_by is None:
             spent = self.budget.exhausted(self.cost, time.perf_counter() - self.started)
             if spent in ("flops", "seconds"):

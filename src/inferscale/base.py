@@ -14,7 +14,14 @@ from .tree import Node, Step, Trajectory
 
 
 class Generator(ABC):
-    """Samples continuations. The only part that runs the language model."""
+    """Samples continuations. The only part that runs the language model.
+
+    Attributes:
+        concurrent: Whether `generate` may be called from several threads at a time, as ``schedule="stream"`` does. If
+            so, `release` may come while calls for its search, whose answers nobody will read, are still running.
+    """
+
+    concurrent: bool = False
 
     @abstractmethod
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
@@ -37,7 +44,13 @@ class Generator(ABC):
 
 
 class RewardModel(ABC):
-    """Scores partial or complete solutions; higher is better."""
+    """Scores partial or complete solutions; higher is better.
+
+    Attributes:
+        concurrent: Whether `cost` and `score` may be called from several threads at a time; see `Generator`.
+    """
+
+    concurrent: bool = False
 
     @abstractmethod
     def score(self, nodes: Sequence[Node]) -> list[float]:

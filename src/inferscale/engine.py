@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 from ._progress import Progress
-from ._search import ExtractAnswer, Search, trajectory
-from ._waves import generate_wave, score_wave
-from .aggregators import MajorityVote
+from ._search import ExtractAnswer, Search
+from ._task import Schedule, Task
 from .answers import extract_answer as default_extract_answer
 from .base import Aggregator, Generator, RewardModel, SearchStrategy
 from .cost import Budget
 from .journal import Journal
 from .result import SearchResult
-from .tree import Node, Problem
+from .tree import Problem
 
 
 def solve(
@@ -30,22 +28,13 @@ def solve(
     extract_answer: ExtractAnswer = default_extract_answer,
     budget: Budget | None = None,
     seed: int = 0,
+    schedule: Schedule = "wave",
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> SearchResult:
     """The result of one search; see `solve_batch`."""
-    return solve_batch(
-        [problem],
-        strategy,
-        generator,
-        reward_model=reward_model,
-        aggregator=aggregator,
-        extract_answer=extract_answer,
-        budget=budget,
-        seed=seed,
-        journal=journal,
-        progress=progress,
-    )[0]
+    task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, None)
+    return _solve_all([_coerced(problem)], task, journal, progress)[0]
 
 
 def solve_batch(
@@ -58,6 +47,7 @@ def solve_batch(
     extract_answer: ExtractAnswer = default_extract_answer,
     budget: Budget | None = None,
     seed: int = 0,
+    schedule: Schedule = "wave",
     batch_size: int | None = None,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -76,6 +66,10 @@ def solve_batch(
         extract_answer: Reads the answer out of a completion; ``None`` abstains.
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
+        schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
+            the largest batches, for models in process. ``"stream"`` resumes each search as soon as its own answers
+            are there, with a call for each in a thread (64 at most): no search waits for a slower one, for models on
+            a server. Trees, scores and costs are the same in both, but for seconds.
         batch_size: Problems searched at the same time; all of them by default.
         journal: A file that records every answer of the models, so that a search that was killed goes on where it
             was when the same call is made again.
@@ -86,17 +80,13 @@ def solve_batch(
 
     Raises:
         TypeError: If a part is not what it should be, or the strategy yields something that is not a request.
-        ValueError: If the input is bad, the generator returns too few steps, or a reward is not a finite number.
+        ValueError: If the input is bad, the generator returns too few steps, a reward is not a finite number, or
+            ``schedule="stream"`` is asked of a part that is not `concurrent`.
             What was found until then is on the exception's ``partial`` attribute, a list of results.
     """
     given = _checked_problems(problems)
-    task = _Task(
-        strategy, generator, reward_model, aggregator or MajorityVote(), extract_answer, budget, seed, batch_size
-    )
-    task.check()
-    with Journal.open(journal, task.fingerprint()) as record, Progress(len(given), progress) as bar:
-        results = dict(_run(given, task, record, bar))
-    return [results[index] for index in range(len(given))]
+    task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, batch_size)
+    return _solve_all(given, task, journal, progress)
 
 
 def stream(
@@ -109,6 +99,7 @@ def stream(
     extract_answer: ExtractAnswer = default_extract_answer,
     budget: Budget | None = None,
     seed: int = 0,
+    schedule: Schedule = "wave",
     batch_size: int | None = 64,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -117,73 +108,11 @@ def stream(
 
     `problems` may be endless: a problem is taken when there is room for it.
     """
-    task = _Task(
-        strategy, generator, reward_model, aggregator or MajorityVote(), extract_answer, budget, seed, batch_size
-    )
-    task.check()
     if isinstance(problems, str):
         raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
-    return _stream(problems, task, journal, progress)
-
-
-def _stream(
-    problems: Iterable[Problem | str], task: _Task, journal: str | os.PathLike[str] | None, progress: bool
-) -> Iterator[SearchResult]:
     total = len(problems) if isinstance(problems, Sequence) else None
-    with Journal.open(journal, task.fingerprint()) as record, Progress(total, progress) as bar:
-        for _, result in _run(map(_coerced, problems), task, record, bar):
-            yield result
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The parts of a call, checked before any compute is spent."""
-
-    strategy: SearchStrategy
-    generator: Generator
-    reward_model: RewardModel | None
-    aggregator: Aggregator
-    extract_answer: ExtractAnswer
-    budget: Budget | None
-    seed: int
-    batch_size: int | None
-
-    def check(self) -> None:
-        _check_part("strategy", self.strategy, SearchStrategy, "give an instance such as REBASE(width=16)")
-        _check_part("generator", self.generator, Generator, "wrap a model: HFGenerator(model, tokenizer)")
-        _check_part("aggregator", self.aggregator, Aggregator, "give an instance such as MajorityVote()")
-        if self.reward_model is not None:
-            _check_part("reward_model", self.reward_model, RewardModel, "wrap a function: RewardFunction(f)")
-        if self.budget is not None:
-            _check_part("budget", self.budget, Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...)")
-        if not callable(self.extract_answer):
-            raise TypeError(f"extract_answer must be a function of the completion, not {self.extract_answer!r}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: at least one problem must be searched at a time")
-        if self.reward_model is None and self.strategy.needs_scores:
-            raise ValueError(f"{self.strategy!r} scores its nodes: pass reward_model=...")
-        if self.reward_model is None and self.aggregator.needs_scores:
-            raise ValueError(f"{self.aggregator!r} reads scores: pass reward_model=...")
-
-    def fingerprint(self) -> dict[str, str]:
-        return {"strategy": repr(self.strategy), "budget": repr(self.budget), "seed": repr(self.seed)}
-
-    def result(self, search: Search, stopped_by: str | None) -> SearchResult:
-        leaves = search.root.leaves() if search.leaves is None else search.leaves
-        trajectories = tuple(trajectory(leaf, self.extract_answer) for leaf in leaves)
-        usable = trajectories
-        if self.aggregator.needs_scores:
-            usable = tuple(t for t in trajectories if t.score is not None)
-        selected = self.aggregator.select(usable) if usable else trajectories[0]
-        return SearchResult(
-            search.root.problem, selected, trajectories, tuple(leaves), search.root, search.cost, stopped_by
-        )
-
-
-def _check_part(name: str, part: object, kind: type, hint: str) -> None:
-    if not isinstance(part, kind):
-        given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
-        raise TypeError(f"{name} must be a {kind.__name__}, not {given}: {hint}")
+    task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, batch_size)
+    return (result for _, result in _run(map(_coerced, problems), task, journal, progress, total))
 
 
 def _coerced(problem: Problem | str) -> Problem:
@@ -203,48 +132,43 @@ def _checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
     return given
 
 
+def _solve_all(
+    problems: Sequence[Problem], task: Task, journal: str | os.PathLike[str] | None, progress: bool
+) -> list[SearchResult]:
+    results = dict(_run(problems, task, journal, progress, len(problems)))
+    return [results[index] for index in range(len(problems))]
+
+
 def _run(
-    problems: Iterable[Problem], task: _Task, journal: Journal, bar: Progress
+    problems: Iterable[Problem],
+    task: Task,
+    journal: str | os.PathLike[str] | None,
+    progress: bool,
+    total: int | None,
 ) -> Iterator[tuple[int, SearchResult]]:
-    """Waves of one generate call and one score call until every search has ended."""
+    """Results with the places of their problems, as they finish."""
     waiting = enumerate(problems)
     seen: Counter[str] = Counter()
     active: list[Search] = []
     done: list[SearchResult] = []
-    try:
-        while True:
-            room = None if task.batch_size is None else task.batch_size - len(active)
-            for index, problem in islice(waiting, room):
-                active.append(_start(index, problem, task, seen))
-            if not active:
-                return
-            generate_wave(active, task.generator, journal)
-            score_wave(active, task.reward_model, journal)
-            ended = [search for search in active if search.leaves is not None]
-            active = [search for search in active if search.leaves is None]
-            for search in ended:
-                result = task.result(search, search.stopped_by)
-                _release(search.root, task)
-                done.append(result)
-                bar.finished(result)
-                yield search.index, result
-            bar.wave(active)
-    except BaseException as error:
-        error.__dict__["partial"] = done + [task.result(search, "error") for search in active]
-        raise
-    finally:
-        for search in active:
-            _release(search.root, task)
-
-
-def _start(index: int, problem: Problem, task: _Task, seen: Counter[str]) -> Search:
-    occurrence = seen[problem.prompt]
-    seen[problem.prompt] += 1
-    stream_name = f"{task.seed}/{problem.prompt}" + (f"/{occurrence}" if occurrence else "")
-    return Search(index, problem, stream_name, task.strategy, task.budget, task.reward_model is not None)
-
-
-def _release(root: Node, task: _Task) -> None:
-    task.generator.release(root)
-    if task.reward_model is not None:
-        task.reward_model.release(root)
+    with Journal.open(journal, task.fingerprint()) as record, Progress(total, progress) as bar:
+        try:
+            with task.scheduler(record) as scheduler:
+                while True:
+                    room = None if task.batch_size is None else task.batch_size - len(active)
+                    active += [task.start(index, problem, seen) for index, problem in islice(waiting, room)]
+                    if not active:
+                        return
+                    scheduler.advance(active)
+                    for search in [search for search in active if search.leaves is not None]:
+                        active.remove(search)
+                        done.append(task.finish(search))
+                        bar.finished(done[-1])
+                        yield search.index, done[-1]
+                    bar.resumed(active)
+        except BaseException as error:
+            error.__dict__["partial"] = done + [task.result(search) for search in active]
+            raise
+        finally:
+            for search in active:
+                task.release(search.root)

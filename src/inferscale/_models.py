@@ -1,0 +1,156 @@
+"""What a search asks of the models next, the calls that answer it, checked and timed, and what is done with answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from ._search import Search
+from .base import Generator, ProcessRewardModel, RewardModel
+from .cost import Cost
+from .flow import GenerateRequest
+from .functional import reduce_steps
+from .journal import Journal, RecordedScores, RecordedSteps
+from .tree import Node, Step
+
+
+@dataclass(frozen=True)
+class Models:
+    """What answers the searches: the models, and before them the journal of an earlier call.
+
+    A portion is what one search asks for at a time: requests for samples, or nodes to score. Only `sample` and `judge`
+    run a model, and they touch no search and no journal, so that they can run in any thread.
+
+    Attributes:
+        generator: Samples steps.
+        reward_model: Scores nodes.
+        journal: Answers first, and records what the models answer.
+    """
+
+    generator: Generator
+    reward_model: RewardModel | None
+    journal: Journal
+
+    def samples_for(self, search: Search) -> list[GenerateRequest]:
+        """The samples that `search` waits for and the journal does not hold; ``[]`` if there are none."""
+        while portion := search.portion(self.generator):
+            recorded = self.journal.recorded_steps(search.root, portion)
+            if recorded is None:
+                return portion
+            search.attach(portion, recorded.steps, recorded.seconds)
+        return []
+
+    def nodes_for(self, search: Search) -> tuple[Node, ...]:
+        """The nodes that `search` waits for the scores of and the journal does not hold; ``()`` if there are none.
+
+        Scores out of the journal resume the search, which may then wait for samples.
+        """
+        nodes = search.to_score()
+        if not nodes:
+            return ()
+        if self.reward_model is None:
+            raise ValueError(f"{search.strategy!r} scores its nodes: pass reward_model=...")
+        recorded = self.journal.recorded_scores(search.root, nodes)
+        if recorded is None:
+            return nodes
+        recorded.give(nodes)
+        search.scored(recorded.cost)
+        return ()
+
+    def sample(self, portions: Sequence[Sequence[GenerateRequest]]) -> list[RecordedSteps]:
+        """The answer to each portion, in one call of the generator; its time is divided by the samples."""
+        requests = [request for portion in portions for request in portion]
+        started = time.perf_counter()
+        answers = iter(_checked_steps(requests, self.generator.generate(requests), self.generator))
+        seconds = (time.perf_counter() - started) / sum(request.n for request in requests)
+        shares = [seconds * sum(request.n for request in portion) for portion in portions]
+        return [
+            RecordedSteps([list(next(answers)) for _ in portion], share)
+            for portion, share in zip(portions, shares, strict=True)
+        ]
+
+    def judge(self, portions: Sequence[Sequence[Node]]) -> list[RecordedScores]:
+        """The scores of each portion, in one call of the reward model; its time is divided by the nodes."""
+        if self.reward_model is None:
+            raise RuntimeError("there is no reward model to judge with")
+        nodes = [node for portion in portions for node in portion]
+        started = time.perf_counter()
+        costs = self.reward_model.cost(nodes)
+        scores = _checked_scores(nodes, self.reward_model)
+        seconds = (time.perf_counter() - started) / len(nodes)
+        rows = iter(list(zip(scores, costs, strict=True)))
+        answers = []
+        for portion in portions:
+            given, bills = zip(*islice(rows, len(portion)), strict=True)
+            values, steps = zip(*given, strict=True)
+            answers.append(RecordedScores(list(values), list(steps), _sum_costs(bills, seconds)))
+        return answers
+
+    def take_steps(self, search: Search, portion: Sequence[GenerateRequest], answer: RecordedSteps) -> None:
+        """Records an answer and resumes the search with it."""
+        self.journal.record_steps(search.root, portion, answer.steps, answer.seconds)
+        search.attach(portion, answer.steps, answer.seconds)
+
+    def take_scores(self, search: Search, nodes: Sequence[Node], answer: RecordedScores) -> None:
+        """Records an answer and resumes the search with it."""
+        answer.give(nodes)
+        self.journal.record_scores(search.root, nodes, answer.cost)
+        search.scored(answer.cost)
+
+
+def _checked_steps(
+    requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]], generator: Generator
+) -> Sequence[Sequence[Step]]:
+    name = type(generator).__name__
+    if len(answers) != len(requests):
+        raise ValueError(
+            f"{name}.generate() answered {len(answers)} of {len(requests)} requests: answer each, in order"
+        )
+    for request, steps in zip(requests, answers, strict=True):
+        if len(steps) != request.n:
+            raise ValueError(f"{name}.generate() returned {len(steps)} steps where {request.n} were asked for")
+        if not all(isinstance(step, Step) for step in steps):
+            raise TypeError(f"{name}.generate() must return Step objects, not {type(steps[0]).__name__}")
+    return answers
+
+
+def _sum_costs(costs: Sequence[Cost], seconds_each: float) -> Cost:
+    scored = sum(cost.scored_tokens for cost in costs)
+    flops = sum(cost.reward_flops for cost in costs)
+    return Cost(scored_tokens=scored, reward_flops=flops, seconds=seconds_each * len(costs), num_scored=len(costs))
+
+
+def _checked_scores(nodes: Sequence[Node], reward_model: RewardModel) -> list[tuple[float, list[float] | None]]:
+    """For each node its score, and its step scores if the model gives any."""
+    name = type(reward_model).__name__
+    if not isinstance(reward_model, ProcessRewardModel):
+        scores = reward_model.score(nodes)
+        _check_count(scores, nodes, name)
+        return [(_checked_score(value, node, name), None) for node, value in zip(nodes, scores, strict=True)]
+    lists = reward_model.step_scores(nodes)
+    _check_count(lists, nodes, name)
+    found: list[tuple[float, list[float] | None]] = []
+    for node, step_scores in zip(nodes, lists, strict=True):
+        checked = [_checked_score(value, node, name) for value in step_scores]
+        if not checked:
+            raise ValueError(f"{name} gave no step score to {node!r}: give one for each step of the path")
+        found.append((float(reduce_steps(checked, reward_model.reduction)), checked))
+    return found
+
+
+def _check_count(scores: Sequence[object], nodes: Sequence[Node], name: str) -> None:
+    if len(scores) != len(nodes):
+        raise ValueError(f"{name} returned {len(scores)} scores for {len(nodes)} nodes: return one for each, in order")
+
+
+def _checked_score(value: object, node: Node, name: str) -> float:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} scored {node!r} as {value!r}: a score must be a finite number")
+    return number
