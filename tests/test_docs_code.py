@@ -1,0 +1,80 @@
+"""Every Python block of the README and of the documentation runs: page by page, in order, as in one notebook.
+
+What a block says it prints must be what it prints: the comment after a ``print(...)`` line, and a ``text`` block right
+below. A block that cannot run here has a comment above it, ``<!-- not run: why -->``.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?"
+    r"(?P<fence>```+)(?:python|\{code-cell\}[^\n]*)\n(?P<source>.*?)^(?P=fence)\n"
+    r"(?:\n```text\n(?P<text>.*?)^```\n)?",
+    flags=re.DOTALL | re.MULTILINE,
+)
+NOT_RUN: dict[str, int] = {}
+"""How many blocks of each page cannot run here; each gives its reason above it."""
+NEEDS = {"docs/evaluation.md": ("pandas", "math_verify"), "docs/scaling_laws.md": ("matplotlib", "pandas")}
+"""Optional packages of a page."""
+SLOW = {"README.md", "docs/evaluation.md", "docs/scaling_laws.md", "docs/strategies.md"}
+
+
+class Block(NamedTuple):
+    line: int
+    source: str
+    text: str | None
+    why: str | None
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(REPOSITORY).as_posix()
+
+
+def blocks_of(page: Path) -> list[Block]:
+    content = page.read_text(encoding="utf-8")
+    return [
+        Block(content.count("\n", 0, found.start("source")), found["source"], found["text"], found["why"])
+        for found in BLOCK.finditer(content)
+    ]
+
+
+BLOCKS = {name_of(page): blocks_of(page) for page in PAGES if blocks_of(page)}
+
+
+def said(source: str) -> list[str]:
+    """What the comments after ``print(...)`` say."""
+    return [line.split("  # ", 1)[1] for line in source.splitlines() if line.startswith("print(") and "  # " in line]
+
+
+def test_no_block_is_overlooked_and_those_not_run_are_counted():
+    for page in PAGES:
+        fences = re.findall(
+            r"^ *```+ *(?:python|py|\{code-cell\}|\{code-block\} *python)", page.read_text("utf-8"), re.M
+        )
+        assert len(fences) == len(BLOCKS.get(name_of(page), [])), f"{name_of(page)}: write ```python at the margin"
+    skipped = {name: sum(block.why is not None for block in blocks) for name, blocks in BLOCKS.items()}
+    assert {name: count for name, count in skipped.items() if count} == NOT_RUN
+    assert {"README.md", "docs/quickstart.md", "docs/flops.md"} <= set(BLOCKS)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BLOCKS])
+def test_the_page_runs(name, tmp_path, monkeypatch, capsys):
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "page"}
+    for block in BLOCKS[name]:
+        if block.why is None:
+            code = compile("\n" * block.line + block.source, str(REPOSITORY / name), "exec")
+            exec(code, names)
+            printed, expected = capsys.readouterr().out, said(block.source)
+            assert printed.splitlines()[: len(expected)] == expected
+            if block.text is not None:
+                assert printed.endswith(block.text)
