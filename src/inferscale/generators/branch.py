@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from inferscale.flow import GenerateRequest
-from inferscale.tree import FinishReason, Step
+from inferscale.tree import FinishReason, Node, Step
 
 from .text import TokenText
 
@@ -145,3 +145,17 @@ class Branch:
             prompt_tokens=prompt_tokens,
             num_tokens=len(self.tokens) if self.forced else None,
         )
+
+
+def path_ids(node: Node) -> tuple[int, ...]:
+    """Ids sampled along the path.
+
+    Raises:
+        ValueError: If a step of the path has text without ids.
+    """
+    for step in node.steps:
+        if step.text and not step.token_ids:
+            raise ValueError(
+                f"{node!r} holds text without token ids (another generator's?): it cannot be continued token by token"
+            )
+    return node.token_ids

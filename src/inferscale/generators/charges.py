@@ -10,8 +10,9 @@ import torch
 
 from inferscale.cost import Cost
 from inferscale.flops.binding import closed_form
-from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, forward_flops
+from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError
 
+from .billing import forward_cost, sample_flops
 from .branch import Branch
 
 
@@ -34,28 +35,21 @@ class Charges:
 
     def forward(self, new: int, past: int, logits: int) -> int:
         """FLOPs of `new` tokens after `past` cached ones, with the head run at `logits` positions."""
-        if self.spec is None or new < 1:
-            return 0
-        return forward_flops(self.spec, new, past, logits=logits).causal
+        return forward_cost(self.spec, new, past, logits)
 
     def sample(self, branch: Branch) -> tuple[int, int]:
         """Prompt tokens and FLOPs of one finished sample.
 
         The first draw from a node pays for what no forward has read yet: the prompt at the root, the node's last token
-        elsewhere. The first sample of a request pays for its forced text, which is read once for all of them. Each
-        sampled token but the last pays for its own forward, so that the sum over a tree is the closed form of one
-        pass with the prompt read once.
+        elsewhere. The first sample of a request pays for its forced text, which is read once for all of them.
         """
         sampled, forced, path = len(branch.tokens), len(branch.forced), len(branch.path)
         if not sampled:
             return 0, 0
         first_draw = branch.request.first + branch.index == 0
         unread = (1 if path else len(branch.prompt)) if first_draw else 0
-        shared = unread + (forced if branch.index == 0 else 0)
-        prefix = len(branch.prefix)
-        before = prefix - forced if branch.index == 0 else prefix
-        flops = self.forward(shared, before - unread, logits=1)
-        flops += self.forward(sampled - 1, prefix, logits=sampled - 1)
+        read = unread + (forced if branch.index == 0 else 0)
+        flops = sample_flops(self.spec, len(branch.prefix), read, sampled)
         prompt_tokens = (len(branch.prompt) if first_draw and not path else 0) + (forced if branch.index == 0 else 0)
         return prompt_tokens, flops
 

@@ -18,7 +18,7 @@ from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step, branch_key
 
-from .branch import Branch, Limits
+from .branch import Branch, Limits, path_ids
 from .charges import Charges
 from .decoder import Decoder, GeneratorStats
 from .decoding import sample_branches
@@ -189,7 +189,7 @@ class HFGenerator(Generator):
         return ids
 
     def _branches(self, request: GenerateRequest) -> list[Branch]:
-        prompt, path = self._prompt(request.node), _path_ids(request.node)
+        prompt, path = self._prompt(request.node), path_ids(request.node)
         forced = tuple(self._text.encode_plain(request.forced)) if request.forced else ()
         keys = [branch_key(request.node.key, request.first + index) for index in range(request.n)]
         return [
@@ -229,15 +229,6 @@ class HFGenerator(Generator):
             f"{len(branch.prefix)} tokens read and up to {self._most_tokens(branch)} to sample, {self.model.dtype}; "
             "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
         )
-
-
-def _path_ids(node: Node) -> tuple[int, ...]:
-    for step in node.steps:
-        if step.text and not step.token_ids:
-            raise ValueError(
-                f"{node!r} holds text without token ids (another generator's?): HFGenerator cannot continue it"
-            )
-    return node.token_ids
 
 
 def _check_positive(**values: int | None) -> None:

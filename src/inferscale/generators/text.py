@@ -8,6 +8,16 @@ from typing import Any
 _PARTIAL = "\ufffd"  # what a decoder shows for a character whose bytes are not complete
 
 
+def step_end(text: str, delimiter: str, start: int = 0) -> int:
+    """Where the first step of `text` ends, its delimiter included; -1 if it does not.
+
+    The delimiter counts at or after `start`, with a character before it that is not blank.
+    """
+    first = len(text) - len(text.lstrip())
+    place = text.find(delimiter, max(first + 1, start))
+    return place if place < 0 else place + len(delimiter)
+
+
 class TokenText:
     """A tokenizer as the stepping code sees it: text of ids, step ends, ends of sequence.
 
@@ -51,8 +61,7 @@ class TokenText:
 
     def has_step_end(self, text: str, start: int = 0) -> bool:
         """Whether the delimiter stands in `text` at or after `start`, with a character before it that is not blank."""
-        first = len(text) - len(text.lstrip())
-        return text.find(self.delimiter, max(first + 1, start)) >= 0
+        return step_end(text, self.delimiter, start) >= 0
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text` on its own, without special tokens around it."""
