@@ -48,7 +48,7 @@ from inferscale.strategies import (
 )
 from inferscale.tree import Node, Problem
 
-MAX_SIZE = 4096
+MAX_SIZE = 512
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def families() -> list[Family]:
             RepeatedSampling,
             [("sampling, weighted", WEIGHTED), ("sampling, best of n", BestOfN()), ("sampling, Borda", BordaVote())],
         ),
-        Family(AdaptiveConsistency, [("adaptive consistency", MAJORITY)], 4, judged=False),
+        Family(lambda n: AdaptiveConsistency(n, batch=4), [("adaptive consistency", MAJORITY)], 4, judged=False),
         Family(lambda n: EarlyStoppingConsistency(4, n), [("early stopping", MAJORITY)], 4, judged=False),
         Family(
             lambda n: DeepConf(max(2, n // 4), n, window=16, consensus=0.95, batch=8),
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--judge", default="prm-s", help="the name of an embedded reward model, or 'simulated'")
     parser.add_argument("--auc", type=float, default=0.9, help="of the simulated judge")
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these texts")
     options = parser.parse_args()
     started = time.perf_counter()
     model, tokenizer = zoo.load(options.policy)
@@ -221,7 +221,7 @@ def main() -> None:
     )
     print(f"{'':36}" + "".join(f"{f'{samples} samples':>22}" for samples in options.samples))
     for family in families():
-        if not any(options.only in name for name, _ in family.votes):
+        if not any(text in name for name, _ in family.votes for text in options.only):
             continue
         size = max(family.smallest, 8)
         spent = mean_flops(run(family, size, dev, generator, reward))
