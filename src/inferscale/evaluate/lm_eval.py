@@ -37,6 +37,122 @@ def read_until(text: str, stops: Sequence[str]) -> str:
     return text[:cut]
 
 
+class SearchModel:
+    """What lm-eval asks of a model, answered by a search; `model_class` joins it to lm-eval's base class."""
+
+    cache_hook: Any
+
+    def __init__(self, pretrained: str = "", **options: Any) -> None:
+        super().__init__()
+        for ours_to_choose in ("batch_size", "max_batch_size"):
+            options.pop(ours_to_choose, None)
+        self._adopt(*parts_from_texts(pretrained, options))
+        _LOG.info("the search samples as its own options say, not as the tasks ask")
+
+    @classmethod
+    def of(
+        cls,
+        generator: Generator,
+        strategy: SearchStrategy,
+        reward_model: RewardModel | None = None,
+        aggregator: Aggregator | None = None,
+        seed: int = 0,
+    ) -> Any:
+        """A model from parts that are there already."""
+        made = cls.__new__(cls)
+        super(SearchModel, made).__init__()
+        made._adopt(generator, strategy, reward_model, aggregator or MajorityVote(), seed)
+        return made
+
+    def _adopt(
+        self, generator: Generator, strategy: SearchStrategy, reward_model: RewardModel | None, aggregator: Aggregator,
+        seed: int,
+    ) -> None:  # fmt: skip
+        self.generator, self.strategy, self.reward_model = generator, strategy, reward_model
+        self.aggregator, self.seed = aggregator, seed
+        self._scorer: Any = None
+        self.fingerprint = digest([describe(part) for part in (generator, strategy, reward_model, aggregator)] + [seed])
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """The text of the winning trajectory of each request, up to its first stop text."""
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault(_stops(request.args[1]), []).append(index)
+        texts = [""] * len(requests)
+        for stops, members in groups.items():
+            problems = [Problem(requests[index].args[0]) for index in members]
+            for index, text in zip(members, self._solved(problems, stops, not disable_tqdm), strict=True):
+                texts[index] = text
+                self.cache_hook.add_partial("generate_until", requests[index].args, text)
+        return texts
+
+    def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
+        results = solve_batch(
+            problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
+            extract_answer=partial(_extract_until, stops=stops), seed=self.seed, progress=progress,
+        )  # fmt: skip
+        return [read_until(result.text, stops) for result in results]
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+        """From lm-eval's own model: a search has no likelihood."""
+        return self._own_model().loglikelihood(requests)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
+        """From lm-eval's own model: a search has no likelihood."""
+        return self._own_model().loglikelihood_rolling(requests)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Takes a cache only if this very search has filled it.
+
+        lm-eval keys its cache by prompt and generation arguments alone: another strategy would get these answers.
+
+        Raises:
+            ValueError: If the cache belongs to another search.
+        """
+        self.cache_hook = cache_hook
+        known = cache_hook.dbdict
+        if known is None:
+            return
+        if FINGERPRINT_KEY not in known and len(known):
+            raise ValueError("the cache was not filled by this model: give another --use_cache path")
+        if known.setdefault(FINGERPRINT_KEY, self.fingerprint) != self.fingerprint:
+            raise ValueError(
+                f"the cache was filled by another search ({self.strategy!r} is asked for now): give another "
+                "--use_cache path"
+            )
+        known.commit()
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, for lm-eval's cache of requests."""
+        return str(getattr(self._tokenizer(), "name_or_path", "")).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The tokenizer's chat template, or ``""`` where it is not used."""
+        return str(getattr(self._tokenizer(), "chat_template", None) or "") if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The turns as one prompt; the generator must then be made with ``chat_template=False``."""
+        return str(
+            self._tokenizer().apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        )
+
+    def _tokenizer(self) -> Any:
+        return getattr(self.generator, "tokenizer", None)
+
+    def _own_model(self) -> Any:
+        if self._scorer is None:
+            model = getattr(self.generator, "model", None)
+            if model is None:
+                raise ValueError("this task asks for log-likelihoods, which need a transformers model: "
+                                 "use HFGenerator, or a task of output_type generate_until")  # fmt: skip
+            hflm: Any = require("lm_eval.models.huggingface", "lm-eval").HFLM
+            self._scorer = hflm(pretrained=model, tokenizer=self._tokenizer())
+        return self._scorer
+
+
 @lru_cache(maxsize=1)
 def model_class() -> Any:
     """The class ``InferscaleLM``, registered with lm-eval under the name ``inferscale``.
@@ -45,124 +161,9 @@ def model_class() -> Any:
         ImportError: If lm-eval is not installed.
     """
     require("lm_eval", "lm-eval")
-    base: Any = import_module("lm_eval.api.model").LM
+    base: type = import_module("lm_eval.api.model").LM
     register: Callable[[str], Callable[[type], type]] = import_module("lm_eval.api.registry").register_model
-
-    class InferscaleLM(base):  # type: ignore[misc]
-        """Answers ``generate_until`` by a search; the reported text is that of the winning trajectory."""
-
-        def __init__(self, pretrained: str = "", **options: Any) -> None:
-            super().__init__()
-            for ours_to_choose in ("batch_size", "max_batch_size"):
-                options.pop(ours_to_choose, None)
-            self._adopt(*parts_from_texts(pretrained, options))
-            _LOG.info("the search samples as its own options say, not as the tasks ask")
-
-        @classmethod
-        def of(
-            cls,
-            generator: Generator,
-            strategy: SearchStrategy,
-            reward_model: RewardModel | None = None,
-            aggregator: Aggregator | None = None,
-            seed: int = 0,
-        ) -> Any:
-            """A model from parts that are there already."""
-            made = cls.__new__(cls)
-            base.__init__(made)
-            made._adopt(generator, strategy, reward_model, aggregator or MajorityVote(), seed)
-            return made
-
-        def _adopt(self, generator: Any, strategy: Any, reward_model: Any, aggregator: Any, seed: int) -> None:
-            self.generator, self.strategy, self.reward_model = generator, strategy, reward_model
-            self.aggregator, self.seed = aggregator, int(seed)
-            self._scorer: Any = None
-            self.fingerprint = digest(
-                [describe(part) for part in (generator, strategy, reward_model, aggregator)] + [int(seed)]
-            )
-
-        def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-            """The text of the winning trajectory of each request, up to its first stop text."""
-            groups: dict[tuple[str, ...], list[int]] = {}
-            for index, request in enumerate(requests):
-                groups.setdefault(_stops(request.args[1]), []).append(index)
-            texts = [""] * len(requests)
-            for stops, members in groups.items():
-                problems = [Problem(requests[index].args[0]) for index in members]
-                for index, text in zip(members, self._solved(problems, stops, not disable_tqdm), strict=True):
-                    texts[index] = text
-                    request = requests[index]
-                    self.cache_hook.add_partial("generate_until", request.args, text)
-            return texts
-
-        def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
-            results = solve_batch(
-                problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
-                extract_answer=partial(_extract_until, stops=stops), seed=self.seed, progress=progress,
-            )  # fmt: skip
-            return [read_until(result.text, stops) for result in results]
-
-        def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-            """From lm-eval's own model: a search has no likelihood."""
-            return self._own_model().loglikelihood(requests)
-
-        def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
-            """From lm-eval's own model: a search has no likelihood."""
-            return self._own_model().loglikelihood_rolling(requests)
-
-        def set_cache_hook(self, cache_hook: Any) -> None:
-            """Takes a cache only if this very search has filled it.
-
-            lm-eval keys its cache by prompt and generation arguments alone: another strategy would get these answers.
-
-            Raises:
-                ValueError: If the cache belongs to another search.
-            """
-            super().set_cache_hook(cache_hook)
-            known = cache_hook.dbdict
-            if known is None:
-                return
-            if FINGERPRINT_KEY not in known and len(known):
-                raise ValueError("the cache was not filled by this model: give another --use_cache path")
-            if known.setdefault(FINGERPRINT_KEY, self.fingerprint) != self.fingerprint:
-                raise ValueError(
-                    f"the cache was filled by another search ({self.strategy!r} is asked for now): give another "
-                    "--use_cache path"
-                )
-            known.commit()
-
-        @property
-        def tokenizer_name(self) -> str:
-            """Name of the tokenizer, for lm-eval's cache of requests."""
-            return str(getattr(self._tokenizer(), "name_or_path", "")).replace("/", "__")
-
-        def chat_template(self, chat_template: bool | str = False) -> str:
-            """The tokenizer's chat template, or ``""`` where it is not used."""
-            return str(getattr(self._tokenizer(), "chat_template", None) or "") if chat_template else ""
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            """The turns as one prompt; the generator must then be made with ``chat_template=False``."""
-            return str(
-                self._tokenizer().apply_chat_template(
-                    chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-                )
-            )
-
-        def _tokenizer(self) -> Any:
-            return getattr(self.generator, "tokenizer", None)
-
-        def _own_model(self) -> Any:
-            if self._scorer is None:
-                model = getattr(self.generator, "model", None)
-                if model is None:
-                    raise ValueError("this task asks for log-likelihoods, which need a transformers model: "
-                                     "use HFGenerator, or a task of output_type generate_until")  # fmt: skip
-                hflm: Any = require("lm_eval.models.huggingface", "lm-eval").HFLM
-                self._scorer = hflm(pretrained=model, tokenizer=self._tokenizer())
-            return self._scorer
-
-    register("inferscale")(InferscaleLM)
-    return InferscaleLM
+    return register("inferscale")(type("InferscaleLM", (SearchModel, base), {"__module__": __name__}))
 
 
 def run_command_line() -> None:
