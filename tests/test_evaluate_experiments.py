@@ -18,7 +18,7 @@ from inferscale.strategies import REBASE
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Node, Problem, Step
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "04_scaling_laws.py"
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "wu2024.py"
 PROBLEMS = [Problem(f"How many are {index}?", str(index % 4), f"toy/{index}") for index in range(6)]
 
 
@@ -96,8 +96,8 @@ def test_the_table_of_savings_by_hand():
 def test_the_example_runs(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     arguments = ["--models", "policy-s", "--problems", "5", "--sizes", "1", "2", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *arguments])
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
     shown = capsys.readouterr().out
     for part in ("Every strategy", "level 5", "T_b = 1.0", "AUC 0.99", "REBASE for the best of weighted sampling"):
         assert part in shown

@@ -3,7 +3,7 @@
 With no options the embedded models are measured on a few problems, in about a minute, with the exact checker as
 reward: an oracle, and free, so the search strategies look their best. For the real thing:
 
-    python examples/04_scaling_laws.py --models path/to/7b path/to/34b --reward path/to/prm --dataset math \
+    python -m benchmarks.wu2024 --models path/to/7b path/to/34b --reward path/to/prm --dataset math \
         --data math500.jsonl --style boxed --problems 500 --sizes 4 16 64 256 --out figures
 """
 
