@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .engine import solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
     from .flow import Flow, GenerateRequest, expand, gather, limit, score
-    from .generators import HFGenerator
+    from .generators import HFGenerator, OpenAIGenerator, RemoteError
     from .render import render_tree
     from .result import SearchResult
     from .rewards import (
@@ -40,7 +40,7 @@ _NAMES = {
     "engine": ("solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
     "flow": ("Flow", "GenerateRequest", "expand", "gather", "limit", "score"),
-    "generators": ("HFGenerator",),
+    "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError"),
     "render": ("render_tree",),
     "result": ("SearchResult",),
     "rewards": ("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
@@ -71,10 +71,12 @@ __all__ = [
     "LikelihoodReward",
     "MajorityVote",
     "Node",
+    "OpenAIGenerator",
     "Oracle",
     "Problem",
     "ProcessRewardModel",
     "REBASE",
+    "RemoteError",
     "RepeatedSampling",
     "RewardFunction",
     "RewardModel",

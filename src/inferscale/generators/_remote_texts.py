@@ -1,0 +1,100 @@
+"""Samples of which only the text is known."""
+
+from __future__ import annotations
+
+from inferscale.flow import GenerateRequest
+from inferscale.tree import FinishReason, Step
+
+from ._remote_replies import Choice
+from ._remote_samples import RemoteSample
+from ._remote_server import Prefix
+from .branch import Limits
+from .text import step_end
+
+_BLANKS = 3
+
+
+class TextSample(RemoteSample):
+    """A sample of which only the text is known.
+
+    Attributes:
+        forced: Tokens of the forced text; ``None`` estimates them by their share of the characters.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        index: int,
+        limits: Limits,
+        delimiter: str,
+        keeps_stops: bool,
+        forced: int | None,
+    ) -> None:
+        path = sum(step.generated_tokens for step in request.node.steps)
+        super().__init__(request, index, limits, limits.room(0, path))
+        self.forced = forced
+        self._delimiter = delimiter
+        self._keeps_stops = keeps_stops
+        self._text = request.forced
+        self._blanks = 0
+
+    def prefix(self) -> Prefix:
+        """Text of prompt, path, forced text and what was sampled so far."""
+        node = self.request.node
+        return Prefix(node.problem.prompt, node.text + self._text)
+
+    @property
+    def forced_tokens(self) -> int:
+        """Tokens of the forced text."""
+        if self.forced is not None:
+            return min(self.forced, self.read - 1)
+        node = self.request.node
+        whole = len(node.problem.prompt) + len(node.text) + len(self.request.forced)
+        return min(round(self.read * len(self.request.forced) / whole), self.read - 1)
+
+    def _extend(self, choice: Choice, cut_short: bool) -> None:
+        self._text += choice.text
+        stops = self.request.until == "step"
+        if stops and self._cut():
+            self.finish = "step"
+        elif choice.finish == "length":
+            self.finish = self._reason_at_length(cut_short)
+        elif stops and self._at_delimiter(choice):
+            self._text += "" if choice.text.endswith(self._delimiter) else self._delimiter
+            self.finish = "step" if self._cut() else None
+        else:
+            self._text = self._text if self._text.strip() else self.request.forced
+            self.finish = "eos"
+
+    def _cut(self) -> bool:
+        """Whether the text has come to the end of a step; what a server that overlooks stops sent beyond it goes."""
+        end = step_end(self._text, self._delimiter, len(self.request.forced))
+        if 0 <= end < len(self._text):
+            self._text, self._logprobs = self._text[:end], None
+        return end >= 0
+
+    def _at_delimiter(self, choice: Choice) -> bool:
+        """Whether the delimiter ended the answer, and not the model.
+
+        A server that takes the delimiter off and does not say what ended a sample leaves that open. A text is then a
+        step: if the model had ended, it will end again. Nothing, several times in a row, is the end.
+        """
+        if choice.text.endswith(self._delimiter):
+            return True
+        if choice.tells_stop or self._keeps_stops:
+            return choice.stopped_by == self._delimiter
+        self._blanks = 0 if choice.text.strip() else self._blanks + 1
+        return self._blanks <= _BLANKS
+
+    def _made(self) -> Step:
+        reason: FinishReason = self.finish or "length"
+        if reason in ("step", "length") and not self._text.strip():
+            reason = "empty"
+        ends: list[int] = []
+        start = 0
+        while self.request.until == "end" and start < len(self._text):
+            length = step_end(self._text[start:], self._delimiter, 0 if ends else len(self.request.forced))
+            start = start + length if length >= 0 else len(self._text)
+            ends.append(start)
+        inner = tuple((end, 0) for end in ends) if len(ends) > 1 else ()
+        return Step(self._text, finish_reason=reason, inner_ends=inner, num_tokens=self.sampled)
