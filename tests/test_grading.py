@@ -1,19 +1,25 @@
 import asyncio
 import gc
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from tests import hostile
 
 from inferscale.aggregators import MajorityVote, group_answers
 from inferscale.answers import same_answer
 from inferscale.evaluate import MathGrader
 from inferscale.tree import Problem, Step, Trajectory
 
+ROOT = Path(__file__).parent.parent
 needs_math = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed (extra math)")
 
 SAME = [
@@ -219,12 +225,57 @@ def test_a_worker_that_cannot_start_is_told(monkeypatch):
         grader(r"2\pi", r"\pi+\pi")
 
 
+REPORT = "import json\nfrom tests import hostile\nprint(json.dumps(hostile.report()))"
+
+
+def in_the_main_thread(_):
+    assert threading.current_thread() is threading.main_thread()
+    return hostile.report()
+
+
+def in_a_thread(_):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(hostile.report).result(timeout=200)
+
+
+def in_a_running_event_loop(_):
+    async def work():
+        return hostile.report()
+
+    return asyncio.run(work())
+
+
+def in_a_notebook(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{REPORT}"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3").execute()
+    return json.loads(notebook.cells[0].outputs[0]["text"])
+
+
+def in_a_script_without_a_guard(tmp_path):
+    script, seen = tmp_path / "script.py", tmp_path / "seen"
+    script.write_text(f"open({str(seen)!r}, 'a').write('x')\n{REPORT}")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command, environment = [sys.executable, str(script)], {**os.environ, "PYTHONPATH": path}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert seen.read_text() == "x", "the main module is not run again in the worker"
+    return json.loads(shown)
+
+
 @needs_math
 @pytest.mark.slow
-def test_a_notebook_may_grade():
-    nbformat = pytest.importorskip("nbformat")
-    client = pytest.importorskip("nbclient")
-    code = "from inferscale.evaluate import MathGrader\nwith MathGrader(timeout=1) as g:\n    print(g('2\\\\pi', '\\\\pi+\\\\pi'), g.judge('9^{9^{9^9}}', '5'))"  # noqa: E501
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    client.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
-    assert "True timeout" in notebook.cells[0].outputs[0]["text"]
+@pytest.mark.parametrize(
+    "place",
+    [in_the_main_thread, in_a_thread, in_a_running_event_loop, in_a_notebook, in_a_script_without_a_guard],
+    ids=lambda place: place.__name__,
+)
+def test_hostile_answers_are_judged_in_time_and_never_executed(place, tmp_path):
+    report = place(tmp_path)
+    assert set(report["bombs"]) <= {"timeout", "crash", "different"}
+    assert "timeout" in report["bombs"]
+    assert set(report["payloads"]) <= {"timeout", "crash", "different"}
+    assert report["pairs"] == [True, True, True]
+    assert not report["plain"]
+    assert report["made"] == [], "a payload was executed"
