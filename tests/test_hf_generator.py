@@ -11,6 +11,7 @@ from inferscale.flops.formulas import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
 from inferscale.generators import huggingface as module
+from inferscale.generators.opening import open_branches
 from inferscale.generators.sampling import uniforms
 from inferscale.tree import Node, Problem, Step, branch_key
 
@@ -119,11 +120,15 @@ def test_texts_along_a_path_are_the_decoded_ids(make):
     assert ends > 3
 
 
+def branches(gen, request):
+    return open_branches(request, gen._encode_prompt, gen._text, gen.limits)
+
+
 def boundaries(gen, prompt, ids):
     """Where stepwise sampling would have ended its steps, had it drawn `ids`."""
     node, rest, found = root(prompt), list(ids), []
     while rest:
-        branch = gen._branches(GenerateRequest(node))[0]
+        branch = branches(gen, GenerateRequest(node))[0]
         while rest and branch.push(rest.pop(0), 0.0, 0.0):
             pass
         branch.finish = branch.finish or "budget"
@@ -151,7 +156,7 @@ def test_a_completion_has_the_step_ends_of_stepwise_sampling(delimiter):
 
 def push_all(gen, ids, node=None, **request):
     """A branch that is given `ids` by hand."""
-    branch = gen._branches(GenerateRequest(node or root("a"), **request))[0]
+    branch = branches(gen, GenerateRequest(node or root("a"), **request))[0]
     for count, token in enumerate(ids, 1):
         if not branch.push(token, -1.0, -2.0):
             return count, branch.step(lambda b: (0, 0))

@@ -80,6 +80,12 @@ class Branch:
         """Tokens sampled since the last step ended."""
         return len(self.tokens) - (max(self._ends[-1][1] - len(self.forced), 0) if self._ends else 0)
 
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that can still come."""
+        caps = [self.room, self.limits.step if self.request.until == "step" else None, self.request.max_tokens]
+        return min(cap for cap in caps if cap is not None) - len(self.tokens)
+
     def restart(self) -> None:
         """Forgets what was sampled; the same tokens come again from the same stream."""
         self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None

@@ -10,7 +10,7 @@ import torch
 
 from inferscale.cost import Cost
 from inferscale.flops.binding import closed_form
-from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError
+from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, model_spec
 
 from .billing import forward_cost, sample_flops
 from .branch import Branch
@@ -27,6 +27,7 @@ class Charges:
     """
 
     def __init__(self, model: Any) -> None:
+        """Finds the closed form of a model, or of the configuration of one that runs elsewhere."""
         self.spec: ModelSpec | None = None
         try:
             self.spec = _form_of(model)
@@ -60,6 +61,8 @@ class Charges:
 
 def _form_of(model: Any) -> ModelSpec:
     """The closed form of a model; a classifier's body is measured without its head, whose output has no cache."""
+    if not isinstance(model, torch.nn.Module):
+        return model_spec(model)
     try:
         return closed_form(model)
     except UnknownArchitectureError:

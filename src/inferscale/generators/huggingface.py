@@ -16,15 +16,16 @@ import torch
 from inferscale.base import Generator
 from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
-from inferscale.tree import Node, Step, branch_key
+from inferscale.tree import Node, Step
 
-from .branch import Branch, Limits, path_ids
+from .branch import Branch, Limits
 from .charges import Charges
 from .decoder import Decoder, GeneratorStats
 from .decoding import sample_branches
 from .kv_store import KVStore, check_cache_options, default_cache_bytes
 from .loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
 from .memory import run_in_pieces
+from .opening import most_sample_tokens, open_branches
 from .prompts import PromptFormat
 from .sampling import Confidence, Sampler
 from .selfcheck import checked_session, length_bound
@@ -149,7 +150,7 @@ class HFGenerator(Generator):
             SearchMemoryError: If not even one row fits into memory.
         """
         started = time.perf_counter()
-        groups = [self._branches(request) for request in requests]
+        groups = [open_branches(request, self._encode_prompt, self._text, self.limits) for request in requests]
         waiting = [branch for group in groups for branch in group if branch.finish is None]
         with self._lock, evaluating(self.model), torch.inference_mode():
             for decoder, branches in self._assigned(waiting):
@@ -174,27 +175,7 @@ class HFGenerator(Generator):
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have."""
-        forced = len(self._text.encode_plain(request.forced)) if request.forced else 0
-        room = self.limits.room(len(self._prompt(request.node)), len(request.node.token_ids) + forced)
-        return max(min(room, self.limits.step) if request.until == "step" else room, 1)
-
-    def _prompt(self, node: Node) -> tuple[int, ...]:
-        prompt = node.problem.prompt
-        ids = self._encode_prompt(prompt)
-        if self.limits.context is not None and len(ids) >= self.limits.context:
-            raise ValueError(
-                f"the prompt {prompt[:80]!r} has {len(ids)} tokens and the model reads {self.limits.context}: "
-                "there is no room for an answer; shorten it"
-            )
-        return ids
-
-    def _branches(self, request: GenerateRequest) -> list[Branch]:
-        prompt, path = self._prompt(request.node), path_ids(request.node)
-        forced = tuple(self._text.encode_plain(request.forced)) if request.forced else ()
-        keys = [branch_key(request.node.key, request.first + index) for index in range(request.n)]
-        return [
-            Branch(request, index, key, prompt, path, forced, self._text, self.limits) for index, key in enumerate(keys)
-        ]
+        return most_sample_tokens(request, self._encode_prompt, self._text, self.limits)
 
     def _tree_decoder(self, max_cache_bytes: int | None) -> Decoder | None:
         """The decoder that shares prefixes, if this model can be run so."""
@@ -218,15 +199,12 @@ class HFGenerator(Generator):
         bound = self._bound
         if bound is None:
             return [(self._tree, ordered)]
-        fits = [len(branch.prefix) + self._most_tokens(branch) <= bound for branch in ordered]
+        fits = [len(branch.prefix) + branch.most_tokens <= bound for branch in ordered]
         return [(self._tree, list(compress(ordered, fits))), (self._plain, list(compress(ordered, map(not_, fits))))]
-
-    def _most_tokens(self, branch: Branch) -> int:
-        return min(branch.room, self.limits.step) if branch.request.until == "step" else branch.room
 
     def _describe(self, branch: Branch) -> str:
         return (
-            f"{len(branch.prefix)} tokens read and up to {self._most_tokens(branch)} to sample, {self.model.dtype}; "
+            f"{len(branch.prefix)} tokens read and up to {branch.most_tokens} to sample, {self.model.dtype}; "
             "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,23 @@ def eos_ids(model: Any, tokenizer: Any, given: int | list[int] | None) -> frozen
         ValueError: If there is none, or one is not in the vocabulary.
     """
     config = getattr(model, "generation_config", None)
-    sources = [given] if given is not None else [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
+    named = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
+    ids = eos_of([given] if given is not None else named)
+    rows = model.get_input_embeddings().weight.shape[0]
+    outside = sorted(i for i in ids if not 0 <= i < rows)
+    if outside:
+        raise ValueError(
+            f"end-of-sequence ids {outside} are outside the model's vocabulary of {rows}: pass eos_token_id=..."
+        )
+    return ids
+
+
+def eos_of(sources: Iterable[int | list[int] | None]) -> frozenset[int]:
+    """The union of `sources`.
+
+    Raises:
+        ValueError: If there is none.
+    """
     ids: set[int] = set()
     for source in sources:
         if source is not None:
@@ -108,12 +124,6 @@ def eos_ids(model: Any, tokenizer: Any, given: int | list[int] | None) -> frozen
         raise ValueError(
             "neither the tokenizer nor the model's generation_config names an end-of-sequence token: "
             "pass eos_token_id=..."
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    outside = sorted(i for i in ids if not 0 <= i < rows)
-    if outside:
-        raise ValueError(
-            f"end-of-sequence ids {outside} are outside the model's vocabulary of {rows}: pass eos_token_id=..."
         )
     return frozenset(ids)
 
