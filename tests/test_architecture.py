@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
         *{"base", "functional", "answers", "aggregators", "result", "journal", "engine"},
         *{"zoo", "strategies", "generators", "rewards", "scaling"},
     },
+    "serve": {*CORE, "flow", "base", "answers", "result", "journal", "engine", "evaluate"},
     "plotting": {*CORE, "base", "functional", "result", "evaluate", "scaling"},
     "quiet_star": {*CORE, "flow", "base", "flops", "generators", "zoo"},
     "flops": {*CORE, "base"},

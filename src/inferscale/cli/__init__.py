@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``solve``, ``models``, ``eval``, ``sweep``, ``report``, ``plot``, ``lm-eval``."""
+"""The commands ``demo``, ``solve``, ``models``, ``eval``, ``sweep``, ``report``, ``plot``, ``lm-eval``, ``serve``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from . import _evaluate, _harness, _report, _solve
+from . import _evaluate, _harness, _report, _serve, _solve
 from ._parts import UsageError
 
 __all__ = ["UsageError", "app", "main"]
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (_solve, _evaluate, _report, _harness):
+for module in (_solve, _evaluate, _report, _harness, _serve):
     module.register(app)
 
 # typer brings its own copy of click or uses the installed one, by version: the class is reached by inheritance

@@ -1,0 +1,276 @@
+"""One thread that drives all searches: those of all requests share the model's batches."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from inferscale._models import Models
+from inferscale._search import Search
+from inferscale._task import Task
+from inferscale._waves import Waves
+from inferscale.base import Generator, RewardModel
+from inferscale.cost import Cost
+from inferscale.flow import GenerateRequest
+from inferscale.journal import Journal
+from inferscale.result import SearchResult
+from inferscale.tree import Node, Problem
+
+FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What a model, a strategy or a vote may raise without ending the server."""
+
+
+class BusyError(Exception):
+    """There is no room for another search.
+
+    Attributes:
+        retry_after: Seconds until there may be.
+    """
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("too many searches are waiting")
+        self.retry_after = retry_after
+
+
+class ClosedError(Exception):
+    """No more searches are begun, or this one was ended before its time."""
+
+
+class UnreadablePromptError(ValueError):
+    """The generator cannot read the prompt."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A search for one prompt: cancelled by its future, which holds the result in the end.
+
+    Attributes:
+        problem: The problem.
+        task: Strategy, models, vote, budget and seed.
+        occurrence: How many equal prompts came before it in the same request.
+        future: The result.
+    """
+
+    problem: Problem
+    task: Task
+    occurrence: int = 0
+    future: Future[SearchResult] = field(default_factory=Future)
+    _search: Search | None = field(default=None, init=False)
+    _created: float = field(default_factory=time.perf_counter, init=False)
+
+    @property
+    def search(self) -> Search:
+        """The search, once it has begun."""
+        if self._search is None:
+            raise RuntimeError("this search has not begun")
+        return self._search
+
+    @property
+    def seconds(self) -> float:
+        """Time since the request."""
+        return time.perf_counter() - self._created
+
+    @property
+    def cost(self) -> Cost:
+        """What has been spent so far."""
+        return Cost() if self._search is None else self._search.cost
+
+    def begin(self) -> None:
+        """Begins the search, or begins it again.
+
+        Raises:
+            UnreadablePromptError: If the generator cannot read the prompt.
+        """
+        try:
+            self.task.generator.max_sample_tokens(GenerateRequest(Node(self.problem)))
+        except ValueError as error:
+            raise UnreadablePromptError(str(error)) from None
+        self._search = self.task.start(0, self.problem, Counter({self.problem.prompt: self.occurrence}))
+
+    def release(self) -> None:
+        """Lets the models forget the search."""
+        if self._search is not None:
+            self.task.release(self._search.root)
+
+    def progress(self) -> dict[str, Any]:
+        """Numbers for the client."""
+        cost, state = self.cost, "waiting" if self._search is None else "searching"
+        return {"state": state, "tokens": cost.tokens, "samples": cost.num_generated, "scored": cost.num_scored}
+
+
+class Dispatcher:
+    """Takes searches, gives each its turn, and hands the results over.
+
+    Searches of any strategy, budget and seed share one generate call and one score call at each wave; in float32 a
+    result does not depend on what is searched beside it.
+
+    Attributes:
+        accepting: Whether new searches are taken.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        reward_model: RewardModel | None,
+        max_active: int,
+        max_waiting: int,
+        ended: Callable[[Job, str], None] = lambda job, outcome: None,
+    ) -> None:
+        """Makes the thread.
+
+        Args:
+            generator: Samples steps.
+            reward_model: Scores nodes.
+            max_active: Searches at a time.
+            max_waiting: Searches that wait for a place.
+            ended: Called with each search that has ended, and ``"finished"``, ``"failed"`` or ``"cancelled"``.
+        """
+        self.accepting = True
+        self._waves = Waves(Models(generator, reward_model, Journal.open(None, {})))
+        self._max_active, self._max_waiting, self._ended = max_active, max_waiting, ended
+        self._changed = threading.Condition()
+        self._closing = False
+        self._waiting: deque[Job] = deque()
+        self._suspects: deque[Job] = deque()
+        self._active: list[Job] = []
+        self._recent: deque[float] = deque([1.0], maxlen=32)
+        self._thread = threading.Thread(target=self._run, name="inferscale-search", daemon=True)
+
+    @property
+    def num_active(self) -> int:
+        """Searches that have begun."""
+        return len(self._suspects) or len(self._active)
+
+    @property
+    def num_waiting(self) -> int:
+        """Searches that wait for a place."""
+        return len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the searching thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begins to work."""
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Takes all of the jobs, or none.
+
+        Raises:
+            BusyError: If there is no room for them.
+            ClosedError: If no more are taken.
+        """
+        with self._changed:
+            if not self.accepting or not self.is_alive:
+                raise ClosedError("the server is shutting down")
+            room = self._max_active + self._max_waiting - self.num_active - self.num_waiting
+            if len(jobs) > room:
+                raise BusyError(min(60, math.ceil(fmean(self._recent))))
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Takes no more searches; those that it has go on."""
+        self.accepting = False
+
+    def close(self) -> None:
+        """Ends the thread after the call that is under way; searches that have not ended fail."""
+        self.drain()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    # -- in the thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._next():
+                if self._active:
+                    self._wave()
+        finally:
+            with self._changed:
+                self.accepting = False
+                left = self._all()
+            for job in left:
+                self._end(job, "failed", error=ClosedError("the server ended before the search did"))
+
+    def _next(self) -> bool:
+        """Waits for work and gives it its turn; false when there shall be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._active or self._suspects or self._waiting or self._closing)
+        for job in [job for job in self._all() if job.future.cancelled()]:
+            self._end(job, "cancelled")
+        if self._suspects and not self._active:
+            self._begin(self._suspects[0])
+        while not self._suspects and self._waiting and len(self._active) < self._max_active:
+            self._begin(self._waiting[0])
+        return not self._closing
+
+    def _all(self) -> list[Job]:
+        return list(dict.fromkeys([*self._active, *self._suspects, *self._waiting]))
+
+    def _begin(self, job: Job) -> None:
+        with self._changed:
+            self._active.append(job)
+            if job in self._waiting:
+                self._waiting.remove(job)
+        try:
+            job.begin()
+        except FAILURES as error:
+            self._end(job, "failed", error=error)
+
+    def _wave(self) -> None:
+        try:
+            self._waves.advance([job.search for job in self._active])
+        except FAILURES as error:
+            self._find_culprit(error)
+            return
+        for job in [job for job in self._active if job.search.leaves is not None]:
+            try:
+                result = job.task.result(job.search)
+            except FAILURES as error:
+                self._end(job, "failed", error=error)
+            else:
+                self._end(job, "finished", result)
+
+    def _find_culprit(self, error: BaseException) -> None:
+        """Fails a search that was alone; of several, which one is to blame shows when each begins again alone.
+
+        They are suspects until they have ended, and nothing else is begun until then.
+        """
+        if len(self._active) == 1:
+            self._end(self._active[0], "failed", error=error)
+            return
+        for job in self._active:
+            job.release()
+        with self._changed:
+            self._suspects.extend(self._active)
+            self._active.clear()
+
+    def _end(
+        self, job: Job, outcome: str, result: SearchResult | None = None, error: BaseException | None = None
+    ) -> None:
+        with self._changed:
+            for queue in (self._active, self._suspects, self._waiting):
+                if job in queue:
+                    queue.remove(job)
+        job.release()
+        if outcome != "cancelled" and not job.future.set_running_or_notify_cancel():
+            outcome = "cancelled"
+        self._recent.append(job.seconds)
+        self._ended(job, outcome)
+        if outcome == "finished" and result is not None:
+            job.future.set_result(result)
+        elif outcome == "failed":
+            job.future.set_exception(error)

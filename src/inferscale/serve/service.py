@@ -1,0 +1,143 @@
+"""What is served, and how much of it a request may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from inferscale._search import ExtractAnswer
+from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.cost import Budget
+from inferscale.evaluate.parts import make_strategy, make_vote
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Names by which a machine calls itself."""
+
+Part = TypeVar("Part", SearchStrategy, Aggregator)
+
+_LONGEST_TEXT = 300
+"""Characters of a strategy or a vote that a request names."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much is served at a time, and to one request.
+
+    Attributes:
+        max_active: Searches that share the model's batches.
+        max_waiting: Searches that wait for a place; what comes on top is refused (429).
+        max_body_bytes: Size of a request.
+        max_prompts: Prompts of a request.
+        max_size: The greatest whole number in a strategy that a request names (width, samples, depth).
+        budget: The most that each prompt may cost; a request may ask for less.
+        progress_seconds: Time between two progress events of a stream.
+    """
+
+    max_active: int = 64
+    max_waiting: int = 256
+    max_body_bytes: int = 2**20
+    max_prompts: int = 64
+    max_size: int = 1024
+    budget: Budget = field(default_factory=lambda: Budget(tokens=100_000, seconds=600))
+    progress_seconds: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuses limits under which nothing could be served."""
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if limit.name != "budget" and not value > 0:
+                raise ValueError(f"Limits({limit.name}={value!r}): give a number greater than 0")
+
+    def capped(self, wanted: Budget) -> Budget:
+        """The wanted budget, lowered to what a prompt may cost."""
+        caps = {}
+        for cap in fields(Budget):
+            given = [v for v in (getattr(wanted, cap.name), getattr(self.budget, cap.name)) if v is not None]
+            caps[cap.name] = min(given, default=None)
+        return Budget(**caps)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The models that answer, and the search that a request gets when it names none.
+
+    Attributes:
+        generator: Samples steps, in one thread.
+        reward_model: Scores nodes for strategies and votes that read scores; without one they are refused.
+        name: The model's name for clients.
+        strategy: The strategy of requests that name none, as a command line names it, or one of `presets`.
+        width: Its samples or leaves.
+        vote: The aggregator of requests that name none.
+        seed: The seed of requests that give none.
+        presets: Strategies of your own by the name that requests give.
+        limits: How much is served.
+        api_key: What a client must present (``Authorization: Bearer ...``); without it only clients on this machine
+            are served.
+        prompt_end: Text that every prompt must end with; it is added where it is missing.
+        extract_answer: Reads the answer out of a completion.
+    """
+
+    generator: Generator
+    reward_model: RewardModel | None = None
+    name: str = "inferscale"
+    strategy: str = "sampling"
+    width: int = 16
+    vote: str = "majority"
+    seed: int = 0
+    presets: Mapping[str, SearchStrategy] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    api_key: str | None = field(default=None, repr=False)
+    prompt_end: str = ""
+    extract_answer: ExtractAnswer = default_extract_answer
+
+    def __post_init__(self) -> None:
+        """Refuses a default that could not be served."""
+        self.make_strategy()
+        self.make_vote()
+        if self.api_key is not None and not self.api_key.isascii():
+            raise ValueError("the API key holds characters that no HTTP header can carry: use letters and digits")
+
+    def make_strategy(self, text: str | None = None, width: int | None = None) -> SearchStrategy:
+        """The strategy that a request names, or the service's own.
+
+        Raises:
+            ValueError: If there is none, it is too large, or there is no reward model for it.
+        """
+        name = text or self.strategy
+        made = self.presets.get(name)
+        if made is None:
+            made = make_strategy(_short(name), self.width if width is None else width)
+            if text is not None or width is not None:
+                _check_size(made, self.limits.max_size)
+        return self._check_scored(made, "strategy")
+
+    def make_vote(self, text: str | None = None) -> Aggregator:
+        """The aggregator that a request names, or the service's own.
+
+        Raises:
+            ValueError: If there is none, or there is no reward model for it.
+        """
+        return self._check_scored(make_vote(_short(text or self.vote)), "vote")
+
+    def _check_scored(self, part: Part, what: str) -> Part:
+        if part.needs_scores and self.reward_model is None:
+            raise ValueError(f"the {what} {part!r} needs scores, and this server has no reward model (--reward)")
+        return part
+
+
+def _short(text: str) -> str:
+    if len(text) > _LONGEST_TEXT:
+        raise ValueError(f"{text[:40]!r}...: a strategy or vote has at most {_LONGEST_TEXT} characters here")
+    return text
+
+
+def _check_size(part: Any, most: int) -> None:
+    """Refuses whole numbers that would make a strategy larger than is served, also in strategies within it."""
+    for option in fields(part):
+        value = getattr(part, option.name)
+        if is_dataclass(value):
+            _check_size(value, most)
+        elif isinstance(value, int) and value > most:
+            raise ValueError(f"{option.name}={value} of {type(part).__name__} is more than this server's {most}")
