@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .memory import SearchMemoryError
     from .openai import OpenAIGenerator
     from .sampling import Sampler
+    from .vllm import VLLMGenerator
 
 _HOME = {
     "CheckpointError": "loading",
@@ -25,6 +26,7 @@ _HOME = {
     "RemoteError": "_remote_retry",
     "Sampler": "sampling",
     "SearchMemoryError": "memory",
+    "VLLMGenerator": "vllm",
 }
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "RemoteError",
     "Sampler",
     "SearchMemoryError",
+    "VLLMGenerator",
 ]
 
 

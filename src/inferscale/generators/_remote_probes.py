@@ -57,6 +57,15 @@ class Support:
         """Whether a request may hold a seed."""
         return self._once("seeds", lambda: self._served(1, seed=1) is not None)
 
+    @property
+    def samples(self) -> bool:
+        """Whether a high temperature makes two texts differ."""
+        return self._once("samples", self._find_samples)
+
+    def _find_samples(self) -> bool:
+        replies = [self._served(16, temperature=2.0) for _ in range(2)]
+        return len({reply.choices[0].text for reply in replies if reply is not None}) != 1
+
     def many(self, seeded: bool) -> bool:
         """Whether one request with ``n`` gives what one request for each sample gives.
 
@@ -87,7 +96,7 @@ class Support:
         if first.tells_stop or stop is None:
             return False
         reply = self._served(8, stop=[stop])
-        return reply is not None and reply.choices[0].text.endswith(stop)
+        return reply is not None and stop in reply.choices[0].text  # its token may hold more
 
     @property
     def logprobs(self) -> bool:

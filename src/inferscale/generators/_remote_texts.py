@@ -55,21 +55,25 @@ class TextSample(RemoteSample):
     def _extend(self, choice: Choice, cut_short: bool) -> None:
         self._text += choice.text
         stops = self.request.until == "step"
-        if stops and self._cut():
+        if stops and self._cut(choice):
             self.finish = "step"
         elif choice.finish == "length":
             self.finish = self._reason_at_length(cut_short)
         elif stops and self._at_delimiter(choice):
-            self._text += "" if choice.text.endswith(self._delimiter) else self._delimiter
-            self.finish = "step" if self._cut() else None
+            self._text += "" if self._delimiter in choice.text else self._delimiter
+            self.finish = "step" if self._cut(choice) else None
         else:
             self._text = self._text if self._text.strip() else self.request.forced
             self.finish = "eos"
 
-    def _cut(self) -> bool:
-        """Whether the text has come to the end of a step; what a server that overlooks stops sent beyond it goes."""
+    def _cut(self, choice: Choice) -> bool:
+        """Whether the text has come to the end of a step.
+
+        What follows the delimiter belongs to its token where the server stopped there; what a server that overlooks
+        stop strings sends beyond it is cut.
+        """
         end = step_end(self._text, self._delimiter, len(self.request.forced))
-        if 0 <= end < len(self._text):
+        if 0 <= end < len(self._text) and not (self._keeps_stops and choice.finish == "stop"):
             self._text, self._logprobs = self._text[:end], None
         return end >= 0
 
@@ -79,7 +83,7 @@ class TextSample(RemoteSample):
         A server that takes the delimiter off and does not say what ended a sample leaves that open. A text is then a
         step: if the model had ended, it will end again. Nothing, several times in a row, is the end.
         """
-        if choice.text.endswith(self._delimiter):
+        if self._delimiter in choice.text:
             return True
         if choice.tells_stop or self._keeps_stops:
             return choice.stopped_by == self._delimiter

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from inferscale.flow import GenerateRequest
 from inferscale.tree import FinishReason, Node, Step
@@ -90,12 +93,23 @@ class Branch:
         """Forgets what was sampled; the same tokens come again from the same stream."""
         self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
 
+    @property
+    def due(self) -> int:
+        """How many sampled tokens end a step, or the branch, by length alone."""
+        full = len(self.tokens) - self.step_tokens + self.limits.step
+        cap = self.request.max_tokens
+        return min(full, self.room) if cap is None else min(full, self.room, cap)
+
     def push(self, token: int, logprob: float, confidence: float) -> bool:
         """Takes the next token; returns whether sampling goes on."""
-        self.tokens.append(token)
-        self.logprob += logprob
-        self.confidence += confidence
-        cap = self.request.max_tokens
+        return self.take([token], [logprob], [confidence])
+
+    def take(self, tokens: Sequence[int], logprobs: Sequence[float], confidences: Sequence[float]) -> bool:
+        """Takes the next tokens, of which the last alone may end something; returns whether sampling goes on."""
+        self.tokens += tokens
+        self.logprob = math.fsum((self.logprob, *logprobs))
+        self.confidence = math.fsum((self.confidence, *confidences))
+        token, cap = tokens[-1], self.request.max_tokens
         if token in self.text.eos_ids:
             self.finish = "eos"
         elif len(self.tokens) >= self.room:
@@ -109,7 +123,7 @@ class Branch:
     def _step_ended(self, token: int) -> bool:
         """Whether a step ends after the last token; its end is kept."""
         full = self.step_tokens >= self.limits.step
-        if not full and not self.text.may_end_step(token):
+        if not full and not self.text.may_end(np.array([token]))[0]:
             return False
         text = self._text(final=False)
         start = self._ends[-1][0] if self._ends else 0

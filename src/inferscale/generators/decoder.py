@@ -19,7 +19,7 @@ class GeneratorStats:
         prefill_tokens: Prompt and path tokens read by the model.
         reused_tokens: Prompt and path tokens of branches that were not read, since their keys and values were held.
         decoded_tokens: Tokens sampled and kept.
-        wasted_tokens: Tokens sampled again after memory ran out.
+        wasted_tokens: Tokens drawn beyond the end of a step, or again after memory ran out.
         cache_bytes: Keys and values held now.
         peak_cache_bytes: The most keys and values held at a time, rows that decode included.
         evictions: Parked nodes and prompts dropped for room.
@@ -42,7 +42,15 @@ class GeneratorStats:
 
 
 class Decoder(ABC):
-    """Next-token logits for a batch of branches that grow token by token."""
+    """Next-token logits for a batch of branches that grow token by token.
+
+    Attributes:
+        refills: Whether `start` can add rows, behind those that are left of the batch.
+        follows_branches: Whether it reads what the branches have sampled, so that they must be told of every token.
+    """
+
+    refills: bool = False
+    follows_branches: bool = True
 
     @abstractmethod
     def start(self, branches: Sequence[Branch]) -> Tensor:

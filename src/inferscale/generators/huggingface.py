@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import compress
 from operator import not_
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from .decoder import Decoder, GeneratorStats
 from .decoding import sample_branches
 from .kv_store import KVStore, check_cache_options, default_cache_bytes
 from .loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
-from .memory import run_in_pieces
+from .memory import run_halving
 from .opening import most_sample_tokens, open_branches
 from .prompts import PromptFormat
 from .sampling import Confidence, Sampler
@@ -34,6 +34,7 @@ from .text import TokenText
 from .tree_decoder import TreeDecoder
 
 _ROWS = 256
+_CHECK_EVERY = 8
 
 
 class HFGenerator(Generator):
@@ -79,6 +80,7 @@ class HFGenerator(Generator):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
+        check_every: int | None = None,
         cache: Literal["tree", "none"] = "tree",
         max_cache_bytes: int | None = None,
         decoder: Callable[[GeneratorStats], Decoder] | None = None,
@@ -104,6 +106,8 @@ class HFGenerator(Generator):
             device: Where to run; by default a GPU if there is one (a model object stays where it is).
             dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
+            check_every: Tokens drawn between two looks at which steps have ended (default: 1 on a CPU, 8 elsewhere,
+                where a look waits for the device). Results do not depend on it; tokens beyond an end are wasted.
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
@@ -117,7 +121,8 @@ class HFGenerator(Generator):
         from transformers import AutoModelForCausalLM
 
         self.sampler = Sampler(temperature, top_k, top_p, confidence)
-        _check_positive(max_step_tokens=max_step_tokens, max_new_tokens=max_new_tokens, micro_batch=micro_batch)
+        _check_positive(max_step_tokens=max_step_tokens, max_new_tokens=max_new_tokens)
+        _check_positive(micro_batch=micro_batch, check_every=check_every)
         check_cache_options(cache, max_cache_bytes)
         self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
         source = model if isinstance(model, str | os.PathLike) else self.model
@@ -132,6 +137,7 @@ class HFGenerator(Generator):
         )
         self._charges = Charges(self.model)
         self._rows = micro_batch or _ROWS
+        self._check_every = check_every or (1 if self.model.device.type == "cpu" else _CHECK_EVERY)
         self._lock = threading.Lock()
         self._plain = StatelessDecoder(self.model, self.stats) if decoder is None else decoder(self.stats)
         self._tree = self._tree_decoder(max_cache_bytes) if cache == "tree" and decoder is None else None
@@ -154,12 +160,20 @@ class HFGenerator(Generator):
         waiting = [branch for group in groups for branch in group if branch.finish is None]
         with self._lock, evaluating(self.model), torch.inference_mode():
             for decoder, branches in self._assigned(waiting):
-                run = partial(sample_branches, decoder=decoder, sampler=self.sampler, stats=self.stats)
-                self._rows = run_in_pieces(branches, self._rows, run, self._describe, decoder.make_room)
+                self._sample(decoder, branches)
         steps = [[branch.step(self._charges.sample) for branch in group] for group in groups]
         report_tokens(self.model, sampled=sum(step.generated_tokens for group in steps for step in group))
         self.stats.seconds += time.perf_counter() - started
         return steps
+
+    def _sample(self, decoder: Decoder, branches: Sequence[Branch]) -> None:
+        def run(rows: int) -> None:
+            sample_branches(branches, rows, decoder, self.sampler, self.stats, self._check_every)
+
+        def left() -> list[Branch]:
+            return [branch for branch in branches if branch.finish is None]
+
+        self._rows = run_halving(run, self._rows, left, self._describe, decoder.make_room)
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""

@@ -153,6 +153,34 @@ def partial_attention(
     return torch.matmul(weights.to(value.dtype), value), lse
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention of a sequence's last tokens to all tokens up to themselves.
+
+    Args:
+        query: `[heads, new, head_dim]`.
+        key: `[kv_heads, tokens, head_dim]`, the new tokens last.
+        value: `[kv_heads, tokens, head_dim]`.
+        scale: Factor of the scores.
+
+    Returns:
+        `[heads, new, head_dim]`.
+    """
+    new, tokens = query.shape[1], key.shape[1]
+    mask = None
+    if new < tokens:
+        mask = torch.ones(new, tokens, dtype=torch.bool, device=query.device).tril_(tokens - new)
+    out: Tensor = torch.nn.functional.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )
+    return out[0]
+
+
 def join(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
     """Attention over two disjoint sets of keys, from its two parts."""
     share = torch.sigmoid(other_lse - lse).to(out.dtype)[..., None]

@@ -3,86 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inferscale.flops.formulas import PackedRows
 
-from .kv_attention import Plan, join, partial_attention
+from .kv_attention import Plan, causal_attention, join, partial_attention
 from .kv_rows import RowBatch, Segment
 
 
 class PromptPlan(Plan):
-    """Several prompts in one packed sequence, each causal on its own."""
+    """Several prompts in one packed sequence, each causal on its own, all after the same prefix (it may be empty).
 
-    def __init__(self, lengths: Sequence[int], layers: int) -> None:
+    Attributes:
+        kv: Keys and values of each prompt, the prefix included, `[layers, 2, kv_heads, tokens, head_dim]`.
+    """
+
+    def __init__(self, lengths: Sequence[int], layers: int, prefix: Segment) -> None:
         ends = list(accumulate(lengths))
         self._spans = list(zip([0, *ends], ends, strict=False))
         self._lengths = list(lengths)
         self._layers = layers
+        self._prefix = prefix
         self.kv: list[Tensor] = []
 
     @property
     def work(self) -> PackedRows:
-        """Each prompt's square, half of which a causal mask lets through."""
+        """Each prompt's square, half of which a causal mask lets through, and every query against the prefix."""
+        shared = sum(self._lengths) * self._prefix.length
         causal = sum(n * (n + 1) // 2 for n in self._lengths)
-        return PackedRows(len(self._lengths), causal, sum(n * n for n in self._lengths), 0)
+        squares = sum(n * n for n in self._lengths)
+        return PackedRows(len(self._lengths), causal + shared, squares + shared, self._prefix.length)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Each prompt against itself."""
+        """Each prompt against itself and the prefix."""
+        past = self._prefix.length
         if not self.kv:
-            self.kv = [key.new_empty(self._layers, 2, key.shape[0], b - a, key.shape[2]) for a, b in self._spans]
+            self.kv = [key.new_empty(self._layers, 2, key.shape[0], past + b - a, key.shape[2]) for a, b in self._spans]
         outputs = []
         for (start, stop), kv in zip(self._spans, self.kv, strict=True):
-            kv[layer, 0], kv[layer, 1] = key[:, start:stop], value[:, start:stop]
-            outputs.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    query[None, :, start:stop],
-                    kv[None, layer, 0],
-                    kv[None, layer, 1],
-                    is_causal=True,
-                    scale=scale,
-                    enable_gqa=query.shape[0] != key.shape[0],
-                )[0]
-            )
+            kv[layer, 0, :, past:], kv[layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
+            if self._prefix.kv is not None:
+                kv[layer, :, :, :past] = self._prefix.kv[layer]
+            outputs.append(causal_attention(query[:, start:stop], kv[layer, 0], kv[layer, 1], scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
 class RowPlan(Plan):
-    """New tokens of some rows of a batch, packed row by row.
+    """New tokens of some rows of a batch, in ascending order, packed row by row.
 
     Attributes:
-        positions: Position in its row's private part of each new token.
         absolute: Position in the whole sequence of each new token.
     """
 
-    def __init__(self, batch: RowBatch, rows: Sequence[int], counts: Sequence[int]) -> None:
+    def __init__(self, batch: RowBatch, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
         device = batch.kv.device
-        starts = [batch.lengths[row] for row in rows]
-        self.positions = [start + i for start, count in zip(starts, counts, strict=True) for i in range(count)]
-        bases = _repeat([batch.segments[row].length for row in rows], counts)
-        self.absolute = [position + base for position, base in zip(self.positions, bases, strict=True)]
-        self._batch, self._rows, self._past = batch, len(rows), sum(starts)
-        self._keys = max(self.positions) + 1
-        self._most = max(counts)
-        self._spans = _segment_spans([batch.segments[row] for row in rows], counts)
-        one_each = self._most == 1 and list(rows) == list(range(len(batch)))
-        self._step = self.positions[0] if one_each and len(set(starts)) == 1 else None
-        self._one_each = one_each
-        self._row = torch.tensor(_repeat(rows, counts), device=device)
-        self._position = torch.tensor(self.positions, device=device)
-        self._place = torch.tensor([i for count in counts for i in range(count)], device=device)
-        self._bias = None if self._step is not None else self._make_bias()
+        starts = batch.lengths[rows]
+        place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        position = np.repeat(starts, counts) + place
+        self.absolute = position + np.repeat(batch.bases[rows], counts)
+        self._batch, self._rows, self._past = batch, len(rows), int(starts.sum())
+        self._keys = int(position.max()) + 1
+        self._most = int(counts.max())
+        self._spans = _token_spans(batch.runs(rows), np.cumsum(counts))
+        self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
+        self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
+        self._bias = None
+        if self._step is None:
+            self._row = torch.from_numpy(np.repeat(rows, counts)).to(device)
+            self._position = torch.from_numpy(position).to(device)
+            self._place = torch.from_numpy(place).to(device)
+            self._bias = self._make_bias()
 
     @property
     def work(self) -> PackedRows:
         """Every query against its prompt, and the private parts padded to the longest."""
         shared = sum((stop - start) * segment.length for segment, start, stop in self._spans)
         private = len(self._batch) * self._most * self._keys
-        read = sum({id(segment): segment.length for segment, _, _ in self._spans}.values()) + self._past
-        return PackedRows(self._rows, sum(self.absolute) + len(self.absolute), shared + private, read)
+        read = sum({id(segment.kv): segment.length for segment, _, _ in self._spans}.values()) + self._past
+        return PackedRows(self._rows, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
 
     def _make_bias(self) -> Tensor:
         """-inf where a key comes after the query, `[rows, 1, queries, keys]`; rows that do not run see every key."""
@@ -139,16 +142,6 @@ class RowPlan(Plan):
         return (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
 
 
-def _repeat(values: Sequence[int], counts: Sequence[int]) -> list[int]:
-    return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
-
-
-def _segment_spans(segments: Sequence[Segment], counts: Sequence[int]) -> list[tuple[Segment, int, int]]:
-    """Runs of packed tokens whose rows continue the same segment."""
-    spans, start = [], 0
-    for _, run in groupby(zip(segments, counts, strict=True), key=lambda pair: id(pair[0])):
-        members = list(run)
-        stop = start + sum(count for _, count in members)
-        spans.append((members[0][0], start, stop))
-        start = stop
-    return spans
+def _token_spans(runs: Sequence[tuple[Segment, int, int]], ends: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:
+    """The packed tokens of runs of rows; `ends` holds where the tokens of each row end."""
+    return [(segment, int(ends[start - 1]) if start else 0, int(ends[stop - 1])) for segment, start, stop in runs]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _ROOM = 32  # private tokens that a batch starts with beyond what it holds
@@ -74,15 +76,20 @@ class RowBatch:
     Attributes:
         segments: The segment of each row.
         lengths: Private tokens of each row.
+        bases: Tokens of each row's segment.
         kv: `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place; no row reads beyond its length.
         buffers: Where the memory comes from.
     """
 
-    def __init__(self, segments: Sequence[Segment], kv: Tensor, lengths: Sequence[int], buffers: Buffers) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], kv: Tensor, lengths: Sequence[int] | NDArray[np.int64], buffers: Buffers
+    ) -> None:
         self.segments = list(segments)
         self.kv = kv
-        self.lengths = list(lengths)
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.bases = np.array([segment.length for segment in segments], dtype=np.int64)
         self.buffers = buffers
+        self._runs = np.cumsum([i > 0 and s.kv is not segments[i - 1].kv for i, s in enumerate(segments)])
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -90,8 +97,15 @@ class RowBatch:
 
     @property
     def bytes(self) -> int:
-        """Size of the private keys and values."""
+        """Size of the private keys and values, room for more included."""
         return self.kv.numel() * self.kv.element_size()
+
+    @property
+    def live_bytes(self) -> int:
+        """Size of what the rows hold: their private tokens, and every segment once."""
+        shared = {id(segment.kv): segment.bytes for segment in self.segments}
+        per_token = self.bytes // max(len(self) * self.kv.shape[4], 1)
+        return int(self.lengths.sum()) * per_token + sum(shared.values())
 
     def load(self, row: int, start: int, kv: Tensor) -> None:
         """Copies `kv`, `[layers, 2, kv_heads, tokens, head_dim]`, into a row's private tokens from `start` on."""
@@ -102,24 +116,54 @@ class RowBatch:
         """A copy of a row's private keys and values, `[layers, 2, kv_heads, tokens, head_dim]`."""
         return self.kv[:, :, row, :, start:stop].clone()
 
-    def select(self, rows: Sequence[int], capacity: int = 0) -> RowBatch:
+    def runs(self, rows: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:
+        """Runs of `rows` that continue the same segment: the segment, and where the run starts and stops."""
+        edges = np.flatnonzero(np.diff(self._runs[rows])) + 1
+        starts = [0, *edges.tolist()]
+        return [
+            (self.segments[rows[start]], start, stop)
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
+        ]
+
+    def select(self, rows: Sequence[int]) -> RowBatch:
         """A batch of these rows, in this order, with repeats: branch, prune, reorder and compact in one.
 
         The old batch must not be used again.
         """
-        lengths = [self.lengths[row] for row in rows]
-        used = max(lengths, default=0)
-        kv = self.buffers.take(self.kv, len(rows), max(capacity, used + _ROOM))
-        index = torch.tensor(rows, dtype=torch.long, device=kv.device)
-        kv[:, :, :, :, :used] = self.kv[:, :, :, :, :used].index_select(2, index)
-        segments = [self.segments[row] for row in rows]
-        self.close()
-        return RowBatch(segments, kv, lengths, self.buffers)
+        return RowBatch.gathered([(self, rows)])
+
+    @staticmethod
+    def gathered(parts: Sequence[tuple[RowBatch, Sequence[int]]]) -> RowBatch:
+        """One batch of rows of several, see `select`; the old batches must not be used again."""
+        lengths = np.concatenate([batch.lengths[list(rows)] for batch, rows in parts])
+        first = parts[0][0]
+        kv = first.buffers.take(first.kv, len(lengths), int(lengths.max(initial=0)) + _ROOM)
+        start = 0
+        for batch, rows in parts:
+            used = int(batch.lengths[list(rows)].max(initial=0))
+            index = torch.tensor(rows, dtype=torch.long, device=kv.device)
+            kv[:, :, start : start + len(rows), :, :used] = batch.kv[:, :, :, :, :used].index_select(2, index)
+            start += len(rows)
+        segments = [batch.segments[row] for batch, rows in parts for row in rows]
+        for batch, _ in parts:
+            batch.close()
+        return RowBatch(segments, kv, lengths, first.buffers)
+
+    def rollback(self, counts: Sequence[int]) -> None:
+        """Forgets the newest private tokens of each row, as many as `counts` says.
+
+        Raises:
+            ValueError: If a row has fewer.
+        """
+        left = self.lengths - np.array(counts, dtype=np.int64)
+        if (left < 0).any() or (left > self.lengths).any():
+            raise ValueError(f"rollback({list(counts)}): the rows have {self.lengths.tolist()} private tokens")
+        self.lengths = left
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` private tokens in each row."""
         if tokens > self.kv.shape[4]:
-            used = max(self.lengths)
+            used = int(self.lengths.max())
             kv = self.buffers.take(self.kv, len(self), max(tokens, 2 * self.kv.shape[4]))
             kv[:, :, :, :, :used] = self.kv[:, :, :, :, :used]
             self.buffers.give(self.kv)
@@ -128,4 +172,4 @@ class RowBatch:
     def close(self) -> None:
         """Gives the memory back; the batch must not be used again."""
         self.buffers.give(self.kv)
-        self.segments, self.lengths = [], []
+        self.segments, self.lengths = [], self.lengths[:0]

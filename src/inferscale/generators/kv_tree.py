@@ -11,11 +11,12 @@ import inspect
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inferscale._caches import cache_argument
@@ -25,6 +26,7 @@ from .kv_plans import PromptPlan, RowPlan
 from .kv_rows import Buffers, RowBatch, Segment
 
 _PREFILL_TOKENS = 8192  # packed prompt tokens in one forward
+_LEAST_COMMON = 32  # tokens of a common beginning that are read apart
 
 _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 
@@ -52,21 +54,32 @@ class Session:
         self._like: Tensor | None = None
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Segment]:
-        """One segment for each prompt; prompts are packed, without padding."""
+        """One segment for each prompt; prompts are packed, without padding, and what they all begin with is read once.
+
+        The segments hold what the prompts have in common each on its own.
+        """
+        common = _common_length(prompts)
+        prefix = Segment(None, 0)
+        if common:
+            [prefix] = self._prefill([prompts[0][:common]], prefix)
         segments: list[Segment] = []
-        for chunk in _chunks(prompts, _PREFILL_TOKENS):
-            filled = [ids for ids in chunk if ids]
-            kv: list[Tensor] = []
-            if filled:
-                plan = PromptPlan([len(ids) for ids in filled], self._layers)
-                self._forward(
-                    plan, [i for ids in filled for i in ids], [p for ids in filled for p in range(len(ids))], [0]
-                )
-                kv = plan.kv
-                self._like = kv[0]
-            pieces = iter(kv)
-            segments += [Segment(next(pieces) if ids else None, len(ids)) for ids in chunk]
+        for chunk in _chunks([ids[common:] for ids in prompts], _PREFILL_TOKENS):
+            segments += self._prefill(chunk, prefix)
         return segments
+
+    def _prefill(self, endings: Sequence[Sequence[int]], prefix: Segment) -> list[Segment]:
+        """The segments of `prefix` followed by each of `endings`, in one forward."""
+        filled = [ids for ids in endings if ids]
+        kv: list[Tensor] = []
+        if filled:
+            plan = PromptPlan([len(ids) for ids in filled], self._layers, prefix)
+            packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
+            positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + prefix.length
+            self._forward(plan, packed, positions, np.zeros(1, dtype=int))
+            kv = plan.kv
+            self._like = kv[0]
+        pieces = iter(kv)
+        return [Segment(next(pieces), prefix.length + len(ids)) if ids else prefix for ids in endings]
 
     def open(self, segments: Sequence[Segment], capacity: int) -> RowBatch:
         """Rows without private tokens, one for each of `segments`, with room for `capacity` tokens."""
@@ -86,51 +99,47 @@ class Session:
             tokens: At least one id for each row.
             marks: For each row the places in its `tokens` to give logits for; by default the last one.
         """
-        counts = [len(ids) for ids in tokens]
-        ends = list(accumulate(counts))
-        starts = [end - count for end, count in zip(ends, counts, strict=True)]
-        if marks is None:
-            kept = [end - 1 for end in ends]
-        else:
-            kept = [start + mark for start, places in zip(starts, marks, strict=True) for mark in places]
-        return self._extend(batch, range(len(batch)), [i for ids in tokens for i in ids], counts, kept)
+        counts = np.array([len(ids) for ids in tokens])
+        ends = np.cumsum(counts)
+        kept = ends - 1
+        if marks is not None:
+            starts = (ends - counts).tolist()
+            kept = np.array([a + mark for a, places in zip(starts, marks, strict=True) for mark in places], dtype=int)
+        ids = torch.tensor([i for ids in tokens for i in ids], device=self.model.device)
+        return self._extend(batch, np.arange(len(batch)), ids, counts, kept)
 
-    def step(self, batch: RowBatch, rows: Sequence[int], tokens: Tensor) -> Tensor:
-        """One more token `[rows]` in each of `rows`; logits `[rows, vocabulary]`."""
-        return self._extend(batch, rows, tokens, [1] * len(rows), range(len(rows)))
+    def step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """One more token `[rows]` in each of `rows`, ascending; logits `[rows, vocabulary]`."""
+        one_each = np.ones(len(rows), dtype=np.int64)
+        return self._extend(batch, np.asarray(rows), tokens, one_each, None)
 
     def _extend(
         self,
         batch: RowBatch,
-        rows: Sequence[int],
-        ids: Sequence[int] | Tensor,
-        counts: Sequence[int],
-        kept: Sequence[int],
+        rows: NDArray[np.int64],
+        ids: Tensor,
+        counts: NDArray[np.int64],
+        kept: NDArray[np.int64] | None,
     ) -> Tensor:
-        batch.reserve(max(batch.lengths[row] + count for row, count in zip(rows, counts, strict=True)))
+        batch.reserve(int((batch.lengths[rows] + counts).max()))
         plan = RowPlan(batch, rows, counts)
         logits = self._forward(plan, ids, plan.absolute, kept)
-        for row, count in zip(rows, counts, strict=True):
-            batch.lengths[row] += count
+        batch.lengths[rows] += counts
         return logits
 
-    def _forward(
-        self, plan: Plan, ids: Sequence[int] | Tensor, positions: Sequence[int], kept: Sequence[int]
-    ) -> Tensor:
-        """Logits `[kept, outputs]` of one packed forward."""
+    def _forward(self, plan: Plan, ids: Tensor, positions: NDArray[np.int64], kept: NDArray[np.int64] | None) -> Tensor:
+        """Logits `[kept, outputs]` of one packed forward; of every token where `kept` is ``None``."""
         device = self.model.device
-        packed = ids if isinstance(ids, Tensor) else torch.tensor(ids, device=device)
-        self.tokens += len(packed)
+        self.tokens += len(ids)
         options: dict[str, Any] = {}
-        everything = len(kept) == len(packed)
-        if "logits_to_keep" in self._parameters and not everything:
-            options["logits_to_keep"] = torch.tensor(kept, dtype=torch.long, device=device)
-            everything = True
+        index = None if kept is None or len(kept) == len(ids) else torch.from_numpy(kept).to(device)
+        if index is not None and "logits_to_keep" in self._parameters:
+            options["logits_to_keep"], index = index, None
         cache = PlanCache(plan)
         with self._lock, _attending(self._configs), running(cache):
             output = self.model(
-                input_ids=packed[None],
-                position_ids=torch.tensor(positions, device=device)[None],
+                input_ids=ids[None],
+                position_ids=torch.from_numpy(positions).to(device)[None],
                 use_cache=True,
                 **{self._cache_argument: cache},
                 **options,
@@ -138,7 +147,7 @@ class Session:
         if cache.attended != self._layers:
             raise UnsupportedModelError(f"{cache.attended} of {self._layers} layers attend through AttentionInterface")
         logits: Tensor = output.logits[0]
-        return logits if everything else logits[torch.tensor(kept, dtype=torch.long, device=device)]
+        return logits if index is None else logits[index]
 
 
 def _configs(model: Any) -> list[Any]:
@@ -158,6 +167,16 @@ def _attending(configs: Sequence[Any]) -> Iterator[None]:
     finally:
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
+
+
+def _common_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with, if it is worth a forward of its own."""
+    if len(prompts) < 2:
+        return 0
+    ordered = sorted(map(tuple, prompts))
+    first, last = ordered[0], ordered[-1]  # the others begin with whatever these two begin with
+    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return same if same >= _LEAST_COMMON else 0
 
 
 def _chunks(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:

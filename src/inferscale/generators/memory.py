@@ -37,22 +37,52 @@ def run_in_pieces(
     Raises:
         SearchMemoryError: If a single item does not fit.
     """
-    start = 0
-    while start < len(items):
-        piece = items[start : start + size]
+    done = 0
+
+    def run_rest(size: int) -> None:
+        nonlocal done
+        while done < len(items):
+            run(items[done : done + size])
+            done += size
+
+    return run_halving(run_rest, size, lambda: items[done:], describe, make_room)
+
+
+def run_halving(
+    run: Callable[[int], None],
+    size: int,
+    left: Callable[[], Sequence[T]],
+    describe: Callable[[T], str],
+    make_room: Callable[[], None],
+) -> int:
+    """Calls `run` with a number of rows, half of it again whenever memory runs out; returns the number that did fit.
+
+    Args:
+        run: Does all that is left, so many rows at a time.
+        size: Rows to begin with.
+        left: What is not done.
+        describe: What is said of the item that does not fit.
+        make_room: Called when memory has run out.
+
+    Raises:
+        SearchMemoryError: If one row does not fit, though room was made.
+    """
+    failed = 0
+    while True:
         try:
-            run(piece)
+            run(size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if len(piece) == 1:
-                raise SearchMemoryError(f"out of memory with a single row: {describe(piece[0])} ({error})") from error
-            size = len(piece) // 2
+            items = left()
+            size = min(size, len(items))
+            if size == 1 and failed == len(items):
+                told = f"out of memory with a single row: {describe(items[0])}; {len(items)} to go ({error})"
+                raise SearchMemoryError(told) from error
+            size, failed = max(size // 2, 1), len(items)
         else:
-            start += len(piece)
-            continue
-        # Outside of the handler, where the traceback no longer holds on to the failed piece's tensors.
+            return size
+        # Outside of the handler, where the traceback no longer holds on to the failed rows' tensors.
         make_room()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return size

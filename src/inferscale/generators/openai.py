@@ -239,11 +239,11 @@ class OpenAIGenerator(Generator):
             for request, group in zip(requests, steps, strict=True)
             if len(group) > 1 and not self._asking.sampling.is_greedy(request)
         ]
-        enough = sum(map(len, several)) >= _ENOUGH_ALIKE
-        if enough and all(len(set(texts)) == 1 for texts in several) and not self._warned.is_set():
+        alike = sum(map(len, several)) >= _ENOUGH_ALIKE and all(len(set(texts)) == 1 for texts in several)
+        if alike and not self._warned.is_set() and not self._asking.support.samples:
             self._warned.set()
             warnings.warn(
-                f"all samples of a node are alike at temperature {self.temperature}: does the server sample? "
+                f"{self!r} gives the same text at any temperature: all samples of a node are alike "
                 "(transformers serve needs do_sample in the model's generation config)",
                 UserWarning,
                 stacklevel=3,

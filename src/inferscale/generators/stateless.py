@@ -22,6 +22,8 @@ class StatelessDecoder(Decoder):
     has no key-value cache, or one that cannot give up rows (state-space models), reads whole sequences for each token.
     """
 
+    follows_branches = False
+
     def __init__(self, model: Any, stats: GeneratorStats) -> None:
         self._model = model
         self._stats = stats

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _PARTIAL = "\ufffd"  # what a decoder shows for a character whose bytes are not complete
 
 
@@ -36,7 +39,7 @@ class TokenText:
         self.delimiter = delimiter
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
-        self._may_end: dict[int, bool] = {}
+        self._may_end = np.full(len(tokenizer), -1, dtype=np.int8)  # 1 yes, 0 no, -1 not known yet
 
     def decode(self, ids: Sequence[int], final: bool) -> str:
         """Text of `ids`, special tokens left out.
@@ -49,15 +52,20 @@ class TokenText:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if final else text.rstrip(_PARTIAL)
 
-    def may_end_step(self, token: int) -> bool:
-        """Whether the step delimiter can be complete after `token`, seen alone; most tokens cannot end a step."""
-        known = self._may_end.get(token)
-        if known is None:
-            # A decoder may strip a space at the start of what it is given, so a final space cannot be ruled out.
-            text = self.decode([token], final=True)
-            known = self.delimiter[-1] in text or _PARTIAL in text or self.delimiter[-1] == " "
-            self._may_end[token] = known
-        return known
+    def may_end(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether a step, or the answer, can end with each of these ids, seen alone; most cannot."""
+        if tokens.max(initial=-1) >= len(self._may_end):
+            self._may_end = np.pad(self._may_end, (0, int(tokens.max())), constant_values=-1)
+        for token in np.unique(tokens[self._may_end[tokens] < 0]).tolist():
+            self._may_end[token] = token in self.eos_ids or self._may_complete(token)
+        ends: NDArray[np.bool_] = self._may_end[tokens] == 1
+        return ends
+
+    def _may_complete(self, token: int) -> bool:
+        """Whether the step delimiter can be complete after `token`."""
+        # A decoder may strip a space at the start of what it is given, so a final space cannot be ruled out.
+        text = self.decode([token], final=True)
+        return self.delimiter[-1] in text or _PARTIAL in text or self.delimiter[-1] == " "
 
     def has_step_end(self, text: str, start: int = 0) -> bool:
         """Whether the delimiter stands in `text` at or after `start`, with a character before it that is not blank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
 from .branch import Branch
@@ -79,12 +80,16 @@ class TreeDecoder(Decoder):
         store: What is parked.
     """
 
+    refills = True
+    follows_branches = False
+
     def __init__(self, session: Session, store: KVStore, stats: GeneratorStats) -> None:
         self.session = session
         self.store = store
         self._stats = stats
         self._batch: RowBatch | None = None
         self._live: list[_Live] = []
+        self._rows = np.zeros(0, dtype=np.int64)
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; what is held of their prefixes is not read again."""
@@ -97,19 +102,31 @@ class TreeDecoder(Decoder):
                 segment = segments[branch.request.node.root.key, branch.prompt]
                 stems[key] = _Stem.find(branch, segment, self.store)
         batch, logits = self._read(list(stems.values()))
-        places = {key: place for place, key in enumerate(stems)}
-        index = [places[key] for key in keys]
-        self._live = [
-            _Live(branch, row, len(stems[key].ids) - len(branch.forced), stems[key].nodes[-1][0])
-            for row, (key, branch) in enumerate(zip(keys, branches, strict=True))
-        ]
         read = self.session.tokens - before
         self._stats.prefill_tokens += read
         self._stats.reused_tokens += sum(len(branch.prefix) for branch in branches) - read
-        one_each = index == list(range(len(batch)))
-        self._batch = batch if one_each else batch.select(index)
+        places = {key: place for place, key in enumerate(stems)}
+        index = [places[key] for key in keys]
+        new = [
+            _Live(branch, row, len(stems[key].ids) - len(branch.forced), stems[key].nodes[-1][0])
+            for row, (key, branch) in enumerate(zip(keys, branches, strict=True))
+        ]
+        self._add(batch, index, new)
+        return logits if index == list(range(len(logits))) else logits[index]
+
+    def _add(self, batch: RowBatch, index: Sequence[int], new: Sequence[_Live]) -> None:
+        """Puts rows of `batch` behind those that decode."""
+        if self._batch is not None:
+            batch = RowBatch.gathered([(self._batch, [live.row for live in self._live]), (batch, index)])
+        elif index != list(range(len(batch))):
+            batch = batch.select(index)
+        self._batch = batch
+        self._set_live([*self._live, *new], compact=True)
         self._watch_memory()
-        return logits if one_each else logits[index]
+
+    def _set_live(self, live: Sequence[_Live], compact: bool) -> None:
+        self._live = [replace(one, row=row) for row, one in enumerate(live)] if compact else list(live)
+        self._rows = np.array([one.row for one in self._live], dtype=np.int64)
 
     def _segments(self, branches: Sequence[Branch]) -> dict[tuple[int, tuple[int, ...]], Segment]:
         """The shared segment of every prompt, by root key and prompt ids; missing ones are read together."""
@@ -147,7 +164,7 @@ class TreeDecoder(Decoder):
     def step(self, tokens: Tensor) -> Tensor:
         """Logits after one more token in each live row."""
         assert self._batch is not None
-        return self.session.step(self._batch, [live.row for live in self._live], tokens)
+        return self.session.step(self._batch, self._rows, tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Parks the branches that can go on, and takes the others' rows out of the batch when half of it is idle."""
@@ -155,13 +172,14 @@ class TreeDecoder(Decoder):
         for place in sorted(set(range(len(self._live))) - set(rows)):
             self._park_branch(self._batch, self._live[place])
         self._watch_memory()
-        self._live = [self._live[place] for place in rows]
+        left = [self._live[place] for place in rows]
+        compact = 2 * len(rows) <= len(self._batch)
         if not rows:
             self._batch.close()
             self._batch = None
-        elif 2 * len(rows) <= len(self._batch):
-            self._batch = self._batch.select([live.row for live in self._live])
-            self._live = [replace(live, row=row) for row, live in enumerate(self._live)]
+        elif compact:
+            self._batch = self._batch.select([live.row for live in left])
+        self._set_live(left, compact)
 
     def _park_branch(self, batch: RowBatch, live: _Live) -> None:
         ids = (*live.branch.forced, *live.branch.tokens)
@@ -173,6 +191,7 @@ class TreeDecoder(Decoder):
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
         self._batch = None
+        self._set_live([], compact=True)
         self.session.buffers.clear()
         self.store.shrink(0)
 
