@@ -1,0 +1,90 @@
+# %% [markdown]
+# # Your own model
+# Any causal language model of transformers can be searched with: by folder or hub id, or as the object that you have.
+
+# %%
+import transformers
+
+import inferscale as isc
+from inferscale.testing import check_generator
+
+folder = isc.zoo.path("policy-s")  # yours: "Qwen/Qwen2.5-0.5B-Instruct", or a folder
+problems = isc.zoo.problems("test")[:10]
+
+# %% [markdown]
+# ## By name
+# `dtype`, `device_map`, `attn_implementation`, `quantization_config` and the like go to transformers as they are.
+# Sampling follows the options given here; the checkpoint's generation config is read for end-of-sequence ids alone.
+
+# %%
+generator = isc.HFGenerator(folder, temperature=0.8, max_new_tokens=160, dtype="float32")
+print(isc.solve(problems[0], isc.RepeatedSampling(8), generator).answer, "expected:", problems[0].answer)
+
+# %% [markdown]
+# ## As an object
+# Whatever was done to it stays: adapters, edited weights, another device.
+
+# %%
+model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=100)
+
+# %% [markdown]
+# Does it keep the promises of a generator? The same samples alone and in any batch, however many are asked for at a
+# time; no more tokens than allowed; greedy when asked.
+
+# %%
+check_generator(generator, [problem.prompt for problem in problems[:2]])
+
+# %% [markdown]
+# ## Steps
+# A step ends at `step_delimiter`, a new line by default, or after `max_step_tokens`. Chat models write paragraphs:
+# `step_delimiter="\n\n"`. A model with a chat template is given its prompts in it (`chat_template=False` sends them as
+# they are, `system_prompt="..."` goes before).
+
+# %%
+for node in isc.solve(problems[1], isc.Greedy(), generator).leaves[0].path:
+    print(node.inner_steps())
+
+# %% [markdown]
+# ## What it runs
+# A prompt is read once for all its branches, and every node once for all its children. The plain way, whole prefixes
+# at every call, is `cache="none"`: the same tree, for more tokens.
+
+# %%
+trees = []
+for cache in ("tree", "none"):
+    each = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=100, cache=cache)
+    result = isc.solve(problems[0], isc.BeamSearch(2, 4), each, reward_model=isc.CheckerReward())
+    trees.append(isc.render_tree(result.root))
+    stats = each.stats
+    print(f"{cache}: {stats.prefill_tokens} tokens read, {stats.reused_tokens} not, {stats.decoded_tokens} sampled")
+print("the same tree:", trees[0] == trees[1])
+
+# %% [markdown]
+# ## A judge of its own
+# With no reward model at hand, the model's own likelihood is one: here the least likely token of the least likely step.
+
+# %%
+likelihood = isc.LikelihoodReward(
+    model, tokenizer, pooling="min", reduction="min", use_token_ids=True, step_separator=None
+)
+for strategy in (isc.RepeatedSampling(8), isc.REBASE(width=8)):
+    results = isc.solve_batch(
+        problems, strategy, generator, reward_model=likelihood, aggregator=isc.MajorityVote(weighted=True)
+    )
+    right = sum(isc.same_answer(r.answer or "", r.problem.answer) for r in results)
+    cost = sum((r.cost for r in results), isc.Cost())
+    print(
+        f"{right} of {len(results)} right, {cost.generator_flops:.3g} FLOPs to sample, {cost.reward_flops:.3g} to judge"
+    )
+
+# %% [markdown]
+# ## Count what really runs
+# `Cost` holds closed forms for each branch. A `FlopCounter` sees what the model computed, padding included.
+
+# %%
+with isc.FlopCounter(policy=generator) as flops:
+    result = isc.solve(problems[0], isc.RepeatedSampling(8), generator)
+print(f"{result.cost.generator_flops:,} by closed form, {flops.total():,} ran")
+print(flops.table(depth=0))
