@@ -79,3 +79,18 @@ def _published_ids(source: Path) -> list[int]:
     file = source / "added_tokens.json"
     names = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return [names[name] for name in ("<|startthought|>", "<|endthought|>") if name in names]
+
+
+def overwrite_marks(quiet: QuietSTaR, token_id: int) -> None:
+    """Sets start and end to a token's embedding, as the released code does at its first forward, trained or not.
+
+    For reproducing figures that were measured with it: those of arXiv:2412.16260.
+
+    Args:
+        quiet: Changed in place.
+        token_id: The first token of ``"---"``.
+    """
+    with torch.no_grad():
+        vector = quiet.backbone.embed(torch.tensor(token_id, device=quiet.start.device))
+        quiet.start.copy_(vector)
+        quiet.end.copy_(vector)
