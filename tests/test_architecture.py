@@ -28,8 +28,8 @@ ROOMS: dict[str, set[str]] = {
     "scaling": {*CORE, "base", "functional", "answers", "aggregators", "result", "engine"},
     "evaluate": {
         *CORE,
-        *{"base", "functional", "answers", "aggregators", "result", "journal", "engine"},
-        *{"zoo", "strategies", "generators", "rewards", "scaling"},
+        *{"flow", "base", "functional", "answers", "aggregators", "result", "journal", "engine"},
+        *{"zoo", "strategies", "generators", "rewards", "scaling", "quiet_star", "flops"},
     },
     "serve": {*CORE, "flow", "base", "answers", "result", "journal", "engine", "evaluate"},
     "plotting": {*CORE, "base", "functional", "result", "evaluate", "scaling"},
