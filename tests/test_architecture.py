@@ -18,10 +18,10 @@ ROOMS: dict[str, set[str]] = {
     "answers": set(),
     "flow": CORE,
     "base": {*CORE, "flow", "functional"},
-    "render": CORE,
+    "render": {*CORE, "answers", "aggregators"},
     "strategies": {*CORE, "flow", "base", "functional", "answers"},
     "aggregators": {*CORE, "flow", "base", "functional", "answers"},
-    "result": {*CORE, "base"},
+    "result": {*CORE, "base", "render"},
     "journal": {*CORE, "flow", "result"},
     "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "result", "journal"},
     "testing": {*CORE, "flow", "base", "functional", "engine", "result", "render"},
@@ -32,12 +32,12 @@ ROOMS: dict[str, set[str]] = {
         *{"zoo", "strategies", "generators", "rewards", "scaling", "quiet_star", "flops"},
     },
     "serve": {*CORE, "flow", "base", "answers", "result", "journal", "engine", "evaluate"},
-    "plotting": {*CORE, "base", "functional", "result", "evaluate", "scaling"},
+    "plotting": {*CORE, "base", "functional", "answers", "aggregators", "result", "render", "evaluate", "scaling"},
     "quiet_star": {*CORE, "flow", "base", "flops", "generators", "zoo"},
     "flops": {*CORE, "base"},
     "generators": {*CORE, "flow", "base", "flops", "functional"},
     "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers"},
-    "zoo": {*CORE, "answers", "functional", "base", "flow", "engine", "generators", "rewards"},
+    "zoo": {*CORE, "functional"},
 }
 ENGINE_PARTS = {"_search", "_models", "_task", "_waves", "_streams", "_progress"}
 FREE = {"cli", "cli_eval", "__main__", "__init__", "demo"}

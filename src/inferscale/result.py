@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections.abc import Mapping
@@ -51,6 +50,11 @@ class SearchResult:
         """The selected trajectory's text."""
         return self.selected.text
 
+    @property
+    def selected_leaf(self) -> Node:
+        """The leaf of the selected trajectory."""
+        return self.leaves[self._place]
+
     def reaggregate(self, aggregator: Aggregator) -> SearchResult:
         """The same search with another vote; nothing is generated or scored."""
         return replace(self, selected=aggregator.select(self.trajectories))
@@ -87,7 +91,7 @@ class SearchResult:
                 {"node": index[leaf], "answer": t.answer, "score": t.score, "step_scores": t.step_scores}
                 for leaf, t in zip(self.leaves, self.trajectories, strict=True)
             ],
-            "selected": self.trajectories.index(self.selected),
+            "selected": self._place,
         }
 
     @classmethod
@@ -111,18 +115,32 @@ class SearchResult:
         selected = trajectories[data["selected"]]
         return cls(problem, selected, trajectories, leaves, nodes[0], Cost(**data["cost"]), data["stopped_by"])
 
-    def _repr_html_(self) -> str:
-        """A short table for notebooks; all model text is escaped."""
-        rows = {
+    def to_html(self) -> str:
+        """Answer, votes, cost and tree as a piece of HTML: no script, nothing from outside, all model text escaped.
+
+        It is ASCII, so that ``Path("result.html").write_text(result.to_html())`` shows the same in any browser.
+        """
+        from .render import page
+
+        abstained = sum(trajectory.answer is None for trajectory in self.trajectories)
+        cost = self.cost
+        facts = {
             "problem": self.problem.prompt,
-            "answer": self.answer,
-            "trajectories": f"{len(self.trajectories)}, {sum(t.answer is None for t in self.trajectories)} abstained",
-            "tokens": f"{self.cost.tokens:,} sampled, {self.cost.scored_tokens:,} scored",
-            "FLOPs": f"{self.cost.generator_flops:.3g} generator, {self.cost.reward_flops:.3g} reward",
+            "trajectories": f"{len(self.trajectories)}, {abstained} abstained",
+            "tokens": f"{cost.tokens:,} sampled, {cost.scored_tokens:,} scored",
+            "FLOPs": f"{cost.generator_flops:.3g} generator, {cost.reward_flops:.3g} reward model",
+            "seconds": f"{cost.seconds:.3g}",
             "stopped by": self.stopped_by or "the strategy",
         }
-        cells = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in rows.items())
-        return f"<table>{cells}</table>"
+        return page(self.root, self.leaves, self.trajectories, self._place, facts)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()
+
+    @property
+    def _place(self) -> int:
+        return self.trajectories.index(self.selected)
 
 
 def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:

@@ -107,8 +107,7 @@ def _show(result: SearchResult, tree: bool) -> None:
     from inferscale.render import render_tree
 
     if tree:
-        chosen = result.leaves[result.trajectories.index(result.selected)]
-        typer.echo(render_tree(result.root, selected=chosen))
+        typer.echo(render_tree(result.root, selected=result.selected_leaf))
     typer.echo(result.text.rstrip())
     typer.echo(f"answer: {result.answer}")
     cost = result.cost

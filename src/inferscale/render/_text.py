@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .tree import Node
+from inferscale.tree import Node
 
 
 def render_tree(root: Node, selected: Node | None = None, max_text: int = 60) -> str:
@@ -16,17 +16,20 @@ def render_tree(root: Node, selected: Node | None = None, max_text: int = 60) ->
         max_text: Most characters of a step's text.
     """
     chosen = set() if selected is None else set(selected.path)
-    return "\n".join(_lines(root, "", chosen, max_text))
+    return "\n".join(_lines(root, chosen, max_text))
 
 
-def _lines(node: Node, indent: str, chosen: set[Node], max_text: int) -> Iterator[str]:
-    yield _label(node, chosen, max_text)
-    for position, child in enumerate(node.children):
-        last = position == len(node.children) - 1
-        lines = _lines(child, indent, chosen, max_text)
-        yield indent + ("└─ " if last else "├─ ") + next(lines)
-        for line in lines:
-            yield indent + ("   " if last else "│  ") + line
+def _lines(root: Node, chosen: set[Node], max_text: int) -> Iterator[str]:
+    waiting = [(root, "", "")]  # a stack and not a recursion: a tree may be deeper than Python's stack
+    while waiting:
+        node, branch, indent = waiting.pop()
+        yield branch + _label(node, chosen, max_text)
+        last = len(node.children) - 1
+        below = [
+            (child, indent + ("└─ " if place == last else "├─ "), indent + ("   " if place == last else "│  "))
+            for place, child in enumerate(node.children)
+        ]
+        waiting += reversed(below)
 
 
 def _label(node: Node, chosen: set[Node], max_text: int) -> str:
