@@ -12,6 +12,7 @@ from .implicit import ImplicitReward
 from .labels import LabelledSolution, read_labelled, write_labelled
 from .likelihood import LikelihoodReward
 from .outcome import HFOutcomeRewardModel
+from .remote import SGLangRewardModel, VLLMOutcomeRewardModel, VLLMRewardModel
 from .rollouts import label_by_rollouts
 from .training import TrainingRecipe, train_process_reward_model
 
@@ -31,8 +32,11 @@ __all__ = [
     "LikelihoodReward",
     "PlattCalibration",
     "RewardFunction",
+    "SGLangRewardModel",
     "StepFormat",
     "TrainingRecipe",
+    "VLLMOutcomeRewardModel",
+    "VLLMRewardModel",
     "WeightedReward",
     "diagnose",
     "label_by_rollouts",

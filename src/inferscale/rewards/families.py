@@ -96,7 +96,7 @@ def choose_format(model: Any, step_format: str | StepFormat, load_options: dict[
         if step_format not in FORMATS:
             raise FormatError(f"format={step_format!r}: choose one of auto, {', '.join(FORMATS)}, or give a StepFormat")
         return FORMATS[step_format]
-    config = _config(model, load_options or {})
+    config = load_config(model, load_options)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else str(getattr(model, "name_or_path", ""))
     return _detect(name, config, model)
 
@@ -126,12 +126,14 @@ def _with_separator(separator: str | None) -> StepFormat:
     return replace(TRL, layout=replace(TRL.layout, separator=separator))
 
 
-def _config(model: Any, load_options: dict[str, Any]) -> Any:
+def load_config(model: Any, load_options: dict[str, Any] | None = None) -> Any:
+    """The configuration of a model object, a local folder or a hub id."""
     from transformers import AutoConfig
 
     if not isinstance(model, str | os.PathLike):
         return model.config
-    kept = {key: load_options[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in load_options}
+    given = load_options or {}
+    kept = {key: given[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in given}
     local = FilePath(model).exists()
     return AutoConfig.from_pretrained(os.fspath(model), trust_remote_code=False, local_files_only=local, **kept)
 
@@ -169,7 +171,7 @@ def _load(model: Any, step_format: StepFormat, device: Any, dtype: Any, load_opt
     auto_class, ending = classes[step_format.head]
     options = dict(load_options)
     if isinstance(model, str | os.PathLike) and step_format.head in ("value", "mlp"):
-        options.setdefault("config", _config(model, load_options))
+        options.setdefault("config", load_config(model, load_options))
     if isinstance(model, str | os.PathLike) and step_format.head == "value":
         options.setdefault("key_mapping", VALUE_KEYS)
     loaded = load_model(model, auto_class, device=device, dtype=dtype, **options)

@@ -94,6 +94,20 @@ class Path:
         """Number of ids."""
         return len(self.shared) + sum(len(part.ids) for part in self.parts)
 
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All ids."""
+        return (*self.shared, *(i for part in self.parts for i in part.ids))
+
+    @property
+    def marks(self) -> list[int]:
+        """Places in `ids` where the model is read."""
+        marks, start = [], len(self.shared)
+        for part in self.parts:
+            marks += [start + mark for mark in part.marks]
+            start += len(part.ids)
+        return marks
+
 
 def step_ends(node: Node, encoder: StepEncoder) -> Path:
     """The path of `node`, read at the last id of each step."""

@@ -55,8 +55,8 @@ class BatchReader(Reader):
         return [found[i] for i in range(len(paths))]
 
     def _run(self, batch: Sequence[Path]) -> list[list[float]]:
-        rows = [(*path.shared, *(i for part in path.parts for i in part.ids)) for path in batch]
-        marks = [_absolute_marks(path) for path in batch]
+        rows = [path.ids for path in batch]
+        marks = [path.marks for path in batch]
         if not any(marks):
             return [[] for _ in batch]
         ids, mask = padded(rows, 0, self._model.device)
@@ -207,14 +207,6 @@ def split(values: Sequence[float], counts: Sequence[int]) -> list[list[float]]:
         pieces.append(list(values[start : start + count]))
         start += count
     return pieces
-
-
-def _absolute_marks(path: Path) -> list[int]:
-    marks, start = [], len(path.shared)
-    for part in path.parts:
-        marks += [start + mark for mark in part.marks]
-        start += len(part.ids)
-    return marks
 
 
 def _targets(part: Part) -> tuple[int, ...]:

@@ -1,0 +1,242 @@
+"""Reward models on a server: vLLM's pooling and classification endpoints, and SGLang's classification endpoint."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from inferscale.base import ProcessRewardModel, RewardModel
+from inferscale.cost import Cost
+from inferscale.functional import Reduction
+from inferscale.generators._remote_retry import Patience, RemoteError
+from inferscale.generators.charges import Charges
+from inferscale.generators.loading import load_tokenizer
+from inferscale.generators.prompts import PromptFormat
+from inferscale.tree import Node
+
+from ._remote_http import JSONServer, items, numbers
+from .families import choose_format, load_config, refuse_constant_scores
+from .formats import ClassDifference, ClassProbability, Sigmoid, StepFormat, TokenPair
+from .layouts import step_path
+from .paths import Path
+
+_ROWS = 256
+"""Most inputs of one request."""
+
+
+class VLLMRewardModel(ProcessRewardModel):
+    """Scores every step with a process reward model that a vLLM server runs, as `HFProcessRewardModel` reads it.
+
+    Problem and steps become token ids here, in the layout that the checkpoint was trained with, and are posted to
+    ``/pooling`` with the task ``token_classify``. Start the server with ``--runner pooling``; for a model whose steps
+    end with a tag add ``--pooler-config '{"step_tag_id": ID}'``, and for one that says good and bad with tokens
+    ``"returned_token_ids": [GOOD, BAD]`` there, so that only what is needed is sent back.
+
+    The endpoint does not read the prefix cache: every call reads, and is charged with, whole solutions.
+
+    Attributes:
+        concurrent: True: for ``schedule="stream"``.
+        reduction: How step scores become one score.
+        format: The layout and how scores are read.
+    """
+
+    concurrent = True
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        tokenizer: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        format: str | StepFormat = "auto",  # noqa: A002
+        reduction: Reduction = "last",
+        api_key: str | None = None,
+        timeout: float = 300.0,
+        deadline: float = 900.0,
+        check: bool = True,
+    ) -> None:
+        """Reads tokenizer and configuration of the checkpoint, and asks the server once.
+
+        Args:
+            base_url: Where the server is, such as ``"http://localhost:8000"``.
+            model: The name that the server gives the model.
+            tokenizer: The model's tokenizer; by default the one in `checkpoint`.
+            checkpoint: The local folder or hub id with the model's configuration; by default `model`. Weights are not
+                read.
+            format: A name out of `inferscale.rewards.FORMATS`, a format of your own, or ``"auto"``.
+            reduction: How step scores become one score.
+            api_key: What the server wants as a bearer token; by default the environment variable ``VLLM_API_KEY``.
+            timeout: Most seconds to wait for one answer.
+            deadline: Most seconds for an answer and all repetitions of its request.
+            check: Whether to score two short solutions, and refuse a model that gives all steps the same score.
+
+        Raises:
+            ValueError: If the format cannot be told, or does not fit the tokenizer.
+            RemoteError: If the server does not answer as it should.
+        """
+        self.reduction = reduction
+        source = model if checkpoint is None else os.fspath(checkpoint)
+        self.format = choose_format(source, format)
+        reads = load_tokenizer(tokenizer, source)
+        self.format.check_tokenizer(reads)
+        self._path_of = partial(step_path, encoder=self.format.layout.encoder(reads))
+        self._charges = Charges(load_config(source))
+        self._model = model
+        self._server = JSONServer(base_url, api_key or os.environ.get("VLLM_API_KEY"), Patience(timeout, deadline))
+        if check:
+            refuse_constant_scores(self)
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """For each node, one number for each of its steps."""
+        paths = [self._path_of(node) for node in nodes]
+        scores: list[list[float]] = []
+        for start in range(0, len(paths), _ROWS):
+            chunk = paths[start : start + _ROWS]
+            body = {"model": self._model, "task": "token_classify", "input": [list(path.ids) for path in chunk]}
+            answers = items(self._server.post("/pooling", body), len(chunk))
+            scores += [self._read(path, answer.get("data")) for path, answer in zip(chunk, answers, strict=True)]
+        return scores
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What scoring each node costs: its whole text is read."""
+        paths = [self._path_of(node) for node in nodes]
+        return [self._charges.scoring(len(path), len(path.marks)) for path in paths]
+
+    def _read(self, path: Path, data: object) -> list[float]:
+        marks = path.marks
+        rows = data if isinstance(data, list) else []
+        if len(rows) == len(path):
+            rows = [rows[mark] for mark in marks]
+        if len(rows) != len(marks):
+            raise RemoteError(
+                f"the server sent {len(rows)} scores for {len(marks)} steps and {len(path)} tokens: start it with "
+                f"--runner pooling, and --pooler-config with the step_tag_id of format {self.format.name!r}"
+            )
+        return [_score(self.format, numbers(row)) for row in rows]
+
+
+def _score(step_format: StepFormat, row: list[float]) -> float:
+    """The step's score out of the probabilities that the server has made of the model's outputs."""
+    if not all(0.0 <= value <= 1.0 for value in row):
+        raise RemoteError(f"the server sent {row} where probabilities should be: leave its activation on")
+    kind = step_format.score
+    wanted = 1 if isinstance(kind, Sigmoid) else 2
+    if len(row) != wanted:
+        raise RemoteError(
+            f"the server sent {len(row)} numbers for each step where format {step_format.name!r} needs {wanted}: this "
+            "is another model, or a language model whose good and bad tokens are not in returned_token_ids"
+        )
+    match kind:
+        case TokenPair() | Sigmoid():
+            return row[0]
+        case ClassProbability(index):
+            return row[index]
+        case ClassDifference():
+            return row[1] - row[0]
+
+
+class _RemoteOutcomeRewardModel(RewardModel):
+    """Scores a whole solution on a server.
+
+    Attributes:
+        concurrent: True: for ``schedule="stream"``.
+    """
+
+    concurrent = True
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        tokenizer: Any = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        label: int = 0,
+        api_key: str | None = None,
+        timeout: float = 300.0,
+        deadline: float = 900.0,
+    ) -> None:
+        """Reads tokenizer and configuration of the checkpoint.
+
+        Args:
+            base_url: Where the server is, such as ``"http://localhost:8000"``.
+            model: The name that the server gives the model.
+            tokenizer: The model's tokenizer; by default the one in `checkpoint`.
+            checkpoint: The local folder or hub id with the model's configuration; by default `model`. Weights are not
+                read.
+            chat_template: Whether prompt and solution are turns of the tokenizer's chat template; by default if it
+                has one. Else the solution's text follows the prompt's.
+            system_prompt: System turn of the chat.
+            label: Which of the model's outputs is the score.
+            api_key: What the server wants as a bearer token; by default out of the environment.
+            timeout: Most seconds to wait for one answer.
+            deadline: Most seconds for an answer and all repetitions of its request.
+        """
+        source = model if checkpoint is None else os.fspath(checkpoint)
+        self._prompts = PromptFormat.choose(load_tokenizer(tokenizer, source), chat_template, system_prompt)
+        self._charges = Charges(load_config(source))
+        self._model, self._label = model, label
+        self._server = JSONServer(base_url, api_key or os.environ.get(self._key_name), Patience(timeout, deadline))
+
+    @property
+    @abstractmethod
+    def _key_name(self) -> str:
+        """The environment variable that holds the key."""
+
+    @abstractmethod
+    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
+        """The model's outputs for each row of ids."""
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """One number for each node's prompt and text."""
+        rows = [self._ids(node) for node in nodes]
+        outputs: list[list[float]] = []
+        for start in range(0, len(rows), _ROWS):
+            outputs += self._outputs(rows[start : start + _ROWS])
+        if any(len(values) <= self._label for values in outputs):
+            raise ValueError(f"label={self._label}, but the server's model has {len(outputs[0])} outputs")
+        return [values[self._label] for values in outputs]
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What scoring each node costs: its whole text is read."""
+        return [self._charges.scoring(len(self._ids(node)), 1) for node in nodes]
+
+    def _ids(self, node: Node) -> list[int]:
+        return list(self._prompts.encode(node.problem.prompt, node.text))
+
+
+class VLLMOutcomeRewardModel(_RemoteOutcomeRewardModel):
+    """Scores a whole solution with a sequence classifier that a vLLM server runs (``--runner pooling``).
+
+    Ids are posted to ``/classify``. The server makes probabilities of the model's outputs: the score of a model with a
+    single label is the sigmoid of what `HFOutcomeRewardModel` returns.
+    """
+
+    @property
+    def _key_name(self) -> str:
+        return "VLLM_API_KEY"
+
+    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
+        answer = self._server.post("/classify", {"model": self._model, "input": rows})
+        return [numbers(item.get("probs")) for item in items(answer, len(rows))]
+
+
+class SGLangRewardModel(_RemoteOutcomeRewardModel):
+    """Scores a whole solution with a reward model that an SGLang server runs (``--is-embedding``).
+
+    Ids are posted to the native ``/classify``; the score is the model's own output.
+    """
+
+    @property
+    def _key_name(self) -> str:
+        return "SGLANG_API_KEY"
+
+    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
+        answer = self._server.post("/classify", {"model": self._model, "input_ids": rows})
+        return [numbers(item.get("embedding")) for item in items(answer, len(rows))]
