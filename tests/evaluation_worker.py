@@ -61,7 +61,7 @@ def embedded_policy():
     """The smallest embedded policy; it stops after a line or so, which is enough to be killed in."""
     from inferscale import HFGenerator
 
-    return HFGenerator(*zoo.load("policy-xs"), temperature=1.0, max_new_tokens=16, micro_batch=256)
+    return HFGenerator(*zoo.load("policy-xs"), temperature=1.0, max_new_tokens=12, micro_batch=256)
 
 
 def evaluate_embedded(folder, generator):

@@ -1,13 +1,14 @@
 """Command line of the study.
 
 ``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables,
-``plot`` draws them,
-``claims`` answers the questions that the study is made for.
+``plot`` draws them, ``claims`` answers the questions that the study is made for, ``paper`` prints the tables of Wu et
+al. (arXiv:2408.00724) for the same records, and ``voting`` sets the theory of votes beside the measurement.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 from inferscale import zoo
@@ -15,14 +16,18 @@ from inferscale import zoo
 from .cells import cells, sensitivity_cells
 from .claims import claims
 from .measure import read, run_all
+from .paper import paper
 from .plots import plot_all
-from .report import report
+from .report import Records, report
+from .voting import voting
+
+READERS = ("report", "plot", "claims", "paper", "voting")
 
 
 def main() -> None:
     """Runs or reports."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("what", choices=("run", "sensitivity", "report", "plot", "claims"))
+    parser.add_argument("what", choices=("run", "sensitivity", *READERS))
     parser.add_argument("--policies", nargs="+", default=["policy-xs", "policy-s", "policy-m"])
     parser.add_argument("--reward", default="prm-s")
     parser.add_argument("--problems", type=int, default=500, help="of the 500 test problems")
@@ -37,15 +42,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
-    if options.what in ("report", "plot", "claims"):
+    if options.what in READERS:
         records = list({record["key"]: record for path in options.records for record in read(path)}.values())
-        if options.what == "plot":
-            print(*plot_all(records, options.reward, options.reduction, options.plots), sep="\n")
-            return
-        if options.what == "claims":
-            print(*claims(records, options.reward, options.reduction, *options.compare), sep="\n")
-            return
-        print("\n".join(report(records, options.reduction)))
+        print(*_printed(options, records), sep="\n")
         return
     import torch
 
@@ -57,6 +56,22 @@ def main() -> None:
         chosen = sensitivity_cells(options.policies[0], options.reward, options.seeds, 16)
     chosen = (cell for cell in chosen if type(cell.strategy).__name__ in options.strategies)
     run_all(chosen, problems, options.records[0], options.progress)
+
+
+def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
+    """What a command prints of the records."""
+    given = records, options.reward, options.reduction
+    match options.what:
+        case "plot":
+            return plot_all(*given, options.plots)
+        case "claims":
+            return claims(*given, *options.compare)
+        case "paper":
+            return paper(*given, options.plots)
+        case "voting":
+            return voting(records, options.compare[0], *given[1:], options.plots / "voting.png")
+        case _:
+            return report(records, options.reduction)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .report import SIZES, Floats, Records, costs, grouped, mean_and_error, paired_test, pick, sample_curves
+from inferscale.scaling import paired_difference
+
+from .report import SIZES, Floats, Records, costs, grouped, mean_and_error, pick, sample_curves
 
 
 def claims(records: Records, reward: str, reduction: str, small: str, large: str) -> Iterable[str]:
@@ -37,9 +39,10 @@ def _correct(runs: Records, vote: str) -> Floats:
 
 
 def _difference(first: Floats, second: Floats) -> str:
-    mean, low, high, p = paired_test(first, second)
-    shown = "< 0.0001" if p <= 1e-4 else f"= {p:.4f}"
-    return f"{100 * mean:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, p {shown})"
+    found = paired_difference(first.tolist(), second.tolist(), np.random.default_rng(0))
+    shown = "< 0.0001" if found.p_value < 1e-4 else f"= {found.p_value:.4f}"
+    interval = f"95 % interval {100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    return f"{100 * found.difference:+.1f} points ({interval}; McNemar p {shown})"
 
 
 def weighted_against_majority(records: Records, policy: str, reward: str, reduction: str) -> Iterable[str]:

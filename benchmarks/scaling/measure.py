@@ -41,12 +41,13 @@ def run_all(cells: Iterable[Cell], problems: Sequence[Problem], path: Path, prog
         print(f"{record['seconds']:7.1f} s  {cell.key}", flush=True)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records; a torn last line is left out."""
+def read(path: Path, key: str = "") -> list[dict[str, Any]]:
+    """The records whose key starts with `key`; a torn last line is left out."""
     if not path.exists():
         return []
     text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    wanted = '{"key": "' + key
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.startswith(wanted)]
 
 
 def measure(cell: Cell, problems: Sequence[Problem], progress: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_
 from inferscale.scaling import estimate_voting_limit
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
+CURVES = ("coverage", "majority", "weighted", "best-of-n")
 Records = Sequence[dict[str, Any]]
 Floats = NDArray[np.float64]
 
@@ -39,21 +41,24 @@ def shown(values: Floats) -> str:
     return f"{100 * mean:.1f} ± {100 * error:.1f}"
 
 
-def sample_curves(record: dict[str, Any], reduction: str) -> dict[str, dict[int, Floats]]:
+def sample_curves(
+    record: dict[str, Any], reduction: str, names: Sequence[str] = CURVES, sizes: Sequence[int] = SIZES
+) -> dict[str, dict[int, Floats]]:
     """Expected correctness of each problem at each size, from the record's samples (unbiased estimators)."""
     samples = record["samples"]
     answers = np.array([answer_ids(s["answers"]) for s in samples])
     right = np.array([s["right"] for s in samples])
     scores = np.array([s["scores"][reduction] for s in samples])
+    masked = np.where(answers >= 0, scores, scores.min() - 1.0)
     rng = np.random.default_rng(0)
-    curves: dict[str, dict[int, Floats]] = defaultdict(dict)
-    for k in (k for k in SIZES if k <= answers.shape[1]):
-        curves["coverage"][k] = np.asarray(pass_at_k(right, k))
-        curves["majority"][k] = np.asarray(majority_at_k(answers, right, k))
-        curves["weighted"][k] = np.asarray(weighted_majority_at_k(answers, right, k, weights=scores, rng=rng)[0])
-        masked = np.where(answers >= 0, scores, scores.min() - 1.0)
-        curves["best-of-n"][k] = np.asarray(best_of_k(masked, right, k))
-    return curves
+    estimate: dict[str, Callable[[int], Any]] = {
+        "coverage": lambda k: pass_at_k(right, k),
+        "majority": lambda k: majority_at_k(answers, right, k),
+        "weighted": lambda k: weighted_majority_at_k(answers, right, k, weights=scores, rng=rng)[0],
+        "best-of-n": lambda k: best_of_k(masked, right, k),
+    }
+    usable = [k for k in sizes if k <= answers.shape[1]]
+    return {name: {k: np.asarray(estimate[name](k)) for k in usable} for name in names}
 
 
 def costs(records: Records, k: int | None = None) -> tuple[float, float, float]:
@@ -107,26 +112,29 @@ def search_table(records: Records, policy: str, reward: str, reduction: str) -> 
     return lines if len(lines) > 2 else []
 
 
-def paired_test(first: Floats, second: Floats, resamples: int = 10_000) -> tuple[float, float, float, float]:
-    """Mean difference, its 95 % interval and the two-sided p-value of a paired bootstrap over problems.
-
-    Args:
-        first: `[problems]` correctness (or its expectation).
-        second: `[problems]` the same problems.
-        resamples: Bootstrap draws.
-    """
-    difference = first - second
-    rng = np.random.default_rng(0)
-    draws = rng.choice(difference, size=(resamples, len(difference))).mean(axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    p = 2 * min((draws <= 0).mean(), (draws >= 0).mean())
-    return float(difference.mean()), float(low), float(high), float(max(p, 1 / resamples))
-
-
 def answer_ids(answers: Sequence[str | None]) -> list[int]:
     """Answers as numbers in order of appearance, -1 for an abstention."""
     names: dict[str, int] = {}
     return [-1 if answer is None else names.setdefault(answer, len(names)) for answer in answers]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Samples of all runs, a list for each problem: answers as numbers, the right one (-2: none), scores."""
+
+    ids: list[list[int]]
+    golds: list[int]
+    scores: list[list[float]]
+
+
+def pooled(runs: Records, reduction: str) -> Pooled:
+    """The samples of several seeds as one set."""
+    problems = range(runs[0]["problems"])
+    joined = [[run["samples"][i] for run in runs] for i in problems]
+    ids = [answer_ids([answer for part in parts for answer in part["answers"]]) for parts in joined]
+    right = [[flag for part in parts for flag in part["right"]] for parts in joined]
+    golds = [next((n for n, flag in zip(a, r, strict=True) if flag), -2) for a, r in zip(ids, right, strict=True)]
+    return Pooled(ids, golds, [[score for part in parts for score in part["scores"][reduction]] for parts in joined])
 
 
 def saturation(records: Records, policy: str, reward: str) -> list[str]:
@@ -134,14 +142,9 @@ def saturation(records: Records, policy: str, reward: str) -> list[str]:
     runs = pick(records, policy=policy, reward=reward, strategy="RepeatedSampling", n=64)
     if not runs:
         return []
-    pooled = [[answer for run in runs for answer in run["samples"][i]["answers"]] for i in range(runs[0]["problems"])]
-    golds = []
-    for i, answers in enumerate(pooled):
-        right = [flag for run in runs for flag in run["samples"][i]["right"]]
-        golds.append(next((n for n, flag in zip(answer_ids(answers), right, strict=True) if flag), -2))
-    ids = [answer_ids(answers) for answers in pooled]
-    limit, low, high = estimate_voting_limit(ids, golds, np.random.default_rng(0), resamples=200)
-    at_64 = np.array([sample_curves(r, "last")["majority"][64] for r in runs])
+    whole = pooled(runs, "last")
+    limit, low, high = estimate_voting_limit(whole.ids, whole.golds, np.random.default_rng(0), resamples=200)
+    at_64 = np.array([sample_curves(r, "last", ["majority"], [64])["majority"][64] for r in runs])
     return [
         f"Majority vote at n = 64: {shown(at_64)} %; limit of Theorem 1 from {64 * len(runs)} samples: "
         f"{100 * limit:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})."
