@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from inferscale.aggregators import MajorityVote
 from inferscale.cost import Cost
 from inferscale.engine import solve
-from inferscale.render import RAMP, Scale, marks_of, render_tree, tidy_rows
+from inferscale.render import MOST_VOTES, RAMP, Scale, marks_of, render_tree, svg, tidy_rows
 from inferscale.render._layout import APART, COUSINS_APART
-from inferscale.render._page import FOLD_ABOVE, MOST_DRAWN, MOST_VOTES
+from inferscale.render._marks import FOLD_ABOVE, MOST_DRAWN
 from inferscale.render._safe import columns, escaped, one_line, visible
-from inferscale.render._svg import MOST_LABELLED, svg
+from inferscale.render._svg import MOST_LABELLED
 from inferscale.result import SearchResult
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward

@@ -11,6 +11,10 @@ from inferscale.answers import normalize_answer
 from inferscale.tree import Node, Trajectory
 
 State: TypeAlias = Literal["chosen", "kept", "pruned"]
+FOLD_ABOVE = 120
+"""Nodes above which pruned subtrees and equal leaves are folded."""
+MOST_DRAWN = 1000
+"""Most marks of one picture."""
 Fold: TypeAlias = Literal["nothing", "alike", "others"]
 _GROUPS = 12
 """Answers of one parent's leaves that get a mark of their own when folded."""
@@ -76,6 +80,18 @@ def marks_of(
             mark.children.append(len(made))
             made.append(folding.mark(group, mark.depth + 1))
     return made
+
+
+def readable_marks(
+    root: Node, leaves: Sequence[Node], trajectories: Sequence[Trajectory], selected: Node
+) -> list[Mark]:
+    """The marks of a tree, folded as much as it takes to be read; see `marks_of`."""
+    marks = marks_of(root, leaves, trajectories, selected)
+    if len(marks) > FOLD_ABOVE:
+        marks = marks_of(root, leaves, trajectories, selected, "alike")
+    if len(marks) > MOST_DRAWN:
+        marks = marks_of(root, leaves, trajectories, selected, "others")
+    return marks
 
 
 class _Folding:

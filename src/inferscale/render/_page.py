@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
-from inferscale.aggregators import group_answers
 from inferscale.answers import same_answer
 from inferscale.tree import Node, Trajectory
 
 from ._colours import RAMP, UNSCORED, Scale
-from ._marks import Mark, marks_of
+from ._marks import FOLD_ABOVE, MOST_DRAWN, Mark, marks_of, readable_marks
 from ._safe import escaped, one_line, visible
 from ._style import STYLE
 from ._svg import MOST_LABELLED, svg
+from ._votes import MOST_VOTES, Votes, votes_of
 
-MOST_VOTES = 8
-"""Answers whose votes are shown; the others are summed up."""
-FOLD_ABOVE = 120
-"""Nodes above which pruned subtrees and equal leaves are folded."""
-MOST_DRAWN = 1000
-"""Most marks of one picture."""
 _SHAPES = (
     ("step", "step", 'circle cx="5" cy="5" r="4"'),
     ("end", "end", 'rect x="1" y="1" width="8" height="8" rx="1.5"'),
@@ -59,60 +52,34 @@ def _answer(selected: Trajectory) -> str:
     return f'<p class="answer">{shown}</p>'
 
 
-class _Votes(NamedTuple):
-    """The trajectories with one answer."""
-
-    answer: str | None
-    number: int
-    scores: tuple[float, ...]
-
-
 def _votes(trajectories: Sequence[Trajectory], selected: Trajectory) -> str:
     """A table with a bar for each answer, the most frequent ones first."""
-    answers = [trajectory.answer for trajectory in trajectories]
-    groups = group_answers(answers)
-    abstained = [place for place, answer in enumerate(answers) if answer is None]
-    found = [_counted(trajectories, group) for group in sorted(groups, key=len, reverse=True)]
-    found += [_counted(trajectories, abstained)] if abstained else []
+    found = votes_of(trajectories)
     scale = Scale.of(score for votes in found for score in votes.scores)
-    rows = [_vote(votes, scale, len(answers), _wins(votes, selected)) for votes in found[:MOST_VOTES]]
+    rows = [_vote(votes, scale, len(trajectories), votes.has(selected)) for votes in found[:MOST_VOTES]]
     if rest := found[MOST_VOTES:]:
         number = sum(votes.number for votes in rest)
         rows.append(f'<tr class="note"><th>{len(rest)} more</th><td></td><td>{number}</td><td></td></tr>')
     return f'<table class="votes"><tbody>{"".join(rows)}</tbody></table>'
 
 
-def _counted(trajectories: Sequence[Trajectory], group: Sequence[int]) -> _Votes:
-    members = [trajectories[place] for place in group]
-    return _Votes(members[0].answer, len(members), tuple(t.score for t in members if t.score is not None))
-
-
-def _wins(votes: _Votes, selected: Trajectory) -> bool:
-    if votes.answer is None or selected.answer is None:
-        return votes.answer is selected.answer
-    return same_answer(votes.answer, selected.answer)
-
-
-def _vote(votes: _Votes, scale: Scale, total: int, wins: bool) -> str:
-    mean = sum(score / len(votes.scores) for score in votes.scores) if votes.scores else None
+def _vote(votes: Votes, scale: Scale, total: int, wins: bool) -> str:
     answer = "<i>no answer</i>" if votes.answer is None else f"<bdi>{escaped(one_line(votes.answer, 40))}</bdi>"
-    bar = f'<span style="width:{100 * votes.number / total:.1f}%;background:{scale.colour(mean)}"></span>'
-    score = "" if mean is None else f"mean score {mean:.3g}"
+    bar = f'<span style="width:{100 * votes.number / total:.1f}%;background:{scale.colour(votes.score)}"></span>'
+    score = "" if votes.score is None else f"mean score {votes.score:.3g}"
     name = ' class="wins"' if wins else ""
     return f'<tr{name}><th>{answer}</th><td class="bar">{bar}</td><td>{votes.number}</td><td>{score}</td></tr>'
 
 
 def _tree(root: Node, leaves: Sequence[Node], trajectories: Sequence[Trajectory], selected: Node) -> str:
     every = marks_of(root, leaves, trajectories, selected)
+    shown = readable_marks(root, leaves, trajectories, selected)
     scale = Scale.of(score for mark in every for score in mark.scores)
     pruned = sum(mark.state == "pruned" for mark in every)
     title = f"Search tree: {len(every):,} nodes, {len(set(leaves)):,} leaves returned, {pruned:,} nodes pruned"
     if len(every) <= FOLD_ABOVE:
-        return _details(title, every, scale, is_open=True)
-    folded = marks_of(root, leaves, trajectories, selected, "alike")
-    if len(folded) > MOST_DRAWN:
-        folded = marks_of(root, leaves, trajectories, selected, "others")
-    pictures = _details(title + " (like ones in one mark)", folded, scale, is_open=True)
+        return _details(title, shown, scale, is_open=True)
+    pictures = _details(title + " (like ones in one mark)", shown, scale, is_open=True)
     if len(every) <= MOST_DRAWN:
         pictures += _details("Search tree, every node", every, scale, is_open=False)
     return pictures

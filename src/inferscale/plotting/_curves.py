@@ -1,19 +1,15 @@
-"""Curves of accuracy against compute, as figures and as data frames (extra ``plot``).
-
-Every function draws into the axes that it is given, or into those of a new figure, and returns the axes;
-``axes.figure.savefig("curve.png")`` writes them. pyplot is not touched: no window opens and no global state changes.
-"""
+"""Curves of accuracy against compute."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
-from .evaluate._optional import require
-from .scaling import CostName, CoverageFit, CurvePoint, SizeFit, pareto_frontier
+from inferscale.evaluate._optional import require
+from inferscale.scaling import CostName, CoverageFit, CurvePoint, SizeFit, pareto_frontier
 
-Axes: TypeAlias = Any
-"""``matplotlib.axes.Axes``."""
+from ._axes import COLOURS, Axes, new_axes
+
 Quantity: TypeAlias = Literal["accuracy", "error"]
 
 _MARKERS = "osD^vP*Xh<>"
@@ -49,12 +45,13 @@ def plot_scaling(
         ax: Where to draw.
         label: What the legend says.
     """
-    ax = _axes(ax)
-    for index, line in enumerate(_lines(points, x).values()):
+    ax = new_axes(ax)
+    for index, line in enumerate(_lines(points, x).values(), start=len(ax.containers)):
         ax.errorbar(
             [getattr(p, x) for p in line],
             [getattr(p, y) for p in line],
             yerr=[0.0 if p.standard_error != p.standard_error else p.standard_error for p in line],
+            color=COLOURS[index % len(COLOURS)],
             marker=_MARKERS[index % len(_MARKERS)],
             markersize=5,
             linewidth=1.2,
@@ -72,7 +69,7 @@ def plot_frontier(
     points: Sequence[CurvePoint], x: CostName = "flops", y: Quantity = "accuracy", ax: Axes = None
 ) -> Axes:
     """The Pareto frontier as steps: the best that each budget can buy."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     frontier = pareto_frontier(points, x)
     costs, heights = [getattr(p, x) for p in frontier], [getattr(p, y) for p in frontier]
     ax.step(costs, heights, where="post", color="black", linewidth=1, linestyle=":", label="best at each budget")
@@ -82,7 +79,7 @@ def plot_frontier(
 
 def plot_optimal_size(points: Sequence[CurvePoint], fit: SizeFit, x: CostName = "flops", ax: Axes = None) -> Axes:
     """Sizes of the models on the Pareto frontier against the compute, with the fitted line."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     frontier = pareto_frontier(points, x)
     costs = [getattr(p, x) for p in frontier]
     ax.scatter(costs, [p.parameters for p in frontier], s=20, label="optimal model")
@@ -96,9 +93,10 @@ def plot_optimal_size(points: Sequence[CurvePoint], fit: SizeFit, x: CostName = 
 
 def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, ax: Axes = None) -> Axes:
     """Accuracy against the number of samples, coverage included, with a fitted power law of the coverage."""
-    ax = _axes(ax)
+    ax = new_axes(ax)
     for index, (name, line) in enumerate(_lines(points, "n").items()):
-        ax.plot([p.n for p in line], [p.accuracy for p in line], marker=_MARKERS[index % len(_MARKERS)], label=name)
+        marker, colour = _MARKERS[index % len(_MARKERS)], COLOURS[index % len(COLOURS)]
+        ax.plot([p.n for p in line], [p.accuracy for p in line], marker=marker, color=colour, label=name)
     if fit is not None:
         sizes = sorted({p.n for p in points})
         ax.plot(sizes, fit(sizes), "k--", linewidth=1, label=f"exp({fit.a:.2f} k$^{{{fit.b:.2f}}}$)")
@@ -127,12 +125,6 @@ def _lines(points: Iterable[CurvePoint], x: str) -> dict[str, list[CurvePoint]]:
     for p in points:
         lines.setdefault(p.name, []).append(p)
     return {name: sorted(line, key=lambda p: float(getattr(p, x))) for name, line in lines.items()}
-
-
-def _axes(ax: Axes) -> Axes:
-    if ax is not None:
-        return ax
-    return require("matplotlib.figure", "plot").Figure(figsize=(5.5, 4), layout="constrained").subplots()
 
 
 def _finished(ax: Axes, x: str | None, y: str | None) -> Axes:
