@@ -43,7 +43,8 @@ def test_text_and_chat_answer_what_the_engine_finds(server):
     text = ask(server)
     status, _, chat = call(server, "/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}]})
     assert status == 200
-    assert text["object"] == "text_completion" and chat["object"] == "chat.completion"
+    assert text["object"] == "text_completion"
+    assert chat["object"] == "chat.completion"
     assert text["choices"][0]["text"] == result.text
     assert chat["choices"][0]["message"] == {"role": "assistant", "content": result.text}
     for answer in (text, chat):
@@ -82,7 +83,8 @@ ASKED = [
 def test_a_request_names_its_own_search(server, ours, theirs):
     result, answer = alone(**theirs), ask(server, inferscale=ours)
     (choice,) = answer["choices"]
-    assert choice["text"] == result.text and choice["inferscale"]["answer"] == result.answer
+    assert choice["text"] == result.text
+    assert choice["inferscale"]["answer"] == result.answer
     assert choice["inferscale"]["stopped_by"] == result.stopped_by
     assert measured(answer["inferscale"]["cost"]) == measured(asdict(result.cost))
     assert answer["inferscale"]["seed"] == theirs.get("seed", 0)
@@ -123,14 +125,14 @@ def test_a_list_of_prompts_is_answered_in_order(server):
 def test_a_stream_tells_progress_then_the_whole_answer_then_the_bill(server, path):
     fields = {"messages": [{"role": "user", "content": PROMPT}]} if "chat" in path else {"prompt": PROMPT}
     _, _, whole = call(server, path, fields)
-    status, headers, content = call(
-        server, path, {**fields, "stream": True, "stream_options": {"include_usage": True}}
-    )
-    assert status == 200 and headers["content-type"].startswith("text/event-stream")
+    status, headers, content = call(server, path, {**fields, "stream": True, "stream_options": {"include_usage": True}})
+    assert status == 200
+    assert headers["content-type"].startswith("text/event-stream")
     first, *middle, bill = events(content)
     assert first["choices"][0]["inferscale"]["progress"]["state"] in ("waiting", "searching")
     assert {event["id"] for event in [first, *middle, bill]} == {first["id"]}
-    assert bill["choices"] == [] and bill["usage"] == whole["usage"]
+    assert bill["choices"] == []
+    assert bill["usage"] == whole["usage"]
     assert bill["inferscale"]["strategy"] == whole["inferscale"]["strategy"]
     choices = [event["choices"][0] for event in [first, *middle]]
     texts = [choice["delta"].get("content", "") if "chat" in path else choice["text"] for choice in choices]
@@ -156,7 +158,8 @@ def test_answers_end_at_a_stop_text_and_are_read_before_it(server):
     cut = ask(server, stop=["\n", "never"])["choices"][0]
     assert cut["text"] == whole["text"].partition("\n")[0] != whole["text"]
     assert cut["finish_reason"] == "stop"
-    assert whole["inferscale"]["answer"] is not None and cut["inferscale"]["answer"] is None
+    assert whole["inferscale"]["answer"] is not None
+    assert cut["inferscale"]["answer"] is None
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
@@ -217,7 +220,8 @@ def test_the_models_card(server):
     _, _, listed = call(server, "/v1/models")
     _, _, card = call(server, "/v1/models/toy")
     assert listed == {"object": "list", "data": [card]}
-    assert card["id"] == "toy" and card["object"] == "model"
+    assert card["id"] == "toy"
+    assert card["object"] == "model"
     assert call(server, "/v1/models/other")[0] == 404
 
 
@@ -238,7 +242,8 @@ def test_metrics_count_what_was_spent():
     assert counts['inferscale_searches_total{outcome="finished"}'] == 3
     assert counts["inferscale_searches_active"] == counts["inferscale_searches_waiting"] == 0
     bounds = [value for name, value in counts.items() if name.startswith("inferscale_request_seconds_bucket")]
-    assert all(low <= high for low, high in pairwise(bounds)) and bounds[-1] == 4
+    assert all(low <= high for low, high in pairwise(bounds))
+    assert bounds[-1] == 4
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -247,7 +252,9 @@ def test_a_model_that_fails_is_told_as_such(stream):
     with serving(Service(broken, strategy="sampling:2")) as running:
         status, _, answer = call(running, "/v1/completions", {"prompt": PROMPT, "stream": stream})
     if stream:
-        assert status == 200 and b'"code":"model_failed"' in answer and b"[DONE]" not in answer
+        assert status == 200
+        assert b'"code":"model_failed"' in answer
+        assert b"[DONE]" not in answer
     else:
         assert status == 502
         assert answer["error"]["message"] == "the model failed: no such host"

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from inferscale.evaluate.parts import embedded, make_generator, make_reward
+from inferscale.evaluate.parts import check_scores, embedded, make_generator, make_reward, make_strategy, make_vote
 
 from ._parts import STRATEGY_HELP, MaxNewTokens, Model, Reward, Seed, StepDelimiter, Temperature, Vote, Width
 
@@ -49,6 +49,7 @@ def serve(
 
     key = os.environ.get("INFERSCALE_API_KEY") or None
     check_host(host, key)
+    check_scores(make_strategy(strategy, width), make_vote(vote), reward)  # before the models are loaded
     service = Service(
         make_generator(model, temperature, max_new_tokens, step_delimiter),
         None if reward is None else make_reward(reward, model),

@@ -106,9 +106,17 @@ class Service:
             ValueError: If there is none, it is too large, or there is no reward model for it.
         """
         name = text or self.strategy
+        if width is not None:
+            if name in self.presets or "(" in name:
+                raise ValueError(
+                    f"the width of {name!r} is its own: give one to a strategy of one word, such as rebase"
+                )
+            name = name.partition(":")[0]
         made = self.presets.get(name)
         if made is None:
             made = make_strategy(_short(name), self.width if width is None else width)
+            if not isinstance(made, SearchStrategy):
+                raise ValueError(f"{name!r} is not a strategy: name one, such as rebase:16 or REBASE(width=16)")
             if text is not None or width is not None:
                 _check_size(made, self.limits.max_size)
         return self._check_scored(made, "strategy")
@@ -119,10 +127,17 @@ class Service:
         Raises:
             ValueError: If there is none, or there is no reward model for it.
         """
-        return self._check_scored(make_vote(_short(text or self.vote)), "vote")
+        made = make_vote(_short(text or self.vote))
+        if not isinstance(made, Aggregator):
+            raise ValueError(f"{text!r} is not a vote: name one, such as weighted or BordaVote(p=0.7)")
+        return self._check_scored(made, "vote")
 
     def _check_scored(self, part: Part, what: str) -> Part:
-        if part.needs_scores and self.reward_model is None:
+        try:
+            needed = part.needs_scores
+        except AttributeError:  # a strategy that was given something else to run
+            raise ValueError(f"{part!r} is made of parts that are none") from None
+        if needed and self.reward_model is None:
             raise ValueError(f"the {what} {part!r} needs scores, and this server has no reward model (--reward)")
         return part
 
