@@ -1,5 +1,7 @@
 """Thinking at all positions at once is thinking at each alone; and never any different for what it should not see."""
 
+from shutil import which
+
 import pytest
 import torch
 from tests.quiet_star_tools import model_of, one_thought, wrapped
@@ -14,6 +16,7 @@ MASKED = [
     "gemma3",
 ]  # fmt: skip
 EAGER_ONLY = ["gemma2", "gpt_oss"]
+FLEX = ["llama", "gemma3", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gemma2", "mistral_window"))]
 FOLDED = ["bloom", "mpt", "mamba", "lfm2", "qwen3_next", "falcon_alibi"]
 IDS = torch.tensor([[5, 17, 101, 8, 44, 250, 3, 9], [77, 6, 300, 31, 2, 19, 120, 64]])
 
@@ -69,6 +72,48 @@ def test_parallel_thoughts_are_single_thoughts_under_eager_attention(family):
     check_family(quiet)
     assert quiet.backbone.attention == "eager"
     assert quiet.parallel_check.way.startswith("mask")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("family", FLEX)
+def test_parallel_thoughts_are_single_thoughts_under_flex_attention(family):
+    """The block mask through transformers, with the kernel's reference implementation in place of a compiled one."""
+    with torch.compiler.set_stance("force_eager"):
+        quiet = wrapped(family, changes={"attn_implementation": "flex_attention"})
+        check_family(quiet)
+        mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])
+        thoughts = quiet.think(IDS, mask, seed=1)
+        with torch.no_grad():
+            flex = quiet.talk(IDS, mask, thoughts)
+    assert quiet.backbone.attention == "flex_attention"
+    assert quiet.parallel_check.way.startswith("mask")
+    with torch.no_grad():
+        dense = wrapped(family).talk(IDS, mask, thoughts)
+    assert relative_error(flex.thought[0, :, 2:], dense.thought[0, :, 2:]) < 1e-5
+    assert relative_error(flex.thought[1], dense.thought[1]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+@pytest.mark.skipif(which("g++") is None and not torch.cuda.is_available(), reason="nothing to compile the kernel with")
+def test_parallel_thoughts_are_single_thoughts_under_compiled_flex_attention():
+    quiet = wrapped("llama", changes={"attn_implementation": "flex_attention"})
+    check_family(quiet)
+    assert quiet.parallel_check.way == "mask"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU alone")
+def test_flex_attention_has_the_gradients_of_dense_masks():
+    gradients = []
+    for attention in ("flex_attention", "sdpa"):
+        quiet = wrapped("llama", changes={"attn_implementation": attention}).cuda()
+        thoughts = wrapped("llama").think(IDS, seed=1)
+        moved = type(thoughts)(*(tensor.cuda() for tensor in (thoughts.tokens, thoughts.logprobs, thoughts.positions)))
+        quiet.logits(quiet.talk(IDS.cuda(), None, moved).mixed).log_softmax(-1)[..., 5].sum().backward()
+        gradients.append({name: p.grad for name, p in quiet.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", FOLDED)

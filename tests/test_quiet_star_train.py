@@ -9,7 +9,7 @@ from tests.quiet_star_tools import model_of, wrapped
 from tests.tiny_models import byte_tokenizer
 from typer.testing import CliRunner
 
-from inferscale.quiet_star import Objective, QuietSTaR, Recipe
+from inferscale.quiet_star import Objective, QuietSTaR, Recipe, quiet_star_loss
 from inferscale.quiet_star.data import _aligned, read_texts, span_batches, task_batches
 from inferscale.quiet_star.recipe import Batch
 from inferscale.quiet_star.train import (
@@ -114,6 +114,67 @@ def test_half_precision_runs_on_float32_weights():
     assert all(p.dtype == torch.float32 for p in quiet.parameters())
     with pytest.raises(ValueError, match=r"weights in torch.bfloat16 cannot be trained"):
         start(wrapped("llama", 2).bfloat16(), RECIPE)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
+def test_attention_without_gradients_is_refused_before_the_first_step():
+    with torch.compiler.set_stance("force_eager"):
+        quiet = wrapped("llama", 2, changes={"attn_implementation": "flex_attention"})
+    with pytest.raises(ValueError, match="no gradients on a CPU: load the model with attn_implementation='sdpa'"):
+        start(quiet, RECIPE)
+
+
+def test_steps_of_the_published_size_reach_weights_of_full_precision_alone():
+    """A step of 1e-6 moves them under half-precision passes too; weights kept in bfloat16 would not have felt it."""
+    quiet = wrapped("llama", 2)
+    before = weights(quiet)
+    recipe = replace(RECIPE, precision="bfloat16", lr=1e-6, warmup_steps=0, weight_decay=0.0)
+    for _ in train(start(quiet, recipe), batch_of):
+        pass
+    named = [(before[name], p.detach()) for name, p in quiet.named_parameters() if name.startswith("model.")]
+    old, new = (torch.cat([pair[i].flatten() for pair in named]) for i in (0, 1))
+    assert float((old != new).float().mean()) > 0.9
+    assert float((old.bfloat16() != new.bfloat16()).float().mean()) < 0.05
+
+
+def test_half_precision_has_the_gradients_of_full_precision():
+    gradients = []
+    for enabled in (True, False):
+        quiet = wrapped("llama", 2)
+        ids = batch_of(0).input_ids
+        thoughts = quiet.think(ids, positions=torch.arange(5), num_thoughts=2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            quiet_star_loss(quiet, ids, thoughts, Objective(2, 2)).total.backward()
+        gradients.append({name: p.grad for name, p in quiet.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.dtype == torch.float32
+        assert float(torch.nn.functional.cosine_similarity(gradient.flatten(), gradients[1][name].flatten(), 0)) > 0.98
+
+
+def test_a_run_in_half_precision_resumes_to_the_bit(tmp_path):
+    recipe = replace(RECIPE, precision="bfloat16")
+    whole, part = start(wrapped("llama", 2), recipe), start(wrapped("llama", 2), recipe)
+    for _ in train(whole, batch_of):
+        pass
+    for _ in train(part, batch_of, until=2):
+        pass
+    save_checkpoint(part, tmp_path / "checkpoint.pt")
+    resumed = start(wrapped("llama", 2), recipe)
+    load_checkpoint(resumed, tmp_path / "checkpoint.pt")
+    for _ in train(resumed, batch_of):
+        pass
+    states = whole.optimizer.state_dict()["state"].values()
+    assert {t.dtype for state in states for t in state.values() if isinstance(t, torch.Tensor)} == {torch.float32}
+    assert all(torch.equal(p, q) for p, q in zip(whole.quiet.parameters(), resumed.quiet.parameters(), strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_half_precision_trains_on_a_gpu():
+    quiet = wrapped("llama", 2).cuda()
+    reports = list(train(start(quiet, replace(RECIPE, precision="bfloat16")), batch_of))
+    wanted = list(train(start(wrapped("llama", 2), replace(RECIPE, precision="bfloat16")), batch_of))
+    assert all(p.dtype == torch.float32 and p.is_cuda for p in quiet.parameters())
+    assert [r.base for r in reports] == pytest.approx([r.base for r in wanted], rel=0.02)
 
 
 def test_clipping_is_apart_for_base_and_thoughts():

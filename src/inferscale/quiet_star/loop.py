@@ -83,7 +83,7 @@ def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
 
     Raises:
         ValueError: If the weights are not in float32: in half precision, steps of the published size change almost no
-            weight.
+            weight. Or if the attention in use has no gradients here.
     """
     recipe = Recipe() if recipe is None else recipe
     wrong = {str(p.dtype) for p in quiet.parameters()} - {"torch.float32", "torch.float64"}
@@ -91,6 +91,8 @@ def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
         raise ValueError(
             f"weights in {', '.join(wrong)} cannot be trained: call quiet.float(), set precision='bfloat16'"
         )
+    if quiet.backbone.attention == "flex_attention" and quiet.start.device.type == "cpu":
+        raise ValueError("FlexAttention has no gradients on a CPU: load the model with attn_implementation='sdpa'")
     if recipe.freeze_base:
         quiet.model.requires_grad_(False)
     return Run(quiet, recipe, torch.optim.AdamW(param_groups(quiet, recipe), lr=recipe.lr))
