@@ -28,6 +28,12 @@ class Limits:
     path: int
     context: int | None
 
+    def __post_init__(self) -> None:
+        """Refuses lengths that leave no room."""
+        for name, value in (("max_step_tokens", self.step), ("max_new_tokens", self.path)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: give a positive number")
+
     def room(self, prompt: int, path: int) -> int:
         """How many tokens can still be sampled after `prompt` and `path` tokens."""
         left = self.path - path

@@ -1,0 +1,185 @@
+"""`VLLMGenerator`: samples steps with vLLM in this process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from inferscale.base import Generator
+from inferscale.flow import GenerateRequest
+from inferscale.tree import Step, branch_key
+
+from .branch import Branch, Limits
+from .charges import Charges
+from .loading import eos_of
+from .opening import most_sample_tokens, open_branches
+from .prompts import PromptFormat
+from .sampling import Sampler
+from .text import TokenText
+
+
+class VLLMGenerator(Generator):
+    """Samples steps with a vLLM engine in this process; all requests of all problems are in its hands together.
+
+    Prompts are sent as ids, one request for each distinct parent with as many samples as it has children, and
+    automatic prefix caching is on: what a tree shares is computed once, as long as the engine keeps it. (It keeps
+    whole blocks: choose `block_size` below the length of a step.)
+
+    Every sample has a seed of its own, named by seed, problem and path. In float32 a branch's tokens depend on nothing
+    else; in half precision a batch of another size can change the last bits of the logits, and now and then a token
+    (see vLLM's batch invariance). Ids are the truth: steps end, and are read, as with `HFGenerator`.
+
+    One call runs at a time, which is why `concurrent` is False: ``schedule="wave"`` gives the engine most to do.
+
+    Attributes:
+        llm: The engine.
+        tokenizer: The tokenizer.
+        sampler: Temperature and filters.
+        limits: Lengths.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        step_delimiter: str = "\n",
+        max_step_tokens: int = 256,
+        max_new_tokens: int = 1024,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        eos_token_id: int | list[int] | None = None,
+        **engine_options: Any,
+    ) -> None:
+        """Starts the engine, unless one is given.
+
+        Args:
+            model: A local folder, a hub id, or a ``vllm.LLM``.
+            tokenizer: The tokenizer; by default the engine's.
+            step_delimiter: Text that ends a step.
+            max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
+            max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
+                where the engine's ``max_model_len`` is reached.
+            temperature: Sampling temperature; 0 takes the likeliest token.
+            top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
+            top_k: Number of the likeliest tokens that are kept; 0 keeps all.
+            chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
+            system_prompt: System turn of the chat.
+            eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
+            engine_options: Passed on to ``vllm.LLM``. By default ``enable_prefix_caching=True`` and
+                ``logprobs_mode="processed_logprobs"``, with which steps have a `logprob` after temperature and
+                filters. With ``"raw_logprobs"`` they have a `confidence` (the tokens' mean log-probability) instead.
+                Where nothing is between the two they have both.
+
+        Raises:
+            ImportError: If vLLM is not installed.
+            ValueError: If an option or the chat template does not fit.
+        """
+        self.sampler = Sampler(temperature, top_k, top_p)
+        self.llm = _engine(model, engine_options)
+        config = self.llm.model_config
+        self.tokenizer = self.llm.get_tokenizer() if tokenizer is None else tokenizer
+        self.limits = Limits(max_step_tokens, max_new_tokens, int(config.max_model_len))
+        named = [config.try_get_generation_config().get("eos_token_id"), self.tokenizer.eos_token_id]
+        eos = eos_of([eos_token_id] if eos_token_id is not None else named)
+        self._text = TokenText(self.tokenizer, step_delimiter, eos)
+        prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
+        self._encode_prompt = lru_cache(maxsize=4096)(prompts.encode)
+        self._charges = Charges(config.hf_config)
+        self._logprobs_mode = str(config.logprobs_mode)
+        self._lock = threading.Lock()
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+        """``request.n`` steps for each request, in order; as `HFGenerator.generate`, where vLLM can tell."""
+        groups = [open_branches(request, self._encode_prompt, self._text, self.limits) for request in requests]
+        waiting = [[branch for branch in group if branch.finish is None] for group in groups]
+        with self._lock:
+            while calls := [call for call in waiting if call]:
+                self._run(calls)
+                # A sample that the engine ended too early for us goes on alone.
+                waiting = [[branch] for call in calls for branch in call if branch.finish is None]
+        return [[self._known(branch, branch.step(self._charges.sample)) for branch in group] for group in groups]
+
+    def max_sample_tokens(self, request: GenerateRequest) -> int:
+        """The most tokens that one sample of `request` can have."""
+        return most_sample_tokens(request, self._encode_prompt, self._text, self.limits)
+
+    def _run(self, calls: Sequence[Sequence[Branch]]) -> None:
+        """Samples branches that have the same ids before them in one request of the engine."""
+        prompts = [{"prompt_token_ids": [*call[0].prefix, *call[0].tokens]} for call in calls]
+        outputs = self.llm.generate(prompts, [self._options(call) for call in calls], use_tqdm=False)
+        for call, output in zip(calls, outputs, strict=True):
+            samples = output.outputs * len(call) if len(output.outputs) < len(call) else output.outputs
+            for branch, sample in zip(call, samples, strict=True):
+                _push(branch, sample)
+
+    def _options(self, call: Sequence[Branch]) -> Any:
+        import vllm
+
+        first = call[0]
+        until_step = first.request.until == "step"
+        if self._is_greedy(first):  # one sample is all samples
+            options: dict[str, Any] = {"temperature": 0.0}
+        else:
+            sampler = self.sampler
+            options = {"temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
+            options |= {"n": len(call), "seed": _seed(first)}
+        return vllm.SamplingParams(
+            max_tokens=first.most_tokens,
+            stop=[self._text.delimiter] if until_step else None,
+            include_stop_str_in_output=True,
+            detokenize=until_step,
+            stop_token_ids=sorted(self._text.eos_ids),
+            ignore_eos=True,  # they are in stop_token_ids
+            logprobs=0,  # the sampled token's own
+            **options,
+        )
+
+    def _is_greedy(self, branch: Branch) -> bool:
+        return branch.request.greedy or self.sampler.temperature == 0
+
+    def _known(self, branch: Branch, step: Step) -> Step:
+        """The step with the numbers that the engine's log-probabilities are."""
+        plain = self.sampler.temperature == 1 and self.sampler.top_k == 0 and self.sampler.top_p == 1
+        if plain or self._is_greedy(branch):
+            return step
+        if self._logprobs_mode == "raw_logprobs":
+            return replace(step, logprob=None)
+        return replace(step, confidence=None)
+
+
+def _engine(model: Any, options: dict[str, Any]) -> Any:
+    try:
+        import vllm
+    except ImportError:
+        raise ImportError('VLLMGenerator needs vLLM: pip install "inferscale[vllm]"') from None
+    if isinstance(model, vllm.LLM):
+        if options:
+            raise TypeError(f"{', '.join(sorted(options))}: only used when the engine is started, but one was given")
+        return model
+    defaults = {"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs"}
+    return vllm.LLM(os.fspath(model), **{**defaults, **options})
+
+
+def _seed(branch: Branch) -> int:
+    """The seed of a request whose first sample is `branch`; the engine adds 1 for each further sample."""
+    if branch.tokens:  # another stream than the one that gave these tokens
+        return branch_key(branch.key, len(branch.tokens)) >> 2
+    return (branch.request.node.key >> 2) + branch.request.first + branch.index
+
+
+def _push(branch: Branch, sample: Any) -> None:
+    """Gives a branch the tokens of the engine's `sample`, until it ends."""
+    if not sample.token_ids:
+        raise RuntimeError(f"vLLM ended a sample without a token ({sample.finish_reason})")
+    for token, table in zip(sample.token_ids, sample.logprobs, strict=True):
+        logprob = float(table[token].logprob)
+        if not branch.push(int(token), logprob, logprob):
+            return
