@@ -49,8 +49,10 @@ def sample_branches(
             draws = _draw_ahead(drafts, logits, decoder, sampler, ahead)
             drafts.record(_to_host(draws, logits.dtype), tell_all=decoder.follows_branches)
             logits = _go_on(drafts, draws[-1].tokens.to(logits.device), decoder, stats)
-    finally:  # rows are left over only by an interruption
-        stats.wasted_tokens += int(drafts.counts.sum())
+    finally:
+        if drafts.branches:  # interrupted
+            stats.wasted_tokens += int(drafts.counts.sum())
+            decoder.keep([])
 
 
 def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: Sampler, count: int) -> list[Draws]:
