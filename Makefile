@@ -3,7 +3,10 @@ BIN    := .venv/bin
 SITE   := "import sysconfig; print(sysconfig.get_path('purelib'))"
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-harness lint docs wheel clean
+.PHONY: demo test test-slow test-all test-harness test-oldest lint docs notebooks pictures release clean
+
+OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_tree.py rewards_huggingface.py reward_families.py \
+	flops_families.py quiet_star_model.py quiet_star_generator.py zoo_models.py)
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,6 +21,12 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 	$(BIN)/python -m venv .venv-harness
 	$(BIN)/python -c $(SITE) > $$(.venv-harness/bin/python -c $(SITE))/venv.pth
 	.venv-harness/bin/python -m pip install --quiet -c constraints.txt -e '.[inspect,lm-eval,test]'
+	touch $@
+
+.venv-oldest/.ready: .venv/.ready  # the same way
+	$(BIN)/python -m venv .venv-oldest
+	($(BIN)/python -c $(SITE); echo $(CURDIR)/src) > $$(.venv-oldest/bin/python -c $(SITE))/venv.pth
+	.venv-oldest/bin/python -m pip install --quiet -c constraints.txt transformers==5.0.0
 	touch $@
 
 demo: .venv/.ready  ## search with the embedded models, no network needed
@@ -36,6 +45,9 @@ test-harness: .venv-harness/.ready  ## the plug-ins against the real lm-eval and
 	.venv-harness/bin/python -m pytest -q -W ignore::pytest.PytestUnraisableExceptionWarning \
 		tests/test_evaluate_harnesses.py
 
+test-oldest: .venv-oldest/.ready  ## what runs models, against the oldest transformers
+	.venv-oldest/bin/python -m pytest -q -n auto --maxprocesses 8 -m "not slow" $(OLDEST)
+
 lint: .venv/.dev  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,8 +56,16 @@ lint: .venv/.dev  ## ruff, ruff format, mypy --strict
 docs: .venv/.dev  ## the documentation, in docs/_build/html
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
-wheel: .venv/.dev
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+notebooks: .venv/.dev  ## executes the notebooks that readers see
+	$(BIN)/python docs/make_notebooks.py
+
+pictures: .venv/.ready  ## draws the rooms of the architecture
+	$(BIN)/python docs/draw_rooms.py
+
+release: .venv/.dev  ## source distribution and wheel in dist, checked
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf .venv .venv-harness dist docs/_build
+	rm -rf .venv .venv-harness .venv-oldest dist docs/_build

@@ -12,6 +12,7 @@ html_title = "inferscale"
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "force"
+nb_execution_excludepatterns = ["notebooks/*"]  # executed by `make notebooks`, and shown as they are
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 autodoc_member_order = "bysource"

@@ -60,7 +60,7 @@ def test_no_block_is_overlooked_and_those_not_run_are_counted():
         assert len(fences) == len(BLOCKS.get(name_of(page), [])), f"{name_of(page)}: write ```python at the margin"
     skipped = {name: sum(block.why is not None for block in blocks) for name, blocks in BLOCKS.items()}
     assert {name: count for name, count in skipped.items() if count} == NOT_RUN
-    assert {"README.md", "docs/quickstart.md", "docs/flops.md"} <= set(BLOCKS)
+    assert {"README.md", "docs/index.md", "docs/flops.md"} <= set(BLOCKS)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BLOCKS])
