@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .engine import solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
     from .flow import Flow, GenerateRequest, expand, gather, limit, score
-    from .generators import HFGenerator, OpenAIGenerator, RemoteError
+    from .generators import HFGenerator, OpenAIGenerator, RemoteError, VLLMGenerator
     from .render import render_tree
     from .result import SearchResult
     from .rewards import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         HFProcessRewardModel,
         LikelihoodReward,
         RewardFunction,
+        VLLMRewardModel,
     )
     from .strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
     from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
@@ -40,10 +41,13 @@ _NAMES = {
     "engine": ("solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
     "flow": ("Flow", "GenerateRequest", "expand", "gather", "limit", "score"),
-    "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError"),
+    "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError", "VLLMGenerator"),
     "render": ("render_tree",),
     "result": ("SearchResult",),
-    "rewards": ("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
+    "rewards": (
+        *("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
+        "VLLMRewardModel",
+    ),
     "strategies": ("BeamSearch", "DVTS", "Greedy", "REBASE", "RepeatedSampling"),
     "tree": ("Node", "Problem", "Step", "Trajectory", "UnscoredNodeError"),
 }
@@ -85,6 +89,8 @@ __all__ = [
     "Step",
     "Trajectory",
     "UnscoredNodeError",
+    "VLLMGenerator",
+    "VLLMRewardModel",
     "answer_weights",
     "answers",
     "estimate_flops",
