@@ -64,7 +64,7 @@ pictures: .venv/.ready  ## draws the rooms of the architecture
 
 release: .venv/.dev  ## source distribution and wheel in dist, checked
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:
