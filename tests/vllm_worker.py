@@ -25,9 +25,7 @@ def told(result):
 
 
 def steps(rows):
-    return [
-        [[s.text, list(s.token_ids), s.logprob, s.confidence, s.finish_reason, s.inner_ends] for s in r] for r in rows
-    ]
+    return [[asdict(step) for step in row] for row in rows]
 
 
 def prefix_hits(llm):
@@ -40,9 +38,8 @@ def main(folder):
     first = VLLMGenerator(folder, **LIMITS, **ENGINE)
     llm = first.llm
     root = Node(Problem(PROMPTS[0]), key=12345)
-    child = Node(
-        root.problem, Step(" Ste\n", tuple(first.tokenizer(" Ste\n", add_special_tokens=False)["input_ids"])), root, 7
-    )
+    ids = tuple(first.tokenizer(" Ste\n", add_special_tokens=False)["input_ids"])
+    child = Node(root.problem, Step(" Ste\n", ids), root, 7)
     before = prefix_hits(llm)
     options = {"reward_model": ToyReward()}
     together = solve_batch(PROMPTS, REBASE(8), first, **options)
