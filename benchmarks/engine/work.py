@@ -1,0 +1,143 @@
+"""The work that is timed: random models, prompts, choices of parents, the machine, and the floor."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from inferscale.flops.formulas import forward_flops, model_spec
+
+SIZES = {
+    "s": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 688},
+    "m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
+    "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
+    "xl": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "intermediate_size": 8192},
+}
+KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8}
+VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the work runs, and how it is timed."""
+
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        """CPU seconds of the process; on a GPU, which works on its own, seconds until it has finished."""
+        clock = time.process_time if self.device == "cpu" else time.perf_counter
+        self._wait()
+        start = clock()
+        run()
+        self._wait()
+        return clock() - start
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+
+    def gemm_rate(self) -> float:
+        """FLOPs per second of a square matrix product: the best of ten."""
+        size = 1024 if self.device == "cpu" else 8192
+        a, b = (torch.randn(size, size, device=self.device, dtype=getattr(torch, self.dtype)) for _ in range(2))
+        return 2 * size**3 / min(self.seconds(lambda: a @ b) for _ in range(10))
+
+    def memory_rate(self) -> float:
+        """Bytes per second read by a sum over 256 MiB: the best of ten."""
+        ones = torch.ones(2**26, device=self.device)
+        return ones.numel() * ones.element_size() / min(self.seconds(ones.sum) for _ in range(10))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows that grow by steps over one shared prompt, parents drawn again between the steps."""
+
+    prompt: int
+    rows: int
+    tokens: int
+    step: int
+    problems: int = 1
+    common: int = 0  # tokens that the prompts of all problems begin with
+
+    @property
+    def steps(self) -> int:
+        """Steps of each row."""
+        return self.tokens // self.step
+
+    def parents(self, turn: int) -> list[int]:
+        """Which row each row of the next step continues, sorted."""
+        rng = random.Random(turn)
+        return sorted(rng.choices(range(self.rows), k=self.rows))
+
+    def prompt_ids(self, problem: int = 0) -> list[int]:
+        """The prompt of a problem."""
+        common, own = random.Random("common"), random.Random(f"prompt {problem}")
+        return [(common if place < self.common else own).randrange(10, 4000) for place in range(self.prompt)]
+
+
+def make_model(size: str, machine: Machine) -> Any:
+    config = LlamaConfig(
+        **SIZES[size],
+        num_key_value_heads=KV_HEADS[size],
+        vocab_size=VOCABULARY[size],
+        max_position_embeddings=4096,
+        tie_word_embeddings=size != "l",
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+    return model.to(device=machine.device, dtype=getattr(torch, machine.dtype))
+
+
+def make_tokenizer(vocabulary: int) -> Any:
+    """One word for each id: decoding costs what it costs with a real tokenizer of this size."""
+    vocab = {f"w{i}": i for i in range(vocabulary)}
+    core = Tokenizer(models.WordLevel(vocab, unk_token="w0"))
+    core.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="w2", pad_token="w0")
+
+
+def floor_flops(model: Any, work: Work) -> int:
+    """Closed form with the prompt read once and every sampled token but the last of a path read once."""
+    spec = model_spec(model.config)
+    total = forward_flops(spec, work.prompt, logits=1).causal
+    for past in range(work.prompt, work.prompt + work.tokens - 1):
+        total += work.rows * forward_flops(spec, 1, past, logits=1).causal
+    return work.problems * total
+
+
+def floor_bytes(model: Any, work: Work) -> int:
+    """What every token of the rows must read: the weights, the prompt's keys and values once, the rows' own."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    if not model.config.tie_word_embeddings:
+        weights -= model.get_input_embeddings().weight.numel() * model.dtype.itemsize
+    suffixes = work.rows * (work.tokens - 1) / 2
+    return round(work.tokens * (weights + work.problems * (work.prompt + suffixes) * bytes_per_token(model)))
+
+
+def bytes_per_token(model: Any) -> int:
+    """Keys and values of one token."""
+    config = model.config
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+
+
+def compare(ways: dict[str, Callable[[], object]], repeats: int, machine: Machine) -> dict[str, float]:
+    """Median seconds of each way, the ways taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode():
+        for _ in range(repeats):
+            for name, run in ways.items():
+                times[name].append(machine.seconds(run))
+    return {name: statistics.median(values) for name, values in times.items()}
