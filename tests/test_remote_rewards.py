@@ -12,11 +12,15 @@ from inferscale.engine import solve_batch
 from inferscale.generators._remote_retry import RemoteError
 from inferscale.rewards import (
     FORMATS,
+    CalibratedReward,
+    EnsembleReward,
     HFOutcomeRewardModel,
     HFProcessRewardModel,
+    PlattCalibration,
     SGLangRewardModel,
     VLLMOutcomeRewardModel,
     VLLMRewardModel,
+    WeightedReward,
 )
 from inferscale.strategies import REBASE, BeamSearch
 from inferscale.testing import PROMPTS, ToyGenerator, check_reward_model
@@ -181,6 +185,16 @@ def test_a_format_of_ones_own(server, qwen_folder, local):
     form = dataclasses.replace(FORMATS["qwen"], name="mine")
     reward = VLLMRewardModel(server.url, "judge", checkpoint=qwen_folder, format=form)
     close(reward.step_scores(NODES), local.step_scores(NODES))
+
+
+def test_what_is_made_of_remote_models_is_concurrent_too(server, qwen_folder, local):
+    reward = remote(server, qwen_folder, check=False)
+    assert EnsembleReward([reward, reward]).concurrent
+    assert not EnsembleReward([reward, local]).concurrent
+    assert WeightedReward([reward, reward]).concurrent
+    assert not WeightedReward([reward, lambda prompts, completions: [0.0] * len(prompts)]).concurrent
+    assert CalibratedReward(reward, PlattCalibration(1.0, 0.0)).concurrent
+    assert not CalibratedReward(local, PlattCalibration(1.0, 0.0)).concurrent
 
 
 # -- whole solutions --------------------------------------------------------------------------------------------------

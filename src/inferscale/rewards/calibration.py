@@ -136,6 +136,7 @@ class CalibratedReward(ProcessRewardModel):
         if not isinstance(model, ProcessRewardModel):
             raise TypeError(f"CalibratedReward needs step scores, which {type(model).__name__} does not give")
         self.model = model
+        self.concurrent = model.concurrent
         self.calibration = calibration
         self.reduction = reduction or model.reduction
 

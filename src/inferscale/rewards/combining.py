@@ -59,6 +59,7 @@ class EnsembleReward(RewardModel):
         if weights is not None and join == "min":
             raise ValueError('weights belong to join="mean": the least score has none')
         self.models = tuple(models)
+        self.concurrent = all(model.concurrent for model in self.models)
         self.join = join
         self.weights = _checked_weights(weights, len(self.models))
         if reduction is not None and not is_process(self):
@@ -138,6 +139,7 @@ class WeightedReward(RewardModel):
         """
         self.parts = tuple(part if isinstance(part, RewardModel) else RewardFunction(part) for part in parts)
         check_members(self.parts)
+        self.concurrent = all(part.concurrent for part in self.parts)
         self.weights = _checked_weights(weights, len(self.parts))
 
     def score(self, nodes: Sequence[Node]) -> list[float]:

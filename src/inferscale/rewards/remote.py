@@ -31,9 +31,11 @@ class VLLMRewardModel(ProcessRewardModel):
     """Scores every step with a process reward model that a vLLM server runs, as `HFProcessRewardModel` reads it.
 
     Problem and steps become token ids here, in the layout that the checkpoint was trained with, and are posted to
-    ``/pooling`` with the task ``token_classify``. Start the server with ``--runner pooling``; for a model whose steps
-    end with a tag add ``--pooler-config '{"step_tag_id": ID}'``, and for one that says good and bad with tokens
-    ``"returned_token_ids": [GOOD, BAD]`` there, so that only what is needed is sent back.
+    ``/pooling`` with the task ``token_classify``. Start the server with ``--runner pooling``. Where steps end with a
+    tag, ``--pooler-config '{"step_tag_id": ID}'`` keeps it from sending the scores of all other tokens. A language
+    model that says good and bad with tokens must be served as a classifier of the two, good first: with
+    ``--convert classify --hf-overrides '{"architectures": ["LlamaForSequenceClassification"],
+    "classifier_from_token": ["+", "-"], "method": "no_post_processing"}'``.
 
     The endpoint does not read the prefix cache: every call reads, and is charged with, whole solutions.
 
@@ -128,7 +130,7 @@ def _score(step_format: StepFormat, row: list[float]) -> float:
     if len(row) != wanted:
         raise RemoteError(
             f"the server sent {len(row)} numbers for each step where format {step_format.name!r} needs {wanted}: this "
-            "is another model, or a language model whose good and bad tokens are not in returned_token_ids"
+            "is another model, or it is not served as VLLMRewardModel says"
         )
     match kind:
         case TokenPair() | Sigmoid():
