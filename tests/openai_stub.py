@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,13 +49,29 @@ class Letters:
 
     def next(self, ids: list[int], noise: str) -> int:
         text = self.decode(ids)
-        line = text.rpartition("\n")[2]
         u = unit_hash(f"{text}|{noise}")
+        if self.goal in text:
+            return self.eos if text.rpartition(self.goal)[2] else 48 + int(u * 4)
         if text.count("\n") < 3:
             return ord("\n") if u < 0.2 else 97 + int(u * 26)
-        if line.startswith(self.goal):
-            return self.eos if line != self.goal else 48 + int(u * 4)
-        return ord(self.goal[len(line)]) if self.goal.startswith(line) else self.eos
+        return ord(self.goal[len(text.rpartition("\n")[2])])
+
+
+class LetterTokenizer:
+    """`Letters` as a tokenizer."""
+
+    eos_token_id = Letters.eos
+    chat_template = None
+    all_special_tokens = ("<eos>",)
+
+    def __len__(self) -> int:
+        return 128
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": Letters().encode(text)}
+
+    def decode(self, ids: list[int], **options: Any) -> str:
+        return Letters().decode(ids)
 
 
 @dataclass
@@ -100,6 +117,7 @@ class Stub:
     samples: bool = True
     context: int = 4096
     key: str | None = None
+    delay: float = 0.0
     misbehave: Misbehaviour = lambda body, before: None
     requests: list[dict[str, Any]] = field(default_factory=list)
     busy: int = 0
@@ -193,6 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         before = self.stub.note(body)
         self.stub.count(1)
         try:
+            time.sleep(self.stub.delay)
             self._respond(body, before)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
@@ -240,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
         self.close_connection = True
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, *args: Any) -> None:
         """Says nothing."""
 
 

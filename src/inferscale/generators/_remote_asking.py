@@ -109,7 +109,7 @@ class Asking:
         read, counts = self._counts(samples[0], reply, choices, asked)
         for sample, choice, tokens in zip(samples, choices, counts, strict=False):
             sample.take(choice, tokens, read)
-        self.server.count(samples=len(choices))
+        self.server.count(samples=sum(sample.error is None for sample in samples[: len(choices)]))
 
     def _fields(self, samples: Sequence[RemoteSample]) -> dict[str, Any]:
         first, sampling, prefix = samples[0], self.sampling, samples[0].prefix()
@@ -139,5 +139,5 @@ class Asking:
             if read is None:
                 read = self.reading.count(sample.prefix())
             if total is None:
-                total = sum(len(self.reading.text.encode_plain(choice.text)) for choice in reply.choices)
+                total = sum(self.reading.count_sampled(choice) for choice in reply.choices)
         return read or 0, tokens_of(choices, total or 0, asked)

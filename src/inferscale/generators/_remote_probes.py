@@ -6,13 +6,16 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from ._remote_replies import Reply
 from ._remote_retry import Patience, RemoteError
 from ._remote_server import Prefix, Server
 
 T = TypeVar("T")
+
+Stops: TypeAlias = Literal["kept", "ignored", "hidden"]
+"""Whether the text of a sample holds the stop string that ended it, goes on after it, or ends before it."""
 
 FIRST_CONTACT = 30.0  # seconds: a wrong address should not look like a busy server for a quarter of an hour
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
@@ -86,17 +89,19 @@ class Support:
         return together == alone + texts(None, 2) or alone != texts(None, 1)
 
     @property
-    def kept_stops(self) -> bool:
-        """Whether the text of a choice holds the stop string that ended it, on a server that does not name it."""
+    def stops(self) -> Stops:
+        """What a server that does not name the stop string does with it."""
         return self._once("stops", self._find_stops)
 
-    def _find_stops(self) -> bool:
+    def _find_stops(self) -> Stops:
         first = self._known["contact"].choices[0]
-        stop = next((c for place, c in enumerate(first.text) if place == first.text.find(c) > 0 and c.strip()), None)
+        stop = next((c for i, c in enumerate(first.text[:-1]) if i == first.text.find(c) > 0 and c.strip()), None)
         if first.tells_stop or stop is None:
-            return False
+            return "hidden"
         reply = self._served(8, stop=[stop])
-        return reply is not None and stop in reply.choices[0].text  # its token may hold more
+        if reply is None or stop not in reply.choices[0].text:
+            return "hidden"
+        return "ignored" if reply.choices[0].text == first.text else "kept"
 
     @property
     def logprobs(self) -> bool:
@@ -113,9 +118,7 @@ class Support:
 
     def _find_ids(self, prompt: tuple[int, ...]) -> bool:
         reply = self._served(1, Prefix("", ids=prompt), return_token_ids=True)
-        if reply is None or reply.choices[0].token_ids is None:
-            return False
-        return reply.prompt_tokens in (None, len(prompt))  # ids, not as many prompts
+        return reply is not None and reply.prompt_tokens in (None, len(prompt))  # ids, not as many prompts
 
     @property
     def continuing(self) -> bool:

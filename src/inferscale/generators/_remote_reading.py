@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from ._remote_replies import Choice
 from ._remote_server import Prefix
 from .prompts import PromptFormat
 from .text import TokenText
@@ -20,11 +21,13 @@ class Reading:
     Attributes:
         text: Text of ids, step ends.
         chat: Whether prompts go through its chat template.
+        vocabulary: Number of its tokens.
         encode: Ids of a prompt.
     """
 
     text: TokenText
     chat: bool
+    vocabulary: int
     encode: Callable[[str], tuple[int, ...]]
 
     @classmethod
@@ -37,7 +40,7 @@ class Reading:
         end = tokenizer.eos_token_id
         text = TokenText(tokenizer, delimiter, () if end is None else (end,))
         prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-        return cls(text, prompts.chat, lru_cache(maxsize=4096)(prompts.encode))
+        return cls(text, prompts.chat, len(tokenizer), lru_cache(maxsize=4096)(prompts.encode))
 
     def count(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""
@@ -45,3 +48,8 @@ class Reading:
             return len(prefix.ids)
         answer = self.text.encode_plain(prefix.answer) if prefix.answer else []
         return len(self.encode(prefix.prompt)) + len(answer)
+
+    def count_sampled(self, choice: Choice) -> int:
+        """Tokens of a sample; a stop string or an end of sequence that its text does not show counts as one."""
+        unseen = choice.finish == "stop" and self.text.delimiter not in choice.text
+        return len(self.text.encode_plain(choice.text)) + unseen

@@ -33,11 +33,13 @@ def sample_seed(node_key: int, draw: int) -> int:
 def tokens_of(choices: Sequence[Choice], total: int, asked: int) -> list[int]:
     """Tokens of each choice of a request for at most `asked` tokens each, which add up to `total`.
 
-    Ids tell; without them, choices cut by their length have what was asked for, and the rest is divided by the
-    lengths of the texts.
+    Ids tell, or log-probabilities; without them, choices cut by their length have what was asked for, and the rest is
+    divided by the lengths of the texts.
     """
     if all(choice.token_ids is not None for choice in choices):
         return [len(choice.token_ids or ()) for choice in choices]
+    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) == total:
+        return known
     cut = [choice.finish == "length" for choice in choices]
     full = min(asked, total // sum(cut)) if any(cut) else 0
     weights = [0 if is_cut else len(choice.text) + 1 for choice, is_cut in zip(choices, cut, strict=True)]

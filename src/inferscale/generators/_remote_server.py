@@ -132,12 +132,14 @@ class Server:
         except openai.APIConnectionError as error:
             raise RemoteError(self._clean(f"no connection to the server: {error.__cause__ or error}"), "busy") from None
         except openai.APIStatusError as error:
-            message = self._clean(str(error.body if isinstance(error.body, str) else error.message))
+            message = self._clean(_message(error.body) or error.message)
             raise error_of_status(error.status_code, message, error.response.headers, error.code) from None
         except openai.OpenAIError as error:
             raise RemoteError(self._clean(f"{type(error).__name__}: {error}"), "broken") from None
         except RemoteError as error:
             raise RemoteError(self._clean(str(error)), error.kind) from None
+        if "return_token_ids" in fields and any(choice.token_ids is None for choice in reply.choices):
+            raise RemoteError("the server left out the token ids that it was asked for", "broken")
         if self._needs_usage and None in (reply.prompt_tokens, reply.generated_tokens):
             raise RemoteError("the server does not say how many tokens it used: pass tokenizer=... to count", "broken")
         return reply
@@ -162,3 +164,11 @@ class Server:
     def logprobs_field(self) -> bool | int:
         """What asks for the log-probability of each sampled token."""
         return True if self.chat else 1
+
+
+def _message(body: object) -> str | None:
+    """What the body of an error says."""
+    if isinstance(body, dict):
+        said = body.get("message") or body.get("detail")
+        return None if said is None else str(said)
+    return body if isinstance(body, str) else None

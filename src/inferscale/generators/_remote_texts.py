@@ -5,6 +5,7 @@ from __future__ import annotations
 from inferscale.flow import GenerateRequest
 from inferscale.tree import FinishReason, Step
 
+from ._remote_probes import Stops
 from ._remote_replies import Choice
 from ._remote_samples import RemoteSample
 from ._remote_server import Prefix
@@ -27,14 +28,14 @@ class TextSample(RemoteSample):
         index: int,
         limits: Limits,
         delimiter: str,
-        keeps_stops: bool,
+        server_stops: Stops,
         forced: int | None,
     ) -> None:
         path = sum(step.generated_tokens for step in request.node.steps)
         super().__init__(request, index, limits, limits.room(0, path))
         self.forced = forced
         self._delimiter = delimiter
-        self._keeps_stops = keeps_stops
+        self._server_stops = server_stops
         self._text = request.forced
         self._blanks = 0
 
@@ -56,15 +57,19 @@ class TextSample(RemoteSample):
         self._text += choice.text
         stops = self.request.until == "step"
         if stops and self._cut(choice):
-            self.finish = "step"
+            self.finish = self._end_of_step
         elif choice.finish == "length":
             self.finish = self._reason_at_length(cut_short)
         elif stops and self._at_delimiter(choice):
             self._text += "" if self._delimiter in choice.text else self._delimiter
-            self.finish = "step" if self._cut(choice) else None
+            self.finish = self._end_of_step if self._cut(choice) else None
         else:
             self._text = self._text if self._text.strip() else self.request.forced
             self.finish = "eos"
+
+    @property
+    def _end_of_step(self) -> FinishReason:
+        return "length" if self._spent >= self._room else "step"
 
     def _cut(self, choice: Choice) -> bool:
         """Whether the text has come to the end of a step.
@@ -73,7 +78,7 @@ class TextSample(RemoteSample):
         stop strings sends beyond it is cut.
         """
         end = step_end(self._text, self._delimiter, len(self.request.forced))
-        if 0 <= end < len(self._text) and not (self._keeps_stops and choice.finish == "stop"):
+        if 0 <= end < len(self._text) and not (self._server_stops == "kept" and choice.finish == "stop"):
             self._text, self._logprobs = self._text[:end], None
         return end >= 0
 
@@ -85,7 +90,7 @@ class TextSample(RemoteSample):
         """
         if self._delimiter in choice.text:
             return True
-        if choice.tells_stop or self._keeps_stops:
+        if choice.tells_stop or self._server_stops != "hidden":
             return choice.stopped_by == self._delimiter
         self._blanks = 0 if choice.text.strip() else self._blanks + 1
         return self._blanks <= _BLANKS

@@ -186,7 +186,7 @@ class OpenAIGenerator(Generator):
         if reading is not None and forced is not None and self._takes_ids(node, reading):
             prompt, path = reading.encode(node.problem.prompt), path_ids(node)
             return [
-                IdSample(Branch(request, index, 0, prompt, path, forced, reading.text, self.limits))
+                IdSample(Branch(request, index, 0, prompt, path, forced, reading.text, self.limits), reading.vocabulary)
                 for index in range(request.n)
             ]
         if (node.text or request.forced) and not support.continuing:
@@ -194,10 +194,10 @@ class OpenAIGenerator(Generator):
                 "this server's chat endpoint cannot go on with an answer that has begun: use "
                 'endpoint="completions" (with tokenizer=... for the chat template), or a strategy of whole answers'
             )
-        kept = request.until == "step" and support.kept_stops
+        stops = support.stops if request.until == "step" else "hidden"
         count = None if forced is None else len(forced)
         delimiter = self._asking.sampling.delimiter
-        return [TextSample(request, index, self.limits, delimiter, kept, count) for index in range(request.n)]
+        return [TextSample(request, index, self.limits, delimiter, stops, count) for index in range(request.n)]
 
     def _takes_ids(self, node: Node, reading: Reading) -> bool:
         if self._asking.server.chat:

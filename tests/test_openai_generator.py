@@ -1,0 +1,399 @@
+"""`OpenAIGenerator` on a toy server: what it sends, what it makes of the answers, what it charges."""
+
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.openai_stub import Letters, LetterTokenizer, Stub, serving
+from tests.tiny_models import byte_tokenizer, root, tiny_model
+
+from inferscale import REBASE, Budget, HFGenerator, OpenAIGenerator, RepeatedSampling, solve, solve_batch
+from inferscale.flops import estimate_flops
+from inferscale.flow import GenerateRequest
+from inferscale.generators._remote_replies import Choice
+from inferscale.generators._remote_samples import tokens_of
+from inferscale.render import render_tree
+from inferscale.testing import PROMPTS, ToyReward, check_generator
+from inferscale.tree import Node, Problem, Step, branch_key
+
+PLAIN = frozenset({"seed"})
+SERVERS = {
+    "n by the rule": Stub,
+    "n ignored": lambda: Stub(n="ignored"),
+    "n with one seed": lambda: Stub(n="same"),
+    "n with other seeds": lambda: Stub(n="other"),
+    "stops kept": lambda: Stub(stops="kept"),
+    "plain": lambda: Stub(n="ignored", fields=PLAIN),
+    "overlooks fields": lambda: Stub(n="ignored", fields=PLAIN, strict=False),
+}
+
+
+class Reward(ToyReward):
+    concurrent = True
+
+
+def search(stub, strategy=None, prompts=PROMPTS, generator=None, **options):
+    """Results of a search on `stub`, and the generator."""
+    names = ("seed", "budget", "journal", "schedule")
+    solving = {name: options.pop(name) for name in names if name in options}
+    with serving(stub) as address:
+        generator = OpenAIGenerator(address, "toy", **options)
+        strategy = strategy or REBASE(4)
+        return solve_batch(list(prompts), strategy, generator, reward_model=Reward(), **solving), generator
+
+
+def pictures(results):
+    return [render_tree(result.root, max_text=999) for result in results]
+
+
+def drawn(stub):
+    """Requests that draw samples, and not those that find out what the server supports."""
+    return [body for body in stub.requests if body["max_tokens"] > 16]
+
+
+def requests_of(node, **options):
+    return [GenerateRequest(node, **options)]
+
+
+EXPECTED: list[list[str]] = []
+
+
+@pytest.fixture
+def expected():
+    """The trees of the best server."""
+    if not EXPECTED:
+        EXPECTED.append(pictures(search(Stub())[0]))
+    return EXPECTED[0]
+
+
+@pytest.mark.parametrize("name", ["n by the rule", "n with other seeds", "plain"])
+def test_it_keeps_the_promises_of_generators(name):
+    with serving(SERVERS[name]()) as address:
+        check_generator(OpenAIGenerator(address, "toy", max_new_tokens=60, max_step_tokens=20), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("options", [{"endpoint": "chat"}, {"tokenizer": LetterTokenizer()}], ids=["chat", "ids"])
+def test_it_keeps_them_in_chats_and_with_ids(options):
+    with serving(Stub()) as address:
+        check_generator(OpenAIGenerator(address, "toy", max_new_tokens=60, max_step_tokens=20, **options), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_trees_do_not_depend_on_what_the_server_supports(name, expected):
+    stub = SERVERS[name]()
+    results, _ = search(stub)
+    assert pictures(results) == expected
+    assert all("n" not in body or name in ("n by the rule", "stops kept", "stops ignored") for body in drawn(stub))
+
+
+def test_ids_give_the_same_trees_as_text(expected):
+    assert pictures(search(Stub(), tokenizer=LetterTokenizer())[0]) == expected
+
+
+def chain(generator, key):
+    """A path sampled step by step to its end."""
+    node = Node(Problem("How many?"), key=key)
+    while not node.is_finished:
+        (step,) = generator.generate(requests_of(node))[0]
+        node = Node(node.problem, step, node, branch_key(node.key, 0))
+    return node
+
+
+def test_a_server_that_hides_what_ended_a_sample_gives_the_same_steps():
+    with serving(Stub()) as one, serving(Stub(stops="cut")) as other:
+        told, cut = OpenAIGenerator(one, "toy"), OpenAIGenerator(other, "toy")
+        for key in range(8):
+            expected, found = chain(told, key), chain(cut, key)
+            texts = [step.text for step in found.steps]
+            assert texts == [*(step.text for step in expected.steps[:-1]), expected.step.text + "\n", ""]
+            assert found.step.finish_reason == "eos"
+
+
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+def test_what_a_server_sends_beyond_the_step_is_cut_and_paid_for(tokenizer):
+    stub = Stub(stops="ignored")
+    with serving(stub) as address:
+        leaf = chain(OpenAIGenerator(address, "toy", tokenizer=tokenizer), 1)
+    usages = [stub.answer(body, chat=False)[1]["usage"] for body in drawn(stub)]
+    assert [step.generated_tokens for step in leaf.steps] == [usage["completion_tokens"] for usage in usages]
+    assert [step.text.strip() + "\n" == step.text.lstrip() for step in leaf.steps] == [True] * (leaf.depth - 1) + [
+        False
+    ]
+    assert leaf.text.rpartition("\n")[2].startswith("The answer is ")
+    assert leaf.step.finish_reason == "eos"
+
+
+@pytest.mark.parametrize("options", [{"schedule": "stream"}, {"max_concurrency": 1}], ids=str)
+def test_trees_do_not_depend_on_the_schedule(options, expected):
+    assert pictures(search(Stub(), **options)[0]) == expected
+
+
+def test_another_seed_gives_other_trees(expected):
+    assert pictures(search(Stub(), seed=1)[0]) != expected
+
+
+def test_nothing_is_sent_that_the_server_refused_or_overlooked():
+    for strict in (True, False):
+        stub = Stub(fields=frozenset(), strict=strict)
+        search(stub, tokenizer=LetterTokenizer())
+        sent = {name for body in drawn(stub) for name in body}
+        extra = {"seed"} if not strict else set()  # a seed that has no effect cannot be told from a hidden one
+        assert sent <= {"model", "prompt", "max_tokens", "temperature", "top_p", "stop", "n"} | extra
+
+
+def test_prompts_are_ids_that_begin_as_their_parents_do():
+    stub = Stub()
+    results, _ = search(stub, tokenizer=LetterTokenizer())
+    prompts = {tuple(body["prompt"]) for body in drawn(stub)}
+    for result in results:
+        start = tuple(Letters().encode(result.problem.prompt))
+        inner = [node for node in result.root.walk() if node.children]
+        assert {start + node.token_ids for node in inner} <= prompts
+        for node in result.root.walk():
+            assert Letters().decode(list(node.token_ids)) == node.text
+    assert all(body["return_token_ids"] for body in drawn(stub))
+
+
+class Model:
+    """A tiny transformer as a language, greedy."""
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer, self.eos = model, tokenizer, tokenizer.eos_token_id
+
+    def encode(self, text):
+        return self.tokenizer(text)["input_ids"]
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def next(self, ids, noise):
+        return int(self.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+
+
+@pytest.mark.parametrize("until", ["step", "end"])
+def test_greedy_ids_and_prices_are_those_of_the_in_process_generator(until):
+    model, tokenizer = tiny_model("llama", seed=3), byte_tokenizer()
+    limits = {"max_step_tokens": 9, "max_new_tokens": 24, "temperature": 0}
+    local = HFGenerator(model, tokenizer, **limits)
+    with serving(Stub(language=Model(model, tokenizer))) as address:
+        remote = OpenAIGenerator(address, "toy", tokenizer=tokenizer, config=model.config, **limits)
+        ours, theirs = root("Step 1: a b"), root("Step 1: a b")
+        for _ in range(2):
+            steps = (
+                local.generate(requests_of(ours, until=until))[0] + remote.generate(requests_of(theirs, until=until))[0]
+            )
+            pictures = [(s.text, s.token_ids, s.finish_reason, s.inner_ends, s.prompt_tokens, s.flops) for s in steps]
+            assert pictures[0] == pictures[1]
+            if ours.is_finished or steps[0].finish_reason != "step":
+                break
+            ours = Node(ours.problem, steps[0], ours, branch_key(ours.key, 0))
+            theirs = Node(theirs.problem, steps[1], theirs, branch_key(theirs.key, 0))
+    assert ours.depth == (2 if until == "step" else 0)
+
+
+def test_costs_are_what_the_server_counted():
+    stub = Stub()
+    results, generator = search(stub)
+    replies = [stub.answer(body, chat=False)[1]["usage"] for body in stub.requests]
+    spent = sum(usage["completion_tokens"] for usage in replies)
+    assert sum(result.cost.generated_tokens for result in results) == spent - generator.stats.probe_tokens > 0
+    assert [result.cost.prompt_tokens for result in results] == [len(prompt) for prompt in PROMPTS]
+
+
+def test_flops_are_the_closed_form_with_the_prompt_read_once():
+    config = tiny_model().config
+    (result,), _ = search(Stub(), RepeatedSampling(3), PROMPTS[:1], config=config, max_new_tokens=20)
+    sizes = [leaf.step.generated_tokens for leaf in result.leaves]
+    assert sizes == [20, 20, 20]
+    assert result.cost.generator_flops == estimate_flops(config, prompt=len(PROMPTS[0]), new=20, n=3)
+
+
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+def test_forced_text_is_charged_once(tokenizer):
+    with serving(Stub()) as address:
+        generator = OpenAIGenerator(address, "toy", tokenizer=tokenizer)
+        steps = generator.generate(requests_of(Node(Problem("How many?"), key=5), n=3, forced="So then "))[0]
+    assert [step.prompt_tokens for step in steps] == [9 + 8, 0, 0]
+    assert all(step.text.startswith("So then ") for step in steps)
+    assert all(step.generated_tokens == len(step.text) - 8 for step in steps)
+
+
+def test_without_usage_the_tokenizer_counts():
+    results, _ = search(Stub(usage=False, fields=PLAIN), tokenizer=LetterTokenizer())
+    for result in results:
+        assert result.cost.prompt_tokens == len(result.problem.prompt)
+        for leaf in result.leaves:
+            assert leaf.step.generated_tokens == len(leaf.step.text) + 1
+
+
+def test_logprobs():
+    node = Node(Problem("How many?"), key=5)
+    with serving(Stub()) as address:
+        plain = OpenAIGenerator(address, "toy").generate(requests_of(node))[0][0]
+        cool = OpenAIGenerator(address, "toy", temperature=0.5).generate(requests_of(node))[0][0]
+        chat = OpenAIGenerator(address, "toy", endpoint="chat").generate(requests_of(node))[0][0]
+        none = OpenAIGenerator(address, "toy", logprobs=False).generate(requests_of(node))[0][0]
+    assert plain.confidence == pytest.approx(plain.logprob / plain.generated_tokens)
+    assert cool.logprob is None
+    assert cool.confidence == plain.confidence
+    assert chat.logprob < 0
+    assert none.logprob is none.confidence is None
+    with serving(Stub(fields=PLAIN)) as address:
+        assert OpenAIGenerator(address, "toy").generate(requests_of(node))[0][0].confidence is None
+        with pytest.raises(ValueError, match="returns no log-probabilities"):
+            OpenAIGenerator(address, "toy", logprobs=True).generate(requests_of(node))
+
+
+def test_lengths():
+    node = Node(Problem("How many?"), key=6)
+    with serving(Stub()) as address:
+
+        def reason(request_options=None, **options):
+            step = OpenAIGenerator(address, "toy", **options).generate(requests_of(node, **(request_options or {})))[0][
+                0
+            ]
+            return step.finish_reason, step.generated_tokens
+
+        assert reason(max_step_tokens=1) == ("step", 1)
+        assert reason(max_new_tokens=1) == ("length", 1)
+        assert reason({"max_tokens": 1}) == ("budget", 1)
+        assert reason({"until": "end"})[0] == "eos"
+        full = Node(node.problem, Step("ab\n", num_tokens=3), node, 7)
+        empty = OpenAIGenerator(address, "toy", max_new_tokens=3).generate(requests_of(full))[0][0]
+        assert (empty.finish_reason, empty.generated_tokens) == ("empty", 0)
+
+
+def test_inner_steps_of_a_completion():
+    with serving(Stub()) as address:
+        step = OpenAIGenerator(address, "toy").generate(requests_of(Node(Problem("x"), key=1), until="end"))[0][0]
+    pieces = [text for text, _ in step.inner_steps()]
+    assert "".join(pieces) == step.text
+    assert [piece.endswith("\n") for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_token_budgets_are_never_passed(tokens):
+    (result,), _ = search(Stub(), prompts=PROMPTS[:1], budget=Budget(tokens=tokens), max_step_tokens=10)
+    assert 0 < result.cost.tokens <= tokens
+
+
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+def test_a_path_ends_where_the_context_is_full(tokenizer):
+    context = len(PROMPTS[0]) + 12
+    (result,), generator = search(Stub(context=context), RepeatedSampling(2), PROMPTS[:1], tokenizer=tokenizer)
+    assert [leaf.step.finish_reason for leaf in result.leaves] == ["length", "length"]
+    assert [leaf.step.generated_tokens for leaf in result.leaves] == [12, 12]
+    assert generator.stats.failed_samples == 0
+
+
+def test_a_prompt_that_is_too_long_fails_alone():
+    prompts = [PROMPTS[0], "x" * 200]
+    (fine, failed), _ = search(Stub(context=120), prompts=prompts)
+    assert fine.answer is not None
+    assert failed.answer is None
+    assert "maximum context length is 120" in failed.leaves[0].text
+    assert failed.leaves[0].step.finish_reason == "error"
+
+
+def test_at_most_so_many_requests_at_a_time():
+    stub = Stub(n="ignored", delay=0.01)
+    search(stub, RepeatedSampling(12), max_concurrency=3)
+    assert 1 < stub.most_busy <= 3
+
+
+def test_a_server_that_does_not_sample_is_told_of_once():
+    stub = Stub(samples=False)
+    with pytest.warns(UserWarning, match="same text at any temperature") as warned:
+        search(stub, RepeatedSampling(4))
+    assert len(warned) == 1
+    search(Stub(samples=False), RepeatedSampling(4), temperature=0)
+
+
+def test_a_chat_that_opens_another_turn_answers_whole_and_refuses_to_go_on():
+    stub = Stub(fields=PLAIN, strict=False)
+    results, _ = search(stub, RepeatedSampling(3), endpoint="chat", system_prompt="Be brief.")
+    assert all(result.answer is not None for result in results)
+    assert {turn["role"] for body in stub.requests for turn in body["messages"]} == {"system", "user"}
+    with pytest.raises(ValueError, match="cannot go on with an answer"):
+        search(Stub(fields=PLAIN, strict=False), endpoint="chat")
+
+
+def test_a_chat_template_needs_ids():
+    class Chatty(LetterTokenizer):
+        chat_template = "yes"
+
+        def apply_chat_template(self, messages, **options):
+            return {"input_ids": Letters().encode("[user]" + messages[-1]["content"])}
+
+    stub = Stub()
+    search(stub, tokenizer=Chatty())
+    assert {"".join(map(chr, body["prompt"][:6])) for body in drawn(stub)} == {"[user]"}
+    with pytest.raises(ValueError, match="takes no token ids"):
+        search(Stub(ids=False), tokenizer=Chatty())
+    search(Stub(ids=False), tokenizer=Chatty(), chat_template=False)
+
+
+def test_further_fields_are_sent():
+    stub = Stub(fields=frozenset({"seed", "top_k"}))
+    search(stub, extra_body={"top_k": 3})
+    assert {body["top_k"] for body in stub.requests} == {3}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_url": "localhost:8000"}, "give an address such as"),
+        ({"endpoint": "responses"}, 'choose "completions" or "chat"'),
+        ({"step_delimiter": ""}, "the text that ends a step"),
+        ({"temperature": -1}, "cannot be negative"),
+        ({"top_p": 0}, "above 0"),
+        ({"max_step_tokens": 0}, "positive"),
+        ({"max_concurrency": 0}, "at least one request"),
+        ({"timeout": 0}, "more than 0"),
+        ({"system_prompt": "Be brief."}, "need tokenizer"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        OpenAIGenerator(**{"base_url": "http://localhost/v1", "model": "toy", **options})
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r'pip install "inferscale\[openai\]"'):
+        OpenAIGenerator("http://localhost/v1", "toy")
+
+
+def test_the_first_samples_of_a_generator_can_be_asked_for_by_many_threads():
+    stub = Stub()
+    results, generator = search(stub, prompts=[*PROMPTS, *PROMPTS], schedule="stream")
+    assert len(results) == 6
+    assert generator.concurrent
+    assert sum(body["max_tokens"] == 8 and body["temperature"] == 0 for body in stub.requests) == 1
+
+
+def test_generating_nothing_asks_nothing():
+    stub = Stub()
+    with serving(stub) as address:
+        assert OpenAIGenerator(address, "toy").generate([]) == []
+    assert stub.requests == []
+
+
+def test_one_problem_alone():
+    with serving(Stub()) as address:
+        assert solve("How many?", RepeatedSampling(2), OpenAIGenerator(address, "toy")).answer is not None
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=6),
+    st.integers(0, 200),
+    st.integers(1, 50),
+)
+def test_tokens_of_choices_add_up(choices, total, asked):
+    parts = tokens_of([Choice("x" * size, "length" if cut else "stop") for size, cut in choices], total, asked)
+    assert sum(parts) == total
+    assert min(parts) >= 0
