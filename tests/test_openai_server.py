@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("served")
     model, tokenizer = zoo.load("policy-xs")
     model.generation_config.do_sample = True
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     model.save_pretrained(place)
     tokenizer.save_pretrained(place)
     return place
@@ -76,12 +77,12 @@ def generator(address, folder):
 
 
 def in_process(folder, **options):
-    return HFGenerator(str(folder), max_step_tokens=48, max_new_tokens=160, **options)
+    return HFGenerator(str(folder), max_step_tokens=48, max_new_tokens=160, temperature=0, **options)
 
 
 @pytest.mark.parametrize("strategy", [Greedy(), StepwiseGreedy(k=1)], ids=["whole", "by steps"])
 def test_greedy_text_and_price_equal_the_in_process_generators(address, folder, strategy):
-    local = in_process(folder, temperature=0)
+    local = in_process(folder, chat_template=False)
     remote = OpenAIGenerator(
         address, str(folder), max_step_tokens=48, max_new_tokens=160, temperature=0, config=local.model.config
     )
@@ -112,11 +113,10 @@ def test_it_keeps_the_promises_of_generators_that_take_no_seed(generator):
     check_generator(generator, PROMPTS[:2], reproducible=False)
 
 
-def test_chat_answers_whole_but_does_not_go_on(address, folder):
-    tokenizer = zoo.load("policy-xs")[1]
-    if tokenizer.chat_template is None:
-        pytest.skip("the embedded model has no chat template")
-    chat = OpenAIGenerator(address, str(folder), endpoint="chat", max_new_tokens=16)
-    assert solve_batch(PROMPTS[:1], RepeatedSampling(1), chat)[0].cost.generated_tokens > 0
+def test_chat_answers_whole_and_refuses_to_go_on(address, folder):
+    chat = OpenAIGenerator(address, str(folder), endpoint="chat", max_new_tokens=160, temperature=0)
+    found = solve_batch(PROMPTS[:1], Greedy(), chat)
+    expected = solve_batch(PROMPTS[:1], Greedy(), in_process(folder, chat_template=True))
+    assert found[0].text == expected[0].text != ""
     with pytest.raises(ValueError, match="cannot go on"):
         solve_batch(PROMPTS[:1], REBASE(2), chat, reward_model=ToyReward())
