@@ -26,7 +26,9 @@ def test_a_row_of_gsm8k():
 
 def test_a_row_of_math():
     row = {"problem": "Half?", "solution": r"So \boxed{\frac{1}{2}}.", "level": "Level 3", "subject": "Algebra"}
-    assert math_example(row, 0) == Example("Half?", r"\frac{1}{2}", r"So \boxed{\frac{1}{2}}.", "math/0", "level 3")
+    assert math_example(row, 0) == Example(
+        "Half?", r"\frac{1}{2}", r"So \boxed{\frac{1}{2}}.", "math/0", "level 3", "Algebra"
+    )
     row500 = {**row, "answer": "0.5", "level": 3, "unique_id": "test/algebra/1.json"}
     assert math_example(row500, 0).answer == "0.5"
     assert math_example(row500, 0).group == "level 3"
@@ -41,6 +43,7 @@ def test_a_row_of_svamp(body, joined):
            "Type": "Subtraction"}  # fmt: skip
     example = svamp_example(row, 0)
     assert (example.answer, example.id, example.group) == ("51", "svamp/chal-1", "Subtraction")
+    assert example.domain == example.group
     assert joined in example.question
 
 
@@ -115,6 +118,7 @@ def test_the_embedded_task():
     assert problems == zoo.problems("test")
     examples = load_examples("embedded", split="dev", limit=10)
     assert {e.group for e in examples} == {f"level {i}" for i in range(1, 6)}
+    assert {e.domain for e in load_examples("embedded")} == {"with division", "without division"}
     assert all(zoo.task.is_correct(e.question, e.solution) for e in examples)
     with pytest.raises(ValueError, match="'test' and 'dev'"):
         load_problems("embedded", split="train")

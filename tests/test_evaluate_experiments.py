@@ -5,14 +5,19 @@ from pathlib import Path
 import pytest
 
 from inferscale import RepeatedSampling, zoo
+from inferscale.evaluate import STYLES, Example, PromptStyle
 from inferscale.evaluate.experiments import (
     SimulatedReward,
+    compare_rewards,
     compare_strategies,
+    compare_styles,
     curves_by_group,
+    easy_or_hard,
     reward_quality_sweep,
     table_of_savings,
     temperature_sweep,
 )
+from inferscale.rewards import RewardFunction
 from inferscale.scaling import CurvePoint, scaling_curve
 from inferscale.strategies import REBASE
 from inferscale.testing import ToyGenerator, ToyReward
@@ -25,7 +30,13 @@ PROBLEMS = [Problem(f"How many are {index}?", str(index % 4), f"toy/{index}") fo
 def test_strategies_are_compared_at_every_size():
     points = compare_strategies(PROBLEMS, ToyGenerator(), ToyReward(), sizes=(2, 4), model="toy")
     found = {(p.strategy, p.n) for p in points if p.vote == "weighted"}
-    assert {("RepeatedSampling", 1), ("RepeatedSampling", 2), ("RepeatedSampling", 4), ("REBASE", 2)} <= found
+    assert {
+        ("Greedy", 1),
+        ("RepeatedSampling", 1),
+        ("RepeatedSampling", 2),
+        ("RepeatedSampling", 4),
+        ("REBASE", 2),
+    } <= found
     assert any(strategy.startswith("MCTS") for strategy, _ in found)
     assert {p.model for p in points} == {"toy"}
     plain = compare_strategies(PROBLEMS, ToyGenerator(), ToyReward(), sizes=(2, 4), mcts=False, model="toy")
@@ -49,6 +60,30 @@ def test_groups_are_measured_as_if_alone_and_add_up():
     assert list(split) == ["a", "b"]
     for index, p in enumerate(whole):
         assert p.accuracy == pytest.approx(sum(points[index].accuracy * 3 for points in split.values()) / 6)
+
+
+def test_levels_are_easy_or_hard():
+    assert [easy_or_hard(f"level {level}")[:4] for level in range(1, 6)] == ["easy", "easy", "hard", "hard", "hard"]
+    for group in ("Subtraction", "level 6", ""):
+        with pytest.raises(ValueError, match="is no level"):
+            easy_or_hard(group)
+
+
+def test_styles_ask_the_same_rows_and_read_each_in_its_way():
+    rows = [Example(problem.prompt, str(problem.answer)) for problem in PROBLEMS]
+    styles = {"plain": STYLES["plain"], "cut": PromptStyle("{question}", stop="answer is")}
+    curves = compare_styles(rows, styles, [RepeatedSampling(3)], ToyGenerator(), votes=["majority"])
+    alone = scaling_curve(PROBLEMS, [RepeatedSampling(3)], ToyGenerator(), votes=["majority"])
+    assert [p.per_problem for p in curves["plain"]] == [p.per_problem for p in alone]
+    assert {p.accuracy for p in curves["cut"]} == {0.0}, "its reader stops before the answer"
+
+
+def test_rewards_judge_the_same_samples():
+    judges = {"toy": ToyReward(), "blind": RewardFunction(lambda nodes: [0.5] * len(nodes))}
+    curves = compare_rewards(PROBLEMS, judges, [RepeatedSampling(4)], ToyGenerator(), sizes=[4])
+    by_vote = {name: {p.vote: p.accuracy for p in points} for name, points in curves.items()}
+    assert by_vote["toy"]["coverage"] == by_vote["blind"]["coverage"]
+    assert by_vote["blind"]["weighted"] == pytest.approx(by_vote["blind"]["majority"])
 
 
 def test_a_simulated_reward_is_right_as_often_as_it_says():
@@ -99,6 +134,9 @@ def test_the_example_runs(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     shown = capsys.readouterr().out
-    for part in ("Every strategy", "level 5", "T_b = 1.0", "AUC 0.99", "REBASE for the best of weighted sampling"):
+    for part in (
+        "Every strategy", "Greedy", "hard (levels 3-5)", "domains: with division", "T_b = 1.0", "direct answer",
+        "reward: checker", "AUC 0.99", "REBASE for the best of weighted sampling",
+    ):  # fmt: skip
         assert part in shown
     assert (tmp_path / "strategies.png").exists()

@@ -101,11 +101,15 @@ def _embedded(split: str | None) -> list[Example]:
 
     if split not in (None, "test", "dev"):
         raise ValueError(f"split={split!r}: the embedded task has 'test' and 'dev'")
-    problems = zoo.problems("dev" if split == "dev" else "test")
-    return [
-        Example(p.prompt, str(p.answer), zoo.task.solution(p.prompt), p.id or "", f"level {zoo.task.level_of(p)}")
-        for p in problems
-    ]
+    return [_embedded_example(problem) for problem in zoo.problems("dev" if split == "dev" else "test")]
+
+
+def _embedded_example(problem: Problem) -> Example:
+    from inferscale.zoo import task
+
+    solution, level = task.solution(problem.prompt), f"level {task.level_of(problem)}"
+    domain = "with division" if " / " in solution else "without division"
+    return Example(problem.prompt, str(problem.answer), solution, problem.id or "", level, domain)
 
 
 def _hub_rows(dataset: str, split: str | None) -> Iterable[Row]:

@@ -5,16 +5,18 @@ Each function measures and returns points (`inferscale.scaling.CurvePoint`); `in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from inferscale.functional import Reduction
 from inferscale.scaling import CostName, CurvePoint, compute_optimal, cost_ratio, scaling_curve, split_by
-from inferscale.strategies import MCTS, REBASE, RepeatedSampling
+from inferscale.strategies import MCTS, REBASE, Greedy, RepeatedSampling
 from inferscale.tree import Node, Problem
 from inferscale.zoo import simulated_score
 from inferscale.zoo.task import step_labels
+
+from .prompts import Example, PromptStyle
 
 
 class SimulatedReward(ProcessRewardModel):
@@ -51,7 +53,7 @@ def compare_strategies(
     mcts: bool = True,
     **options: Any,
 ) -> list[CurvePoint]:
-    """Sampling, REBASE and Monte Carlo tree search, every vote: the comparison of strategies at one model.
+    """Greedy, sampling, REBASE and Monte Carlo tree search, every vote: the comparison of strategies at one model.
 
     Args:
         problems: Problems with gold answers.
@@ -62,7 +64,7 @@ def compare_strategies(
             and 2 elsewhere, as the smallest setting of the paper.
         **options: As in `scaling_curve`.
     """
-    strategies: list[SearchStrategy] = [RepeatedSampling(max(sizes)), *map(REBASE, sizes)]
+    strategies: list[SearchStrategy] = [Greedy(), RepeatedSampling(max(sizes)), *map(REBASE, sizes)]
     if mcts:
         strategies += [MCTS(size, c_uct=1.0, root_branching=4, branching=2) for size in sizes]
     options.setdefault("sizes", sorted({1, *sizes}))
@@ -104,12 +106,10 @@ def reward_quality_sweep(
         reduction: How step scores become one score.
         **options: As in `scaling_curve`.
     """
-    strategies = [RepeatedSampling(width), REBASE(width)]
     options.setdefault("sizes", [width])
-    return {
-        auc: scaling_curve(problems, strategies, generator, reward_model=SimulatedReward(auc, reduction), **options)
-        for auc in aucs
-    }
+    judged = {str(auc): SimulatedReward(auc, reduction) for auc in aucs}
+    points = compare_rewards(problems, judged, [RepeatedSampling(width), REBASE(width)], generator, **options)
+    return {auc: points[str(auc)] for auc in aucs}
 
 
 def curves_by_group(
@@ -120,6 +120,51 @@ def curves_by_group(
     return {
         name: scaling_curve(members, strategies, generator, **options)
         for name, members in split_by(problems, groups).items()
+    }
+
+
+def easy_or_hard(group: str) -> str:
+    """The half of MATH's five levels that ``"level N"`` belongs to, as Wu et al. split them: easy 1-2, hard 3-5.
+
+    Raises:
+        ValueError: If the group is no level.
+    """
+    name, _, level = group.partition(" ")
+    if name != "level" or level not in {"1", "2", "3", "4", "5"}:
+        raise ValueError(f"group {group!r} is no level: split MATH or the embedded task, or use curves_by_group")
+    return "easy (levels 1-2)" if level in {"1", "2"} else "hard (levels 3-5)"
+
+
+def compare_styles(
+    examples: Sequence[Example], styles: Mapping[str, PromptStyle], strategies: Sequence[SearchStrategy],
+    generator: Generator, **options: Any,
+) -> dict[str, list[CurvePoint]]:  # fmt: skip
+    """Points of each prompt style over the same rows: what a chain of thought is worth against a direct answer.
+
+    Args:
+        examples: Rows with gold answers, for example from `load_examples`.
+        styles: Styles by name; each reads answers in its own way.
+        strategies: What is run with every style.
+        generator: The policy.
+        **options: As in `scaling_curve`.
+    """
+    return {
+        name: scaling_curve(
+            [style.problem(example) for example in examples], strategies, generator,
+            **{"extract_answer": style.reader(), **options},
+        )
+        for name, style in styles.items()
+    }  # fmt: skip
+
+
+def compare_rewards(
+    problems: Sequence[Problem], rewards: Mapping[str, RewardModel], strategies: Sequence[SearchStrategy],
+    generator: Generator, **options: Any,
+) -> dict[str, list[CurvePoint]]:  # fmt: skip
+    """Points of the same strategies judged by each reward model."""
+    return {
+        name: scaling_curve(problems, strategies, generator, reward_model=reward, **options)
+        for name, reward in rewards.items()
     }
 
 

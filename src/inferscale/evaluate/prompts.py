@@ -18,7 +18,8 @@ class Example:
         answer: The gold answer, without markup.
         solution: A worked solution, for few-shot prompts; ``""`` if there is none.
         id: A name for tables and files.
-        group: What results may be split by (a level, a subject, a type); ``""`` if there is nothing.
+        group: What results may be split by (a level, a type); ``""`` if there is nothing.
+        domain: The field that the question is from (a subject, a kind of operation); ``""`` if it is not known.
     """
 
     question: str
@@ -26,6 +27,7 @@ class Example:
     solution: str = ""
     id: str = ""
     group: str = ""
+    domain: str = ""
 
 
 @dataclass(frozen=True)

@@ -50,14 +50,15 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
     Args:
         row: The row.
         number: Its position, its name if it has none.
-        fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"`` and ``"group"``; those
-            left out are looked for under their own names, and under ``"prompt"`` for the question.
+        fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"``, ``"group"`` and
+            ``"domain"``; those left out are looked for under their own names, and under ``"prompt"`` for the question.
     """
-    names = {key: key for key in ("question", "answer", "solution", "id", "group")} | dict(fields)
+    extra = ("solution", "id", "group", "domain")
+    names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
     if "question" not in fields and "question" not in row and "prompt" in row:
         names["question"] = "prompt"
     # what was named must be there; only what is optional by nature and was not named may be missing
-    optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in ("solution", "id", "group")}
+    optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in extra}
     question, answer = str(row[names["question"]]), row[names["answer"]]
     if answer is None:
         raise ValueError(f"row {number} has no gold answer: {names['answer']!r} is null")
@@ -67,6 +68,7 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
         solution=_text(optional["solution"] or ""),
         id=str(number if optional["id"] is None else optional["id"]),
         group=_text("" if optional["group"] is None else optional["group"]),
+        domain=_text("" if optional["domain"] is None else optional["domain"]),
     )
 
 
@@ -88,7 +90,8 @@ def math_example(row: Row, number: int) -> Example:
         raise ValueError(f"row {number} of MATH has neither an answer nor a solution with \\boxed{{...}}")
     level = _text(row.get("level", "")).removeprefix("Level ")
     name = _text(row.get("unique_id", "")) or f"math/{number}"
-    return Example(question, answer, solution, name, f"level {level}" if level else "")
+    subject = _text(row.get("subject", row.get("type", "")))
+    return Example(question, answer, solution, name, f"level {level}" if level else "", subject)
 
 
 def svamp_example(row: Row, number: int) -> Example:
@@ -97,7 +100,8 @@ def svamp_example(row: Row, number: int) -> Example:
     question = f"{body}{'' if body[-1:] in '.?!,' else '.'} {_text(row['Question'])}"
     answer = normalize_answer(str(row["Answer"]))
     name = f"svamp/{row.get('ID', number)}"
-    return Example(question, answer, _text(row.get("Equation", "")), name, _text(row.get("Type", "")))
+    kind = _text(row.get("Type", ""))
+    return Example(question, answer, _text(row.get("Equation", "")), name, kind, kind)
 
 
 READERS: dict[str, Callable[[Row, int], Example]] = {
