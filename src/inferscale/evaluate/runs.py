@@ -54,8 +54,9 @@ def run_evaluation(
     """Solves and grades problems, each recorded in `directory` as soon as it is solved; the run.
 
     The same call again goes on where the last one ended, however it ended: solved problems are not solved again, and
-    half-done searches go on from their journal. In float32 the records are those of an undisturbed run (times and
-    memory apart). ``run.json`` holds the configuration and its versions, ``records.jsonl`` a line for each problem.
+    half-done searches go on from their journal. In float32 the records are those of an undisturbed run (times, memory
+    and the last digits of log-probabilities apart). ``run.json`` holds the configuration and its versions,
+    ``records.jsonl`` a line for each problem.
 
     Args:
         problems: Problems with gold answers, or prompts.
