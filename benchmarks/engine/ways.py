@@ -123,4 +123,6 @@ class Ours:
                 for draw, step in enumerate(steps):
                     children[id(root)].append(Node(root.problem, step, node, branch_key(node.key, draw)))
             parents = self.work.parents(turn)
-            levels = {id(root): [children[id(root)][i] for i in parents] for root in roots}
+            for root in roots:  # where an end was sampled, others are grown in its place
+                alive = [child for child in children[id(root)] if not child.is_finished]
+                levels[id(root)] = [alive[i % len(alive)] for i in parents]

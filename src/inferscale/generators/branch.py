@@ -72,6 +72,7 @@ class Branch:
     confidence: float = 0.0
     room: int = field(init=False)
     _ends: list[tuple[int, int]] = field(default_factory=list)
+    _read: str = ""  # text up to the newest of them
 
     def __post_init__(self) -> None:
         """Ends at once when there is no room for a single token."""
@@ -135,6 +136,7 @@ class Branch:
         start = self._ends[-1][0] if self._ends else 0
         if full or self.text.has_step_end(text[start:], 0 if self._ends else len(self.request.forced)):
             self._ends.append((len(text), len(self.forced) + len(self.tokens)))
+            self._read = text
             return True
         return False
 
@@ -151,7 +153,7 @@ class Branch:
         """
         if self.finish is None:
             raise RuntimeError("a branch that is still sampling has no step yet")
-        text, reason = self._text(final=self.finish != "step"), self.finish
+        text, reason = self._read if self.finish == "step" else self._text(final=True), self.finish
         ids = self.forced + tuple(self.tokens)
         if reason in ("step", "length") and not text.strip():
             text, reason = self._text(final=True), "empty"

@@ -15,6 +15,8 @@ from inferscale.flops.formulas import PackedRows
 from .kv_attention import Plan, causal_attention, join, partial_attention
 from .kv_rows import RowBatch, Segment
 
+_BLOCK = 16  # rows whose private parts are padded to the same length
+
 
 class PromptPlan(Plan):
     """Several prompts in one packed sequence, each causal on its own, all after the same prefix (it may be empty).
@@ -67,8 +69,11 @@ class RowPlan(Plan):
         position = np.repeat(starts, counts) + place
         self.absolute = position + np.repeat(batch.bases[rows], counts)
         self._batch, self._rows, self._past = batch, len(rows), int(starts.sum())
-        self._keys = int(position.max()) + 1
         self._most = int(counts.max())
+        seen = np.ones(len(batch), dtype=np.int64)
+        seen[rows] = starts + counts
+        self._keys = int(seen.max())
+        self._blocks = _row_blocks(seen) if device.type == "cpu" else [(0, len(batch), self._keys)]
         self._spans = _token_spans(batch.runs(rows), np.cumsum(counts))
         self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
         self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
@@ -81,9 +86,9 @@ class RowPlan(Plan):
 
     @property
     def work(self) -> PackedRows:
-        """Every query against its prompt, and the private parts padded to the longest."""
+        """Every query against its prompt, and the private parts padded to the longest of their block."""
         shared = sum((stop - start) * segment.length for segment, start, stop in self._spans)
-        private = len(self._batch) * self._most * self._keys
+        private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
         read = sum({id(segment.kv): segment.length for segment, _, _ in self._spans}.values()) + self._past
         return PackedRows(self._rows, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
 
@@ -106,7 +111,7 @@ class RowPlan(Plan):
             values[self._row, :, self._position] = value.transpose(0, 1)
         heads, tokens, width = query.shape
         grouped = query.view(key.shape[0], heads // key.shape[0], tokens, width)
-        out, lse = self._private(grouped, keys[:, :, : self._keys], values[:, :, : self._keys], scale)
+        out, lse = self._private(grouped, keys, values, scale)
         shared, shared_lse = self._shared(layer, grouped, scale)
         return join(out, lse, shared, shared_lse).reshape(heads, tokens, width)
 
@@ -114,18 +119,36 @@ class RowPlan(Plan):
         """Each row against its own tokens; `query` is `[kv_heads, group, tokens, head_dim]`."""
         by_token = query.permute(2, 0, 1, 3)
         if self._one_each:
-            out, lse = partial_attention(by_token, keys, values, self._bias, scale)
+            out, lse = self._by_blocks(by_token, keys, values, self._bias, scale)
             return out.permute(1, 2, 0, 3), lse.permute(1, 2, 0)
         group, most = query.shape[1], self._most
         ragged = query.new_zeros(len(self._batch), query.shape[0], group, most, query.shape[3])
         ragged[self._row, :, :, self._place] = by_token
         bias = None if self._bias is None else self._bias.repeat(1, 1, group, 1)
-        out, lse = partial_attention(ragged.flatten(2, 3), keys, values, bias, scale)
+        out, lse = self._by_blocks(ragged.flatten(2, 3), keys, values, bias, scale)
         out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
         return (
             out[self._row, :, :, self._place].permute(1, 2, 0, 3),
             lse[self._row, :, :, self._place].permute(1, 2, 0),
         )
+
+    def _by_blocks(
+        self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """`partial_attention` with each block of rows reading no further than its longest row."""
+        parts = [
+            partial_attention(
+                query[start:stop],
+                keys[start:stop, :, :most],
+                values[start:stop, :, :most],
+                None if bias is None else bias[start:stop, :, :, :most],
+                scale,
+            )
+            for start, stop, most in self._blocks
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
     def _shared(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """All queries of a problem against its prompt, as one product for each kv head."""
@@ -140,6 +163,18 @@ class RowPlan(Plan):
             outputs.append(out.view(part.shape))
             sums.append(lse.view(part.shape[:3]))
         return (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+
+
+def _row_blocks(seen: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Blocks of rows, start and stop, with the most keys that one of their rows sees; neighbours are often alike."""
+    starts = np.arange(0, len(seen), _BLOCK)
+    most = np.maximum.reduceat(seen, starts)
+    edges = [0, *(np.flatnonzero(np.diff(most)) + 1).tolist()]
+    stops = [*(edges[1:]), len(starts)]
+    return [
+        (start * _BLOCK, min(stop * _BLOCK, len(seen)), int(most[start]))
+        for start, stop in zip(edges, stops, strict=True)
+    ]
 
 
 def _token_spans(runs: Sequence[tuple[Segment, int, int]], ends: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:

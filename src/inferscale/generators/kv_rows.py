@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_ROOM = 32  # private tokens that a batch starts with beyond what it holds
+ROOM = 32  # private tokens that a batch starts with beyond what it holds, if more are to come
 
 
 @dataclass(eq=False)
@@ -59,11 +59,11 @@ class Buffers:
         return like.new_zeros(size).view(shape)
 
     def give(self, kv: Tensor) -> None:
-        """Takes memory back that nobody reads any more; the two newest are kept."""
+        """Takes memory back that nobody reads any more; the newest is kept, and the one before if it is no smaller."""
         if kv.device.type != "cpu":
             return
         flat = kv.new_empty(0).set_(kv.untyped_storage())
-        self._spare = [*self._spare[-1:], flat]
+        self._spare = [*(old for old in self._spare[-1:] if old.numel() >= flat.numel()), flat]
 
     def clear(self) -> None:
         """Lets go of what waits for use."""
@@ -133,11 +133,11 @@ class RowBatch:
         return RowBatch.gathered([(self, rows)])
 
     @staticmethod
-    def gathered(parts: Sequence[tuple[RowBatch, Sequence[int]]]) -> RowBatch:
-        """One batch of rows of several, see `select`; the old batches must not be used again."""
+    def gathered(parts: Sequence[tuple[RowBatch, Sequence[int]]], room: int = ROOM) -> RowBatch:
+        """One batch of rows of several, see `select`, with room for `room` tokens more; the old ones are closed."""
         lengths = np.concatenate([batch.lengths[list(rows)] for batch, rows in parts])
         first = parts[0][0]
-        kv = first.buffers.take(first.kv, len(lengths), int(lengths.max(initial=0)) + _ROOM)
+        kv = first.buffers.take(first.kv, len(lengths), int(lengths.max(initial=0)) + room)
         start = 0
         for batch, rows in parts:
             used = int(batch.lengths[list(rows)].max(initial=0))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .branch import Branch
 from .decoder import Decoder, GeneratorStats
-from .kv_rows import RowBatch, Segment
+from .kv_rows import ROOM, RowBatch, Segment
 from .kv_store import KVStore, Piece, chain_key
 from .kv_tree import Session
 
@@ -116,10 +116,12 @@ class TreeDecoder(Decoder):
 
     def _add(self, batch: RowBatch, index: Sequence[int], new: Sequence[_Live]) -> None:
         """Puts rows of `batch` behind those that decode."""
+        parts = [(batch, index)]
         if self._batch is not None:
-            batch = RowBatch.gathered([(self._batch, [live.row for live in self._live]), (batch, index)])
-        elif index != list(range(len(batch))):
-            batch = batch.select(index)
+            parts.insert(0, (self._batch, [live.row for live in self._live]))
+        if len(parts) > 1 or index != list(range(len(batch))):
+            room = max(live.branch.most_tokens for live in new)
+            batch = RowBatch.gathered(parts, min(room, ROOM))
         self._batch = batch
         self._set_live([*self._live, *new], compact=True)
         self._watch_memory()
