@@ -67,6 +67,9 @@ class LetterTokenizer:
     def __len__(self) -> int:
         return 128
 
+    def get_added_vocab(self) -> dict[str, int]:
+        return {}
+
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": Letters().encode(text)}
 

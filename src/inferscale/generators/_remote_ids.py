@@ -7,7 +7,6 @@ from dataclasses import replace
 from inferscale.tree import Step
 
 from ._remote_replies import Choice
-from ._remote_retry import RemoteError
 from ._remote_samples import RemoteSample
 from ._remote_server import Prefix
 from .branch import Branch
@@ -16,10 +15,9 @@ from .branch import Branch
 class IdSample(RemoteSample):
     """A sample whose ids are known: it is stepped as in `HFGenerator`, token by token."""
 
-    def __init__(self, branch: Branch, vocabulary: int) -> None:
+    def __init__(self, branch: Branch) -> None:
         super().__init__(branch.request, branch.index, branch.limits, branch.room)
         self._branch = branch
-        self._vocabulary = vocabulary
 
     def prefix(self) -> Prefix:
         """Ids of prompt, path, forced text and what was sampled so far."""
@@ -32,9 +30,6 @@ class IdSample(RemoteSample):
 
     def _extend(self, choice: Choice, cut_short: bool) -> None:
         branch, ids = self._branch, choice.token_ids or ()
-        if max(ids, default=0) >= self._vocabulary:
-            message = f"id {max(ids)} is not one of the tokenizer's {self._vocabulary}: pass the model's own tokenizer"
-            return self.fail(RemoteError(message))
         for place, token in enumerate(ids, 1):
             if not branch.push(token, 0.0, 0.0):
                 self._logprobs = self._logprobs if place == len(ids) else None  # what came after the step's end is cut
@@ -44,7 +39,6 @@ class IdSample(RemoteSample):
         elif branch.finish is None and not self._at_delimiter(choice):
             branch.finish = "eos"
         self.finish = branch.finish
-        return None
 
     def _at_delimiter(self, choice: Choice) -> bool:
         """Whether a delimiter ended the answer that ends no step, since nothing but white space stands before it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -112,13 +112,23 @@ class Support:
         reply = self._served(1, logprobs=self._server.logprobs_field)
         return reply is not None and reply.choices[0].logprobs is not None
 
-    def ids(self, prompt: tuple[int, ...]) -> bool:
-        """Whether prompts may be ids, such as `prompt`, and the ids of the sampled tokens are returned."""
-        return self._once("ids", partial(self._find_ids, prompt[:_IDS]))
+    def ids(self, prompt: tuple[int, ...], decode: Callable[[Sequence[int], bool], str]) -> bool:
+        """Whether prompts may be ids, such as `prompt`, and the ids of the sampled tokens are returned.
 
-    def _find_ids(self, prompt: tuple[int, ...]) -> bool:
-        reply = self._served(1, Prefix("", ids=prompt), return_token_ids=True)
-        return reply is not None and reply.prompt_tokens in (None, len(prompt))  # ids, not as many prompts
+        Raises:
+            ValueError: If `decode` makes another text of these ids than the server does.
+        """
+        return self._once("ids", partial(self._find_ids, prompt[:_IDS], decode))
+
+    def _find_ids(self, prompt: tuple[int, ...], decode: Callable[[Sequence[int], bool], str]) -> bool:
+        reply = self._served(8, Prefix("", ids=prompt), return_token_ids=True)
+        if reply is None or reply.prompt_tokens not in (None, len(prompt)):  # read as so many prompts
+            return False
+        choice = reply.choices[0]
+        theirs, ours = (_visible(text) for text in (choice.text, decode(choice.token_ids or (), True)))
+        if not theirs.startswith(ours) and not ours.startswith(theirs):
+            raise ValueError(f"the tokenizer reads {ours!r} where the server wrote {theirs!r}: pass the model's own")
+        return True
 
     @property
     def continuing(self) -> bool:
@@ -161,3 +171,8 @@ class Support:
             if error.kind in ("busy", "denied"):
                 raise
             return None
+
+
+def _visible(text: str) -> str:
+    """`text` without what decoders treat differently: white space, and characters that are not complete."""
+    return "".join(text.replace("\ufffd", "").split())

@@ -21,13 +21,11 @@ class Reading:
     Attributes:
         text: Text of ids, step ends.
         chat: Whether prompts go through its chat template.
-        vocabulary: Number of its tokens.
         encode: Ids of a prompt.
     """
 
     text: TokenText
     chat: bool
-    vocabulary: int
     encode: Callable[[str], tuple[int, ...]]
 
     @classmethod
@@ -40,7 +38,7 @@ class Reading:
         end = tokenizer.eos_token_id
         text = TokenText(tokenizer, delimiter, () if end is None else (end,))
         prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-        return cls(text, prompts.chat, len(tokenizer), lru_cache(maxsize=4096)(prompts.encode))
+        return cls(text, prompts.chat, lru_cache(maxsize=4096)(prompts.encode))
 
     def count(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""

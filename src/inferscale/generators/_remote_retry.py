@@ -95,7 +95,8 @@ def retrying(
             if pause is None or stopped.is_set() or time.monotonic() + pause >= end:
                 raise _after(error, attempt + 1) from None
             on_retry(error)
-            stopped.wait(pause)
+            if stopped.wait(pause):
+                raise
     raise AssertionError("unreachable")
 
 

@@ -186,7 +186,7 @@ class OpenAIGenerator(Generator):
         if reading is not None and forced is not None and self._takes_ids(node, reading):
             prompt, path = reading.encode(node.problem.prompt), path_ids(node)
             return [
-                IdSample(Branch(request, index, 0, prompt, path, forced, reading.text, self.limits), reading.vocabulary)
+                IdSample(Branch(request, index, 0, prompt, path, forced, reading.text, self.limits))
                 for index in range(request.n)
             ]
         if (node.text or request.forced) and not support.continuing:
@@ -202,7 +202,7 @@ class OpenAIGenerator(Generator):
     def _takes_ids(self, node: Node, reading: Reading) -> bool:
         if self._asking.server.chat:
             return False
-        takes = self._asking.support.ids(reading.encode(node.problem.prompt))
+        takes = self._asking.support.ids(reading.encode(node.problem.prompt), reading.text.decode)
         if not takes and reading.chat:
             raise ValueError(
                 "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
