@@ -18,11 +18,15 @@ BLOCK = re.compile(
     r"(?:\n```text\n(?P<text>.*?)^```\n)?",
     flags=re.DOTALL | re.MULTILINE,
 )
-NOT_RUN: dict[str, int] = {}
+NOT_RUN = {"docs/remote_engines.md": 3}
 """How many blocks of each page cannot run here; each gives its reason above it."""
-NEEDS = {"docs/evaluation.md": ("pandas", "math_verify"), "docs/scaling_laws.md": ("matplotlib", "pandas")}
+NEEDS = {
+    "docs/evaluation.md": ("pandas", "math_verify"),
+    "docs/pictures.md": ("matplotlib",),
+    "docs/scaling_laws.md": ("matplotlib", "pandas"),
+}
 """Optional packages of a page."""
-SLOW = {"README.md", "docs/evaluation.md", "docs/scaling_laws.md", "docs/strategies.md"}
+SLOW = {"README.md", "docs/evaluation.md", "docs/pictures.md", "docs/scaling_laws.md", "docs/strategies.md"}
 
 
 class Block(NamedTuple):

@@ -34,8 +34,8 @@ class VLLMRewardModel(ProcessRewardModel):
     ``/pooling`` with the task ``token_classify``. Start the server with ``--runner pooling``. Where steps end with a
     tag, ``--pooler-config '{"step_tag_id": ID}'`` keeps it from sending the scores of all other tokens. A language
     model that says good and bad with tokens must be served as a classifier of the two, good first: with
-    ``--convert classify --hf-overrides '{"architectures": ["LlamaForSequenceClassification"],
-    "classifier_from_token": ["+", "-"], "method": "no_post_processing"}'``.
+    ``--convert classify --pooler-config '{"task": "token_classify"}' --hf-overrides '{"architectures":
+    ["LlamaForSequenceClassification"], "classifier_from_token": ["+", "-"], "method": "no_post_processing"}'``.
 
     The endpoint does not read the prefix cache: every call reads, and is charged with, whole solutions.
 
