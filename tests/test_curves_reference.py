@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +120,30 @@ def test_the_math_grader_agrees_with_every_label_of_four_models(reference, rows)
                 mismatches += right != bool(label)
     assert mismatches == figures["grader_mismatches"] == 0
     assert counts == [figures["correct"][name] for name in figures["order"]]
+
+
+CHECKED = {
+    "test_reference_votes.py": {
+        "rows", "gold_with_comma", "gold_negative", "pairs", "grader_mismatches", "order", "correct", "coverage",
+        "majority_of_4", "pass_at_k", "maj_first_100", "by_k", "majority_against_recorded",
+    },
+    "test_curves_reference.py": {
+        "power_law", "puzzles", "steps", "solved_any_of_5", "first_final_correct", "mean_final_correct",
+        "mean_candidates_per_puzzle",
+    },
+    "test_strategies_adaptive.py": {"adaptive"},
+    "test_strategies_greedy.py": {"selection_matches", "rule"},
+}  # fmt: skip
+"""The file that checks each part of a section of the reference; the rule is a sentence that the check follows."""
+
+
+def test_no_figure_of_the_reference_is_left_out(reference):
+    parts = set()
+    for section, figures in reference.items():
+        nested = section in ("problems/gsm8k", "samples/otis_aime_k16")  # by split, by model
+        if section != "definitions":
+            parts |= {key for group in (figures.values() if nested else [figures]) for key in group}
+    assert parts == set().union(*CHECKED.values())
+    for file, keys in CHECKED.items():
+        text = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        assert [key for key in keys - {"rule"} if f'"{key}"' not in text] == [], file
