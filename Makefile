@@ -5,8 +5,10 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-slow test-all test-harness test-oldest lint docs notebooks pictures release clean
 
-OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_tree.py rewards_huggingface.py reward_families.py \
-	flops_families.py quiet_star_model.py quiet_star_generator.py zoo_models.py)
+OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_sampling.py hf_generator_tree.py flops_generator.py \
+	rewards_huggingface.py rewards_tree.py reward_families.py quiet_star_model.py quiet_star_generator.py zoo_models.py)
+# Recurrent caches and their rollback came later, and so did chat templates that encode turns apart.
+NOT_YET := mamba or qwen3_next or lfm2 or recurrent or rollback_of_every or test_qwen
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -46,7 +48,7 @@ test-harness: .venv-harness/.ready  ## the plug-ins against the real lm-eval and
 		tests/test_evaluate_harnesses.py
 
 test-oldest: .venv-oldest/.ready  ## what runs models, against the oldest transformers
-	.venv-oldest/bin/python -m pytest -q -n auto --maxprocesses 8 -m "not slow" $(OLDEST)
+	.venv-oldest/bin/python -m pytest -q -n auto --maxprocesses 8 -m "not slow" -k "not ($(NOT_YET))" $(OLDEST)
 
 lint: .venv/.dev  ## ruff, ruff format, mypy --strict
 	$(BIN)/ruff check .

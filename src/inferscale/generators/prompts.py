@@ -48,16 +48,25 @@ class PromptFormat:
         return tuple(ids)
 
     def _chat_ids(self, prompt: str, answer: str | None) -> list[int]:
+        options: dict[str, Any] = {}
+        if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
+            options["sanitize_control_tokens"] = True  # a prompt must not forge turns of the chat
+        else:
+            prompt, answer = self._defused(prompt), answer if answer is None else self._defused(answer)
         messages = [{"role": "user", "content": prompt}]
         if answer is not None:
             messages.append({"role": "assistant", "content": answer})
         if self.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
-        options: dict[str, Any] = {}
-        if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
-            options["sanitize_control_tokens"] = True  # a prompt must not forge turns of the chat
         encoded = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True, **options
         )
         ids: list[int] = encoded["input_ids"]
         return ids
+
+    def _defused(self, text: str) -> str:
+        """The text with a space in every control token, for versions of transformers that do not sanitise."""
+        words = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
+        for word in sorted(words, key=len, reverse=True):
+            text = text.replace(word, f"{word[0]} {word[1:]}")
+        return text
