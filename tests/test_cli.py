@@ -223,6 +223,22 @@ def test_gsm8k_runs_end_to_end(run, model, shared_data, tmp_path):
     assert records[0]["result"]["problem"]["prompt"].endswith("Answer: Let's think step by step.\n")
 
 
+@pytest.mark.slow
+def test_all_of_gsm8k_runs_end_to_end(run, shared_data, tmp_path):
+    data = shared_data / "problems" / "gsm8k_test.jsonl"
+    tiny_model("llama", max_position_embeddings=2048).save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    command = ["eval", "--dataset", "gsm8k", "--data", data, "--model", tmp_path / "tiny", "--out", tmp_path / "run",
+               "--strategy", "sampling:2", "--max-new-tokens", 8, "--no-progress"]  # fmt: skip
+    code, out, err = run(*command)
+    assert code == 0, err
+    assert "1319 problems" in out
+    records = load_run(tmp_path / "run").records
+    golds = [json.loads(line)["answer"].split("#### ")[1] for line in data.read_text().splitlines()]
+    assert [r["gold"] for r in records] == [gold.replace(",", "") for gold in golds]
+    assert f"accuracy {100 * sum(r['correct'] for r in records) / 1319:.1f} ±" in out
+
+
 def test_worked_examples_come_from_another_file(run, model, rows, tmp_path):
     shots = tmp_path / "shots.jsonl"
     shots.write_text(json.dumps({"body": "4+4=?", "gold": "8"}) + "\n")
