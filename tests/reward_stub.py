@@ -34,6 +34,9 @@ class RewardStub(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def handle_error(self, *_: Any) -> None:
+        """Clients that have gone away are part of the game."""
+
     def answer(self, path: str, body: dict[str, Any]) -> Any:
         if path == "/pooling":
             assert body["task"] == "token_classify"

@@ -111,7 +111,7 @@ def test_a_search_is_the_same_as_in_process_under_both_schedules(server, qwen_fo
 def test_many_nodes_are_sent_in_several_requests(server, qwen_folder, monkeypatch):
     reward = remote(server, qwen_folder)
     expected = reward.step_scores(NODES)
-    monkeypatch.setattr("inferscale.rewards.remote._ROWS", 2)
+    monkeypatch.setattr("inferscale.rewards.remote.ROWS", 2)
     server.bodies.clear()
     close(reward.step_scores(NODES), expected)
     assert [len(body["input"]) for _, body, _ in server.bodies] == [2, 1]

@@ -12,7 +12,8 @@ from .implicit import ImplicitReward
 from .labels import LabelledSolution, read_labelled, write_labelled
 from .likelihood import LikelihoodReward
 from .outcome import HFOutcomeRewardModel
-from .remote import SGLangRewardModel, VLLMOutcomeRewardModel, VLLMRewardModel
+from .remote import VLLMRewardModel
+from .remote_outcome import SGLangRewardModel, VLLMOutcomeRewardModel
 from .rollouts import label_by_rollouts
 from .training import TrainingRecipe, train_process_reward_model
 

@@ -11,6 +11,9 @@ from typing import Any
 
 from inferscale.generators._remote_retry import Patience, RemoteError, error_of_status, retrying
 
+ROWS = 256
+"""Most inputs of one request."""
+
 
 class JSONServer:
     """A server that answers JSON with JSON; may be used from several threads at a time.
