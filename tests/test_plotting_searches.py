@@ -95,7 +95,7 @@ def test_answers_are_bars_and_the_reported_one_is_framed():
         scores = [t.score for t in result.trajectories if t.answer == name]
         mean = sum(scores) / len(scores)
         assert matplotlib.colors.to_hex(bar.get_facecolor()) == Scale(0, 1).colour(mean)
-        assert text.get_text() == f"{counted[name]} (mean score {mean:.2g})"
+        assert text.get_text() == f"{counted[name]} (mean score {mean:.3f})"
 
 
 def test_many_answers_are_summed_up_and_texts_are_no_formulas():

@@ -325,9 +325,9 @@ def test_the_votes_are_counted_by_normal_form():
     page = parsed(by_hand(root, leaves, answers, [0.5, 0.1, 1.0, 0.2, 0.9, 0.3]))
     rows = [["".join(cell.itertext()) for cell in row] for row in page.iter("tr")]
     assert rows == [
-        ["7", "", "3", "mean score 0.8"],
-        ["8", "", "2", "mean score 0.2"],
-        ["no answer", "", "1", "mean score 0.2"],
+        ["7", "", "3", "mean score 0.800"],
+        ["8", "", "2", "mean score 0.200"],
+        ["no answer", "", "1", "mean score 0.200"],
     ]
     assert [row.get("class") for row in page.iter("tr")] == ["wins", None, None]
     widths = [re.match(r"width:([\d.]+)%", span.get("style"))[1] for span in page.findall(".//td/span")]

@@ -28,7 +28,7 @@ _BEND = [step / 12 for step in range(13)]
 def plot_tree(result: SearchResult, ax: Axes = None) -> Axes:
     """The search tree from left to right, scores as colours, the reported path thick and pruned ones dashed.
 
-    Steps are circles, ends are squares; above 120 nodes, what was pruned below one parent is one triangle, and so are
+    Steps are circles, ends are squares; above 60 nodes, what was pruned below one parent is one triangle, and so are
     its leaves with equal answers.
 
     Args:
@@ -125,7 +125,7 @@ def plot_answers(result: SearchResult, ax: Axes = None) -> Axes:
         frames, colours = [*frames, 0.6], [*colours, "white"]
     ax = new_axes(ax, (5.5, 0.8 + 0.32 * len(names)))
     bars = ax.barh(range(len(names)), numbers, color=colours, edgecolor="black", linewidth=frames)
-    scores = ["" if v.score is None else f" (mean score {v.score:.2g})" for v in shown] + [""] * bool(rest)
+    scores = ["" if v.score is None else f" (mean score {scale.written(v.score)})" for v in shown] + [""] * bool(rest)
     ax.bar_label(bars, [f"{n}{score}" for n, score in zip(numbers, scores, strict=True)], padding=4, fontsize=8)
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.invert_yaxis()

@@ -30,6 +30,10 @@ class Scale:
         span = self.high / 2 - self.low / 2  # halves, so that no range is too great
         return min(1.0, max(0.0, (score / 2 - self.low / 2) / span)) if span > 0 else 0.5
 
+    def written(self, score: float) -> str:
+        """A score as text: three places where it lies between 0 and 1, else three digits."""
+        return f"{score:.3f}" if (self.low, self.high) == (0.0, 1.0) else f"{score:.3g}"
+
     def colour(self, score: float | None) -> str:
         """The colour of a score as ``#rrggbb``; grey for none."""
         if score is None:

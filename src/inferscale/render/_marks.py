@@ -11,7 +11,7 @@ from inferscale.answers import normalize_answer
 from inferscale.tree import Node, Trajectory
 
 State: TypeAlias = Literal["chosen", "kept", "pruned"]
-FOLD_ABOVE = 120
+FOLD_ABOVE = 60
 """Nodes above which pruned subtrees and equal leaves are folded."""
 MOST_DRAWN = 1000
 """Most marks of one picture."""

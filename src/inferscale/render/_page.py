@@ -66,7 +66,7 @@ def _votes(trajectories: Sequence[Trajectory], selected: Trajectory) -> str:
 def _vote(votes: Votes, scale: Scale, total: int, wins: bool) -> str:
     answer = "<i>no answer</i>" if votes.answer is None else f"<bdi>{escaped(one_line(votes.answer, 40))}</bdi>"
     bar = f'<span style="width:{100 * votes.number / total:.1f}%;background:{scale.colour(votes.score)}"></span>'
-    score = "" if votes.score is None else f"mean score {votes.score:.3g}"
+    score = "" if votes.score is None else f"mean score {scale.written(votes.score)}"
     name = ' class="wins"' if wins else ""
     return f'<tr{name}><th>{answer}</th><td class="bar">{bar}</td><td>{votes.number}</td><td>{score}</td></tr>'
 

@@ -109,7 +109,7 @@ def _node(mark: Mark, plan: _Plan, y: float, scale: Scale) -> str:
         start = plan.x[mark.depth - 1] + _BEND
         drawn += f'<text x="{start:.1f}" y="{y - 5:.1f}">{escaped(_text(mark, plan.letters))}</text>'
         if mark.score is not None:
-            drawn += f'<text class="score" x="{start:.1f}" y="{y + 12:.1f}">{mark.score:.3g}</text>'
+            drawn += f'<text class="score" x="{start:.1f}" y="{y + 12:.1f}">{scale.written(mark.score)}</text>'
     if plan.with_ends and (end := _end(mark)):
         drawn += f'<text class="end" x="{x + plan.radius + 5:.1f}" y="{y + 4:.1f}">{escaped(end)}</text>'
     return drawn + "</g>"
