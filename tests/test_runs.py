@@ -89,7 +89,7 @@ def test_killed_and_resumed_gives_the_same_records(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # under a minute of work, twice; other processes may have the cores
+@pytest.mark.timeout(1800)  # a minute and a half of work; other processes may have the cores
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_an_embedded_sweep_killed_twenty_times_and_resumed_gives_the_same_records(tmp_path):
     policy, straight, killed = embedded_policy(), tmp_path / "straight", tmp_path / "killed"
