@@ -15,7 +15,8 @@ Rooms = Mapping[str, AbstractSet[str]]
 WIDTH, HEIGHT, MARGIN = 104, 34, 24
 # fmt: off
 PLACES = {  # column and row
-    "plotting": (1.5, 0), "serve": (3.5, 0), "evaluate": (2.5, 1), "scaling": (1, 2), "testing": (0, 2),
+    "plotting": (1.5, 0), "serve": (2.5, 0), "ray": (3.5, 0), "evaluate": (2.5, 1),
+    "scaling": (1, 2), "testing": (0, 2),
     "engine": (1, 3), "journal": (1, 4), "result": (1, 5), "render": (1, 6), "aggregators": (1, 7),
     "quiet_star": (3, 5), "rewards": (5, 5), "generators": (4, 6), "strategies": (2, 7), "flops": (3, 8),
     "base": (1, 9), "flow": (1, 10), "zoo": (5, 10),
