@@ -13,7 +13,11 @@ from .result import SearchResult
 
 
 class Progress:
-    """Problems done, rounds, tokens per second, and accuracy so far where gold answers are known; or nothing."""
+    """Problems done, rounds, tokens per second, and accuracy so far where gold answers are known; or nothing.
+
+    A round answers what the searches that are under way ask for: with ``schedule="wave"`` it is a wave. Nothing of tqdm
+    is imported unless the bar is shown.
+    """
 
     def __init__(self, total: int | None, enabled: bool) -> None:
         self._bar: Any = None
@@ -33,7 +37,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves the last state on the screen."""
+        """Takes the bar away, also after an error."""
         if self._bar is not None:
             self._bar.close()
 

@@ -6,10 +6,11 @@ _RULES = """
 .inferscale .answer{font-size:22px;font-weight:600;overflow-wrap:anywhere}
 .inferscale .note{font-size:12px;font-weight:400;opacity:.75}
 .inferscale dl{display:grid;grid-template-columns:max-content 1fr;gap:.15em 1em}
-.inferscale dt{opacity:.65;font-weight:400;margin:0}
-.inferscale dd{margin:0;overflow-wrap:anywhere;white-space:pre-line}
+.inferscale dl dt,.inferscale dl dd{margin:0;padding:0;font-weight:400;line-height:inherit}
+.inferscale dl dt{opacity:.65}
+.inferscale dl dd{overflow-wrap:anywhere;white-space:pre-line}
 .inferscale .votes{border-collapse:collapse;border:0;font-size:13px;table-layout:auto;width:auto;display:table}
-.inferscale .votes tr{background:none;border:0}
+.inferscale table.votes tbody tr:nth-child(n){background:none;border:0}
 .inferscale .votes th,.inferscale .votes td{padding:1px 12px 1px 0;border:0;text-align:left;font-weight:400;
 background:none;color:inherit;font-variant-numeric:tabular-nums;max-width:24em;overflow-wrap:anywhere}
 .inferscale .votes .wins th,.inferscale .votes .wins td{font-weight:700}
@@ -18,7 +19,7 @@ background:none;color:inherit;font-variant-numeric:tabular-nums;max-width:24em;o
 border:1px solid rgba(128,128,128,.6)}
 .inferscale summary{cursor:pointer;margin:.5em 0;font-weight:600}
 .inferscale .tree{overflow:auto;max-height:560px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
-.inferscale pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:400px;overflow:auto;padding:.6em;
+.inferscale details pre{white-space:pre-wrap;overflow-wrap:anywhere;max-height:400px;overflow:auto;padding:.6em;
 background:rgba(128,128,128,.1);color:inherit;border-radius:6px;
 font:12px/1.5 ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
 .inferscale svg{max-width:none;display:block}

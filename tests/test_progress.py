@@ -1,0 +1,124 @@
+"""The engine's progress bar: what it says, when, and that it is silent when it should be."""
+
+import subprocess
+import sys
+
+import pytest
+import tqdm.auto
+
+from inferscale.engine import solve_batch, stream
+from inferscale.strategies import BeamSearch, RepeatedSampling
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from inferscale.tree import Problem
+
+PROBLEMS = [Problem(f"How many in box {number}?", answer="1") for number in range(6)]
+
+
+class Bar:
+    """Stands for tqdm and keeps what it is told."""
+
+    def __init__(self, **options):
+        self.options, self.count, self.said, self.is_closed = options, 0, [], False
+
+    def update(self, number):
+        self.count += number
+
+    def set_postfix(self, values):
+        self.said.append((self.count, dict(values)))
+
+    def close(self):
+        self.is_closed = True
+
+
+@pytest.fixture
+def bars(monkeypatch):
+    made = []
+
+    def make(**options):
+        made.append(Bar(**options))
+        return made[-1]
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", make)
+    return made
+
+
+def test_it_counts_problems_rounds_tokens_and_right_answers(bars):
+    results = solve_batch(PROBLEMS, RepeatedSampling(3), ToyGenerator(), batch_size=2, progress=True)
+    [bar] = bars
+    assert (bar.options["total"], bar.count, bar.is_closed) == (6, 6, True)
+    done = [count for count, _ in bar.said]
+    assert done == sorted(done)
+    assert done[-1] == 6
+    assert [said["rounds"] for _, said in bar.said] == list(range(1, len(done) + 1))
+    assert all(float(said["tok/s"]) > 0 for _, said in bar.said)
+    for count, said in bar.said:
+        right = sum(result.answer == "1" for result in results[:count])
+        assert said.get("accuracy") == (f"{right / count:.3f}" if count else None)
+    assert 0 < sum(result.answer == "1" for result in results) < 6, "else the accuracy says nothing"
+
+
+def test_tokens_of_searches_under_way_are_counted(bars, monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr("inferscale._progress.time.perf_counter", lambda: next(clock))
+    results = solve_batch(PROBLEMS[:1], BeamSearch(2, 2), ToyGenerator(), reward_model=ToyReward(), progress=True)
+    speeds = [float(said["tok/s"]) for _, said in bars[0].said]
+    assert len(speeds) > 3, "a search of several levels says where it is before its end"
+    assert all(speed > 0 for speed in speeds)
+    assert results[0].cost.tokens > 0
+
+
+def test_a_bar_is_refreshed_once_a_round_and_not_once_a_node(bars):
+    toy = ToyGenerator()
+    results = solve_batch(PROBLEMS, BeamSearch(4, 4), toy, reward_model=ToyReward(), progress=True)
+    assert len(bars[0].said) <= 2 * toy.calls + 1
+    assert sum(len(list(result.root.walk())) for result in results) > 10 * len(bars[0].said)
+
+
+def test_no_accuracy_without_gold_answers_and_no_total_of_an_endless_stream(bars):
+    endless = (Problem(f"How many, {number}?") for number in range(10**9))
+    results = stream(endless, RepeatedSampling(2), ToyGenerator(), batch_size=2, progress=True)
+    for _ in range(5):
+        next(results)
+    [bar] = bars
+    assert bar.options["total"] is None
+    assert bar.count >= 5
+    assert not any("accuracy" in said for _, said in bar.said)
+    assert not bar.is_closed
+    results.close()
+    assert bar.is_closed
+
+
+def test_abstentions_are_wrong_and_problems_without_gold_do_not_count(bars):
+    problems = [PROBLEMS[0], Problem("What?")]
+    solve_batch(problems, RepeatedSampling(1), ToyGenerator(), extract_answer=lambda text: None, progress=True)
+    assert bars[0].said[-1][1]["accuracy"] == "0.000"
+
+
+def test_it_is_taken_away_after_an_error(bars):
+    with pytest.raises(KeyboardInterrupt):
+        solve_batch(PROBLEMS, BeamSearch(2, 2), BrokenGenerator(die_after=1), reward_model=ToyReward(), progress=True)
+    assert bars[0].is_closed
+
+
+def run(progress):
+    code = (
+        "import sys, inferscale as isc\nfrom inferscale.testing import ToyGenerator\n"
+        "problems = [isc.Problem(f'How many, {i}?', answer='1') for i in range(4)]\n"
+        f"isc.solve_batch(problems, isc.RepeatedSampling(2), ToyGenerator(), progress={progress})\n"
+        "sys.exit(sum(name.split('.')[0] in ('tqdm', 'IPython', 'ipywidgets') for name in sys.modules))"
+    )
+    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+
+
+def test_nothing_is_said_and_nothing_of_tqdm_is_imported_unless_it_is_asked_for():
+    silent = run(progress=False)
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
+
+
+def test_a_terminal_sees_the_bar_on_standard_error():
+    shown = run(progress=True)
+    assert shown.returncode > 0, "tqdm is there"
+    assert shown.stdout == ""
+    assert "4/4" in shown.stderr
+    for word in ("rounds=", "tok/s=", "accuracy="):
+        assert word in shown.stderr
