@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
         *{"zoo", "strategies", "generators", "rewards", "scaling", "quiet_star", "flops"},
     },
     "serve": {*CORE, "flow", "base", "answers", "result", "journal", "engine", "evaluate"},
+    "ray": {*CORE, "base", "answers", "result", "engine", "evaluate"},
     "plotting": {*CORE, "base", "functional", "answers", "aggregators", "result", "render", "evaluate", "scaling"},
     "quiet_star": {*CORE, "flow", "base", "flops", "generators", "zoo"},
     "flops": {*CORE, "base"},

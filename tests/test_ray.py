@@ -1,0 +1,166 @@
+"""Searches on Ray: whatever happens to its actors, the results are those of one process."""
+
+import json
+import sys
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.ray_tools import Diary
+
+from inferscale import REBASE, Budget, MajorityVote, RepeatedSampling, solve_batch
+from inferscale import ray as our_ray
+from inferscale.ray import Journals, make_batches, solve_dataset, stream_dataset
+from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.tree import Problem
+
+PROBLEMS = [Problem(f"How many are {index % 190}?", str(index % 4), f"toy/{index}") for index in range(200)]
+
+
+def diaries(folder):
+    """How often each sample was drawn, over all actors."""
+    return Counter(line for path in Path(folder).glob("diary-*") for line in path.read_text().splitlines())
+
+
+def content(results):
+    """Everything but the times."""
+    told = [result.to_dict() for result in results]
+    for row in told:
+        row["cost"]["seconds"] = 0
+    return told
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "inferscale[ray]"')
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def straight():
+    """The results of one process."""
+    return solve_batch(PROBLEMS, REBASE(4), ToyGenerator(), reward_model=ToyReward(), seed=3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_an_actor_that_is_killed_loses_and_doubles_nothing(cluster, straight, tmp_path):
+    results = solve_dataset(
+        PROBLEMS, REBASE(4), partial(Diary, tmp_path, deadly=True), ToyReward, seed=3, num_actors=2, batch_size=10,
+        storage=tmp_path / "journals",
+    )  # fmt: skip
+    assert (tmp_path / "killed").exists()
+    assert len(results) == 200
+    assert content(results) == content(straight)
+    drawn = diaries(tmp_path)
+    assert set(drawn.values()) == {1}, "an answer that was in a journal was sampled again"
+    assert len(list(tmp_path.glob("diary-*"))) == 3  # two actors, and the one that took the dead one's place
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_same_call_again_asks_the_models_for_nothing(cluster, straight, tmp_path):
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        results = solve_dataset(
+            PROBLEMS, REBASE(4), partial(Diary, tmp_path / folder, deadly=False), ToyReward, seed=3, num_actors=2,
+            batch_size=50, storage=tmp_path / "journals",
+        )  # fmt: skip
+        assert content(results) == content(straight)
+    assert diaries(tmp_path / "first")
+    assert not diaries(tmp_path / "second")
+    assert len(list((tmp_path / "journals").iterdir())) == len(make_batches(PROBLEMS, 50))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_results_come_as_they_finish_without_storage_too(cluster, straight, tmp_path):
+    stream = stream_dataset(
+        PROBLEMS[:20], REBASE(4), partial(Diary, tmp_path, deadly=True), ToyReward, seed=3, batch_size=4
+    )
+    found = dict(stream)
+    assert (tmp_path / "killed").exists()
+    assert content([found[index] for index in range(20)]) == content(straight[:20])
+    assert max(diaries(tmp_path).values()) == 2  # without a journal the batch began anew
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_errors_and_options_reach_their_place(cluster, tmp_path):
+    def no_model():
+        raise OSError("there is no such model")
+
+    with pytest.raises(Exception, match="there is no such model"):
+        solve_dataset(["How many?"], RepeatedSampling(2), no_model)
+    options = {"aggregator": MajorityVote(), "budget": Budget(tokens=30), "seed": 5}
+    (one,) = solve_dataset(["How many?"], RepeatedSampling(8), ToyGenerator, **options)
+    (other,) = solve_batch(["How many?"], RepeatedSampling(8), ToyGenerator(), **options)
+    assert content([one]) == content([other])
+    assert one.stopped_by == "tokens"
+    solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, storage=tmp_path)
+    with pytest.raises(Exception, match="was written by another call"):
+        solve_dataset(["How many?"], RepeatedSampling(3), ToyGenerator, storage=tmp_path)
+
+
+def test_equal_prompts_stay_together_in_order():
+    prompts = ["a", "b", "a", "c", "b", "a", "d"]
+    batches = make_batches([Problem(prompt) for prompt in prompts], 3)
+    assert batches == [[0, 2, 5], [1, 4, 3], [6]]
+    assert make_batches([Problem("a")] * 5, 2) == [[0, 1, 2, 3, 4]]
+    assert sorted(place for batch in make_batches(PROBLEMS, 7) for place in batch) == list(range(200))
+    assert max(map(len, make_batches(PROBLEMS, 7))) == 7
+
+
+def test_an_attempt_goes_on_from_the_longest_journal(tmp_path):
+    first = Journals.at(tmp_path, 10).own("problems")
+    assert first.read_text() == ""
+    first.write_text("header\nanswer\n")
+    again = Journals.at(tmp_path, 10)  # another call, later
+    (tmp_path / f"{first.name.split('-')[0]}-short.jsonl").write_text("header\n")
+    again.own("others").write_text("header\nanswer\nanswer\n")
+    second = again.own("problems")
+    assert second != first
+    assert second.read_text() == first.read_text()
+    again.keep(second, "problems")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert second.exists()
+
+
+def test_a_batch_that_kills_its_actors_is_not_begun_for_ever(tmp_path):
+    for _ in range(2):  # the attempts of an earlier call do not count
+        journals = Journals.at(tmp_path, 3)
+        for _ in range(3):
+            journals.own("problems")
+        with pytest.raises(RuntimeError, match="begun 3 times, and its actor died each time"):
+            journals.own("problems")
+        journals.own("others")
+
+
+def test_lost_and_doubled_results_are_told():
+    rows = [our_ray._row([index], PROBLEMS) for index in range(3)]
+    results = solve_batch(PROBLEMS[:3], RepeatedSampling(1), ToyGenerator())
+    told = [{**row, "results": json.dumps([result.to_dict()])} for row, result in zip(rows, results, strict=True)]
+    assert [index for index, _ in our_ray._checked(iter(told), 3, False)] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="no result for 1 problems, the first one 1"):
+        list(our_ray._checked(iter([told[0], told[2]]), 3, False))
+    with pytest.raises(RuntimeError, match="the result of problem 2 twice"):
+        list(our_ray._checked(iter([told[2], told[2]]), 3, False))
+
+
+def test_bad_calls_are_refused_before_ray_is_started():
+    with pytest.raises(ValueError, match="there are no problems to solve"):
+        solve_dataset([], RepeatedSampling(2), ToyGenerator)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, batch_size=0)
+    with pytest.raises(ValueError, match=r"REBASE\(.*scores its nodes: pass make_reward_model"):
+        solve_dataset(["How many?"], REBASE(2), ToyGenerator)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "ray.data", raising=False)
+    with pytest.raises(ImportError, match=r'pip install "inferscale\[ray\]"'):
+        solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator)
