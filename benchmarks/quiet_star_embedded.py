@@ -2,14 +2,15 @@ r"""A trained wrapper of an embedded policy against the policy: equal visible to
 
 Train one first, then run::
 
-    python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 250 --thought-length 3 \
+    python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 150 --thought-length 3 \
         --talk-length 1 --num-thoughts 3 --batch-size 8 --accumulation 1 --lr 3e-4 --head-lr-scale 10 \
         --embedding-lr-scale 10 --reinforce-temperature 1
     python -m benchmarks.quiet_star_embedded runs/thoughts --policy policy-s
 
 ``without thoughts`` is the trained wrapper with its thoughts turned off: what training did to the base alone. At equal
 visible tokens, likeliest completions are compared; at equal FLOPs, a vote of the policy with as many samples as the
-thoughts' FLOPs would buy.
+thoughts' FLOPs would buy. Before that, what thoughts do to the likelihood of fresh reference solutions: of all tokens,
+and of the tenth that the trained wrapper without thoughts finds hardest.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from inferscale import Cost, Greedy, HFGenerator, MajorityVote, RepeatedSampling, SearchResult, solve_batch, zoo
 from inferscale.base import Generator, SearchStrategy
 from inferscale.quiet_star import Never, QuietSTaR, QuietSTaRGenerator
+from inferscale.quiet_star.data import task_batches
 from inferscale.tree import Problem
 from inferscale.zoo.models import load_model, load_tokenizer
 
@@ -48,6 +50,28 @@ def row(name: str, problems: list[Problem], strategy: SearchStrategy, generator:
     return right
 
 
+def likelihood(quiet: QuietSTaR, batches: int) -> None:
+    """Prints nats a token without and with thoughts, and their paired difference."""
+    base, mixed = [], []
+    batch_of = task_batches(16, talk_length=1, seed=1)
+    for number in range(batches):
+        batch = batch_of(number)
+        assert batch.in_loss is not None
+        found = quiet.score(batch.input_ids, batch.attention_mask, positions=batch.positions, temperature=1.0)
+        counted = batch.in_loss[:, batch.positions + 1]
+        base.append(-found.base[counted])
+        mixed.append(-found.mixed[counted])
+    plain, thinking = torch.cat(base), torch.cat(mixed)
+    hardest = plain >= plain.quantile(0.9)
+    for name, chosen in (("all", torch.ones_like(hardest)), ("the hardest tenth", hardest)):
+        gain = plain[chosen] - thinking[chosen]
+        error = float(gain.std()) / len(gain) ** 0.5
+        print(
+            f"{len(gain)} tokens, {name}: {float(plain[chosen].mean()):.4f} nats without, "
+            f"{float(thinking[chosen].mean()):.4f} with thoughts, gain {float(gain.mean()):+.4f} ± {error:.4f}"
+        )
+
+
 def paired(name: str, one: list[bool], other: list[bool]) -> None:
     """Prints the difference of two rows with its paired standard error."""
     differences = torch.tensor([float(a) - float(b) for a, b in zip(one, other, strict=True)])
@@ -62,6 +86,7 @@ def main() -> None:
     parser.add_argument("--policy", default="policy-s", help="embedded policy that it was trained from, or its folder")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--votes", type=int, default=2, help="samples with thoughts")
+    parser.add_argument("--batches", type=int, default=10, help="of 16 reference solutions, for the likelihood")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -74,6 +99,7 @@ def main() -> None:
     base = HFGenerator(model, tokenizer, **options)
     silent = QuietSTaRGenerator(quiet, tokenizer, when=Never(), **options)
     thinking = QuietSTaRGenerator(quiet, tokenizer, **options)
+    likelihood(quiet, given.batches)
     print(f"T={quiet.thought_length}, {len(problems)} problems, {given.policy}")
     print("| run | right, % | visible tokens | thought tokens | FLOPs | time |\n|---|---|---|---|---|---|")
     plain = row("policy, likeliest", problems, Greedy(), base)

@@ -26,6 +26,7 @@ from inferscale.quiet_star import (
 from inferscale.quiet_star.cache import RollbackError, fork, is_croppable, rollback
 from inferscale.quiet_star.cached import CachedText, check_cached, think_once
 from inferscale.quiet_star.thoughts import mean_of_thoughts
+from inferscale.strategies import MCTS
 from inferscale.tree import branch_key
 
 CACHED = ["llama", "gpt2", "qwen3", "mistral_window", "gemma2", "gemma3", "gpt_oss", "phi", "falcon"]
@@ -121,6 +122,19 @@ def test_greedy_thoughts_need_no_stream():
     assert one.token_ids == other.token_ids
 
 
+@torch.no_grad()
+def test_forbidden_ids_are_neither_said_nor_thought():
+    request = [_request(root("a b"), n=20)]
+    free = generator(wrapped("llama", 2)).generate(request)[0]
+    often = max(range(320), key=[token for step in free for token in step.token_ids].count)
+    gen = generator(wrapped("llama", 2, forbidden_ids=[often]), record_thoughts=True)
+    top = root("a b")
+    said = [child.step.token_ids for child in grow(gen, top, 20)]
+    thought = [record.token_ids for child in top.children for place in gen.thoughts_of(child) for record in place]
+    assert len(thought) > 20
+    assert all(often not in ids for ids in said + thought)
+
+
 def test_an_untrained_wrapper_gives_the_plain_tree():
     quiet = wrapped("llama", 3, trained=False)
     plain = HFGenerator(quiet.model, byte_tokenizer(), **OPTIONS)
@@ -134,7 +148,7 @@ def test_an_untrained_wrapper_gives_the_plain_tree():
         assert trees[0] == trees[1] == trees[2]
 
 
-@pytest.mark.parametrize("strategy", [REBASE(width=4), BeamSearch(2, 2), RepeatedSampling(3)])
+@pytest.mark.parametrize("strategy", [REBASE(width=4), MCTS(num_simulations=5), BeamSearch(2, 2), RepeatedSampling(3)])
 def test_searches_are_alone_what_they_are_together(strategy):
     gen = generator()
     reward = RewardFunction(lambda prompts, completions: [float(len(set(text))) for text in completions])
@@ -246,14 +260,15 @@ def test_the_bill_of_a_tree_reads_every_visible_token_once():
     assert sum(node.step.thought_tokens for node in nodes) == 4 * visible
 
 
-def test_a_flop_counter_on_the_decoder_sees_all_but_the_heads():
-    quiet = wrapped("llama", 3)
-    gen = generator(quiet)
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_flop_counter_sees_what_the_step_is_charged_with(length):
+    """Heads and thoughts included: the ledger of what ran and the closed form are one number."""
+    gen = generator(wrapped("llama", length))
     gen.generate([_request(root("x"))])
-    with FlopCounter(thoughts=quiet.backbone.decoder) as counter:
+    with FlopCounter(generator=gen) as counter:
         step = gen.generate([_request(root("a b"))])[0][0]
-    heads = len(step.token_ids) * (4 * 2 * 32 * 320 + quiet.head.flops)
-    assert counter.total() == step.flops - heads
+    assert counter.total() == step.flops
+    assert not counter.uncounted
 
 
 def test_a_thought_takes_t_plus_one_passes():

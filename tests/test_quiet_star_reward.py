@@ -6,6 +6,7 @@ from tests.quiet_star_tools import wrapped
 from tests.tiny_models import byte_tokenizer, grow, grow_all, root
 
 from inferscale import REBASE, Problem, RewardFunction, solve_batch
+from inferscale.flops import FlopCounter, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.quiet_star import QuietSTaRGenerator, ThoughtUtility, WithThoughts
 from inferscale.tree import Node, Step
@@ -95,6 +96,27 @@ def test_rebase_prunes_by_utility():
     result = solve_batch(["a b"], REBASE(width=4), gen, reward_model=reward)[0]
     assert result.cost.reward_flops > 0
     assert len({round(t.score, 6) for t in result.trajectories}) > 1
+
+
+@pytest.mark.parametrize(("length", "thoughts"), [(0, 1), (2, 1), (2, 3)])
+def test_a_flop_counter_sees_the_matrices_that_a_utility_is_charged_with(length, thoughts):
+    """Text and thoughts are run once each; attention runs as a rectangle, where the bill counts what is seen."""
+    quiet = wrapped("llama", length)
+    leaf = tree(quiet)[0].path[0]
+    reward = ThoughtUtility(quiet, byte_tokenizer(), num_thoughts=thoughts)
+    bill = reward.cost([leaf])[0]
+    reward.score(leaf.path)
+    reward.release(leaf.root)
+    with FlopCounter(reward=reward) as counter:
+        reward.score([leaf])
+    found = sum((tally.linear + tally.head for _, tally in counter.ledger.view()), 0)
+    prompt, own = len(byte_tokenizer()("a b")["input_ids"]), len(leaf.step.token_ids)
+    spec = model_spec(quiet.model.config)
+    read, heads = prompt + own + own * thoughts * (length + 2), own * (1 + thoughts * (length + 1))
+    assert found == read * spec.linear + heads * spec.head + own * thoughts * quiet.head.flops
+    attention = bill.reward_flops - found
+    assert 0 < attention < sum(tally.attention_full for _, tally in counter.ledger.view())
+    assert bill.scored_tokens == read
 
 
 def test_text_without_ids_is_refused():

@@ -83,6 +83,30 @@ def sample_thoughts(quiet: QuietSTaR, session: Session, numbers: Tensor, sampler
     return tokens, logprobs
 
 
+def states_after_thoughts(
+    quiet: QuietSTaR, text: TextPass, positions: Tensor, num_thoughts: int, sampler: Sampler, seed: int
+) -> Tensor:
+    """Last hidden states at end-of-thought, `[batch, thoughts, positions, hidden]`; every thought token is read once.
+
+    Args:
+        quiet: The model.
+        text: What is thought about; it is used up.
+        positions: Where, `[positions]`.
+        num_thoughts: Thoughts for each position.
+        sampler: Draws the thoughts.
+        seed: Names their streams.
+    """
+    batch, length = len(text.embeds), quiet.thought_length
+    numbers = thought_numbers(seed, batch, num_thoughts, positions, length)
+    pieces = []
+    for part, session in each_session(quiet, text.repeated(num_thoughts), positions, length + 2):
+        tokens, _ = sample_thoughts(quiet, session, numbers[:, part], sampler)  # its last token has not been read
+        start, end = (vector.expand(*tokens.shape[:2], 1, -1) for vector in (quiet.start, quiet.end))
+        last = quiet.backbone.embed(tokens[:, :, -1:]) if length else start
+        pieces.append(session.feed(torch.cat([last, end], dim=2))[:, :, -1])
+    return torch.cat(pieces, dim=1).reshape(batch, num_thoughts, len(positions), -1)
+
+
 def block_embeds(quiet: QuietSTaR, tokens: Tensor, ahead: Tensor) -> Tensor:
     """Embeddings of start, thought, end and look-ahead, `[batch, thoughts, positions, T + 1 + n, hidden]`.
 

@@ -100,6 +100,11 @@ class QuietSTaRGenerator(Generator):
         return replace(limits, context=context)
 
     @property
+    def model(self) -> QuietSTaR:
+        """`quiet`, by the name that counters of FLOPs ask for."""
+        return self.quiet
+
+    @property
     def stats(self) -> GeneratorStats:
         """What was really run; visible tokens alone."""
         return self._inner.stats

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from inferscale.generators.sampling import Sampler
 
 from .backbone import Backbone, evaluating
-from .blocks import block_embeds, each_session, sample_thoughts, thought_numbers, token_logprobs
-from .head import ThoughtMixingHead
+from .blocks import block_embeds, each_session, sample_thoughts, states_after_thoughts, thought_numbers, token_logprobs
+from .head import ThoughtMixingHead, mix
 from .parallel import ParallelCheck, TextPass, check_parallel, read_text
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
 
@@ -240,20 +240,15 @@ class QuietSTaR(nn.Module):
             positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
         self._checked(input_ids, positions, 1)
         with torch.no_grad(), evaluating(self.model):
-            thoughts = self.think(
-                input_ids,
-                attention_mask,
-                positions=positions,
-                num_thoughts=num_thoughts,
-                temperature=temperature,
-                seed=seed,
-            )
-            talk = self.talk(input_ids, attention_mask, thoughts)
+            text = self._read(input_ids, attention_mask)
+            before = text.hidden[:, None, positions]
+            after = states_after_thoughts(self, text, positions, num_thoughts, Sampler(temperature), seed)
+            weights = self.head(before, after)  # [batch, thoughts, positions, 1]
             wanted = input_ids[:, None, positions + 1]
-            each = token_logprobs(self, talk.mixed[:, :, :, 0], wanted)
+            each = token_logprobs(self, mix(before, after, weights), wanted)
             mixed = each.logsumexp(dim=1) - math.log(num_thoughts)  # the mean of the probabilities
-            base = token_logprobs(self, talk.base[:, :, :, 0], wanted)[:, 0]
-        weight = talk.mixing_weight[:, :, :, 0, 0].mean(dim=1)
+            base = token_logprobs(self, before, wanted)[:, 0]
+        weight = weights[..., 0].mean(dim=1)
         if attention_mask is None:
             return TextScores(mixed, base, weight)
         known = (attention_mask[:, positions] * attention_mask[:, positions + 1]).to(mixed.dtype)

@@ -59,6 +59,11 @@ class ThoughtUtility(ProcessRewardModel):
         self._known: dict[int, dict[int, list[float]]] = {}
         self._thoughts = num_thoughts
 
+    @property
+    def model(self) -> QuietSTaR:
+        """`quiet`, by the name that counters of FLOPs ask for."""
+        return self.quiet
+
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, the utility of each of its inner steps.
 

@@ -41,7 +41,7 @@ class StudyRow:
         low, high = self.interval
         n, cost = self.problems, self.cost
         return (
-            f"{self.name:34} {self.right:3}/{n} [{low:5.1%}, {high:6.1%}]  paper {self.charged_flops / n:.3g}  "
+            f"{self.name:43} {self.right:3}/{n} [{low:5.1%}, {high:6.1%}]  paper {self.charged_flops / n:.3g}  "
             f"true {cost.generator_flops / n:.3g} + reward {cost.reward_flops / n:.3g} FLOPs  "
             f"{cost.seconds / n:.2f} s  {cost.generated_tokens / n:.0f} tokens + {cost.thought_tokens / n:.0f} thought"
             f"  depth 1: {self.depth_one}/{self.trajectories}"
