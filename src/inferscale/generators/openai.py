@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 from urllib.parse import urlsplit
@@ -127,8 +128,10 @@ class OpenAIGenerator(Generator):
             system = system_prompt if endpoint == "completions" else None
             reading = Reading.of(tokenizer, step_delimiter, chat_template, system)
         key = api_key or os.environ.get("OPENAI_API_KEY") or ""
+        client = _client(base_url, key)
+        weakref.finalize(self, client.close)  # before its sockets are collected, which would warn
         server = Server(
-            _client(base_url, key),
+            client,
             model,
             endpoint,
             system_prompt=system_prompt,
