@@ -8,9 +8,11 @@ must be the same each time. One thread for each process.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from inferscale import REBASE, Generator, Problem, RewardModel, SearchResult, solve_batch, zoo
 from inferscale.evaluate.parts import make_generator, make_reward
@@ -51,20 +53,21 @@ def main() -> None:
     print(f"one process: {seconds:.1f} s")
     import ray
 
-    ray.init(num_cpus=max(options.actors), include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=max(options.actors), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
     def solve(chosen: Sequence[Problem], actors: int, batch_size: int) -> list[SearchResult]:
         return solve_dataset(chosen, strategy, policy, judge, num_actors=actors, batch_size=batch_size)
 
     first = None
     for actors in options.actors:
-        start, _ = timed(lambda actors=actors: solve(problems[:actors], actors, 1))
-        whole, results = timed(lambda actors=actors: solve(problems, actors, options.batch_size))
+        start, _ = timed(partial(solve, problems[:actors], actors, 1))
+        whole, results = timed(partial(solve, problems, actors, options.batch_size))
         first = first or whole - start
         same = [r.text for r in results] == [r.text for r in straight]
         print(
-            f"{actors} actors: {whole:.1f} s, of which {start:.1f} s to start; without it {first / (whole - start):.2f} "
-            f"times as fast as {options.actors[0]}; {'the same' if same else 'OTHER'} results"
+            f"{actors} actors: {whole:.1f} s, of which {start:.1f} s to start; without it "
+            f"{first / (whole - start):.2f} x the speed of {options.actors[0]}; "
+            f"{'the same' if same else 'OTHER'} results"
         )
     ray.shutdown()
 

@@ -1,6 +1,7 @@
 """Searches on Ray: whatever happens to its actors, the results are those of one process."""
 
 import json
+import logging
 import sys
 from collections import Counter
 from functools import partial
@@ -34,7 +35,7 @@ def content(results):
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "inferscale[ray]"')
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield ray
     ray.shutdown()
 

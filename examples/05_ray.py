@@ -3,8 +3,10 @@
 # Each Ray actor holds a generator and a reward model of its own. On a cluster change one line: `ray.init("auto")`.
 
 # %%
+import logging
 import sys
 import tempfile
+import warnings
 
 import inferscale as isc
 from inferscale.ray import solve_dataset
@@ -15,7 +17,8 @@ except ImportError:
     print('Ray is not installed: pip install "inferscale[ray]"')
     sys.exit()
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+warnings.filterwarnings("ignore", module=r"ray\.")  # what Ray says of its own future
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 # %% [markdown]
 # Models are made in the actors. On GPUs: `num_gpus=1`, and the number of actors that you have GPUs for.
