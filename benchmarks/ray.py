@@ -19,6 +19,7 @@ from inferscale.evaluate.parts import make_generator, make_reward
 from inferscale.ray import solve_dataset
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # by default its workers yield to everything else on the machine
 
 
 def policy() -> Generator:

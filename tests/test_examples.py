@@ -1,5 +1,6 @@
 """The examples are short, and each runs on the embedded models, without a network or a warning."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def test_it_is_short(path):
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_it_runs(path, tmp_path):
     command = [sys.executable, "-W", "error", path]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=590)
+    environment = {**os.environ, "RAY_worker_niceness": "0"}  # by default Ray's workers yield to all other tests
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=590, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from functools import partial
@@ -35,6 +36,7 @@ def content(results):
 @pytest.fixture(scope="module")
 def cluster():
     ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "inferscale[ray]"')
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  by default its workers yield to everything else on the machine
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield ray
     ray.shutdown()
