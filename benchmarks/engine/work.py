@@ -20,9 +20,10 @@ SIZES = {
     "m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
     "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
     "xl": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "intermediate_size": 8192},
+    "xxl": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
 }
-KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8}
-VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256}
+KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8, "xxl": 32}
+VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256, "xxl": 32000}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def make_model(size: str, machine: Machine) -> Any:
         num_key_value_heads=KV_HEADS[size],
         vocab_size=VOCABULARY[size],
         max_position_embeddings=4096,
-        tie_word_embeddings=size != "l",
+        tie_word_embeddings=size not in ("l", "xxl"),
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

@@ -60,8 +60,7 @@ def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: Sampl
     home = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
     positions = drafts.counts[:, None] + np.arange(count)
     numbers = torch.from_numpy(uniforms(drafts.keys[:, None], positions.astype(np.uint64))).to(home)
-    wanted = [branch.request.greedy for branch in drafts.branches] if drafts.any_greedy else None
-    greedy = None if wanted is None else torch.tensor(wanted, device=home)
+    greedy = torch.from_numpy(drafts.greedy).to(home) if drafts.greedy.any() else None
     draws: list[Draws] = []
     for place in range(count):
         if draws:
@@ -81,13 +80,12 @@ def _to_host(draws: Sequence[Draws], dtype: torch.dtype) -> NDArray[np.float64]:
 
 def _go_on(drafts: Drafts, tokens: Tensor, decoder: Decoder, stats: GeneratorStats) -> Tensor | None:
     """Takes the branches that have ended out; logits after the newest token of the others, if there are any."""
-    rows = drafts.rows_left()
-    if len(rows) < len(drafts.branches):
-        ended = set(range(len(drafts.branches))).difference(rows)
+    ended, rows = drafts.rows(going_on=False), drafts.rows(going_on=True)
+    if len(ended):
         decoded = sum(len(drafts.branches[row].tokens) for row in ended)
         stats.decoded_tokens += decoded
-        stats.wasted_tokens += int(drafts.counts[list(ended)].sum()) - decoded
-        decoder.keep(rows)
+        stats.wasted_tokens += int(drafts.counts[ended].sum()) - decoded
+        decoder.keep(rows.tolist())
         drafts.keep(rows)
-        tokens = tokens[torch.tensor(rows, dtype=torch.long, device=tokens.device)]
-    return decoder.step(tokens) if rows else None
+        tokens = tokens[torch.from_numpy(rows).to(tokens.device)]
+    return decoder.step(tokens) if len(rows) else None

@@ -19,14 +19,15 @@ class Drafts:
         branches: The branch of each row.
         keys: Keys of their random streams.
         counts: Tokens drawn in each row, those included that its branch has not heard of.
-        any_greedy: Whether some row takes the likeliest tokens.
+        greedy: Which rows take the likeliest tokens.
     """
 
     def __init__(self) -> None:
         self.branches: list[Branch] = []
         self.keys = np.zeros(0, dtype=np.uint64)
         self.counts = np.zeros(0, dtype=np.int64)
-        self.any_greedy = False
+        self.greedy = np.zeros(0, dtype=bool)
+        self._goes_on = np.zeros(0, dtype=bool)
         self._due = np.zeros(0, dtype=np.int64)  # counts at which a length ends a step
         self._room = np.zeros(0, dtype=np.int64)  # counts that a path's length and the context allow
         self._drawn = np.zeros((3, 0, _ROOM))  # ids, log-probabilities, confidences
@@ -38,24 +39,24 @@ class Drafts:
         count, room = len(branches), self._drawn.shape[2]
         self.keys = np.append(self.keys, np.array([branch.key for branch in branches], dtype=np.uint64))
         self.counts = np.append(self.counts, np.zeros(count, dtype=np.int64))
+        self.greedy = np.append(self.greedy, [branch.request.greedy for branch in branches])
+        self._goes_on = np.append(self._goes_on, np.ones(count, dtype=bool))
         self._due = np.append(self._due, [branch.due for branch in branches])
         self._room = np.append(self._room, [branch.room for branch in branches])
         self._drawn = np.concatenate([self._drawn, np.zeros((3, count, room))], axis=1)
         self._may_end = np.concatenate([self._may_end, np.zeros((count, room), dtype=bool)])
-        self.any_greedy = any(branch.request.greedy for branch in self.branches)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: NDArray[np.int64]) -> None:
         """Drops all rows but these."""
-        index = np.array(rows, dtype=np.int64)
         self.branches = [self.branches[row] for row in rows]
-        self.keys, self.counts = self.keys[index], self.counts[index]
-        self._due, self._room = self._due[index], self._room[index]
-        self._drawn, self._may_end = self._drawn[:, index], self._may_end[index]
-        self.any_greedy = any(branch.request.greedy for branch in self.branches)
+        self.keys, self.counts = self.keys[rows], self.counts[rows]
+        self.greedy, self._goes_on = self.greedy[rows], self._goes_on[rows]
+        self._due, self._room = self._due[rows], self._room[rows]
+        self._drawn, self._may_end = self._drawn[:, rows], self._may_end[rows]
 
-    def rows_left(self) -> list[int]:
-        """Rows whose branch goes on."""
-        return [row for row, branch in enumerate(self.branches) if branch.finish is None]
+    def rows(self, going_on: bool) -> NDArray[np.int64]:
+        """Rows whose branch goes on, or those whose branch has ended."""
+        return np.flatnonzero(self._goes_on == going_on)
 
     def most_ahead(self, wanted: int) -> int:
         """How many of `wanted` tokens can be drawn without a look: no row leaves its room, some row needs them all."""
@@ -93,7 +94,7 @@ class Drafts:
                 stop = count
             ids, logprobs, confidences = self._drawn[:, row, start:stop].tolist()
             branch.take([int(i) for i in ids], logprobs, confidences)
-        self._due[row] = branch.due
+        self._due[row], self._goes_on[row] = branch.due, branch.finish is None
 
     def _reserve(self, tokens: int) -> None:
         room = self._drawn.shape[2]
