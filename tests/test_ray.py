@@ -49,6 +49,7 @@ def straight():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_an_actor_that_is_killed_loses_and_doubles_nothing(cluster, straight, tmp_path):
     results = solve_dataset(
@@ -64,6 +65,7 @@ def test_an_actor_that_is_killed_loses_and_doubles_nothing(cluster, straight, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_the_same_call_again_asks_the_models_for_nothing(cluster, straight, tmp_path):
     for folder in ("first", "second"):
@@ -79,6 +81,7 @@ def test_the_same_call_again_asks_the_models_for_nothing(cluster, straight, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_results_come_as_they_finish_without_storage_too(cluster, straight, tmp_path):
     stream = stream_dataset(
@@ -91,6 +94,7 @@ def test_results_come_as_they_finish_without_storage_too(cluster, straight, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
 def test_errors_and_options_reach_their_place(cluster, tmp_path):
     def no_model():
