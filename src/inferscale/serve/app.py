@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, cast
@@ -153,7 +153,7 @@ class App:
             status = error.status
             yield _event(error.body())
         finally:
-            _cancel(futures)
+            _cancel(jobs, futures)
             answered(status)
 
 
@@ -177,7 +177,8 @@ async def _results(request: Request, jobs: list[Job]) -> list[SearchResult]:
             left -= done
         return [future.result() for future in futures]
     finally:
-        _cancel([*futures, gone])
+        gone.cancel()
+        _cancel(jobs, futures)
 
 
 def _result(future: asyncio.Future[Any]) -> SearchResult:
@@ -201,10 +202,12 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def _cancel(futures: Any) -> None:
-    for future in futures:
+def _cancel(jobs: Iterable[Job], futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Ends the searches that nobody waits for any more."""
+    for job, future in zip(jobs, futures, strict=True):
+        job.future.cancel()
         future.cancel()
-        if not future.cancelled() and future.done():
+        if not future.cancelled():
             future.exception()  # seen: asyncio warns of errors that nobody looked at
 
 
