@@ -1,7 +1,7 @@
 """A served search under load: ``python -m benchmarks.serve``.
 
 Starts ``inferscale serve`` with the embedded models as a process of its own, sends it all requests at once, each over a
-connection of its own, and again in a second round. Prints latencies, what the server holds in memory after each round,
+connection of its own, and again in further rounds. Prints latencies, what the server holds in memory after each round,
 and for scale the time of one `solve_batch` over the same problems in this process, whose answers must be the same.
 """
 
@@ -79,7 +79,7 @@ def main() -> None:
     """Prints the rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=200, help="sent at once, at most 500")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--active", type=int, default=64, help="searches that share batches")
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--policy", default="policy-s")
