@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", type=int, default=500, help="test problems, at most 500")
     parser.add_argument("--dev", type=int, default=20, help="development problems that sizes are chosen on")
-    parser.add_argument("--samples", type=int, nargs="+", default=[4, 8, 16], help="budgets, in plain samples")
+    parser.add_argument("--samples", type=int, nargs="+", default=[2, 4, 8], help="budgets, in plain samples")
     parser.add_argument("--policy", default="policy-s")
     parser.add_argument("--judge", default="prm-s", help="the name of an embedded reward model, or 'simulated'")
     parser.add_argument("--auc", type=float, default=0.9, help="of the simulated judge")
