@@ -71,6 +71,19 @@ def test_the_papers_convention_counts_sampled_tokens_and_nothing_else():
     assert points[0].model == "policy-s", "small models first"
 
 
+def test_a_sample_that_failed_abstains(tmp_path):
+    whole, short = sampled("policy-s", 0), sampled("policy-s", 0)
+    first = short["samples"][0]
+    for values in (first["answers"], first["right"], *first["scores"].values()):
+        values.pop()
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in (whole, short)))
+    left, right = read(tmp_path / "records.jsonl")
+    assert left == whole
+    assert right["samples"][0]["answers"] == [*whole["samples"][0]["answers"][:-1], None]
+    assert {len(right["samples"][0]["right"]), *map(len, right["samples"][0]["scores"].values())} == {64}
+    assert right["samples"][1:] == whole["samples"][1:]
+
+
 def test_the_tables_are_markdown(tmp_path):
     pytest.importorskip("matplotlib")
     text = "\n".join(paper(made(), "prm-s", "min", tmp_path))

@@ -47,7 +47,19 @@ def read(path: Path, key: str = "") -> list[dict[str, Any]]:
         return []
     text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
     wanted = '{"key": "' + key
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.startswith(wanted)]
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [_padded(json.loads(line)) for line in lines if line.startswith(wanted)]
+
+
+def _padded(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with an abstention for each sample that failed: an empty completion is no leaf."""
+    for sample in record.get("samples", ()):
+        failed = record["n"] - len(sample["answers"])
+        sample["answers"] += [None] * failed
+        sample["right"] += [0] * failed
+        for scores in sample["scores"].values():
+            scores += [0.0] * failed
+    return record
 
 
 def measure(cell: Cell, problems: Sequence[Problem], progress: bool) -> dict[str, Any]:
