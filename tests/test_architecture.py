@@ -32,8 +32,8 @@ ROOMS: dict[str, set[str]] = {
         *{"zoo", "strategies", "generators", "rewards", "scaling", "quiet_star", "flops"},
     },
     "serve": {*CORE, "flow", "base", "answers", "result", "journal", "engine", "evaluate"},
-    "ray": {*CORE, "base", "answers", "result", "engine", "evaluate"},
-    "plotting": {*CORE, "base", "functional", "answers", "aggregators", "result", "render", "evaluate", "scaling"},
+    "ray": {*CORE, "base", "answers", "result", "engine"},
+    "plotting": {*CORE, "base", "functional", "answers", "aggregators", "result", "render", "scaling"},
     "quiet_star": {*CORE, "flow", "base", "flops", "generators", "zoo"},
     "flops": {*CORE, "base"},
     "generators": {*CORE, "flow", "base", "flops", "functional"},
@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "zoo": {*CORE, "functional"},
 }
 ENGINE_PARTS = {"_search", "_models", "_task", "_waves", "_streams", "_progress"}
-ANYWHERE = {"_caches"}  # imports nothing of ours: any room may use it
+ANYWHERE = {"_caches", "_optional"}  # import nothing of ours: any room may use them
 FREE = {"cli", "cli_eval", "__main__", "__init__", "demo"}
 
 

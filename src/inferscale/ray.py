@@ -16,13 +16,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from ._optional import require
 from ._progress import Progress
 from ._search import ExtractAnswer
 from .answers import extract_answer as default_extract_answer
 from .base import Aggregator, Generator, RewardModel, SearchStrategy
 from .cost import Budget
 from .engine import solve_batch
-from .evaluate._optional import require
 from .result import SearchResult
 from .tree import Problem
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
+from inferscale._optional import require
 from inferscale.aggregators import MajorityVote
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine import solve
 from inferscale.result import SearchResult
 from inferscale.tree import Problem
 
-from ._optional import require
 from .parts import parts_from_texts
 
 _Parts: TypeAlias = tuple[Generator, SearchStrategy, RewardModel | None, Aggregator, int]

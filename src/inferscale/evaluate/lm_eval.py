@@ -17,13 +17,13 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
+from inferscale._optional import require
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import extract_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine import solve_batch
 from inferscale.tree import Problem
 
-from ._optional import require
 from .fingerprints import describe, digest
 from .parts import parts_from_texts
 

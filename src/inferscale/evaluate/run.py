@@ -80,7 +80,7 @@ class Run:
 
     def to_pandas(self) -> Any:
         """`rows` as a data frame (extra ``plot``)."""
-        from ._optional import require
+        from inferscale._optional import require
 
         return require("pandas", "plot").DataFrame(self.rows())
 

@@ -80,12 +80,14 @@ def labels(ops: Arrays, correct: Array) -> Array:
 
 
 def same_shape(**arrays: Array) -> None:
+    """Raises a `ValueError` that names the shapes unless all are the same."""
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"arguments must have one shape, got {shapes}")
 
 
 def check_k(k: int, total: int) -> None:
+    """Raises a `ValueError` unless `k` samples can be drawn out of `total`."""
     if k != int(k) or not 1 <= k <= total:
         raise ValueError(f"k must be a whole number between 1 and the {total} samples given, got {k!r}")
 

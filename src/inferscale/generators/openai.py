@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
+from inferscale._optional import require
 from inferscale.base import Generator
 from inferscale.flops.families import model_spec
 from inferscale.flow import GenerateRequest
@@ -110,9 +111,6 @@ class OpenAIGenerator(Generator):
             UnknownArchitectureError: If `config` has no closed form.
         """
         _check(base_url, endpoint, step_delimiter, temperature, top_p)
-        for name, value in (("max_step_tokens", max_step_tokens), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: give a positive number")
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency={max_concurrency}: at least one request must be made at a time")
         if tokenizer is None and endpoint == "completions" and (chat_template or system_prompt):
@@ -273,8 +271,5 @@ def _address(base_url: str) -> str:
 
 
 def _client(base_url: str, key: str) -> Any:
-    try:
-        import openai
-    except ImportError:
-        raise ImportError('OpenAIGenerator needs the openai package: pip install "inferscale[openai]"') from None
+    openai: Any = require("openai", "openai")
     return openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0)

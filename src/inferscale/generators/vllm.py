@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from inferscale._optional import require
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Step, branch_key
@@ -156,10 +157,7 @@ class VLLMGenerator(Generator):
 
 
 def _engine(model: Any, options: dict[str, Any]) -> Any:
-    try:
-        import vllm
-    except ImportError:
-        raise ImportError('VLLMGenerator needs vLLM: pip install "inferscale[vllm]"') from None
+    vllm: Any = require("vllm", "vllm")
     if isinstance(model, vllm.LLM):
         if options:
             raise TypeError(f"{', '.join(sorted(options))}: only used when the engine is started, but one was given")

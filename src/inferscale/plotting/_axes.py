@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from inferscale.evaluate._optional import require
+from inferscale._optional import require
 
 Axes: TypeAlias = Any
 """``matplotlib.axes.Axes``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
-from inferscale.evaluate._optional import require
+from inferscale._optional import require
 from inferscale.scaling import CostName, CoverageFit, CurvePoint, SizeFit, pareto_frontier
 
 from ._axes import COLOURS, Axes, new_axes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inferscale.evaluate._optional import require
+from inferscale._optional import require
 from inferscale.render import (
     MOST_ANSWERED,
     MOST_VOTES,

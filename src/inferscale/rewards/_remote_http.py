@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from inferscale._optional import require
 from inferscale.generators._remote_retry import Patience, RemoteError, error_of_status, retrying
 
 ROWS = 256
@@ -23,16 +24,12 @@ class JSONServer:
     """
 
     def __init__(self, base_url: str, api_key: str | None, patience: Patience) -> None:
-        try:
-            import httpx2
-        except ImportError:
-            raise ImportError('reward servers need httpx2: pip install "inferscale[remote]"') from None
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f'base_url={base_url!r}: give the address of a server, such as "http://localhost:8000"')
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx2
-        self._client = httpx2.Client(base_url=self.base_url, headers=headers)
+        self._http: Any = require("httpx2", "remote")
+        self._client = self._http.Client(base_url=self.base_url, headers=headers)
         weakref.finalize(self, self._client.close)
         self._patience = patience
         self._stopped = threading.Event()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from inferscale.base import RewardModel
 from inferscale.cost import Cost
@@ -27,6 +27,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
     """
 
     concurrent = True
+    _key_name: ClassVar[str]  # the environment variable that holds the key
 
     def __init__(
         self,
@@ -64,11 +65,6 @@ class _RemoteOutcomeRewardModel(RewardModel):
         self._model, self._label = model, label
         self._server = JSONServer(base_url, api_key or os.environ.get(self._key_name), Patience(timeout, deadline))
 
-    @property
-    @abstractmethod
-    def _key_name(self) -> str:
-        """The environment variable that holds the key."""
-
     @abstractmethod
     def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
         """The model's outputs for each row of ids."""
@@ -98,9 +94,7 @@ class VLLMOutcomeRewardModel(_RemoteOutcomeRewardModel):
     single label is the sigmoid of what `HFOutcomeRewardModel` returns.
     """
 
-    @property
-    def _key_name(self) -> str:
-        return "VLLM_API_KEY"
+    _key_name = "VLLM_API_KEY"
 
     def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
         answer = self._server.post("/classify", {"model": self._model, "input": rows})
@@ -113,9 +107,7 @@ class SGLangRewardModel(_RemoteOutcomeRewardModel):
     Ids are posted to the native ``/classify``; the score is the model's own output.
     """
 
-    @property
-    def _key_name(self) -> str:
-        return "SGLANG_API_KEY"
+    _key_name = "SGLANG_API_KEY"
 
     def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
         answer = self._server.post("/classify", {"model": self._model, "input_ids": rows})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import FrameType
 from typing import Any
 
-from inferscale.evaluate._optional import require
+from inferscale._optional import require
 
 from .service import LOOPBACK, Service
 

@@ -55,6 +55,8 @@ def _is_greedy(strategy: SearchStrategy) -> bool:
     seen: list[bool] = []
 
     class Spy(ToyGenerator):
+        """Notes whether samples are asked for greedily."""
+
         def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
             seen.extend(request.greedy for request in requests)
             return super().generate(requests)
