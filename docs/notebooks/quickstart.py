@@ -69,7 +69,7 @@ for vote in (isc.MajorityVote(), isc.MajorityVote(weighted=True), isc.BestOfN())
 
 # %% [markdown]
 # ## Stop when it has cost enough
-# A budget of tokens or samples is never passed; what was finished by then is returned, and `stopped_by` says what ran out.
+# A budget of tokens or samples is never passed; what was finished by then is returned, and `stopped_by` says why.
 
 # %%
 short = isc.solve(problem, isc.REBASE(width=64), generator, reward_model=judge, budget=isc.Budget(tokens=300))
