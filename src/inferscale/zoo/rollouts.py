@@ -1,22 +1,28 @@
-"""Samples training rollouts from a checkpoint: ``python -m inferscale.zoo.rollouts CHECKPOINT NAME --output FILE``."""
+"""Samples training rollouts: ``python -m inferscale.zoo.rollouts policy-s --output FILE``, from an embedded policy.
+
+``python -m inferscale.zoo.rollouts CHECKPOINT policy-s --output FILE`` samples from a checkpoint of a run.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .train import report
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def rollouts(
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of the policy")],
-    name: Annotated[str, typer.Argument(help="policy-xs, policy-s or policy-m")],
+    source: Annotated[str, typer.Argument(help="an embedded policy, or a checkpoint of a run")],
     output: Annotated[Path, typer.Option(help="the file to write, one JSON object a line")],
+    name: Annotated[str | None, typer.Argument(help="policy-xs, policy-s or policy-m, of a checkpoint")] = None,
     problems: Annotated[int, typer.Option(help="training problems")] = 3000,
     n: Annotated[int, typer.Option(help="samples of each")] = 4,
     seed: Annotated[int, typer.Option(help="of problems and samples")] = 0,
@@ -25,16 +31,27 @@ def rollouts(
     """Samples solutions of fresh training problems at temperature 1 and writes the distinct ones."""
     import torch
 
-    from .training import loop, recipes
     from .training.rollouts import make_rollouts, write_rollouts
 
     torch.set_num_threads(threads)
-    run = loop.start(recipes.POLICIES[name])
-    run.model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
-    run.model.train(False)
-    made = make_rollouts(run.model, name, problems, n, seed)
+    made = make_rollouts(_policy(source, name), name or source, problems, n, seed)
     write_rollouts(made, output)
     report(f"{len(made)} distinct rollouts of {problems} problems in {output}")
+
+
+def _policy(source: str, name: str | None) -> LlamaForCausalLM:
+    """The embedded policy, or the one in a checkpoint of the recipe `name`."""
+    if name is None:
+        from .models import load
+
+        return load(source)[0]
+    import torch
+
+    from .training import loop, recipes
+
+    model = loop.start(recipes.POLICIES[name]).model
+    model.load_state_dict(torch.load(source, weights_only=True)["model"])
+    return model.train(False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 r"""Trains the embedded models: ``python -m inferscale.zoo.train policy-s --folder runs/policy-s``.
 
 A run reports its loss, saves checkpoints, resumes from the last one, and at its end writes the model to
-``FOLDER/NAME`` (16-bit weights, configuration, tokenizer, card), ready to be copied into the package. The process
-reward model needs the policies first::
+``FOLDER/NAME`` (16-bit weights, configuration, tokenizer, card), ready to be copied into the package. A process
+reward model is branched from a policy, a checkpoint or (without ``--parent``) the embedded one::
 
     python -m inferscale.zoo.train policy-m --folder runs/policy-m
     python -m inferscale.zoo.rollouts runs/policy-m/step-003000.pt policy-m --output runs/rollouts-m.jsonl
@@ -37,13 +37,13 @@ def report(text: str) -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="policy-xs, policy-s, policy-m or prm-s")],
+    name: Annotated[str, typer.Argument(help="policy-xs, policy-s, policy-m, prm-xs or prm-s")],
     folder: Annotated[Path, typer.Option(help="where checkpoints go; a run that is there is resumed")],
     steps: Annotated[int | None, typer.Option(help="steps in all, instead of the recipe's")] = None,
     decay_steps: Annotated[int | None, typer.Option(help="steps of the last decay, instead of the recipe's")] = None,
     start_from: Annotated[Path | None, typer.Option(help="checkpoint to go on from, instead of the last one")] = None,
-    parent: Annotated[Path | None, typer.Option(help="prm-s: checkpoint of the policy it is branched from")] = None,
-    rollouts: Annotated[list[Path] | None, typer.Option(help="prm-s: files of rollouts, can be repeated")] = None,
+    parent: Annotated[Path | None, typer.Option(help="of a judge: checkpoint of its policy, else the embedded one")] = None,
+    rollouts: Annotated[list[Path] | None, typer.Option(help="of a judge: files of rollouts, can be repeated")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
 ) -> None:
@@ -57,12 +57,12 @@ def train(
         _train_policy(
             name, _scheduled(recipes.POLICIES[name], steps, decay_steps), folder, start_from, checkpoint_every
         )
-    elif name in recipes.JUDGES and parent is not None:
+    elif name in recipes.JUDGES and rollouts:
         judge = recipes.JUDGES[name]
         judge = replace(judge, recipe=_scheduled(judge.recipe, steps, decay_steps))
-        _train_judge(name, judge, folder, start_from, parent, rollouts or [], checkpoint_every)
+        _train_judge(name, judge, folder, start_from, parent, rollouts, checkpoint_every)
     elif name in recipes.JUDGES:
-        raise typer.BadParameter(f"{name} is branched from a policy: pass --parent CHECKPOINT and --rollouts FILE")
+        raise typer.BadParameter(f"{name} learns from solutions of the policies: make some with zoo.rollouts, pass --rollouts FILE")
     else:
         raise typer.BadParameter(f"{name!r}: choose one of {', '.join([*recipes.POLICIES, *recipes.JUDGES])}")
 
@@ -89,17 +89,16 @@ def _train_judge(
     judge: JudgeRecipe,
     folder: Path,
     start_from: Path | None,
-    parent: Path,
+    parent: Path | None,
     files: list[Path],
     every: int,
 ) -> None:
     from .training import judge as judging
-    from .training import loop, recipes
+    from .training import loop
     from .training.monitor import judge_monitor
     from .training.rollouts import read_rollouts
 
-    policy = loop.start(recipes.POLICIES[judge.parent])
-    loop.load_checkpoint(policy, parent)
+    policy = _parent(judge.parent, parent)
     run = judging.branch(judge, policy.model)
     _resume(run, folder, start_from)
     data = read_rollouts(files)
@@ -109,6 +108,20 @@ def _train_judge(
     loss_of, watch = judging.judge_loss(judge, data), judge_monitor(watched)
     loop.drive(run, folder, report, every, loss_of=loss_of, on_checkpoint=watch)
     _export(run, folder / name, "process reward model", policy.tokens + run.tokens)
+
+
+def _parent(name: str, checkpoint: Path | None) -> Run:
+    """The run of the policy that a judge is branched from; of the embedded one only weights and tokens are known."""
+    from .models import card, load
+    from .training import loop, recipes
+
+    policy = loop.start(recipes.POLICIES[name])
+    if checkpoint is not None:
+        loop.load_checkpoint(policy, checkpoint)
+        return policy
+    policy.model.load_state_dict(load(name)[0].state_dict())
+    policy.step, policy.tokens = policy.recipe.steps, card(name).training_tokens
+    return policy
 
 
 def _resume(run: Run, folder: Path, start_from: Path | None) -> None:

@@ -101,6 +101,21 @@ class JudgeRecipe:
 
 
 JUDGES: dict[str, JudgeRecipe] = {
+    "prm-xs": JudgeRecipe(
+        "policy-s",
+        Recipe(
+            POLICIES["policy-s"].shape,
+            steps=9000,
+            decay_steps=5000,
+            matrix_lr=0.015,
+            other_lr=0.003,
+            drill_steps=2000,
+            early_drills=0.6,
+            late_drills=0.2,
+            exit_layer=3,
+            seed=1,
+        ),
+    ),
     "prm-s": JudgeRecipe(
         "policy-m",
         Recipe(
