@@ -1,5 +1,7 @@
+import gc
 import json
 import math
+import weakref
 from dataclasses import dataclass, replace
 
 import pytest
@@ -377,6 +379,43 @@ def test_finished_problems_survive_the_failure_of_a_later_one():
     with pytest.raises(KeyboardInterrupt) as error:
         solve_batch(PROMPTS[:3], RepeatedSampling(2), BrokenGenerator(die_after=2), batch_size=1)
     assert [result.stopped_by for result in error.value.partial] == [None, None, "error"]
+
+
+def test_a_failing_answer_reader_costs_no_tree():
+    def reader(text):
+        if len(read) == 4:
+            raise ZeroDivisionError
+        read.append(text)
+        return text
+
+    read = []
+    with pytest.raises(ZeroDivisionError) as error:
+        solve_batch(PROMPTS[:3], RepeatedSampling(3), ToyGenerator(), extract_answer=reader)
+    first, *others = error.value.partial
+    assert first.answer is not None
+    assert [result.problem.prompt for result in others] == PROMPTS[1:3]
+    assert all(len(result.trajectories) == 3 and result.answer is None for result in others)
+
+
+def test_a_stream_keeps_no_result_that_was_handed_out():
+    class Watched(Problem):
+        """One that can be referred to weakly."""
+
+    def problems():
+        for number in range(4):
+            gc.collect()
+            assert all(one() is None for one in given[:-1])
+            problem = Watched(f"{number}?")
+            given.append(weakref.ref(problem))
+            yield problem
+            del problem
+        raise ZeroDivisionError
+
+    given = []
+    with pytest.raises(ZeroDivisionError) as error:
+        list(map(len, (r.trajectories for r in stream(problems(), RepeatedSampling(2), ToyGenerator(), batch_size=1))))
+    assert len(given) == 4
+    assert error.value.partial == []
 
 
 def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 from ._models import Models
@@ -108,11 +108,22 @@ class Task:
             search.root.problem, selected, trajectories, tuple(leaves), search.root, search.cost, stopped_by
         )
 
+    def kept(self, search: Search) -> SearchResult:
+        """`result` after an error, which may have come from reading answers or voting: then the tree without them."""
+        try:
+            return self.result(search)
+        except Exception:
+            return replace(self, extract_answer=_no_answer, aggregator=None).result(search)
+
     def release(self, root: Node) -> None:
         """Tells the models that a search has ended."""
         self.generator.release(root)
         if self.reward_model is not None:
             self.reward_model.release(root)
+
+
+def _no_answer(text: str) -> None:
+    """Reads nothing."""
 
 
 def _check_part(name: str, part: object, kind: type, hint: str) -> None:

@@ -106,7 +106,8 @@ def stream(
 ) -> Iterator[SearchResult]:
     """Results as they finish, at most `batch_size` problems at a time; see `solve_batch` for the arguments.
 
-    `problems` may be endless: a problem is taken when there is room for it.
+    `problems` may be endless: a problem is taken when there is room for it, and a result that was handed out is not
+    kept. So an exception's ``partial`` holds the best so far of the searches that were under way, and no others.
     """
     if isinstance(problems, str):
         raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
@@ -135,7 +136,13 @@ def _checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
 def _solve_all(
     problems: Sequence[Problem], task: Task, journal: str | os.PathLike[str] | None, progress: bool
 ) -> list[SearchResult]:
-    results = dict(_run(problems, task, journal, progress, len(problems)))
+    results: dict[int, SearchResult] = {}
+    try:
+        for index, result in _run(problems, task, journal, progress, len(problems)):
+            results[index] = result
+    except BaseException as error:
+        error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
+        raise
     return [results[index] for index in range(len(problems))]
 
 
@@ -146,11 +153,10 @@ def _run(
     progress: bool,
     total: int | None,
 ) -> Iterator[tuple[int, SearchResult]]:
-    """Results with the places of their problems, as they finish."""
+    """Results with the places of their problems, as they finish; none is kept, for there may be no end of them."""
     waiting = enumerate(problems)
     seen: Counter[str] = Counter()
     active: list[Search] = []
-    done: list[SearchResult] = []
     with Journal.open(journal, task.fingerprint()) as record, Progress(total, progress) as bar:
         try:
             with task.scheduler(record) as scheduler:
@@ -161,13 +167,13 @@ def _run(
                         return
                     scheduler.advance(active)
                     for search in [search for search in active if search.leaves is not None]:
+                        result = task.finish(search)
                         active.remove(search)
-                        done.append(task.finish(search))
-                        bar.finished(done[-1])
-                        yield search.index, done[-1]
+                        bar.finished(result)
+                        yield search.index, result
                     bar.resumed(active)
         except BaseException as error:
-            error.__dict__["partial"] = done + [task.result(search) for search in active]
+            error.__dict__["partial"] = [task.kept(search) for search in active]
             raise
         finally:
             for search in active:
