@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "zoo": {*CORE, "functional"},
 }
 ENGINE_PARTS = {"_search", "_models", "_task", "_waves", "_streams", "_progress"}
-ANYWHERE = {"_caches", "_optional"}  # import nothing of ours: any room may use them
+ANYWHERE = {"_bar", "_caches", "_evaluating", "_optional", "_stops"}  # import nothing of ours: any room may use them
 FREE = {"cli", "cli_eval", "__main__", "__init__", "demo"}
 
 

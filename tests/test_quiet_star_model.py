@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.quiet_star_tools import model_of, one_thought, wrapped
 
+from inferscale._evaluating import evaluating
 from inferscale.generators import CheckpointError
 from inferscale.quiet_star import QuietSTaR, ThoughtMixingHead, UnsupportedModelError, mix
 from inferscale.quiet_star.thoughts import mean_of_thoughts
@@ -105,6 +106,15 @@ def test_the_model_is_left_as_it_is():
     assert [type(module) for module in model.modules()] == modules
     assert torch.equal(quiet.start, model.get_input_embeddings()(torch.tensor(9)))
     assert quiet.start.data_ptr() != model.get_input_embeddings().weight[9].data_ptr()
+
+
+def test_dropout_is_off_for_a_while_wherever_it_was_on():
+    model = model_of("gpt2")
+    model.transformer.h[0].train()  # the model as a whole is not
+    before = [part.training for part in model.modules()]
+    with evaluating(model):
+        assert not any(part.training for part in model.modules())
+    assert [part.training for part in model.modules()] == before
 
 
 def test_start_and_end_come_from_what_the_embedding_module_gives():

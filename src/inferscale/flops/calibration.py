@@ -8,14 +8,13 @@ decides whether the form holds. No key of the configuration is guessed.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from inferscale._caches import cache_argument
+from inferscale._evaluating import evaluating
 
 from . import context
 from .config import UnknownArchitectureError
@@ -25,6 +24,7 @@ from .spec import AttentionGroup, ModelSpec
 
 _TOLERANCE = 0.001
 _LONGEST = 8  # tokens in the longest probe
+_ADVICE = 'count it op by op with FlopCounter(mode="exact")'
 
 
 class CalibrationError(UnknownArchitectureError):
@@ -76,7 +76,7 @@ def calibrate(model: Any) -> ModelSpec:
     """
     if not isinstance(model, nn.Module):
         model = _on_meta(model)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         constants, windows = context.quietly(lambda: _solve(model))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelSpec(
@@ -111,9 +111,6 @@ def _solve(model: nn.Module) -> tuple[_Constants, list[int | None]]:
             f"should be {predicted:,} FLOPs and were {check:,}; {_ADVICE}"
         )
     return constants, windows
-
-
-_ADVICE = 'count it op by op with FlopCounter(mode="exact")'
 
 
 def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, list[int | None]]:
@@ -176,15 +173,3 @@ def _on_meta(config: Any) -> nn.Module:
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Turns dropout off, which would draw random numbers, and back on where it was on."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

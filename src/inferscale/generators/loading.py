@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from inferscale._evaluating import evaluating as evaluating  # the rooms of models take it from here
 
 ModelLike = Any
 """A transformers model, a local folder, or a hub id."""
@@ -126,18 +127,6 @@ def eos_of(sources: Iterable[int | list[int] | None]) -> frozenset[int]:
             "pass eos_token_id=..."
         )
     return frozenset(ids)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Turns dropout off for a while, and back on for a model that is being trained."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def context_length(config: Any) -> int | None:

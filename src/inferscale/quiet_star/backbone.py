@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inferscale._caches import cache_argument
+from inferscale._evaluating import evaluating
 
 from .cache import new_cache
 
@@ -170,16 +169,3 @@ def positions_of(keep: Tensor | None, length: int, device: torch.device) -> Tens
     if keep is None:
         return torch.arange(length, device=device)[None]
     return (keep.long().cumsum(dim=1) - 1).clamp_(min=0)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Turns dropout off inside, and back on for a model that is being trained."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inferscale._evaluating import evaluating
 from inferscale.generators.sampling import Sampler
 
 from . import cache as caches
-from .backbone import Backbone, UnsupportedModelError, evaluating, positions_of
+from .backbone import Backbone, UnsupportedModelError, positions_of
 from .model import QuietSTaR
 
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from inferscale._evaluating import evaluating
 from inferscale.generators.sampling import Sampler
 
-from .backbone import Backbone, evaluating
+from .backbone import Backbone
 from .blocks import block_embeds, each_session, sample_thoughts, states_after_thoughts, thought_numbers, token_logprobs
 from .head import ThoughtMixingHead, mix
 from .parallel import ParallelCheck, TextPass, check_parallel, read_text

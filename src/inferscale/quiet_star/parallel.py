@@ -9,8 +9,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from inferscale._evaluating import evaluating
+
 from . import cache as caches
-from .backbone import Backbone, UnsupportedModelError, evaluating, positions_of
+from .backbone import Backbone, UnsupportedModelError, positions_of
 from .masks import Slots, additive, block_mask, thought_mask
 
 Way: TypeAlias = Literal["mask", "mask_by_kind", "fold"]
