@@ -139,7 +139,7 @@ def _solve_all(
     results: dict[int, SearchResult] = {}
     try:
         for index, result in _run(problems, task, journal, progress, len(problems)):
-            results[index] = result
+            results[index] = result  # noqa: PERF403 (what came before an error is kept)
     except BaseException as error:
         error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
         raise

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from inferscale._bar import Bar
 from inferscale.aggregators import MajorityVote, SameAnswer
 from inferscale.answers import extract_answer as default_extract_answer
 from inferscale.answers import same_answer
@@ -23,7 +24,6 @@ from inferscale.engine import stream
 from inferscale.result import SearchResult
 from inferscale.tree import Problem
 
-from ._bar import RunBar
 from .fingerprints import describe, digest, git_state, problem_keys, versions
 from .records import append, cut_torn_line, keep_lines, locked, prune_journal, write_atomically
 from .run import ABOUT, FORMAT, JOURNAL, LOCK, RECORDS, Run, latest_records, load_run, make_record, read_about
@@ -168,7 +168,7 @@ def _solve_rest(task: _Task, results: Callable[..., Iterator[SearchResult]], pro
     search = results([task.problems[index] for index in left], journal=journal)
     with (
         (task.folder / RECORDS).open("ab", buffering=0) as file,
-        RunBar(len(task.problems), len(done), sum(verdicts), len(verdicts), progress) as bar,
+        Bar(len(task.problems), progress, done=len(done), right=sum(verdicts), graded=len(verdicts)) as bar,
         closing(_keeping_partial(search, task, position, done, file)) as solved,
     ):
         for result in solved:
@@ -177,7 +177,8 @@ def _solve_rest(task: _Task, results: Callable[..., Iterator[SearchResult]], pro
                 continue  # solved again only because an equal prompt comes later
             record = make_record(index, task.keys[index], result, task.grade, peak_memory_bytes())
             append(file, record, task.fsync)
-            bar.solved(record["correct"], result.cost.tokens)
+            bar.count(record["correct"], result.cost.tokens)
+            bar.say()
     journal.unlink(missing_ok=True)
 
 

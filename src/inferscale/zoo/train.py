@@ -42,7 +42,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="steps in all, instead of the recipe's")] = None,
     decay_steps: Annotated[int | None, typer.Option(help="steps of the last decay, instead of the recipe's")] = None,
     start_from: Annotated[Path | None, typer.Option(help="checkpoint to go on from, instead of the last one")] = None,
-    parent: Annotated[Path | None, typer.Option(help="of a judge: checkpoint of its policy, else the embedded one")] = None,
+    parent: Annotated[
+        Path | None, typer.Option(help="of a judge: checkpoint of its policy, else the embedded one")
+    ] = None,
     rollouts: Annotated[list[Path] | None, typer.Option(help="of a judge: files of rollouts, can be repeated")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints")] = 500,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
@@ -62,7 +64,9 @@ def train(
         judge = replace(judge, recipe=_scheduled(judge.recipe, steps, decay_steps))
         _train_judge(name, judge, folder, start_from, parent, rollouts, checkpoint_every)
     elif name in recipes.JUDGES:
-        raise typer.BadParameter(f"{name} learns from solutions of the policies: make some with zoo.rollouts, pass --rollouts FILE")
+        raise typer.BadParameter(
+            f"{name} learns from solutions of the policies: make some with zoo.rollouts, pass --rollouts FILE"
+        )
     else:
         raise typer.BadParameter(f"{name!r}: choose one of {', '.join([*recipes.POLICIES, *recipes.JUDGES])}")
 
