@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from inferscale._optional import require
+from inferscale._stops import answer_until, read_until
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import extract_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
@@ -29,12 +30,6 @@ from .parts import parts_from_texts
 
 FINGERPRINT_KEY = "inferscale-fingerprint"
 _LOG = logging.getLogger(__name__)
-
-
-def read_until(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
-    cut = min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))
-    return text[:cut]
 
 
 class SearchModel:
@@ -89,7 +84,7 @@ class SearchModel:
     def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
         results = solve_batch(
             problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
-            extract_answer=partial(_extract_until, stops=stops), seed=self.seed, progress=progress,
+            extract_answer=partial(answer_until, read=extract_answer, stops=stops), seed=self.seed, progress=progress,
         )  # fmt: skip
         return [read_until(result.text, stops) for result in results]
 
@@ -175,7 +170,3 @@ def run_command_line() -> None:
 def _stops(arguments: dict[str, Any]) -> tuple[str, ...]:
     until = arguments.get("until") or ()
     return (until,) if isinstance(until, str) else tuple(until)
-
-
-def _extract_until(text: str, stops: Sequence[str]) -> str | None:
-    return extract_answer(read_until(text, stops))

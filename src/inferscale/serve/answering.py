@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from inferscale._stops import read_until
 from inferscale.cost import Cost
-from inferscale.evaluate.lm_eval import read_until
 from inferscale.result import SearchResult
 from inferscale.tree import Trajectory
 

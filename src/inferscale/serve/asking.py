@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from inferscale._search import ExtractAnswer
+from inferscale._stops import answer_until
 from inferscale._task import Task
 from inferscale.base import SearchStrategy
 from inferscale.cost import Budget
-from inferscale.evaluate.lm_eval import read_until
 from inferscale.tree import Problem
 
 from .dispatcher import Job
@@ -145,7 +144,7 @@ def _task(
         generator=service.generator,
         reward_model=service.reward_model if judged else None,
         aggregator=aggregator,
-        extract_answer=partial(_answer_before, read=service.extract_answer, stops=stops),
+        extract_answer=partial(answer_until, read=service.extract_answer, stops=stops),
         budget=service.limits.capped(_budget(an_object(ours, "inferscale.budget"))),
         seed=service.seed if seed is None else seed,
         schedule="wave",
@@ -158,10 +157,6 @@ def _budget(given: Mapping[str, Any]) -> Budget:
     tokens, calls = (an_integer(given, f"inferscale.budget.{name}", None) for name in ("tokens", "calls"))
     flops, seconds = (a_number(given, f"inferscale.budget.{name}") for name in ("flops", "seconds"))
     return Budget(tokens, flops, seconds, calls)
-
-
-def _answer_before(text: str, read: ExtractAnswer, stops: Sequence[str]) -> str | None:
-    return read(read_until(text, stops))
 
 
 def _made(name: str, make: Callable[[], T]) -> T:
