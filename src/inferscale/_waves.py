@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from ._models import Models
 from ._search import Search
+
+Portion = TypeVar("Portion")
+Answer = TypeVar("Answer")
 
 
 class Waves:
@@ -28,15 +31,21 @@ class Waves:
     def advance(self, active: Sequence[Search]) -> None:
         """Answers what the searches ask for: first all samples, then all scores."""
         models = self._models
-        samples = [(search, portion) for search in active if (portion := models.samples_for(search))]
-        if samples:
-            answers = models.sample([portion for _, portion in samples])
-            for (search, portion), steps in zip(samples, answers, strict=True):
-                models.take_steps(search, portion, steps)
-            models.journal.flush()
-        unscored = [(search, nodes) for search in active if (nodes := models.nodes_for(search))]
-        if unscored:
-            verdicts = models.judge([nodes for _, nodes in unscored])
-            for (search, nodes), scores in zip(unscored, verdicts, strict=True):
-                models.take_scores(search, nodes, scores)
-            models.journal.flush()
+        self._call(active, models.samples_for, models.sample, models.take_steps)
+        self._call(active, models.nodes_for, models.judge, models.take_scores)
+
+    def _call(
+        self,
+        active: Sequence[Search],
+        wanted: Callable[[Search], Portion],
+        run: Callable[[list[Portion]], Sequence[Answer]],
+        take: Callable[[Search, Portion, Answer], None],
+    ) -> None:
+        """Answers what is `wanted` by one model, in one call for all searches; none is made where nothing is."""
+        portions = [(search, portion) for search in active if (portion := wanted(search))]
+        if not portions:
+            return
+        answers = run([portion for _, portion in portions])
+        for (search, portion), answer in zip(portions, answers, strict=True):
+            take(search, portion, answer)
+        self._models.journal.flush()
