@@ -1,10 +1,12 @@
 """Flows driven by hand: `next` is ask, `send` is tell."""
 
 import random
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from inferscale.flow import Generate, GenerateRequest, Score, expand, gather, limit, score
+from inferscale.flow import Generate, GenerateRequest, Score, expand, gather, limit, rewrite, score
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.tree import Node, Problem, Step
 
@@ -59,6 +61,19 @@ def test_expand_refuses_finished_nodes_and_wrong_counts():
         next(expand([root()], [1, 2]))
     with pytest.raises(ValueError, match="at least one sample"):
         next(expand([root()], [-1]))
+    with pytest.raises(ValueError, match=r"the count 2\.7: give whole numbers"):
+        next(expand([root()], [2.7]))
+
+
+@pytest.mark.parametrize("counts", [np.int64(3), np.array([3]), np.array([3.0]), [np.int32(3)]], ids=repr)
+def test_counts_may_be_numbers_of_numpy(counts):
+    (request,) = next(expand([root()], counts)).requests
+    assert (request.n, type(request.n)) == (3, int)
+
+
+def test_a_sample_of_no_tokens_is_refused():
+    with pytest.raises(ValueError, match="max_tokens=0: give each sample at least one token"):
+        GenerateRequest(root(), max_tokens=0)
 
 
 def test_score_asks_once_for_each_unscored_node():
@@ -148,3 +163,33 @@ def test_limit_lets_a_search_that_fits_through():
     with pytest.raises(StopIteration) as stop:
         flow.send([kids])
     assert stop.value.value == kids
+
+
+def test_limits_within_limits_end_at_their_own():
+    top = root()
+
+    def inner():
+        yield from limit(BeamSearch(2, 1).search(top, RNG), top, samples=2)
+        return (yield from expand([top], 2))
+
+    flow = limit(inner(), top, samples=4)
+    next(flow)
+    kids = [child(top, "a", 0.5), child(top, "b", 0.5)]
+    assert flow.send([kids]) == Generate((GenerateRequest(top, 2),))
+    more = [child(top, "c"), child(top, "d")]
+    with pytest.raises(StopIteration) as stop:
+        flow.send([more])
+    assert stop.value.value == more
+
+
+def test_rewriting_changes_requests_for_samples_and_nothing_else():
+    top = root()
+    body = BeamSearch(1, 2).search(top, RNG)
+    flow = rewrite(body, lambda asked: Generate(tuple(replace(r, max_tokens=5) for r in asked.requests)))
+    assert next(flow) == Generate((GenerateRequest(top, 2, max_tokens=5),))
+    kids = [child(top, "a", reason="eos"), child(top, "b")]
+    assert flow.send([kids]) == Score(tuple(kids))
+    kids[0].score, kids[1].score = 0.9, 0.1
+    with pytest.raises(StopIteration) as stop:
+        flow.send(None)
+    assert stop.value.value == [kids[0]]

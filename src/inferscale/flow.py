@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from .tree import Node
@@ -52,6 +53,8 @@ class GenerateRequest:
             raise TypeError(f"a search can only expand nodes, not {type(self.node).__name__}")
         if self.n < 1:
             raise ValueError(f"n={self.n}: ask for at least one sample of {self.node!r}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: give each sample at least one token, or None for no cap")
         if self.until not in ("step", "end"):
             raise ValueError(f'until={self.until!r}: choose "step" or "end"')
         if self.node.is_finished:
@@ -112,9 +115,9 @@ def expand(
         The new nodes. Failed samples (nothing but white space, or an error) stay in the tree and are left out here.
 
     Raises:
-        ValueError: If a node has finished, or `n` does not fit `nodes`.
+        ValueError: If a node has finished, `n` does not fit `nodes`, or a count is no whole number.
     """
-    counts = [n] * len(nodes) if isinstance(n, int) else [int(count) for count in n]
+    counts = [_whole(n)] * len(nodes) if isinstance(n, int | Integral) else [_whole(count) for count in n]
     if len(counts) != len(nodes):
         raise ValueError(f"expand() was given {len(nodes)} nodes and {len(counts)} counts: give one count for each")
     requests = tuple(
@@ -126,6 +129,14 @@ def expand(
         return []
     answer: list[list[Node]] = yield Generate(requests)
     return [node for group in answer for node in group if not node.is_failed]
+
+
+def _whole(count: float) -> int:
+    """A count as an `int`: allocations may come as NumPy's or torch's numbers."""
+    whole = int(count)
+    if whole != count:
+        raise ValueError(f"expand() was given the count {count!r}: give whole numbers")
+    return whole
 
 
 def score(nodes: Iterable[Node]) -> Flow[None]:
@@ -142,7 +153,7 @@ def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
     generating: dict[int, Generate] = {}
     scoring: dict[int, Score] = {}
 
-    def advance(index: int, answer: Any) -> None:
+    def resume(index: int, answer: Any) -> None:
         try:
             request = running[index].send(answer)
         except StopIteration as stop:
@@ -154,34 +165,51 @@ def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
             scoring[index] = as_score(request)
 
     for index in range(len(running)):
-        advance(index, None)
+        resume(index, None)
     while generating or scoring:
         if generating:
             wave, generating = generating, {}
             groups = yield Generate(tuple(r for request in wave.values() for r in request.requests))
             remaining = iter(groups)
             for index, request in wave.items():
-                advance(index, [next(remaining) for _ in request.requests])
+                resume(index, [next(remaining) for _ in request.requests])
         else:
             judged, scoring = scoring, {}
             yield from score(node for request in judged.values() for node in request.nodes)
             for index in judged:
-                advance(index, None)
+                resume(index, None)
     return [results[index] for index in range(len(running))]
 
 
-def limit(flow: Flow[list[Node]], root: Node, samples: int) -> Flow[list[Node]]:
-    """The result of `flow`, or ``root.leaves()`` when it asks for more than `samples` samples in all."""
-    left, answer = samples, None
+def rewrite(flow: Flow[T], change: Callable[[Generate], Generate]) -> Flow[T]:
+    """The result of `flow`, whose requests for samples are changed by `change` before they are answered."""
+    answer: Any = None
     while True:
         try:
             request = flow.send(answer)
         except StopIteration as stop:
-            leaves: list[Node] = stop.value
-            return leaves
-        if isinstance(request, Generate):
-            left -= sum(r.n for r in request.requests)
-            if left < 0:
-                flow.close()
-                return root.leaves()
-        answer = yield request
+            result: T = stop.value
+            return result
+        answer = yield change(request) if isinstance(request, Generate) else request
+
+
+class _SpentError(Exception):
+    """A flow asked for more samples than it may."""
+
+
+def limit(flow: Flow[list[Node]], root: Node, samples: int) -> Flow[list[Node]]:
+    """The result of `flow`, or ``root.leaves()`` when it asks for more than `samples` samples in all."""
+    left = samples
+
+    def counted(request: Generate) -> Generate:
+        nonlocal left
+        left -= sum(r.n for r in request.requests)
+        if left < 0:
+            raise _SpentError
+        return request
+
+    try:
+        return (yield from rewrite(flow, counted))
+    except _SpentError:
+        flow.close()
+        return root.leaves()

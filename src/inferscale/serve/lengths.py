@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, Generate, GenerateRequest
+from inferscale.flow import Flow, Generate, GenerateRequest, rewrite
 from inferscale.tree import Node
 
 
@@ -31,16 +31,9 @@ class Shortened(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """What the strategy returns."""
-        flow, answer = self.strategy.search(root, rng), None
-        while True:
-            try:
-                request = flow.send(answer)
-            except StopIteration as stop:
-                leaves: list[Node] = stop.value
-                return leaves
-            if isinstance(request, Generate):
-                request = Generate(tuple(self._cut(wish) for wish in request.requests))
-            answer = yield request
+        return rewrite(
+            self.strategy.search(root, rng), lambda asked: Generate(tuple(self._cut(wish) for wish in asked.requests))
+        )
 
     def _cut(self, wish: GenerateRequest) -> GenerateRequest:
         left = max(1, self.max_tokens - sum(step.generated_tokens for step in wish.node.steps))
