@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -85,6 +86,12 @@ def test_an_ensembles_mean_lies_between_its_members(values, random):
     weights = [random.random() + 0.01 for _ in values]
     [score] = EnsembleReward([Outcome(value) for value in values], weights=weights).score([node_of("a")])
     assert min(values) - 1e-9 <= score <= max(values) + 1e-9
+
+
+def test_a_negative_weight_makes_a_penalty():
+    assert WeightedReward([Outcome(1), Outcome(3)], [1, -2]).score([node_of("a")]) == [-5]
+    with pytest.raises(ValueError, match="finite"):
+        WeightedReward([Outcome(1)], [math.inf])
 
 
 def test_ensembles_that_cannot_be_are_refused():

@@ -14,7 +14,27 @@ from inferscale.tree import Node
 from .functions import RewardFunction
 
 
-class EnsembleReward(RewardModel):
+class _Joined(RewardModel):
+    """A reward model made of `_members`."""
+
+    _members: tuple[RewardModel, ...]
+
+    def _join(self, members: Sequence[RewardModel]) -> None:
+        check_members(members)
+        self._members = tuple(members)
+        self.concurrent = all(member.concurrent for member in members)
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What all members cost together."""
+        return [sum(costs, Cost()) for costs in zip(*(member.cost(nodes) for member in self._members), strict=True)]
+
+    def release(self, root: Node) -> None:
+        """Tells the members."""
+        for member in self._members:
+            member.release(root)
+
+
+class EnsembleReward(_Joined):
     """Several reward models as one: the (weighted) mean of their scores, or the least of them.
 
     Of process reward models alone it is one itself: their step scores are joined step by step. The least score is the
@@ -53,15 +73,16 @@ class EnsembleReward(RewardModel):
             TypeError: If a member is not a reward model.
             ValueError: If there is none, or `join`, `weights` or `reduction` do not fit.
         """
-        check_members(models)
+        self._join(models)
         if join not in ("mean", "min"):
             raise ValueError(f'join={join!r}: choose "mean" or "min"')
         if weights is not None and join == "min":
             raise ValueError('weights belong to join="mean": the least score has none')
-        self.models = tuple(models)
-        self.concurrent = all(model.concurrent for model in self.models)
+        self.models = self._members
         self.join = join
         self.weights = _checked_weights(weights, len(self.models))
+        if math.fsum(self.weights) <= 0:
+            raise ValueError(f"weights={list(self.weights)}: a mean needs weights with a positive sum")
         if reduction is not None and not is_process(self):
             raise ValueError("reduction=... joins step scores, but not all members are process reward models")
 
@@ -74,15 +95,6 @@ class EnsembleReward(RewardModel):
         if self.join == "min":
             return min(values)
         return math.fsum(w * v for w, v in zip(self.weights, values, strict=True)) / math.fsum(self.weights)
-
-    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What all members cost together."""
-        return [sum(costs, Cost()) for costs in zip(*(model.cost(nodes) for model in self.models), strict=True)]
-
-    def release(self, root: Node) -> None:
-        """Tells the members."""
-        for model in self.models:
-            model.release(root)
 
 
 class _ProcessEnsemble(EnsembleReward, ProcessRewardModel):
@@ -116,7 +128,7 @@ class _ProcessEnsemble(EnsembleReward, ProcessRewardModel):
     score = ProcessRewardModel.score
 
 
-class WeightedReward(RewardModel):
+class WeightedReward(_Joined):
     """A weighted sum of functions and reward models, in the manner of TRL's ``reward_funcs`` and ``reward_weights``.
 
     A function that returns ``None`` for a node abstains: it is left out of that node's sum, as if it had given 0. If
@@ -124,7 +136,7 @@ class WeightedReward(RewardModel):
 
     Attributes:
         parts: The members; plain functions are wrapped in `RewardFunction`.
-        weights: One for each, 1 by default.
+        weights: One for each, 1 by default; a negative one makes a penalty.
     """
 
     def __init__(
@@ -135,11 +147,10 @@ class WeightedReward(RewardModel):
         """Wraps the functions.
 
         Raises:
-            ValueError: If there is no part, or not one weight for each.
+            ValueError: If there is no part, not one weight for each, or a weight that is not finite.
         """
-        self.parts = tuple(part if isinstance(part, RewardModel) else RewardFunction(part) for part in parts)
-        check_members(self.parts)
-        self.concurrent = all(part.concurrent for part in self.parts)
+        self._join([part if isinstance(part, RewardModel) else RewardFunction(part) for part in parts])
+        self.parts = self._members
         self.weights = _checked_weights(weights, len(self.parts))
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
@@ -158,15 +169,6 @@ class WeightedReward(RewardModel):
             raise ValueError(f"every part of the reward ({names}) returned None for {node!r}: add one that applies")
         return math.fsum(given)
 
-    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What all parts cost together."""
-        return [sum(costs, Cost()) for costs in zip(*(part.cost(nodes) for part in self.parts), strict=True)]
-
-    def release(self, root: Node) -> None:
-        """Tells the parts."""
-        for part in self.parts:
-            part.release(root)
-
 
 def check_members(models: Sequence[object]) -> None:
     """Raises if there is none, or one is no reward model."""
@@ -181,8 +183,8 @@ def _checked_weights(weights: Sequence[float] | None, count: int) -> tuple[float
     found = (1.0,) * count if weights is None else tuple(float(weight) for weight in weights)
     if len(found) != count:
         raise ValueError(f"{len(found)} weights for {count} members: give one for each")
-    if not all(math.isfinite(weight) for weight in found) or math.fsum(found) <= 0:
-        raise ValueError(f"weights={list(found)}: give finite numbers with a positive sum")
+    if not all(math.isfinite(weight) for weight in found):
+        raise ValueError(f"weights={list(found)}: give finite numbers")
     return found
 
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from inferscale.base import ProcessRewardModel
-from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.generators.loading import load_model, tokenizer_of
 from inferscale.generators.prompts import PromptFormat
@@ -17,13 +15,13 @@ from inferscale.tree import Node
 
 from .heads import Read, read_pair, read_sigmoid
 from .paths import StepEncoder, step_ends
-from .stepwise import CacheKind, StepReading
+from .stepwise import CacheKind, SingleReading, StepReading
 
 if TYPE_CHECKING:
     from .formats import StepFormat
 
 
-class HFProcessRewardModel(ProcessRewardModel):
+class HFProcessRewardModel(SingleReading):
     """Scores every step of a path by reading a model at the step's last token, in float32.
 
     Three kinds of model are read: a token classifier with two labels (softmax, class 1), one with a single label
@@ -172,14 +170,6 @@ class HFProcessRewardModel(ProcessRewardModel):
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, the probability that each of its steps is good."""
         return [[values[0] for values in steps] for steps in self._reading.values(nodes)]
-
-    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
-        return self._reading.cost(nodes)
-
-    def release(self, root: Node) -> None:
-        """Lets go of what was kept for a search that has ended."""
-        self._reading.release(root)
 
 
 def _token_id(tokenizer: Any, token: str | int) -> int:

@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 import torch
 
-from inferscale.base import ProcessRewardModel
-from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.generators.loading import load_model, tokenizer_of
 from inferscale.generators.prompts import PromptFormat
@@ -18,10 +16,10 @@ from inferscale.tree import Node
 
 from .heads import read_likelihood, read_self_certainty
 from .paths import StepEncoder, predictions
-from .stepwise import CacheKind, StepReading
+from .stepwise import CacheKind, SingleReading, StepReading
 
 
-class LikelihoodReward(ProcessRewardModel):
+class LikelihoodReward(SingleReading):
     """Scores every step by its token probabilities under a causal language model.
 
     A step's score is ``exp`` of the mean or the least log-probability of its tokens. Cheap to have (any stronger
@@ -106,11 +104,3 @@ class LikelihoodReward(ProcessRewardModel):
     def _pooled(self, values: Sequence[float]) -> float:
         pooled = min(values) if self.pooling == "min" else math.fsum(values) / len(values)
         return math.exp(pooled) if self.measure == "likelihood" else pooled
-
-    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
-        return self._reading.cost(nodes)
-
-    def release(self, root: Node) -> None:
-        """Lets go of what was kept for a search that has ended."""
-        self._reading.release(root)

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from inferscale.base import ProcessRewardModel
 from inferscale.cost import Cost
 from inferscale.generators.charges import Charges
 from inferscale.generators.kv_store import KVStore, check_cache_options, default_cache_bytes
@@ -23,6 +24,20 @@ CacheKind: TypeAlias = Literal["tree", "none"]
 PathOf: TypeAlias = Callable[[Node], Path]
 
 _ROWS = {"tree": 64, "none": 32}
+
+
+class SingleReading(ProcessRewardModel):
+    """A process reward model that reads one model."""
+
+    _reading: StepReading
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
+        return self._reading.cost(nodes)
+
+    def release(self, root: Node) -> None:
+        """Lets go of what was kept for a search that has ended."""
+        self._reading.release(root)
 
 
 class StepReading:
