@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from inferscale.base import Generator
 from inferscale.serve.server import make_server
@@ -31,7 +31,21 @@ class GatedToy(Generator):
 @contextmanager
 def serving(service, shutdown_seconds=10):
     """Serves on a free port: the server, with `port` and `thread`."""
-    server = make_server(service, "127.0.0.1", 0, shutdown_seconds)
+    with _started(make_server(service, "127.0.0.1", 0, shutdown_seconds)) as server:
+        yield server
+
+
+@contextmanager
+def running_app(app):
+    """Runs another application on a free port."""
+    import uvicorn
+
+    with _started(uvicorn.Server(uvicorn.Config(app, port=0))) as server:
+        yield server
+
+
+@contextmanager
+def _started(server):
     server.thread = threading.Thread(target=server.run)
     server.thread.start()
     until(lambda: server.started)
@@ -54,12 +68,11 @@ def until(happened, seconds=20):
 
 def call(server, path, body=None, headers=JSON, method=None):
     """Status, headers and content of an answer; JSON is read."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request(method or ("GET" if data is None else "POST"), path, data, headers)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        connection.request(method or ("GET" if data is None else "POST"), path, data, headers)
+        with connection.getresponse() as answer:
+            content = answer.read()
     told = dict(answer.getheaders())
     return answer.status, told, json.loads(content) if told.get("content-type") == "application/json" else content
 

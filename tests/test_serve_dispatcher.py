@@ -9,7 +9,8 @@ import inferscale as isc
 from inferscale._task import Task
 from inferscale.answers import extract_answer
 from inferscale.base import Generator
-from inferscale.serve.dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
+from inferscale.serve.dispatcher import Dispatcher
+from inferscale.serve.jobs import BusyError, ClosedError, Job, UnreadablePromptError
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
 
@@ -187,6 +188,38 @@ def test_models_forget_every_search(dispatch):
     dispatcher.submit(jobs)
     until(lambda: all(each.future.done() for each in jobs))
     assert set(released) == {"How many?", "poison"}
+
+
+def test_a_search_that_cannot_be_forgotten_fails_alone(dispatch):
+    class Forgetful(Picky):
+        def release(self, root):
+            if "sticky" in root.problem.prompt:
+                raise RuntimeError("cannot forget")
+
+    forgetful = Forgetful()
+    dispatcher = dispatch(forgetful)
+    prompts = ["How many?", "sticky", "poison", "sticky too", "How many more?"]
+    jobs = [job(forgetful, prompt) for prompt in prompts]
+    dispatcher.submit(jobs)
+    assert outcome(jobs[0]) == alone("How many?")
+    assert outcome(jobs[4]) == alone("How many more?")
+    for each, message in ((jobs[1], "cannot forget"), (jobs[2], "poisoned"), (jobs[3], "cannot forget")):
+        with pytest.raises(RuntimeError, match=message):
+            each.future.result(20)
+    assert dispatcher.is_open
+    assert dispatcher.num_active == dispatcher.num_waiting == 0
+
+
+def test_the_first_search_begins_it(dispatch):
+    toy = ToyGenerator()
+    dispatcher = Dispatcher(toy, ToyReward(), 1, 1)
+    assert dispatcher.is_open
+    each = job(toy, "How many?")
+    dispatcher.submit([each])
+    assert outcome(each) == alone("How many?")
+    dispatcher.start()
+    dispatcher.close()
+    assert not dispatcher.is_open
 
 
 def test_drained_it_ends_what_it_has(dispatch):

@@ -6,10 +6,11 @@ import signal
 from threading import Thread
 
 import pytest
-from tests.serve_tools import JSON, GatedToy, ask, call, serving, until
+from tests.serve_tools import JSON, GatedToy, ask, call, running_app, serving, until
 
 import inferscale as isc
 from inferscale.serve import Limits, Service, make_app, run_server
+from inferscale.serve.answering import Answer
 from inferscale.testing import ToyGenerator, ToyReward
 
 KEY = "not-a-secret"
@@ -74,6 +75,7 @@ BAD = {
     "bad width": (ours(width=True), "inferscale.width: give a whole number", "inferscale.width"),
     "bad cap": (ours(budget={"tokens": 0}), "give a whole number, 1 or more", "inferscale.budget.tokens"),
     "bad time": (ours(budget={"seconds": float("nan")}), "a number greater than 0", "inferscale.budget.seconds"),
+    "no end": (ours(budget={"flops": float("inf")}), "a number greater than 0, not inf", "inferscale.budget.flops"),
     "no such cap": (ours(budget={"money": 1}), "choose from calls, flops", "inferscale.budget.money"),
     "no messages": (chat(), "give a list of messages", "messages"),
     "no role": (chat({"content": "x"}), "the role 'None' is not served", "messages"),
@@ -145,11 +147,12 @@ def test_only_clients_with_the_key_come_in(guarded):
 
 
 def test_without_a_key_only_this_machines_names_are_served(server):
-    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example"):
+    odd = ["[", "", "evil.example:80@127.0.0.1", "127.0.0.1@evil.example", "evil.example/127.0.0.1", "evil example"]
+    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", *odd):
         status, _, answer = call(server, "/v1/completions", {"prompt": "x"}, {**JSON, "Host": host})
         assert status == 403
         assert "without an API key" in answer["error"]["message"]
-    for host in ("localhost:8000", "[::1]:8000", "127.0.0.1"):
+    for host in ("localhost:8000", "LOCALHOST", "[::1]:8000", "[::1]", "127.0.0.1", "127.0.0.1:"):
         assert call(server, "/v1/models", headers={"Host": host})[0] == 200
 
 
@@ -279,6 +282,29 @@ def test_searches_that_do_not_end_in_time_are_ended():
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_nobody_thought_of_is_counted(monkeypatch, stream):
+    def broken(self, *found):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Answer, "found" if stream else "whole", broken)
+    with serving(Service(ToyGenerator(), strategy="sampling:2")) as running:
+        if stream:
+            with pytest.raises(http.client.IncompleteRead):
+                call(running, "/v1/completions", {"prompt": "x", "stream": stream})
+        else:
+            assert call(running, "/v1/completions", {"prompt": "x"})[0] == 500
+        until(lambda: b'path="/v1/completions",status="500"} 1.0' in call(running, "/metrics")[2])
+
+
+def test_it_serves_where_it_is_mounted():
+    applications, routing = pytest.importorskip("starlette.applications"), pytest.importorskip("starlette.routing")
+    app = applications.Starlette(routes=[routing.Mount("/search", make_app(Service(ToyGenerator(), width=2)))])
+    with running_app(app) as running:
+        assert call(running, "/search/healthz")[0] == 200
+        assert call(running, "/search/v1/completions", {"prompt": "How many?"})[0] == 200
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

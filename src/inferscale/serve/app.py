@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,15 +16,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from inferscale.result import SearchResult
-
 from .answering import Answer
 from .asking import Endpoint, read_ask
-from .dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
+from .dispatcher import Dispatcher
 from .errors import APIError
 from .gate import check_client, read_json
+from .jobs import BusyError, ClosedError, Job
 from .metrics import Metrics
 from .service import Service
+from .waiting import cancel, failure_of, result_of, results_of
 
 _GONE = 499
 """Status of a request whose client did not wait; nobody reads it but the metrics."""
@@ -75,7 +75,7 @@ class App:
 
     async def _healthz(self, request: Request) -> Response:
         """Whether searches are taken; open to everybody, for those who watch over the server."""
-        ready = self.dispatcher.accepting and self.dispatcher.is_alive
+        ready = self.dispatcher.is_open
         return JSONResponse({"status": "ok" if ready else "shutting down"}, 200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
@@ -99,8 +99,7 @@ class App:
 
     async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
         """The answer, or the first event of a stream of events."""
-        started = time.perf_counter()
-        answered = partial(self._answered, request.url.path, started)
+        answered = partial(self._answered, request.url.path, time.perf_counter())
         try:
             check_client(request, self.service.api_key)
             body = await read_json(request, self.service.limits.max_body_bytes)
@@ -110,11 +109,14 @@ class App:
             if ask.stream:
                 events = self._events(answer, jobs, answered)
                 return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            response: Response = JSONResponse(answer.whole(await _results(request, jobs)))
+            response: Response = JSONResponse(answer.whole(await results_of(request, jobs)))
         except APIError as error:
             response = _refusal(error)
         except ClientDisconnect:
             response = Response(status_code=_GONE)
+        except BaseException:
+            answered(500)
+            raise
         answered(response.status_code)
         return response
 
@@ -130,12 +132,12 @@ class App:
                 headers={"Retry-After": str(error.retry_after)},
             ) from None  # fmt: skip
         except ClosedError as error:
-            raise _failure(error) from None
+            raise failure_of(error) from None
 
     async def _events(self, answer: Answer, jobs: list[Job], answered: Callable[[int], None]) -> AsyncIterator[bytes]:
         """Progress while the searches run, each answer when it is there, then the bill if it is wanted."""
         futures = {asyncio.wrap_future(job.future): index for index, job in enumerate(jobs)}
-        open_futures, status = set(futures), _GONE
+        open_futures, status = set(futures), 500
         try:
             while open_futures:
                 waiting = sorted(futures[future] for future in open_futures)
@@ -143,7 +145,7 @@ class App:
                 wait = self.service.limits.progress_seconds
                 done, open_futures = await asyncio.wait(open_futures, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 for future in done:
-                    for event in answer.found(futures[future], _result(future)):
+                    for event in answer.found(futures[future], result_of(future)):
                         yield _event(event)
             if answer.ask.include_usage:
                 yield _event(answer.total([future.result() for future in futures]))
@@ -152,63 +154,12 @@ class App:
         except APIError as error:
             status = error.status
             yield _event(error.body())
+        except (asyncio.CancelledError, GeneratorExit):
+            status = _GONE
+            raise
         finally:
-            _cancel(jobs, futures)
+            cancel(jobs, futures)
             answered(status)
-
-
-async def _results(request: Request, jobs: list[Job]) -> list[SearchResult]:
-    """The results; searches whose client has gone are cancelled.
-
-    Raises:
-        APIError: If one failed.
-        ClientDisconnect: If the client has gone.
-    """
-    futures = [asyncio.wrap_future(job.future) for job in jobs]
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        left: set[asyncio.Future[Any]] = {*futures}
-        while left:
-            done, _ = await asyncio.wait({*left, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone in done:
-                raise ClientDisconnect
-            for future in done:
-                _result(future)
-            left -= done
-        return [future.result() for future in futures]
-    finally:
-        gone.cancel()
-        _cancel(jobs, futures)
-
-
-def _result(future: asyncio.Future[Any]) -> SearchResult:
-    error = future.exception()
-    if error is not None:
-        raise _failure(error) from error
-    return cast(SearchResult, future.result())
-
-
-def _failure(error: BaseException) -> APIError:
-    """What a client is told of a search that failed."""
-    if isinstance(error, UnreadablePromptError):
-        return APIError(400, str(error), code="context_length_exceeded", param="prompt")
-    if isinstance(error, ClosedError):
-        return APIError(503, str(error), kind="server_error", code="shutting_down", headers={"Retry-After": "10"})
-    return APIError(500, f"the search failed: {error}", kind="server_error", code="search_failed")
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _cancel(jobs: Iterable[Job], futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Ends the searches that nobody waits for any more."""
-    for job, future in zip(jobs, futures, strict=True):
-        job.future.cancel()
-        future.cancel()
-        if not future.cancelled():
-            future.exception()  # seen: asyncio warns of errors that nobody looked at
 
 
 def _refusal(error: APIError) -> Response:

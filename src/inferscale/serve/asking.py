@@ -14,9 +14,9 @@ from inferscale.base import SearchStrategy
 from inferscale.cost import Budget
 from inferscale.tree import Problem
 
-from .dispatcher import Job
 from .errors import APIError, bad_field
 from .fields import a_flag, a_number, a_text, an_integer, an_object, check_known, says_nothing, texts
+from .jobs import Job
 from .lengths import Shortened
 from .prompts import read_prompts
 from .service import Service

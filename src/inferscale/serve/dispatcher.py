@@ -4,105 +4,23 @@ from __future__ import annotations
 
 import math
 import threading
-import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
 
 from inferscale._models import Models
-from inferscale._search import Search
-from inferscale._task import Task
 from inferscale._waves import Waves
 from inferscale.base import Generator, RewardModel
-from inferscale.cost import Cost
-from inferscale.flow import GenerateRequest
 from inferscale.journal import Journal
 from inferscale.result import SearchResult
-from inferscale.tree import Node, Problem
 
-FAILURES = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+from .jobs import BusyError, ClosedError, Job
+
+FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError),
+    *(TypeError, ValueError),
+)
 """What a model, a strategy or a vote may raise without ending the server."""
-
-
-class BusyError(Exception):
-    """There is no room for another search.
-
-    Attributes:
-        retry_after: Seconds until there may be.
-    """
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("too many searches are waiting")
-        self.retry_after = retry_after
-
-
-class ClosedError(Exception):
-    """No more searches are begun, or this one was ended before its time."""
-
-
-class UnreadablePromptError(ValueError):
-    """The generator cannot read the prompt."""
-
-
-@dataclass(eq=False)
-class Job:
-    """A search for one prompt: cancelled by its future, which holds the result in the end.
-
-    Attributes:
-        problem: The problem.
-        task: Strategy, models, vote, budget and seed.
-        occurrence: How many equal prompts came before it in the same request.
-        future: The result.
-    """
-
-    problem: Problem
-    task: Task
-    occurrence: int = 0
-    future: Future[SearchResult] = field(default_factory=Future)
-    _search: Search | None = field(default=None, init=False)
-    _created: float = field(default_factory=time.perf_counter, init=False)
-
-    @property
-    def search(self) -> Search:
-        """The search, once it has begun."""
-        if self._search is None:
-            raise RuntimeError("this search has not begun")
-        return self._search
-
-    @property
-    def seconds(self) -> float:
-        """Time since the request."""
-        return time.perf_counter() - self._created
-
-    @property
-    def cost(self) -> Cost:
-        """What has been spent so far."""
-        return Cost() if self._search is None else self._search.cost
-
-    def begin(self) -> None:
-        """Begins the search, or begins it again.
-
-        Raises:
-            UnreadablePromptError: If the generator cannot read the prompt.
-        """
-        try:
-            self.task.generator.max_sample_tokens(GenerateRequest(Node(self.problem)))
-        except ValueError as error:
-            raise UnreadablePromptError(str(error)) from None
-        self._search = self.task.start(0, self.problem, Counter({self.problem.prompt: self.occurrence}))
-
-    def release(self) -> None:
-        """Lets the models forget the search."""
-        if self._search is not None:
-            self.task.release(self._search.root)
-
-    def progress(self) -> dict[str, Any]:
-        """Numbers for the client."""
-        cost, state = self.cost, "waiting" if self._search is None else "searching"
-        return {"state": state, "tokens": cost.tokens, "samples": cost.num_generated, "scored": cost.num_scored}
 
 
 class Dispatcher:
@@ -158,9 +76,16 @@ class Dispatcher:
         """Whether the searching thread runs."""
         return self._thread.is_alive()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether searches are taken: it was not told to end, and its thread has not died."""
+        return self.accepting and (self._thread.ident is None or self.is_alive)
+
     def start(self) -> None:
-        """Begins to work."""
-        self._thread.start()
+        """Begins to work, unless it has; the first search begins it too, where nobody else did."""
+        with self._changed:
+            if self._thread.ident is None:
+                self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Takes all of the jobs, or none.
@@ -170,12 +95,13 @@ class Dispatcher:
             ClosedError: If no more are taken.
         """
         with self._changed:
-            if not self.accepting or not self.is_alive:
+            if not self.is_open:
                 raise ClosedError("the server is shutting down")
             room = self._max_active + self._max_waiting - self.num_active - self.num_waiting
             if len(jobs) > room:
                 raise BusyError(min(60, math.ceil(fmean(self._recent))))
             self._waiting.extend(jobs)
+            self.start()
             self._changed.notify()
 
     def drain(self) -> None:
@@ -252,8 +178,11 @@ class Dispatcher:
         if len(self._active) == 1:
             self._end(self._active[0], "failed", error=error)
             return
-        for job in self._active:
-            job.release()
+        for job in list(self._active):
+            try:
+                job.release()
+            except FAILURES as failure:
+                self._end(job, "failed", error=failure)
         with self._changed:
             self._suspects.extend(self._active)
             self._active.clear()
@@ -265,10 +194,13 @@ class Dispatcher:
             for queue in (self._active, self._suspects, self._waiting):
                 if job in queue:
                     queue.remove(job)
-        job.release()
+            self._recent.append(job.seconds)
+        try:
+            job.release()
+        except FAILURES as failure:
+            outcome, error = "cancelled" if outcome == "cancelled" else "failed", error or failure
         if outcome != "cancelled" and not job.future.set_running_or_notify_cancel():
             outcome = "cancelled"
-        self._recent.append(job.seconds)
         self._ended(job, outcome)
         if outcome == "finished" and result is not None:
             job.future.set_result(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ def a_number(body: Mapping[str, Any], name: str) -> float | None:
     value = _get(body, name)
     if value is None:
         return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise bad_field(name, f"give a number greater than 0, not {value!r:.40}")
     return value
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from typing import Any
 
 from starlette.requests import Request
 
 from .errors import APIError
 from .service import LOOPBACK
+
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/?#@\[\]]+))(?::[0-9]*)?")
 
 
 def check_client(request: Request, api_key: str | None) -> None:
@@ -21,11 +24,9 @@ def check_client(request: Request, api_key: str | None) -> None:
         APIError: If the client may not come in.
     """
     if api_key is None:
-        host = request.url.hostname
-        if host not in LOOPBACK:
-            raise APIError(
-                403, f"the host {str(host)[:80]!r} is not served without an API key", kind="permission_error"
-            )
+        host = request.headers.get("host", "")
+        if _name_of(host) not in LOOPBACK:
+            raise APIError(403, f"the host {host[:80]!r} is not served without an API key", kind="permission_error")
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), api_key.encode()):
@@ -33,6 +34,12 @@ def check_client(request: Request, api_key: str | None) -> None:
             401, "no valid API key: send it as 'Authorization: Bearer ...'", kind="authentication_error",
             code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
         )  # fmt: skip
+
+
+def _name_of(host: str) -> str | None:
+    """The name or address in a Host header; ``None`` if it is none, which ``request.url`` would pass over."""
+    found = _HOST.fullmatch(host)
+    return None if found is None else (found["address"] or found["name"]).lower()
 
 
 async def read_json(request: Request, most: int) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from .dispatcher import Dispatcher, Job
+from .dispatcher import Dispatcher
+from .jobs import Job
 
 
 class Metrics:

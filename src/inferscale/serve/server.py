@@ -13,6 +13,9 @@ from .service import LOOPBACK, Service
 def make_app(service: Service) -> Any:
     """An ASGI application (Starlette's) that serves `service`, to be mounted or run by a server of your own.
 
+    Searches begin with the first request. Where it is mounted nobody tells it of the server's end: searches that run
+    then are lost.
+
     Raises:
         ImportError: If the packages of the extra ``serve`` are not there.
     """
