@@ -58,6 +58,16 @@ def test_foreign_architectures_are_counted_exactly(name):
     assert analytic.total("2N") == 2 * sum(p.numel() for p in model.parameters()) * analytic.tokens.read
 
 
+def test_a_decoder_inside_of_the_body_is_counted_when_it_runs_on_its_own():
+    model = foreign_model("OPT")
+    totals = []
+    for part in (model.model, model.model.decoder):
+        with torch.no_grad(), FlopCounter(model, mode="verify") as flops:
+            part(tokens(2, 20))
+        totals.append(flops.total())
+    assert totals[0] == totals[1] > 0
+
+
 @pytest.mark.parametrize("family", HAND)
 def test_calibration_finds_the_closed_forms_that_are_known(family):
     model = build(random_config(family, random.Random(7))) if family not in ("mistral", "phi3") else hand_model(family)

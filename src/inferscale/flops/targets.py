@@ -55,10 +55,15 @@ def unwrap(module: nn.Module) -> nn.Module:
     return inner
 
 
-def body_of(module: nn.Module) -> nn.Module | None:
-    """The layers without the last matrix, where a transformers model holds them as a part of its own."""
+def bodies_of(module: nn.Module) -> list[nn.Module]:
+    """The parts of a transformers model that hold all layers and not the last matrix: mostly one.
+
+    OPT and models with other towers hold their decoder in a part of that part, and either may be called.
+    """
     body = getattr(module, str(getattr(module, "base_model_prefix", "") or "-"), None)
-    return body if isinstance(body, nn.Module) else None
+    find = getattr(module, "get_decoder", None)
+    found = [part for part in (body, find() if callable(find) else None) if isinstance(part, nn.Module)]
+    return [part for part in dict.fromkeys(found) if part is not module]
 
 
 def head_of(module: nn.Module) -> nn.Module | None:

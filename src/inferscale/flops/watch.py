@@ -13,7 +13,7 @@ from . import context
 from .context import Call
 from .ledger import Scope
 from .reading import Reader, Reading
-from .targets import Target, body_of, head_of, unwrap
+from .targets import Target, bodies_of, head_of, unwrap
 
 
 class Listener(Protocol):
@@ -58,10 +58,10 @@ class Watch:
         self._reader = Reader(unwrap(module))
         self._handles: list[Any] = []
         self._hook(module, _disable(self._before), _disable(self._after))
-        body, head = body_of(module), head_of(module)
-        if body is not None:
-            self._body_reader = Reader(body)
+        self._body_readers = {body: Reader(body) for body in bodies_of(module)}
+        for body in self._body_readers:
             self._hook(body, self._before_body, self._after)
+        head = head_of(module)
         if head is not None:
             self._hook(head, self._before_head, self._after_head)
         for extra in target.extras:
@@ -83,7 +83,7 @@ class Watch:
 
     def _before_body(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling() and context.running_call(self) is None:
-            reading = self._body_reader.read(args, kwargs)
+            reading = self._body_readers[module].read(args, kwargs)
             self._begin(module, reading and reading._replace(logits=0))
 
     def _begin(self, module: nn.Module, reading: Reading | None) -> None:
