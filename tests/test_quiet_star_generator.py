@@ -239,6 +239,15 @@ def test_flops_per_visible_token_are_the_closed_form(length):
     assert step.thought_tokens == (length + 2) * len(step.token_ids)
 
 
+def test_architectures_without_a_known_form_are_charged_what_ran():
+    """OPT's closed form is measured; no zero passes for a cost."""
+    gen = generator(wrapped("opt", 2))
+    gen.generate([_request(root("x"))])
+    with FlopCounter(generator=gen) as counter:
+        step = gen.generate([_request(root("a b"))])[0][0]
+    assert counter.total() == step.flops > 0
+
+
 def test_the_bill_of_a_tree_reads_every_visible_token_once():
     quiet = wrapped("llama", 2)
     spec = model_spec(quiet.model.config)
@@ -287,6 +296,15 @@ def test_budgets_hold_with_thoughts_on_the_bill():
         assert result.stopped_by in ("tokens", None)
     few = solve_batch(["a b"], RepeatedSampling(4), gen, budget=Budget(tokens=3))[0]
     assert few.cost.thought_tokens == 0
+
+
+def test_a_budget_goes_into_visible_tokens_alone_where_nothing_is_ever_thought():
+    quiet = wrapped("llama", 3)
+    plain, silent = HFGenerator(quiet.model, byte_tokenizer(), **OPTIONS), generator(quiet, when=Never())
+    for cap in (4, 9, 20):
+        asked = [_request(root("a b"), max_tokens=cap)]
+        assert silent.generate(asked)[0][0].token_ids == plain.generate(asked)[0][0].token_ids
+        assert silent.max_sample_tokens(asked[0]) == plain.max_sample_tokens(asked[0])
 
 
 def test_the_context_has_room_for_thoughts():

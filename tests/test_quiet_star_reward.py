@@ -132,3 +132,9 @@ def test_empty_steps_have_no_score():
     child = grow(gen, root("a b"))[0]
     last = Node(child.problem, Step("", (), finish_reason="eos"), child, 3)
     assert len(reward.step_scores([last])[0]) == len(last.inner_steps())
+
+
+def test_scoring_with_an_architecture_without_a_known_form_is_paid_too():
+    quiet = wrapped("opt", 2)
+    leaf = tree(quiet)[0]
+    assert ThoughtUtility(quiet, byte_tokenizer()).cost([leaf])[0].reward_flops > 0

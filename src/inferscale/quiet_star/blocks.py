@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from inferscale.generators.sampling import Sampler, uniforms
-from inferscale.tree import branch_key
+from inferscale.generators.sampling import Sampler
 
 from .parallel import Session, TextPass, open_session
+from .streams import thought_numbers
 
 if TYPE_CHECKING:
     from .model import QuietSTaR
 
-STRIDE = 1 << 16
-"""Numbers of a thought stream that belong to one place in the text."""
 _ROWS_AT_ONCE = 4096  # rows of logits kept at a time
 
 
@@ -41,24 +38,6 @@ def each_session(quiet: QuietSTaR, text: TextPass, positions: Tensor, block: int
         session = open_session(quiet.backbone, text, positions[part], quiet.parallel_check.way, quiet.rows_at_once)
         yield part, session
         session.close()
-
-
-def thought_numbers(seed: int, rows: int, thoughts: int, positions: Tensor, length: int) -> Tensor:
-    """Uniform numbers in (0, 1), `[rows * thoughts, positions, length]`, float64.
-
-    Each row and thought has a stream of its own, and each position its place in it.
-
-    Args:
-        seed: Names the streams.
-        rows: Number of texts.
-        thoughts: Thoughts for each position.
-        positions: Indices into the text, `[positions]`.
-        length: Sampled tokens of a thought.
-    """
-    keys = [branch_key(branch_key(seed, row), thought) for row in range(rows) for thought in range(thoughts)]
-    counters = positions.cpu().numpy().astype(np.uint64)[:, None] * STRIDE + np.arange(length, dtype=np.uint64)
-    numbers = uniforms(np.array(keys, dtype=np.uint64)[:, None, None], counters.astype(np.uint64))
-    return torch.from_numpy(numbers).to(positions.device)
 
 
 def sample_thoughts(quiet: QuietSTaR, session: Session, numbers: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,14 @@ from .backbone import Backbone, UnsupportedModelError, positions_of
 from .model import QuietSTaR
 
 
+def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids with zeros in front, and 1 where there is text, both int64 `[rows, longest]`."""
+    width = max(map(len, texts))
+    ids = [[0] * (width - len(row)) + list(row) for row in texts]
+    keep = [[0] * (width - len(row)) + [1] * len(row) for row in texts]
+    return torch.tensor(ids, device=device), torch.tensor(keep, device=device)
+
+
 class CachedText:
     """Rows of text, padded on the left, whose keys and values are kept.
 
@@ -36,12 +44,10 @@ class CachedText:
     @classmethod
     def read(cls, backbone: Backbone, texts: Sequence[Sequence[int]]) -> CachedText:
         """The texts, read in one pass; an empty text is a row of padding."""
-        width = max(map(len, texts))
         device = backbone.device
         text = cls(backbone, torch.zeros(len(texts), 0, dtype=torch.long, device=device))
-        if width:
-            ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in texts], device=device)
-            keep = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in texts], device=device)
+        if any(texts):
+            ids, keep = left_padded(texts, device)
             text.feed(backbone.embed(ids), keep)
         return text
 
@@ -74,10 +80,12 @@ class CachedText:
         caches.rollback(self.cache, tokens)
         self.keep = self.keep[:, : self.keep.shape[1] - tokens]
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Sequence[int]) -> None:
         """Keeps these rows in this order; a row may come more than once."""
-        caches.select_rows(self.cache, rows)
-        self.keep = self.keep[rows]
+        if list(rows) != list(range(len(self.keep))):
+            index = torch.tensor(rows, device=self.keep.device)
+            caches.select_rows(self.cache, index)
+            self.keep = self.keep[index]
 
     def fork(self, rows: Tensor) -> CachedText:
         """These rows as a text of their own."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, forward_flops, model_spec
+from inferscale.flops.binding import closed_form
+from inferscale.flops.formulas import ModelSpec, UnknownArchitectureError, forward_flops
 from inferscale.generators.branch import Branch
 
-from .decoder import Thinking
 from .model import QuietSTaR
+from .thinking import Thinking
 
 
 class ThoughtCharges:
@@ -28,7 +29,7 @@ class ThoughtCharges:
         self.mixing = quiet.head.flops
         self.spec: ModelSpec | None
         try:
-            self.spec = model_spec(quiet.model.config)
+            self.spec = closed_form(quiet.model)
         except UnknownArchitectureError:
             self.spec = None  # the generator inside has warned
 

@@ -3,88 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from inferscale.generators.branch import Branch
 from inferscale.generators.decoder import Decoder, GeneratorStats
 from inferscale.generators.kv_store import KVStore
-from inferscale.generators.sampling import Sampler, uniforms
-from inferscale.tree import branch_key
+from inferscale.generators.sampling import Sampler
 
-from .blocks import STRIDE
 from .cached import CachedText, Thought, check_cached, think_once
 from .head import mix
 from .model import QuietSTaR
 from .parking import Parking
+from .streams import branch_numbers
+from .thinking import Thinking, ThoughtRecord, Trace
 from .thoughts import mean_of_thoughts
-from .when import EveryToken, Place, ThinkingRule
-
-
-@dataclass(frozen=True)
-class Thinking:
-    """How to think while sampling.
-
-    Attributes:
-        length: Sampled tokens of a thought.
-        temperature: Of the thoughts; 0 takes the likeliest.
-        num_thoughts: Thoughts before a token; their predictions are averaged.
-        rule: Before which tokens.
-    """
-
-    length: int
-    temperature: float = 1.0
-    num_thoughts: int = 1
-    rule: ThinkingRule = field(default_factory=EveryToken)
-
-    def __post_init__(self) -> None:
-        """Refuses settings that say nothing."""
-        if self.length < 0 or self.length >= STRIDE:
-            raise ValueError(f"thought_length={self.length}: give 0 to {STRIDE - 1} tokens")
-        if self.num_thoughts < 1:
-            raise ValueError(f"num_thoughts={self.num_thoughts}: give at least one (Never() turns thoughts off)")
-
-    @property
-    def tokens(self) -> int:
-        """Tokens fed for the thoughts before one visible token, start and end included."""
-        return self.num_thoughts * (self.length + 2)
-
-
-@dataclass(frozen=True, slots=True)
-class ThoughtRecord:
-    """One thought, as recorded.
-
-    Attributes:
-        token_ids: Without start and end.
-        logprob: Sum of the log-probabilities (nats).
-        mixing_weight: Weight that it got.
-    """
-
-    token_ids: tuple[int, ...]
-    logprob: float
-    mixing_weight: float
-
-
-@dataclass(slots=True)
-class Trace:
-    """What was thought for one branch.
-
-    Attributes:
-        branch: The branch.
-        thought: For each visible token whether it was thought about.
-        records: For each visible token its thoughts, if they are recorded.
-    """
-
-    branch: Branch
-    thought: list[bool] = field(default_factory=list)
-    records: list[tuple[ThoughtRecord, ...]] = field(default_factory=list)
-
-    def padded(self) -> tuple[tuple[ThoughtRecord, ...], ...]:
-        """The records of every visible token, ``()`` where nothing was thought."""
-        return tuple(self.records + [()] * (len(self.thought) - len(self.records)))
+from .when import Place
 
 
 class ThinkingDecoder(Decoder):
@@ -142,9 +77,8 @@ class ThinkingDecoder(Decoder):
         prefixes = [branch.prefix[:-1] for branch in branches]
         unique = list(dict.fromkeys(prefixes))
         text = CachedText.read(self.quiet.backbone, unique)
-        rows = [unique.index(prefix) for prefix in prefixes]
-        if rows != list(range(len(unique))):
-            text.select(torch.tensor(rows, device=text.keep.device))
+        row_of = {prefix: row for row, prefix in enumerate(unique)}
+        text.select([row_of[prefix] for prefix in prefixes])
         read = sum(map(len, unique))
         self._stats.prefill_tokens += read
         self._stats.reused_tokens += sum(map(len, prefixes)) - read
@@ -164,33 +98,33 @@ class ThinkingDecoder(Decoder):
         if not rows:
             self._text = None
         elif self._text is not None:
-            self._text.select(torch.tensor(rows, device=self.quiet.backbone.device))
+            self._text.select(rows)
 
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
         self._text = None
         if self._parking is not None:
-            self._parking.store.shrink(0)
+            self._parking.clear()
 
     def release(self, root: int) -> None:
         """Drops what is parked for a tree."""
         if self._parking is not None:
-            self._parking.store.release(root)
-            self._stats.cache_bytes = self._parking.store.bytes
+            self._parking.release(root)
 
     def _logits(self) -> Tensor:
+        """Logits of the next token of each row, after the thoughts that its rule wants."""
         text = self._text
         if text is None:
             raise RuntimeError("start() comes before step()")
-        before, rule = text.passes, self.thinking.rule
+        before = text.passes
         newest = self.quiet.backbone.embed(self._newest[:, None])
-        whole = self.thinking.num_thoughts == 1 and text.can_roll_back and not rule.needs_entropy
-        if whole and all(wanted := self._wanted(None)):
+        wanted = None if self.thinking.rule.needs_entropy else self._wanted()
+        if wanted is not None and all(wanted) and self.thinking.num_thoughts == 1 and text.can_roll_back:
             logits = self._in_place(text, newest)
         else:
             base = text.feed(newest)[:, -1]
             logits = self.quiet.logits(base)
-            wanted = self._wanted(_entropies(logits) if rule.needs_entropy else None)
+            wanted = self._wanted(_entropies(logits)) if wanted is None else wanted
             rows = [row for row, thinks in enumerate(wanted) if thinks]
             if rows:
                 logits[torch.tensor(rows, device=logits.device)] = self._on_a_fork(text, base, rows).to(logits.dtype)
@@ -199,7 +133,7 @@ class ThinkingDecoder(Decoder):
         self.passes += text.passes - before
         return logits
 
-    def _wanted(self, entropies: Sequence[float] | None) -> list[bool]:
+    def _wanted(self, entropies: Sequence[float] | None = None) -> list[bool]:
         """Which rows think before their next token."""
         wanted = []
         for row, branch in enumerate(self._live):
@@ -225,6 +159,7 @@ class ThinkingDecoder(Decoder):
         return self._mixed(base[index], thought, rows)
 
     def _mixed(self, base: Tensor, thought: Thought, rows: list[int]) -> Tensor:
+        """Logits of `rows`, the states after their thoughts mixed into `base`; thoughts are averaged and recorded."""
         weight = self.quiet.head(base, thought.after)
         logits = self.quiet.logits(mix(base, thought.after, weight)).unflatten(0, (len(rows), -1))  # type: ignore[no-untyped-call]
         if self._record:
@@ -236,21 +171,15 @@ class ThinkingDecoder(Decoder):
         records = [ThoughtRecord(tuple(ids), logprob, w) for ids, logprob, w in columns]
         count = self.thinking.num_thoughts
         for place, row in enumerate(rows):
-            trace = self.traces[self._live[row].key]
-            trace.records += [()] * (len(trace.thought) - len(trace.records))
-            trace.records.append(tuple(records[place * count : (place + 1) * count]))
+            self.traces[self._live[row].key].record(records[place * count : (place + 1) * count])
 
     def _numbers(self, rows: list[int]) -> Tensor:
         """Uniform numbers `[rows * thoughts, T]`: one for each thought token, from the branch's thought streams."""
         branches = [self._live[row] for row in rows]
-        count, length = self.thinking.num_thoughts, self.thinking.length
-        keys = [branch_key(branch.key, -1 - thought) for branch in branches for thought in range(count)]
-        places = np.array([len(branch.tokens) * STRIDE for branch in branches for _ in range(count)], dtype=np.uint64)
-        counters = (places[:, None] + np.arange(length, dtype=np.uint64)).astype(np.uint64)
-        numbers = uniforms(np.array(keys, dtype=np.uint64)[:, None], counters)
-        return torch.from_numpy(numbers).to(self.quiet.backbone.device)
+        return branch_numbers(branches, self.thinking.num_thoughts, self.thinking.length, self.quiet.backbone.device)
 
     def _greedy(self, rows: Sequence[int]) -> Tensor | None:
+        """Which of `rows` take the likeliest tokens, bool `[rows]`; ``None`` if none does."""
         wanted = [self._live[row].request.greedy for row in rows]
         return torch.tensor(wanted, device=self.quiet.backbone.device) if any(wanted) else None
 

@@ -16,8 +16,9 @@ from inferscale.generators.kv_store import check_cache_options, default_cache_by
 from inferscale.tree import Node, Step, branch_key
 
 from .charges import ThoughtCharges
-from .decoder import Thinking, ThinkingDecoder, ThoughtRecord, Trace
+from .decoder import ThinkingDecoder
 from .model import QuietSTaR
+from .thinking import Thinking, ThoughtRecord, Trace
 from .when import EveryToken, ThinkingRule
 
 

@@ -14,9 +14,10 @@ from inferscale._evaluating import evaluating
 from inferscale.generators.sampling import Sampler
 
 from .backbone import Backbone
-from .blocks import block_embeds, each_session, sample_thoughts, states_after_thoughts, thought_numbers, token_logprobs
+from .blocks import block_embeds, each_session, sample_thoughts, states_after_thoughts, token_logprobs
 from .head import ThoughtMixingHead, mix
 from .parallel import ParallelCheck, TextPass, check_parallel, read_text
+from .streams import thought_numbers
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
 
 _UNLIKELY = 200.0  # nats below the likeliest token: probability 0 in float32

@@ -20,7 +20,7 @@ from inferscale.generators.kv_rows import Segment
 from inferscale.generators.kv_store import KVStore, Piece, chain_key
 
 from .backbone import Backbone
-from .cached import CachedText
+from .cached import CachedText, left_padded
 
 _KIND = 1  # pieces that begin one token early
 
@@ -59,18 +59,17 @@ class Parking:
         """A row for each branch that holds all of its prefix but the newest token."""
         stems: dict[tuple[int, str], _Stem] = {}
         for branch in branches:
-            key = (id(branch.request.node), branch.request.forced)
-            if key not in stems:
-                stems[key] = self._stem(branch)
-        ordered, names = list(stems.values()), list(stems)
+            name = _stem_name(branch)
+            if name not in stems:
+                stems[name] = self._stem(branch)
+        ordered = list(stems.values())
         text = self._gathered(ordered)
         self._park_prompts(text, ordered)
         read = sum(len(stem.missing) for stem in ordered)
         self._stats.prefill_tokens += read
         self._stats.reused_tokens += sum(len(branch.prefix) - 1 for branch in branches) - read
-        rows = [names.index((id(branch.request.node), branch.request.forced)) for branch in branches]
-        if rows != list(range(len(ordered))):
-            text.select(torch.tensor(rows, device=text.keep.device))
+        row_of = {name: row for row, name in enumerate(stems)}
+        text.select([row_of[_stem_name(branch)] for branch in branches])
         return text
 
     def park(self, text: CachedText, row: int, branch: Branch) -> None:
@@ -83,6 +82,20 @@ class Parking:
         piece = Piece(ids, kv[:, :, :, kv.shape[3] - len(ids) :].clone())
         name = chain_key(list(_names(branch))[-1][0], own, _KIND)
         self.store.put(branch.request.node.root.key, name, piece)
+        self._tell()
+
+    def release(self, root: int) -> None:
+        """Drops what is held for a tree."""
+        self.store.release(root)
+        self._tell()
+
+    def clear(self) -> None:
+        """Drops everything."""
+        self.store.shrink(0)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Brings the figures of what is held up to date."""
         self._stats.cache_bytes = self.store.bytes
         self._stats.evictions = self.store.evictions
 
@@ -122,10 +135,8 @@ class Parking:
         for layer in range(layers):
             cache.update(kv[layer, 0], kv[layer, 1], layer)
         text = CachedText(self._backbone, keep, cache)
-        rest = max(len(stem.missing) for stem in stems)
-        if rest:
-            ids = torch.tensor([[0] * (rest - len(s.missing)) + list(s.missing) for s in stems], device=device)
-            new = torch.tensor([[0] * (rest - len(s.missing)) + [1] * len(s.missing) for s in stems], device=device)
+        if any(stem.missing for stem in stems):
+            ids, new = left_padded([stem.missing for stem in stems], device)
             text.feed(self._backbone.embed(ids), new)
         return text
 
@@ -140,6 +151,12 @@ class Parking:
                 first = whole.shape[3] - len(stem.missing)
                 kv = whole[:, :, :, first : first + len(prompt) - 1].clone()
             self.store.put_segment(root, prompt[:-1], Segment(kv, len(prompt) - 1))
+        self._tell()
+
+
+def _stem_name(branch: Branch) -> tuple[int, str]:
+    """What branches of one stem have in common: their node, and the forced text."""
+    return id(branch.request.node), branch.request.forced
 
 
 def _row(cache: Any, row: int) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
-from inferscale.flops.formulas import UnknownArchitectureError, forward_flops, model_spec
+from inferscale.flops.formulas import forward_flops
+from inferscale.generators.charges import Charges
 from inferscale.generators.prompts import PromptFormat
 from inferscale.tree import Node
 
@@ -58,6 +59,7 @@ class ThoughtUtility(ProcessRewardModel):
         self._prompt = lru_cache(maxsize=4096)(PromptFormat.choose(tokenizer, chat_template, system_prompt).encode)
         self._known: dict[int, dict[int, list[float]]] = {}
         self._thoughts = num_thoughts
+        self._spec = Charges(quiet.model).spec
 
     @property
     def model(self) -> QuietSTaR:
@@ -126,13 +128,11 @@ class ThoughtUtility(ProcessRewardModel):
         before, own = len(self._before(node)), len(_own_ids(node))
         thought = self.quiet.thought_length + 2
         tokens = before + own + own * self._thoughts * thought
-        try:
-            spec = model_spec(self.quiet.model.config)
-        except UnknownArchitectureError:
+        if self._spec is None:
             return Cost(scored_tokens=tokens)
-        flops = forward_flops(spec, before + own, logits=own).causal
+        flops = forward_flops(self._spec, before + own, logits=own).causal
         for token in range(own):
-            one = forward_flops(spec, thought, before + token, logits=thought - 1).causal + self.quiet.head.flops
+            one = forward_flops(self._spec, thought, before + token, logits=thought - 1).causal + self.quiet.head.flops
             flops += self._thoughts * one
         return Cost(scored_tokens=tokens, reward_flops=flops)
 
