@@ -6,8 +6,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from inferscale import zoo
 from inferscale.zoo import evaluate, rollouts, train
 from inferscale.zoo.models import load_model
+from inferscale.zoo.training import recipes
 
 run = CliRunner().invoke
 
@@ -47,9 +49,23 @@ def test_policy_and_judge_from_nothing_to_figures(tmp_path):
     assert "problems=3 n=2" in figures["of"]
 
 
+@pytest.mark.slow
+def test_a_judge_of_an_embedded_policy(tmp_path):
+    drawn = tmp_path / "rollouts.jsonl"
+    assert "distinct rollouts" in invoke(rollouts.app, "policy-s", "--output", drawn, "--problems", 4, "--n", 1)
+    assert {json.loads(line)["policy"] for line in drawn.read_text().splitlines()} == {"policy-s"}
+    output = invoke(train.app, "prm-xs", "--folder", tmp_path, "--steps", 1, "--decay-steps", 1, "--rollouts", drawn)
+    assert f"branched from step {recipes.POLICIES['policy-s'].steps}" in output
+    card = json.loads((tmp_path / "prm-xs" / "card.json").read_text())
+    assert card["training_tokens"] > zoo.models.card("policy-s").training_tokens
+    result = run(rollouts.app, ["nothing.pt", "--output", str(drawn)])
+    assert result.exit_code == 2
+    assert "policy-xs" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["policy-l"], "choose one of"), (["prm-s"], "--parent")],
+    [(["policy-l"], "choose one of"), (["prm-s"], "--rollouts")],
 )
 def test_wrong_names_say_what_to_do(tmp_path, arguments, message):
     result = run(train.app, [*arguments, "--folder", str(tmp_path)])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from inferscale import zoo
-from inferscale.zoo import story, task
+from inferscale.zoo import drawing, story, task
 
 PROMPT = (
     "Mia has 7 trays with 6 pens in each. Mia buys 3 boxes of 8. Mia sells 40 of them. "
@@ -126,8 +126,8 @@ def test_levels_hold_their_promises(seed, level):
 @given(seed=st.integers(0, 10**6))
 def test_events_survive_being_told(seed):
     rng = random.Random(seed)
-    events = task.draw_events(rng, task.LEVELS[rng.randint(1, 5)])
-    assert story.read_events(task.write_prompt(rng, events)) == events
+    events = drawing.draw_events(rng, task.LEVELS[rng.randint(1, 5)])
+    assert story.read_events(drawing.write_prompt(rng, events)) == events
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from inferscale.zoo import task, tokenizer
 from inferscale.zoo.models import export, load_model, load_tokenizer
-from inferscale.zoo.training import data, judge, judging, likelihood, loop, monitor, optimizer, recipes, rollouts
+from inferscale.zoo.training import (
+    data,
+    judge,
+    judging,
+    likelihood,
+    loop,
+    mistakes,
+    monitor,
+    optimizer,
+    recipes,
+    rollouts,
+)
 
 TINY = recipes.Recipe(recipes.Shape(32, 2, 2, 64), steps=24, decay_steps=8, warmup_steps=4, batch_size=8, seed=3)
 TEXT = st.text(alphabet="0123456789 +-*/=\n.,Miapens<>é", max_size=40)
@@ -95,7 +106,7 @@ def test_training_never_sees_held_out_problems():
 def test_token_labels_equal_the_checker(seed):
     rng = random.Random(seed)
     (problem,) = some_problems(1, seed)
-    text, error = judging.corrupt(rng, problem.prompt)
+    text, error = mistakes.corrupt(rng, problem.prompt)
     assert task.first_error(problem.prompt, text) == error
     row = judging.judged_row(problem.prompt, text)
     at_ends = [label for label, end in zip(row.labels, row.ends, strict=True) if end]
@@ -217,7 +228,7 @@ def test_early_exit_is_trained():
 
 def test_judge_loss_falls_and_labels_reach_every_source():
     recipe = recipes.JudgeRecipe("policy-m", replace(TINY, steps=30, decay_steps=5))
-    made = [judging.Rollout(p.prompt, judging.corrupt(random.Random(0), p.prompt)[0], "x") for p in some_problems(8)]
+    made = [judging.Rollout(p.prompt, mistakes.corrupt(random.Random(0), p.prompt)[0], "x") for p in some_problems(8)]
     run = judge.branch(recipe, loop.start(TINY).model)
     losses = list(loop.train(run, 30, judge.judge_loss(recipe, made)))
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])

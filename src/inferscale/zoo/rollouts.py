@@ -41,13 +41,16 @@ def rollouts(
 
 def _policy(source: str, name: str | None) -> LlamaForCausalLM:
     """The embedded policy, or the one in a checkpoint of the recipe `name`."""
+    from .training import loop, recipes
+
     if name is None:
         from .models import load
 
+        if source not in recipes.POLICIES:
+            policies = ", ".join(recipes.POLICIES)
+            raise typer.BadParameter(f"{source!r}: give one of {policies}, or a checkpoint and one of them after it")
         return load(source)[0]
     import torch
-
-    from .training import loop, recipes
 
     model = loop.start(recipes.POLICIES[name]).model
     model.load_state_dict(torch.load(source, weights_only=True)["model"])

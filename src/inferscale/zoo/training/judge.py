@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -73,16 +73,23 @@ def score_steps(
 ) -> list[list[float]]:
     """The chance of being right so far, at the end of every line of every completion."""
     scores: list[list[float]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(completions[index]))
-    for start in range(0, len(order), rows):
-        chunk = order[start : start + rows]
-        judged = [scored_row(prompts[index], completions[index]) for index in chunk]
-        token_ids, ends = collate(judged)[0], collate_labels(judged)[1]
+    for chunk, _, token_ids, ends in scored_chunks(prompts, completions, rows):
         hidden = model.model(input_ids=token_ids, use_cache=False).last_hidden_state
         chances = torch.sigmoid(good_margin(model, hidden))
         for place, index in enumerate(chunk):
             scores[index] = chances[place][ends[place]].tolist()
     return scores
+
+
+def scored_chunks(
+    prompts: Sequence[str], completions: Sequence[str], rows: int
+) -> Iterator[tuple[list[int], list[JudgedRow], Tensor, Tensor]]:
+    """Solutions of like length together: their places, their rows, and the rows' ``token_ids`` and ``ends: [B, T]``."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(completions[index]))
+    for start in range(0, len(order), rows):
+        chunk = order[start : start + rows]
+        judged = [scored_row(prompts[index], completions[index]) for index in chunk]
+        yield chunk, judged, collate(judged)[0], collate_labels(judged)[1]
 
 
 def scored_row(prompt: str, completion: str) -> JudgedRow:

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LlamaForCausalLM
 
-from .data import collate
-from .judge import scored_row
-from .judging import collate_labels
+from .judge import scored_chunks
 
 
 @torch.inference_mode()
@@ -18,11 +16,7 @@ def score_lines(
 ) -> list[list[float]]:
     """The smallest probability that the policy gives to any token of a line, for every line of every completion."""
     scores: list[list[float]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]) + len(completions[index]))
-    for start in range(0, len(order), rows):
-        chunk = order[start : start + rows]
-        judged = [scored_row(prompts[index], completions[index]) for index in chunk]
-        token_ids, ends = collate(judged)[0], collate_labels(judged)[1]
+    for chunk, judged, token_ids, ends in scored_chunks(prompts, completions, rows):
         logits = model(input_ids=token_ids, use_cache=False).logits[:, :-1]
         chances = torch.softmax(logits, -1).gather(-1, token_ids[:, 1:, None])[..., 0]
         for place, index in enumerate(chunk):

@@ -10,8 +10,9 @@ from inferscale.zoo.figures import first_error_auc, paired_wins
 
 from .data import write_line
 from .judge import score_steps
-from .judging import Rollout, corrupt
+from .judging import Rollout
 from .loop import Run
+from .mistakes import corrupt
 
 Pairs = tuple[list[str], list[str], list[str], list[int]]
 
