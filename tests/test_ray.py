@@ -12,8 +12,9 @@ import pytest
 from tests.ray_tools import Diary
 
 from inferscale import REBASE, Budget, MajorityVote, RepeatedSampling, solve_batch
-from inferscale import ray as our_ray
-from inferscale.ray import Journals, make_batches, solve_dataset, stream_dataset
+from inferscale.ray import solve_dataset, stream_dataset
+from inferscale.ray._batches import make_batches, results_of, row_of
+from inferscale.ray._journals import Journals
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
 
@@ -146,15 +147,24 @@ def test_a_batch_that_kills_its_actors_is_not_begun_for_ever(tmp_path):
         journals.own("others")
 
 
+def test_an_actor_that_was_only_thought_dead_does_no_harm(tmp_path):
+    journals = Journals.at(tmp_path, 10)
+    thought_dead, other = journals.own("problems"), journals.own("problems")
+    other.write_text("header\nanswer\n")
+    journals.keep(other, "problems")
+    journals.keep(thought_dead, "problems")  # it ends after the other
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_lost_and_doubled_results_are_told():
-    rows = [our_ray._row([index], PROBLEMS) for index in range(3)]
+    rows = [row_of([index], PROBLEMS) for index in range(3)]
     results = solve_batch(PROBLEMS[:3], RepeatedSampling(1), ToyGenerator())
     told = [{**row, "results": json.dumps([result.to_dict()])} for row, result in zip(rows, results, strict=True)]
-    assert [index for index, _ in our_ray._checked(iter(told), 3, False)] == [0, 1, 2]
+    assert [index for index, _ in results_of(iter(told), 3, False)] == [0, 1, 2]
     with pytest.raises(RuntimeError, match="no result for 1 problems, the first one 1"):
-        list(our_ray._checked(iter([told[0], told[2]]), 3, False))
+        list(results_of(iter([told[0], told[2]]), 3, False))
     with pytest.raises(RuntimeError, match="the result of problem 2 twice"):
-        list(our_ray._checked(iter([told[2], told[2]]), 3, False))
+        list(results_of(iter([told[2], told[2]]), 3, False))
 
 
 def test_bad_calls_are_refused_before_ray_is_started():
@@ -164,6 +174,17 @@ def test_bad_calls_are_refused_before_ray_is_started():
         solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, batch_size=0)
     with pytest.raises(ValueError, match=r"REBASE\(.*scores its nodes: pass make_reward_model"):
         solve_dataset(["How many?"], REBASE(2), ToyGenerator)
+    with pytest.raises(ValueError, match=r"MajorityVote\(weighted=True.* reads scores: pass make_reward_model"):
+        solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, aggregator=MajorityVote(weighted=True))
+    with pytest.raises(TypeError, match="takes a list of problems"):
+        solve_dataset("How many?", RepeatedSampling(2), ToyGenerator)
+    for name in ("num_actors", "max_attempts"):
+        with pytest.raises(ValueError, match=f"{name}=0: give at least 1"):
+            solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, **{name: 0})
+    with pytest.raises(TypeError, match="bugdet"):
+        stream_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, bugdet=Budget(tokens=30))
+    with pytest.raises(ValueError, match="batch_size=0"):  # at once, and not when the first result is asked for
+        stream_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, batch_size=0)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

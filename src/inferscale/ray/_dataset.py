@@ -1,0 +1,154 @@
+"""`solve_dataset` and `stream_dataset`, and what an actor does for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from inferscale._optional import require
+from inferscale._search import ExtractAnswer
+from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.cost import Budget
+from inferscale.engine import solve_batch
+from inferscale.result import SearchResult
+from inferscale.tree import Problem
+
+from ._batches import checked_problems, make_batches, results_of, row_of
+from ._journals import Journals
+
+
+def solve_dataset(
+    problems: Sequence[Problem | str],
+    strategy: SearchStrategy,
+    make_generator: Callable[[], Generator],
+    make_reward_model: Callable[[], RewardModel] | None = None,
+    *,
+    aggregator: Aggregator | None = None,
+    extract_answer: ExtractAnswer = default_extract_answer,
+    budget: Budget | None = None,
+    seed: int = 0,
+    num_actors: int = 1,
+    batch_size: int = 16,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_attempts: int = 10,
+    storage: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> list[SearchResult]:
+    """One `SearchResult` for each problem, in order; in float32 the results are those of `solve_batch`.
+
+    An actor that dies is started again, and its batch goes on from its journal, or begins anew without `storage`. The
+    same call with the same `storage` goes on where an earlier one was ended, and asks the models for nothing twice.
+
+    Args:
+        problems: Problems, or prompts.
+        strategy: What to sample next.
+        make_generator: Makes the generator, in the actor; a function that can be sent there.
+        make_reward_model: Makes the reward model, in the actor.
+        aggregator: As in `solve_batch`.
+        extract_answer: As in `solve_batch`.
+        budget: As in `solve_batch`.
+        seed: As in `solve_batch`.
+        num_actors: Actors, each with models of its own.
+        batch_size: Problems that an actor searches at the same time; equal prompts stay together, however many.
+        num_cpus: CPUs of an actor.
+        num_gpus: GPUs of an actor.
+        max_attempts: How often a batch is begun before the call fails, because its actor dies each time; kept where
+            there is a `storage` (Ray alone would try for ever).
+        storage: A folder for journals that all machines can write to. Each attempt writes a file of its own, so that
+            an actor that was only thought dead does no harm.
+        progress: Show a progress bar.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        TypeError: If `problems` is one prompt.
+        ValueError: If the input is bad, or `storage` holds journals of another call.
+        RuntimeError: If Ray lost a result.
+    """
+    results = dict(
+        stream_dataset(
+            problems, strategy, make_generator, make_reward_model, aggregator=aggregator,
+            extract_answer=extract_answer, budget=budget, seed=seed, num_actors=num_actors, batch_size=batch_size,
+            num_cpus=num_cpus, num_gpus=num_gpus, max_attempts=max_attempts, storage=storage, progress=progress,
+        )
+    )  # fmt: skip
+    return [results[index] for index in range(len(problems))]
+
+
+def stream_dataset(
+    problems: Sequence[Problem | str],
+    strategy: SearchStrategy,
+    make_generator: Callable[[], Generator],
+    make_reward_model: Callable[[], RewardModel] | None = None,
+    *,
+    aggregator: Aggregator | None = None,
+    extract_answer: ExtractAnswer = default_extract_answer,
+    budget: Budget | None = None,
+    seed: int = 0,
+    num_actors: int = 1,
+    batch_size: int = 16,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_attempts: int = 10,
+    storage: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, SearchResult]]:
+    """Places of problems and their results, batch by batch as they finish; see `solve_dataset` for the arguments."""
+    if make_reward_model is None and strategy.needs_scores:
+        raise ValueError(f"{strategy!r} scores its nodes: pass make_reward_model=...")
+    if make_reward_model is None and aggregator is not None and aggregator.needs_scores:
+        raise ValueError(f"{aggregator!r} reads scores: pass make_reward_model=...")
+    for name, count in (("num_actors", num_actors), ("max_attempts", max_attempts)):
+        if count < 1:
+            raise ValueError(f"{name}={count}: give at least 1")
+    given = checked_problems(problems)
+    batches = [row_of(batch, given) for batch in make_batches(given, batch_size)]
+    data: Any = require("ray.data", "ray")
+    journals = None if storage is None else Journals.at(storage, max_attempts)
+    options = {"aggregator": aggregator, "extract_answer": extract_answer, "budget": budget, "seed": seed}
+    solver = {
+        "fn_constructor_args": (strategy, make_generator, make_reward_model, options, journals),
+        "compute": data.ActorPoolStrategy(size=num_actors),
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+    }
+    return results_of(_solved(data, batches, solver), len(given), progress)
+
+
+def _solved(data: Any, batches: Sequence[Mapping[str, str]], solver: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
+    """What the actors made of the batches, as they finish."""
+    context = data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with data.DataContext.current(context):
+        dataset = data.from_items(list(batches), override_num_blocks=len(batches))
+        yield from dataset.map(_Solver, **solver).iter_rows()
+
+
+class _Solver:
+    """What an actor does: it makes its models once, and solves batch after batch."""
+
+    def __init__(
+        self,
+        strategy: SearchStrategy,
+        make_generator: Callable[[], Generator],
+        make_reward_model: Callable[[], RewardModel] | None,
+        options: Mapping[str, Any],
+        journals: Journals | None,
+    ) -> None:
+        self._strategy, self._options, self._journals = strategy, options, journals
+        self._generator = make_generator()
+        self._reward_model = None if make_reward_model is None else make_reward_model()
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
+        """The results of one batch, as JSON."""
+        problems = [Problem(**problem) for problem in json.loads(row["problems"])]
+        journal = None if self._journals is None else self._journals.own(row["problems"])
+        results = solve_batch(
+            problems, self._strategy, self._generator, reward_model=self._reward_model, journal=journal, **self._options
+        )
+        if self._journals is not None and journal is not None:
+            self._journals.keep(journal, row["problems"])
+        return {"places": row["places"], "results": json.dumps([result.to_dict() for result in results])}
