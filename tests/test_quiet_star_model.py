@@ -184,6 +184,17 @@ def test_bad_arguments_are_told():
         QuietSTaR(model, -1)
     with pytest.raises(ValueError, match="token id 320 is outside"):
         QuietSTaR(model, start_token_id=320)
+    with pytest.raises(ValueError, match="token id 320 is outside"):
+        QuietSTaR(model, forbidden_ids=[3, 320])
+    for option in ("positions_at_once", "rows_at_once"):
+        with pytest.raises(ValueError, match=f"{option}=0: give a positive number"):
+            QuietSTaR(model, **{option: 0})
+    quiet = wrapped("llama", 1)
+    for call in (quiet, quiet.think, quiet.score):
+        with pytest.raises(ValueError, match="num_thoughts=0: give at least one"):
+            call(IDS, num_thoughts=0)
+    with pytest.raises(ValueError, match="talk_length=0: give at least one"):
+        quiet.talk(IDS, None, quiet.think(IDS), 0)
     with pytest.raises(ValueError, match="hidden_size=0"):
         ThoughtMixingHead(0)
 

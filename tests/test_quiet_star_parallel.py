@@ -9,7 +9,7 @@ from tests.quiet_star_tools import model_of, one_thought, wrapped
 
 from inferscale.quiet_star import QuietSTaR, UnsupportedModelError, parallel
 from inferscale.quiet_star.masks import Slots, additive, block_mask, thought_mask
-from inferscale.quiet_star.parallel import check_parallel
+from inferscale.quiet_star.selfcheck import check_parallel
 
 MASKED = [
     "llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "olmo2", "smollm3", "granite", "cohere",

@@ -54,6 +54,7 @@ def test_what_was_dropped_is_read_again():
     for each in (gen, plain):
         child = next(child for child in grow(each, root("a b"), 3) if not child.is_finished)
         each._decoder.make_room()
+        assert each.stats.cache_bytes == 0
         found = grow(each, child, 2)
         assert [node.token_ids for node in found] == [node.token_ids for node in grow(each, _again(child), 2)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from inferscale._evaluating import evaluating
 from .cache import new_cache
 
 _ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+FULL_PRECISION = (torch.float32, torch.float64)
 _RECURRENT_FIELDS = ("ssm_cfg", "state_size", "mamba_d_state", "conv_L_cache", "linear_key_head_dim")
 
 
@@ -91,10 +93,39 @@ class Backbone:
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the input embeddings' weights."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embeddings: how many ids can be read."""
+        return len(self.model.get_input_embeddings().weight)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings as the embedding module gives them, `[..., hidden]`."""
         embeds: Tensor = self.model.get_input_embeddings()(input_ids)
         return embeds
+
+    @torch.no_grad()
+    def first_mark(self, token_id: int | None) -> Tensor:
+        """What start- or end-of-thought begins as: the embedding of a token, or the mean of all; `[hidden]`.
+
+        Raises:
+            ValueError: If the vocabulary has no such id.
+        """
+        if token_id is None:
+            return self.embed(torch.arange(self.vocabulary, device=self.device)).mean(dim=0)
+        self.check_ids([token_id])
+        return self.embed(torch.tensor(token_id, device=self.device)).clone()
+
+    def check_ids(self, ids: Iterable[int]) -> None:
+        """Raises ``ValueError`` if the vocabulary does not have all of `ids`."""
+        for token_id in ids:
+            if not 0 <= token_id < self.vocabulary:
+                raise ValueError(f"token id {token_id} is outside the model's vocabulary of {self.vocabulary}")
 
     def new_cache(self) -> Any:
         """An empty cache for `states`."""
@@ -136,13 +167,12 @@ class Backbone:
         scale = getattr(config, "logit_scale", None) or (1.0 / scaling if scaling else 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         with evaluating(self.model), torch.no_grad():
-            rows = self.model.get_input_embeddings().weight.shape[0]
-            probe = torch.arange(1, 6, device=self.device)[None] * 7 % rows
+            probe = torch.arange(1, 6, device=self.device)[None] * 7 % self.vocabulary
             wanted = self.model(input_ids=probe, use_cache=False).logits.double()
             hidden = self.states(self.embed(probe))
             for self._scale, self._cap in ((1.0, None), (scale, None), (1.0, cap), (scale, cap)):
                 error = float((self.logits(hidden).double() - wanted).abs().max() / wanted.std())
-                if error < (1e-4 if hidden.dtype in (torch.float32, torch.float64) else 0.1):
+                if error < (1e-4 if hidden.dtype in FULL_PRECISION else 0.1):
                     return
         raise UnsupportedModelError(
             f"the logits of {type(self.model).__name__} cannot be had from its last hidden state (off by {error:.2g} "

@@ -13,11 +13,33 @@ from inferscale.generators.sampling import Sampler
 
 from .parallel import Session, TextPass, open_session
 from .streams import thought_numbers
+from .thoughts import Talk, Thoughts
 
 if TYPE_CHECKING:
     from .model import QuietSTaR
 
 _ROWS_AT_ONCE = 4096  # rows of logits kept at a time
+
+
+def thinking_positions(positions: Tensor | None, input_ids: Tensor, ahead: int = 0) -> Tensor:
+    """Indices of the tokens to think after, int64 `[positions]`, checked against the text.
+
+    Args:
+        positions: Those wanted; ``None`` for all that have room.
+        input_ids: The text, `[batch, text]`.
+        ahead: Tokens that must come after each.
+
+    Raises:
+        ValueError: If there is none, or one does not have room.
+    """
+    length = input_ids.shape[1]
+    if positions is None:
+        positions = torch.arange(max(length - ahead, 0), device=input_ids.device)
+    if not len(positions) or int(positions.min()) < 0 or int(positions.max()) + ahead >= length:
+        raise ValueError(
+            f"positions {positions.tolist()[:8]} with {ahead} tokens after each do not fit a text of {length}"
+        )
+    return positions
 
 
 def each_session(quiet: QuietSTaR, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
@@ -62,10 +84,10 @@ def sample_thoughts(quiet: QuietSTaR, session: Session, numbers: Tensor, sampler
     return tokens, logprobs
 
 
-def states_after_thoughts(
+def think_about(
     quiet: QuietSTaR, text: TextPass, positions: Tensor, num_thoughts: int, sampler: Sampler, seed: int
-) -> Tensor:
-    """Last hidden states at end-of-thought, `[batch, thoughts, positions, hidden]`; every thought token is read once.
+) -> Thoughts:
+    """Thoughts at `positions` of a text.
 
     Args:
         quiet: The model.
@@ -77,16 +99,39 @@ def states_after_thoughts(
     """
     batch, length = len(text.embeds), quiet.thought_length
     numbers = thought_numbers(seed, batch, num_thoughts, positions, length)
-    pieces = []
-    for part, session in each_session(quiet, text.repeated(num_thoughts), positions, length + 2):
-        tokens, _ = sample_thoughts(quiet, session, numbers[:, part], sampler)  # its last token has not been read
-        start, end = (vector.expand(*tokens.shape[:2], 1, -1) for vector in (quiet.start, quiet.end))
-        last = quiet.backbone.embed(tokens[:, :, -1:]) if length else start
-        pieces.append(session.feed(torch.cat([last, end], dim=2))[:, :, -1])
-    return torch.cat(pieces, dim=1).reshape(batch, num_thoughts, len(positions), -1)
+    pieces = [
+        sample_thoughts(quiet, session, numbers[:, part], sampler)
+        for part, session in each_session(quiet, text.repeated(num_thoughts), positions, length + 2)
+    ]
+    shape = (batch, num_thoughts, len(positions), length)
+    tokens, logprobs = (torch.cat(parts, dim=1).reshape(shape) for parts in zip(*pieces, strict=True))
+    return Thoughts(tokens, logprobs, positions)
 
 
-def block_embeds(quiet: QuietSTaR, tokens: Tensor, ahead: Tensor) -> Tensor:
+def talk_about(quiet: QuietSTaR, input_ids: Tensor, text: TextPass, thoughts: Thoughts, talk_length: int) -> Talk:
+    """Hidden states after thoughts, read again with their text and `talk_length` look-aheads.
+
+    Args:
+        quiet: The model.
+        input_ids: `[batch, text]`.
+        text: What the model has read of them; it is used up.
+        thoughts: What was thought about it.
+        talk_length: Look-aheads n.
+    """
+    batch, num_thoughts, _, length = thoughts.tokens.shape
+    positions, states = thoughts.positions, text.hidden
+    # index of the token at position j and look-ahead k, `[positions, n]`
+    index = positions[:, None] + torch.arange(talk_length, device=positions.device)
+    ahead = quiet.backbone.embed(input_ids[:, index[:, 1:]])  # [batch, positions, n - 1, hidden]
+    embeds = _block_embeds(quiet, thoughts.tokens, ahead).flatten(0, 1)
+    sessions = each_session(quiet, text.repeated(num_thoughts), positions, embeds.shape[2])
+    parts = [session.feed(embeds[:, part]) for part, session in sessions]
+    hidden = torch.cat(parts, dim=1).reshape(batch, num_thoughts, *embeds.shape[1:])
+    base, thought = states[:, index].unsqueeze(1), hidden[..., length + 1 :, :]
+    return Talk(states, base, thought, hidden[..., :length, :], quiet.head(base, thought))
+
+
+def _block_embeds(quiet: QuietSTaR, tokens: Tensor, ahead: Tensor) -> Tensor:
     """Embeddings of start, thought, end and look-ahead, `[batch, thoughts, positions, T + 1 + n, hidden]`.
 
     Args:

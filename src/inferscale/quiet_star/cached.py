@@ -13,7 +13,7 @@ from inferscale._evaluating import evaluating
 from inferscale.generators.sampling import Sampler
 
 from . import cache as caches
-from .backbone import Backbone, UnsupportedModelError, positions_of
+from .backbone import FULL_PRECISION, Backbone, UnsupportedModelError, positions_of
 from .model import QuietSTaR
 
 
@@ -157,8 +157,7 @@ def check_cached(quiet: QuietSTaR) -> None:
         UnsupportedModelError: If they differ: this model cannot think on a cache.
     """
     backbone = quiet.backbone
-    size = backbone.model.get_input_embeddings().weight.shape[0]
-    ids = [(7919 * (i + 1)) % size for i in range(9)]
+    ids = [(7919 * (i + 1)) % backbone.vocabulary for i in range(9)]
     texts = [ids[:2], ids[2:6]]
     newest = [ids[6], ids[7]]
     numbers = torch.full((2, 2), 0.4, dtype=torch.float64, device=backbone.device)
@@ -180,8 +179,7 @@ def check_cached(quiet: QuietSTaR) -> None:
                 error = (thought.after[row] - wanted).abs().max() / wanted.std().clamp(min=1e-6)
                 worst = max(worst, float(error))
             newest = [ids[8], ids[turn]]
-    exact = quiet.start.dtype in (torch.float32, torch.float64)
-    if not worst < (1e-2 if exact else 0.5):
+    if not worst < (1e-2 if backbone.dtype in FULL_PRECISION else 0.5):
         raise UnsupportedModelError(
             f"{type(backbone.model).__name__} thinks differently on a cache (off by {worst:.2g} standard deviations): "
             "its cache cannot be rolled back or copied; QuietSTaR.score and training still work"

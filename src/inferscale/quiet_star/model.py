@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,10 +13,11 @@ from inferscale._evaluating import evaluating
 from inferscale.generators.sampling import Sampler
 
 from .backbone import Backbone
-from .blocks import block_embeds, each_session, sample_thoughts, states_after_thoughts, token_logprobs
-from .head import ThoughtMixingHead, mix
-from .parallel import ParallelCheck, TextPass, check_parallel, read_text
-from .streams import thought_numbers
+from .blocks import talk_about, think_about, thinking_positions
+from .head import ThoughtMixingHead
+from .parallel import TextPass, read_text
+from .scoring import score_text
+from .selfcheck import ParallelCheck, check_parallel
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
 
 _UNLIKELY = 200.0  # nats below the likeliest token: probability 0 in float32
@@ -84,27 +84,23 @@ class QuietSTaR(nn.Module):
             raise ValueError(f"thought_length={thought_length}: give 0 or more tokens")
         if parallel not in ("auto", "mask", "fold"):
             raise ValueError(f'parallel={parallel!r}: choose "auto", "mask" or "fold"')
+        for name, size in (("positions_at_once", positions_at_once), ("rows_at_once", rows_at_once)):
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size}: give a positive number")
         self.model = model
         self.thought_length = thought_length
         self.forbidden_ids = tuple(sorted(set(forbidden_ids)))
         self.backbone = Backbone(model)
-        weight = model.get_input_embeddings().weight
-        self.start = nn.Parameter(self._first_embedding(start_token_id))
-        self.end = nn.Parameter(self._first_embedding(start_token_id if end_token_id is None else end_token_id))
-        self.head = ThoughtMixingHead(len(self.start), bounded, seed).to(device=weight.device, dtype=weight.dtype)
+        self.backbone.check_ids(self.forbidden_ids)
+        start = self.backbone.first_mark(start_token_id)
+        self.start = nn.Parameter(start)
+        self.end = nn.Parameter(start.clone() if end_token_id is None else self.backbone.first_mark(end_token_id))
+        head = ThoughtMixingHead(len(start), bounded, seed)
+        self.head = head.to(device=self.backbone.device, dtype=self.backbone.dtype)
         self._parallel = parallel
         self.positions_at_once = positions_at_once
         self.rows_at_once = rows_at_once
         self._check: ParallelCheck | None = None
-
-    def _first_embedding(self, token_id: int | None) -> Tensor:
-        weight = self.model.get_input_embeddings().weight
-        if token_id is not None and not 0 <= token_id < len(weight):
-            raise ValueError(f"token id {token_id} is outside the model's vocabulary of {len(weight)}")
-        with torch.no_grad():
-            ids = torch.arange(len(weight), device=weight.device) if token_id is None else token_id
-            vectors = self.backbone.embed(torch.as_tensor(ids, device=weight.device))
-            return vectors.mean(dim=0) if token_id is None else vectors.clone()
 
     @property
     def parallel_check(self) -> ParallelCheck:
@@ -126,8 +122,6 @@ class QuietSTaR(nn.Module):
         ids = torch.tensor(self.forbidden_ids, device=logits.device)
         floor = logits.detach().amax(dim=-1, keepdim=True) - _UNLIKELY
         return logits.index_copy(-1, ids, floor.expand(*logits.shape[:-1], len(ids)))
-
-    # -- parallel thoughts ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def think(
@@ -151,26 +145,12 @@ class QuietSTaR(nn.Module):
             seed: Names the streams of uniform numbers, one for each row and thought: what is thought at a position does
                 not depend on where else is thought, nor on how many rows come after.
         """
-        positions = self._checked(input_ids, positions, 0)
-        numbers = thought_numbers(seed, len(input_ids), num_thoughts, positions, self.thought_length)
-        shape = (len(input_ids), num_thoughts, len(positions), self.thought_length)
-        sampler = Sampler(temperature)
+        positions = thinking_positions(positions, input_ids)
         with evaluating(self.model):
-            text = self._read(input_ids, attention_mask).repeated(num_thoughts)
-            pieces = [
-                sample_thoughts(self, session, numbers[:, part], sampler)
-                for part, session in each_session(self, text, positions, self.thought_length + 2)
-            ]
-        tokens, logprobs = (torch.cat(parts, dim=1).reshape(shape) for parts in zip(*pieces, strict=True))
-        return Thoughts(tokens, logprobs, positions)
+            text = self._read(input_ids, attention_mask)
+            return think_about(self, text, positions, num_thoughts, Sampler(temperature), seed)
 
-    def talk(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        thoughts: Thoughts,
-        talk_length: int = 1,
-    ) -> Talk:
+    def talk(self, input_ids: Tensor, attention_mask: Tensor | None, thoughts: Thoughts, talk_length: int = 1) -> Talk:
         """Hidden states of text, thoughts and `talk_length` look-aheads in one pass, with gradients.
 
         Args:
@@ -179,20 +159,10 @@ class QuietSTaR(nn.Module):
             thoughts: What was thought about this text.
             talk_length: Look-aheads n; position j needs the text up to index ``j + n - 1``.
         """
-        positions = self._checked(input_ids, thoughts.positions, talk_length - 1)
-        batch, num_thoughts, _, length = thoughts.tokens.shape
-        text = self._read(input_ids, attention_mask)
-        states = text.hidden
-        # index of the token at position j and look-ahead k, `[positions, n]`
-        index = positions[:, None] + torch.arange(talk_length, device=positions.device)
-        ahead = self.backbone.embed(input_ids[:, index[:, 1:]])  # [batch, positions, n - 1, hidden]
-        embeds = block_embeds(self, thoughts.tokens, ahead).flatten(0, 1)
-        text = text.repeated(num_thoughts)
-        sessions = each_session(self, text, positions, embeds.shape[2])
-        parts = [session.feed(embeds[:, part]) for part, session in sessions]
-        hidden = torch.cat(parts, dim=1).reshape(batch, num_thoughts, *embeds.shape[1:])
-        base, thought = states[:, index].unsqueeze(1), hidden[..., length + 1 :, :]
-        return Talk(states, base, thought, hidden[..., :length, :], self.head(base, thought))
+        if talk_length < 1:
+            raise ValueError(f"talk_length={talk_length}: give at least one")
+        thinking_positions(thoughts.positions, input_ids, talk_length - 1)
+        return talk_about(self, input_ids, self._read(input_ids, attention_mask), thoughts, talk_length)
 
     def forward(
         self,
@@ -203,14 +173,9 @@ class QuietSTaR(nn.Module):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> QuietSTaROutput:
-        """Next-token predictions `[batch, text, vocabulary]` after a thought at every position.
+        """Next-token predictions `[batch, text, vocabulary]` after a thought at every position, with gradients.
 
-        Args:
-            input_ids: `[batch, text]`.
-            attention_mask: 1 for text and 0 for padding, `[batch, text]`.
-            num_thoughts: Thoughts for each position; their probabilities are averaged.
-            temperature: Of the thoughts; 0 takes the likeliest.
-            seed: Names the thoughts' stream.
+        Arguments are those of `think`; the probabilities after several thoughts are averaged.
         """
         thoughts = self.think(input_ids, attention_mask, num_thoughts=num_thoughts, temperature=temperature, seed=seed)
         talk = self.talk(input_ids, attention_mask, thoughts)
@@ -238,42 +203,15 @@ class QuietSTaR(nn.Module):
             temperature: Of the thoughts; 0 takes the likeliest.
             seed: Names the thoughts' stream.
         """
-        if positions is None:
-            positions = torch.arange(input_ids.shape[1] - 1, device=input_ids.device)
-        self._checked(input_ids, positions, 1)
+        positions = thinking_positions(positions, input_ids, 1)
         with torch.no_grad(), evaluating(self.model):
             text = self._read(input_ids, attention_mask)
-            before = text.hidden[:, None, positions]
-            after = states_after_thoughts(self, text, positions, num_thoughts, Sampler(temperature), seed)
-            weights = self.head(before, after)  # [batch, thoughts, positions, 1]
-            wanted = input_ids[:, None, positions + 1]
-            each = token_logprobs(self, mix(before, after, weights), wanted)
-            mixed = each.logsumexp(dim=1) - math.log(num_thoughts)  # the mean of the probabilities
-            base = token_logprobs(self, before, wanted)[:, 0]
-        weight = weights[..., 0].mean(dim=1)
-        if attention_mask is None:
-            return TextScores(mixed, base, weight)
-        known = (attention_mask[:, positions] * attention_mask[:, positions + 1]).to(mixed.dtype)
-        return TextScores(mixed * known, base * known, weight * known)
+            return score_text(self, input_ids, text, positions, num_thoughts, Sampler(temperature), seed)
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextPass:
-        keep = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            keep = attention_mask.bool()
+        """The text as the plain model reads it, ready to be thought about."""
+        keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
         return read_text(self.backbone, self.backbone.embed(input_ids), keep, self.parallel_check.way)
-
-    def _checked(self, input_ids: Tensor, positions: Tensor | None, ahead: int) -> Tensor:
-        """Positions to think at, checked against the text."""
-        length = input_ids.shape[1]
-        if positions is None:
-            positions = torch.arange(length - ahead, device=input_ids.device)
-        if not len(positions) or int(positions.min()) < 0 or int(positions.max()) + ahead >= length:
-            raise ValueError(
-                f"positions {positions.tolist()[:8]} with {ahead} tokens after each do not fit a text of {length}"
-            )
-        return positions
-
-    # -- saving --------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, merge: bool = False) -> None:
         """Writes start, end and head; see `checkpoint.save`."""

@@ -56,4 +56,4 @@ def branch_numbers(branches: Sequence[Branch], thoughts: int, length: int, devic
 def _numbers(keys: NDArray[np.uint64], places: NDArray[np.uint64], length: int, device: torch.device) -> Tensor:
     """Numbers for keys and places (broadcast), `[..., length]`."""
     counters = places[..., None] * np.uint64(STRIDE) + np.arange(length, dtype=np.uint64)
-    return torch.from_numpy(uniforms(keys[..., None], counters)).to(device)
+    return torch.from_numpy(uniforms(keys[..., None], counters.astype(np.uint64))).to(device)
