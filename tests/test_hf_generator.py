@@ -378,6 +378,17 @@ def test_a_model_folder_is_loaded_without_a_network(tmp_path):
     assert gen.model.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "revision"), [(None, True), ("org/model", True), ("org/tokenizer", False)], ids=str
+)
+def test_a_revision_is_that_of_the_model(monkeypatch, tokenizer, revision):
+    passed = {}
+    monkeypatch.setattr(module, "load_model", lambda *given, **options: tiny_model())
+    monkeypatch.setattr(module, "load_tokenizer", lambda *given, **options: passed.update(options) or byte_tokenizer())
+    HFGenerator("org/model", tokenizer, revision="abc", trust_remote_code=False)
+    assert passed == {"trust_remote_code": False} | ({"revision": "abc"} if revision else {})
+
+
 def test_a_checkpoint_without_its_head_is_refused(tmp_path):
     tiny_model().model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)

@@ -140,6 +140,13 @@ def test_the_engine_starts_with_prefix_caching_and_the_callers_options(monkeypat
     assert options == {"enable_prefix_caching": True, "logprobs_mode": "raw_logprobs", "dtype": "float32"}
 
 
+def test_bad_lengths_are_told_before_the_engine_starts(monkeypatch):
+    vllm_stub.install(monkeypatch)
+    monkeypatch.setattr(vllm_stub.LLM, "__init__", None)
+    with pytest.raises(ValueError, match="max_new_tokens=0"):
+        VLLMGenerator("tiny", max_new_tokens=0)
+
+
 def test_bad_calls_are_refused(llm, monkeypatch):
     with pytest.raises(TypeError, match=r"dtype: only used when the engine is started"):
         VLLMGenerator(llm, dtype="float32")
@@ -149,6 +156,8 @@ def test_bad_calls_are_refused(llm, monkeypatch):
         VLLMGenerator(llm, system_prompt="Be brief.")
     with pytest.raises(ValueError, match="max_step_tokens=0"):
         VLLMGenerator(llm, max_step_tokens=0)
+    with pytest.raises(ValueError, match=r'logprobs_mode="raw_logits" of the engine'):
+        VLLMGenerator(vllm_stub.LLM(logprobs_mode="raw_logits"))
     generator = VLLMGenerator(llm)
     nothing = SimpleNamespace(token_ids=[], logprobs=[], finish_reason="abort")
     monkeypatch.setattr(llm, "sample", lambda *_: nothing)

@@ -6,9 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
-from itertools import compress
-from operator import not_
 from typing import Any, Literal
 
 import torch
@@ -25,7 +24,7 @@ from .decoding import sample_branches
 from .kv_store import KVStore, check_cache_options, default_cache_bytes
 from .loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
 from .memory import run_halving
-from .opening import most_sample_tokens, open_branches
+from .opening import most_sample_tokens, open_branches, side_by_side
 from .prompts import PromptFormat
 from .sampling import Confidence, Sampler
 from .selfcheck import checked_session, length_bound
@@ -112,7 +111,8 @@ class HFGenerator(Generator):
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
             decoder: Makes what runs the batches, in place of what `cache` says; it is given the generator's `stats`.
-            load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
+            load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision`` (which
+                is not that of a tokenizer named apart).
 
         Raises:
             ValueError: If an option, the vocabulary or the chat template does not fit; the message says what to do.
@@ -121,15 +121,15 @@ class HFGenerator(Generator):
         from transformers import AutoModelForCausalLM
 
         self.sampler = Sampler(temperature, top_k, top_p, confidence)
-        _check_positive(max_step_tokens=max_step_tokens, max_new_tokens=max_new_tokens)
+        limits = Limits(max_step_tokens, max_new_tokens, None)
         _check_positive(micro_batch=micro_batch, check_every=check_every)
         check_cache_options(cache, max_cache_bytes)
         self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
         source = model if isinstance(model, str | os.PathLike) else self.model
-        remote = {k: v for k, v in load_options.items() if k in ("trust_remote_code", "revision", "token")}
-        self.tokenizer = load_tokenizer(tokenizer, source, **remote)
+        shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, model) else set())
+        self.tokenizer = load_tokenizer(tokenizer, source, **{k: v for k, v in load_options.items() if k in shared})
         check_vocabulary(self.model, self.tokenizer)
-        self.limits = Limits(max_step_tokens, max_new_tokens, context_length(self.model.config))
+        self.limits = replace(limits, context=context_length(self.model.config))
         self.stats = GeneratorStats()
         self._text = TokenText(self.tokenizer, step_delimiter, eos_ids(self.model, self.tokenizer, eos_token_id))
         self._encode_prompt = lru_cache(maxsize=4096)(
@@ -200,21 +200,16 @@ class HFGenerator(Generator):
         return TreeDecoder(session, KVStore(size), self.stats)
 
     def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
-        """Which decoder runs which branches; branches of a problem, and of a node, stand together."""
+        """Which decoder runs which branches."""
         if self._tree is None:
             return [(self._plain, list(branches))]
-        roots: dict[int, int] = {}
-        nodes: dict[int, int] = {}
-        for branch in branches:
-            node = branch.request.node
-            roots.setdefault(id(node.root), len(roots))
-            nodes.setdefault(id(node), len(nodes))
-        ordered = sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))
-        bound = self._bound
+        ordered, bound = side_by_side(branches), self._bound
         if bound is None:
             return [(self._tree, ordered)]
-        fits = [len(branch.prefix) + branch.most_tokens <= bound for branch in ordered]
-        return [(self._tree, list(compress(ordered, fits))), (self._plain, list(compress(ordered, map(not_, fits))))]
+        short, long = list[Branch](), list[Branch]()
+        for branch in ordered:
+            (short if len(branch.prefix) + branch.most_tokens <= bound else long).append(branch)
+        return [(self._tree, short), (self._plain, long)]
 
     def _describe(self, branch: Branch) -> str:
         return (

@@ -7,24 +7,22 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
-from urllib.parse import urlsplit
+from typing import Any
 
-from inferscale._optional import require
 from inferscale.base import Generator
 from inferscale.flops.families import model_spec
 from inferscale.flow import GenerateRequest
-from inferscale.tree import Node, Step
+from inferscale.tree import Step
 
 from ._remote_asking import Asking, Sampling
-from ._remote_ids import IdSample
+from ._remote_opening import open_samples
+from ._remote_options import address_of, check_address, check_sampling, client_of
 from ._remote_probes import Support
 from ._remote_reading import Reading
 from ._remote_retry import Patience, RemoteError
 from ._remote_samples import RemoteSample
 from ._remote_server import Endpoint, RemoteStats, Server
-from ._remote_texts import TextSample
-from .branch import Branch, Limits, path_ids
+from .branch import Limits
 
 _ENOUGH_ALIKE = 4
 
@@ -103,14 +101,15 @@ class OpenAIGenerator(Generator):
             max_concurrency: Most requests at a time.
             timeout: Longest silence of the server during one request, seconds.
             deadline: Longest time for a request and all its repetitions, seconds.
-            extra_body: Further fields for every request, such as ``{"top_k": 20}``.
+            extra_body: Further fields for every request, such as ``{"top_k": 20}``; none that the options set.
 
         Raises:
             ImportError: If the ``openai`` package is missing.
             ValueError: If an option is bad.
             UnknownArchitectureError: If `config` has no closed form.
         """
-        _check(base_url, endpoint, step_delimiter, temperature, top_p)
+        check_address(base_url, endpoint)
+        check_sampling(step_delimiter, temperature, top_p, extra_body)
         if max_concurrency < 1:
             raise ValueError(f"max_concurrency={max_concurrency}: at least one request must be made at a time")
         if tokenizer is None and endpoint == "completions" and (chat_template or system_prompt):
@@ -118,7 +117,7 @@ class OpenAIGenerator(Generator):
         self.temperature = temperature
         self.limits = Limits(max_step_tokens, max_new_tokens, None)
         self._spec = None if config is None else model_spec(config)
-        self._name = f"{_address(base_url)!r}, {model!r}, endpoint={endpoint!r}"
+        self._name = f"{address_of(base_url)!r}, {model!r}, endpoint={endpoint!r}"
         self._warned = threading.Event()
         self._plain = not extra_body  # further fields may well be filters
         reading = None
@@ -126,7 +125,7 @@ class OpenAIGenerator(Generator):
             system = system_prompt if endpoint == "completions" else None
             reading = Reading.of(tokenizer, step_delimiter, chat_template, system)
         key = api_key or os.environ.get("OPENAI_API_KEY") or ""
-        client = _client(base_url, key)
+        client = client_of(base_url, key)
         weakref.finalize(self, client.close)  # before its sockets are collected, which would warn
         server = Server(
             client,
@@ -173,43 +172,13 @@ class OpenAIGenerator(Generator):
         if self._asking.sampling.logprobs and not support.logprobs:
             raise ValueError(f"logprobs=True, but {self!r} returns no log-probabilities: leave it out, or ask another")
         before = self.stats.samples
-        groups = [self._samples(request) for request in requests]
+        groups = [open_samples(request, self._asking, self.limits) for request in requests]
         waiting = [[sample for sample in group if sample.finish is None] for group in groups]
         self._asking.draw(waiting)
         self._check_alive([sample for group in waiting for sample in group], before)
         steps = [self._steps(request, group) for request, group in zip(requests, groups, strict=True)]
         self._warn_if_alike(requests, steps)
         return steps
-
-    def _samples(self, request: GenerateRequest) -> list[RemoteSample]:
-        node, reading, support = request.node, self._asking.reading, self._asking.support
-        forced = None if reading is None else tuple(reading.text.encode_plain(request.forced)) if request.forced else ()
-        if reading is not None and forced is not None and self._takes_ids(node, reading):
-            prompt, path = reading.encode(node.problem.prompt), path_ids(node)
-            return [
-                IdSample(Branch(request, index, 0, prompt, path, forced, reading.text, self.limits))
-                for index in range(request.n)
-            ]
-        if (node.text or request.forced) and not support.continuing:
-            raise ValueError(
-                "this server's chat endpoint cannot go on with an answer that has begun: use "
-                'endpoint="completions" (with tokenizer=... for the chat template), or a strategy of whole answers'
-            )
-        stops = support.stops if request.until == "step" else "hidden"
-        count = None if forced is None else len(forced)
-        delimiter = self._asking.sampling.delimiter
-        return [TextSample(request, index, self.limits, delimiter, stops, count) for index in range(request.n)]
-
-    def _takes_ids(self, node: Node, reading: Reading) -> bool:
-        if self._asking.server.chat:
-            return False
-        takes = self._asking.support.ids(reading.encode(node.problem.prompt), reading.text.decode)
-        if not takes and reading.chat:
-            raise ValueError(
-                "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
-                'endpoint="chat", or chat_template=False'
-            )
-        return takes
 
     def _steps(self, request: GenerateRequest, group: Sequence[RemoteSample]) -> list[Step]:
         """The steps; the first that has not failed pays for what its siblings share."""
@@ -249,27 +218,3 @@ class OpenAIGenerator(Generator):
                 UserWarning,
                 stacklevel=3,
             )
-
-
-def _check(base_url: str, endpoint: str, delimiter: str, temperature: float, top_p: float) -> None:
-    if not base_url.startswith(("http://", "https://")):
-        raise ValueError(f'base_url={base_url!r}: give an address such as "http://localhost:8000/v1"')
-    if endpoint not in get_args(Endpoint):
-        raise ValueError(f'endpoint={endpoint!r}: choose "completions" or "chat"')
-    if not delimiter:
-        raise ValueError(f'step_delimiter={delimiter!r}: give the text that ends a step, for example "\\n"')
-    if not temperature >= 0:
-        raise ValueError(f"temperature={temperature}: it cannot be negative")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: give a number above 0 and at most 1")
-
-
-def _address(base_url: str) -> str:
-    """`base_url` without a user's name, password or query."""
-    parts = urlsplit(base_url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _client(base_url: str, key: str) -> Any:
-    openai: Any = require("openai", "openai")
-    return openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from inferscale.flow import GenerateRequest
@@ -21,9 +21,20 @@ def open_branches(request: GenerateRequest, encode: EncodePrompt, text: TokenTex
         ValueError: If the prompt does not fit into the model's context, or the node has no token ids.
     """
     prompt, path = _prompt_ids(request, encode, limits), path_ids(request.node)
-    forced = _forced_ids(request, text)
+    forced = forced_ids(request, text)
     keys = [branch_key(request.node.key, request.first + index) for index in range(request.n)]
     return [Branch(request, index, key, prompt, path, forced, text, limits) for index, key in enumerate(keys)]
+
+
+def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
+    """The branches with those of a problem, and of a node, together: each in the place of its first."""
+    roots: dict[int, int] = {}
+    nodes: dict[int, int] = {}
+    for branch in branches:
+        node = branch.request.node
+        roots.setdefault(id(node.root), len(roots))
+        nodes.setdefault(id(node), len(nodes))
+    return sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))
 
 
 def most_sample_tokens(request: GenerateRequest, encode: EncodePrompt, text: TokenText, limits: Limits) -> int:
@@ -32,7 +43,7 @@ def most_sample_tokens(request: GenerateRequest, encode: EncodePrompt, text: Tok
     Raises:
         ValueError: If the prompt does not fit into the model's context.
     """
-    before = len(request.node.token_ids) + len(_forced_ids(request, text))
+    before = len(request.node.token_ids) + len(forced_ids(request, text))
     room = limits.room(len(_prompt_ids(request, encode, limits)), before)
     return max(min(room, limits.step) if request.until == "step" else room, 1)
 
@@ -48,5 +59,6 @@ def _prompt_ids(request: GenerateRequest, encode: EncodePrompt, limits: Limits) 
     return ids
 
 
-def _forced_ids(request: GenerateRequest, text: TokenText) -> tuple[int, ...]:
+def forced_ids(request: GenerateRequest, text: TokenText) -> tuple[int, ...]:
+    """Ids of the forced text, on its own."""
     return tuple(text.encode_plain(request.forced)) if request.forced else ()

@@ -13,53 +13,7 @@ from .decoder import Decoder, GeneratorStats
 from .kv_rows import ROOM, RowBatch, Segment
 from .kv_store import KVStore, Piece, chain_key
 from .kv_tree import Session
-
-
-@dataclass(eq=False)
-class _Stem:
-    """What branches of one node with one forced text have in common.
-
-    The prompt's last token counts as the root's own, so that a shared segment holds what comes before it and every
-    node, the root included, has at least one token whose logits lead on.
-    """
-
-    branch: Branch
-    root: int
-    segment: Segment
-    nodes: list[tuple[int, tuple[int, ...]]]  # name and own tokens, the root's first
-    pieces: list[Piece]  # what is held of the first nodes
-
-    @classmethod
-    def find(cls, branch: Branch, segment: Segment, store: KVStore) -> _Stem:
-        """The stem, with the parked pieces of its path up to the first that is missing."""
-        root = branch.request.node.root
-        nodes: list[tuple[int, tuple[int, ...]]] = []
-        key = chain_key(0, branch.prompt[:-1])
-        for ids in (branch.prompt[-1:], *(step.token_ids for step in branch.request.node.steps)):
-            key = chain_key(key, ids)
-            nodes.append((key, ids))
-        pieces: list[Piece] = []
-        for key, ids in nodes:
-            if not ids:
-                pieces.append(Piece((), None))
-                continue
-            piece = store.piece(root.key, key, ids)
-            if piece is None:
-                break
-            pieces.append(piece)
-            if len(piece.ids) < len(ids):
-                break
-        return cls(branch, root.key, segment, nodes, pieces)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """All private tokens before the first sampled one."""
-        return self.branch.prompt[-1:] + self.branch.path + self.branch.forced
-
-    @property
-    def held(self) -> int:
-        """Private tokens that need not be read; the last one always must, for its logits."""
-        return min(sum(len(piece.ids) for piece in self.pieces), len(self.ids) - 1)
+from .stems import Stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +50,11 @@ class TreeDecoder(Decoder):
         before = self.session.tokens
         segments = self._segments(branches)
         keys = [(id(branch.request.node), branch.request.forced) for branch in branches]
-        stems: dict[tuple[int, str], _Stem] = {}
+        stems: dict[tuple[int, str], Stem] = {}
         for key, branch in zip(keys, branches, strict=True):
             if key not in stems:
                 segment = segments[branch.request.node.root.key, branch.prompt]
-                stems[key] = _Stem.find(branch, segment, self.store)
+                stems[key] = Stem.find(branch, segment, self.store)
         batch, logits = self._read(list(stems.values()))
         read = self.session.tokens - before
         self._stats.prefill_tokens += read
@@ -141,7 +95,7 @@ class TreeDecoder(Decoder):
             found[root, prompt] = segment
         return {key: segment for key, segment in found.items() if segment is not None}
 
-    def _read(self, stems: Sequence[_Stem]) -> tuple[RowBatch, Tensor]:
+    def _read(self, stems: Sequence[Stem]) -> tuple[RowBatch, Tensor]:
         """A row for each stem, its missing tokens read and parked, and the logits after it."""
         batch = self.session.open([stem.segment for stem in stems], max(len(stem.ids) for stem in stems))
         for row, stem in enumerate(stems):
@@ -154,7 +108,7 @@ class TreeDecoder(Decoder):
             self._park_path(batch, row, stem)
         return batch, logits
 
-    def _park_path(self, batch: RowBatch, row: int, stem: _Stem) -> None:
+    def _park_path(self, batch: RowBatch, row: int, stem: Stem) -> None:
         """Parks the nodes of a path that were not, or not wholly, held."""
         at = 0
         for place, (key, ids) in enumerate(stem.nodes):

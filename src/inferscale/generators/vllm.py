@@ -84,17 +84,20 @@ class VLLMGenerator(Generator):
             ValueError: If an option or the chat template does not fit.
         """
         self.sampler = Sampler(temperature, top_k, top_p)
+        limits = Limits(max_step_tokens, max_new_tokens, None)  # checked before the engine starts
         self.llm = _engine(model, engine_options)
         config = self.llm.model_config
+        self._logprobs_mode = str(config.logprobs_mode)
+        if self._logprobs_mode not in ("raw_logprobs", "processed_logprobs"):
+            raise ValueError(f'logprobs_mode="{self._logprobs_mode}" of the engine: it must report log-probabilities')
         self.tokenizer = self.llm.get_tokenizer() if tokenizer is None else tokenizer
-        self.limits = Limits(max_step_tokens, max_new_tokens, int(config.max_model_len))
+        self.limits = replace(limits, context=int(config.max_model_len))
         named = [config.try_get_generation_config().get("eos_token_id"), self.tokenizer.eos_token_id]
         eos = eos_of([eos_token_id] if eos_token_id is not None else named)
         self._text = TokenText(self.tokenizer, step_delimiter, eos)
         prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
         self._encode_prompt = lru_cache(maxsize=4096)(prompts.encode)
         self._charges = Charges(config.hf_config)
-        self._logprobs_mode = str(config.logprobs_mode)
         self._lock = threading.Lock()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
