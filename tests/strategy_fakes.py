@@ -11,7 +11,7 @@ from inferscale.tree import Node, Problem, Step
 
 
 class TreeGenerator(Generator):
-    """Draw `d` of a node is its branch ``d % width``; paths end at `depth`."""
+    """Draw `d` of a node is its branch ``d % width``, the greedy one branch 0; paths end at `depth`."""
 
     def __init__(self, depth=4, width=3):
         self.depth, self.width = depth, width
@@ -24,7 +24,8 @@ class TreeGenerator(Generator):
     def sample(self, request, draw):
         steps = self.depth - request.node.depth if request.until == "end" else 1
         ends = request.node.depth + steps >= self.depth
-        text = "".join(f"{draw % self.width}/" for _ in range(steps))
+        branch = 0 if request.greedy else draw % self.width
+        text = f"{branch}/" * steps
         return Step(text, tuple(range(steps)), -1.0 * steps, finish_reason="eos" if ends else "step")
 
 

@@ -3,49 +3,13 @@
 import random
 
 import pytest
+from tests.strategy_fakes import PathReward, TreeGenerator, search
 
-from inferscale.base import Generator, RewardModel
-from inferscale.engine import solve
+from inferscale.base import RewardModel
 from inferscale.render import render_tree
 from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
-from inferscale.testing import ToyGenerator, ToyReward, unit_hash
+from inferscale.testing import ToyGenerator, unit_hash
 from inferscale.tree import Step
-
-
-class TreeGenerator(Generator):
-    """An enumerable language model: draw `d` of a node is its branch `d % width`; paths end at `depth`."""
-
-    def __init__(self, depth=4, width=3):
-        self.depth, self.width = depth, width
-        self.levels = []
-
-    def generate(self, requests):
-        self.levels.append(sum(request.n for request in requests))
-        return [[self.sample(r, r.first + i) for i in range(r.n)] for r in requests]
-
-    def sample(self, request, draw):
-        branch = 0 if request.greedy else draw % self.width
-        last = request.node.depth + 1 >= self.depth
-        return Step(f"{branch}/", (branch,), finish_reason="eos" if last else "step")
-
-
-class PathReward(RewardModel):
-    """The value of a path's text; leaves have their own, inner nodes the mean of their leaves."""
-
-    def __init__(self, leaf_value, depth=4, width=3):
-        self.leaf_value, self.depth, self.width = leaf_value, depth, width
-
-    def value(self, path):
-        if path.count("/") >= self.depth:
-            return self.leaf_value(path)
-        return sum(self.value(f"{path}{branch}/") for branch in range(self.width)) / self.width
-
-    def score(self, nodes):
-        return [self.value(node.text) for node in nodes]
-
-
-def search(strategy, generator=None, reward=None, prompt="How many?", **options):
-    return solve(prompt, strategy, generator or ToyGenerator(), reward_model=reward or ToyReward(), **options)
 
 
 @pytest.mark.parametrize(("beams", "branching"), [(4, 4), (8, 1), (1, 8), (2, 4)])
