@@ -104,6 +104,56 @@ def test_a_resumed_run_is_the_run_without_a_break(tmp_path):
         load_checkpoint(other, tmp_path / "checkpoint.pt")
 
 
+def test_a_resumed_run_drops_the_same_activations(tmp_path):
+    """Dropout draws from a stream of the batch, whatever has drawn before; nobody else's numbers change."""
+    reports, after = [], []
+    for breaks in (False, True):
+        torch.manual_seed(int(breaks))
+        run = start(wrapped("gpt2", 2), RECIPE)
+        if breaks:
+            for _ in train(run, batch_of, until=3):
+                pass
+            save_checkpoint(run, tmp_path / "checkpoint.pt")
+            run = start(wrapped("gpt2", 2), RECIPE)
+            load_checkpoint(run, tmp_path / "checkpoint.pt")
+        reports.append(replace(list(train(run, batch_of))[-1], seconds=0.0))
+        after.append(torch.rand(3))
+    assert reports[0] == reports[1]
+    for breaks, found in enumerate(after):
+        torch.manual_seed(breaks)
+        assert torch.equal(torch.rand(3), found)
+    still = wrapped("gpt2", 2)
+    assert float(batch_loss(still, batch_of(6), RECIPE, 6).total.detach()) != float(
+        batch_loss(still.train(), batch_of(6), RECIPE, 6).total.detach()
+    )
+
+
+def test_the_reward_is_the_mean_over_places_that_count():
+    """However much padding there is."""
+    ids, places = batch_of(0).input_ids, torch.arange(5)
+    mask = torch.cat([ids * 0 + 1, ids * 0], dim=1)
+    padded = Batch(torch.cat([ids, ids * 0], dim=1), mask, positions=torch.cat([places, places + 7]))
+    found = []
+    for batch in (Batch(ids, positions=places), padded):
+        run = start(wrapped("llama", 2), replace(RECIPE, accumulation=1))
+        found.append(next(train(run, lambda number, batch=batch: batch)))
+    assert found[0].reward != 0
+    assert found[1].reward == pytest.approx(found[0].reward, rel=1e-3)
+    assert found[1].talk == pytest.approx(found[0].talk, rel=1e-3)
+
+
+def test_recipes_that_train_nothing_are_told():
+    for wrong in ("accumulation", "decay_steps"):
+        with pytest.raises(ValueError, match=f"{wrong}=0: give at least 1"):
+            Recipe(**{wrong: 0})
+    with pytest.raises(ValueError, match="warmup_steps=-1: give at least 0"):
+        Recipe(warmup_steps=-1)
+    with pytest.raises(ValueError, match=r"max_grad_norm=-1\.0: give a positive number"):
+        Recipe(max_grad_norm=-1.0)
+    with pytest.raises(ValueError, match="precision='bf16': choose"):
+        Recipe(precision="bf16")
+
+
 def test_half_precision_runs_on_float32_weights():
     quiet = wrapped("llama", 2)
     run = start(quiet, replace(RECIPE, precision="bfloat16"))
@@ -206,6 +256,25 @@ def test_driving_writes_a_log_checkpoints_and_the_model(tmp_path):
     drive(more, batch_of, tmp_path, lines.append)
     assert lines[-2] == "going on from step 4"
     assert more.step == 5
+    with pytest.raises(ValueError, match="checkpoint_every=0"):
+        drive(more, batch_of, tmp_path, lines.append, checkpoint_every=0)
+
+
+def test_the_log_of_a_run_that_was_killed_has_every_step_once(tmp_path):
+    class KilledError(Exception):
+        pass
+
+    def killed(number):
+        if number == 6:  # the fourth step, one after the last checkpoint
+            raise KilledError
+        return batch_of(number)
+
+    recipe = replace(RECIPE, steps=5)
+    with pytest.raises(KilledError):
+        drive(start(wrapped("llama", 2), recipe), killed, tmp_path, list, checkpoint_every=2)
+    drive(start(wrapped("llama", 2), recipe), batch_of, tmp_path, list, checkpoint_every=2)
+    logged = [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert logged == [1, 2, 3, 4, 5]
 
 
 def test_the_command_trains_a_folder_on_a_file(tmp_path):
@@ -263,8 +332,14 @@ def test_spans_are_pieces_of_the_texts(tmp_path):
     for row in make(0).input_ids.tolist():
         assert any(ids[i : i + 4] == row for ids in whole for i in range(len(ids)))
     assert torch.equal(make(0).input_ids, make(0).input_ids)
+    for seed in (-1, 2**40):  # any integer
+        assert span_batches(texts, byte_tokenizer(), batch_size=8, span=4, seed=seed)(3).input_ids.shape == (8, 4)
     with pytest.raises(ValueError, match="lower the span"):
         span_batches(texts, byte_tokenizer(), span=400)
+    for line, told in (('{"body": "a"}', "a line without a 'text'"), ('{"text": ', "a line that is no JSON")):
+        path.write_text('{"text": "a b"}\n' + line)
+        with pytest.raises(ValueError, match=told):
+            read_texts(path)
     path.write_text("")
     with pytest.raises(ValueError, match="holds no texts"):
         read_texts(path)

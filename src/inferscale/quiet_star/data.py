@@ -54,16 +54,27 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a file: the ``"text"`` of each line of a ``.jsonl``, or the paragraphs of anything else.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or a line of a ``.jsonl`` has none.
     """
     content = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
-        texts = [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+        texts = [_text_of(line, path) for line in content.splitlines() if line.strip()]
     else:
         texts = [part.strip() for part in content.split("\n\n") if part.strip()]
     if not texts:
         raise ValueError(f"{path} holds no texts: give a .jsonl file with a 'text' in each line, or paragraphs")
     return texts
+
+
+def _text_of(line: str, path: Path) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a line that is no JSON, {line[:40]!r}: {error}") from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{path} has a line without a 'text', {line[:40]!r}: every line needs one")
+    return text
 
 
 def span_batches(
@@ -86,7 +97,7 @@ def span_batches(
         raise ValueError(f"none of the {len(texts)} texts has {span} tokens: lower the span")
 
     def batch_of(number: int) -> Batch:
-        draws = uniforms([(seed << 32) + number], torch.arange(2 * batch_size).numpy().astype("uint64"))
+        draws = uniforms([((seed << 32) + number) % 2**64], torch.arange(2 * batch_size).numpy().astype("uint64"))
         rows = []
         for which, where in draws.reshape(batch_size, 2).tolist():
             ids = encoded[int(which * len(encoded))]

@@ -1,20 +1,21 @@
-"""The training loop: a plain loop over any batches, with checkpoints and resume."""
+"""The training loop: a plain loop over any batches."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from inferscale.tree import branch_key
+
 from .losses import LossTerms, quiet_star_loss
 from .model import QuietSTaR
 from .recipe import Batch, Recipe
+from .run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class StepReport:
         base: Plain negative log-likelihood, nats a token.
         talk: The same after thoughts.
         policy: REINFORCE term, unweighted.
-        reward: Mean reward (nats).
+        reward: Mean reward (nats) of thoughts at places that count.
         mixing_weight: Mean weight of thoughts.
         base_norm: Gradient norm of the base before clipping.
         thought_norm: Gradient norm of head, start and end before clipping.
@@ -44,58 +45,6 @@ class StepReport:
     base_norm: float
     thought_norm: float
     seconds: float
-
-
-@dataclass
-class Run:
-    """A training run's state: all that a checkpoint holds.
-
-    Attributes:
-        quiet: The model, in float32.
-        recipe: Its numbers.
-        optimizer: AdamW.
-        step: Steps taken.
-    """
-
-    quiet: QuietSTaR
-    recipe: Recipe
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-
-
-def param_groups(quiet: QuietSTaR, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: base, head, start and end, each with its learning rate as ``peak``.
-
-    A factor on the gradient of start and end would do nothing under Adam: they get a learning rate of their own.
-    """
-    own = {id(parameter) for parameter in quiet.thought_parameters}
-    base = [p for p in quiet.parameters() if id(p) not in own and p.requires_grad]
-    groups = [
-        (base, recipe.lr, recipe.weight_decay),
-        (list(quiet.head.parameters()), recipe.lr * recipe.head_lr_scale, recipe.weight_decay),
-        ([quiet.start, quiet.end], recipe.lr * recipe.embedding_lr_scale, 0.0),
-    ]
-    return [{"params": params, "lr": lr, "peak": lr, "weight_decay": decay} for params, lr, decay in groups if params]
-
-
-def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
-    """A run at step 0.
-
-    Raises:
-        ValueError: If the weights are not in float32: in half precision, steps of the published size change almost no
-            weight. Or if the attention in use has no gradients here.
-    """
-    recipe = Recipe() if recipe is None else recipe
-    wrong = {str(p.dtype) for p in quiet.parameters()} - {"torch.float32", "torch.float64"}
-    if wrong:
-        raise ValueError(
-            f"weights in {', '.join(wrong)} cannot be trained: call quiet.float(), set precision='bfloat16'"
-        )
-    if quiet.backbone.attention == "flex_attention" and quiet.start.device.type == "cpu":
-        raise ValueError("FlexAttention has no gradients on a CPU: load the model with attn_implementation='sdpa'")
-    if recipe.freeze_base:
-        quiet.model.requires_grad_(False)
-    return Run(quiet, recipe, torch.optim.AdamW(param_groups(quiet, recipe), lr=recipe.lr))
 
 
 def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) -> Iterator[StepReport]:
@@ -131,15 +80,15 @@ def batch_loss(quiet: QuietSTaR, batch: Batch, recipe: Recipe, number: int = 0) 
         quiet: The model.
         batch: Texts.
         recipe: Hyperparameters.
-        number: Number of the batch; with the recipe's seed it names the stream of thoughts.
+        number: Number of the batch; with the recipe's seed it names the streams of thoughts and of dropout.
     """
-    objective = recipe.objective
-    batch = batch.to(quiet.start.device)
-    length = batch.input_ids.shape[1] - objective.talk_length
+    objective, device = recipe.objective, quiet.start.device
+    batch = batch.to(device)
     positions = batch.positions
     if positions is None:
-        positions = torch.arange(max(length, 0), device=batch.input_ids.device)
-    with torch.autocast(quiet.start.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        positions = torch.arange(max(batch.input_ids.shape[1] - objective.talk_length, 0), device=device)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    with _seeded(device, branch_key(recipe.seed, number)), half:
         thoughts = quiet.think(
             batch.input_ids,
             batch.attention_mask,
@@ -158,6 +107,17 @@ def batch_loss(quiet: QuietSTaR, batch: Batch, recipe: Recipe, number: int = 0) 
         )
 
 
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout inside draws from a stream named by `seed`; the global random state is as before afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
 def term_norms(quiet: QuietSTaR, terms: LossTerms) -> dict[str, float]:
     """Gradient norm of each unweighted term over all parameters; call it before the backward pass."""
     parameters = [p for p in quiet.parameters() if p.requires_grad]
@@ -170,11 +130,10 @@ def term_norms(quiet: QuietSTaR, terms: LossTerms) -> dict[str, float]:
 
 
 def _clip(run: Run) -> tuple[float, float]:
-    own = {id(parameter) for parameter in run.quiet.thought_parameters}
-    base = [p for p in run.quiet.parameters() if id(p) not in own]
+    """Clips the gradients of the base and of what thoughts add, each by its own norm; the norms before that."""
     norms = [
         torch.nn.utils.clip_grad_norm_(params, run.recipe.max_grad_norm)
-        for params in (base, run.quiet.thought_parameters)
+        for params in (list(run.quiet.model.parameters()), run.quiet.thought_parameters)
     ]
     return float(norms[0]), float(norms[1])
 
@@ -189,39 +148,9 @@ def _report(step: int, terms: list[LossTerms], norms: tuple[float, float], secon
         base=mean(lambda found: found.base),
         talk=mean(lambda found: found.talk),
         policy=mean(lambda found: found.policy),
-        reward=mean(lambda found: found.rewards.mean()),
+        reward=mean(lambda found: found.reward),
         mixing_weight=mean(lambda found: found.mixing_weight),
         base_norm=norms[0],
         thought_norm=norms[1],
         seconds=seconds,
     )
-
-
-def save_checkpoint(run: Run, path: Path) -> None:
-    """Writes the whole state; the file appears only when it is complete."""
-    state = {
-        "recipe": json.dumps(asdict(run.recipe)),
-        "step": run.step,
-        "quiet": run.quiet.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def load_checkpoint(run: Run, path: Path) -> None:
-    """Puts a run into a saved state.
-
-    Raises:
-        ValueError: If the checkpoint was made by another recipe (more `steps` are allowed).
-    """
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=run.quiet.start.device)
-    saved, given = json.loads(state["recipe"]), asdict(run.recipe)
-    changed = {key for key in given if saved.get(key) != given[key]} - {"steps"}
-    if changed:
-        raise ValueError(f"{path} was made by another recipe, {sorted(changed)} differ: start afresh or pass that one")
-    run.quiet.load_state_dict(state["quiet"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step = state["step"]

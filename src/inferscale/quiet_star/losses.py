@@ -98,6 +98,11 @@ class LossTerms:
     valid: Tensor
     mixing_weight: Tensor
 
+    @property
+    def reward(self) -> Tensor:
+        """Mean of the rewards at positions that count, 0 if none does."""
+        return _mean(self.rewards, self.valid.unsqueeze(1))
+
 
 def advantages(rewards: Tensor, baseline: Baseline = "mean", clip_negative: bool = True) -> Tensor:
     """How much better each thought did than its baseline; no gradient flows back, `[batch, thoughts, positions]`.

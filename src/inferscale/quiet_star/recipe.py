@@ -46,6 +46,20 @@ class Recipe:
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuses settings that train nothing, or not as they say."""
+        for name, value, least in (
+            ("accumulation", self.accumulation, 1),
+            ("decay_steps", self.decay_steps, 1),
+            ("warmup_steps", self.warmup_steps, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: give at least {least}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm}: give a positive number")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision={self.precision!r}: choose "float32" or "bfloat16"')
+
     def lr_factor(self, step: int) -> float:
         """Times the peak learning rate at a step, counted from 0."""
         warm = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0

@@ -15,10 +15,11 @@ import torch
 import typer
 
 from .data import read_texts, span_batches, task_batches
-from .loop import Run, StepReport, batch_loss, load_checkpoint, param_groups, save_checkpoint, start, term_norms, train
+from .loop import StepReport, batch_loss, term_norms, train
 from .losses import PUBLISHED_OBJECTIVE, Objective
 from .model import QuietSTaR
 from .recipe import Batch, Recipe
+from .run import Run, load_checkpoint, param_groups, save_checkpoint, start
 
 __all__ = [
     "PUBLISHED_OBJECTIVE",
@@ -50,12 +51,15 @@ def drive(
 ) -> None:
     """Trains to the end of the recipe: a line for every step, checkpoints on the way, the model at the end.
 
-    A run whose folder holds a checkpoint goes on from there.
+    A run whose folder holds a checkpoint goes on from there; the log forgets the steps after it, which come again.
     """
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every={checkpoint_every}: give a positive number of steps")
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / _CHECKPOINT).is_file():
         load_checkpoint(run, folder / _CHECKPOINT)
         report(f"going on from step {run.step}")
+    _shorten(folder / _LOG, run.step)
     for found in train(run, batch_of):
         with (folder / _LOG).open("a", encoding="utf-8") as log:
             log.write(json.dumps(asdict(found)) + "\n")
@@ -66,6 +70,13 @@ def drive(
         if found.step % checkpoint_every == 0 or found.step == run.recipe.steps:
             save_checkpoint(run, folder / _CHECKPOINT)
     run.quiet.save_pretrained(folder, merge=not run.recipe.freeze_base)
+
+
+def _shorten(log: Path, steps: int) -> None:
+    """Keeps the lines of the first steps alone."""
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        log.write_text("".join(lines[:steps]), encoding="utf-8")
 
 
 def main(
