@@ -221,6 +221,21 @@ def test_forced_text_is_charged_once(tokenizer):
     assert all(step.generated_tokens == len(step.text) - 8 for step in steps)
 
 
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "counted"])
+def test_a_server_that_counts_no_prompt_makes_nothing_negative(tokenizer):
+    def uncounted(answer):
+        answer["usage"]["prompt_tokens"] = 0
+        return answer
+
+    with serving(Stub(fields=PLAIN, ids=False, misbehave=lambda body, before: uncounted)) as address:
+        generator = OpenAIGenerator(address, "toy", tokenizer=tokenizer, config=tiny_model().config)
+        start = Node(Problem("How many?"), key=5)
+        node = Node(start.problem, Step("a\n", num_tokens=2), start, 7)
+        steps = [generator.generate(requests_of(place, forced="So then "))[0][0] for place in (start, node)]
+    assert [step.prompt_tokens for step in steps] == ([0, 0] if tokenizer is None else [9 + 8, 8])
+    assert all(step.flops >= 0 for step in steps)
+
+
 def test_without_usage_the_tokenizer_counts():
     results, _ = search(Stub(usage=False, fields=PLAIN), tokenizer=LetterTokenizer())
     for result in results:

@@ -136,7 +136,7 @@ class Asking:
         """Tokens of the prefix and of each choice, by the server's word or the tokenizer's count."""
         read, total = reply.prompt_tokens, reply.generated_tokens
         if self.reading is not None:
-            if read is None:
+            if not read:  # a prefix is never empty
                 read = self.reading.count(sample.prefix())
             if total is None:
                 total = sum(self.reading.count_sampled(choice) for choice in reply.choices)

@@ -87,7 +87,8 @@ def retrying(
         RemoteError: The last failure, with the number of attempts.
     """
     end = time.monotonic() + patience.deadline
-    for attempt in range(1_000_000):
+    attempt = 0
+    while True:
         try:
             return send(max(min(patience.timeout, end - time.monotonic()), 0.001))
         except RemoteError as error:
@@ -97,7 +98,7 @@ def retrying(
             on_retry(error)
             if stopped.wait(pause):
                 raise
-    raise AssertionError("unreachable")
+        attempt += 1
 
 
 def _pause(error: RemoteError, attempt: int) -> float | None:

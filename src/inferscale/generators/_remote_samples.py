@@ -164,6 +164,6 @@ class RemoteSample(ABC):
             step,
             logprob=sum(self._logprobs) if self._logprobs is not None and plain else None,
             confidence=sum(self._logprobs) / len(self._logprobs) if self._logprobs else None,
-            flops=sample_flops(spec, self.read, unread + paid_forced, self.sampled),
+            flops=sample_flops(spec, self.read, min(unread + paid_forced, self.read), self.sampled),
             prompt_tokens=prompt + paid_forced,
         )

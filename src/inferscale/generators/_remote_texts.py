@@ -47,11 +47,12 @@ class TextSample(RemoteSample):
     @property
     def forced_tokens(self) -> int:
         """Tokens of the forced text."""
-        if self.forced is not None:
-            return min(self.forced, self.read - 1)
-        node = self.request.node
-        whole = len(node.problem.prompt) + len(node.text) + len(self.request.forced)
-        return min(round(self.read * len(self.request.forced) / whole), self.read - 1)
+        forced = self.forced
+        if forced is None:
+            node = self.request.node
+            whole = len(node.problem.prompt) + len(node.text) + len(self.request.forced)
+            forced = round(self.read * len(self.request.forced) / whole)
+        return max(min(forced, self.read - 1), 0)
 
     def _extend(self, choice: Choice, cut_short: bool) -> None:
         self._text += choice.text
