@@ -6,7 +6,7 @@ import signal
 from threading import Thread
 
 import pytest
-from tests.serve_tools import JSON, GatedToy, ask, call, running_app, serving, until
+from tests.serve_tools import JSON, GatedToy, ask, call, events, running_app, serving, until
 
 import inferscale as isc
 from inferscale.serve import Limits, Service, make_app, run_server
@@ -97,6 +97,16 @@ def test_bad_requests_are_told_what_to_do(server, name):
     assert message in answer["error"]["message"]
     assert answer["error"]["param"] == param
     assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_half_a_character_in_a_name_is_no_failure(server):
+    status, _, answer = call(server, "/v1/completions", b'{"prompt": "x", "\\ud800": 1}')
+    assert (status, answer["inferscale"]["ignored"]) == (200, ["?"])
+    status, _, answer = call(server, "/v1/completions", b'{"prompt": "x", "inferscale": {"\\ud800": 1}}')
+    assert (status, answer["error"]["param"]) == (400, "inferscale.?")
+    wanted = b'"stream": true, "stream_options": {"include_usage": true}'
+    status, _, stream = call(server, "/v1/completions", b'{"prompt": "x", "\\ud800": 1, %s}' % wanted)
+    assert (status, events(stream)[-1]["inferscale"]["ignored"]) == (200, ["?"])
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[" * 900, b'{"prompt": "\xff"}'])

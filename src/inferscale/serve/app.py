@@ -109,7 +109,7 @@ class App:
             if ask.stream:
                 events = self._events(answer, jobs, answered)
                 return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            response: Response = JSONResponse(answer.whole(await results_of(request, jobs)))
+            response: Response = _JSON(answer.whole(await results_of(request, jobs)))
         except APIError as error:
             response = _refusal(error)
         except ClientDisconnect:
@@ -162,9 +162,18 @@ class App:
             answered(status)
 
 
+class _JSON(JSONResponse):
+    """A JSON body; half a character, which clients may send and models may write, becomes a question mark."""
+
+    def render(self, content: Any) -> bytes:
+        """The bytes."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode(errors="replace")
+
+
 def _refusal(error: APIError) -> Response:
-    return JSONResponse(error.body(), error.status, headers=error.headers)
+    return _JSON(error.body(), error.status, headers=error.headers)
 
 
 def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _JSON(body).body + b"\n\n"
