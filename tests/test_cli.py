@@ -9,7 +9,7 @@ from tests.tiny_models import byte_tokenizer, tiny_model
 from inferscale import zoo
 from inferscale.cli import main
 from inferscale.evaluate import load_run
-from inferscale.evaluate.parts import make_reward, make_strategy, make_vote
+from inferscale.evaluate.parts import make_generator, make_reward, make_strategy, make_vote
 from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodReward
 from inferscale.strategies import MCTS, REBASE, BeamSearch, RepeatedSampling
 
@@ -56,7 +56,8 @@ BAD = {
     "unknown vote": (["solve", "x", "--vote", "nope", "--strategy", "sampling"], "unknown vote 'nope': choose one of"),
     "not a strategy": (["solve", "x", "--strategy", "plan_sampling(1)"], "unknown strategy 'plan_sampling'"),
     "code": (["solve", "x", "--strategy", "REBASE(width=open('x'))"], "unknown strategy 'open'"),
-    "code too": (["solve", "x", "--strategy", "REBASE(width=().__class__)"], "options are numbers, texts or strategys"),
+    "code too": (["solve", "x", "--strategy", "REBASE(width=().__class__)"], "options are numbers, texts, or"),
+    "nested": (["solve", "x", "--strategy", f"REBASE({'-' * 10**5}1)"], "is not written like REBASE(width=16)"),
     "not written well": (["solve", "x", "--strategy", "REBASE(width="], "is not written like REBASE(width=16)"),
     "unknown option of it": (["solve", "x", "--strategy", "REBASE(widht=3)"], "unexpected keyword argument 'widht'"),
     "bad value of it": (["solve", "x", "--strategy", "REBASE(width=0)", "--reward", "checker"], "width"),
@@ -94,6 +95,11 @@ def test_bad_input_is_one_line_and_exit_code_2(run, case, tmp_path, monkeypatch)
     assert err.count("\n") == 1
     assert told in err
     assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize(("given", "read"), [("\\n\\n", "\n\n"), ("。", "。"), ("é\\t", "é\t"), ("\\u3002", "。")])
+def test_step_delimiters_of_any_script_are_read(model, given, read):
+    assert make_generator(str(model), 1.0, step_delimiter=given)._text.delimiter == read
 
 
 def test_the_same_in_a_process_of_its_own():

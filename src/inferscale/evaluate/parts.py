@@ -76,7 +76,7 @@ def make_generator(
     from inferscale import zoo
     from inferscale.generators import HFGenerator
 
-    delimiter = step_delimiter.encode().decode("unicode_escape")
+    delimiter = step_delimiter.encode("latin-1", "backslashreplace").decode("unicode_escape")
     parts: tuple[Any, ...] = zoo.load(model) if model in embedded() else (model,)
     return HFGenerator(
         *parts, temperature=temperature, max_new_tokens=max_new_tokens, step_delimiter=delimiter, **options
@@ -153,10 +153,9 @@ def _checked(known: Mapping[str, object], name: str, what: str) -> str:
 def _made(text: str, home: str, what: str) -> Any:
     """What a call such as ``REBASE(width=8)`` would make: the syntax is read, nothing is executed."""
     try:
-        call = ast.parse(text, mode="eval").body
-    except SyntaxError:
-        raise ValueError(f"{what} {text!r} is not written like REBASE(width=16)") from None
-    return _value(call, home, what)
+        return _value(ast.parse(text, mode="eval").body, home, what)
+    except (SyntaxError, MemoryError, RecursionError):  # the last two: nested thousands deep
+        raise ValueError(f"{what} {text[:200]!r} is not written like REBASE(width=16)") from None
 
 
 def _value(node: ast.expr, home: str, what: str) -> Any:
@@ -164,7 +163,7 @@ def _value(node: ast.expr, home: str, what: str) -> Any:
         try:
             return ast.literal_eval(node)
         except ValueError:
-            raise ValueError(f"{ast.unparse(node)!r} in the {what}: options are numbers, texts or {what}s") from None
+            raise ValueError(f"{ast.unparse(node)!r} in the {what}: options are numbers, texts, or calls") from None
     name, module = ast.unparse(node.func), import_module(home)
     if name not in module.__all__ or not isinstance(getattr(module, name), type):
         classes = [n for n in module.__all__ if isinstance(getattr(module, n), type)]
