@@ -105,6 +105,16 @@ def test_a_pool_with_scopes(model, mode):
     assert counter.by("item", "full") == dict.fromkeys(range(3), FULL)
 
 
+@pytest.mark.parametrize("mode", ["exact", "verify"])
+def test_leaving_in_another_thread_is_refused_and_leaves_no_hooks(model, mode):
+    counter = FlopCounter(model, mode=mode)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(counter.__enter__).result()
+        with pytest.raises(RuntimeError, match="in the thread in which it was entered"):
+            counter.__exit__(None, None, None)
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
 def test_an_unbound_thread_is_reported(model):
     with pytest.warns(FlopsWarning, match=r"LlamaForCausalLM in a thread.*bind\(function\)"):
         counter = _in_a_pool(model)

@@ -20,6 +20,7 @@ from inferscale.flops import (
     FlopCounter,
     FlopsWarning,
     UnknownArchitectureError,
+    clock,
     context,
     forward_flops,
     measured_peak,
@@ -247,6 +248,47 @@ def test_what_cannot_be_watched_is_refused(model):
         FlopCounter(torch.nn.Linear(3, 3))
 
 
+def test_names_given_and_names_found_never_meet(model):
+    other = hand_model("llama")
+    with FlopCounter(other, model_2=model) as flops:
+        model(IDS)
+        other(IDS[:1])
+    assert flops.by("model") == {"model_2": CAUSAL, "model": CAUSAL // 2}
+    third = hand_model("llama")
+    assert set(FlopCounter(other, third, model_2=model).ledger.models) == {"model", "model_2", "model_3"}
+
+
+def test_the_head_may_be_called_by_keyword(model):
+    hidden = model.model(IDS).last_hidden_state
+    with FlopCounter(model) as flops:
+        model.lm_head(input=hidden)
+    assert flops.total() == 2 * 128 * 64 * 320
+
+
+class Recurrent(torch.nn.Module):
+    """A module of one's own, whose cache is a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(8))
+
+    def forward(self, input_ids, past_key_values=None):
+        return torch.ones(input_ids.shape[1], 8) @ self.weight
+
+
+def test_a_cache_of_ones_own_is_counted_op_by_op_and_told_of_in_analytic_mode(model):
+    own = Recurrent()
+    with FlopCounter(own, mode="exact") as exact:
+        own(IDS, past_key_values=3)
+    assert exact.total() == 2 * 64 * 8 * 8
+    with (
+        pytest.warns(FlopsWarning, match="must tell its `packed_rows`"),
+        FlopCounter(model=own, specs={"model": model_spec(model.config)}) as flops,
+    ):
+        own(IDS, past_key_values=3)
+    assert flops.uncounted
+
+
 def test_an_unwatched_model_is_reported_once(model, reward):
     with pytest.warns(FlopsWarning, match="LlamaForSequenceClassification") as caught:
         flops = _run(FlopCounter(generator=model), model, reward, reward)
@@ -291,6 +333,9 @@ def test_served_models_are_added_by_their_configuration(model):
     assert flops.tokens.sampled == 2 * 2 * 24
     with pytest.raises(ValueError, match="already stands for a different model"):
         flops.add(hand_config("qwen3"), prompt=1, new=1, model="generator")
+    with pytest.raises(ValueError, match="prompt=0"):
+        flops.add(config, prompt=0, new=1, model="typo")
+    assert flops.ledger.models == ["generator", "server", "judge"]
 
 
 def test_counts_survive_json_and_add_up(model, reward):
@@ -309,6 +354,8 @@ def test_counts_survive_json_and_add_up(model, reward):
         FlopCounter.merge(first, FlopCounter(generator=reward))
     with pytest.raises(ValueError, match="version 2"):
         FlopCounter.merge({**state, "version": 2})
+    with pytest.raises(ValueError, match="version None"):
+        FlopCounter.merge({})
 
 
 def test_reports_read_as_text(model, reward, capsys):
@@ -367,6 +414,32 @@ def test_seconds_run_inside_of_the_blocks_only(model):
     flops.reset()
     assert flops.seconds == 0
     assert flops.peak_memory is None or torch.cuda.is_available()
+
+
+class Event:
+    """A CUDA event at a moment told by hand."""
+
+    now = 0.0
+
+    def __init__(self):
+        self.moment = Event.now
+
+    def synchronize(self):
+        """Nothing to wait for."""
+
+    def elapsed_time(self, end):
+        return (end.moment - self.moment) * 1000
+
+
+def test_a_reset_inside_of_a_block_forgets_what_the_gpu_did_before(monkeypatch):
+    monkeypatch.setattr(clock, "_event", Event)
+    timer = clock.Clock()
+    timer.start()
+    Event.now = 50.0
+    timer.reset()
+    Event.now = 53.0
+    timer.stop()
+    assert timer.seconds == pytest.approx(3.0, abs=0.5)
 
 
 def test_scopes_and_bound_functions_need_an_open_counter(model):

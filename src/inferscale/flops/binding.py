@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ def label_models(models: Sequence[Any], labelled: Mapping[str, Any]) -> dict[str
     named: dict[str, Any] = dict(labelled)
     for model in models:
         base = _default_label(model)
-        taken = [label for label in named if label == base or label.startswith(f"{base}_")]
-        named[f"{base}_{len(taken) + 1}" if taken else base] = model
+        labels = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+        named[next(label for label in labels if label not in named)] = model
     targets = {label: target_of(model) for label, model in named.items()}
     for label, target in targets.items():
         for other, part in targets.items():
@@ -41,6 +42,38 @@ def _default_label(model: Any) -> str:
     if isinstance(model, Generator):
         return "generator"
     return "reward" if isinstance(model, RewardModel) else "model"
+
+
+def forms_of(
+    targets: Mapping[str, Target],
+    exact: bool,
+    specs: Mapping[str, ModelSpec] | None,
+    nominal_parameters: Mapping[str, float] | None,
+) -> dict[str, ModelSpec | None]:
+    """The closed form of each watched model, by label.
+
+    Args:
+        targets: What is watched.
+        exact: Whether a model may do without: it is counted op by op.
+        specs: Closed forms in the place of those found here.
+        nominal_parameters: Sizes in the models' names.
+
+    Raises:
+        UnknownArchitectureError: If a model has no closed form, and calibration failed.
+        ValueError: If an option is for a model that is not watched.
+    """
+    given, nominal = dict(specs or {}), dict(nominal_parameters or {})
+    for name, option in (("specs", given), ("nominal_parameters", nominal)):
+        unknown = set(option) - set(targets)
+        if unknown:
+            raise ValueError(f"{name} names {sorted(unknown)}, and the watched models are {sorted(targets)}")
+    find = known_form if exact else closed_form
+    forms = {label: given.get(label) or find(target.module) for label, target in targets.items()}
+    for label, size in nominal.items():
+        spec = forms[label]
+        if spec is not None:
+            forms[label] = dataclasses.replace(spec, nominal_parameters=int(size))
+    return forms
 
 
 def closed_form(model: Any) -> ModelSpec:

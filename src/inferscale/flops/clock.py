@@ -54,14 +54,15 @@ class Clock:
 
     def add(self, seconds: float) -> None:
         """Adds the seconds of another clock."""
-        self._seconds += seconds
+        with self._lock:
+            self._seconds += seconds
 
     def reset(self) -> None:
         """Starts again from zero, an open block from now."""
         with self._lock:
             self._seconds = 0.0
             self._pairs.clear()
-            self._started = time.perf_counter()
+            self._started, self._event = time.perf_counter(), _event() if self._open else None
 
 
 def _uses_cuda() -> bool:
@@ -81,22 +82,43 @@ _memory_lock = threading.Lock()
 _memory_users = 0
 
 
-def begin_memory() -> None:
-    """Starts a new peak, unless another counter is open: the allocator keeps a single one."""
-    global _memory_users
-    with _memory_lock:
-        _memory_users += 1
-        if _memory_users == 1 and _uses_cuda():
-            torch.cuda.reset_peak_memory_stats()
+class MemoryPeak:
+    """The most bytes allocated on the current GPU between `start` and `stop`; nothing without one.
 
+    The allocator keeps a single peak: it begins anew with the first of all counters that are open together.
+    """
 
-def end_memory() -> None:
-    """Notes that a counter has closed."""
-    global _memory_users
-    with _memory_lock:
-        _memory_users -= 1
+    def __init__(self) -> None:
+        self._open = False
+        self._bytes: int | None = None
 
+    def start(self) -> None:
+        """Begins to look."""
+        global _memory_users
+        self._open = True
+        with _memory_lock:
+            _memory_users += 1
+            if _memory_users == 1 and _uses_cuda():
+                torch.cuda.reset_peak_memory_stats()
 
-def peak_memory() -> int | None:
-    """Bytes at the peak on the current GPU, or ``None`` without one."""
-    return int(torch.cuda.max_memory_allocated()) if _uses_cuda() else None
+    def stop(self) -> None:
+        """Notes the peak."""
+        global _memory_users
+        self._bytes = self.bytes
+        self._open = False
+        with _memory_lock:
+            _memory_users -= 1
+
+    @property
+    def bytes(self) -> int | None:
+        """The peak so far; ``None`` on a CPU."""
+        now = int(torch.cuda.max_memory_allocated()) if self._open and _uses_cuda() else None
+        return max(filter(None, (self._bytes, now)), default=None)
+
+    def add(self, other: int | None) -> None:
+        """Takes another peak into account."""
+        self._bytes = max(filter(None, (self._bytes, other)), default=None)
+
+    def reset(self) -> None:
+        """Forgets earlier blocks; in an open one the allocator goes on with its peak."""
+        self._bytes = None

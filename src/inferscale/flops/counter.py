@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, Self, TypeVar, get_args
 
 from . import context, sentinel, watch
-from .binding import closed_form, known_form, label_models
-from .clock import Clock, begin_memory, end_memory, peak_memory
+from .binding import forms_of, label_models
+from .clock import Clock, MemoryPeak
 from .estimate import sampling_tallies
 from .families import model_spec
 from .ledger import Label, Ledger
 from .readout import Readout
-from .recorder import Mode, Recorder, thread_mode
+from .recorder import Mode, Recorder
 from .spec import ModelSpec
+from .threads import carried
 from .watch import Watch
 
 P = ParamSpec("P")
@@ -72,18 +70,12 @@ class FlopCounter(Readout):
         self.mode = mode
         self.ledger = Ledger()
         self._targets = label_models(models, labelled)
-        _check_labels(self._targets, specs=specs, nominal_parameters=nominal_parameters)
-        for label, target in self._targets.items():
-            find = known_form if mode == "exact" else closed_form
-            spec = (specs or {}).get(label) or find(target.module)
-            if spec is not None and label in (nominal_parameters or {}):
-                spec = dataclasses.replace(spec, nominal_parameters=int((nominal_parameters or {})[label]))
+        for label, spec in forms_of(self._targets, mode == "exact", specs, nominal_parameters).items():
             self.ledger.add_model(label, spec)
         labels = {id(target.module): label for label, target in self._targets.items()}
         self._recorder = Recorder(mode, labels, self.ledger)
         self._display = display
-        self._clock = Clock()
-        self._peak_memory: int | None = None
+        self._clock, self._memory = Clock(), MemoryPeak()
         self._lock = threading.Lock()
         self._open = 0
         self._watches: list[Watch] = []
@@ -95,9 +87,8 @@ class FlopCounter(Readout):
             if self._open == 1:
                 self._watches = [watch.acquire(target, self._recorder) for target in self._targets.values()]
                 sentinel.start()
-                begin_memory()
-        if self.mode != "analytic":
-            thread_mode.push()
+                self._memory.start()
+        self._recorder.enter_thread()
         context.enter(self._recorder, context.scope_of(self._recorder) or ())
         self._clock.start()
         return self
@@ -108,23 +99,22 @@ class FlopCounter(Readout):
         frame = context.innermost_block(self._recorder)
         if frame is not None:
             context.leave(frame)
-        if self.mode != "analytic":
-            thread_mode.pop()
         with self._lock:
             self._open -= 1
-            if self._open == 0:
-                self._close()
+            closes = self._open == 0
+            if closes:
+                self._take_back()
+        self._recorder.leave_thread()  # raises in a foreign thread: by then nothing else is left behind
+        if closes and self._display:
+            sys.stdout.write(self.table() + "\n")
 
-    def _close(self) -> None:
-        """Takes everything back."""
+    def _take_back(self) -> None:
+        """Removes the hooks, and ends what runs while a counter is open."""
         for hooks in self._watches:
             watch.release(hooks, self._recorder)
         self._watches = []
         sentinel.stop()
-        self._peak_memory = max(filter(None, (self._peak_memory, peak_memory())), default=None)
-        end_memory()
-        if self._display:
-            sys.stdout.write(self.table() + "\n")
+        self._memory.stop()
 
     @contextmanager
     def scope(self, name: str | None = None, **labels: Label) -> Iterator[None]:
@@ -142,13 +132,10 @@ class FlopCounter(Readout):
         if not pairs:
             raise ValueError('scope() needs a name or a label, as in scope("warm-up") or scope(problem=3)')
         frame = context.enter(self._recorder, (*(context.scope_of(self._recorder) or ()), *pairs), is_scope=True)
-        if self.mode != "analytic":
-            thread_mode.push()
         try:
-            yield
+            with self._recorder.in_thread():
+                yield
         finally:
-            if self.mode != "analytic":
-                thread_mode.pop()
             context.leave(frame)
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -159,26 +146,13 @@ class FlopCounter(Readout):
         """
         if context.scope_of(self._recorder) is None:
             raise RuntimeError("bind() where the counter is not counting: call it inside of `with FlopCounter(...)`")
-        captured = copy_context()
 
-        @functools.wraps(function)
-        def bound(*args: P.args, **kwargs: P.kwargs) -> R:
+        def counting() -> AbstractContextManager[None]:
             if not self._open:
-                raise RuntimeError(
-                    f"{function!r} was bound to a FlopCounter that has closed: keep its block open longer"
-                )
-            return captured.copy().run(self._run_bound, function, args, kwargs)
+                raise RuntimeError(f"{function!r} was bound to a counter that has closed: keep its block open longer")
+            return self._recorder.in_thread()
 
-        return bound
-
-    def _run_bound(self, function: Callable[..., R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> R:
-        if self.mode == "analytic":
-            return function(*args, **kwargs)
-        thread_mode.push()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            thread_mode.pop()
+        return carried(function, counting)
 
     def add(
         self, config: Any, *, prompt: int, new: int, n: int = 1, shared_prefix: bool = True, model: str = "server"
@@ -194,9 +168,9 @@ class FlopCounter(Readout):
             model: The model's label.
         """
         spec = model_spec(config)
+        prefill, decode = sampling_tallies(spec, prompt, new, n, shared_prefix)
         self.ledger.add_model(model, spec)
         scope = context.scope_of(self._recorder) or ()
-        prefill, decode = sampling_tallies(spec, prompt, new, n, shared_prefix)
         self._recorder.write(scope, model, "prefill", prefill)
         self._recorder.write(scope, model, "decode", decode)
 
@@ -208,8 +182,7 @@ class FlopCounter(Readout):
     @property
     def peak_memory(self) -> int | None:
         """Most bytes allocated on the current GPU while the outermost open counter was open; ``None`` on a CPU."""
-        now = peak_memory() if self._open else None
-        return max(filter(None, (self._peak_memory, now)), default=None)
+        return self._memory.bytes
 
     @property
     def uncounted(self) -> dict[str, int]:
@@ -221,7 +194,7 @@ class FlopCounter(Readout):
         self.ledger.leaves.clear()
         self._recorder.uncounted.clear()
         self._clock.reset()
-        self._peak_memory = None
+        self._memory.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that was counted, in JSON types; `merge` reads it."""
@@ -246,20 +219,11 @@ class FlopCounter(Readout):
         merged = cls()
         for counter in counters:
             state = counter.state_dict() if isinstance(counter, FlopCounter) else counter
-            if state["version"] != 1:
-                raise ValueError(
-                    f"a FlopCounter state of version {state['version']!r}; this inferscale reads version 1"
-                )
+            version = state.get("version")
+            if version != 1:
+                raise ValueError(f"a FlopCounter state of version {version!r}; this inferscale reads version 1")
             merged.ledger.merge(Ledger.from_state_dict(state))
             merged._recorder.uncounted.update(state["uncounted"])
             merged._clock.add(state["seconds"])
-            merged._peak_memory = max(filter(None, (merged._peak_memory, state["peak_memory"])), default=None)
+            merged._memory.add(state["peak_memory"])
         return merged
-
-
-def _check_labels(models: Mapping[str, Any], **options: Mapping[str, Any] | None) -> None:
-    """Refuses options for models that are not watched."""
-    for name, option in options.items():
-        unknown = set(option or ()) - set(models)
-        if unknown:
-            raise ValueError(f"{name} names {sorted(unknown)}, and the watched models are {sorted(models)}")

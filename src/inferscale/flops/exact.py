@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
@@ -116,28 +115,3 @@ def _kind(func: torch._ops.OpOverload) -> Action:
 def _is_sparse(args: tuple[Any, ...]) -> bool:
     """Whether a tensor is stored sparsely, so that its shape does not tell the work."""
     return any(isinstance(arg, torch.Tensor) and arg.layout is not torch.strided for arg in args[:3])
-
-
-class ThreadMode(threading.local):
-    """At most one `ExactMode` for each thread, however many counters want it.
-
-    One mode for each counter would be popped out of order by interleaved asyncio tasks, and stay on the stack.
-    """
-
-    def __init__(self, make_sink: Callable[[], Sink]) -> None:
-        self.mode = ExactMode(make_sink())
-        self.users = 0
-
-    def push(self) -> None:
-        """Starts counting in this thread, or notes one more user."""
-        if self.users == 0:
-            self.mode.__enter__()  # type: ignore[no-untyped-call]
-        self.users += 1
-
-    def pop(self) -> None:
-        """Notes one user less, and stops counting when it was the last one."""
-        if self.users == 0:
-            raise RuntimeError("an exact FlopCounter must be left in the thread in which it was entered: use bind()")
-        self.users -= 1
-        if self.users == 0:
-            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]

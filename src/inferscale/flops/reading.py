@@ -53,6 +53,12 @@ class Reading(NamedTuple):
         return forward_tally(spec, self.new, self.past, self.batch, self.logits, self.keeps_all)
 
 
+def _has_layers(cache: Any) -> bool:
+    """Whether a cache is transformers', and holds (or will hold) its keys and values in layers of its own."""
+    layers = getattr(cache, "layers", None)
+    return layers is not None and bool(layers or getattr(cache, "layer_class_to_replicate", None) is not None)
+
+
 class Reader:
     """Reads the arguments of one model's ``forward``; only Python integers, so a GPU is never waited for.
 
@@ -84,7 +90,7 @@ class Reader:
         packed = getattr(cache, "packed_rows", None)
         if packed is not None:
             return Reading(new, 0, batch, kept, packed=packed)
-        if not cache.layers and cache.layer_class_to_replicate is None:
+        if not _has_layers(cache):
             return Reading(new, 0, batch, kept, opaque=True)
         keeps_all = self._has_window and not any(cache.is_sliding)
         return Reading(new, self._past(cache, new), batch, kept, keeps_all)

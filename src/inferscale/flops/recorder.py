@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 from . import context
 from .context import Call
 from .conventions import full
-from .exact import ThreadMode
 from .ledger import Ledger, Scope, Tally
 from .ops import OpFlops
 from .reading import Reading
 from .targets import target_of
+from .threads import thread_mode
 from .watch import Watch, watch_of
 
 Mode: TypeAlias = Literal["analytic", "exact", "verify"]
@@ -47,6 +49,29 @@ class Recorder:
         self.ledger = ledger
         self.uncounted: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    def enter_thread(self) -> None:
+        """Begins to see the operators of this thread, if the mode needs them."""
+        if self.mode != "analytic":
+            thread_mode.push()
+
+    def leave_thread(self) -> None:
+        """Takes `enter_thread` back.
+
+        Raises:
+            RuntimeError: If it was called in another thread.
+        """
+        if self.mode != "analytic":
+            thread_mode.pop()
+
+    @contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """A block between the two."""
+        self.enter_thread()
+        try:
+            yield
+        finally:
+            self.leave_thread()
 
     def watches(self, watch: Watch) -> bool:
         """Whether the counter counts this model."""
@@ -154,24 +179,6 @@ def _op_tally(flops: OpFlops, in_head: bool) -> Tally:
     if flops.is_attention:
         return Tally(attention_full=flops.full, attention_causal=flops.causal)
     return Tally(head=flops.full) if in_head else Tally(linear=flops.full)
-
-
-class _Dispatcher:
-    """Hands what a thread's dispatch mode sees to the counters that are active there."""
-
-    def on_flops(self, flops: OpFlops) -> None:
-        """Tells them of a counted operator."""
-        for counter, scope in context.active():
-            counter.on_flops(scope, flops)
-
-    def on_unknown(self, name: str) -> None:
-        """Tells them of an operator without a formula."""
-        for counter, _ in context.active():
-            counter.on_unknown(name)
-
-
-thread_mode = ThreadMode(_Dispatcher)
-"""The dispatch mode of this thread."""
 
 
 def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:

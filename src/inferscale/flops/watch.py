@@ -105,17 +105,17 @@ class Watch:
         if call is not None:
             call.in_head = True
             return
-        call = Call(self, module, "head", in_head=True)
+        call, states = Call(self, module, "head", in_head=True), _input(args, kwargs)
         context.begin_call(call)
         for counter, scope in self._counting():
-            counter.on_head(call, scope, args[0].numel() // args[0].shape[-1])
+            counter.on_head(call, scope, states.numel() // states.shape[-1])
 
     def _before_extra(self, module: nn.Linear, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling() and context.running_call(self) is None:
             call = Call(self, module, "head")
             context.begin_call(call)
             for counter, scope in self._counting():
-                counter.on_extra(call, scope, 2 * args[0].numel() * module.out_features)
+                counter.on_extra(call, scope, 2 * _input(args, kwargs).numel() * module.out_features)
 
     def _counting(self) -> list[tuple[Listener, Scope]]:
         """The counters that watch this model and count here; its listeners hear of it if there is none."""
@@ -143,6 +143,12 @@ class Watch:
             call.in_head = False
         else:
             self._after(module, args, result)
+
+
+def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """The one tensor that a linear layer is called with."""
+    states: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
+    return states
 
 
 def _disable(hook: Callable[..., None]) -> Callable[..., None]:
