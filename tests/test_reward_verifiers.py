@@ -22,7 +22,8 @@ from inferscale.rewards import (
 )
 from inferscale.rewards.generative import THINK_PRM_PROMPT
 from inferscale.rewards.tokens import TagError
-from inferscale.rewards.training import format_for, load_for_training, make_example, step_loss
+from inferscale.rewards.trainable import load_for_training
+from inferscale.rewards.training import format_for, make_example, step_loss
 from inferscale.testing import PROMPTS, ToyGenerator
 from inferscale.tree import Problem
 

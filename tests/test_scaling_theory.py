@@ -53,6 +53,17 @@ def test_the_limit_is_whether_the_mode_is_right():
     assert voting_limit(P, 0, weights=(0.4, 0.9, 0.5)) == 0.0
 
 
+def test_a_right_answer_that_never_occurs_is_never_given():
+    assert majority_accuracy(P, -1, 5) == 0
+    assert weighted_accuracy(P, (1, 1, 9), -1, 3) == (0, 0)
+    assert weighted_accuracy(P, (1, 1, 9), -1, 3, np.random.default_rng(0)) == (0, 0)
+    for call in (majority_accuracy, lambda p, gold, n: weighted_accuracy(p, (1, 1, 1), gold, n)):
+        with pytest.raises(ValueError, match="gold=3: give the index of one of 3 answers"):
+            call(P, 3, 2)
+        with pytest.raises(ValueError, match="n=0"):
+            call(P, 0, 0)
+
+
 @pytest.mark.parametrize("gold", [0, 1])
 @pytest.mark.parametrize("n", [9, 65, 129])
 def test_the_distance_to_the_limit_stays_below_the_bound(gold, n):

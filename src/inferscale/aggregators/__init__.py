@@ -5,7 +5,8 @@ grouped in order of appearance; the group with the greatest weight wins, equal o
 then to the earliest; of the group the best-scored member is reported, the earliest on ties.
 """
 
-from ._aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
+from ._aggregators import BestOfN, MajorityVote, Oracle, answer_weights
+from ._ranked import BordaVote, ConfidenceVote
 from ._voting import Normalize, SameAnswer, StepReduction, group_answers
 
 __all__ = [

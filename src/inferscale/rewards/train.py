@@ -38,16 +38,17 @@ def train(
     every: Annotated[int, typer.Option(help="updates between reports")] = 20,
 ) -> None:
     """Trains a token classifier at step ends, measures it on held-out problems, and writes it."""
-    from . import training
     from .diagnosis import diagnose
     from .huggingface import HFProcessRewardModel
     from .labels import read_labelled
+    from .trainable import load_for_training
+    from .training import TrainingRecipe, train_process_reward_model
 
     solutions = [item for path in data for item in read_labelled(path)]
     prompts = sorted({item.problem.prompt for item in solutions})
     random.Random(seed).shuffle(prompts)
     kept = set(prompts[int(held_out * len(prompts)) :])
-    recipe = training.TrainingRecipe(
+    recipe = TrainingRecipe(
         separator=separator,
         epochs=epochs,
         batch_size=batch_size,
@@ -56,7 +57,7 @@ def train(
         lora_rank=lora_rank,
         seed=seed,
     )
-    classifier, tokenizer = training.load_for_training(model, seed=seed)
+    classifier, tokenizer = load_for_training(model, seed=seed)
     taught = [item for item in solutions if item.problem.prompt in kept]
     measured = [item for item in solutions if item.problem.prompt not in kept]
     _say(f"{len(taught)} solutions to train on, {len(measured)} held out")
@@ -65,7 +66,7 @@ def train(
         if number % every == 0 or number == total:
             _say(f"update {number} of {total}  loss {loss:.4f}")
 
-    trained = training.train_process_reward_model(classifier.to(device), tokenizer, taught, recipe, report)
+    trained = train_process_reward_model(classifier.to(device), tokenizer, taught, recipe, report)
     trained.save_pretrained(output)
     tokenizer.save_pretrained(output)
     _say(f"wrote {output}")

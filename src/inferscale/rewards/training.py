@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from inferscale.generators.loading import CheckpointError, tokenizer_of
-
 from .formats import TRL
 from .labels import LabelledSolution
 from .layouts import PieceEncoder, RunningText
 from .readers import padded
+from .trainable import with_lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,38 +85,6 @@ def make_example(item: LabelledSolution, encoder: PieceEncoder, max_tokens: int)
     return Example(tuple(ids), tuple(marks), tuple(labels))
 
 
-def load_for_training(
-    model: str | os.PathLike[str] | Any, tokenizer: Any = None, *, seed: int = 0, **options: Any
-) -> tuple[Any, Any]:
-    """A token classifier with two labels on a language model's weights, and its tokenizer.
-
-    A model that has such a head already goes on with it; else the head starts at random, and nothing but the head may.
-
-    Args:
-        model: A folder or hub id, or a token classifier, which is used as it is.
-        tokenizer: Its tokenizer; by default the one beside the model.
-        seed: Of the head's first weights.
-        options: Passed on to ``from_pretrained``.
-
-    Raises:
-        CheckpointError: If other weights than the head's are missing.
-    """
-    from transformers import AutoModelForTokenClassification
-
-    if not isinstance(model, str | os.PathLike):
-        return model, tokenizer_of(model, model, tokenizer)
-    local = FilePath(model).exists()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        loaded, info = AutoModelForTokenClassification.from_pretrained(
-            os.fspath(model), num_labels=2, dtype="float32", output_loading_info=True, local_files_only=local, **options
-        )
-    foreign = sorted(key for key in info["missing_keys"] if not key.startswith(("score.", "classifier.")))
-    if foreign:
-        raise CheckpointError(f"{os.fspath(model)!r} lacks weights beside the head: {', '.join(foreign[:5])}")
-    return loaded, tokenizer_of(loaded, model, tokenizer)
-
-
 def train_process_reward_model(
     model: Any,
     tokenizer: Any,
@@ -151,7 +116,7 @@ def train_process_reward_model(
     examples = [example for example in examples if example.marks]
     if not examples:
         raise ValueError("no judged step to train on: labels are all None, or max_tokens is too small")
-    trained = _with_lora(model, recipe) if recipe.lora_rank else model
+    trained = with_lora(model, recipe.lora_rank) if recipe.lora_rank else model
     _run(trained, examples, recipe, report)
     finished = trained.merge_and_unload() if recipe.lora_rank else trained
     finished.config.step_separator = recipe.separator
@@ -209,23 +174,6 @@ def _batches(examples: Sequence[Example], recipe: TrainingRecipe) -> Iterator[li
         order = list(examples)
         rng.shuffle(order)
         yield from (order[at : at + recipe.batch_size] for at in range(0, len(order), recipe.batch_size))
-
-
-def _with_lora(model: Any, recipe: TrainingRecipe) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "lora_rank needs peft: pip install peft, or lora_rank=0 to train all weights"
-        ) from error
-    config = LoraConfig(
-        task_type="TOKEN_CLS",
-        r=recipe.lora_rank,
-        lora_alpha=2 * recipe.lora_rank,
-        target_modules="all-linear",
-        modules_to_save=["score"],
-    )
-    return get_peft_model(model, config)
 
 
 def _cuda_devices(model: Any) -> list[int]:

@@ -1,4 +1,4 @@
-"""What voting can reach: limits, finite samples, rates, and when more calls hurt.
+"""What voting can reach: limits, finite samples and rates.
 
 Theorems 1 and 2 of Wu et al. 2024 (arXiv:2408.00724): with more samples, the accuracy of a (weighted) majority vote
 goes to the share of problems on which the right answer has the greatest (weighted) probability, and the distance
@@ -9,7 +9,6 @@ loose: where the greatest answer is wrong, accuracy falls to 0 from above.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,15 +47,15 @@ def majority_accuracy(probabilities: ArrayLike, gold: int, n: int) -> float:
 
     Args:
         probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
-        gold: Index of the right answer.
+        gold: Index of the right answer, -1 if it never occurs.
         n: Samples.
 
     Raises:
-        ValueError: If `n` is less than 1 or the probabilities are no distribution.
+        ValueError: If `n` is less than 1, the probabilities are no distribution, or there is no answer `gold`.
     """
     p = _checked(probabilities)
-    if n < 1:
-        raise ValueError(f"n={n}: a vote needs at least one sample")
+    if not _occurs(p, gold, n):
+        return 0.0
     rest = [float(q) for index, q in enumerate(p) if index != gold and q > 0]
     abstain = max(0.0, 1.0 - float(p.sum()))
     blank = _poisson(n * abstain, n)
@@ -94,15 +93,17 @@ def weighted_accuracy(
     Args:
         probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
         weights: `[answers]`, 0 or more.
-        gold: Index of the right answer.
+        gold: Index of the right answer, -1 if it never occurs.
         n: Samples.
         rng: Without it every outcome of the multinomial distribution is tried; with it, `trials` are drawn.
         trials: Monte Carlo draws.
 
     Raises:
-        ValueError: If there are too many outcomes to try.
+        ValueError: If `n` is less than 1, there is no answer `gold`, or there are too many outcomes to try.
     """
     p = _checked(probabilities)
+    if not _occurs(p, gold, n):
+        return 0.0, 0.0
     chances = np.append(p, max(0.0, 1.0 - float(p.sum())))
     values = np.asarray(weights, dtype=np.float64)
     if rng is None:
@@ -137,72 +138,6 @@ def cramer_rate(first: float, second: float) -> float:
     return 1.0 - (math.sqrt(first) - math.sqrt(second)) ** 2
 
 
-def estimate_voting_limit(
-    answer_ids: Sequence[Sequence[int]],
-    gold_ids: Sequence[int],
-    rng: np.random.Generator,
-    scores: Sequence[Sequence[float]] | None = None,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-) -> tuple[float, float, float]:
-    """The limit of voting over a data set, estimated from samples, with a bootstrap interval.
-
-    Args:
-        answer_ids: For each problem the answers of its samples, -1 for an abstention.
-        gold_ids: For each problem the right answer.
-        rng: Source of the bootstrap.
-        scores: For each sample its score, for the weighted vote.
-        resamples: Bootstrap draws, over problems and over each problem's samples.
-        confidence: Of the interval.
-
-    Returns:
-        Estimate, lower and upper end. The estimate is the plain vote over all samples: biased where the leading
-        answers of a problem are close, which the interval reflects only in part.
-    """
-    ids = [np.asarray(row, dtype=np.int64) for row in answer_ids]
-    weights = [np.ones(len(row)) if scores is None else np.asarray(scores[i]) for i, row in enumerate(ids)]
-    estimate = float(np.mean([_vote(a, w, g) for a, w, g in zip(ids, weights, gold_ids, strict=True)]))
-    draws = []
-    for _ in range(resamples):
-        chosen = rng.integers(len(ids), size=len(ids))
-        draws.append(np.mean([_resampled_vote(ids[i], weights[i], gold_ids[i], rng) for i in chosen]))
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return estimate, float(low), float(high)
-
-
-def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) -> float:
-    """Accuracy of a vote of an odd number of calls on a mix of easy and hard items with binary answers.
-
-    Chen et al. 2024 (arXiv:2403.02419): ``a * V(p1, K) + (1 - a) * V(p2, K)``, V the chance that more than half of
-    K independent calls are right.
-    """
-    if calls < 1 or calls % 2 == 0:
-        raise ValueError(f"calls={calls}: the two-class model votes over an odd number of calls")
-    from scipy.special import betainc
-
-    half = (calls + 1) / 2
-    return float(easy_share * betainc(half, half, easy) + (1 - easy_share) * betainc(half, half, hard))
-
-
-def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, int]:
-    """Where the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
-
-    Chen et al. 2024, Theorem 2, for ``easy > 1/2 > hard`` and ``easy + hard > 1``.
-
-    Raises:
-        ValueError: If there is no inner maximum.
-    """
-    if not (easy > 0.5 > hard and easy + hard > 1):
-        raise ValueError(
-            f"easy={easy}, hard={hard}: an inner maximum needs easy > 1/2 > hard and easy + hard > 1; "
-            "otherwise one call or ever more calls are best"
-        )
-    ratio = easy_share * (2 * easy - 1) / ((1 - easy_share) * (1 - 2 * hard))
-    peak = 2 * math.log(ratio) / math.log(hard * (1 - hard) / (easy * (1 - easy))) - 1
-    best = max(1, math.ceil(peak))
-    return peak, best if best % 2 else best + 1
-
-
 def _checked(probabilities: ArrayLike) -> Floats:
     p = np.asarray(probabilities, dtype=np.float64)
     if p.ndim == 0 or p.shape[-1] == 0 or (p < 0).any() or (p.sum(axis=-1) > 1 + 1e-9).any():
@@ -212,24 +147,18 @@ def _checked(probabilities: ArrayLike) -> Floats:
     return p
 
 
+def _occurs(p: Floats, gold: int, n: int) -> bool:
+    """Whether the right answer is among those that samples may have."""
+    if n < 1:
+        raise ValueError(f"n={n}: a vote needs at least one sample")
+    if not -1 <= gold < len(p):
+        raise ValueError(f"gold={gold}: give the index of one of {len(p)} answers, or -1 if the right one never occurs")
+    return gold >= 0
+
+
 def _poisson(rate: float, n: int) -> Floats:
     """Probabilities of 0..n under a Poisson distribution."""
     from scipy.special import gammaln, xlogy
 
     k = np.arange(n + 1)
     return np.asarray(np.exp(xlogy(k, rate) - rate - gammaln(k + 1)))
-
-
-def _vote(ids: NDArray[np.int64], weights: Floats, gold: int) -> float:
-    valid = ids >= 0
-    if not valid.any():
-        return 0.0
-    names, inverse = np.unique(ids[valid], return_inverse=True)
-    mass = np.bincount(inverse, weights=weights[valid])
-    leaders = names[mass >= mass.max() * (1 - 1e-12)]
-    return float(gold in leaders) / len(leaders)
-
-
-def _resampled_vote(ids: NDArray[np.int64], weights: Floats, gold: int, rng: np.random.Generator) -> float:
-    picked = rng.integers(len(ids), size=len(ids))
-    return _vote(ids[picked], weights[picked], gold)
