@@ -54,7 +54,8 @@ def _policy(source: str, name: str | None) -> LlamaForCausalLM:
 
     model = loop.start(recipes.POLICIES[name]).model
     model.load_state_dict(torch.load(source, weights_only=True)["model"])
-    return model.train(False)
+    model.train(False)
+    return model
 
 
 if __name__ == "__main__":
