@@ -231,6 +231,11 @@ def test_another_base_is_refused(tmp_path):
         QuietSTaR.from_pretrained(tmp_path, model_of("llama", seed=5))
     with pytest.raises(CheckpointError, match="does not say where its base lies"):
         QuietSTaR.from_pretrained(tmp_path)
+    settings = (tmp_path / "quiet_star.json").read_text()
+    (tmp_path / "quiet_star.json").write_text(settings.replace('"format": 1', '"format": 2'))
+    with pytest.raises(CheckpointError, match="has format 2; this inferscale reads format 1"):
+        QuietSTaR.from_pretrained(tmp_path, model_of("llama"))
+    (tmp_path / "quiet_star.json").write_text(settings)
     weights = load_file(tmp_path / "quiet_star.safetensors")
     save_file({k: v for k, v in weights.items() if k != "end"}, tmp_path / "quiet_star.safetensors")
     with pytest.raises(CheckpointError, match="end missing, too many or misshapen"):

@@ -138,3 +138,9 @@ def test_scoring_with_an_architecture_without_a_known_form_is_paid_too():
     quiet = wrapped("opt", 2)
     leaf = tree(quiet)[0]
     assert ThoughtUtility(quiet, byte_tokenizer()).cost([leaf])[0].reward_flops > 0
+
+
+def test_numbers_that_score_nothing_are_told():
+    for option in ("num_thoughts", "rows_at_once"):
+        with pytest.raises(ValueError, match=f"{option}=0: give a positive number"):
+            ThoughtUtility(wrapped("llama", 2), byte_tokenizer(), **{option: 0})

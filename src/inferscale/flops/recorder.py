@@ -169,8 +169,10 @@ class Recorder:
 
     def on_missed(self, what: str, advice: str) -> None:
         """Notes what was not counted, and warns the first time."""
-        self.uncounted[what] += 1
-        if self.uncounted[what] == 1:
+        with self._lock:
+            self.uncounted[what] += 1
+            is_first = self.uncounted[what] == 1
+        if is_first:
             warnings.warn(f"not in this counter's FLOPs: {what}; {advice}", FlopsWarning, stacklevel=2)
 
 

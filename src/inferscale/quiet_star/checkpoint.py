@@ -17,6 +17,7 @@ from .model import QuietSTaR
 from .published import load_published
 from .state import fill, thought_state
 
+_FORMAT = 1
 CONFIG = "quiet_star.json"
 WEIGHTS = "quiet_star.safetensors"
 _SAMPLE = 256
@@ -36,7 +37,7 @@ def save(quiet: QuietSTaR, folder: str | os.PathLike[str], *, merge: bool = Fals
     weights = {name: tensor.detach().contiguous() for name, tensor in thought_state(quiet).items()}
     save_file(weights, target / WEIGHTS)
     settings = {
-        "format": 1,
+        "format": _FORMAT,
         "thought_length": quiet.thought_length,
         "bounded": quiet.head.bounded,
         "forbidden_ids": list(quiet.forbidden_ids),
@@ -73,13 +74,17 @@ def load(
         options: Passed on to `QuietSTaR`.
 
     Raises:
-        CheckpointError: If the folder holds neither layout, a tensor is missing, or the base is not the one that the
-            thoughts were trained with.
+        CheckpointError: If the folder holds neither layout or one of another version, a tensor is missing, or the base
+            is not the one that the thoughts were trained with.
     """
     source = Path(folder)
     if not (source / CONFIG).is_file():
         return load_published(source, model, thought_length, device, dtype, options)
     settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+    if settings.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{source / CONFIG} has format {settings.get('format')!r}; this inferscale reads format {_FORMAT}"
+        )
     base = settings["base"]
     if model is None:
         model = source if base["merged"] else base["name"]

@@ -45,6 +45,8 @@ class QuietSTaR(nn.Module):
         rows_at_once: Rows of one folded pass.
     """
 
+    _forbidden: Tensor
+
     def __init__(
         self,
         model: Any,
@@ -92,11 +94,12 @@ class QuietSTaR(nn.Module):
         self.forbidden_ids = tuple(sorted(set(forbidden_ids)))
         self.backbone = Backbone(model)
         self.backbone.check_ids(self.forbidden_ids)
+        forbidden = torch.tensor(self.forbidden_ids, dtype=torch.long, device=self.backbone.device)
+        self.register_buffer("_forbidden", forbidden, persistent=False)
         start = self.backbone.first_mark(start_token_id)
         self.start = nn.Parameter(start)
         self.end = nn.Parameter(start.clone() if end_token_id is None else self.backbone.first_mark(end_token_id))
-        head = ThoughtMixingHead(len(start), bounded, seed)
-        self.head = head.to(device=self.backbone.device, dtype=self.backbone.dtype)
+        self.head = ThoughtMixingHead(len(start), bounded, seed).to(self.backbone.device, self.backbone.dtype)
         self._parallel = parallel
         self.positions_at_once = positions_at_once
         self.rows_at_once = rows_at_once
@@ -119,7 +122,7 @@ class QuietSTaR(nn.Module):
         logits = self.backbone.logits(hidden)
         if not self.forbidden_ids:
             return logits
-        ids = torch.tensor(self.forbidden_ids, device=logits.device)
+        ids = self._forbidden.to(logits.device)
         floor = logits.detach().amax(dim=-1, keepdim=True) - _UNLIKELY
         return logits.index_copy(-1, ids, floor.expand(*logits.shape[:-1], len(ids)))
 

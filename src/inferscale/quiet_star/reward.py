@@ -51,7 +51,13 @@ class ThoughtUtility(ProcessRewardModel):
             chat_template: As for the generator.
             system_prompt: As for the generator.
             rows_at_once: Nodes scored in one pass.
+
+        Raises:
+            ValueError: If a number is below 1.
         """
+        for name, value in (("num_thoughts", num_thoughts), ("rows_at_once", rows_at_once)):
+            if value < 1:
+                raise ValueError(f"{name}={value}: give a positive number")
         self.quiet = quiet
         self.reduction = reduction
         self._temperature = temperature
@@ -92,8 +98,12 @@ class ThoughtUtility(ProcessRewardModel):
         self._known.pop(root.key, None)
 
     def _missing(self, nodes: Sequence[Node]) -> list[Node]:
-        known = {key for node in nodes for key in self._known.get(node.root.key, {})}
-        return list({part.key: part for node in nodes for part in node.path if part.key not in known}.values())
+        """Nodes on the paths that have no scores yet, each once."""
+        missing: dict[int, Node] = {}
+        for node in nodes:
+            known = self._known.get(node.root.key, {})
+            missing |= {part.key: part for part in node.path if part.key not in known}
+        return list(missing.values())
 
     def _score(self, nodes: Sequence[Node]) -> None:
         """Scores the own steps of `nodes`: what comes before is padded on the left, so that the steps stand aligned."""
