@@ -17,6 +17,10 @@ from inferscale.tree import Problem
 REBASE_4 = isc.REBASE(4)
 
 
+class PoisonError(Exception):
+    """Of no family that a server could list."""
+
+
 class Picky(Generator):
     """The toy, which fails on prompts that hold "poison" and cannot read those that hold "long"."""
 
@@ -26,7 +30,7 @@ class Picky(Generator):
     def generate(self, requests):
         self.batches.append(len({request.node.root for request in requests}))
         if any("poison" in request.node.problem.prompt and request.node.depth == 1 for request in requests):
-            raise RuntimeError("poisoned")
+            raise PoisonError("poisoned")
         return self.toy.generate(requests)
 
     def max_sample_tokens(self, request):
@@ -104,7 +108,7 @@ def test_a_search_that_fails_fails_alone(dispatch):
     dispatcher.submit(jobs)
     for prompt, each in zip(prompts, jobs, strict=True):
         if "poison" in prompt:
-            with pytest.raises(RuntimeError, match="poisoned"):
+            with pytest.raises(PoisonError, match="poisoned"):
                 each.future.result(20)
         else:
             assert outcome(each) == alone(prompt)

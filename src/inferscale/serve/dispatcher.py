@@ -16,16 +16,11 @@ from inferscale.result import SearchResult
 
 from .jobs import BusyError, ClosedError, Job
 
-FAILURES = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError),
-    *(TypeError, ValueError),
-)
-"""What a model, a strategy or a vote may raise without ending the server."""
-
 
 class Dispatcher:
     """Takes searches, gives each its turn, and hands the results over.
 
+    Whatever a model, a strategy or a vote raises fails the search that is to blame, and no other.
     Searches of any strategy, budget and seed share one generate call and one score call at each wave; in float32 a
     result does not depend on what is searched beside it.
 
@@ -153,19 +148,19 @@ class Dispatcher:
                 self._waiting.remove(job)
         try:
             job.begin()
-        except FAILURES as error:
+        except Exception as error:
             self._end(job, "failed", error=error)
 
     def _wave(self) -> None:
         try:
             self._waves.advance([job.search for job in self._active])
-        except FAILURES as error:
+        except Exception as error:
             self._find_culprit(error)
             return
         for job in [job for job in self._active if job.search.leaves is not None]:
             try:
                 result = job.task.result(job.search)
-            except FAILURES as error:
+            except Exception as error:
                 self._end(job, "failed", error=error)
             else:
                 self._end(job, "finished", result)
@@ -181,7 +176,7 @@ class Dispatcher:
         for job in list(self._active):
             try:
                 job.release()
-            except FAILURES as failure:
+            except Exception as failure:
                 self._end(job, "failed", error=failure)
         with self._changed:
             self._suspects.extend(self._active)
@@ -197,7 +192,7 @@ class Dispatcher:
             self._recent.append(job.seconds)
         try:
             job.release()
-        except FAILURES as failure:
+        except Exception as failure:
             outcome, error = "cancelled" if outcome == "cancelled" else "failed", error or failure
         if outcome != "cancelled" and not job.future.set_running_or_notify_cancel():
             outcome = "cancelled"
