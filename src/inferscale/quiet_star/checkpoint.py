@@ -80,11 +80,7 @@ def load(
     source = Path(folder)
     if not (source / CONFIG).is_file():
         return load_published(source, model, thought_length, device, dtype, options)
-    settings = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    if settings.get("format") != _FORMAT:
-        raise CheckpointError(
-            f"{source / CONFIG} has format {settings.get('format')!r}; this inferscale reads format {_FORMAT}"
-        )
+    settings = _read_settings(source / CONFIG)
     base = settings["base"]
     if model is None:
         model = source if base["merged"] else base["name"]
@@ -101,6 +97,13 @@ def load(
         )
     fill(quiet, load_file(source / WEIGHTS), str(source / WEIGHTS))
     return quiet
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if settings.get("format") != _FORMAT:
+        raise CheckpointError(f"{file} has format {settings.get('format')!r}; this inferscale reads format {_FORMAT}")
+    return settings
 
 
 def fingerprint(model: Any) -> str:
