@@ -9,6 +9,7 @@ from inferscale import REBASE, Problem, RewardFunction, solve_batch
 from inferscale.flops import FlopCounter, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.quiet_star import QuietSTaRGenerator, ThoughtUtility, WithThoughts
+from inferscale.quiet_star import reward as reward_module
 from inferscale.tree import Node, Step
 
 OPTIONS = {"max_step_tokens": 5, "max_new_tokens": 12, "eos_token_id": 319}
@@ -48,13 +49,24 @@ def test_the_utility_of_a_step_is_its_mean_gain():
     assert reward.score(leaves) == pytest.approx([sum(s) / len(s) for s in scores])
 
 
+def test_sampled_thoughts_score_a_node_alone_as_in_any_batch():
+    quiet = wrapped("llama", 2)
+    leaves = tree(quiet)
+    together = ThoughtUtility(quiet, byte_tokenizer(), temperature=1.0, num_thoughts=2).score(leaves)
+    alone = [ThoughtUtility(quiet, byte_tokenizer(), temperature=1.0, num_thoughts=2).score([leaf]) for leaf in leaves]
+    assert [score for scores in alone for score in scores] == pytest.approx(together, abs=1e-4)
+    assert together != pytest.approx(ThoughtUtility(quiet, byte_tokenizer()).score(leaves), abs=1e-4)
+
+
 def test_every_step_is_scored_once_and_paid_once(monkeypatch):
     quiet = wrapped("llama", 2)
     reward = ThoughtUtility(quiet, byte_tokenizer(), rows_at_once=2)
     leaves = tree(quiet)
     rows = []
-    score = quiet.score
-    monkeypatch.setattr(quiet, "score", lambda ids, mask, **o: rows.append(len(ids)) or score(ids, mask, **o))
+    score = reward_module.score_text
+    monkeypatch.setattr(
+        reward_module, "score_text", lambda q, ids, *rest: rows.append(len(ids)) or score(q, ids, *rest)
+    )
     bill = sum(reward.cost(leaves))
     reward.score(leaves)
     parts = {part.key for leaf in leaves for part in leaf.path}

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from inferscale.generators.sampling import Sampler
 
-from .parallel import Session, TextPass, open_session
-from .streams import thought_numbers
+from .parallel import Session, TextPass, open_session, read_text
+from .streams import row_keys, thought_numbers
 from .thoughts import Talk, Thoughts
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ def thinking_positions(positions: Tensor | None, input_ids: Tensor, ahead: int =
             f"positions {positions.tolist()[:8]} with {ahead} tokens after each do not fit a text of {length}"
         )
     return positions
+
+
+def read(quiet: QuietSTaR, input_ids: Tensor, attention_mask: Tensor | None) -> TextPass:
+    """The text as the plain model reads it, ready to be thought about."""
+    keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
+    return read_text(quiet.backbone, quiet.backbone.embed(input_ids), keep, quiet.parallel_check.way)
 
 
 def each_session(quiet: QuietSTaR, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
@@ -98,7 +104,7 @@ def think_about(
         seed: Names their streams.
     """
     batch, length = len(text.embeds), quiet.thought_length
-    numbers = thought_numbers(seed, batch, num_thoughts, positions, length)
+    numbers = thought_numbers(row_keys(seed, batch), num_thoughts, positions, length)
     pieces = [
         sample_thoughts(quiet, session, numbers[:, part], sampler)
         for part, session in each_session(quiet, text.repeated(num_thoughts), positions, length + 2)

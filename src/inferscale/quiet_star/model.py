@@ -13,11 +13,11 @@ from inferscale._evaluating import evaluating
 from inferscale.generators.sampling import Sampler
 
 from .backbone import Backbone
-from .blocks import talk_about, think_about, thinking_positions
+from .blocks import read, talk_about, think_about, thinking_positions
 from .head import ThoughtMixingHead
-from .parallel import TextPass, read_text
 from .scoring import score_text
 from .selfcheck import ParallelCheck, check_parallel
+from .streams import row_keys, thought_numbers
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
 
 _UNLIKELY = 200.0  # nats below the likeliest token: probability 0 in float32
@@ -150,7 +150,7 @@ class QuietSTaR(nn.Module):
         """
         positions = thinking_positions(positions, input_ids)
         with evaluating(self.model):
-            text = self._read(input_ids, attention_mask)
+            text = read(self, input_ids, attention_mask)
             return think_about(self, text, positions, num_thoughts, Sampler(temperature), seed)
 
     def talk(self, input_ids: Tensor, attention_mask: Tensor | None, thoughts: Thoughts, talk_length: int = 1) -> Talk:
@@ -165,7 +165,7 @@ class QuietSTaR(nn.Module):
         if talk_length < 1:
             raise ValueError(f"talk_length={talk_length}: give at least one")
         thinking_positions(thoughts.positions, input_ids, talk_length - 1)
-        return talk_about(self, input_ids, self._read(input_ids, attention_mask), thoughts, talk_length)
+        return talk_about(self, input_ids, read(self, input_ids, attention_mask), thoughts, talk_length)
 
     def forward(
         self,
@@ -207,14 +207,8 @@ class QuietSTaR(nn.Module):
             seed: Names the thoughts' stream.
         """
         positions = thinking_positions(positions, input_ids, 1)
-        with torch.no_grad(), evaluating(self.model):
-            text = self._read(input_ids, attention_mask)
-            return score_text(self, input_ids, text, positions, num_thoughts, Sampler(temperature), seed)
-
-    def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextPass:
-        """The text as the plain model reads it, ready to be thought about."""
-        keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        return read_text(self.backbone, self.backbone.embed(input_ids), keep, self.parallel_check.way)
+        numbers = thought_numbers(row_keys(seed, len(input_ids)), num_thoughts, positions, self.thought_length)
+        return score_text(self, input_ids, attention_mask, positions, numbers, Sampler(temperature))
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, merge: bool = False) -> None:
         """Writes start, end and head; see `checkpoint.save`."""

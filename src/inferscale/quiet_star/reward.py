@@ -13,9 +13,13 @@ from inferscale.cost import Cost
 from inferscale.flops.formulas import forward_flops
 from inferscale.generators.charges import Charges
 from inferscale.generators.prompts import PromptFormat
+from inferscale.generators.sampling import Sampler
 from inferscale.tree import Node
 
+from .blocks import thinking_positions
 from .model import QuietSTaR
+from .scoring import score_text
+from .streams import thought_numbers
 
 
 class ThoughtUtility(ProcessRewardModel):
@@ -60,7 +64,7 @@ class ThoughtUtility(ProcessRewardModel):
                 raise ValueError(f"{name}={value}: give a positive number")
         self.quiet = quiet
         self.reduction = reduction
-        self._temperature = temperature
+        self._sampler = Sampler(temperature)
         self._rows = rows_at_once
         self._prompt = lru_cache(maxsize=4096)(PromptFormat.choose(tokenizer, chat_template, system_prompt).encode)
         self._known: dict[int, dict[int, list[float]]] = {}
@@ -115,14 +119,12 @@ class ThoughtUtility(ProcessRewardModel):
                 ids[row, left - len(before) : left + len(own)] = torch.tensor(before + own)
                 mask[row, left - len(before) : left + len(own)] = 1
             device = self.quiet.backbone.device
-            positions = torch.arange(left - 1, left + right - 1, device=device)
-            found = self.quiet.score(
-                ids.to(device),
-                mask.to(device),
-                positions=positions,
-                num_thoughts=self._thoughts,
-                temperature=self._temperature,
-            )
+            places = torch.arange(right, device=device)
+            # streams named by node and place in its step: a score does not depend on what else is scored
+            keys, length = [node.key for node in nodes], self.quiet.thought_length
+            numbers = thought_numbers(keys, self._thoughts, places, length)
+            positions = thinking_positions(places + left - 1, ids, ahead=1)
+            found = score_text(self.quiet, ids.to(device), mask.to(device), positions, numbers, self._sampler)
             utilities = found.utility.tolist()
         else:
             utilities = [[] for _ in rows]

@@ -17,16 +17,20 @@ STRIDE = 1 << 16
 """Numbers of a thought stream that belong to one place in the text."""
 
 
-def thought_numbers(seed: int, rows: int, thoughts: int, positions: Tensor, length: int) -> Tensor:
+def row_keys(seed: int, rows: int) -> list[int]:
+    """Names of the streams of `rows` texts."""
+    return [branch_key(seed, row) for row in range(rows)]
+
+
+def thought_numbers(keys: Sequence[int], thoughts: int, places: Tensor, length: int) -> Tensor:
     """Uniform numbers in (0, 1), `[rows * thoughts, positions, length]`, float64.
 
     Each row and thought has a stream of its own, and each position its place in it.
 
     Args:
-        seed: Names the streams.
-        rows: Number of texts.
+        keys: Names of the rows' streams.
         thoughts: Thoughts for each position.
-        positions: Indices into the text, `[positions]`.
+        places: Those of the positions, `[positions]`, 0 and up.
         length: Sampled tokens of a thought.
 
     Raises:
@@ -34,9 +38,8 @@ def thought_numbers(seed: int, rows: int, thoughts: int, positions: Tensor, leng
     """
     if thoughts < 1:
         raise ValueError(f"num_thoughts={thoughts}: give at least one")
-    keys = [branch_key(branch_key(seed, row), thought) for row in range(rows) for thought in range(thoughts)]
-    places = positions.cpu().numpy().astype(np.uint64)
-    return _numbers(np.array(keys, dtype=np.uint64)[:, None], places, length, positions.device)
+    streams = np.array([branch_key(key, thought) for key in keys for thought in range(thoughts)], dtype=np.uint64)
+    return _numbers(streams[:, None], places.cpu().numpy().astype(np.uint64), length, places.device)
 
 
 def branch_numbers(branches: Sequence[Branch], thoughts: int, length: int, device: torch.device) -> Tensor:
