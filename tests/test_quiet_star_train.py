@@ -227,6 +227,18 @@ def test_half_precision_trains_on_a_gpu():
     assert [r.base for r in reports] == pytest.approx([r.base for r in wanted], rel=0.02)
 
 
+def test_gradients_that_are_not_finite_end_the_run_before_they_reach_the_weights():
+    run = start(wrapped("llama", 2), replace(RECIPE, warmup_steps=0))
+    list(train(run, batch_of, until=1))
+    before = weights(run.quiet)
+    spoiled = run.quiet.head.register_forward_hook(lambda module, args, output: output * float("nan"))
+    with pytest.raises(FloatingPointError, match="gradients of step 2 are not finite"):
+        next(train(run, batch_of))
+    spoiled.remove()
+    assert run.step == 1
+    assert all(torch.equal(p, before[name]) for name, p in run.quiet.named_parameters())
+
+
 def test_clipping_is_apart_for_base_and_thoughts():
     quiet = wrapped("llama", 2)
     report = next(train(start(quiet, replace(RECIPE, max_grad_norm=1e-9)), batch_of))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,6 +55,9 @@ def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) 
         run: The state, changed in place.
         batch_of: The batch of a number; a step takes ``recipe.accumulation`` of them.
         until: Stop after this many steps in all; by default ``recipe.steps``.
+
+    Raises:
+        FloatingPointError: If a gradient is not finite; the weights are those before the step.
     """
     run.quiet.train()
     until = run.recipe.steps if until is None else until
@@ -68,6 +72,11 @@ def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) 
             (found.total / run.recipe.accumulation).backward()  # type: ignore[no-untyped-call]
             terms.append(found)
         norms = _clip(run)
+        if not all(map(math.isfinite, norms)):
+            raise FloatingPointError(
+                f"the gradients of step {run.step + 1} are not finite (norms {norms[0]} of the base, {norms[1]} of the "
+                "thoughts): go on from the last checkpoint with a smaller learning rate"
+            )
         run.optimizer.step()
         run.step += 1
         yield _report(run.step, terms, norms, time.perf_counter() - started)
