@@ -179,6 +179,15 @@ def test_loss_falls_on_a_tiny_run():
     assert run.tokens > 10_000
 
 
+def test_a_loss_that_is_not_finite_never_reaches_the_weights():
+    run = loop.start(TINY)
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="loss of step 1 is nan"):
+        list(loop.train(run, 1, lambda run: (run.model.lm_head.weight.sum() * float("nan"), 1)))
+    assert run.step == 0
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+
+
 @pytest.mark.parametrize("stop", [5, 8])
 def test_resumed_run_equals_straight_run(tmp_path, stop):
     straight = loop.start(TINY)

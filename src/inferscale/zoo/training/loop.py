@@ -56,6 +56,10 @@ def train(run: Run, until: int, loss_of: Callable[[Run], tuple[Tensor, int]] | N
             for group in optimizer.param_groups:
                 group["lr"] = peak * run.recipe.lr_factor(run.step)
         loss, tokens = loss_of(run)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {run.step + 1} is {loss.item()}: go on from the last checkpoint"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in run.optimizers:
             optimizer.step()
