@@ -1,8 +1,9 @@
 """Command line of the study.
 
-``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables,
-``plot`` draws them, ``claims`` answers the questions that the study is made for, ``paper`` prints the tables of Wu et
-al. (arXiv:2408.00724) for the same records, and ``voting`` sets the theory of votes beside the measurement.
+``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables, ``plot`` draws them,
+``claims`` answers the questions that the study is made for, ``page`` puts all three into the documentation, ``paper``
+prints the tables of Wu et al. (arXiv:2408.00724) for the same records, and ``voting`` sets the theory of votes beside
+the measurement.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from inferscale import zoo
 
 from .cells import cells, sensitivity_cells
 from .claims import claims
+from .judges import judges_table
 from .measure import read, run_all
+from .page import fill
 from .paper import paper
 from .plots import plot_all
-from .report import Records, report
+from .report import Records, report, sensitivity_tables
 from .voting import voting
 
-READERS = ("report", "plot", "claims", "paper", "voting")
+READERS = ("report", "page", "plot", "claims", "paper", "voting")
 
 
 def main() -> None:
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, nargs="+", default=[Path("runs/scaling/records.jsonl")])
     parser.add_argument("--compare", nargs=2, default=["policy-s", "policy-m"], help="small and large policy")
     parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--page", type=Path, default=Path("docs/scaling_study.md"), help="the page to print anew")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
@@ -58,10 +62,33 @@ def main() -> None:
     run_all(chosen, problems, options.records[0], options.progress)
 
 
+def tables(records: Records, options: argparse.Namespace) -> Iterable[str]:
+    """All tables."""
+    yield from judges_table(records, options.reduction)
+    yield from report(records, options.reduction)
+    yield "\n### Sensitivity\n"
+    yield from sensitivity_tables(records, options.compare[0], options.reward, options.reduction)
+
+
+def _page(records: Records, options: argparse.Namespace) -> Iterable[str]:
+    """Prints the study's page anew: its tables, claims and pictures."""
+    given = records, options.reward, options.reduction
+    names = [Path(str(path)).name for path in plot_all(*given, options.plots)]
+    parts = {
+        "claims": claims(*given, *options.compare),
+        "tables": [*judges_table(records, options.reduction), *report(records, options.reduction)],
+        "sensitivity": sensitivity_tables(records, options.compare[0], options.reward, options.reduction),
+    }
+    fill(options.page, parts)
+    yield f"wrote {options.page} and {', '.join(names)}"
+
+
 def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
     """What a command prints of the records."""
     given = records, options.reward, options.reduction
     match options.what:
+        case "page":
+            return _page(records, options)
         case "plot":
             return plot_all(*given, options.plots)
         case "claims":
@@ -71,7 +98,7 @@ def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
         case "voting":
             return voting(records, options.compare[0], *given[1:], options.plots / "voting.png")
         case _:
-            return report(records, options.reduction)
+            return tables(records, options)
 
 
 if __name__ == "__main__":

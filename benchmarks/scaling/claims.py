@@ -14,10 +14,12 @@ from .report import SIZES, Floats, Records, costs, grouped, mean_and_error, pick
 
 def claims(records: Records, reward: str, reduction: str, small: str, large: str) -> Iterable[str]:
     """The answers, as markdown list items."""
-    for policy in dict.fromkeys(r["policy"] for r in pick(records, reward=reward)):
-        yield from weighted_against_majority(records, policy, reward, reduction)
-        yield from search_against_sampling(records, policy, reward, reduction)
-    yield from small_against_large(records, reward, reduction, small, large)
+    trained = dict.fromkeys((r["policy"], r["reward"]) for r in records if r["reward"].startswith("prm"))
+    for policy, judge in trained:
+        yield from weighted_against_majority(records, policy, judge, reduction)
+        yield from search_against_sampling(records, policy, judge, reduction)
+    for judge in [judge for policy, judge in trained if policy == small]:
+        yield from small_against_large(records, reward, reduction, small, large, judge)
 
 
 def _sampling(records: Records, policy: str, reward: str) -> Records:
@@ -54,7 +56,7 @@ def weighted_against_majority(records: Records, policy: str, reward: str, reduct
     if runs:
         weighted, majority = _curve(runs, reduction, "weighted")[16], _curve(runs, reduction, "majority")[16]
         yield (
-            f"* {policy}, 16 samples: weighted vote {100 * weighted.mean():.1f} %, "
+            f"* {policy} by {reward}, 16 samples: weighted vote {100 * weighted.mean():.1f} %, "
             f"majority {100 * majority.mean():.1f} %: "
             f"{_difference(weighted, majority)}."
         )
@@ -75,15 +77,17 @@ def search_against_sampling(records: Records, policy: str, reward: str, reductio
         ratio = (base + extra) / (search_policy + search_reward)
         reach = f"needs {size} samples" if needed else f"does not reach it with {size} samples"
         yield (
-            f"* {policy}, REBASE {n} {100 * found.mean():.1f} % "
+            f"* {policy} by {reward}, REBASE {n} {100 * found.mean():.1f} % "
             f"against 64 weighted samples {100 * curve[64].mean():.1f} %: "
             f"{_difference(found, curve[64])}; weighted sampling {reach}, {ratio:.1f} times the total FLOPs "
             f"({base / search_policy:.1f} times the policy FLOPs)."
         )
 
 
-def small_against_large(records: Records, reward: str, reduction: str, small: str, large: str) -> Iterable[str]:
-    """The small policy with REBASE against the large one sampling, at equal total FLOPs."""
+def small_against_large(
+    records: Records, reward: str, reduction: str, small: str, large: str, judge: str
+) -> Iterable[str]:
+    """The small policy with REBASE under a judge against the large one sampling, at equal total FLOPs."""
     runs = _sampling(records, large, reward)
     if not runs:
         return
@@ -94,7 +98,7 @@ def small_against_large(records: Records, reward: str, reduction: str, small: st
             _, base, extra = costs(runs, k)
             points.append((np.log(base + (extra if charged else 0.0)), curve[k].mean()))
         x, y = (np.array(column) for column in zip(*points, strict=True))
-        for n, searches in _searches(records, small, reward).items():
+        for n, searches in _searches(records, small, judge).items():
             accuracy, error = mean_and_error(
                 np.array([r["votes"][f"weighted {reduction}"] for r in searches], dtype=float)
             )
@@ -102,7 +106,7 @@ def small_against_large(records: Records, reward: str, reduction: str, small: st
             other = float(np.interp(np.log(base + extra), x, y))
             verdict = "ahead of" if accuracy > other else "behind"
             yield (
-                f"* {small} + REBASE {n}: {100 * accuracy:.1f} ± {100 * error:.1f} % "
+                f"* {small} + REBASE {n} by {judge}: {100 * accuracy:.1f} ± {100 * error:.1f} % "
                 f"at {base + extra:,.0f} MFLOPs in all, "
                 f"{verdict} {large} with {vote} votes at the same FLOPs ({100 * other:.1f} %, interpolated)."
             )

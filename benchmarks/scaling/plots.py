@@ -47,18 +47,24 @@ def _policy_curves(axis: Any, records: Records, policy: str, reward: str, reduct
             x = [_flops(runs, k, whole and vote != "majority") for k in SIZES]
             y = [100 * mean_and_error(np.array([c[vote][k] for c in curves]))[0] for k in SIZES]
             axis.plot(x, y, style, color=colour, marker=".", label=f"{policy}, sampling, {vote} vote")
-    search = [
-        r for r in pick(records, policy=policy, reward=reward, strategy="REBASE") if r["softmax_temperature"] == 0.1
-    ]
+    _search_curve(axis, records, policy, reward, reduction, whole, fmt="-s", label=f"{policy}, REBASE, weighted vote")
+    others = {r["reward"] for r in pick(records, policy=policy) if r["reward"].startswith("prm")} - {reward}
+    for other in sorted(others):
+        label = f"{policy}, REBASE by {other}, weighted vote"
+        _search_curve(axis, records, policy, other, reduction, whole, fmt="-.D", label=label)
+
+
+def _search_curve(
+    axis: Any, records: Records, policy: str, reward: str, reduction: str, whole: bool, **looks: str
+) -> None:
+    found = pick(records, policy=policy, reward=reward, strategy="REBASE")
     points = []
-    for _, group in sorted(grouped(search, lambda r: r["n"]).items()):
+    for _, group in sorted(grouped([r for r in found if r["softmax_temperature"] == 0.1], lambda r: r["n"]).items()):
         votes = np.array([r["votes"][f"weighted {reduction}"] for r in group], dtype=float)
         points.append((_flops(group, None, whole), *mean_and_error(votes)))
     if points:
         x, y, e = (np.array(column) for column in zip(*points, strict=True))
-        axis.errorbar(
-            x, 100 * y, 100 * e, color=colour, marker="s", capsize=2, label=f"{policy}, REBASE, weighted vote"
-        )
+        axis.errorbar(x, 100 * y, 100 * e, color=COLOURS.get(policy), markersize=5, capsize=2, **looks)
 
 
 def _flops(runs: Records, k: int | None, with_reward: bool) -> float:

@@ -41,10 +41,22 @@ def shown(values: Floats) -> str:
     return f"{100 * mean:.1f} ± {100 * error:.1f}"
 
 
+_KNOWN: dict[tuple[Any, ...], dict[str, dict[int, Floats]]] = {}
+
+
 def sample_curves(
     record: dict[str, Any], reduction: str, names: Sequence[str] = CURVES, sizes: Sequence[int] = SIZES
 ) -> dict[str, dict[int, Floats]]:
     """Expected correctness of each problem at each size, from the record's samples (unbiased estimators)."""
+    key = record["key"], reduction, tuple(names), tuple(sizes)
+    if key not in _KNOWN:
+        _KNOWN[key] = _curves(record, reduction, names, sizes)
+    return _KNOWN[key]
+
+
+def _curves(
+    record: dict[str, Any], reduction: str, names: Sequence[str], sizes: Sequence[int]
+) -> dict[str, dict[int, Floats]]:
     samples = record["samples"]
     answers = np.array([answer_ids(s["answers"]) for s in samples])
     right = np.array([s["right"] for s in samples])
@@ -95,8 +107,8 @@ def sampling_table(records: Records, policy: str, reward: str, reduction: str) -
 def search_table(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
     """Markdown rows: beam search, DVTS and REBASE at each width."""
     lines = [
-        "| strategy | n | tokens | policy MFLOPs | + reward | majority | weighted | best of n |",
-        "|---|---|---|---|---|---|---|---|",
+        "| strategy | n | seeds | tokens | policy MFLOPs | + reward | majority | weighted | best of n |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for strategy in ("BeamSearch", "DVTS", "REBASE"):
         found = pick(records, policy=policy, reward=reward, strategy=strategy)
@@ -106,9 +118,8 @@ def search_table(records: Records, policy: str, reward: str, reduction: str) -> 
             tokens, base, extra = costs(runs)
             names = ("majority", f"weighted {reduction}", f"best-of-n {reduction}")
             cells = [shown(np.array([r["votes"][name] for r in runs], dtype=float)) for name in names]
-            lines.append(
-                f"| {strategy} | {n} | {tokens:,.0f} | {base:.1f} | {base + extra:.1f} | " + " | ".join(cells) + " |"
-            )
+            row = [strategy, n, len(runs), f"{tokens:,.0f}", f"{base:.1f}", f"{base + extra:.1f}", *cells]
+            lines.append("| " + " | ".join(map(str, row)) + " |")
     return lines if len(lines) > 2 else []
 
 
@@ -137,14 +148,14 @@ def pooled(runs: Records, reduction: str) -> Pooled:
     return Pooled(ids, golds, [[score for part in parts for score in part["scores"][reduction]] for parts in joined])
 
 
-def saturation(records: Records, policy: str, reward: str) -> list[str]:
+def saturation(records: Records, policy: str, reward: str, reduction: str) -> list[str]:
     """The measured majority vote beside the limit read from the answers of all seeds together (Theorem 1)."""
     runs = pick(records, policy=policy, reward=reward, strategy="RepeatedSampling", n=64)
     if not runs:
         return []
-    whole = pooled(runs, "last")
+    whole = pooled(runs, reduction)
     limit, low, high = estimate_voting_limit(whole.ids, whole.golds, np.random.default_rng(0), resamples=200)
-    at_64 = np.array([sample_curves(r, "last", ["majority"], [64])["majority"][64] for r in runs])
+    at_64 = np.array([sample_curves(r, reduction)["majority"][64] for r in runs])
     return [
         f"Majority vote at n = 64: {shown(at_64)} %; limit of Theorem 1 from {64 * len(runs)} samples: "
         f"{100 * limit:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})."
@@ -164,9 +175,10 @@ def sensitivity_tables(records: Records, policy: str, reward: str, reduction: st
     lines: list[str] = []
     sweep = pick(records, policy=policy, reward=reward, strategy="REBASE", n=16)
     if len({r["softmax_temperature"] for r in sweep}) > 1:
-        lines += ["", f"| T_b | REBASE 16, majority | weighted ({reduction}) |", "|---|---|---|"]
+        lines += [f"| T_b | seeds | REBASE 16, majority | weighted ({reduction}) |", "|---|---|---|---|"]
         for temperature, runs in sorted(grouped(sweep, lambda r: r["softmax_temperature"]).items()):
-            lines.append(f"| {temperature} | {_vote(runs, 'majority')} | {_vote(runs, f'weighted {reduction}')} |")
+            cells = _vote(runs, "majority"), _vote(runs, f"weighted {reduction}")
+            lines.append(f"| {temperature} | {len(runs)} | {cells[0]} | {cells[1]} |")
     noisy = [r for r in records if r["policy"] == policy and r["reward"].startswith("simulated-")]
     if noisy:
         lines += ["", "| AUC | sampling 16, majority | weighted (prod) | REBASE 16, weighted (last) |",
@@ -187,7 +199,7 @@ def _vote(runs: Records, name: str) -> str:
 
 
 def report(records: Records, reduction: str) -> Iterable[str]:
-    """All tables as markdown."""
+    """The tables of each policy and judge, as markdown."""
     pairs = dict.fromkeys((r["policy"], r["reward"]) for r in records if not r["reward"].startswith("simulated-"))
     for policy, reward in pairs:
         runs = pick(records, policy=policy, reward=reward)
@@ -196,6 +208,5 @@ def report(records: Records, reduction: str) -> Iterable[str]:
         yield from sampling_table(records, policy, reward, reduction)
         yield ""
         yield from search_table(records, policy, reward, reduction)
-        yield from sensitivity_tables(records, policy, reward, reduction)
         yield ""
-        yield from saturation(records, policy, reward)
+        yield from saturation(records, policy, reward, reduction)
