@@ -305,3 +305,28 @@ def test_curves_do_not_depend_on_global_randomness():
     random.seed(1)
     np.random.seed(1)  # noqa: NPY002
     assert curve_of_results([results], "RepeatedSampling", votes=["weighted"]) == first
+
+
+def test_comparisons_and_fits_refuse_what_they_cannot_use():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        paired_difference([1, math.nan], [0, 1], rng)
+    with pytest.raises(ValueError, match="confidence=95"):
+        paired_difference([1, 0], [0, 1], rng, confidence=95)
+    with pytest.raises(ValueError, match="a pass rate is NaN"):
+        difficulty_bins([0.5, math.nan], 2)
+    with pytest.raises(ValueError, match="sizes and costs above 0"):
+        fit_size([1e6, 1e7], [0, 1e9])
+    free = [at(0.5, 0.0, model="one"), at(0.4, 0.0, model="other")]
+    with pytest.raises(ValueError, match="a flops of 0"):
+        cost_ratio(free, lambda p: p.model == "one", lambda p: p.model == "other")
+
+
+def test_runs_of_other_problems_are_no_second_seed():
+    one, other = (
+        solve_batch(problems, RepeatedSampling(2), ToyGenerator()) for problems in (PROBLEMS[:2], PROBLEMS[2:4])
+    )
+    with pytest.raises(ValueError, match="the same problems in each"):
+        curve_of_results([one, other], "RepeatedSampling")
+    with pytest.raises(ValueError, match="1 verdicts for 2 trajectories"):
+        curve_of_results([one], "RepeatedSampling", correct=[[[True], [True]]])

@@ -127,6 +127,12 @@ def test_the_table_of_savings_by_hand():
     assert (whole[0]["rebase"], whole[0]["rebase_cost"]) == (0.3, 5)
 
 
+def test_without_sampling_there_is_nothing_to_save():
+    alone = CurvePoint("REBASE", "weighted", 4, 0.5, 0.1, 10, 1, 1, 0, 0, model="toy")
+    with pytest.raises(ValueError, match="model 'toy' has no point of weighted sampling"):
+        table_of_savings([alone])
+
+
 @pytest.mark.slow
 def test_the_example_runs(monkeypatch, capsys, tmp_path):
     pytest.importorskip("matplotlib")

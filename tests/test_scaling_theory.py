@@ -186,3 +186,57 @@ def test_a_fit_recovers_its_own_law_and_counts_what_it_leaves_out():
         fit_coverage([1, 2], [0.0, 0.5])
     with pytest.raises(ValueError, match="choose 'log' or 'curve'"):
         fit_coverage([1, 2], [0.1, 0.5], method="magic")
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: voting_limit([0.5, NAN], 0), "probabilities must be"),
+        (lambda: majority_accuracy([0.5, NAN], 0, 3), "probabilities must be"),
+        (lambda: majority_accuracy([P, P], 0, 3), "a row of numbers"),
+        (lambda: voting_limit(P, 3), "gold=3"),
+        (lambda: voting_limit(P, -2), "gold=-2"),
+        (lambda: voting_limit(P, 0, weights=(1, 1)), "one for each of 3 answers"),
+        (lambda: weighted_accuracy(P, (1, 1), 0, 3), "one for each of 3 answers"),
+        (lambda: weighted_accuracy(P, (1, 1, -1), 0, 3), "at least 0"),
+        (lambda: weighted_accuracy(P, (1, 1, NAN), 0, 3), "must be finite"),
+        (lambda: weighted_accuracy(P, (1, 1, 1), 0, 3, np.random.default_rng(0), trials=1), "at least two draws"),
+        (lambda: error_bound(P, 0), "n=0"),
+        (lambda: cramer_rate(0.7, 0.6), "probabilities must be"),
+        (lambda: two_class_accuracy(3, 0.5, 1.2, 0.4), "between 0 and 1"),
+        (lambda: optimal_calls(0.5, 1.0, 0.4), "an inner maximum needs"),
+        (lambda: optimal_calls(1, 0.9, 0.4), "an inner maximum needs"),
+        (lambda: optimal_calls(0, 0.9, 0.4), "an inner maximum needs"),
+        (lambda: fit_coverage([1, 2, 4], [0.2, NAN, 0.4]), "one coverage between 0 and 1"),
+        (lambda: fit_coverage([0, 2, 4], [0.2, 0.3, 0.4]), "a number above 0"),
+        (lambda: fit_coverage([2, 2], [0.2, 0.3]), "of different k; got 1"),
+    ],
+)
+def test_what_is_no_probability_weight_or_point_is_refused(call, told):
+    with pytest.raises(ValueError, match=told):
+        call()
+
+
+def test_where_no_weight_counts_the_bound_is_none():
+    assert error_bound(P, 10, weights=(0, 0, 0)) == 1
+
+
+def test_probabilities_within_rounding_of_one_can_be_drawn_from():
+    p = (0.5, 0.25, 0.25 + 5e-10, 0.0)
+    drawn, error = weighted_accuracy(p, [1.0] * 4, 0, 3, np.random.default_rng(0), trials=20_000)
+    assert abs(drawn - majority_accuracy(p, 0, 3)) < 4 * error
+
+
+def test_two_points_determine_the_power_law():
+    fit = fit_coverage([1, 4], [0.2, 0.4], method="curve")
+    assert fit([1, 4]) == pytest.approx([0.2, 0.4])
+
+
+def test_a_limit_is_not_estimated_from_nothing_or_from_what_cannot_be_weighed():
+    rng = np.random.default_rng(0)
+    for ids, scores in (([], None), ([[0], []], None), ([[0, 1]], [[-1.0, -2.0]]), ([[0, 1]], [[1.0]])):
+        with pytest.raises(ValueError, match=r"has none|at least 0|one score for each"):
+            estimate_voting_limit(ids, [0] * len(ids), rng, scores, resamples=2)

@@ -178,6 +178,9 @@ def table_of_savings(points: Sequence[CurvePoint], cost: CostName = "flops") -> 
     Returns:
         A row for each model: accuracies and costs of the best sampling point and of REBASE's best within that
         cost, and ``saving``: how many times less REBASE needs to be as good, ``None`` where it never is.
+
+    Raises:
+        ValueError: If a model has no point of sampling, or one of REBASE costs nothing.
     """
     weighted = [p for p in points if p.vote == "weighted"]
     models = dict.fromkeys(p.model for p in weighted)
@@ -187,6 +190,8 @@ def table_of_savings(points: Sequence[CurvePoint], cost: CostName = "flops") -> 
 def _saving(points: Sequence[CurvePoint], cost: CostName) -> dict[str, Any]:
     sampling = [p for p in points if p.strategy == "RepeatedSampling"]
     rebase = [p for p in points if p.strategy.startswith("REBASE")]
+    if not sampling:
+        raise ValueError(f"model {points[0].model!r} has no point of weighted sampling to compare REBASE with")
     best = min(sampling, key=lambda p: (-p.accuracy, getattr(p, cost)))
     within = compute_optimal(rebase, getattr(best, cost), cost)
     return {

@@ -3,8 +3,9 @@
 from .calls import optimal_calls, two_class_accuracy
 from .comparing import PairedDifference, mcnemar_p_value, paired_difference
 from .coverage import CoverageFit, beta_coverage, fit_coverage
-from .curves import curve_of_results, scaling_curve, short_name
+from .curves import curve_of_results, scaling_curve
 from .limits import estimate_voting_limit
+from .names import short_name
 from .pareto import CostName, SizeFit, compute_optimal, cost_ratio, fit_optimal_size, fit_size, pareto_frontier
 from .points import VOTES, CurvePoint, Vote
 from .splitting import difficulty_bins, split_by

@@ -10,9 +10,14 @@ def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) 
 
     ``a * V(p1, K) + (1 - a) * V(p2, K)``, V the chance that more than half of
     K independent calls are right.
+
+    Raises:
+        ValueError: If `calls` is even or less than 1, or the others are not between 0 and 1.
     """
     if calls < 1 or calls % 2 == 0:
         raise ValueError(f"calls={calls}: the two-class model votes over an odd number of calls")
+    if not all(0 <= value <= 1 for value in (easy_share, easy, hard)):
+        raise ValueError(f"easy_share={easy_share}, easy={easy}, hard={hard}: give numbers between 0 and 1")
     from scipy.special import betainc
 
     half = (calls + 1) / 2
@@ -22,15 +27,15 @@ def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) 
 def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, int]:
     """Where the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
 
-    Theorem 2, for ``easy > 1/2 > hard`` and ``easy + hard > 1``.
+    Theorem 2, for ``1 > easy > 1/2 > hard``, ``easy + hard > 1`` and items of both kinds.
 
     Raises:
         ValueError: If there is no inner maximum.
     """
-    if not (easy > 0.5 > hard and easy + hard > 1):
+    if not (1 > easy > 0.5 > hard and easy + hard > 1 and 0 < easy_share < 1):
         raise ValueError(
-            f"easy={easy}, hard={hard}: an inner maximum needs easy > 1/2 > hard and easy + hard > 1; "
-            "otherwise one call or ever more calls are best"
+            f"easy_share={easy_share}, easy={easy}, hard={hard}: an inner maximum needs 1 > easy > 1/2 > hard, "
+            "easy + hard > 1 and a share between 0 and 1; otherwise one call or ever more calls are best"
         )
     ratio = easy_share * (2 * easy - 1) / ((1 - easy_share) * (1 - 2 * hard))
     peak = 2 * math.log(ratio) / math.log(hard * (1 - hard) / (easy * (1 - easy))) - 1

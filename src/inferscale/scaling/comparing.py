@@ -59,13 +59,18 @@ def paired_difference(
         confidence: Of the interval.
 
     Raises:
-        ValueError: If there are fewer than two problems, or not as many in both.
+        ValueError: If there are fewer than two problems, not as many in both, a number is not finite, or
+            `resamples` or `confidence` is out of range.
     """
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"resamples={resamples}, confidence={confidence}: at least one, and a number between 0 and 1")
     a, b = _values(first), _values(second)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
             f"a paired comparison needs the same problems in both, at least two; got {len(a)} and {len(b)}"
         )
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("a paired comparison needs the correctness of every problem; one is NaN or infinite")
     gap = a - b
     means = [gap[rng.integers(len(gap), size=(rows, len(gap)))].mean(axis=1) for rows in _pieces(resamples)]
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -41,18 +41,22 @@ def fit_coverage(k: ArrayLike, coverage: ArrayLike, method: str = "log") -> Cove
             paper does.
 
     Raises:
-        ValueError: If fewer than two points lie strictly between 0 and 1, or the method is unknown.
+        ValueError: If a point is none, fewer than two k have a coverage strictly between 0 and 1, or the method is
+            unknown.
     """
     if method not in ("log", "curve"):
         raise ValueError(f"method={method!r}: choose 'log' or 'curve'")
     x, y = np.asarray(k, dtype=np.float64), np.asarray(coverage, dtype=np.float64)
+    if x.shape != y.shape or not ((x > 0) & (x < np.inf) & (y >= 0) & (y <= 1)).all():
+        raise ValueError("fit_coverage needs for each k, a number above 0, one coverage between 0 and 1")
     inside = (y > 0) & (y < 1)
-    if inside.sum() < 2:
-        raise ValueError(f"fit_coverage needs two points strictly between 0 and 1, got {int(inside.sum())}")
     x, y = x[inside], y[inside]
+    different = len(set(x.tolist()))
+    if different < 2:
+        raise ValueError(f"fit_coverage needs two points strictly between 0 and 1, of different k; got {different}")
     slope, intercept = np.polyfit(np.log(x), np.log(-np.log(y)), 1)
     a, b = -float(np.exp(intercept)), float(slope)
-    if method == "curve":
+    if method == "curve" and len(x) > 2:  # two points are met exactly already
         from scipy.optimize import curve_fit
 
         (a, b), _ = curve_fit(lambda n, a, b: np.exp(a * n**b), x, y, p0=(a, b))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,9 @@ from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_
 from inferscale.result import SearchResult
 from inferscale.tree import Problem
 
+from .names import is_sampling, short_name
 from .points import SCORED_VOTES, VOTES, CurvePoint, Evidence, Floats, Vote, gather_evidence, point
 
-_SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions",
-                    "max_samples"})  # fmt: skip
 _SUBSETS = 200  # of the weighted vote, which has no short formula
 
 
@@ -101,9 +99,13 @@ def curve_of_results(
         grade: As in `scaling_curve`.
         correct: For each run and problem, whether each trajectory is right, if that is known.
         **about: `memory_bytes`, `model` and `parameters` of the points.
+
+    Raises:
+        ValueError: If there are no results, runs differ in their problems, a problem has no gold answer, or a vote
+            needs scores and there are none.
     """
-    if not runs or len({len(results) for results in runs}) > 1 or not runs[0]:
-        raise ValueError("a curve needs at least one run with results, and as many problems in each")
+    if not runs or not runs[0] or any(_prompts(results) != _prompts(runs[0]) for results in runs[1:]):
+        raise ValueError("a curve needs at least one run with results, and the same problems in each")
     evidence = [
         gather_evidence(results, grade, None if correct is None else correct[index])
         for index, results in enumerate(runs)
@@ -113,26 +115,6 @@ def curve_of_results(
     if not is_sampling(strategy):
         return _search_points(evidence, name, chosen, about)
     return _sampling_points(evidence, name, chosen, sizes, about)
-
-
-def is_sampling(strategy: SearchStrategy | str) -> bool:
-    """Whether a strategy draws independent samples, so that a part of them is a smaller run."""
-    name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    return name.split("(")[0] == "RepeatedSampling"
-
-
-def short_name(strategy: SearchStrategy) -> str:
-    """The strategy without its number of samples and without options that have their default values.
-
-    ``REBASE(width=16)`` and ``REBASE(width=4)`` are points of one curve, ``REBASE``;
-    ``REBASE(softmax_temperature=0.2)`` is another one.
-    """
-    options = [
-        f"{option.name}={getattr(strategy, option.name)!r}"
-        for option in fields(strategy)  # type: ignore[arg-type]
-        if option.init and option.name not in _SIZES and getattr(strategy, option.name) != option.default
-    ]
-    return type(strategy).__name__ + (f"({', '.join(options)})" if options else "")
 
 
 def _checked_votes(votes: Sequence[Vote] | None, evidence: Sequence[Sequence[Evidence]]) -> list[Vote]:
@@ -211,6 +193,10 @@ def _padded(item: Evidence, size: int) -> Evidence:
     return Evidence(
         np.pad(item.ids, (0, extra), constant_values=-1), np.pad(item.correct, (0, extra)), scores, item.shared, each
     )
+
+
+def _prompts(results: Sequence[SearchResult]) -> list[str]:
+    return [result.problem.prompt for result in results]
 
 
 def _powers(most: int) -> list[int]:

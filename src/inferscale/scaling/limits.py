@@ -31,9 +31,16 @@ def estimate_voting_limit(
     Returns:
         Estimate, lower and upper end. The estimate is the plain vote over all samples: biased where the leading
         answers of a problem are close, which the interval reflects only in part.
+
+    Raises:
+        ValueError: If there is no problem, one has no samples, or scores do not fit.
     """
+    if not len(answer_ids) or not all(map(len, answer_ids)):
+        raise ValueError("the limit of voting is estimated from problems that have samples: one has none")
     ids = [np.asarray(row, dtype=np.int64) for row in answer_ids]
-    weights = [np.ones(len(row)) if scores is None else np.asarray(scores[i]) for i, row in enumerate(ids)]
+    weights = [np.ones(len(row)) for row in ids] if scores is None else [_weights(row) for row in scores]
+    if [len(row) for row in weights] != [len(row) for row in ids]:
+        raise ValueError("give one score for each sample")
     estimate = float(np.mean([_vote(a, w, g) for a, w, g in zip(ids, weights, gold_ids, strict=True)]))
     draws = []
     for _ in range(resamples):
@@ -41,6 +48,13 @@ def estimate_voting_limit(
         draws.append(np.mean([_resampled_vote(ids[i], weights[i], gold_ids[i], rng) for i in chosen]))
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return estimate, float(low), float(high)
+
+
+def _weights(scores: Sequence[float]) -> Floats:
+    values = np.asarray(scores, dtype=np.float64)
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError("scores of a weighted vote must be finite and at least 0: rescale them")
+    return values
 
 
 def _vote(ids: NDArray[np.int64], weights: Floats, gold: int) -> float:

@@ -87,9 +87,11 @@ def fit_size(parameters: ArrayLike, flops: ArrayLike) -> SizeFit:
     """The line through pairs of model size and the compute at which that size is best.
 
     Raises:
-        ValueError: If there are fewer than two different sizes.
+        ValueError: If there are fewer than two different sizes, or a size or cost is not above 0.
     """
     sizes, compute = np.asarray(parameters, dtype=np.float64), np.asarray(flops, dtype=np.float64)
+    if not ((sizes > 0).all() and (compute > 0).all()):
+        raise ValueError("a fit needs sizes and costs above 0: what ran on a server has no FLOPs, choose another cost")
     different = len(set(sizes.tolist()))
     if different < 2:
         raise ValueError(f"a fit needs at least two model sizes on the frontier, got {different}: measure more budgets")
@@ -108,11 +110,15 @@ def cost_ratio(
     This is the figure of table 1 of Wu et al.: the cheapest point of the one at or above the best of the other.
 
     Raises:
-        ValueError: If the points hold no baseline.
+        ValueError: If the points hold no baseline, or one that reaches it costs nothing.
     """
     known = [p for p in points if baseline(p)]
     if not known:
         raise ValueError("no point belongs to the baseline")
     target = min(known, key=lambda p: (-p.accuracy, getattr(p, cost)))
     reached = [getattr(p, cost) for p in points if better(p) and p.accuracy >= target.accuracy]
-    return getattr(target, cost) / min(reached) if reached else None
+    if not reached:
+        return None
+    if min(reached) <= 0:
+        raise ValueError(f"a point has a {cost} of 0: what ran on a server has no FLOPs, choose another cost")
+    return getattr(target, cost) / min(reached)

@@ -153,6 +153,8 @@ def _evidence(
     if known is None:
         verdicts = {answer: grade(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
         known = [answer is not None and verdicts[answer] for answer in answers]
+    if len(known) != len(answers):
+        raise ValueError(f"{len(known)} verdicts for {len(answers)} trajectories of {result.problem.prompt[:60]!r}")
     given = [t.score for t in result.trajectories]
     missing = any(score is None for score, answer in zip(given, answers, strict=True) if answer is not None)
     scores = None if missing else np.asarray([0.0 if score is None else score for score in given])

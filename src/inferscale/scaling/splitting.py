@@ -32,11 +32,14 @@ def difficulty_bins(pass_rates: Sequence[float], bins: int = 5) -> list[int]:
     accuracies shown by bin must come from different samples: a bin of lucky problems is easy by selection.
 
     Raises:
-        ValueError: If there are fewer problems than bins.
+        ValueError: If there are fewer problems than bins, or a rate is NaN.
     """
     if not 1 <= bins <= len(pass_rates):
         raise ValueError(f"bins={bins}: give at least 1 and at most one for each of the {len(pass_rates)} problems")
-    order = np.argsort(-np.asarray(pass_rates, dtype=np.float64), kind="stable")
+    rates = np.asarray(pass_rates, dtype=np.float64)
+    if np.isnan(rates).any():
+        raise ValueError("a pass rate is NaN: leave out problems that were not sampled")
+    order = np.argsort(-rates, kind="stable")
     result = np.empty(len(order), dtype=np.int64)
     result[order] = np.arange(len(order)) * bins // len(order) + 1
     return [int(value) for value in result]
