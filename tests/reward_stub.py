@@ -105,10 +105,16 @@ class _Handler(BaseHTTPRequestHandler):
             rows[0]["data"][0] = [-3.0, 4.0]
         elif fault == "one label":
             rows[0]["data"] = [[0.5] for _ in rows[0]["data"]]
+        elif fault == "huge":
+            rows[0]["data"][0][0] = 10**400
+        elif fault == "twice":
+            rows[1]["index"] = 0
+        elif fault == "bytes":
+            return self.send(200, b"\xff\xfe" + text.encode())
         return self.send(200, text if fault == "half" else json.dumps(changed))
 
-    def send(self, status: int, text: str) -> None:
-        data = text.encode()
+    def send(self, status: int, text: str | bytes) -> None:
+        data = text.encode() if isinstance(text, str) else text
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

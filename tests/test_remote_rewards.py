@@ -117,7 +117,9 @@ def test_many_nodes_are_sent_in_several_requests(server, qwen_folder, monkeypatc
     assert [len(body["input"]) for _, body, _ in server.bodies] == [2, 1]
 
 
-@pytest.mark.parametrize("faults", [["503"], ["429", "502"], ["half"], ["reset"], ["500", "half", "503"], ["reversed"]])
+@pytest.mark.parametrize(
+    "faults", [["503"], ["429", "502"], ["half"], ["bytes"], ["reset"], ["500", "half", "503"], ["reversed"]]
+)
 def test_what_may_pass_is_asked_again(faults, server, qwen_folder, local):
     reward = remote(server, qwen_folder)
     server.faults = list(faults)
@@ -137,6 +139,8 @@ def test_a_server_that_hangs_is_given_up_at_the_deadline(server, qwen_folder):
     [
         ("few", "no list of 3 items"),
         ("null", "where finite numbers should be"),
+        ("huge", "where finite numbers should be"),
+        ("twice", r"numbered 3 items \[0, 0, 2\]"),
         ("fewer steps", r"2 scores for 3 steps.*step_tag_id of format 'qwen'"),
         ("logits", "where probabilities should be"),
         ("one label", "1 numbers for each step where format 'qwen' needs 2"),
@@ -247,3 +251,5 @@ def test_outcome_scores_are_those_of_transformers(kind, outcome_folder, outcome)
 def test_a_label_that_is_not_there_is_an_error(kind, outcome_folder, outcome):
     with serving(OneByOne(outcome.model)) as server, pytest.raises(ValueError, match="label=1, but"):
         kind(server.url, "judge", checkpoint=outcome_folder, label=1).score(NODES)
+    with pytest.raises(ValueError, match="label=-1: outputs are counted from 0"):
+        kind(server.url, "judge", checkpoint=outcome_folder, label=-1)

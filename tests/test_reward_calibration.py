@@ -86,9 +86,28 @@ def test_labels_that_do_not_fit_are_refused():
 def test_files_come_back_as_they_were(tmp_path):
     items = [solution([1, 0.25, None], True), solution([0], prompt="ü\n?")]
     write_labelled(items, tmp_path / "labels.jsonl")
+    named = LabelledSolution(Problem("p", "4", "one"), ("a\ud800",), (1.0,), False)
+    items.append(named)  # gold answers and ids come back too, and what is no valid text
+    write_labelled(items, tmp_path / "labels.jsonl")
     assert read_labelled(tmp_path / "labels.jsonl") == items
     (tmp_path / "labels.jsonl").write_text('\n{"problem": "p", "steps": ["a"]}\n')
     with pytest.raises(ValueError, match=r"labels\.jsonl:2: .*KeyError: 'labels'"):
+        read_labelled(tmp_path / "labels.jsonl")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"problem": "p", "st',
+        '{"problem": "p", "steps": [1], "labels": [1]}',
+        '{"problem": "p", "steps": "ab", "labels": [1, 1]}',
+        '{"problem": "p", "steps": [null], "labels": [1]}',
+        "[1]",
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(tmp_path, line):
+    (tmp_path / "labels.jsonl").write_text('{"problem": "p", "steps": ["a"], "labels": [1]}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"labels\.jsonl:2: "):
         read_labelled(tmp_path / "labels.jsonl")
 
 

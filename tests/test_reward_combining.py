@@ -1,8 +1,10 @@
 """Ensembles, weighted sums of functions, and the memory of scores."""
 
 import asyncio
+import copy
 import importlib.util
 import math
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -221,6 +223,29 @@ def test_the_memory_has_a_bound():
     assert cached.score([node_of("a"), node_of("b"), node_of("c"), node_of("d")]) == [0.3] * 4
     with pytest.raises(ValueError, match="max_entries=0"):
         CachedReward(Outcome(1), max_entries=0)
+
+
+def test_a_function_is_not_asked_about_nothing():
+    cached = CachedReward(RewardFunction(lambda nodes: [max(len(node.text) for node in nodes)] * len(nodes)))
+    node = node_of("abc")
+    assert cached.score([node]) == cached.score([node]) == [3]
+    assert cached.cost([node]) == [Cost()]
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
+def test_what_is_made_of_models_can_be_copied_and_sent(again):
+    node = node_of("a\n", "b\n")
+    for model in (ToyReward(), ToyProcessReward()):
+        for made in (EnsembleReward([model, model]), CachedReward(model), WeightedReward([model])):
+            other = again(made)
+            assert type(other) is type(made)
+            assert other.score([node]) == made.score([node])
+
+
+def test_an_ensemble_names_the_member_that_abstains():
+    mute = RewardFunction(lambda nodes: [None] * len(nodes))
+    with pytest.raises(ValueError, match="returned None for a node: in WeightedReward it may abstain"):
+        EnsembleReward([Outcome(0.5), mute]).score([node_of("a")])
 
 
 def test_a_search_with_a_memory_is_the_same_search():

@@ -109,6 +109,32 @@ def test_a_check_of_ones_own_and_bad_requests():
         label_by_rollouts([chain("a", answer=None)], Solver())
 
 
+class Flaky(Solver):
+    """Every second sample fails on its server, or all do."""
+
+    def __init__(self, all_fail=False):
+        super().__init__(chance=1.0)
+        self.all_fail = all_fail
+
+    def _step(self, request, draw):
+        failed = Step("status 503", finish_reason="error")
+        return failed if self.all_fail or draw % 2 else super()._step(request, draw)
+
+
+@pytest.mark.parametrize("target", ["soft", "hard", "first_error"])
+def test_samples_that_failed_are_no_wrong_answers(target):
+    [found] = label_by_rollouts([chain("fine", "fine", end=None)], Flaky(), n=4, target=target)
+    assert found.labels == (1.0, 1.0)
+    solver = Flaky(all_fail=True)
+    with pytest.raises(RuntimeError, match=r"all 4 completions of .* failed: status 503"):
+        label_by_rollouts([chain("fine")], solver, n=4, target=target)
+    assert len(solver.released) == 1
+    broken = chain("fine", end=None)
+    broken = Node(broken.problem, Step("status 503", finish_reason="error"), broken)
+    with pytest.raises(ValueError, match="a failed sample for its last one"):
+        label_by_rollouts([broken], Solver(), n=4, target=target)
+
+
 def test_with_the_toy_and_with_a_transformers_model():
     from tests.tiny_models import byte_tokenizer, grow, root, tiny_model
 

@@ -138,6 +138,8 @@ def test_verifiers_that_cannot_answer_are_refused():
         GenerativeVerifier(causal(tokenizer), tokenizer)
     with pytest.raises(ValueError, match="chains=0, rounds=1"):
         GenerativeVerifier(causal(tokenizer), tokenizer, chains=0)
+    with pytest.raises(ValueError, match="every chain would be cut at its start"):
+        GenerativeVerifier(causal(tokenizer), tokenizer, question="\n")
 
 
 @pytest.mark.parametrize("cache", ["tree", "none"])

@@ -79,6 +79,15 @@ def test_what_cannot_be_called_is_refused():
         RewardFunction(foreign)
 
 
+@pytest.mark.parametrize("answer", [0.5, None, {"a": 1.0}, "0.5"])
+def test_what_is_no_list_of_scores_is_named(answer):
+    def lonely(nodes):
+        return answer
+
+    with pytest.raises(TypeError, match=r"lonely returned .*: return a list with one number for each node"):
+        RewardFunction(lonely).score([node_of(text="a")])
+
+
 def test_the_checker_judges_every_step():
     [problem] = task.generate(1, seed=3)
     solution = task.solution(problem.prompt)

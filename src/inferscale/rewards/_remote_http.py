@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import weakref
@@ -58,7 +57,7 @@ class JSONServer:
             raise error_of_status(response.status_code, response.text, response.headers)
         try:
             return response.json()
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or not even text
             raise RemoteError(f"an answer that is not JSON: {response.text[:200]!r}", "broken") from None
 
 
@@ -69,8 +68,12 @@ def numbers(value: object) -> list[float]:
         RemoteError: If it is something else, or one of them is not finite.
     """
     given: Sequence[object] = value if isinstance(value, list) else [value]
-    found = [float(item) for item in given if isinstance(item, int | float) and math.isfinite(item)]
-    if not found or len(found) != len(given):
+    known = all(isinstance(item, int | float) and abs(item) < math.inf for item in given)
+    try:
+        found = [float(item) for item in given] if known else []  # type: ignore[arg-type]
+    except OverflowError:  # a whole number of hundreds of digits
+        found = []
+    if not found:
         raise RemoteError(f"the server sent {str(value)[:80]} where finite numbers should be")
     return found
 
@@ -84,4 +87,8 @@ def items(answer: object, count: int) -> list[dict[str, Any]]:
     data = answer.get("data") if isinstance(answer, dict) else answer
     if not isinstance(data, list) or len(data) != count or not all(isinstance(item, dict) for item in data):
         raise RemoteError(f"the server sent no list of {count} items but {str(answer)[:200]}")
-    return sorted(data, key=lambda item: item.get("index", 0))
+    places = [item.get("index", place) for place, item in enumerate(data)]
+    if set(map(str, places)) != set(map(str, range(count))):
+        raise RemoteError(f"the server numbered {count} items {str(places)[:200]}")
+    by_place = dict(zip(map(int, places), data, strict=True))
+    return [by_place[place] for place in range(count)]

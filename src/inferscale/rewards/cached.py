@@ -26,12 +26,10 @@ class CachedReward(RewardModel):
 
     Attributes:
         model: The model.
-        hits: Scores that were known.
-        misses: Scores that the model was asked for.
     """
 
-    def __new__(cls, model: RewardModel, *args: Any, **options: Any) -> Self:
-        """A process reward model where `model` is."""
+    def __new__(cls, model: RewardModel | None = None, *args: Any, **options: Any) -> Self:
+        """A process reward model where `model` is; copies and pickles come here without arguments."""
         if cls is CachedReward and is_process(model):
             return super().__new__(_CachedProcess)  # type: ignore[return-value]
         return super().__new__(cls)
@@ -51,9 +49,19 @@ class CachedReward(RewardModel):
         if max_entries < 1:
             raise ValueError(f"max_entries={max_entries}: keep at least one")
         self.model = model
-        self.hits = self.misses = 0
+        self._hits = self._misses = 0
         self._scores: _Memory[float] = _Memory(max_entries)
         self._lists: _Memory[list[float]] = _Memory(max_entries)
+
+    @property
+    def hits(self) -> int:
+        """Scores that were known."""
+        return self._hits
+
+    @property
+    def misses(self) -> int:
+        """Scores that the model was asked for."""
+        return self._misses
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """The scores, known or asked for."""
@@ -67,9 +75,10 @@ class CachedReward(RewardModel):
         for key, node in zip(keys, nodes, strict=True):
             if key not in memory.entries:
                 unknown.setdefault(key, node)
-        self.misses += len(unknown)
-        self.hits += len(nodes) - len(unknown)
-        new = dict(zip(unknown, counted(ask(list(unknown.values())), unknown, self.model), strict=True))
+        self._misses += len(unknown)
+        self._hits += len(nodes) - len(unknown)
+        found = ask(list(unknown.values())) if unknown else []  # a function need not bear no nodes
+        new = dict(zip(unknown, counted(found, unknown, self.model), strict=True))
         answer = [new[key] if key in new else memory.get(key) for key in keys]
         memory.put(new)
         return answer

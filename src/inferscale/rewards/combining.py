@@ -46,8 +46,8 @@ class EnsembleReward(_Joined):
         weights: A weight for each member, for the mean; they need not sum to 1.
     """
 
-    def __new__(cls, models: Sequence[RewardModel], *args: Any, **options: Any) -> Self:
-        """A process reward model where all members are."""
+    def __new__(cls, models: Sequence[RewardModel] = (), *args: Any, **options: Any) -> Self:
+        """A process reward model where all members are; copies and pickles come here without arguments."""
         if cls is EnsembleReward and models and all(map(is_process, models)):
             return super().__new__(_ProcessEnsemble)  # type: ignore[return-value]
         return super().__new__(cls)
@@ -87,8 +87,15 @@ class EnsembleReward(_Joined):
             raise ValueError("reduction=... joins step scores, but not all members are process reward models")
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The joined scores."""
+        """The joined scores.
+
+        Raises:
+            ValueError: If a member gives no score for a node, or a wrong number of scores.
+        """
         rows = [counted(model.score(nodes), nodes, model) for model in self.models]
+        for model, scores in zip(self.models, rows, strict=True):
+            if None in scores:
+                raise ValueError(f"{name_of(model)} returned None for a node: in WeightedReward it may abstain")
         return [self._joined(values) for values in zip(*rows, strict=True)]
 
     def _joined(self, values: Sequence[float]) -> float:

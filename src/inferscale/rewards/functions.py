@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,11 +45,18 @@ class RewardFunction(RewardModel):
         self._check_signature()
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """What the function returns for `nodes`; the engine checks it."""
+        """What the function returns for `nodes`; the engine checks the numbers.
+
+        Raises:
+            TypeError: If that is no list.
+        """
         answer = self.function(**self._arguments(nodes)) if self._in_trl_style else self.function(list(nodes))
         if inspect.isawaitable(answer):
             answer = _finish(answer)
-        return list(answer.tolist() if hasattr(answer, "tolist") else answer)
+        answer = answer.tolist() if hasattr(answer, "tolist") else answer
+        if not isinstance(answer, Iterable) or isinstance(answer, str | Mapping):
+            raise TypeError(f"{self.name} returned {answer!r:.80}: return a list with one number for each node")
+        return list(answer)
 
     def __repr__(self) -> str:
         """Names the function."""

@@ -102,10 +102,12 @@ class GenerativeVerifier(RewardModel):
 
         Raises:
             TagError: If an answer is not one token.
-            ValueError: If `chains` or `rounds` is not positive.
+            ValueError: If `chains` or `rounds` is not positive, or there is no question.
         """
         if chains < 1 or rounds < 1:
             raise ValueError(f"chains={chains}, rounds={rounds}: at least one of each is needed")
+        if not question.strip():
+            raise ValueError(f"question={question!r}: every chain would be cut at its start; give a question")
         self.chains, self.rounds = chains, rounds
         self.generator = HFGenerator(
             model,

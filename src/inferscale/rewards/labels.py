@@ -54,11 +54,14 @@ class LabelledSolution:
 
 
 def write_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> None:
-    """Writes solutions, one JSON object a line."""
-    with open(path, "w", encoding="utf-8") as file:
-        for item in solutions:
-            row = {"problem": item.problem.prompt, "steps": item.steps, "labels": item.labels, "correct": item.correct}
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes solutions, one JSON object a line, with the gold answers and ids of problems that have them."""
+    lines = []
+    for item in solutions:
+        problem = item.problem
+        row = {"problem": problem.prompt, "steps": item.steps, "labels": item.labels, "correct": item.correct}
+        row |= {name: value for name, value in (("answer", problem.answer), ("id", problem.id)) if value is not None}
+        lines.append(json.dumps(row, allow_nan=False) + "\n")  # ASCII: a lone surrogate can be written too
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def read_labelled(path: str | Path) -> list[LabelledSolution]:
@@ -72,8 +75,11 @@ def read_labelled(path: str | Path) -> list[LabelledSolution]:
 
 def _labelled(row: dict[str, Any], where: str) -> LabelledSolution:
     try:
-        return LabelledSolution(Problem(row["problem"]), tuple(row["steps"]), tuple(row["labels"]), row.get("correct"))
-    except (KeyError, TypeError, ValueError) as error:
+        problem = Problem(row["problem"], row.get("answer"), row.get("id"))
+        if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
+            raise TypeError("steps are a list of texts")
+        return LabelledSolution(problem, tuple(row["steps"]), tuple(row["labels"]), row.get("correct"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{where}: a line is an object with problem, steps and labels ({type(error).__name__}: {error})"
         ) from error
@@ -141,5 +147,9 @@ def _until_error(count: int, error: int | None) -> tuple[float | None, ...]:
 def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
+            if not line.strip():
+                continue
+            try:
                 yield number, json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: the line is not JSON ({error})") from None

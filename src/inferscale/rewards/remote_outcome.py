@@ -58,7 +58,12 @@ class _RemoteOutcomeRewardModel(RewardModel):
             api_key: What the server wants as a bearer token; by default out of the environment.
             timeout: Most seconds to wait for one answer.
             deadline: Most seconds for an answer and all repetitions of its request.
+
+        Raises:
+            ValueError: If `label` is negative.
         """
+        if label < 0:
+            raise ValueError(f"label={label}: outputs are counted from 0")
         source = model if checkpoint is None else os.fspath(checkpoint)
         self._prompts = PromptFormat.choose(load_tokenizer(tokenizer, source), chat_template, system_prompt)
         self._charges = Charges(load_config(source))
@@ -75,8 +80,9 @@ class _RemoteOutcomeRewardModel(RewardModel):
         outputs: list[list[float]] = []
         for start in range(0, len(rows), ROWS):
             outputs += self._outputs(rows[start : start + ROWS])
-        if any(len(values) <= self._label for values in outputs):
-            raise ValueError(f"label={self._label}, but the server's model has {len(outputs[0])} outputs")
+        fewest = min(map(len, outputs), default=self._label + 1)
+        if fewest <= self._label:
+            raise ValueError(f"label={self._label}, but the server's model has {fewest} outputs")
         return [values[self._label] for values in outputs]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:

@@ -55,7 +55,8 @@ def label_by_rollouts(
         One for each node, in order. A finished step has no completions: it is labelled by its own answer.
 
     Raises:
-        ValueError: If `n` or `target` is bad, or a node has no steps.
+        ValueError: If `n` or `target` is bad, or a node has no steps or ends with a failed sample.
+        RuntimeError: If all completions after a step failed (on a server); a part that failed is left out.
     """
     if n < 1:
         raise ValueError(f"n={n}: sample at least one completion")
@@ -68,11 +69,9 @@ def label_by_rollouts(
         if target == "first_error":
             labels = _first_errors(chains, correct, judge)
         else:
-            values = judge.values([prefix for chain in chains for prefix in chain.prefixes])
-            labels = []
-            for chain in chains:
-                own, values = values[: len(chain.prefixes)], values[len(chain.prefixes) :]
-                labels.append(tuple(own if target == "soft" else [float(value > 0) for value in own]))
+            values = iter(judge.values([prefix for chain in chains for prefix in chain.prefixes]))
+            shares = [[next(values) for _ in chain.prefixes] for chain in chains]
+            labels = [tuple(own if target == "soft" else [float(value > 0) for value in own]) for own in shares]
     finally:
         for chain in chains:
             generator.release(chain.root)
@@ -99,8 +98,8 @@ class _Chain:
     @classmethod
     def of(cls, source: Node, place: int) -> _Chain:
         pieces = source.inner_steps()
-        if not pieces:
-            raise ValueError(f"{source!r} has no steps to label")
+        if not pieces or source.is_failed:
+            raise ValueError(f"{source!r} has no steps to label, or a failed sample for its last one: leave it out")
         # equal solutions are different samples: their completions must not be the same
         root = Node(source.problem, key=root_key(f"rollouts/{place}/{source.key}/{source.problem.prompt}"))
         node, prefixes = root, []
@@ -128,7 +127,10 @@ class _Judge:
         return float(self.is_correct(node.problem, node.text))
 
     def _share(self, node: Node, steps: Sequence[Step]) -> float:
-        right = [step.finish_reason == "eos" and self.is_correct(node.problem, node.text + step.text) for step in steps]
+        given = [step for step in steps if step.finish_reason != "error"]  # of a server that gave no answer
+        if not given:
+            raise RuntimeError(f"all {len(steps)} completions of {node!r} failed: {steps[0].text[:200]}")
+        right = [step.finish_reason == "eos" and self.is_correct(node.problem, node.text + step.text) for step in given]
         return sum(right) / len(right)
 
 

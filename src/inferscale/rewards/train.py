@@ -32,10 +32,12 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="highest rate of AdamW")] = 1e-5,
     max_tokens: Annotated[int, typer.Option(help="longer solutions are cut")] = 2048,
     lora_rank: Annotated[int, typer.Option(help="rank of LoRA adapters (needs peft); 0 trains all weights")] = 0,
-    held_out: Annotated[float, typer.Option(help="share of the problems that is measured on, not trained on")] = 0.1,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.99, help="share of the problems that is measured on, not trained on")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="of the head, the order and the held-out problems")] = 0,
     device: Annotated[str, typer.Option(help="where to run")] = "cpu",
-    every: Annotated[int, typer.Option(help="updates between reports")] = 20,
+    every: Annotated[int, typer.Option(min=1, help="updates between reports")] = 20,
 ) -> None:
     """Trains a token classifier at step ends, measures it on held-out problems, and writes it."""
     from .diagnosis import diagnose
