@@ -191,6 +191,8 @@ BAD = [
     (([0.1], 4, math.nan), "temperature must be above 0"),
     (([0.1], -1, 0.1), "budget"),
     (([0.1], 1.5, 0.1), "budget"),
+    (([0.1], math.inf, 0.1), "budget"),
+    (([0.1], math.nan, 0.1), "budget"),
     (([[0.1]], [-1], 0.1), "budget"),
     (([[0.1]], [1.5], 0.1), "whole"),
     (([0.1], 4, 0.1, "floor"), "rounding"),

@@ -208,7 +208,7 @@ def test_weights_change_the_curve():
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors_say_what_was_wrong(kind):
     make = KINDS[kind]
-    for k in (0, 4, 1.5, [1, 4]):
+    for k in (0, 4, 1.5, [1, 4], math.inf, math.nan):
         with pytest.raises(ValueError, match="between 1 and the 3 samples"):
             pass_at_k(make([0, 1, 0]), k)
     with pytest.raises(ValueError, match="0 and 1 only"):
@@ -225,3 +225,6 @@ def test_errors_say_what_was_wrong(kind):
         weighted_majority_at_k(make([0, 0]), make([1, 1]), 1, make([0.5, -0.5]))
     with pytest.raises(ValueError, match="empty"):
         pass_at_k(make([]), 1)
+    with pytest.raises(ValueError, match="num_subsets must be 1 or more"):
+        weighted_majority_at_k(make([0, 0]), make([1, 1]), 1, max_subsets=0, num_subsets=0, rng=random.Random(0))
+    assert float(weighted_majority_at_k(make([0, 0]), make([1, 1]), 2.0)[0]) == 1

@@ -114,3 +114,9 @@ def test_kind_and_precision_of_what_comes_back():
     assert isinstance(softmax([0.5, 0.25]), np.ndarray)
     assert isinstance(softmax([0.5, 0.25], mask=torch.tensor([True, True])), torch.Tensor)
     assert softmax(np.float32([0.5, 0.25])).dtype == np.float64
+
+
+def test_softmax_of_scores_as_far_apart_as_can_be():
+    assert softmax([-1e308, 1e308], math.inf).tolist() == [0.5, 0.5]
+    assert softmax([-1e308, 1e308], 1.0).tolist() == [0.0, 1.0]
+    assert softmax([-math.inf, 1.0, 2.0], math.inf).tolist() == [0.0, 0.5, 0.5]

@@ -115,6 +115,8 @@ def test_errors_say_what_was_wrong():
         resample([1.0], 1, "best", random.Random(0))
     with pytest.raises(ValueError, match="num_samples"):
         resample([1.0], 0, rng=random.Random(0))
+    with pytest.raises(ValueError, match="num_samples must be a whole number"):
+        resample([1.0, 2.0], 2.5, rng=random.Random(0))
     with pytest.raises(ValueError, match="either rng"):
         resample([1.0], 1)
     with pytest.raises(ValueError, match="either rng"):

@@ -117,3 +117,11 @@ def test_errors_say_what_was_wrong():
         majority_vote([0, 1], [1.0, math.nan])
     with pytest.raises(ValueError, match="scores must be finite"):
         majority_vote([0, 1], scores=[1.0, math.inf])
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_sums_beyond_float64_are_refused(kind):
+    for ids, values in (([0, 1, 1], [1e308] * 3), ([[0, 1, 1]], [[1e308] * 3])):
+        for arguments in ({"scores": KINDS[kind](values)}, {"weights": KINDS[kind](values)}):
+            with pytest.raises(ValueError, match="more than float64 holds"):
+                majority_vote(KINDS[kind](ids), **arguments)

@@ -73,7 +73,7 @@ def rebase_allocation(
 
 def _whole(budget: int | Array) -> int:
     """One budget as an int."""
-    if budget != int(budget) or budget < 0:
+    if not 0 <= budget < math.inf or budget != int(budget):
         raise ValueError(f"budget must be a whole number, 0 or more; got {budget!r}")
     return int(budget)
 

@@ -88,7 +88,7 @@ def same_shape(**arrays: Array) -> None:
 
 def check_k(k: int, total: int) -> None:
     """Raises a `ValueError` unless `k` samples can be drawn out of `total`."""
-    if k != int(k) or not 1 <= k <= total:
+    if not 1 <= k <= total or k != int(k):
         raise ValueError(f"k must be a whole number between 1 and the {total} samples given, got {k!r}")
 
 

@@ -78,7 +78,8 @@ def weighted_majority_at_k(
         Expectation and standard error, `[...]` each in float64; the error is 0 when all subsets were tried.
 
     Raises:
-        ValueError: If k is not in 1..N, shapes differ, a weight is negative, or `rng` is missing and needed.
+        ValueError: If k is not in 1..N, shapes differ, a weight is negative, no subset is asked for, or `rng` is
+            missing and needed.
     """
     ops = arrays_of(answer_ids, correct, weights, scores)
     ids, weights, scores = vote_arrays(ops, answer_ids, weights, scores)
@@ -86,6 +87,9 @@ def weighted_majority_at_k(
     same_shape(answer_ids=ids, correct=correct)
     total = ids.shape[-1]
     check_k(k, total)
+    if num_subsets < 1:
+        raise ValueError(f"num_subsets must be 1 or more, got {num_subsets!r}")
+    k = int(k)
     everything = math.comb(total, k) <= max_subsets
     if everything:
         subsets = np.asarray(list(itertools.combinations(range(total), k)))

@@ -67,8 +67,9 @@ def softmax(scores: Array, temperature: float = 1.0, mask: Array | None = None) 
         scores = ops.xp.where(ops.boolean(mask), scores, ops.float64(-math.inf))
     top = ops.xp.amax(scores, -1, keepdims=True)
     require(ops.xp.isfinite(top), "softmax needs scores without NaN and at least one finite score in each row")
-    # minus infinity stays so at infinite temperature, where the quotient is NaN
-    shifted = ops.xp.where(scores == -math.inf, scores, (scores - top) / temperature)
+    # at infinite temperature the quotient of an infinite difference is NaN
+    shifted = ops.xp.zeros_like(scores) if math.isinf(temperature) else (scores - top) / temperature
+    shifted = ops.xp.where(scores == -math.inf, scores, shifted)
     weights = ops.xp.exp(shifted)
     return weights / weights.sum(-1, keepdims=True)
 

@@ -70,8 +70,9 @@ def resample(
     """
     if scheme not in get_args(Resampling):
         raise ValueError(f'scheme must be "multinomial", "stratified", "systematic" or "residual", got {scheme!r}')
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be 1 or more, got {num_samples!r}")
+    if not 1 <= num_samples < math.inf or num_samples != int(num_samples):
+        raise ValueError(f"num_samples must be a whole number, 1 or more; got {num_samples!r}")
+    num_samples = int(num_samples)
     ops = arrays_of(weights, uniforms)
     weights = _check(ops, ops.float64(weights))
     shape = (*weights.shape[:-1], 1 if scheme == "systematic" else num_samples)

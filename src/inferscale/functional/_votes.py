@@ -9,6 +9,8 @@ import numpy as np
 
 from ._arrays import NUMPY, Array, Arrays, arrays_of, require, require_items, whole_numbers
 
+_TOO_GREAT = "the weights or scores of one answer sum up to more than float64 holds: rescale them"
+
 
 def majority_vote(answer_ids: Array, weights: Array | None = None, scores: Array | None = None) -> Array:
     """The answer with the greatest total weight in each row; -1 where all abstain.
@@ -63,16 +65,19 @@ def vote_leaders(ops: Arrays, ids: Array, weights: Array | None, scores: Array |
     leaders = ids >= 0
     for values in (ops.xp.ones_like(ids) if weights is None else weights, scores):
         if values is not None:
-            totals = ops.xp.where(leaders, ops.float64(group_totals(ops, ids, values)), ops.float64(-math.inf))
+            sums = ops.float64(group_totals(ops, ids, values))
+            require(ops.xp.isfinite(sums) | (ids < 0), _TOO_GREAT)
+            totals = ops.xp.where(leaders, sums, ops.float64(-math.inf))
             leaders = leaders & (totals == ops.xp.amax(totals, -1, keepdims=True))
     return leaders
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def group_totals(ops: Arrays, ids: Array, values: Array) -> Array:
     """`[..., N]`: for each member the sum of `values` over the members with its id.
 
     Sums carry their rounding error along (Knuth's two-sum, so about 106 bits) and are rounded once at the end: as
-    `math.fsum`, they do not depend on the order.
+    `math.fsum`, they do not depend on the order. A sum beyond float64 is no finite number.
     """
     total = error = ops.xp.zeros_like(values)
     for j in range(ids.shape[-1]):
@@ -92,7 +97,10 @@ def _vote_row(ids: Sequence[int], weights: Sequence[float] | None, scores: Seque
             members.setdefault(answer, []).append(position)
 
     def total(values: Sequence[float] | None, positions: Sequence[int]) -> float:
-        return len(positions) if values is None else math.fsum(values[i] for i in positions)
+        try:
+            return len(positions) if values is None else math.fsum(values[i] for i in positions)
+        except OverflowError:
+            raise ValueError(_TOO_GREAT) from None
 
     def rank(answer: int) -> tuple[float, float]:
         positions = members[answer]
