@@ -299,3 +299,27 @@ def test_aggregators_are_values():
     assert repr(Oracle()) == "Oracle()"
     assert repr(MajorityVote()) == "MajorityVote(weighted=False, reduction=None, same_answer=None)"
     assert answer_weights([]) == answer_weights(paths([None])) == {}
+
+
+@pytest.mark.parametrize("kind", [MajorityVote, BestOfN, BordaVote])
+def test_an_unknown_reduction_is_refused_where_it_is_written(kind):
+    with pytest.raises(ValueError, match=r"reduction='lst'\): choose one of 'last', 'min', 'prod', 'mean', or a func"):
+        kind(reduction="lst")
+
+
+def test_scores_of_any_size_are_summed():
+    assert MajorityVote(weighted=True).select(paths("aabbb", [1e308] * 5)).answer == "b"
+    assert MajorityVote().select(paths("abab", [1e308, -1e308, 1e308, -1e308])).answer == "a"
+    assert MajorityVote().select(paths("abab", [-1e308, 1e308, -1e308, 1e308])).answer == "b"
+
+
+@pytest.mark.parametrize("p", [200, 1e6])
+def test_a_great_power_makes_borda_best_of_n(p):
+    scores = [i / 64 for i in range(63)] + [1.0]
+    assert BordaVote(p=p).select(paths(["a"] * 63 + ["b"], scores)).answer == "b"
+
+
+def test_a_confidence_that_is_no_number_is_refused_wherever_it_stands():
+    for confidences in ((0.5, math.nan), (math.nan, 0.5)):
+        with pytest.raises(ValueError, match="got nan"):
+            ConfidenceVote(over="min").select([path("a", confidences=confidences)])

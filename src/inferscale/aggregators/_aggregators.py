@@ -18,6 +18,7 @@ from ._voting import (
     as_weights,
     best,
     candidates,
+    check_reduction,
     group_answers,
     known_scores,
     require_some,
@@ -41,6 +42,9 @@ class MajorityVote(Aggregator):
     reduction: StepReduction | None = None
     same_answer: SameAnswer | None = None
     normalize: Normalize = field(default=normalize_answer, repr=False)
+
+    def __post_init__(self) -> None:
+        check_reduction(self, self.reduction)
 
     @property
     def needs_scores(self) -> bool:
@@ -69,6 +73,9 @@ class BestOfN(Aggregator):
     """
 
     reduction: StepReduction | None = None
+
+    def __post_init__(self) -> None:
+        check_reduction(self, self.reduction)
 
     @property
     def needs_scores(self) -> bool:

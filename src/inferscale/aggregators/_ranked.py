@@ -11,7 +11,18 @@ from inferscale.answers import normalize_answer
 from inferscale.base import Aggregator
 from inferscale.tree import Trajectory
 
-from ._voting import Normalize, SameAnswer, StepReduction, as_weights, known_scores, require_some, vote
+from ._voting import (
+    Normalize,
+    SameAnswer,
+    StepReduction,
+    as_weights,
+    check_reduction,
+    known_scores,
+    require_some,
+    vote,
+)
+
+_MAX_EXPONENT = 700.0  # exp of it is just within float64
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class BordaVote(Aggregator):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.p) and self.p >= 0):
             raise ValueError(f"BordaVote: p must be 0 or more, got {self.p!r}")
+        check_reduction(self, self.reduction)
 
     @property
     def needs_scores(self) -> bool:
@@ -51,7 +63,10 @@ class BordaVote(Aggregator):
         scores = known_scores(self, trajectories, self.reduction)
         voters = [i for i in scores if trajectories[i].answer is not None]
         ranked = sorted(voters, key=scores.__getitem__, reverse=True)
-        weights = {i: float(len(voters) - rank) ** self.p for rank, i in enumerate(ranked)}
+        n = len(voters)
+        # Sums of whole powers are exact, so ties are ties; where n^p is beyond float64, weights are shares of it.
+        unit = 1 if (self.p + 1) * math.log(max(n, 1)) < _MAX_EXPONENT else n
+        weights = {i: ((n - rank) / unit) ** self.p for rank, i in enumerate(ranked)}
         return vote(trajectories, weights, scores, (self.same_answer, self.normalize))
 
 
@@ -94,6 +109,8 @@ class ConfidenceVote(Aggregator):
         known = [step.confidence for step in trajectory.steps if step.confidence is not None]
         if not known or len(known) < len(trajectory.steps):
             return None
+        if any(map(math.isnan, known)):
+            return math.nan  # min() may pass over it
         if self.over != "mean":
             return min(known) if self.over == "min" else known[-1]
         tokens = [max(step.generated_tokens, 1) for step in trajectory.steps]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from fractions import Fraction
+from typing import TypeAlias, get_args
 
 from inferscale.answers import normalize_answer
 from inferscale.base import Aggregator
@@ -73,11 +74,19 @@ def vote(
         return trajectories[best(candidates(trajectories, scores), scores)]
     use_scores = all(i in scores for group in groups for i in group)
 
-    def rank(group: Sequence[int]) -> tuple[float, float]:
-        return math.fsum(weights[i] for i in group), math.fsum(scores[i] for i in group) if use_scores else 0.0
+    def rank(group: Sequence[int]) -> tuple[float | Fraction, float | Fraction]:
+        return _total([weights[i] for i in group]), _total([scores[i] for i in group] if use_scores else [])
 
     winner: list[int] = max(groups, key=rank)  # the first of equals
     return trajectories[best(winner, scores)]
+
+
+def _total(values: Sequence[float]) -> float | Fraction:
+    """The sum in whatever order; exact where it is beyond floating-point numbers."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return sum(map(Fraction, values), Fraction(0))
 
 
 def candidates(trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> list[int]:
@@ -123,6 +132,13 @@ def as_weights(aggregator: Aggregator, scores: Mapping[int, float]) -> Mapping[i
                 f"{aggregator!r} needs weights of 0 or more, got {score!r}: rescale them, or use BordaVote()"
             )
     return scores
+
+
+def check_reduction(aggregator: Aggregator, reduction: StepReduction | None) -> None:
+    """Raise a ValueError unless `reduction` is a name or a function, or there is none."""
+    if reduction is not None and not callable(reduction) and reduction not in get_args(Reduction):
+        names = ", ".join(map(repr, get_args(Reduction)))
+        raise ValueError(f"{type(aggregator).__name__}(reduction={reduction!r}): choose one of {names}, or a function")
 
 
 def require_some(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> None:
