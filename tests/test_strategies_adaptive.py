@@ -342,3 +342,9 @@ def test_it_saves_samples_on_the_toy():
     assert search(AdaptiveConsistency(16), easy).cost.num_generated == 4
     assert search(AdaptiveConsistency(16), hard).cost.num_generated > 4
     assert Counter(t.answer for t in search(AdaptiveConsistency(16), easy).trajectories) == {"0": 4}
+
+
+@pytest.mark.parametrize("counts", [(700, 600), (900, 890), (2000, 1900), (5000, 4000)])
+def test_the_dirichlet_rule_goes_on_working_with_many_votes(counts):
+    assert dirichlet_confidence(counts) == pytest.approx(beta_confidence(*counts), abs=1e-6)
+    assert AdaptiveConsistency(rule="dirichlet").decides((2000, 100, 3))

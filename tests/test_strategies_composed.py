@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from tests.strategy_fakes import TextReward, TreeGenerator, search
 
@@ -216,3 +217,13 @@ def test_from_results_to_a_fitted_strategy():
     # At answer time the same samples give the same difficulty, and so the same bin.
     bins = [result.root.stats["difficulty_bin"] for result in again]
     assert Counter(bins) == dict(enumerate(fit.bin_sizes))
+
+
+def test_strategies_are_values_whatever_they_were_given():
+    thresholds = [np.float32(0.5)]
+    strategy = ComputeOptimal([RepeatedSampling(1), RepeatedSampling(2)], thresholds)
+    thresholds[0] = np.float32(2.0)
+    same = ComputeOptimal((RepeatedSampling(1), RepeatedSampling(2)), (0.5,))
+    assert (strategy, hash(strategy), repr(strategy)) == (same, hash(same), repr(same))
+    numpys = BeamSearch(np.int64(2), np.int32(3), filter_duplicates=np.True_)
+    assert repr(numpys) == repr(BeamSearch(2, 3, filter_duplicates=True))

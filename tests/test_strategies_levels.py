@@ -66,6 +66,15 @@ def test_duplicates_are_different_samples_unless_filtered():
     assert len(filtered.root.children) == 12
 
 
+def test_the_first_of_equal_texts_keeps_its_place_among_equal_scores():
+    class Texts(TreeGenerator):
+        def sample(self, request, draw):
+            return Step("ABA"[draw])
+
+    result = search(BeamSearch(1, 3, max_depth=1, filter_duplicates=True), Texts(), PathReward(lambda path: 0.5))
+    assert result.leaves == (result.root.children[0],)
+
+
 class HiddenReward(RewardModel):
     """Shows the good branch (1) only one step later."""
 

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
 
 
-def check_counts(owner: object, *names: str, minimum: int = 1) -> None:
-    """Raises unless each named attribute of `owner` is an integer of at least `minimum`."""
+def check_counts(owner: Any, *names: str, minimum: int = 1) -> None:
+    """Raises unless each named attribute of `owner` is an integer of at least `minimum`.
+
+    Before that, NumPy's numbers among all attributes become Python's: strategies that are equal are written alike.
+    """
+    for item in fields(owner):
+        if isinstance(value := getattr(owner, item.name), np.generic):
+            object.__setattr__(owner, item.name, value.item())
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, int | Integral) or value is True or value < minimum:
             raise ValueError(f"{type(owner).__name__}({name}={value!r}): {name} must be an integer >= {minimum}")
 
 
-def check_positive(owner: object, *names: str) -> None:
-    """Raises unless each named attribute of `owner` is a number greater than 0."""
+def check_positive(owner: object, *names: str, finite: bool = False) -> None:
+    """Raises unless each named attribute of `owner` is a number greater than 0, and below infinity if `finite`."""
     for name in names:
         value = getattr(owner, name)
-        if not value > 0:
+        if not isinstance(value, Real) or not value > 0:
             raise ValueError(f"{type(owner).__name__}({name}={value!r}): {name} must be greater than 0")
+        if finite and value == math.inf:
+            raise ValueError(f"{type(owner).__name__}({name}={value!r}): {name} must be a finite number")
 
 
 def check_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:

@@ -31,6 +31,14 @@ def look_ahead(nodes: Sequence[Node], depth: int) -> Flow[list[float]]:
     return [end.score for end in ends]
 
 
+def first_of_each_text(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes without those whose whole text another one had before them, in order."""
+    first: dict[str, Node] = {}
+    for node in nodes:
+        first.setdefault(node.text, node)
+    return list(first.values())
+
+
 @dataclass(frozen=True)
 class BeamSearch(SearchStrategy):
     """Beam search against a process reward model (Snell et al. 2024, arXiv:2408.03314, section 5.1).
@@ -78,7 +86,7 @@ class BeamSearch(SearchStrategy):
             done += [node for node in children if node.is_finished]
             candidates = [node for node in beam if node.is_finished] + children
             if self.filter_duplicates:
-                candidates = list({node.text: node for node in reversed(candidates)}.values())[::-1]
+                candidates = first_of_each_text(candidates)
             # Python's sort is stable: among equal values the older node keeps its place.
             beam = sorted(candidates, key=lambda node: -value[node])[: self.beam_width]
             counts = [self.branching] * sum(not node.is_finished for node in beam)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from dataclasses import dataclass
 from typing import ClassVar
@@ -88,6 +89,8 @@ class DepthFirst(SearchStrategy):
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
         check_counts(self, "num_expansions", "branching", "max_depth")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ValueError("DepthFirst(threshold=nan) would prune every child: give a score, or None")
         if self.max_finished is not None:
             check_counts(self, "max_finished")
 

@@ -73,12 +73,14 @@ class ComputeOptimal(SearchStrategy):
         """Refuses hyperparameters that do not fit together."""
         check_counts(self, "num_probes")
         check_choice(self, "measure", ("score", "agreement"))
+        object.__setattr__(self, "strategies", tuple(self.strategies))
+        object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
         if len(self.strategies) != len(self.thresholds) + 1:
             raise ValueError(
                 f"ComputeOptimal has {len(self.strategies)} strategies and {len(self.thresholds)} thresholds: "
                 "give one threshold between each two strategies"
             )
-        if list(self.thresholds) != sorted(self.thresholds):
+        if any(map(math.isnan, self.thresholds)) or list(self.thresholds) != sorted(self.thresholds):
             raise ValueError(f"ComputeOptimal(thresholds={self.thresholds}): give them in ascending order")
 
     @property

@@ -76,7 +76,7 @@ class MCTS(SearchStrategy):
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
         check_counts(self, "num_simulations", "root_branching", "branching", "num_parallel", "max_depth")
-        check_positive(self, "c_uct", "c_puct", "noise_alpha")
+        check_positive(self, "c_uct", "c_puct", "noise_alpha", finite=True)
         check_choice(self, "selection", ("uct", "puct", "gumbel"))
         check_choice(self, "prior", ("uniform", "logprob"))
         check_choice(self, "evaluate", ("reward", "rollout", "mix"))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 _EXACT_STATES = 20_000
 _DRAWS = 1000
 _POINTS = 4001
+_MAX_EXPONENT = 700.0  # exp of it is just within float64
 
 
 @lru_cache(maxsize=4096)
@@ -51,12 +52,17 @@ def dirichlet_confidence(counts: tuple[int, ...]) -> float:
 
 def _erlang_distribution(x: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Distribution function of Gamma(count + 1): ``1 - exp(-x) sum_{k <= count} x^k / k!``."""
-    total = term = np.ones_like(x)
-    for k in range(1, count + 1):
-        term = term * x / k
-        total = total + term
-    distribution: NDArray[np.float64] = 1 - np.exp(-x) * total
-    return distribution
+    if x[-1] < _MAX_EXPONENT:
+        total = term = np.ones_like(x)
+        for k in range(1, count + 1):
+            term = term * x / k
+            total = total + term
+        below: NDArray[np.float64] = np.exp(-x) * total
+    else:  # the terms and their sum are beyond float64, their products with exp(-x) are not
+        log_x, below = np.log(np.maximum(x, 1e-300)), np.exp(-x)
+        for k in range(1, count + 1):
+            below = below + np.exp(k * log_x - x - math.lgamma(k + 1))
+    return 1 - below
 
 
 def expected_stop(
