@@ -21,6 +21,11 @@ def tree() -> Node:
     return root
 
 
+def test_an_answer_is_a_text():
+    with pytest.raises(TypeError, match=r"answer is a text or None, not 5: write str\(answer\)"):
+        Problem("How many?", answer=5)
+
+
 def test_paths_texts_and_ids(tree):
     b = tree.children[0].children[0]
     assert [node.step.text for node in b.path] == ["a\n", "b"]

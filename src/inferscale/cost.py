@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,11 @@ class Budget:
     calls: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses caps that are not positive."""
+        """Refuses caps that are not positive or are no counts; numbers of other libraries become Python's."""
         for name in ("tokens", "flops", "seconds", "calls"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"Budget({name}={value!r}): a cap must be greater than 0; leave it out for no cap")
+            if value is not None:
+                object.__setattr__(self, name, _checked_cap(name, value))
 
     def exhausted(self, cost: Cost, elapsed: float) -> str | None:
         """The name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``."""
@@ -98,3 +100,15 @@ class Budget:
             if cap is not None and value >= cap:
                 return name
         return None
+
+
+def _checked_cap(name: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"Budget({name}={value!r}): a cap must be greater than 0; leave it out for no cap")
+    if isinstance(value, Integral):
+        return int(value)
+    if name in ("tokens", "calls"):
+        if not math.isfinite(value) or value != int(value):
+            raise ValueError(f"Budget({name}={value!r}): give a whole number, or leave it out for no cap")
+        return int(value)
+    return float(value)

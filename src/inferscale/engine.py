@@ -117,11 +117,14 @@ def stream(
 
 
 def _coerced(problem: Problem | str) -> Problem:
-    if isinstance(problem, str):
-        return Problem(problem)
-    if not isinstance(problem, Problem):
-        raise TypeError(f"a problem is a Problem or a prompt, not {type(problem).__name__}: {problem!r:.80}")
-    return problem
+    given = Problem(problem) if isinstance(problem, str) else problem
+    if not isinstance(given, Problem):
+        raise TypeError(f"a problem is a Problem or a prompt, not {type(given).__name__}: {given!r:.80}")
+    try:
+        given.prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the prompt {given.prompt!r:.80} holds half a character (a lone surrogate)") from None
+    return given
 
 
 def _checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:

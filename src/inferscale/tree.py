@@ -35,9 +35,11 @@ class Problem:
     id: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses an empty prompt."""
+        """Refuses an empty prompt, and an answer that is no text."""
         if not isinstance(self.prompt, str) or not self.prompt:
             raise ValueError(f"a problem needs a prompt, a string that is not empty; got {self.prompt!r}")
+        if self.answer is not None and not isinstance(self.answer, str):
+            raise TypeError(f"a problem's answer is a text or None, not {self.answer!r:.80}: write str(answer)")
 
 
 @dataclass(frozen=True, slots=True)
