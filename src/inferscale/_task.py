@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal, TypeAlias, get_args
 
 from ._models import Models
@@ -14,7 +15,7 @@ from .aggregators import MajorityVote
 from .base import Aggregator, Generator, RewardModel, SearchStrategy
 from .cost import Budget
 from .journal import Journal
-from .result import SearchResult
+from .result import SearchResult, voted
 from .tree import Node, Problem
 
 Schedule: TypeAlias = Literal["wave", "stream"]
@@ -47,13 +48,22 @@ class Task:
             _check_part("budget", self.budget, Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...)")
         if not callable(self.extract_answer):
             raise TypeError(f"extract_answer must be a function of the completion, not {self.extract_answer!r}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: at least one problem must be searched at a time")
+        self._check_integers()
         if self.reward_model is None and self.strategy.needs_scores:
             raise ValueError(f"{self.strategy!r} scores its nodes: pass reward_model=...")
         if self.reward_model is None and self.vote.needs_scores:
             raise ValueError(f"{self.vote!r} reads scores: pass reward_model=...")
         self._check_schedule()
+
+    def _check_integers(self) -> None:
+        if not isinstance(self.seed, Integral):
+            raise TypeError(f"seed must be an integer, not {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))  # NumPy's are written differently, in the fingerprint too
+        if self.batch_size is None:
+            return
+        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: at least one problem must be searched at a time")
+        object.__setattr__(self, "batch_size", int(self.batch_size))
 
     def _check_schedule(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -100,10 +110,8 @@ class Task:
         stopped_by = "error" if search.leaves is None else search.stopped_by
         leaves = search.root.leaves() if search.leaves is None else search.leaves
         trajectories = tuple(trajectory(leaf, self.extract_answer) for leaf in leaves)
-        usable = trajectories
-        if self.vote.needs_scores:
-            usable = tuple(t for t in trajectories if t.score is not None)
-        selected = self.vote.select(usable) if usable else trajectories[0]
+        unscored = self.vote.needs_scores and all(t.score is None for t in trajectories)  # all samples failed
+        selected = trajectories[0] if unscored else voted(self.vote, trajectories)
         return SearchResult(
             search.root.problem, selected, trajectories, tuple(leaves), search.root, search.cost, stopped_by
         )

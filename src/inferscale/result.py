@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,13 @@ class SearchResult:
 
     def reaggregate(self, aggregator: Aggregator) -> SearchResult:
         """The same search with another vote; nothing is generated or scored."""
-        return replace(self, selected=aggregator.select(self.trajectories))
+        return replace(self, selected=voted(aggregator, self.trajectories))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the result with its whole tree as versioned JSON; returns the path."""
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), allow_nan=False), encoding="utf-8")
+        temporary.write_text(json.dumps(self.to_dict(), allow_nan=False, default=as_plain), encoding="utf-8")
         os.replace(temporary, target)
         return target
 
@@ -74,7 +74,11 @@ class SearchResult:
         Raises:
             ValueError: If the file is not a result, or was written by a newer version.
         """
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a saved search result: {error}") from error
+        return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the tree as a flat table of nodes, parents first."""
@@ -97,8 +101,9 @@ class SearchResult:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
         """The inverse of `to_dict`."""
-        if data.get("format") != FORMAT:
-            raise ValueError(f"not a saved search result: format is {data.get('format')!r}, expected {FORMAT!r}")
+        form = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+        if form != FORMAT:
+            raise ValueError(f"not a saved search result: format is {form!r}, expected {FORMAT!r}")
         if data["version"] > VERSION:
             raise ValueError(
                 f"written by a newer inferscale (version {data['version']} > {VERSION}): update to read it"
@@ -138,9 +143,28 @@ class SearchResult:
         """What a notebook shows."""
         return self.to_html()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the table of nodes: the linked nodes of a deep tree would pass Python's recursion limit."""
+        return SearchResult.from_dict, (self.to_dict(),)
+
     @property
     def _place(self) -> int:
         return self.trajectories.index(self.selected)
+
+
+def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Trajectory:
+    """What `aggregator` picks; one that needs scores is shown the trajectories that have one, if there are any.
+
+    Raises:
+        ValueError: If it picks something else than one of them.
+    """
+    shown = trajectories
+    if aggregator.needs_scores:
+        shown = tuple(t for t in trajectories if t.score is not None) or trajectories
+    selected = aggregator.select(shown)
+    if selected not in shown:
+        raise ValueError(f"{aggregator!r}.select() must return one of the trajectories, not {selected!r:.100}")
+    return selected
 
 
 def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
@@ -153,12 +177,15 @@ def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
         row["step_scores"] = node.step_scores
     if node.stats:
         row["stats"] = node.stats
+    if node.num_draws > len(node.children):
+        row["unattached_draws"] = node.num_draws - len(node.children)
     return row
 
 
 def _node_from_dict(row: Mapping[str, Any], problem: Problem, nodes: list[Node]) -> Node:
     parent = None if row["parent"] is None else nodes[row["parent"]]
     node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"])
+    node.num_draws = row.get("unattached_draws", 0)
     if parent is not None:
         parent.children.append(node)
         parent.num_draws += 1
@@ -167,6 +194,14 @@ def _node_from_dict(row: Mapping[str, Any], problem: Problem, nodes: list[Node])
     node.step_scores = _as_tuple(row.get("step_scores"))
     node.stats.update(row.get("stats", {}))
     return node
+
+
+def as_plain(value: Any) -> Any:
+    """A number or an array of NumPy or torch as Python's, for ``json.dumps(..., default=as_plain)``."""
+    try:
+        return value.tolist()
+    except AttributeError:
+        raise TypeError(f"{type(value).__name__} {value!r:.80} has no place in JSON") from None
 
 
 def step_from_dict(row: Mapping[str, Any]) -> Step:
