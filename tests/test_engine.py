@@ -12,9 +12,9 @@ from inferscale.cost import Budget, Cost
 from inferscale.engine import solve, solve_batch, stream
 from inferscale.flow import Generate, GenerateRequest, expand, score
 from inferscale.result import SearchResult
-from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
+from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, ComputeOptimal, DepthFirst, Greedy, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
-from inferscale.tree import Node, Problem, UnscoredNodeError
+from inferscale.tree import Node, Problem, Step, UnscoredNodeError
 
 PROMPTS = [f"How many {thing}?" for thing in ("apples", "pears", "plums", "figs", "nuts", "dates", "limes", "kiwis")]
 
@@ -148,6 +148,15 @@ def test_a_requests_own_token_cap_is_kept():
         assert lengths == ([4, 4, 2] if budget == Budget(tokens=10) else [4, 4, 4])
 
 
+def test_a_bound_of_nothing_is_no_bound():
+    class Full(ToyGenerator):
+        def max_sample_tokens(self, request):
+            return 0
+
+    result = solve(PROMPTS[0], RepeatedSampling(8), Full(), budget=Budget(tokens=20))
+    assert (result.stopped_by, result.cost.tokens) == ("tokens", 20)
+
+
 def test_a_call_budget_counts_samples():
     result = solve(PROMPTS[0], REBASE(16), ToyGenerator(), reward_model=ToyReward(), budget=Budget(calls=20))
     assert (result.cost.num_generated, result.stopped_by) == (20, "calls")
@@ -272,6 +281,8 @@ def test_bad_calls_are_refused_before_any_compute():
         (TypeError, "takes a list", lambda: solve_batch("How many?", Greedy(), generator)),
         (TypeError, "iterable of problems", lambda: stream("How many?", Greedy(), generator)),
         (ValueError, "needs a prompt", lambda: solve("", Greedy(), generator)),
+        (ValueError, "half a character", lambda: solve("How \ud83d?", Greedy(), generator)),
+        (ValueError, "half a character", lambda: solve_batch([Problem("How \udc80?")], Greedy(), generator)),
         (TypeError, "a problem is a Problem", lambda: solve(3, Greedy(), generator)),
         (TypeError, "the class REBASE", lambda: solve("x", REBASE, generator)),
         (TypeError, "HFGenerator", lambda: solve("x", Greedy(), object())),
@@ -280,6 +291,9 @@ def test_bad_calls_are_refused_before_any_compute():
         (TypeError, "budget must be", lambda: solve("x", Greedy(), generator, budget=100)),
         (TypeError, "extract_answer", lambda: solve("x", Greedy(), generator, extract_answer="boxed")),
         (ValueError, "batch_size=0", lambda: solve_batch(["x"], Greedy(), generator, batch_size=0)),
+        (ValueError, "batch_size=2.5", lambda: solve_batch(["x"], Greedy(), generator, batch_size=2.5)),
+        (TypeError, "seed must be an integer, not None", lambda: solve("x", Greedy(), generator, seed=None)),
+        (TypeError, "seed must be an integer, not 0.5", lambda: solve("x", Greedy(), generator, seed=0.5)),
         (ValueError, r"REBASE\(width=16.*scores its nodes", lambda: solve("x", REBASE(), generator)),
         (ValueError, "BestOfN.*reads scores", lambda: solve("x", Greedy(), generator, aggregator=BestOfN())),
         (ValueError, "weighted=True.*reads scores",
@@ -299,6 +313,13 @@ def test_bad_calls_are_refused_before_any_compute():
         (lambda: REBASE(width=True), "must be an integer"),
         (lambda: REBASE(softmax_temperature=0), "must be greater than 0"),
         (lambda: REBASE(softmax_temperature=math.nan), "must be greater than 0"),
+        (lambda: REBASE(softmax_temperature="0.1"), "must be greater than 0"),
+        (lambda: MCTS(c_uct=math.inf), "must be a finite number"),
+        (lambda: DepthFirst(threshold=math.nan), "would prune every child"),
+        (lambda: ComputeOptimal([RepeatedSampling(1)] * 2, [math.nan]), "ascending order"),
+        (lambda: Budget(calls=2.5), r"Budget\(calls=2.5\): give a whole number"),
+        (lambda: Budget(tokens=0.5), r"Budget\(tokens=0.5\): give a whole number"),
+        (lambda: Budget(tokens=math.inf), "leave it out for no cap"),
         (lambda: REBASE(rounding="floor"), "choose one of 'exact'"),
         (lambda: REBASE(truncate_ratio=0.0), "share in"),
         (lambda: RepeatedSampling(0), "n must be"),
@@ -327,6 +348,12 @@ def wrong_count(generator):
         (lambda answers: answers[:-1], ValueError, "answered 1 of 2 requests"),
         (lambda answers: [steps[:-1] for steps in answers], ValueError, "returned 2 steps where 3 were asked for"),
         (lambda answers: [["text"] * 3] * 2, TypeError, "must return Step objects, not str"),
+        (lambda answers: [[*steps[:2], "text"] for steps in answers], TypeError, "Step objects, not str 'text'"),
+        (lambda answers: None, TypeError, "must return a list of steps for each request, not None"),
+        (lambda answers: [iter(steps) for steps in answers], TypeError, "must return a list of steps"),
+        (lambda answers: [[Step(None)] * 3] * 2, TypeError, "whose text is None"),
+        (lambda answers: [[Step("a", finish_reason="stop")] * 3] * 2, ValueError, "'stop': choose one of 'step'"),
+        (lambda answers: [[Step("a")] * 3] * 2, ValueError, r'ended a completion \(until="end"\)'),
     ],
 )
 def test_a_generator_that_answers_wrongly_is_an_error(change, kind, message):
@@ -334,7 +361,7 @@ def test_a_generator_that_answers_wrongly_is_an_error(change, kind, message):
         solve_batch(PROMPTS[:2], RepeatedSampling(3), wrong_count(change))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "good", [0.5]])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "good", [0.5], 10**400])
 def test_a_reward_that_is_no_finite_number_is_an_error(value):
     class Bad(RewardModel):
         def score(self, nodes):
@@ -353,6 +380,18 @@ def test_a_reward_model_that_miscounts_is_an_error():
         def step_scores(self, nodes):
             return [[] for _ in nodes]
 
+    class Forgot(RewardModel):
+        def score(self, nodes):
+            """Returns nothing."""
+
+    class Cheap(ToyReward):
+        def cost(self, nodes):
+            return [Cost()]
+
+    with pytest.raises(TypeError, match="Forgot must return a list of scores, not None"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Forgot())
+    with pytest.raises(ValueError, match=r"Cheap.cost\(\) returned 1 costs for 4 nodes"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Cheap())
     with pytest.raises(ValueError, match="returned 1 scores for 4 nodes"):
         solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Bad())
     with pytest.raises(ValueError, match="gave no step score"):

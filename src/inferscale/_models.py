@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from typing import TypeVar, get_args
 
 from ._search import Search
 from .base import Generator, ProcessRewardModel, RewardModel
@@ -14,7 +16,9 @@ from .cost import Cost
 from .flow import GenerateRequest
 from .functional import reduce_steps
 from .journal import Journal, RecordedScores, RecordedSteps
-from .tree import Node, Step
+from .tree import FinishReason, Node, Step
+
+Wanted = TypeVar("Wanted")
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class Models:
 
     def samples_for(self, search: Search) -> list[GenerateRequest]:
         """The samples that `search` waits for and the journal does not hold; ``[]`` if there are none."""
-        while portion := search.portion(self.generator):
+        while portion := self._wanted(search, partial(search.portion, self.generator)):
             recorded = self.journal.recorded_steps(search.root, portion)
             if recorded is None:
                 return portion
+            search.started -= recorded.seconds
             search.attach(portion, recorded.steps, recorded.seconds)
         return []
 
@@ -48,7 +53,7 @@ class Models:
 
         Scores out of the journal resume the search, which may then wait for samples.
         """
-        nodes = search.to_score()
+        nodes = self._wanted(search, search.to_score)
         if not nodes:
             return ()
         if self.reward_model is None:
@@ -57,8 +62,23 @@ class Models:
         if recorded is None:
             return nodes
         recorded.give(nodes)
+        search.started -= recorded.cost.seconds
         search.scored(recorded.cost)
         return ()
+
+    def _wanted(self, search: Search, ask: Callable[[], Wanted]) -> Wanted:
+        """What `ask` says that `search` waits for; a search ends where its clock ended it in an earlier call.
+
+        The clock ends no search whose answers are still replayed: it would end elsewhere than it did.
+        """
+        if self.journal.recorded_timeout(search.root):
+            search.stop("seconds")
+        search.replaying = self.journal.holds(search.root)
+        stopped_by = search.stopped_by
+        wanted = ask()
+        if stopped_by is None and search.stopped_by == "seconds":
+            self.journal.record_timeout(search.root)
+        return wanted
 
     def sample(self, portions: Sequence[Sequence[GenerateRequest]]) -> list[RecordedSteps]:
         """The answer to each portion, in one call of the generator; its time is divided by the samples."""
@@ -79,6 +99,7 @@ class Models:
         nodes = [node for portion in portions for node in portion]
         started = time.perf_counter()
         costs = self.reward_model.cost(nodes)
+        _check_count(costs, nodes, f"{type(self.reward_model).__name__}.cost()", "costs")
         scores = _checked_scores(nodes, self.reward_model)
         seconds = (time.perf_counter() - started) / len(nodes)
         rows = iter(list(zip(scores, costs, strict=True)))
@@ -105,6 +126,8 @@ def _checked_steps(
     requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]], generator: Generator
 ) -> Sequence[Sequence[Step]]:
     name = type(generator).__name__
+    if not isinstance(answers, Sequence) or not all(isinstance(steps, Sequence) for steps in answers):
+        raise TypeError(f"{name}.generate() must return a list of steps for each request, not {answers!r:.100}")
     if len(answers) != len(requests):
         raise ValueError(
             f"{name}.generate() answered {len(answers)} of {len(requests)} requests: answer each, in order"
@@ -112,14 +135,31 @@ def _checked_steps(
     for request, steps in zip(requests, answers, strict=True):
         if len(steps) != request.n:
             raise ValueError(f"{name}.generate() returned {len(steps)} steps where {request.n} were asked for")
-        if not all(isinstance(step, Step) for step in steps):
-            raise TypeError(f"{name}.generate() must return Step objects, not {type(steps[0]).__name__}")
+        for step in steps:
+            _check_step(request, step, name)
     return answers
 
 
+def _check_step(request: GenerateRequest, step: object, name: str) -> None:
+    if not isinstance(step, Step):
+        raise TypeError(f"{name}.generate() must return Step objects, not {type(step).__name__} {step!r:.80}")
+    if not isinstance(step.text, str):
+        raise TypeError(f"{name}.generate() returned a step whose text is {step.text!r:.80}, and no string")
+    if step.finish_reason not in get_args(FinishReason):
+        raise ValueError(
+            f"{name}.generate() returned a step with finish_reason={step.finish_reason!r}: "
+            f"choose one of {', '.join(map(repr, get_args(FinishReason)))}"
+        )
+    if request.until == "end" and step.finish_reason == "step":
+        raise ValueError(
+            f'{name}.generate() ended a completion (until="end") with finish_reason="step", as if it could go on: '
+            'give "eos" or "length"'
+        )
+
+
 def _sum_costs(costs: Sequence[Cost], seconds_each: float) -> Cost:
-    scored = sum(cost.scored_tokens for cost in costs)
-    flops = sum(cost.reward_flops for cost in costs)
+    scored = sum(int(cost.scored_tokens) for cost in costs)
+    flops = sum(int(cost.reward_flops) for cost in costs)
     return Cost(scored_tokens=scored, reward_flops=flops, seconds=seconds_each * len(costs), num_scored=len(costs))
 
 
@@ -141,15 +181,19 @@ def _checked_scores(nodes: Sequence[Node], reward_model: RewardModel) -> list[tu
     return found
 
 
-def _check_count(scores: Sequence[object], nodes: Sequence[Node], name: str) -> None:
-    if len(scores) != len(nodes):
-        raise ValueError(f"{name} returned {len(scores)} scores for {len(nodes)} nodes: return one for each, in order")
+def _check_count(values: Sequence[object], nodes: Sequence[Node], name: str, what: str = "scores") -> None:
+    try:
+        count = len(values)
+    except TypeError:
+        raise TypeError(f"{name} must return a list of {what}, not {values!r:.100}") from None
+    if count != len(nodes):
+        raise ValueError(f"{name} returned {count} {what} for {len(nodes)} nodes: return one for each, in order")
 
 
 def _checked_score(value: object, node: Node, name: str) -> float:
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"{name} scored {node!r} as {value!r}: a score must be a finite number")

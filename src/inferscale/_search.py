@@ -32,6 +32,7 @@ class Search:
         self.strategy = strategy
         self.budget = budget
         self.started = time.perf_counter()
+        self.replaying = False  # whether a journal has the next answer
         self.stopped_by: str | None = None
         self.request: Request | None = None
         self.leaves: list[Node] | None = None
@@ -63,6 +64,7 @@ class Search:
         if not isinstance(leaves, list | tuple) or not all(isinstance(leaf, Node) for leaf in leaves):
             raise TypeError(f"{self.strategy!r}.search() must return a list of nodes, not {leaves!r:.200}")
         if leaves:
+            self._check_attached(leaves)
             return list(leaves)
         best_effort = self.root.leaves()
         if any(node.is_failed for node in self.root.walk()):
@@ -71,6 +73,15 @@ class Search:
             f"{self.strategy!r}.search() returned no leaf, though the tree has {len(best_effort)}: "
             "return `root.leaves()` when nothing better is at hand"
         )
+
+    def _check_attached(self, leaves: Sequence[Node]) -> None:
+        tree = set(self.root.walk())
+        for leaf in leaves:
+            if leaf not in tree:
+                raise ValueError(
+                    f"{self.strategy!r}.search() returned {leaf!r}, which is not in this search's tree: "
+                    "return nodes of `root.walk()`, not look-ahead (attach=False) and not nodes of another search"
+                )
 
     def _advance(self, answer: Any) -> None:
         self.request = None
@@ -94,6 +105,12 @@ class Search:
         self._flow = self._closing(self.root.leaves())
         self._advance(None)
 
+    def _spent(self) -> str | None:
+        """The cap that is met; while answers are replayed, the clock meets none."""
+        if self.budget is None:
+            return None
+        return self.budget.exhausted(self.cost, 0.0 if self.replaying else time.perf_counter() - self.started)
+
     # -- generating ----------------------------------------------------------------------------------------------
 
     def portion(self, generator: Generator) -> list[GenerateRequest]:
@@ -103,11 +120,10 @@ class Search:
         if not self._queue:
             self._advance(self._groups)
             return self.portion(generator)
-        if self.budget is not None:
-            spent = self.budget.exhausted(self.cost, time.perf_counter() - self.started)
-            if spent is not None:
-                self.stop(spent)
-                return []
+        spent = self._spent()
+        if spent is not None:
+            self.stop(spent)
+            return []
         portion: list[GenerateRequest] = []
         calls, tokens = self._room()
         for _, request in self._queue:
@@ -148,10 +164,11 @@ class Search:
                 group.append(node)
                 if request.attach:
                     parent.children.append(node)
-                tokens += step.generated_tokens
-                thoughts += step.thought_tokens
-                prompts += step.prompt_tokens
-                flops += step.flops
+                # NumPy's integers would overflow in silence.
+                tokens += int(step.generated_tokens)
+                thoughts += int(step.thought_tokens)
+                prompts += int(step.prompt_tokens)
+                flops += int(step.flops)
             samples += len(steps)
         self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, seconds, samples, 0)
         if not self._queue:
@@ -166,11 +183,10 @@ class Search:
         if not self.request.nodes:
             self._advance(None)
             return self.to_score()
-        if self.budget is not None and self.stopped_by is None:
-            spent = self.budget.exhausted(self.cost, time.perf_counter() - self.started)
-            if spent in ("flops", "seconds"):
-                self.stop(spent)
-                return self.to_score()
+        spent = self._spent() if self.stopped_by is None else None
+        if spent in ("flops", "seconds"):
+            self.stop(spent)
+            return self.to_score()
         return self.request.nodes if isinstance(self.request, Score) else ()
 
     def scored(self, cost: Cost) -> None:
@@ -180,9 +196,9 @@ class Search:
 
 
 def _bound(request: GenerateRequest, generator: Generator) -> int | None:
-    """The most tokens that one sample of `request` can have; ``None`` if there is no bound."""
+    """The most tokens that one sample of `request` can have; ``None`` if there is no bound that can be."""
     bounds = [b for b in (generator.max_sample_tokens(request), request.max_tokens) if b is not None]
-    return min(bounds, default=None)
+    return min(bounds, default=0) or None
 
 
 def _fitting(wanted: float, bound: int | None, tokens: int | None, first: bool) -> tuple[int, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +13,10 @@ from typing import IO, Any, Self
 
 from .cost import Cost
 from .flow import GenerateRequest
-from .result import step_from_dict
+from .result import as_plain, step_from_dict
 from .tree import Node, Step
 
+FORMAT = "inferscale.Journal"
 VERSION = 1
 
 
@@ -63,13 +64,9 @@ class Journal:
         if path is None:
             return cls(None, {})
         target = Path(path)
-        rows = _read(target)
-        header = {"format": "inferscale.Journal", "version": VERSION, **fingerprint}
-        if rows and rows[0] != header:
-            different = sorted(key for key in header if rows[0].get(key) != header[key])
-            raise ValueError(f"the journal {target} was written by another call ({', '.join(different)} differ): "
-                             "give another path, or delete it")  # fmt: skip
+        header = {"format": FORMAT, "version": VERSION, **fingerprint}
         records: defaultdict[str, deque[dict[str, Any]]] = defaultdict(deque)
+        rows = _read(target, header)
         for row in rows[1:]:
             records[row["root"]].append(row)
         file = target.open("a", encoding="utf-8")
@@ -87,6 +84,18 @@ class Journal:
         """Closes the file."""
         if self._file is not None:
             self._file.close()
+
+    def holds(self, root: Node) -> bool:
+        """Whether there are answers to replay for the search of `root`."""
+        return bool(self._records.get(f"{root.key:016x}"))
+
+    def recorded_timeout(self, root: Node) -> bool:
+        """Whether the record says that the clock ended the search here; it is said once."""
+        rows = self._records.get(f"{root.key:016x}")
+        if not rows or rows[0]["kind"] != "timeout":
+            return False
+        rows.popleft()
+        return True
 
     def recorded_steps(self, root: Node, portion: Sequence[GenerateRequest]) -> RecordedSteps | None:
         """The recorded answer to `portion`, or ``None`` when the record has ended."""
@@ -120,6 +129,10 @@ class Journal:
             scores, step_scores = [node.score for node in nodes], [node.step_scores for node in nodes]
             self._write(root, {"kind": "scores", "scores": scores, "step_scores": step_scores, "cost": asdict(cost)})
 
+    def record_timeout(self, root: Node) -> None:
+        """Writes that the clock ended the search of `root` here, which a replay could not tell."""
+        self._write(root, {"kind": "timeout"})
+
     def flush(self) -> None:
         """Hands what was written to the operating system, where it survives a kill of this process."""
         if self._file is not None:
@@ -127,7 +140,8 @@ class Journal:
 
     def _write(self, root: Node, row: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"root": f"{root.key:016x}", **row}, allow_nan=False) + "\n")
+            line = json.dumps({"root": f"{root.key:016x}", **row}, allow_nan=False, default=as_plain)
+            self._file.write(line + "\n")
 
     def _next(self, root: Node, kind: str) -> dict[str, Any] | None:
         rows = self._records.get(f"{root.key:016x}")
@@ -139,13 +153,42 @@ class Journal:
         return row
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of the file; a torn last line is cut off the file."""
+def _read(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The complete lines of the file; a torn last line is cut off it, once it is known to be a journal of this call."""
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
+    rows = [_row(line, number, path) for number, line in enumerate(whole.splitlines(), 1)]
+    if rows:
+        _check_header(rows[0], header, path)
+    elif not json.dumps(header).encode().startswith(data):
+        raise ValueError(f"{path} is no journal, and is left as it is: give another path")
     if len(whole) != len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+    return rows
+
+
+def _row(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    """The object of a line: the header of the first one, a record of the others."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if isinstance(row, dict) and (number == 1 or {"root", "kind"} <= row.keys()):
+        return row
+    if number == 1:
+        raise ValueError(f"{path} is no journal: give another path")
+    raise ValueError(f"the journal {path} is damaged at line {number}: give another path, or delete it")
+
+
+def _check_header(found: Mapping[str, Any], header: Mapping[str, Any], path: Path) -> None:
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{path} is no journal: give another path")
+    different = sorted(key for key in header if found.get(key) != header[key])
+    if different:
+        raise ValueError(
+            f"the journal {path} was written by another call ({', '.join(different)} differ): "
+            "give another path, or delete it"
+        )

@@ -1,0 +1,137 @@
+"""Journals that are damaged, foreign or of a search that the clock ended."""
+
+import json
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from inferscale.base import Generator, SearchStrategy
+from inferscale.cost import Budget
+from inferscale.engine import solve, solve_batch
+from inferscale.flow import expand
+from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from inferscale.tree import Step
+
+PROMPTS = ["How many?", "How many more?"]
+
+
+def lines_of(path):
+    return path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("bad", [b'{"root": "0', b"\xff\xfe", b"[1]", b'{"kind": "steps"}', b""], ids=repr)
+def test_a_journal_damaged_in_the_middle_says_where_and_is_left_alone(tmp_path, bad):
+    path = tmp_path / "journal.jsonl"
+    solve(PROMPTS[0], BeamSearch(2, 2), ToyGenerator(), reward_model=ToyReward(), journal=path)
+    lines = lines_of(path)
+    lines[2] = bad + b"\n"
+    damaged = b"".join(lines) + b'{"torn'
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"journal\.jsonl is damaged at line 3"):
+        solve(PROMPTS[0], BeamSearch(2, 2), ToyGenerator(), reward_model=ToyReward(), journal=path)
+    assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("foreign", [b"my only copy", b'{"format": "x"}', b"a\nb", b"[1, 2]\n", b'{"a": 1}\n{"b'])
+def test_a_file_that_is_no_journal_is_refused_and_left_as_it_is(tmp_path, foreign):
+    path = tmp_path / "notes"
+    path.write_bytes(foreign)
+    with pytest.raises(ValueError, match="is no journal"):
+        solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
+    assert path.read_bytes() == foreign
+
+
+def test_a_header_that_was_torn_is_written_anew(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    straight = solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
+    for length in (0, 1, 30):
+        path.write_bytes(lines_of(path)[0][:length])
+        again = solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
+        assert again.trajectories == straight.trajectories
+        assert len(lines_of(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"strategy": RepeatedSampling(np.int64(2))}, {"strategy": RepeatedSampling(2)}),
+        ({"strategy": REBASE(2, np.float64(0.5))}, {"strategy": REBASE(2, 0.5)}),
+        ({"seed": np.int64(3)}, {"seed": 3}),
+        ({"budget": Budget(calls=np.int32(2), flops=np.int64(9))}, {"budget": Budget(calls=2, flops=9)}),
+        ({"budget": Budget(tokens=1e3)}, {"budget": Budget(tokens=1000)}),
+    ],
+)
+def test_numbers_of_numpy_are_the_same_numbers(tmp_path, one, other):
+    for options in (one, other):
+        options = {"strategy": RepeatedSampling(2), **options}
+        solve(PROMPTS[0], generator=ToyGenerator(), reward_model=ToyReward(), journal=tmp_path / "j", **options)
+
+
+class Arrays(Generator):
+    """A generator that hands out what NumPy gave it."""
+
+    def generate(self, requests):
+        step = Step("The answer is 5", tuple(np.arange(3)), np.float32(-1), None, "eos", flops=np.int64(6 * 10**18))
+        return [[step] * request.n for request in requests]
+
+
+def test_steps_of_numpys_numbers_are_recorded_and_add_up(tmp_path):
+    straight = solve(PROMPTS[0], RepeatedSampling(4), Arrays(), journal=tmp_path / "j")
+    again = solve(PROMPTS[0], RepeatedSampling(4), BrokenGenerator(die_after=0), journal=tmp_path / "j")
+    assert again.trajectories == straight.trajectories
+    assert again.cost == straight.cost
+    assert straight.cost.generator_flops == 24 * 10**18
+    assert straight.load(straight.save(tmp_path / "r.json")).trajectories == straight.trajectories
+
+
+@dataclass(frozen=True)
+class Steps(SearchStrategy):
+    """One path of a hundred steps, each judged only at the end."""
+
+    def search(self, root, rng):
+        node = root
+        for _ in range(100):
+            (node,) = yield from expand([node])
+        return [node]
+
+
+class Slow(ToyGenerator):
+    """Takes its time."""
+
+    def generate(self, requests):
+        time.sleep(0.02)
+        return super().generate(requests)
+
+
+@pytest.mark.parametrize("schedule", ["wave", "stream"])
+def test_a_search_that_the_clock_ended_ends_there_again(tmp_path, schedule):
+    path = tmp_path / "journal.jsonl"
+    slow = Slow(depth=None)
+    slow.concurrent = True
+    reward = ToyReward()
+    reward.concurrent = True
+    options = {"reward_model": reward, "budget": Budget(seconds=0.1), "journal": path, "schedule": schedule}
+    first = solve_batch(PROMPTS, Steps(), slow, **options)
+    assert {result.stopped_by for result in first} == {"seconds"}
+    broken = BrokenGenerator(die_after=0)
+    broken.concurrent = True
+    again = solve_batch(PROMPTS, Steps(), broken, **options)
+    assert [result.to_dict() for result in again] == [result.to_dict() for result in first]
+
+
+def test_what_is_replayed_counts_for_the_clock_but_never_stops_a_replay(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    solve(PROMPTS[0], Steps(), Slow(depth=None), reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)
+    kept = [line for line in lines_of(path) if b'"timeout"' not in line]  # killed before the clock ended it
+    rows = [json.loads(line) for line in kept]
+    steps = [row for row in rows if row.get("kind") == "steps"]
+    assert 1 <= len(steps) < 10
+    steps[-1]["seconds"] = 1.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *steps]))
+    left = ToyGenerator(depth=None)
+    again = solve(PROMPTS[0], Steps(), left, reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)
+    assert (again.stopped_by, left.calls) == ("seconds", 0)
+    assert again.cost.num_generated == len(steps)

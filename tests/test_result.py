@@ -1,0 +1,123 @@
+"""What a result does with odd votes, odd files and deep trees."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from inferscale.aggregators import BestOfN
+from inferscale.base import Aggregator, SearchStrategy
+from inferscale.engine import solve
+from inferscale.flow import expand, score
+from inferscale.result import SearchResult
+from inferscale.strategies import BeamSearch, RepeatedSampling
+from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.tree import Trajectory
+
+
+class Picky(Aggregator):
+    """Returns what it is told to."""
+
+    def __init__(self, pick, needs_scores=False):
+        self.pick, self.needs = pick, needs_scores
+
+    @property
+    def needs_scores(self):
+        return self.needs
+
+    def select(self, trajectories):
+        return self.pick(trajectories)
+
+
+@pytest.mark.parametrize(
+    "pick", [lambda given: None, lambda given: given[0].answer, lambda given: Trajectory(given[0].problem, ())]
+)
+def test_a_vote_for_something_else_is_refused(pick):
+    result = solve("How many?", RepeatedSampling(3), ToyGenerator())
+    with pytest.raises(ValueError, match="must return one of the trajectories"):
+        solve("How many?", RepeatedSampling(3), ToyGenerator(), aggregator=Picky(pick))
+    with pytest.raises(ValueError, match="must return one of the trajectories"):
+        result.reaggregate(Picky(pick))
+
+
+class Half(SearchStrategy):
+    """Two leaves, of which the engine scores one: the other has failed."""
+
+    def search(self, root, rng):
+        yield from expand([root], 2, until="end")
+        return list(root.children)
+
+
+def test_a_vote_that_needs_scores_sees_the_scored_ones_whenever_it_is_taken():
+    class OneFails(ToyGenerator):
+        def generate(self, requests):
+            (steps,) = super().generate(requests)
+            return [[replace(steps[0], finish_reason="error"), steps[1]]]
+
+    best = Picky(lambda given: max(given, key=lambda t: t.score), needs_scores=True)
+    result = solve("How many?", Half(), OneFails(), reward_model=ToyReward(), aggregator=best)
+    assert [t.score is None for t in result.trajectories] == [True, False]
+    assert result.reaggregate(best).selected is result.selected is result.trajectories[1]
+    unscored = solve("How many?", RepeatedSampling(2), ToyGenerator())
+    with pytest.raises(ValueError, match="needs trajectories with scores"):
+        unscored.reaggregate(BestOfN())
+
+
+@pytest.mark.parametrize("text", ["[]", "hello", "3", "\udcff"])
+def test_a_file_of_something_else_is_no_result(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match="not a saved search result"):
+        SearchResult.load(path)
+
+
+class Deep(SearchStrategy):
+    """One long path."""
+
+    def search(self, root, rng):
+        node = root
+        for _ in range(2000):
+            (node,) = yield from expand([node])
+        return [node]
+
+
+def test_deep_trees_can_be_pickled():
+    result = solve("How many?", Deep(), ToyGenerator(depth=None))
+    again = pickle.loads(pickle.dumps(result))  # noqa: S301
+    assert again.to_dict() == result.to_dict()
+    assert again.leaves[0].depth == 2000
+
+
+def test_draws_that_were_not_attached_are_remembered():
+    result = solve("How many?", BeamSearch(1, 2, lookahead=1), ToyGenerator(), reward_model=ToyReward())
+    again = SearchResult.from_dict(json.loads(json.dumps(result.to_dict())))
+    draws = [node.num_draws for node in result.root.walk()]
+    assert draws != [len(node.children) for node in result.root.walk()]
+    assert [node.num_draws for node in again.root.walk()] == draws
+
+
+class Elsewhere(SearchStrategy):
+    """Returns nodes of another tree, or of none."""
+
+    def __init__(self, leaves):
+        self.leaves = leaves
+
+    def search(self, root, rng):
+        ahead = yield from expand([root], 2, until="end", attach=False)
+        kids = yield from expand([root], 1)
+        beyond = yield from expand(kids, 1, attach=False)
+        yield from score(kids)
+        return self.leaves(ahead, beyond)
+
+
+@pytest.mark.parametrize("leaves", [lambda ahead, beyond: ahead, lambda ahead, beyond: beyond])
+def test_look_ahead_cannot_be_returned(leaves):
+    with pytest.raises(ValueError, match=r"is not in this search's tree.*attach=False"):
+        solve("How many?", Elsewhere(leaves), ToyGenerator(), reward_model=ToyReward())
+
+
+def test_nodes_of_another_search_cannot_be_returned():
+    other = solve("How many?", RepeatedSampling(2), ToyGenerator())
+    with pytest.raises(ValueError, match="not nodes of another search"):
+        solve("How many?", Elsewhere(lambda *_: list(other.leaves)), ToyGenerator(), reward_model=ToyReward())
