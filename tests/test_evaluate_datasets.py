@@ -60,6 +60,42 @@ def test_rows_of_your_own(tmp_path):
     assert example_from_fields({"prompt": "x", "answer": 1, "id": 9}, 0, {}) == Example("x", "1", "", "9")
 
 
+@pytest.mark.parametrize(
+    ("read", "row", "told"),
+    [
+        (gsm8k_example, {"question": None, "answer": "#### 3"}, "row 4 has no question"),
+        (gsm8k_example, {"question": "q", "answer": "so ####  "}, "row 4 has no gold answer: it is empty"),
+        (math_example, {"problem": None, "answer": "1"}, "row 4 has no question"),
+        (math_example, {"problem": "p", "answer": ["1", "2"]}, "no gold answer that is a text or a number"),
+        (svamp_example, {"Body": "b", "Question": "q", "Answer": None}, "row 4 has no gold answer: it is null"),
+        (example_from_fields, {"question": None, "answer": 1}, "row 4 has no question"),
+        (example_from_fields, {"question": [{"role": "user"}], "answer": 1}, "row 4 has a question that is no text"),
+        (example_from_fields, {"question": "q", "answer": ["1"]}, "no gold answer that is a text or a number"),
+        (example_from_fields, {"question": "q", "answer": float("nan")}, "no gold answer that is a text or a number"),
+        (example_from_fields, {"question": "q", "answer": " "}, "row 4 has no gold answer: it is empty"),
+    ],
+)
+def test_what_is_missing_is_not_read_as_a_word(read, row, told):
+    with pytest.raises(ValueError, match=told):
+        read(row, 4, {}) if read is example_from_fields else read(row, 4)
+
+
+def test_what_may_be_missing_is_empty():
+    row = {"problem": "p", "answer": "1", "solution": None, "level": None, "subject": None, "unique_id": None}
+    assert math_example(row, 4) == Example("p", "1", "", "math/4")
+    assert svamp_example({"Body": "b", "Question": "q", "Answer": 0, "ID": None, "Type": None}, 4).id == "svamp/4"
+
+
+def test_an_option_without_effect_is_refused(tmp_path):
+    file = written(tmp_path / "mine.jsonl", [{"question": "Why?", "answer": "4"}])
+    with pytest.raises(ValueError, match="the embedded task is read from no file"):
+        load_examples("embedded", file)
+    with pytest.raises(ValueError, match="the embedded task is read from no file"):
+        load_problems("embedded", fields={"question": "q"})
+    with pytest.raises(ValueError, match="split='train': a file has no splits"):
+        load_examples("jsonl", file, split="train")
+
+
 def test_own_fields_may_replace_those_of_a_known_data_set(tmp_path):
     file = written(tmp_path / "mine.jsonl", [{"q": "Why?", "a": "4"}])
     assert load_examples("gsm8k", file, fields={"question": "q", "answer": "a"})[0].answer == "4"
@@ -77,6 +113,15 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match=r"row 0 .* is not an object"):
         read_rows(tmp_path / "list.jsonl")
+    (tmp_path / "packed.jsonl").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(ValueError, match=r"packed\.jsonl is not text in UTF-8"):
+        read_rows(tmp_path / "packed.jsonl")
+    (tmp_path / "marked.jsonl").write_text('{"a": "ü"}\n', encoding="utf-8-sig")
+    assert read_rows(tmp_path / "marked.jsonl") == [{"a": "ü"}]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"row 0 .* is not an object"):
+        read_rows(tmp_path / "folder")
     with pytest.raises(ValueError, match="unknown data set 'gsm'"):
         load_problems("gsm")
     with pytest.raises(ValueError, match="needs data"):

@@ -165,6 +165,14 @@ def test_the_callers_alarm_is_left_alone(grader):
 
 
 @needs_math
+def test_a_run_notices_other_limits():
+    from inferscale.evaluate.fingerprints import describe
+
+    with MathGrader(timeout=2) as one, MathGrader(timeout=2) as twin, MathGrader(timeout=3) as other:
+        assert describe(one) == describe(twin) != describe(other)
+
+
+@needs_math
 def test_the_total_time_is_kept():
     with MathGrader(timeout=5, total_seconds=1e-6) as grader:
         assert grader.judge(r"2\pi", r"\pi+\pi") == "same"

@@ -176,6 +176,9 @@ def test_a_row_with_wilsons_interval():
     assert row.interval == pytest.approx((0.246, 0.405), abs=5e-4)
     assert "41/128 [24.6%,  40.5%]" in str(row)
     assert str(row).endswith("depth 1: 3/9")
+    for n in range(1, 40):
+        assert "[ 0.0%," in str(StudyRow("none", 0, n, Cost(), 0, 0, 0)), "not -0.0%"
+        assert StudyRow("all", n, n, Cost(), 0, 0, 0).interval[1] <= 1
 
 
 def test_a_study_of_a_gsm8k_file(tmp_path):
@@ -192,6 +195,8 @@ def test_a_study_of_a_gsm8k_file(tmp_path):
     quiet.save_pretrained(tmp_path / "quiet", merge=True)
     with pytest.raises(ValueError, match="an untrained wrapper is the model itself"):
         ThoughtStudy.load(str(tmp_path / "base"), reward="prm-s", data=tmp_path / "test.jsonl")
+    with pytest.raises(ValueError, match="problems=0: take at least 1"):
+        study_problems(tmp_path / "test.jsonl", 0)
     with pytest.raises(ValueError, match="preset='none': choose one of published, corrected"):
         ThoughtStudy.load(preset="none")
     given = {"quiet": tmp_path / "quiet", "reward": "prm-s", "data": tmp_path / "test.jsonl", "problems": 2}

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -5,7 +6,9 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,14 @@ from tests.evaluation_worker import (
 )
 
 from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
-from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
+from inferscale.evaluate import ChangedRunError, RunLockedError, fingerprints, load_run, run_evaluation
 from inferscale.evaluate import runs as runs_module
 from inferscale.evaluate.fingerprints import describe, git_state, model_fingerprint, problem_keys
-from inferscale.evaluate.records import append, cut_torn_line, locked, read_records
-from inferscale.rewards import CheckerReward, RewardFunction
+from inferscale.evaluate.records import append, cut_torn_line, locked, prune_journal, read_records
+from inferscale.evaluate.thoughts.released import ReleasedPaths
+from inferscale.rewards import CachedReward, CheckerReward, EnsembleReward, RewardFunction, WeightedReward
 from inferscale.strategies import REBASE
-from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -234,6 +238,75 @@ def test_a_torn_last_line_is_cut_and_a_damaged_one_is_told(tmp_path):
         load_run(tmp_path)
 
 
+@pytest.mark.parametrize("line", [b"null", b"[1]", b"3", b"{}", b'{"v": "1", "key": "a"}', b'{"v": 1}', b"\0\0\0"])
+def test_a_line_that_is_no_record_is_told(tmp_path, line):
+    (tmp_path / "r").write_bytes(b'{"v": 1, "key": "a"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match="line 2 is damaged: restore the file"):
+        read_records(tmp_path / "r")
+    with pytest.raises(ValueError, match="line 2 is damaged") if line[:1] != b"{" or line == b"{}" else nullcontext():
+        prune_journal(tmp_path / "r", [])
+
+
+def test_a_record_is_written_whole_by_a_file_that_takes_a_part_at_a_time(tmp_path):
+    class Slow:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(data[:7])
+
+    with (tmp_path / "r").open("ab", buffering=0) as file:
+        for key in "ab":
+            append(Slow(file), {"key": key, "text": "x" * 50})
+    assert [record["key"] for record in read_records(tmp_path / "r")] == ["a", "b"]
+
+
+def test_what_was_put_aside_is_never_lost(tmp_path):
+    run_ten(tmp_path)
+    first = (tmp_path / "records.jsonl").read_bytes()
+    run_ten(tmp_path, seed=1, force=True)
+    run_ten(tmp_path, force=True)
+    run_ten(tmp_path, seed=1, force=True)  # the same configuration is put aside for the second time
+    aside = [path.read_bytes() for path in tmp_path.glob("records-*.jsonl")]
+    assert first in aside
+    assert len(aside) == 3
+
+
+def test_a_call_that_is_killed_while_it_puts_aside_loses_nothing(tmp_path, monkeypatch):
+    from inferscale.evaluate import preparing
+
+    run_ten(tmp_path)
+    first = (tmp_path / "records.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            preparing, "_renumber", lambda task, records: 1 / 0
+        )  # records are thinned, run.json is the old one
+        with pytest.raises(ZeroDivisionError):
+            run_ten(tmp_path, problems=TEN[:4], force=True)
+    run_ten(tmp_path, problems=TEN[:4], force=True)
+    assert first in [path.read_bytes() for path in tmp_path.glob("records-*.jsonl")]
+
+
+def test_records_whose_description_is_gone_are_not_mixed_with_others(tmp_path):
+    run_ten(tmp_path)
+    (tmp_path / "run.json").unlink()
+    generator = ToyGenerator()
+    run_ten(tmp_path, generator=generator)
+    assert generator.calls == 0, "they are of this configuration"
+    (tmp_path / "run.json").unlink()
+    before = (tmp_path / "records.jsonl").read_bytes()
+    with pytest.raises(ChangedRunError, match=r"without the run\.json"):
+        run_ten(tmp_path, seed=1)
+    assert not (tmp_path / "run.json").exists()
+    assert run_ten(tmp_path, seed=1, force=True).is_complete
+    assert (tmp_path / "records-unknown.jsonl").read_bytes() == before
+
+
+def test_a_configuration_with_nan_is_equal_to_itself(tmp_path):
+    for _ in range(2):
+        run_ten(tmp_path, config={"threshold": math.nan})
+
+
 def test_numbers_that_are_not_finite_are_null_on_disk(tmp_path):
     with (tmp_path / "r").open("ab", buffering=0) as file:
         append(file, {"key": "a", "x": [math.nan, {"y": math.inf}], "t": (1.0,)}, fsync=True)
@@ -283,6 +356,12 @@ def test_folders_without_a_run(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ValueError, match="not the description of a run"):
         load_run(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ValueError, match="not the description of a run"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": "infer')
+    with pytest.raises(ValueError, match=r"run\.json is damaged \(.*restore it"):
+        run_ten(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"format": "inferscale.Run", "version": 2}))
     with pytest.raises(ValueError, match="newer inferscale"):
         load_run(tmp_path)
@@ -295,6 +374,36 @@ def test_parts_are_described_by_what_they_do():
     assert describe(CheckerReward()) != describe(CheckerReward("min"))
     assert describe(RewardFunction(essence))["name"] == "essence"
     assert describe(len) == "builtins.len"
+    assert describe(partial(int, base=2)) == describe(partial(int, base=2)) != describe(partial(int, base=3))
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (WeightedReward([ToyReward()], [1]), WeightedReward([ToyReward()], [2])),
+        (EnsembleReward([CheckerReward()]), EnsembleReward([ToyProcessReward()])),
+        (CachedReward(CheckerReward()), CachedReward(CheckerReward("min"))),
+        (ReleasedPaths(ToyGenerator(), True), ReleasedPaths(ToyGenerator(depth=2), True)),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_parts_of_parts_are_described(first, other):
+    assert describe(first) == describe(copy.deepcopy(first)) != describe(other)
+
+
+def test_a_memory_of_scores_is_no_other_configuration_once_it_is_used(tmp_path):
+    cached = CachedReward(ToyProcessReward())
+    run_evaluation(TEN, SAMPLING, ToyGenerator(), tmp_path, reward_model=cached)
+    assert cached.misses > 0
+    run_evaluation(TEN, SAMPLING, ToyGenerator(), tmp_path, reward_model=cached)
+
+
+def test_where_git_cannot_tell_nothing_is_claimed(monkeypatch):
+    monkeypatch.setattr(fingerprints, "_git", lambda folder, command, *rest: "abc" if command == "rev-parse" else None)
+    assert git_state(Path("/")) == {"commit": "abc", "changed": None}
+
+
+def test_outside_of_a_checkout_there_is_no_state():
     assert git_state(Path("/")) is None
 
 

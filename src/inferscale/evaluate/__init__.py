@@ -2,10 +2,11 @@
 
 from .datasets import load_examples, load_problems
 from .grading import GradingStats, MathGrader, Verdict
+from .preparing import ChangedRunError
 from .prompts import STYLES, AnswerReader, Example, PromptStyle, prompt_style
 from .records import RunLockedError
 from .run import Run, load_run
-from .runs import ChangedRunError, run_evaluation
+from .runs import run_evaluation
 
 __all__ = [
     "STYLES",

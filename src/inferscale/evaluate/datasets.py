@@ -49,7 +49,8 @@ def load_problems(
         limit: Take the first so many.
 
     Raises:
-        ValueError: If the data set is unknown, a file is missing or empty, or a row lacks a field.
+        ValueError: If the data set is unknown, a file is missing or empty, a row lacks a field, or an option would
+            have no effect (a file for the embedded task, a split of a file).
         ImportError: If the hub is asked and ``datasets`` is not installed.
     """
     chosen = prompt_style(style or ("plain" if dataset == "embedded" else "cot"))
@@ -72,6 +73,10 @@ def load_examples(
         raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(NAMES)}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: take at least one problem")
+    if dataset == "embedded" and (data is not None or fields):
+        raise ValueError("the embedded task is read from no file: name the data set of your file, or 'jsonl'")
+    if data is not None and split is not None:
+        raise ValueError(f"split={split!r}: a file has no splits, give the path of that split's file")
     if dataset == "embedded":
         return _embedded(split)[:limit]
     if dataset == "jsonl" and data is None:

@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.tree import Problem
 
+_PARTS = (Generator, RewardModel, Aggregator, SearchStrategy, partial)
 _DEPTH = 3
 _ENDS = 8  # values read at each end of a tensor
 
@@ -28,24 +31,29 @@ def digest(data: object) -> str:
 def describe(part: object) -> Any:
     """A part of a run as plain data that is equal in another process when the part is.
 
-    A frozen dataclass is its ``repr``, a function or class its name. Any other object is its class, its public
-    attributes that are plain or frozen dataclasses, the public texts and flags of parts of inferscale that it holds
-    (a step delimiter, say), and a fingerprint of the weights of a public model. What is private or counts is left out.
+    A frozen dataclass is its ``repr``, a function or class its name, a `functools.partial` its function and what that
+    is given. Any other object is its class, its public attributes that are plain, frozen dataclasses, other parts, or
+    tuples of these, the public texts and flags of parts of inferscale that it holds (a step delimiter, say), and a
+    fingerprint of the weights of a public model. What is private is left out, and so are counts, which are private.
     """
-    if part is None or isinstance(part, str | bool | int | float):
+    if _is_plain(part):
         return part
     if _is_frozen(part):
         return _plain_repr(part)
+    if isinstance(part, list | tuple):
+        return [describe(item) for item in part]
+    if isinstance(part, dict):
+        return {str(name): describe(value) for name, value in part.items()}
+    if isinstance(part, partial):
+        return {"function": describe(part.func), "given": describe([*part.args, part.keywords])}
     if (name := getattr(part, "__qualname__", None)) is not None:
         return f"{getattr(part, '__module__', None) or 'builtins'}.{name}"
     about: dict[str, Any] = {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
     for name, value in sorted(getattr(part, "__dict__", {}).items()):
         if name.startswith("_"):
             about |= _texts_and_flags(value, name)
-        elif value is None or isinstance(value, str | bool | int | float):
-            about[name] = value
-        elif _is_frozen(value):
-            about[name] = _plain_repr(value)
+        elif _describes(value):
+            about[name] = describe(value)
         elif callable(getattr(value, "state_dict", None)):
             about[name] = model_fingerprint(value)
     return about
@@ -86,11 +94,12 @@ def versions(
 
 
 def git_state(folder: Path) -> Mapping[str, Any] | None:
-    """Commit and whether tracked files differ from it, of the checkout that holds `folder`; ``None`` without one."""
+    """Commit and whether tracked files differ from it (``None``: git cannot tell); ``None`` outside of a checkout."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": None if status is None else bool(status)}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -101,6 +110,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip()
+
+
+def _is_plain(part: object) -> bool:
+    return part is None or isinstance(part, str | bool | int | float)
+
+
+def _describes(value: object) -> bool:
+    """Whether a public attribute says what a part is; a list that holds no part may be one that grows."""
+    if isinstance(value, list):
+        return any(isinstance(item, _PARTS) for item in value)
+    if isinstance(value, tuple):
+        return all(map(_describes, value))
+    return _is_plain(value) or _is_frozen(value) or isinstance(value, _PARTS)
 
 
 def _is_frozen(part: object) -> bool:

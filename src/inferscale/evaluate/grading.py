@@ -60,6 +60,9 @@ class MathGrader:
     (which waits; use ``asyncio.to_thread(grader, a, b)`` to let it go on) and from notebooks.
 
     Attributes:
+        timeout: Most processor time for one pair, in seconds.
+        total_seconds: Most seconds for all pairs together.
+        memory_bytes: Most address space of a worker.
         stats: What happened so far.
     """
 
@@ -91,8 +94,7 @@ class MathGrader:
             if value is not None and not value > 0:
                 raise ValueError(f"MathGrader({name}={value!r}): give a number greater than 0")
         self.stats = GradingStats()
-        self._timeout = timeout
-        self._total_seconds = total_seconds
+        self.timeout, self.total_seconds, self.memory_bytes = timeout, total_seconds, memory_bytes
         self._cache: dict[tuple[str, str], Verdict] = {}
         self._lock = threading.Lock()
         self._workers = [GradingProcess(timeout, memory_bytes, startup_seconds) for _ in range(workers)]
@@ -135,10 +137,10 @@ class MathGrader:
 
     def __repr__(self) -> str:
         """Limits, as they go into the record of a run."""
-        return f"MathGrader(timeout={self._timeout}, total_seconds={self._total_seconds})"
+        return f"MathGrader(timeout={self.timeout}, total_seconds={self.total_seconds})"
 
     def _by_worker(self, first: str, second: str) -> Verdict:
-        if self._total_seconds is not None and self.stats.seconds >= self._total_seconds:
+        if self.total_seconds is not None and self.stats.seconds >= self.total_seconds:
             return "skipped"
         worker = self._idle.get()
         started = time.perf_counter()

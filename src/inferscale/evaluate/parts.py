@@ -162,7 +162,7 @@ def _value(node: ast.expr, home: str, what: str) -> Any:
     if not isinstance(node, ast.Call):
         try:
             return ast.literal_eval(node)
-        except ValueError:
+        except (ValueError, TypeError):
             raise ValueError(f"{ast.unparse(node)!r} in the {what}: options are numbers, texts, or calls") from None
     name, module = ast.unparse(node.func), import_module(home)
     if name not in module.__all__ or not isinstance(getattr(module, name), type):

@@ -30,15 +30,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def append(file: IO[bytes], record: Record, fsync: bool = False) -> None:
-    """Adds one line in one write and hands it to the operating system, where it survives a kill of this process.
+    """Adds one line and hands it to the operating system, where it survives a kill of this process.
 
     Args:
         file: Opened for appending, unbuffered.
         record: Plain data; numbers that are not finite become null.
         fsync: Also wait until it is on the disk, where it survives a power cut.
     """
-    line = json.dumps(_finite({"v": VERSION, **record}), allow_nan=False) + "\n"
-    file.write(line.encode())
+    rest = (json.dumps(_finite({"v": VERSION, **record}), allow_nan=False) + "\n").encode()
+    while rest:  # a disk that is nearly full takes a part; a torn line must not be followed by another one
+        rest = rest[file.write(rest) :]
     if fsync:
         os.fsync(file.fileno())
 
@@ -54,11 +55,11 @@ def read_records(path: Path) -> list[Record]:
     *lines, _torn = path.read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
+        record = _parsed(line)
+        version = record.get("v")
+        if not isinstance(version, int) or (version <= VERSION and "key" not in record):
             raise ValueError(f"{path}, line {number} is damaged: restore the file, or delete that line "
-                             "(its problem is then solved again)") from None  # fmt: skip
+                             "(its problem is then solved again)")  # fmt: skip
         if record["v"] > VERSION:
             raise ValueError(f"{path}, line {number} was written by a newer inferscale (version {record['v']} > "
                              f"{VERSION}): update to read it")  # fmt: skip
@@ -76,11 +77,21 @@ def cut_torn_line(path: Path) -> None:
 
 
 def keep_lines(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrites a file of JSON lines without those that are not `wanted`, and without a torn last line."""
+    """Rewrites a file of JSON lines without those that are not `wanted`, and without a torn last line.
+
+    Raises:
+        ValueError: If a line before the last is damaged.
+    """
     if not path.exists():
         return
-    lines = path.read_text("utf-8").split("\n")[:-1]
-    kept = [line for line in lines if wanted(json.loads(line))]
+    *lines, _torn = path.read_text("utf-8", errors="replace").split("\n")
+    kept = []
+    for number, line in enumerate(lines, 1):
+        row = _parsed(line)
+        if not row:
+            raise ValueError(f"{path}, line {number} is damaged: restore the file, or delete it")
+        if wanted(row):
+            kept.append(line)
     if len(kept) < len(lines):
         write_atomically(path, "".join(line + "\n" for line in kept))
 
@@ -132,6 +143,15 @@ else:
         except OSError:
             return False
         return True
+
+
+def _parsed(line: bytes | str) -> dict[str, Any]:
+    """The object of a line; an empty one if the line holds none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _finite(value: Any) -> Any:

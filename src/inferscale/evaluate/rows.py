@@ -27,14 +27,14 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         raise ValueError(f"there is no file {str(path)!r}: give an existing .jsonl or .json file")
     rows: list[Any] = []
     if source.is_dir():
-        files = sorted(source.rglob("*.json"))
-        rows = [{"unique_id": str(file.relative_to(source)), **_parsed(file.read_text("utf-8"), str(file))}
-                for file in files]  # fmt: skip
+        for file in sorted(source.rglob("*.json")):
+            row = _parsed(_content(file), str(file))
+            rows.append({"unique_id": str(file.relative_to(source)), **row} if isinstance(row, dict) else row)
     elif source.suffix == ".json":
-        whole = _parsed(source.read_text("utf-8"), str(source))
+        whole = _parsed(_content(source), str(source))
         rows = whole if isinstance(whole, list) else [whole]
     else:
-        lines = source.read_text("utf-8").split("\n")
+        lines = _content(source).split("\n")
         rows = [_parsed(line, f"{source}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise ValueError(f"{str(path)!r} holds no rows")
@@ -52,6 +52,9 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
         number: Its position, its name if it has none.
         fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"``, ``"group"`` and
             ``"domain"``; those left out are looked for under their own names, and under ``"prompt"`` for the question.
+
+    Raises:
+        ValueError: If the question or the gold answer is empty, or the answer is no text or number.
     """
     extra = ("solution", "id", "group", "domain")
     names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
@@ -59,16 +62,14 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
         names["question"] = "prompt"
     # what was named must be there; only what is optional by nature and was not named may be missing
     optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in extra}
-    question, answer = str(row[names["question"]]), row[names["answer"]]
-    if answer is None:
-        raise ValueError(f"row {number} has no gold answer: {names['answer']!r} is null")
+    question = row[names["question"]]
     return Example(
-        question=question,
-        answer=_text(answer),
-        solution=_text(optional["solution"] or ""),
+        question=question if isinstance(question, str) and question.strip() else _question(question, number),
+        answer=_gold(row[names["answer"]], number),
+        solution=_text(optional["solution"]),
         id=str(number if optional["id"] is None else optional["id"]),
-        group=_text("" if optional["group"] is None else optional["group"]),
-        domain=_text("" if optional["domain"] is None else optional["domain"]),
+        group=_text(optional["group"]),
+        domain=_text(optional["domain"]),
     )
 
 
@@ -78,30 +79,30 @@ def gsm8k_example(row: Row, number: int) -> Example:
     if not marker:
         raise ValueError(f"row {number} of GSM8K has no '####' before its gold answer: {row['answer']!r:.80}")
     shown = re.sub(r"<<[^<>]*>>", "", solution).strip()
-    return Example(_text(row["question"]), normalize_answer(gold), shown, f"gsm8k/{number}")
+    return Example(_question(row["question"], number), _gold(normalize_answer(gold), number), shown, f"gsm8k/{number}")
 
 
 def math_example(row: Row, number: int) -> Example:
     r"""A row of MATH (Hendrycks et al. 2021, arXiv:2103.03874): gold from ``answer``, else the last ``\boxed``."""
-    question, solution = _text(row["problem"]), _text(row.get("solution", ""))
+    question, solution = _question(row["problem"], number), _text(row.get("solution"))
     given = row.get("answer")
-    answer = extract_answer(solution) if given is None else _text(given)
+    answer = extract_answer(solution) if given in (None, "") else _gold(given, number)
     if not answer:
         raise ValueError(f"row {number} of MATH has neither an answer nor a solution with \\boxed{{...}}")
-    level = _text(row.get("level", "")).removeprefix("Level ")
-    name = _text(row.get("unique_id", "")) or f"math/{number}"
-    subject = _text(row.get("subject", row.get("type", "")))
+    level = _text(row.get("level")).removeprefix("Level ")
+    name = _text(row.get("unique_id")) or f"math/{number}"
+    subject = _text(row.get("subject", row.get("type")))
     return Example(question, answer, solution, name, f"level {level}" if level else "", subject)
 
 
 def svamp_example(row: Row, number: int) -> Example:
     """A row of SVAMP (Patel et al. 2021, arXiv:2103.07191); the equation stands for a solution."""
-    body = _text(row["Body"])
-    question = f"{body}{'' if body[-1:] in '.?!,' else '.'} {_text(row['Question'])}"
-    answer = normalize_answer(str(row["Answer"]))
-    name = f"svamp/{row.get('ID', number)}"
-    kind = _text(row.get("Type", ""))
-    return Example(question, answer, _text(row.get("Equation", "")), name, kind, kind)
+    body = _question(row["Body"], number)
+    question = f"{body}{'' if body[-1:] in '.?!,' else '.'} {_question(row['Question'], number)}"
+    answer = normalize_answer(_gold(row["Answer"], number))
+    name = f"svamp/{_text(row.get('ID')) or number}"
+    kind = _text(row.get("Type"))
+    return Example(question, answer, _text(row.get("Equation")), name, kind, kind)
 
 
 READERS: dict[str, Callable[[Row, int], Example]] = {
@@ -111,6 +112,13 @@ READERS: dict[str, Callable[[Row, int], Example]] = {
 }
 
 
+def _content(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not text in UTF-8: give a .jsonl or .json file") from None
+
+
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -118,7 +126,28 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON ({error}): give a .jsonl file with one object per line") from None
 
 
+def _question(value: Any, number: int) -> str:
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"row {number} has a question that is no text: {value!r:.80}")
+    text = _text(value)
+    if not text:
+        raise ValueError(f"row {number} has no question: it is empty")
+    return text
+
+
+def _gold(value: Any, number: int) -> str:
+    if not isinstance(value, str | int | float | None) or value != value:
+        raise ValueError(f"row {number} has no gold answer that is a text or a number: {value!r:.80}")
+    text = _text(value)
+    if not text:
+        raise ValueError(f"row {number} has no gold answer: it is {'null' if value is None else 'empty'}")
+    return text
+
+
 def _text(value: Any) -> str:
+    """A value as text; ``""`` for null."""
+    if value is None:
+        return ""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return str(value).strip()

@@ -109,12 +109,16 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / ABOUT).exists():
         return None
-    about: dict[str, Any] = json.loads((folder / ABOUT).read_text("utf-8"))
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{folder / ABOUT} is not the description of a run: format is {about.get('format')!r}")
+    try:
+        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / ABOUT} is damaged ({error}): restore it, or give another folder") from None
+    found = about.get("format") if isinstance(about, dict) else about
+    if found != FORMAT:
+        raise ValueError(f"{folder / ABOUT} is not the description of a run: format is {str(found)[:80]!r}")
     if about["version"] > 1:
         raise ValueError(f"{folder / ABOUT} was written by a newer inferscale (version {about['version']}): update")
-    return about
+    return dict(about)
 
 
 def latest_records(path: Path) -> list[Record]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import collections.abc
-import json
 import os
 import sys
-import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -24,13 +22,10 @@ from inferscale.engine import stream
 from inferscale.result import SearchResult
 from inferscale.tree import Problem
 
-from .fingerprints import describe, digest, git_state, problem_keys, versions
-from .records import append, cut_torn_line, keep_lines, locked, prune_journal, write_atomically
-from .run import ABOUT, FORMAT, JOURNAL, LOCK, RECORDS, Run, latest_records, load_run, make_record, read_about
-
-
-class ChangedRunError(ValueError):
-    """The folder holds a run of another configuration."""
+from .fingerprints import describe, digest, problem_keys
+from .preparing import Task, prepare
+from .records import append, locked, prune_journal
+from .run import JOURNAL, LOCK, RECORDS, Run, latest_records, load_run, make_record
 
 
 def run_evaluation(
@@ -92,11 +87,9 @@ def run_evaluation(
     }  # fmt: skip
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    task = _Task(folder, given, problem_keys(given, digest(identity)), grade, fsync)
+    task = Task(folder, given, problem_keys(given, digest(identity)), grade, fsync)
     with locked(folder / LOCK):
-        _prepare(
-            task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force
-        )
+        prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
         results = partial(
             stream, strategy=strategy, generator=generator, reward_model=reward_model, aggregator=vote,
             extract_answer=extract_answer, budget=budget, seed=seed, batch_size=batch_size,
@@ -105,59 +98,7 @@ def run_evaluation(
     return load_run(folder)
 
 
-@dataclass(frozen=True)
-class _Task:
-    folder: Path
-    problems: list[Problem]
-    keys: list[str]
-    grade: SameAnswer
-    fsync: bool
-
-
-def _prepare(task: _Task, identity: Mapping[str, Any], force: bool) -> None:
-    """Writes ``run.json``, or checks that what is there belongs to this call."""
-    about = read_about(task.folder)
-    cut_torn_line(task.folder / RECORDS)
-    identity = json.loads(json.dumps(identity, default=str))
-    if about is not None and about["identity"] == identity:
-        return
-    if about is not None:
-        changed = sorted(name for name in identity if about["identity"].get(name) != identity[name])
-        if not force:
-            raise ChangedRunError(_what_changed(task.folder, about["identity"], identity, changed))
-        _put_aside(task, digest(about["identity"]), keep_journal=changed == ["problems"])
-    fresh = {"format": FORMAT, "version": 1, "identity": identity, "versions": versions(), "git": git_state(Path.cwd()),
-             "command": sys.argv, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
-    write_atomically(task.folder / ABOUT, json.dumps(fresh, indent=1) + "\n")
-
-
-def _what_changed(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> str:
-    told = "; ".join(f"{name} was {str(old.get(name))[:120]} and is {str(new[name])[:120]}" for name in names)
-    return (
-        f"{folder} holds a run of another configuration ({told}): give another folder, or force=True (--force) to go "
-        "on with what is still valid"
-    )
-
-
-def _put_aside(task: _Task, old: str, keep_journal: bool) -> None:
-    records = task.folder / RECORDS
-    if records.exists():
-        write_atomically(task.folder / f"records-{old[:8]}.jsonl", records.read_text("utf-8"))
-        keys = set(task.keys)
-        keep_lines(records, lambda row: row["key"] in keys)
-        _renumber(task, records)
-    if not keep_journal:
-        (task.folder / JOURNAL).unlink(missing_ok=True)
-
-
-def _renumber(task: _Task, records: Path) -> None:
-    """Gives the records that are left the positions of their problems in the new set."""
-    index = {key: position for position, key in enumerate(task.keys)}
-    rows = [{**record, "index": index[record["key"]]} for record in latest_records(records)]
-    write_atomically(records, "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _solve_rest(task: _Task, results: Callable[..., Iterator[SearchResult]], progress: bool) -> None:
+def _solve_rest(task: Task, results: Callable[..., Iterator[SearchResult]], progress: bool) -> None:
     """Solves what is not recorded as solved, and records it."""
     journal = task.folder / JOURNAL
     done = {record["key"]: record for record in latest_records(task.folder / RECORDS) if record["status"] == "ok"}
@@ -182,7 +123,7 @@ def _solve_rest(task: _Task, results: Callable[..., Iterator[SearchResult]], pro
     journal.unlink(missing_ok=True)
 
 
-def _left(task: _Task, done: Mapping[str, Any]) -> list[int]:
+def _left(task: Task, done: Mapping[str, Any]) -> list[int]:
     """Positions to solve: those not done, and those with a prompt that comes again and is not done there.
 
     Random streams of equal prompts are told apart by how many came before in the same call.
@@ -194,7 +135,7 @@ def _left(task: _Task, done: Mapping[str, Any]) -> list[int]:
 
 def _keeping_partial(
     results: Iterator[SearchResult],
-    task: _Task,
+    task: Task,
     position: Mapping[int, int],
     done: Container[str],
     file: IO[bytes],

@@ -65,7 +65,13 @@ def load_reward(name: str, policy: str, embedded_task: bool) -> RewardModel:
 
 
 def study_problems(data: str | PathLike[str] | None, count: int) -> list[Problem]:
-    """The first problems of the embedded task's development set, or of a shuffled GSM8K file."""
+    """The first problems of the embedded task's development set, or of a shuffled GSM8K file.
+
+    Raises:
+        ValueError: If `count` is not positive.
+    """
+    if count < 1:
+        raise ValueError(f"problems={count}: take at least 1")
     if data is None:
         return zoo.problems("dev")[:count]
     problems = load_problems("gsm8k", data, style=PROMPTS)

@@ -34,7 +34,7 @@ class StudyRow:
         """Wilson's 95 % interval of the accuracy."""
         z, n, p = 1.959964, self.problems, self.right / self.problems
         middle, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+        return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
     def __str__(self) -> str:
         """The row as one line."""
