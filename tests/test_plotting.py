@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -64,6 +65,23 @@ def test_one_panel_for_each_vote(tmp_path):
     figure.savefig(tmp_path / "votes.svg")
     assert (tmp_path / "votes.svg").stat().st_size > 1000
     assert len(plot_votes(POINTS, columns=1).axes) == 2
+
+
+def test_costs_of_nothing_have_no_logarithm():
+    free = [replace(point, generator_flops=0.0, reward_flops=0.0) for point in POINTS]  # on a server
+    for ax in (plot_scaling(free), plot_frontier(free)):
+        assert ax.get_xscale() == "linear"
+        ax.figure.canvas.draw()
+    with pytest.raises(ValueError, match="no points to plot"):
+        plot_votes([])
+
+
+def test_any_name_stands_in_the_legend_as_it_is():
+    points = [at(1, 0.5, model="_a"), at(1, 0.4, model="$_{b$"), at(1, 0.3, model="c$")]
+    for ax in (plot_scaling(points), plot_coverage(points)):
+        ax.figure.canvas.draw()
+        texts = [text.get_text().strip().replace(r"\$", "$") for text in ax.get_legend().get_texts()]
+        assert texts == ["_a, S, majority", "$_{b$, S, majority", "c$, S, majority"]
 
 
 def test_a_frame_has_a_row_for_each_point():

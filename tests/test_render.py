@@ -160,6 +160,13 @@ def test_visible_text_has_nothing_hidden_and_survives_escaping(text):
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("unseen", ["\u3164", "\u115f", "\uffa0", "\u034f", "\u2800", "\u180b", "\ufe01", "\U000e0100"])
+def test_fillers_and_variation_selectors_are_shown(unseen):
+    assert visible(f"4{unseen}") == "4" + ascii(unseen)[1:-1]
+    assert visible("4\ufe0f") == r"4\ufe0f"
+    assert visible("\u2764\ufe0f") == "\u2764\ufe0f", "but a red heart is one"
+
+
 def test_plain_text_is_left_alone():
     assert visible("2 + 2 = 4\nSo \\frac{1}{2} > 0.") == "2 + 2 = 4\nSo \\frac{1}{2} > 0."
     assert visible("a\tb\u202ec\ud800") == r"a\tb\u202ec\ud800"

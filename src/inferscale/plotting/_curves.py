@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 from inferscale._optional import require
 from inferscale.scaling import CostName, CoverageFit, CurvePoint, SizeFit, pareto_frontier
 
-from ._axes import COLOURS, Axes, new_axes
+from ._axes import COLOURS, Axes, in_legend, new_axes
 
 Quantity: TypeAlias = Literal["accuracy", "error"]
 
@@ -40,7 +40,7 @@ def plot_scaling(
 
     Args:
         points: What to draw.
-        x: The cost, on a logarithmic axis.
+        x: The cost, on a logarithmic axis unless it is 0 everywhere (FLOPs of models on a server).
         y: ``"error"`` has a logarithmic axis too, as in Wu et al. 2024 (arXiv:2408.00724).
         ax: Where to draw.
         label: What the legend says.
@@ -57,9 +57,9 @@ def plot_scaling(
             linewidth=1.2,
             capsize=2,
             linestyle="--" if line[0].vote == "coverage" else "-",
-            label=getattr(line[0], label),
+            label=in_legend(getattr(line[0], label)),
         )
-    ax.set_xscale("log", base=2 if x == "tokens" else 10)
+    _scale_costs(ax, points, x)
     if y == "error" and all(p.error > 0 for p in points):
         ax.set_yscale("log")
     return _finished(ax, x, y)
@@ -73,7 +73,7 @@ def plot_frontier(
     frontier = pareto_frontier(points, x)
     costs, heights = [getattr(p, x) for p in frontier], [getattr(p, y) for p in frontier]
     ax.step(costs, heights, where="post", color="black", linewidth=1, linestyle=":", label="best at each budget")
-    ax.set_xscale("log")
+    _scale_costs(ax, points, x)
     return _finished(ax, x, y)
 
 
@@ -96,7 +96,7 @@ def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, 
     ax = new_axes(ax)
     for index, (name, line) in enumerate(_lines(points, "n").items()):
         marker, colour = _MARKERS[index % len(_MARKERS)], COLOURS[index % len(COLOURS)]
-        ax.plot([p.n for p in line], [p.accuracy for p in line], marker=marker, color=colour, label=name)
+        ax.plot([p.n for p in line], [p.accuracy for p in line], marker=marker, color=colour, label=in_legend(name))
     if fit is not None:
         sizes = sorted({p.n for p in points})
         ax.plot(sizes, fit(sizes), "k--", linewidth=1, label=f"exp({fit.a:.2f} k$^{{{fit.b:.2f}}}$)")
@@ -108,7 +108,13 @@ def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, 
 def plot_votes(
     points: Sequence[CurvePoint], x: CostName = "flops", y: Quantity = "accuracy", columns: int | None = None
 ) -> Any:
-    """A figure with one panel for each vote; strategies and models are its lines."""
+    """A figure with one panel for each vote; strategies and models are its lines.
+
+    Raises:
+        ValueError: If there are no points.
+    """
+    if not points:
+        raise ValueError("there are no points to plot")
     votes = list(dict.fromkeys(p.vote for p in points))
     columns = columns or len(votes)
     rows = -(-len(votes) // columns)
@@ -118,6 +124,11 @@ def plot_votes(
         plot_scaling(of_vote, x, y, ax=panel, label="method")
         panel.set_title(vote)
     return figure
+
+
+def _scale_costs(ax: Axes, points: Iterable[CurvePoint], x: CostName) -> None:
+    if any(getattr(p, x) > 0 for p in points):
+        ax.set_xscale("log", base=2 if x == "tokens" else 10)
 
 
 def _lines(points: Iterable[CurvePoint], x: str) -> dict[str, list[CurvePoint]]:

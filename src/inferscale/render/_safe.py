@@ -7,6 +7,10 @@ import re
 import unicodedata
 
 _MARKS_IN_A_ROW = 3
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""Fillers, blanks and variation selectors, which Python counts among printable characters."""
 _BETWEEN_LINES = re.compile(r"\s*\n\s*")
 
 
@@ -16,12 +20,19 @@ def visible(text: str, limit: int = 4000) -> str:
     Control and format characters, lone surrogates and odd spaces become escapes such as ``\x1b`` and ``\u202e``, so
     that nothing is hidden and no text turns the direction of what follows; piles of combining marks are cut to three.
     """
-    shown, pile = [], 0
+    shown, pile, before = [], 0, ""
     for character in text[:limit]:
         pile = pile + 1 if unicodedata.category(character) in ("Mn", "Me") else 0
         if pile <= _MARKS_IN_A_ROW:
-            shown.append(character if character.isprintable() or character == "\n" else repr(character)[1:-1])
+            shown.append(character if _is_seen(character, before) else ascii(character)[1:-1])
+        before = character
     return "".join(shown) + ("…" if len(text) > limit else "")
+
+
+def _is_seen(character: str, before: str) -> bool:
+    if character in "\ufe0e\ufe0f":  # the style of a symbol such as a heart
+        return before != "" and unicodedata.category(before) == "So"
+    return character == "\n" or (character.isprintable() and not _UNSEEN.match(character))
 
 
 def one_line(text: str, width: int) -> str:
