@@ -1,9 +1,9 @@
 """Command line of the study.
 
 ``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables, ``plot`` draws them,
-``claims`` answers the questions that the study is made for, ``page`` puts all three into the documentation, ``paper``
-prints the tables of Wu et al. (arXiv:2408.00724) for the same records, and ``voting`` sets the theory of votes beside
-the measurement.
+``claims`` answers the questions that the study is made for, and ``page`` puts all three into the documentation.
+``pack`` joins files of records, ``paper`` prints the tables of Wu et al. (arXiv:2408.00724) for the same records, and
+``voting`` sets the theory of votes beside the measurement.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from inferscale import zoo
 
 from .cells import cells, sensitivity_cells
 from .claims import claims
 from .judges import judges_table
-from .measure import read, run_all
+from .measure import pack, read, run_all
 from .page import fill
 from .paper import paper
 from .plots import plot_all
@@ -30,7 +31,7 @@ READERS = ("report", "page", "plot", "claims", "paper", "voting")
 def main() -> None:
     """Runs or reports."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("what", choices=("run", "sensitivity", *READERS))
+    parser.add_argument("what", choices=("run", "sensitivity", "pack", *READERS))
     parser.add_argument("--policies", nargs="+", default=["policy-xs", "policy-s", "policy-m"])
     parser.add_argument("--reward", default="prm-s")
     parser.add_argument("--problems", type=int, default=500, help="of the 500 test problems")
@@ -42,12 +43,17 @@ def main() -> None:
     parser.add_argument("--records", type=Path, nargs="+", default=[Path("runs/scaling/records.jsonl")])
     parser.add_argument("--compare", nargs=2, default=["policy-s", "policy-m"], help="small and large policy")
     parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--packed", type=Path, default=Path("benchmarks/scaling/records.jsonl.gz"), help="for pack")
     parser.add_argument("--page", type=Path, default=Path("docs/scaling_study.md"), help="the page to print anew")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
+    if options.what == "pack":
+        print(pack(options.records, options.problems, options.packed), "records in", options.packed)
+        return
     if options.what in READERS:
-        records = list({record["key"]: record for path in options.records for record in read(path)}.values())
+        found = {record["key"]: record for path in options.records for record in read(path)}
+        records = sorted(found.values(), key=_order)
         print(*_printed(options, records), sep="\n")
         return
     import torch
@@ -60,6 +66,13 @@ def main() -> None:
         chosen = sensitivity_cells(options.policies[0], options.reward, options.seeds, 16)
     chosen = (cell for cell in chosen if type(cell.strategy).__name__ in options.strategies)
     run_all(chosen, problems, options.records[0], options.progress)
+
+
+def _order(record: dict[str, Any]) -> tuple[object, ...]:
+    """Small policies first, each with its trained judges before others."""
+    policies = ["policy-xs", "policy-s", "policy-m"]
+    place = policies.index(record["policy"]) if record["policy"] in policies else len(policies)
+    return place, not record["reward"].startswith("prm"), record["reward"], record["seed"]
 
 
 def tables(records: Records, options: argparse.Namespace) -> Iterable[str]:

@@ -45,10 +45,27 @@ def read(path: Path, key: str = "") -> list[dict[str, Any]]:
     """The records whose key starts with `key`; a torn last line is left out."""
     if not path.exists():
         return []
-    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
     wanted = '{"key": "' + key
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [_padded(json.loads(line)) for line in lines if line.startswith(wanted)]
+    return [_padded(json.loads(line)) for line in _lines(path) if line.startswith(wanted)]
+
+
+def pack(paths: Iterable[Path], problems: int, target: Path) -> int:
+    """Writes the records of several files into one, each key once, compressed; how many there are."""
+    lines: dict[str, str] = {}
+    for path in paths:
+        for line in _lines(path):
+            record = json.loads(line)
+            if record["problems"] == problems:
+                lines.setdefault(record["key"], line)
+    text = "".join(lines[key] + "\n" for key in sorted(lines))
+    target.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return len(lines)
+
+
+def _lines(path: Path) -> list[str]:
+    """Complete lines of a file of records."""
+    text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode()
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _padded(record: dict[str, Any]) -> dict[str, Any]:
