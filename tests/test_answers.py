@@ -321,3 +321,26 @@ def test_the_module_imports_the_standard_library_only_and_executes_nothing():
                 assert all(alias.name in sys.stdlib_module_names for alias in node.names)
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 1 or node.module.split(".")[0] in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("answer", "form"),
+    [
+        ("**42**.", "42"),
+        ("**Paris**.", "paris"),
+        (r"\(5\).", "5"),
+        ("x = **5**", "5"),
+        (r"x = \(5\)", "5"),
+        (r"$\boxed{\text{(A)}}$", "a"),
+        ("**(A)**.", "a"),
+    ],
+)
+def test_markup_comes_off_in_any_order(answer, form):
+    assert normalize_answer(answer) == form
+
+
+@pytest.mark.parametrize("answer", [r"\frac{1}{2}3", r"\frac{1}{2}.5", r"\frac12 3.5"])
+def test_a_digit_after_a_fraction_is_not_part_of_its_denominator(answer):
+    assert parse_number(answer) is None
+    assert normalize_answer(answer) != normalize_answer("1/23")
+    assert parse_number(r"\frac{1}{2}.") == parse_number("0.5")

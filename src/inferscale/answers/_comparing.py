@@ -11,6 +11,7 @@ MAX_ANSWER_CHARS = 512
 """Longer texts are not taken for answers by `extract_answer` and not rewritten by `normalize_answer`."""
 
 CURRENCY = "$€£¥₹"
+_MAX_LAYERS = 8  # of markup around markup
 _MAX_EXPONENT = 308  # of scientific notation; beyond, a number stays a text
 _PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _DECIMAL = rf"(?:{_PLAIN}(?:\.\d*)?|\.\d+)"
@@ -19,7 +20,7 @@ _WRAPPERS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathbb|mbox|boxed|fbox|operatorname)\s*\{([^{}]*)\}"
 )
 _UNIT_BOX = re.compile(r"(?<=[\d}.])\s*\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?$")
-_FRACTION = re.compile(rf"([-+]?)(\d*)\s*\\frac\{{([-+]?)({_DECIMAL})\}}\{{([-+]?)({_DECIMAL})\}}")
+_FRACTION = re.compile(rf"([-+]?)(\d*)\s*\\frac\{{([-+]?)({_DECIMAL})\}}\{{([-+]?)({_DECIMAL})\}}(?!\.?\d)")
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\*|×|·|x)\s*10\s*\^\s*(?:\{([-+]?\d+)\}|([-+]?\d+))")
 _SCALED = re.compile(
     rf"([-+]?)\s*({_DECIMAL})(?:e([-+]?\d+))?(?:\s*/\s*([-+]?)\s*({_DECIMAL}))?(?![\d.,/:^])(.*)", re.IGNORECASE
@@ -74,8 +75,19 @@ def _normalize(answer: str) -> str:
 
 
 def _without_markup(answer: str) -> str:
-    """`answer` in ASCII digits, without LaTeX and Markdown around it."""
-    text = "".join(map(_ascii, answer)).strip().strip("*_`\"'“”").strip()
+    """`answer` in ASCII digits, without LaTeX and Markdown around it, layer by layer."""
+    text = "".join(map(_ascii, answer))
+    for _ in range(_MAX_LAYERS):
+        bare = _unwrapped(text)
+        if bare == text:
+            break
+        text = bare
+    return text
+
+
+def _unwrapped(text: str) -> str:
+    """`text` without its outermost markup."""
+    text = text.strip().strip("*_`\"'“”").strip()
     text = _SPACES.sub(lambda match: "" if match[0] in (r"\,", r"\!") else " ", text)
     text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle", "", text)
     text = re.sub(r"^\\[(\[]|\\[)\]]$", "", re.sub(r"(?<!\\)\$(?!\d)|\\(?=\$)", "", text)).strip()
