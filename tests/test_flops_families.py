@@ -197,3 +197,9 @@ def test_a_model_with_other_matrices_than_its_family_is_calibrated():
 def test_parameters_of_a_live_model_are_exact():
     model = hand_model("gpt2")
     assert closed_form(model).parameters == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("given", ["gpt2", None, 7])
+def test_what_is_no_configuration_is_told(given):
+    with pytest.raises(TypeError, match=r"is no configuration: give model\.config"):
+        model_spec(given)

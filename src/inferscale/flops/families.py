@@ -38,12 +38,17 @@ def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters:
         nominal_parameters: The size in the model's name, for the convention ``"2N_nominal"``.
 
     Raises:
+        TypeError: If `config` is no configuration.
         UnknownArchitectureError: If the family has no closed form.
         ValueError: If the configuration lacks a size.
     """
     nominal = None if nominal_parameters is None else int(nominal_parameters)
     if isinstance(config, ModelSpec):
         return config if nominal is None else dataclasses.replace(config, nominal_parameters=nominal)
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise TypeError(
+            f"{config!r:.80} is no configuration: give model.config, or transformers.AutoConfig.from_pretrained(...)"
+        )
     outer: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
     cfg = read_config(outer)
     projections = (
