@@ -79,12 +79,12 @@ def generator(policy: str) -> HFGenerator:
 
 @lru_cache(maxsize=4)
 def reward_model(name: str) -> RewardModel:
-    """A reward model by name: an embedded one, ``likelihood``, ``checker`` or ``simulated-AUC``."""
+    """A reward model by name: an embedded one, ``likelihood[:POLICY]``, ``checker`` or ``simulated-AUC``."""
     if name == "checker":
         return CheckerReward()
-    if name == "likelihood":
+    if name.startswith("likelihood"):
         # Steps are read as they were sampled: no policy writes a separator after the answer.
-        parts = zoo.load("policy-m")
+        parts = zoo.load(name.removeprefix("likelihood").removeprefix(":") or "policy-m")
         return LikelihoodReward(*parts, pooling="min", reduction="min", use_token_ids=True, step_separator=None)
     if name.startswith("simulated-"):
         return SimulatedReward(float(name.removeprefix("simulated-")))
