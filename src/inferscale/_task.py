@@ -56,14 +56,15 @@ class Task:
         self._check_schedule()
 
     def _check_integers(self) -> None:
-        if not isinstance(self.seed, Integral):
-            raise TypeError(f"seed must be an integer, not {self.seed!r}")
-        object.__setattr__(self, "seed", int(self.seed))  # NumPy's are written differently, in the fingerprint too
-        if self.batch_size is None:
-            return
-        if not isinstance(self.batch_size, Integral) or self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size}: at least one problem must be searched at a time")
-        object.__setattr__(self, "batch_size", int(self.batch_size))
+        seed: object = self.seed
+        if not isinstance(seed, Integral):
+            raise TypeError(f"seed must be an integer, not {seed!r}")
+        object.__setattr__(self, "seed", int(seed))  # NumPy's are written differently, in the fingerprint too
+        size: object = self.batch_size
+        if size is not None:
+            if not isinstance(size, Integral) or int(size) < 1:
+                raise ValueError(f"batch_size={size}: at least one problem must be searched at a time")
+            object.__setattr__(self, "batch_size", int(size))
 
     def _check_schedule(self) -> None:
         if self.schedule not in get_args(Schedule):

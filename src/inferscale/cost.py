@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ class Budget:
         return None
 
 
-def _checked_cap(name: str, value: float) -> float:
+def _checked_cap(name: str, value: Any) -> float:
     if not value > 0:
         raise ValueError(f"Budget({name}={value!r}): a cap must be greater than 0; leave it out for no cap")
     if isinstance(value, Integral):

@@ -28,7 +28,7 @@ def check_positive(owner: object, *names: str, finite: bool = False) -> None:
     """Raises unless each named attribute of `owner` is a number greater than 0, and below infinity if `finite`."""
     for name in names:
         value = getattr(owner, name)
-        if not isinstance(value, Real) or not value > 0:
+        if not isinstance(value, Real) or not float(value) > 0:
             raise ValueError(f"{type(owner).__name__}({name}={value!r}): {name} must be greater than 0")
         if finite and value == math.inf:
             raise ValueError(f"{type(owner).__name__}({name}={value!r}): {name} must be a finite number")
