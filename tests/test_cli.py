@@ -77,6 +77,9 @@ BAD = {
     "bad style": (["eval", "--style", "haiku"], "unknown prompt style 'haiku'"),
     "bad grader": (["eval", "--grader", "teacher"], "unknown grader 'teacher': choose one of auto"),
     "leaking shots": (["eval", "--shots", "2"], "--shots 2 needs --shots-data FILE"),
+    "odd value": (["solve", "x", "--strategy", "REBASE({[]: 1})"], "options are numbers, texts, or calls"),
+    "a file for the embedded task": (["eval", "--data", "x.jsonl"], "name the data set of your file"),
+    "a split of a file": (["eval", "--dataset", "gsm8k", "--data", "x", "--split", "dev"], "a file has no splits"),
     "no runs": (["report", "missing"], "no runs in missing"),
     "bad axis": (["plot", "missing", "--x", "money"], "--x money: choose one of flops"),
     "bad height": (["plot", "missing", "--y", "height"], "--y height: choose accuracy or error"),
@@ -202,7 +205,53 @@ def test_sweep_report_and_plot(run, model, rows, tmp_path):
     code, out, _ = run("plot", folder, "--out", figure, "--x", "tokens", "--vote", "majority")
     assert code == 0
     assert figure.read_bytes()[:4] == b"\x89PNG"
-    assert run("plot", folder, "--out", figure, "--vote", "plurality")[0] == 2
+    assert run("plot", folder, "--out", figure, "--vote", "majority", "--vote", "plurality")[::2] == (
+        2, "inferscale: --vote plurality: choose among majority, weighted, best-of-n, coverage\n"
+    )  # fmt: skip
+    once, twice = run("report", folder)[1], run("report", folder, next(folder.iterdir()))[1]
+    assert once == twice, "a run that is named twice counts once"
+
+
+def test_runs_under_other_settings_are_other_curves(run, model, rows, tmp_path):
+    for name, more in {
+        "cold": ["--temperature", 0.1, "--strategy", "sampling:2"],
+        "hot": ["--temperature", 1.5, "--strategy", "sampling:4"],
+        "vote": ["--temperature", 1.5, "--strategy", "sampling:4", "--vote", "Oracle()"],
+    }.items():
+        assert run("eval", *small(model, rows, *more, "--out", tmp_path / name))[0] == 0
+    lines = run("report", tmp_path)[1].splitlines()[1:-1]
+    assert [line.split(" strategy")[0].split("  ")[0].strip() for line in lines] == [
+        f"tiny (temperature={temperature}), RepeatedSampling, {vote}"
+        for temperature in ("0.1", "1.5")
+        for vote in ("majority", "coverage")
+    ]
+
+
+def test_a_run_without_gold_answers_is_left_out(run, model, rows, tmp_path):
+    from inferscale import RepeatedSampling
+    from inferscale.evaluate import run_evaluation
+    from inferscale.testing import ToyGenerator
+
+    run_evaluation(["Who?", "Why?"], RepeatedSampling(2), ToyGenerator(), tmp_path / "none")
+    run("eval", *small(model, rows, "--strategy", "greedy", "--out", tmp_path / "run"))
+    code, out, err = run("report", tmp_path)
+    assert code == 0
+    assert "tiny, Greedy, majority" in out
+    assert "has problems without a gold answer and is left out" in err
+
+
+def test_a_strategy_that_is_no_dataclass_is_reported_by_its_class(run, tmp_path):
+    from inferscale.base import SearchStrategy
+    from inferscale.evaluate import run_evaluation
+    from inferscale.testing import ToyGenerator
+    from inferscale.tree import Problem
+
+    class Own(SearchStrategy):
+        def search(self, root, rng):
+            return RepeatedSampling(2).search(root, rng)
+
+    run_evaluation([Problem("Who?", "1"), Problem("Why?", "2")], Own(), ToyGenerator(), tmp_path)
+    assert "Own, majority" in run("report", tmp_path)[1]
 
 
 def test_a_run_that_is_not_complete_is_left_out(run, model, rows, tmp_path):
@@ -252,6 +301,11 @@ def test_worked_examples_come_from_another_file(run, model, rows, tmp_path):
         "eval",
         *small(model, rows, "--shots", 1, "--shots-data", shots, "--strategy", "greedy", "--out", tmp_path / "r"),
     )
+    more = small(model, rows, "--shots", 2, "--shots-data", shots, "--strategy", "greedy", "--out", tmp_path / "s")
+    code, _, err = run("eval", *more)
+    assert code == 2
+    assert "--shots 2: " in err
+    assert "shots.jsonl holds 1" in err
     prompt = load_run(tmp_path / "r").records[0]["result"]["problem"]["prompt"]
     assert prompt == "Question: 4+4=?\nAnswer: 8\n\nQuestion: 0+0=?\nAnswer:"
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferscale.evaluate.parts import make_strategy
-
 from ._parts import UsageError
+from ._points import read_points
 
 if TYPE_CHECKING:
-    from inferscale.evaluate import Run
     from inferscale.scaling import CurvePoint
 
 COSTS = ("flops", "generator_flops", "reward_flops", "tokens", "seconds")
@@ -61,56 +59,14 @@ def plot(
         raise UsageError(f"--x {x}: choose one of {', '.join(COSTS)}")
     if y not in ("accuracy", "error"):
         raise UsageError(f"--y {y}: choose accuracy or error")
-    wanted = [name for name in VOTES if not vote or name in vote]
-    points = [p for p in read_points(folders) if p.vote in wanted]
+    unknown = [name for name in vote or () if name not in VOTES]
+    if unknown:
+        raise UsageError(f"--vote {unknown[0]}: choose among {', '.join(VOTES)}")
+    points = [p for p in read_points(folders) if not vote or p.vote in vote]
     if not points:
-        raise UsageError(f"no run has a vote {', '.join(vote or ())}: choose among {', '.join(VOTES)}")
+        raise UsageError(f"no run has scores, which --vote {', '.join(vote or ())} needs")
     plot_votes(points, x, y).savefig(out)  # type: ignore[arg-type]
     typer.echo(f"wrote {out}")
-
-
-def read_points(folders: Iterable[Path]) -> list[CurvePoint]:
-    """Points of all runs in and below the folders; runs that differ in their seed alone are averaged."""
-    from inferscale.evaluate import load_run
-    from inferscale.scaling import curve_of_results
-
-    files = [file for folder in folders for file in sorted(folder.rglob("run.json"))]
-    if not files:
-        raise UsageError(f"no runs in {', '.join(map(str, folders))}: give folders that `inferscale eval` wrote")
-    groups: dict[str, list[Run]] = {}
-    for file in files:
-        run = load_run(file.parent)
-        if not run.is_complete:
-            typer.echo(f"{run.directory} is not complete and is left out: run its command again", err=True)
-            continue
-        groups.setdefault(_without_seed(run.about["identity"]), []).append(run)
-    points: list[CurvePoint] = []
-    for runs in groups.values():
-        first = runs[0].about["identity"]
-        points += curve_of_results(
-            [list(run.results()) for run in runs], _strategy(first["strategy"]),
-            correct=[[record["correct_each"] for record in run.finished] for run in runs],
-            memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None, model=_model(first),
-        )  # fmt: skip
-    if not points:
-        raise UsageError("no complete run to report")
-    return points
-
-
-def _without_seed(identity: dict[str, Any]) -> str:
-    return str({name: value for name, value in identity.items() if name != "seed"})
-
-
-def _strategy(text: str) -> Any:
-    """The strategy of a run, or its text when it is not one of ours."""
-    try:
-        return make_strategy(text) if "(" in text else text
-    except ValueError:
-        return text
-
-
-def _model(identity: dict[str, Any]) -> str:
-    return str(identity["config"].get("model", ""))
 
 
 def _greatest(points: Sequence[CurvePoint]) -> list[CurvePoint]:

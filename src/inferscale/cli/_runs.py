@@ -78,6 +78,8 @@ class RunOptions:
             raise UsageError(f"--shots {self.shots} needs --shots-data FILE: examples must not come from the test data")
         named = self._named_fields()
         shots = load_examples(self.dataset, self.shots_data, fields=named, limit=self.shots) if self.shots else []
+        if len(shots) < self.shots:
+            raise UsageError(f"--shots {self.shots}: {self.shots_data} holds {len(shots)}")
         return load_problems(
             self.dataset, self.data, split=self.split, style=self.style, shots=shots, fields=named, limit=self.limit
         )
