@@ -2,12 +2,14 @@
 
 import importlib
 import pkgutil
+from dataclasses import dataclass
 
 import pytest
 
 import inferscale.strategies
 from inferscale.base import SearchStrategy
 from inferscale.engine import solve
+from inferscale.flow import expand, score
 from inferscale.result import SearchResult
 from inferscale.strategies import (
     ABMCTS,
@@ -104,6 +106,18 @@ def all_subclasses(kind):
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_it_keeps_every_promise(strategy):
     check_strategy(strategy)
+
+
+def test_a_strategy_that_reads_scores_must_say_so():
+    @dataclass(frozen=True)
+    class Silent(RepeatedSampling):
+        def search(self, root, rng):
+            leaves = yield from expand([root], self.n, until="end")
+            yield from score(leaves)
+            return leaves[:1]
+
+    with pytest.raises(AssertionError, match="needs scores, and its needs_scores says that it does not"):
+        check_strategy(Silent(2))
 
 
 def ours():

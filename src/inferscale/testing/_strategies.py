@@ -13,7 +13,7 @@ from inferscale.engine import solve, solve_batch
 from inferscale.flow import GenerateRequest
 from inferscale.render import render_tree
 from inferscale.result import SearchResult
-from inferscale.tree import Node, Step
+from inferscale.tree import Node, Step, UnscoredNodeError
 
 from ._toys import PROMPTS, BrokenGenerator, ToyGenerator, ToyReward, unit_hash
 
@@ -23,9 +23,10 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
 
     The promises: the same seed gives the same tree; a problem's tree is the same alone and in any batch; any budget
     stops it with the best so far; it survives a generator that ends at once, never ends, fails, or returns empty
-    steps; killed and resumed from its journal it ends where it would have ended undisturbed.
+    steps; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
+    model unless `needs_scores` says so.
     """
-    for check in (_check_batch, _check_budgets, _check_survival, _check_journal):
+    for check in (_check_batch, _check_budgets, _check_survival, _check_journal, _check_needs):
         check(strategy, prompts)
 
 
@@ -123,3 +124,14 @@ def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
                 resumed = ToyGenerator()
                 again = _solve(strategy, prompts, resumed, journal=path)
                 assert again == straight, f"{strategy!r}: killed after {calls} calls and resumed, the trees differ"
+
+
+def _check_needs(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    if strategy.needs_scores:
+        return
+    try:
+        solve_batch(list(prompts), strategy, ToyGenerator())
+    except (UnscoredNodeError, ValueError) as error:
+        raise AssertionError(
+            f"{strategy!r} needs scores, and its needs_scores says that it does not: {error}"
+        ) from error
