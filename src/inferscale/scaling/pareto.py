@@ -121,4 +121,4 @@ def cost_ratio(
         return None
     if min(reached) <= 0:
         raise ValueError(f"a point has a {cost} of 0: what ran on a server has no FLOPs, choose another cost")
-    return getattr(target, cost) / min(reached)
+    return float(getattr(target, cost) / min(reached))
