@@ -125,3 +125,10 @@ def test_sums_beyond_float64_are_refused(kind):
         for arguments in ({"scores": KINDS[kind](values)}, {"weights": KINDS[kind](values)}):
             with pytest.raises(ValueError, match="more than float64 holds"):
                 majority_vote(KINDS[kind](ids), **arguments)
+
+
+def test_unsigned_ids_that_would_become_abstentions_are_refused():
+    ids = np.asarray([2**63 - 1, 2**63 - 1, 4], dtype=np.uint64)
+    assert int(majority_vote(ids)) == 2**63 - 1
+    with pytest.raises(ValueError, match="at most 2\\*\\*63 - 1"):
+        majority_vote(ids + np.uint64(1))

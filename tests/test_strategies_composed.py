@@ -227,3 +227,29 @@ def test_strategies_are_values_whatever_they_were_given():
     assert (strategy, hash(strategy), repr(strategy)) == (same, hash(same), repr(same))
     numpys = BeamSearch(np.int64(2), np.int32(3), filter_duplicates=np.True_)
     assert repr(numpys) == repr(BeamSearch(2, 3, filter_duplicates=True))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Then(BeamSearch, Greedy()),
+        lambda: Fallback(Greedy(), Greedy),
+        lambda: Restart(Greedy),
+        lambda: Limited(Greedy, 3),
+        lambda: ComputeOptimal((Greedy(), Greedy), (0.5,)),
+    ],
+)
+def test_members_must_be_strategies(make):
+    with pytest.raises(TypeError, match=r"made of strategies such as .*, not of the class"):
+        make()
+
+
+def test_numbers_that_are_none_are_no_basis_for_a_choice():
+    outcomes = {RepeatedSampling(1): [1, 0, 1, 1], RepeatedSampling(2): [1, 1, 1, 1]}
+    with pytest.raises(ValueError, match="a difficulty is no finite number"):
+        fit_compute_optimal([0.1, 0.2, float("nan"), 0.4], outcomes, num_bins=2)
+    outcomes[RepeatedSampling(2)][0] = float("nan")
+    with pytest.raises(ValueError, match=r"n=2\) has an outcome that is no finite number"):
+        fit_compute_optimal([0.1, 0.2, 0.3, 0.4], outcomes, num_bins=2)
+    with pytest.raises(ValueError, match='choose "score" or "agreement"'):
+        difficulty([0.5], ["1"], measure="votes")

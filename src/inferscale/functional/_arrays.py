@@ -141,11 +141,13 @@ def whole_numbers(ops: Arrays, name: str, value: Array) -> Array:
     """`value` in int64.
 
     Raises:
-        ValueError: If it holds anything but integers (or booleans).
+        ValueError: If it holds anything but integers (or booleans), or one that int64 does not hold.
     """
     value = value if is_torch(value) else np.asarray(value)
     if not any(kind in str(value.dtype) for kind in ("int", "bool")):
         raise ValueError(f"{name} must be whole numbers, got an array of {value.dtype}")
+    if not is_torch(value) and value.dtype == np.uint64 and (value > np.iinfo(np.int64).max).any():
+        raise ValueError(f"{name} must be at most 2**63 - 1: greater ones would be negative in int64")
     return ops.int64(value)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from inferscale.base import SearchStrategy
+
 
 def check_counts(owner: Any, *names: str, minimum: int = 1) -> None:
     """Raises unless each named attribute of `owner` is an integer of at least `minimum`.
@@ -39,3 +41,11 @@ def check_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(owner, name)
     if value not in choices:
         raise ValueError(f"{type(owner).__name__}({name}={value!r}): choose one of {', '.join(map(repr, choices))}")
+
+
+def check_members(owner: object, *members: object) -> None:
+    """Raises unless the strategies that `owner` is made of are strategies."""
+    for member in members:
+        if not isinstance(member, SearchStrategy):
+            given = f"the class {member.__name__}" if isinstance(member, type) else repr(member)[:80]
+            raise TypeError(f"{type(owner).__name__} is made of strategies such as REBASE(width=16), not of {given}")

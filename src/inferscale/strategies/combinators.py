@@ -11,7 +11,7 @@ from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, gather, limit
 from inferscale.tree import Node
 
-from ._checks import check_counts
+from ._checks import check_counts, check_members
 
 Accept: TypeAlias = Callable[[Sequence[Node]], bool]
 
@@ -51,6 +51,10 @@ class Then(SearchStrategy):
     first: SearchStrategy
     second: SearchStrategy
 
+    def __post_init__(self) -> None:
+        """Refuses what is no strategy."""
+        check_members(self, self.first, self.second)
+
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
         """Whether one of the two scores nodes."""
@@ -78,6 +82,10 @@ class Fallback(SearchStrategy):
     first: SearchStrategy
     second: SearchStrategy
     accept: Accept = field(default=any_finished, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses what is no strategy."""
+        check_members(self, self.first, self.second)
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
@@ -107,7 +115,8 @@ class Restart(SearchStrategy):
     accept: Accept = field(default=any_finished, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses ``times < 1``."""
+        """Refuses ``times < 1`` and what is no strategy."""
+        check_members(self, self.strategy)
         check_counts(self, "times")
 
     @property
@@ -139,7 +148,8 @@ class Limited(SearchStrategy):
     samples: int
 
     def __post_init__(self) -> None:
-        """Refuses ``samples < 1``."""
+        """Refuses ``samples < 1`` and what is no strategy."""
+        check_members(self, self.strategy)
         check_counts(self, "samples")
 
     @property

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, expand, score
 from inferscale.tree import Node
 
-from ._checks import check_choice, check_counts
+from ._checks import check_choice, check_counts, check_members
 from .adaptive import ExtractAnswer, answers_of
 from .combinators import joined
 
@@ -34,8 +34,10 @@ def difficulty(scores: Sequence[float] = (), answers: Sequence[str | None] = (),
         measure: Which of the two.
 
     Raises:
-        ValueError: If there is no sample.
+        ValueError: If there is no sample, or the measure is unknown.
     """
+    if measure not in get_args(Measure):
+        raise ValueError(f'difficulty(measure={measure!r}): choose "score" or "agreement"')
     samples = len(scores) if measure == "score" else len(answers)
     if samples == 0:
         raise ValueError(f'difficulty(measure="{measure}") needs at least one sample')
@@ -74,6 +76,7 @@ class ComputeOptimal(SearchStrategy):
         check_counts(self, "num_probes")
         check_choice(self, "measure", ("score", "agreement"))
         object.__setattr__(self, "strategies", tuple(self.strategies))
+        check_members(self, *self.strategies)
         object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
         if len(self.strategies) != len(self.thresholds) + 1:
             raise ValueError(
@@ -150,7 +153,7 @@ def fit_compute_optimal(
         The strategy and its figures. Equally good candidates: the first in the mapping.
 
     Raises:
-        ValueError: If counts differ, or a bin has fewer than two problems.
+        ValueError: If counts differ, a number is not finite, or a bin has fewer than two problems.
     """
     candidates = tuple(outcomes)
     if not candidates or num_bins < 1:
@@ -174,11 +177,15 @@ def fit_compute_optimal(
 def _checked_row(candidate: SearchStrategy, row: Sequence[float], num_problems: int) -> list[float]:
     if len(row) != num_problems:
         raise ValueError(f"{candidate!r} has {len(row)} outcomes for {num_problems} problems: give one for each")
+    if not all(map(math.isfinite, row)):
+        raise ValueError(f"{candidate!r} has an outcome that is no finite number: give 0 to 1 for each problem")
     return list(row)
 
 
 def _quantile_bins(difficulties: Sequence[float], num_bins: int) -> tuple[tuple[float, ...], list[list[int]]]:
     """Thresholds between the bins, and the problems of each bin."""
+    if not all(map(math.isfinite, difficulties)):
+        raise ValueError("a difficulty is no finite number: give one for each problem, by difficulty()")
     shares = np.arange(1, num_bins) / num_bins
     thresholds = tuple(np.quantile(np.asarray(difficulties, dtype=float), shares).tolist())
     bins = [[i for i, d in enumerate(difficulties) if bisect_left(thresholds, d) == b] for b in range(num_bins)]
