@@ -2,8 +2,9 @@
 
 import itertools
 import random
+from dataclasses import dataclass
 
-from inferscale.base import Generator, RewardModel
+from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.engine import solve
 from inferscale.flow import Generate
 from inferscale.testing import ToyGenerator, ToyReward
@@ -97,3 +98,18 @@ def attached(request, step):
 
 def root(prompt="How many?"):
     return Node(Problem(prompt))
+
+
+@dataclass(frozen=True)
+class Written(SearchStrategy):
+    """A strategy whose search is given."""
+
+    body: object
+
+    def search(self, root, rng):
+        return self.body(root)
+
+
+def run(body, **options):
+    """The result of a search whose body is given."""
+    return solve("How many?", Written(body), ToyGenerator(), reward_model=ToyReward(), **options)

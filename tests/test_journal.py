@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -135,3 +135,29 @@ def test_what_is_replayed_counts_for_the_clock_but_never_stops_a_replay(tmp_path
     again = solve(PROMPTS[0], Steps(), left, reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)
     assert (again.stopped_by, left.calls) == ("seconds", 0)
     assert again.cost.num_generated == len(steps)
+
+
+def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):
+    straight = solve_batch(PROMPTS, REBASE(6), ToyGenerator(), reward_model=ToyReward())
+    for calls in range(1, 4):
+        path = tmp_path / f"{calls}.jsonl"
+        dying = BrokenGenerator(die_after=calls)
+        with pytest.raises(KeyboardInterrupt):
+            solve_batch(PROMPTS, REBASE(6), dying, reward_model=ToyReward(), journal=path)
+        path.write_bytes(path.read_bytes() + b'{"torn": ')
+        rest, reward = ToyGenerator(), ToyReward()
+        resumed = solve_batch(PROMPTS, REBASE(6), rest, reward_model=reward, journal=path)
+        assert rest.calls == 4 - calls
+        assert [r.trajectories for r in resumed] == [r.trajectories for r in straight]
+        assert [replace(r.cost, seconds=0) for r in resumed] == [replace(r.cost, seconds=0) for r in straight]
+        done = ToyGenerator()
+        again = solve_batch(PROMPTS, REBASE(6), done, reward_model=ToyReward(), journal=path)
+        assert done.calls == 0
+        assert [r.trajectories for r in again] == [r.trajectories for r in straight]
+
+
+def test_a_journal_of_another_call_is_refused(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
+    with pytest.raises(ValueError, match=r"another call \(seed, strategy differ\)"):
+        solve(PROMPTS[0], RepeatedSampling(3), ToyGenerator(), journal=path, seed=1)

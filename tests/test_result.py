@@ -11,9 +11,9 @@ from inferscale.base import Aggregator, SearchStrategy
 from inferscale.engine import solve
 from inferscale.flow import expand, score
 from inferscale.result import SearchResult
-from inferscale.strategies import BeamSearch, RepeatedSampling
-from inferscale.testing import ToyGenerator, ToyReward
-from inferscale.tree import Trajectory
+from inferscale.strategies import REBASE, BeamSearch, Greedy, RepeatedSampling
+from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
+from inferscale.tree import Problem, Trajectory
 
 
 class Picky(Aggregator):
@@ -121,3 +121,23 @@ def test_nodes_of_another_search_cannot_be_returned():
     other = solve("How many?", RepeatedSampling(2), ToyGenerator())
     with pytest.raises(ValueError, match="not nodes of another search"):
         solve("How many?", Elsewhere(lambda *_: list(other.leaves)), ToyGenerator(), reward_model=ToyReward())
+
+
+def test_a_result_survives_the_disk(tmp_path):
+    result = solve(Problem("How many?", answer="2", id="a"), REBASE(6), ToyGenerator(), reward_model=ToyProcessReward())
+    loaded = SearchResult.load(result.save(tmp_path / "result.json"))
+    assert loaded.to_dict() == result.to_dict()
+    assert (loaded.answer, loaded.cost, loaded.selected) == (result.answer, result.cost, result.selected)
+    assert [leaf.path[-1] is leaf for leaf in loaded.leaves] == [True] * len(result.leaves)
+    assert loaded.reaggregate(BestOfN()).selected == result.reaggregate(BestOfN()).selected
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="not a saved search result"):
+        SearchResult.load(path)
+    result = solve("How many?", Greedy(), ToyGenerator())
+    path.write_text(json.dumps({**result.to_dict(), "version": 99}))
+    with pytest.raises(ValueError, match="newer inferscale"):
+        SearchResult.load(path)

@@ -20,6 +20,8 @@ from .tree import FinishReason, Node, Step
 
 Wanted = TypeVar("Wanted")
 
+_REASONS = get_args(FinishReason)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -145,10 +147,10 @@ def _check_step(request: GenerateRequest, step: object, name: str) -> None:
         raise TypeError(f"{name}.generate() must return Step objects, not {type(step).__name__} {step!r:.80}")
     if not isinstance(step.text, str):
         raise TypeError(f"{name}.generate() returned a step whose text is {step.text!r:.80}, and no string")
-    if step.finish_reason not in get_args(FinishReason):
+    if step.finish_reason not in _REASONS:
         raise ValueError(
             f"{name}.generate() returned a step with finish_reason={step.finish_reason!r}: "
-            f"choose one of {', '.join(map(repr, get_args(FinishReason)))}"
+            f"choose one of {', '.join(map(repr, _REASONS))}"
         )
     if request.until == "end" and step.finish_reason == "step":
         raise ValueError(
