@@ -12,6 +12,8 @@ from inferscale.evaluate import load_run
 from inferscale.evaluate.parts import make_generator, make_reward, make_strategy, make_vote
 from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodReward
 from inferscale.strategies import MCTS, REBASE, BeamSearch, RepeatedSampling
+from inferscale.testing import ToyGenerator
+from inferscale.tree import Step
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,18 @@ def test_solve_answers_and_saves(run, model, tmp_path):
     assert json.loads(path.read_text())["problem"]["prompt"] == "a b"
 
 
+def test_a_models_text_commands_no_terminal(run, model, monkeypatch):
+    class Hostile(ToyGenerator):
+        def generate(self, requests):
+            return [[Step("\x1b[2Ja\tb\r\ud800", finish_reason="eos")] for _ in requests]
+
+    monkeypatch.setattr("inferscale.cli._solve.make_generator", lambda *args: Hostile())
+    code, out, _ = run("solve", "x", "--strategy", "greedy", "--tree", "--no-progress")
+    assert code == 0
+    assert "\\x1b[2Ja\tb\\r\\ud800\nanswer: 2\n" in out
+    assert "\x1b" not in out
+
+
 def test_eval_runs_resumes_and_refuses(run, model, rows, tmp_path):
     out_folder = tmp_path / "run"
     command = ["eval", *small(model, rows, "--strategy", "sampling:3", "--out", out_folder)]
@@ -230,7 +244,6 @@ def test_runs_under_other_settings_are_other_curves(run, model, rows, tmp_path):
 def test_a_run_without_gold_answers_is_left_out(run, model, rows, tmp_path):
     from inferscale import RepeatedSampling
     from inferscale.evaluate import run_evaluation
-    from inferscale.testing import ToyGenerator
 
     run_evaluation(["Who?", "Why?"], RepeatedSampling(2), ToyGenerator(), tmp_path / "none")
     run("eval", *small(model, rows, "--strategy", "greedy", "--out", tmp_path / "run"))
@@ -243,7 +256,6 @@ def test_a_run_without_gold_answers_is_left_out(run, model, rows, tmp_path):
 def test_a_strategy_that_is_no_dataclass_is_reported_by_its_class(run, tmp_path):
     from inferscale.base import SearchStrategy
     from inferscale.evaluate import run_evaluation
-    from inferscale.testing import ToyGenerator
     from inferscale.tree import Problem
 
     class Own(SearchStrategy):

@@ -14,8 +14,8 @@ import pytest
 from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale import REBASE, RepeatedSampling, solve
-from inferscale.answers import extract_answer
 from inferscale._stops import read_until
+from inferscale.answers import extract_answer
 from inferscale.evaluate.parts import parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
 

@@ -1,4 +1,3 @@
-import copy
 import json
 import math
 import os
@@ -6,9 +5,7 @@ import random
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,14 +20,13 @@ from tests.evaluation_worker import (
 )
 
 from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
-from inferscale.evaluate import ChangedRunError, RunLockedError, fingerprints, load_run, run_evaluation
+from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
 from inferscale.evaluate import runs as runs_module
-from inferscale.evaluate.fingerprints import describe, git_state, model_fingerprint, problem_keys
-from inferscale.evaluate.records import append, cut_torn_line, locked, prune_journal, read_records
-from inferscale.evaluate.thoughts.released import ReleasedPaths
-from inferscale.rewards import CachedReward, CheckerReward, EnsembleReward, RewardFunction, WeightedReward
+from inferscale.evaluate.fingerprints import problem_keys
+from inferscale.evaluate.records import locked, read_records
+from inferscale.rewards import CachedReward
 from inferscale.strategies import REBASE
-from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
+from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem
 
 ROOT = Path(__file__).parent.parent
@@ -238,29 +234,6 @@ def test_a_torn_last_line_is_cut_and_a_damaged_one_is_told(tmp_path):
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize("line", [b"null", b"[1]", b"3", b"{}", b'{"v": "1", "key": "a"}', b'{"v": 1}', b"\0\0\0"])
-def test_a_line_that_is_no_record_is_told(tmp_path, line):
-    (tmp_path / "r").write_bytes(b'{"v": 1, "key": "a"}\n' + line + b"\n")
-    with pytest.raises(ValueError, match="line 2 is damaged: restore the file"):
-        read_records(tmp_path / "r")
-    with pytest.raises(ValueError, match="line 2 is damaged") if line[:1] != b"{" or line == b"{}" else nullcontext():
-        prune_journal(tmp_path / "r", [])
-
-
-def test_a_record_is_written_whole_by_a_file_that_takes_a_part_at_a_time(tmp_path):
-    class Slow:
-        def __init__(self, file):
-            self.file = file
-
-        def write(self, data):
-            return self.file.write(data[:7])
-
-    with (tmp_path / "r").open("ab", buffering=0) as file:
-        for key in "ab":
-            append(Slow(file), {"key": key, "text": "x" * 50})
-    assert [record["key"] for record in read_records(tmp_path / "r")] == ["a", "b"]
-
-
 def test_what_was_put_aside_is_never_lost(tmp_path):
     run_ten(tmp_path)
     first = (tmp_path / "records.jsonl").read_bytes()
@@ -305,14 +278,6 @@ def test_records_whose_description_is_gone_are_not_mixed_with_others(tmp_path):
 def test_a_configuration_with_nan_is_equal_to_itself(tmp_path):
     for _ in range(2):
         run_ten(tmp_path, config={"threshold": math.nan})
-
-
-def test_numbers_that_are_not_finite_are_null_on_disk(tmp_path):
-    with (tmp_path / "r").open("ab", buffering=0) as file:
-        append(file, {"key": "a", "x": [math.nan, {"y": math.inf}], "t": (1.0,)}, fsync=True)
-    assert read_records(tmp_path / "r") == [{"v": 1, "key": "a", "x": [None, {"y": None}], "t": [1.0]}]
-    assert read_records(tmp_path / "nothing") == []
-    cut_torn_line(tmp_path / "nothing")
 
 
 def test_two_writers_are_refused(tmp_path):
@@ -367,72 +332,11 @@ def test_folders_without_a_run(tmp_path):
         load_run(tmp_path)
 
 
-def test_parts_are_described_by_what_they_do():
-    assert describe(REBASE(4)) == repr(REBASE(4))
-    assert describe(None) is None
-    assert "0x" not in str(describe(BrokenGenerator()))
-    assert describe(CheckerReward()) != describe(CheckerReward("min"))
-    assert describe(RewardFunction(essence))["name"] == "essence"
-    assert describe(len) == "builtins.len"
-    assert describe(partial(int, base=2)) == describe(partial(int, base=2)) != describe(partial(int, base=3))
-
-
-@pytest.mark.parametrize(
-    ("first", "other"),
-    [
-        (WeightedReward([ToyReward()], [1]), WeightedReward([ToyReward()], [2])),
-        (EnsembleReward([CheckerReward()]), EnsembleReward([ToyProcessReward()])),
-        (CachedReward(CheckerReward()), CachedReward(CheckerReward("min"))),
-        (ReleasedPaths(ToyGenerator(), True), ReleasedPaths(ToyGenerator(depth=2), True)),
-    ],
-    ids=lambda part: type(part).__name__,
-)
-def test_parts_of_parts_are_described(first, other):
-    assert describe(first) == describe(copy.deepcopy(first)) != describe(other)
-
-
 def test_a_memory_of_scores_is_no_other_configuration_once_it_is_used(tmp_path):
     cached = CachedReward(ToyProcessReward())
     run_evaluation(TEN, SAMPLING, ToyGenerator(), tmp_path, reward_model=cached)
     assert cached.misses > 0
     run_evaluation(TEN, SAMPLING, ToyGenerator(), tmp_path, reward_model=cached)
-
-
-def test_where_git_cannot_tell_nothing_is_claimed(monkeypatch):
-    monkeypatch.setattr(fingerprints, "_git", lambda folder, command, *rest: "abc" if command == "rev-parse" else None)
-    assert git_state(Path("/")) == {"commit": "abc", "changed": None}
-
-
-def test_outside_of_a_checkout_there_is_no_state():
-    assert git_state(Path("/")) is None
-
-
-def test_a_model_is_known_by_its_weights():
-    torch = pytest.importorskip("torch")
-    from tests.tiny_models import byte_tokenizer, tiny_model
-
-    from inferscale import HFGenerator, LikelihoodReward, solve_batch
-
-    model, twin, other = tiny_model(seed=0), tiny_model(seed=0), tiny_model(seed=1)
-    assert model_fingerprint(model) == model_fingerprint(twin) != model_fingerprint(other)
-    about = [describe(HFGenerator(m, byte_tokenizer(), temperature=t)) for m, t in ((model, 1.0), (twin, 1.0))]
-    assert about[0] == about[1]
-    for changed in (
-        HFGenerator(other, byte_tokenizer()),
-        HFGenerator(model, byte_tokenizer(), temperature=0.5),
-        HFGenerator(model, byte_tokenizer(), step_delimiter="\n\n"),
-        HFGenerator(model, byte_tokenizer(), max_new_tokens=7),
-    ):
-        assert describe(changed) != about[0]
-    used = HFGenerator(model, byte_tokenizer(), temperature=1.0)
-    reward = LikelihoodReward(model, byte_tokenizer())
-    before = describe(reward)
-    solve_batch(["a b", "b"], REBASE(2), used, reward_model=reward, budget=Budget(tokens=20))
-    assert describe(used) == about[0], "what counts and caches does not describe"
-    assert describe(reward) == before != describe(LikelihoodReward(other, byte_tokenizer()))
-    with torch.no_grad():
-        twin.get_input_embeddings().weight[0, 0] += 1
-    assert model_fingerprint(twin) != model_fingerprint(model)
 
 
 def test_memory_is_known_where_the_system_tells(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,13 +104,18 @@ def models() -> None:
         typer.echo(f"{card.name:<12} {card.kind:<22} {card.parameters:>10,} parameters  {figures}")
 
 
+def _printable(text: str) -> str:
+    """`text` with escapes for what would command a terminal, or cannot be written to it."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)
+
+
 def _show(result: SearchResult, tree: bool) -> None:
     from inferscale.render import render_tree
 
     if tree:
         typer.echo(render_tree(result.root, selected=result.selected_leaf))
-    typer.echo(result.text.rstrip())
-    typer.echo(f"answer: {result.answer}")
+    typer.echo(_printable(result.text.rstrip()))
+    typer.echo(f"answer: {_printable(str(result.answer))}")
     cost = result.cost
     typer.echo(
         f"{len(result.trajectories)} trajectories, {cost.tokens:,} tokens, {cost.generator_flops:.3g} generator FLOPs, "

@@ -106,6 +106,7 @@ def train_process_reward_model(
 
     Raises:
         ValueError: If the model has not two labels, or no step is judged.
+        RuntimeError: If the loss is no number any more.
         ModuleNotFoundError: If LoRA is asked for and peft is not installed.
     """
     recipe = recipe or TrainingRecipe()
@@ -160,12 +161,15 @@ def _run(
         torch.manual_seed(recipe.seed)
         for number, batch in enumerate(_batches(examples, recipe), 1):
             loss = step_loss(model, batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RuntimeError(f"update {number}: the loss is {value}: lower learning_rate, or train in float32")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
             optimizer.step()
             schedule.step()
-            report(number, total, float(loss.detach()))
+            report(number, total, value)
 
 
 def _batches(examples: Sequence[Example], recipe: TrainingRecipe) -> Iterator[list[Example]]:

@@ -1,0 +1,80 @@
+"""Parts of a run as plain data: equal where the parts are, and different where they are not."""
+
+import copy
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from inferscale import Budget
+from inferscale.evaluate import fingerprints
+from inferscale.evaluate.fingerprints import describe, git_state, model_fingerprint
+from inferscale.evaluate.thoughts.released import ReleasedPaths
+from inferscale.rewards import CachedReward, CheckerReward, EnsembleReward, RewardFunction, WeightedReward
+from inferscale.strategies import REBASE
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
+
+
+def brief(nodes):
+    return [-float(len(node.text)) for node in nodes]
+
+
+def test_parts_are_described_by_what_they_do():
+    assert describe(REBASE(4)) == repr(REBASE(4))
+    assert describe(None) is None
+    assert "0x" not in str(describe(BrokenGenerator()))
+    assert describe(CheckerReward()) != describe(CheckerReward("min"))
+    assert describe(RewardFunction(brief))["name"] == "brief"
+    assert describe(len) == "builtins.len"
+    assert describe(partial(int, base=2)) == describe(partial(int, base=2)) != describe(partial(int, base=3))
+
+
+@pytest.mark.parametrize(
+    ("first", "other"),
+    [
+        (WeightedReward([ToyReward()], [1]), WeightedReward([ToyReward()], [2])),
+        (EnsembleReward([CheckerReward()]), EnsembleReward([ToyProcessReward()])),
+        (CachedReward(CheckerReward()), CachedReward(CheckerReward("min"))),
+        (ReleasedPaths(ToyGenerator(), True), ReleasedPaths(ToyGenerator(depth=2), True)),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_parts_of_parts_are_described(first, other):
+    assert describe(first) == describe(copy.deepcopy(first)) != describe(other)
+
+
+def test_where_git_cannot_tell_nothing_is_claimed(monkeypatch):
+    monkeypatch.setattr(fingerprints, "_git", lambda folder, command, *rest: "abc" if command == "rev-parse" else None)
+    assert git_state(Path("/")) == {"commit": "abc", "changed": None}
+
+
+def test_outside_of_a_checkout_there_is_no_state():
+    assert git_state(Path("/")) is None
+
+
+def test_a_model_is_known_by_its_weights():
+    torch = pytest.importorskip("torch")
+    from tests.tiny_models import byte_tokenizer, tiny_model
+
+    from inferscale import HFGenerator, LikelihoodReward, solve_batch
+
+    model, twin, other = tiny_model(seed=0), tiny_model(seed=0), tiny_model(seed=1)
+    assert model_fingerprint(model) == model_fingerprint(twin) != model_fingerprint(other)
+    about = [describe(HFGenerator(m, byte_tokenizer(), temperature=t)) for m, t in ((model, 1.0), (twin, 1.0))]
+    assert about[0] == about[1]
+    for changed in (
+        HFGenerator(other, byte_tokenizer()),
+        HFGenerator(model, byte_tokenizer(), temperature=0.5),
+        HFGenerator(model, byte_tokenizer(), step_delimiter="\n\n"),
+        HFGenerator(model, byte_tokenizer(), max_new_tokens=7),
+    ):
+        assert describe(changed) != about[0]
+    used = HFGenerator(model, byte_tokenizer(), temperature=1.0)
+    reward = LikelihoodReward(model, byte_tokenizer())
+    before = describe(reward)
+    solve_batch(["a b", "b"], REBASE(2), used, reward_model=reward, budget=Budget(tokens=20))
+    assert describe(used) == about[0], "what counts and caches does not describe"
+    assert describe(reward) == before != describe(LikelihoodReward(other, byte_tokenizer()))
+    with torch.no_grad():
+        twin.get_input_embeddings().weight[0, 0] += 1
+    assert model_fingerprint(twin) != model_fingerprint(model)
