@@ -2,7 +2,7 @@ import gc
 import weakref
 
 import pytest
-from tests.strategy_fakes import run
+from tests.strategy_fakes import Written, run
 
 from inferscale.aggregators import BestOfN
 from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
@@ -152,6 +152,13 @@ def test_a_bound_of_nothing_is_no_bound():
 
     result = solve(PROMPTS[0], RepeatedSampling(8), Full(), budget=Budget(tokens=20))
     assert (result.stopped_by, result.cost.tokens) == ("tokens", 20)
+
+    def body(root):
+        (child,) = yield Generate((GenerateRequest(root, until="end", max_tokens=3),))
+        return child
+
+    result = solve(PROMPTS[0], Written(body), Full(), budget=Budget(tokens=20))
+    assert result.cost.tokens == 3
 
 
 def test_a_call_budget_counts_samples():

@@ -196,9 +196,8 @@ class Search:
 
 
 def _bound(request: GenerateRequest, generator: Generator) -> int | None:
-    """The most tokens that one sample of `request` can have; ``None`` if there is no bound that can be."""
-    bounds = [b for b in (generator.max_sample_tokens(request), request.max_tokens) if b is not None]
-    return min(bounds, default=0) or None
+    """The most tokens that one sample of `request` can have; ``None`` if there is no bound (0 cannot be one)."""
+    return min((bound for bound in (generator.max_sample_tokens(request), request.max_tokens) if bound), default=None)
 
 
 def _fitting(wanted: float, bound: int | None, tokens: int | None, first: bool) -> tuple[int, int | None]:

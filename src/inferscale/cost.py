@@ -77,7 +77,8 @@ class Budget:
     Attributes:
         tokens: Sampled tokens, thoughts included.
         flops: FLOPs of generator and reward model.
-        seconds: Wall-clock seconds since the search of this problem began.
+        seconds: Wall-clock seconds since the search of this problem began; an answer that is replayed from a journal
+            counts for the seconds that its model took.
         calls: Samples drawn (steps or whole completions).
     """
 

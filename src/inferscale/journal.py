@@ -46,8 +46,8 @@ class RecordedScores:
 class Journal:
     """An append-only file of JSON lines: a header, then one line for each answer, flushed once a wave.
 
-    Searches are deterministic given their answers, so replaying them rebuilds trees, scores and costs exactly. A
-    torn last line, as a kill leaves it, is cut off.
+    Searches are deterministic given their answers, so replaying them rebuilds trees, scores and costs exactly; where
+    the clock ended one is recorded too. A torn last line, as a kill leaves it, is cut off.
     """
 
     def __init__(self, file: IO[str] | None, records: dict[str, deque[dict[str, Any]]]) -> None:
