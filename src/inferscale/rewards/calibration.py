@@ -15,6 +15,7 @@ from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.tree import Node
 
+from .labelled_scores import labelled_scores
 from .labels import LabelledSolution
 
 Floats = NDArray[np.float64]
@@ -173,41 +174,6 @@ class CalibratedReward(ProcessRewardModel):
     def release(self, root: Node) -> None:
         """Tells the model."""
         self.model.release(root)
-
-
-def labelled_scores(
-    model: ProcessRewardModel, solutions: Sequence[LabelledSolution]
-) -> list[list[tuple[float, float]]]:
-    """For each solution, score and label of its judged steps.
-
-    Raises:
-        ValueError: If the model gives another number of scores than there are steps.
-    """
-    rows = []
-    for item, scores in zip(solutions, solution_scores(model, solutions), strict=True):
-        rows.append([(score, label) for score, label in zip(scores, item.labels, strict=True) if label is not None])
-    return rows
-
-
-def solution_scores(model: ProcessRewardModel, solutions: Sequence[LabelledSolution]) -> list[list[float]]:
-    """The step scores of each solution.
-
-    Raises:
-        ValueError: If the model gives another number of scores than there are steps.
-    """
-    nodes = [item.node() for item in solutions]
-    lists = model.step_scores(nodes)
-    for node in {node.root.key: node.root for node in nodes}.values():
-        model.release(node)
-    if len(lists) != len(solutions):
-        raise ValueError(f"{type(model).__name__} scored {len(lists)} of {len(solutions)} solutions")
-    for item, scores in zip(solutions, lists, strict=True):
-        if len(scores) != len(item.steps):
-            name = type(model).__name__
-            raise ValueError(
-                f"{name} gave {len(scores)} scores for {len(item.steps)} steps of {item.problem.prompt!r:.80}"
-            )
-    return lists
 
 
 def _checked(scores: Sequence[float], labels: Sequence[float]) -> tuple[Floats, Floats]:

@@ -10,7 +10,7 @@ import numpy as np
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.functional import best_of_k, pass_at_k
 
-from .calibration import labelled_scores, solution_scores
+from .labelled_scores import labelled_scores, solution_scores
 from .labels import LabelledSolution
 
 _BINS = 10

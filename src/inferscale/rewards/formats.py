@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .heads import Read, read_pair, read_sigmoid
-from .layouts import ChatPrompt, PlainPrompt, RunningText, Turns
+from .layouts import ChatPrompt, PlainPrompt, RunningText
 from .tokens import TagError, TextEncoder
+from .turns import Turns
 
 Head: TypeAlias = Literal["causal", "classifier", "value", "mlp"]
 """What the checkpoint has after its last layer: a language model's head, a token classifier's, a value head
