@@ -75,6 +75,8 @@ def test_a_model_is_known_by_its_weights():
     solve_batch(["a b", "b"], REBASE(2), used, reward_model=reward, budget=Budget(tokens=20))
     assert describe(used) == about[0], "what counts and caches does not describe"
     assert describe(reward) == before != describe(LikelihoodReward(other, byte_tokenizer()))
+    for option in ({"step_separator": "\n\n"}, {"step_separator": None}, {"use_token_ids": True}):
+        assert describe(LikelihoodReward(model, byte_tokenizer(), **option)) != before, option
     with torch.no_grad():
         twin.get_input_embeddings().weight[0, 0] += 1
     assert model_fingerprint(twin) != model_fingerprint(model)

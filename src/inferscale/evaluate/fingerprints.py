@@ -131,11 +131,12 @@ def _is_frozen(part: object) -> bool:
 
 
 def _texts_and_flags(part: object, path: str, depth: int = _DEPTH) -> dict[str, str | bool]:
-    """Public texts and flags of a part of inferscale and of those within it, by dotted name."""
-    if not depth or not type(part).__module__.startswith("inferscale."):
+    """Public texts and flags of a part of inferscale and of those within it, bound to its functions too, by dotted name."""
+    inside = part.keywords if isinstance(part, partial) else getattr(part, "__dict__", {})
+    if not depth or not (isinstance(part, partial) or type(part).__module__.startswith("inferscale.")):
         return {}
     found: dict[str, str | bool] = {}
-    for name, value in getattr(part, "__dict__", {}).items():
+    for name, value in inside.items():
         if isinstance(value, str | bool) and not name.startswith("_"):
             found[f"{path}.{name}"] = value
         else:
