@@ -25,6 +25,13 @@ def test_eight_problems_take_the_model_calls_of_one():
     assert (generator.calls, reward.calls) == alone == (4, 4)
 
 
+def test_no_two_problems_of_a_call_share_a_stream():
+    prompts = ["a", "a", "a", "a/1", "#1/a", "a#1", "1/a"]
+    results = solve_batch(prompts, RepeatedSampling(2), ToyGenerator())
+    assert len({result.root.key for result in results}) == len(prompts)
+    assert results[0].root.key == solve("a", RepeatedSampling(2), ToyGenerator()).root.key
+
+
 def test_repeated_sampling_is_one_call_for_all_problems():
     generator = ToyGenerator()
     results = solve_batch(PROMPTS, RepeatedSampling(5), generator)

@@ -97,7 +97,8 @@ class Task:
         """The search of a problem; `seen` counts equal prompts, which are different problems."""
         occurrence = seen[problem.prompt]
         seen[problem.prompt] += 1
-        stream_name = f"{self.seed}/{problem.prompt}" + (f"/{occurrence}" if occurrence else "")
+        again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
+        stream_name = f"{self.seed}{again}/{problem.prompt}"
         return Search(index, problem, stream_name, self.strategy, self.budget, self.reward_model is not None)
 
     def finish(self, search: Search) -> SearchResult:

@@ -13,7 +13,7 @@ from inferscale.answers import extract_answer as default_extract_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine import solve_batch
-from inferscale.result import SearchResult
+from inferscale.result import SearchResult, as_plain
 from inferscale.tree import Problem
 
 from ._batches import checked_problems, make_batches, results_of, row_of
@@ -151,4 +151,7 @@ class _Solver:
         )
         if self._journals is not None and journal is not None:
             self._journals.keep(journal, row["problems"])
-        return {"places": row["places"], "results": json.dumps([result.to_dict() for result in results])}
+        return {
+            "places": row["places"],
+            "results": json.dumps([result.to_dict() for result in results], default=as_plain),
+        }
