@@ -131,7 +131,7 @@ def _is_frozen(part: object) -> bool:
 
 
 def _texts_and_flags(part: object, path: str, depth: int = _DEPTH) -> dict[str, str | bool]:
-    """Public texts and flags of a part of inferscale and of those within it, bound to its functions too, by dotted name."""
+    """Public texts and flags of a part of inferscale, of parts within it and of bound ones, by dotted name."""
     inside = part.keywords if isinstance(part, partial) else getattr(part, "__dict__", {})
     if not depth or not (isinstance(part, partial) or type(part).__module__.startswith("inferscale.")):
         return {}
