@@ -1,6 +1,7 @@
 """What a result does with odd votes, odd files and deep trees."""
 
 import json
+import math
 import pickle
 from dataclasses import replace
 
@@ -141,3 +142,18 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
     path.write_text(json.dumps({**result.to_dict(), "version": 99}))
     with pytest.raises(ValueError, match="newer inferscale"):
         SearchResult.load(path)
+
+
+def test_numbers_that_json_does_not_have_are_saved_as_not_known(tmp_path):
+    class Odd(ToyGenerator):
+        def generate(self, requests):
+            answers = super().generate(requests)
+            return [[replace(step, logprob=-math.inf, confidence=math.nan) for step in steps] for steps in answers]
+
+    result = solve("How many?", RepeatedSampling(2), Odd(), journal=tmp_path / "journal.jsonl")
+    result.root.children[0].stats.update(value=math.nan, visits=3)
+    again = SearchResult.load(result.save(tmp_path / "result.json"))
+    step = again.root.children[0].step
+    assert (step.logprob, step.confidence, again.root.children[0].stats) == (None, None, {"value": None, "visits": 3})
+    replayed = solve("How many?", RepeatedSampling(2), Odd(), journal=tmp_path / "journal.jsonl")
+    assert replayed.text == result.text

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 
 from .cost import Cost
 from .flow import GenerateRequest
-from .result import as_plain, step_from_dict
+from .result import as_plain, step_from_dict, step_to_dict
 from .tree import Node, Step
 
 FORMAT = "inferscale.Journal"
@@ -120,7 +120,7 @@ class Journal:
     ) -> None:
         """Writes the answer to `portion`."""
         if self._file is not None:
-            rows = [[asdict(step) for step in group] for group in steps]
+            rows = [[step_to_dict(step) for step in group] for group in steps]
             self._write(root, {"kind": "steps", "steps": rows, "seconds": seconds})
 
     def record_scores(self, root: Node, nodes: Sequence[Node], cost: Cost) -> None:

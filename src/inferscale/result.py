@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,13 +171,13 @@ def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Traject
 def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
     row: dict[str, Any] = {"parent": None if node.parent is None else index[node.parent], "key": node.key}
     if node.step is not None:
-        row["step"] = asdict(node.step)
+        row["step"] = step_to_dict(node.step)
     if node.is_scored:
         row["score"] = node.score
     if node.step_scores is not None:
         row["step_scores"] = node.step_scores
     if node.stats:
-        row["stats"] = node.stats
+        row["stats"] = {name: _finite(value) for name, value in node.stats.items()}
     if node.num_draws > len(node.children):
         row["unattached_draws"] = node.num_draws - len(node.children)
     return row
@@ -204,8 +205,19 @@ def as_plain(value: Any) -> Any:
         raise TypeError(f"{type(value).__name__} {value!r:.80} has no place in JSON") from None
 
 
+def step_to_dict(step: Step) -> dict[str, Any]:
+    """The step as plain data; a log-probability or confidence that is not finite is not known."""
+    row = {field.name: getattr(step, field.name) for field in fields(step)}
+    return {**row, "logprob": _finite(step.logprob), "confidence": _finite(step.confidence)}
+
+
+def _finite(value: Any) -> Any:
+    """`value`, or ``None`` if it is a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def step_from_dict(row: Mapping[str, Any]) -> Step:
-    """The `Step` that ``dataclasses.asdict`` turned into `row`; JSON's lists become tuples again."""
+    """The `Step` that `step_to_dict` turned into `row`; JSON's lists become tuples again."""
     ends = tuple((text_end, id_end) for text_end, id_end in row["inner_ends"])
     return Step(**{**row, "token_ids": tuple(row["token_ids"]), "inner_ends": ends})
 
