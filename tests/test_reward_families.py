@@ -20,7 +20,7 @@ from tests.tiny_models import byte_tokenizer
 
 from inferscale.generators.loading import CheckpointError
 from inferscale.rewards import FORMATS, HFProcessRewardModel
-from inferscale.rewards.families import FormatError
+from inferscale.rewards.families import FormatError, choose_format
 from inferscale.rewards.tokens import TagError
 
 QUESTION = "What is 2 + 2?"
@@ -250,6 +250,27 @@ def test_costs_count_the_head_of_each_family():
     assert reward._reading._charges.spec.head == 2 * width * width + 2 * width * 2
     assert 0 < one.reward_flops < three.reward_flops
     assert one.scored_tokens < three.scored_tokens
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("pure/of-mine", "trl"),
+        ("of-mine/pure-prm", "pure"),
+        ("models--org--pure-prm/snapshots/0123abc", "pure"),
+        ("models--org--other/snapshots/pure", "trl"),
+    ],
+)
+def test_a_format_is_told_by_the_name_of_the_checkpoint_and_not_by_its_folders(tmp_path, path, found):
+    tokenizer = byte_tokenizer()
+    assert choose_format(save(tmp_path / path, classifier(tokenizer), tokenizer), "auto").name == found
+
+
+def test_a_verifier_prm_is_no_er_prm(tmp_path):
+    tokenizer = byte_tokenizer()
+    with pytest.raises(FormatError, match="cannot be told"):
+        choose_format(save(tmp_path / "verifier-prm", causal(tokenizer), tokenizer), "auto")
+    assert choose_format(save(tmp_path / "er-prm", causal(tokenizer), tokenizer), "auto").name == "er-prm"
 
 
 def test_the_wrong_family_is_refused_by_name(tmp_path):

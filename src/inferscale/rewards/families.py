@@ -22,7 +22,7 @@ from .paths import Path
 
 _NAMES = (
     (r"math-shepherd", "math-shepherd"),
-    (r"er-?prm", "er-prm"),
+    (r"(^|[-_/])er-?prm", "er-prm"),
     (r"llama-?3\.1-8b-prm|rlhflow.*prm", "rlhflow"),
     (r"skywork-o1", "skywork"),
     (r"qwen2\.5-math.*prm", "qwen"),
@@ -103,7 +103,7 @@ def choose_format(model: Any, step_format: str | StepFormat, load_options: dict[
 
 def _detect(name: str, config: Any, model: Any) -> StepFormat:
     architecture = str((getattr(config, "architectures", None) or [type(model).__name__])[0])
-    named = next((found for pattern, found in _NAMES if re.search(pattern, name.lower())), None)
+    named = next((found for pattern, found in _NAMES if re.search(pattern, _own_name(name))), None)
     if architecture == "Qwen2ForProcessRewardModel":
         return QWEN
     if architecture.endswith("ForTokenClassification"):
@@ -117,6 +117,15 @@ def _detect(name: str, config: Any, model: Any) -> StepFormat:
     raise FormatError(
         f"the format of {name!r}, a {architecture}, cannot be told: pass format=, one of {', '.join(FORMATS)}"
     )
+
+
+def _own_name(source: str) -> str:
+    """The name of a checkpoint without the folders that it lies in; in a hub's cache the id that it was fetched by."""
+    if not os.path.isdir(source):
+        return source.lower()
+    parts = [part.lower() for part in FilePath(os.path.abspath(source)).parts]
+    cached = next((part.removeprefix("models--") for part in parts if part.startswith("models--")), None)
+    return parts[-1] if cached is None else cached.replace("--", "/")
 
 
 def _with_separator(separator: str | None) -> StepFormat:
