@@ -11,7 +11,7 @@ from inferscale.cli import main
 from inferscale.evaluate import load_run
 from inferscale.evaluate.parts import make_generator, make_reward, make_strategy, make_vote
 from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodReward
-from inferscale.strategies import MCTS, REBASE, BeamSearch, RepeatedSampling
+from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Step
 
@@ -357,6 +357,13 @@ def test_strategies_and_votes_from_texts():
     assert make_strategy("rebase:8", 3) == make_strategy("rebase", 8) == REBASE(8)
     assert make_strategy("beam:8") == BeamSearch(2, 4)
     assert make_strategy("beam:2") == BeamSearch(1, 2)
+    assert make_strategy("beam:1") == BeamSearch(1, 1)
+    assert make_strategy("beam:3") == BeamSearch(1, 3)
+    assert make_strategy("dvts:6") == DVTS(2, 3)
+    with pytest.raises(ValueError, match="beam with a width of 7: beams have 4, 3 or 2 children"):
+        make_strategy("beam:7")
+    with pytest.raises(ValueError, match="greedy search is one path"):
+        make_strategy("greedy:5")
     for strategy in (MCTS(), REBASE(3), RepeatedSampling(2)):
         assert make_strategy(repr(strategy)) == strategy
     then = make_strategy("Limited(REBASE(2), 5)")

@@ -17,6 +17,8 @@ VOTES = ("majority", "weighted", "best-of-n")
 def make_strategy(text: str, width: int = 16) -> SearchStrategy:
     """The strategy that a text names: ``"rebase"``, ``"rebase:8"`` or ``"REBASE(width=8, max_depth=20)"``.
 
+    Beam search and DVTS share a width over beams of four, three or two children; greedy search has none.
+
     Raises:
         ValueError: If there is none, or its options do not fit.
     """
@@ -31,8 +33,8 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
     width = int(size) if size else width
     if width < 1:
         raise ValueError(f"width={width}: give at least 1")
-    branching = min(4, width)
-    beams = max(1, width // branching)
+    branching = _branching(name, width) if name in ("beam", "dvts") else 1
+    beams = width // branching
     known: dict[str, SearchStrategy] = {
         "greedy": Greedy(),
         "sampling": RepeatedSampling(width),
@@ -40,7 +42,20 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
         "dvts": DVTS(beams, branching),
         "rebase": REBASE(width),
     }
+    if name == "greedy" and size:
+        raise ValueError(f"strategy {text!r}: greedy search is one path, and has no size")
     return known[_checked(known, name, "strategy")]
+
+
+def _branching(name: str, width: int) -> int:
+    """Children of a beam, so that beams times children are the width."""
+    found = next((children for children in (4, 3, 2) if width % children == 0), width if width == 1 else None)
+    if found is None:
+        raise ValueError(
+            f"{name} with a width of {width}: beams have 4, 3 or 2 children, which do not divide it: give another "
+            "width, or the strategy in full, such as 'BeamSearch(beam_width=2, branching=4)'"
+        )
+    return found
 
 
 def make_vote(text: str) -> Aggregator:
