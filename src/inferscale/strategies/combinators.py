@@ -38,15 +38,8 @@ def _stream(rng: random.Random) -> random.Random:
 
 
 @dataclass(frozen=True)
-class Then(SearchStrategy):
-    """`first`, and from each leaf that it leaves open a search by `second`, all side by side.
-
-    ``Then(BeamSearch(4, 4, max_depth=3), RepeatedSampling(2))`` spends search on the beginning only.
-
-    Attributes:
-        first: Where it begins.
-        second: How open leaves go on.
-    """
+class _Pair(SearchStrategy):
+    """Two strategies, one after the other."""
 
     first: SearchStrategy
     second: SearchStrategy
@@ -59,6 +52,18 @@ class Then(SearchStrategy):
     def needs_scores(self) -> bool:  # type: ignore[override]
         """Whether one of the two scores nodes."""
         return self.first.needs_scores or self.second.needs_scores
+
+
+@dataclass(frozen=True)
+class Then(_Pair):
+    """`first`, and from each leaf that it leaves open a search by `second`, all side by side.
+
+    ``Then(BeamSearch(4, 4, max_depth=3), RepeatedSampling(2))`` spends search on the beginning only.
+
+    Attributes:
+        first: Where it begins.
+        second: How open leaves go on.
+    """
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """Leaves that `first` finished, then those that `second` found from the others."""
@@ -70,7 +75,7 @@ class Then(SearchStrategy):
 
 
 @dataclass(frozen=True)
-class Fallback(SearchStrategy):
+class Fallback(_Pair):
     """`first`, and `second` as well if the leaves of the first are not accepted.
 
     Attributes:
@@ -79,18 +84,7 @@ class Fallback(SearchStrategy):
         accept: Whether the leaves of `first` will do; by default if one has finished.
     """
 
-    first: SearchStrategy
-    second: SearchStrategy
     accept: Accept = field(default=any_finished, repr=False)
-
-    def __post_init__(self) -> None:
-        """Refuses what is no strategy."""
-        check_members(self, self.first, self.second)
-
-    @property
-    def needs_scores(self) -> bool:  # type: ignore[override]
-        """Whether one of the two scores nodes."""
-        return self.first.needs_scores or self.second.needs_scores
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The leaves of `first`, with those of `second` if it had to run."""
