@@ -27,7 +27,7 @@ class BudgetForcing(SearchStrategy):
 
     Differs from the paper: waits share the allowance (s1's harness starts it anew and cuts at the end); at least one
     token after "Wait" is not enforced; the end of thinking is found in the text, so its tokens must not be special
-    ones that the generator leaves out.
+    ones that the generator leaves out, and a step that ``max_step_tokens`` cuts in the middle of it hides it.
 
     Attributes:
         max_thinking_tokens: Most tokens of thinking; ``None`` sets no cap.
