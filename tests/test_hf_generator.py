@@ -474,3 +474,10 @@ def test_logits_that_are_not_numbers_are_an_error():
         model.lm_head.weight[7] = float("nan")
     with pytest.raises(FloatingPointError, match=r"logits hold NaN or infinity \(torch\.float32\)"):
         grow(generator(model=model, cache="none"), root("a"))
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_step_tokens"])
+@pytest.mark.parametrize("length", [0, 2.5, "5", None])
+def test_lengths_are_positive_whole_numbers(name, length):
+    with pytest.raises(ValueError, match=f"{name}=.*: give a positive whole number"):
+        generator(**{name: length})

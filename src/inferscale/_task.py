@@ -139,4 +139,8 @@ def _no_answer(text: str) -> None:
 def _check_part(name: str, part: object, kind: type, hint: str) -> None:
     if not isinstance(part, kind):
         given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
-        raise TypeError(f"{name} must be a {kind.__name__}, not {given}: {hint}")
+        raise TypeError(f"{name} must be {_with_article(kind.__name__)}, not {given}: {hint}")
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"

@@ -119,7 +119,10 @@ def stream(
 def _coerced(problem: Problem | str) -> Problem:
     given = Problem(problem) if isinstance(problem, str) else problem
     if not isinstance(given, Problem):
-        raise TypeError(f"a problem is a Problem or a prompt, not {type(given).__name__}: {given!r:.80}")
+        raise TypeError(
+            f"a problem is a Problem or a prompt, not {type(given).__name__} {given!r:.80}: "
+            "write Problem(prompt, answer=...)"
+        )
     try:
         given.prompt.encode()
     except UnicodeEncodeError:

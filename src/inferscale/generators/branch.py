@@ -31,8 +31,8 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuses lengths that leave no room."""
         for name, value in (("max_step_tokens", self.step), ("max_new_tokens", self.path)):
-            if value < 1:
-                raise ValueError(f"{name}={value}: give a positive number")
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}={value!r}: give a positive whole number")
 
     def room(self, prompt: int, path: int) -> int:
         """How many tokens can still be sampled after `prompt` and `path` tokens."""
