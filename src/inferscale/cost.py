@@ -20,7 +20,7 @@ class Cost:
         generator_flops: FLOPs of the generator (a multiply-add is 2), closed form, no padding.
         reward_flops: FLOPs of the reward model, closed form, no padding.
         seconds: Time spent in the generator and the reward model; a call that serves several problems is divided
-            among them by their samples.
+            among them by their samples, or by their nodes.
         num_generated: Samples drawn (steps or whole completions).
         num_scored: Nodes scored.
     """

@@ -57,6 +57,9 @@ def solve_batch(
     A result does not depend on which other problems are solved beside it: random streams derive from
     ``f"{seed}/{prompt}"`` (and from the occurrence number where a prompt is given more than once).
 
+    An exception that comes once searches have begun, an interrupt too, has an attribute ``partial``: a list of the
+    results that were finished, and of the best so far of the searches under way.
+
     Args:
         problems: Problems, or prompts.
         strategy: What to sample next.
@@ -72,7 +75,7 @@ def solve_batch(
             a server. Trees, scores and costs are the same in both, but for seconds.
         batch_size: Problems searched at the same time; all of them by default.
         journal: A file that records every answer of the models, so that a search that was killed goes on where it
-            was when the same call is made again.
+            was when the same call is made again. It knows strategy, budget and seed, and not the models.
         progress: Show a progress bar.
 
     Returns:
@@ -81,8 +84,8 @@ def solve_batch(
     Raises:
         TypeError: If a part is not what it should be, or the strategy yields something that is not a request.
         ValueError: If the input is bad, the generator returns too few steps, a reward is not a finite number, or
-            ``schedule="stream"`` is asked of a part that is not `concurrent`.
-            What was found until then is on the exception's ``partial`` attribute, a list of results.
+            ``schedule="stream"`` is asked of a part that is not `concurrent`, or the journal is damaged or belongs to
+            another call.
     """
     given = _checked_problems(problems)
     task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, batch_size)

@@ -51,7 +51,8 @@ def run_evaluation(
     The same call again goes on where the last one ended, however it ended: solved problems are not solved again, and
     half-done searches go on from their journal. In float32 the records are those of an undisturbed run (times, memory
     and the last digits of log-probabilities apart). ``run.json`` holds the configuration and its versions,
-    ``records.jsonl`` a line for each problem.
+    ``records.jsonl`` a line for each problem; where the call breaks off, the best so far of each open search is
+    recorded as partial.
 
     Args:
         problems: Problems with gold answers, or prompts.

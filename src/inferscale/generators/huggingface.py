@@ -42,7 +42,8 @@ class HFGenerator(Generator):
     A prompt is read once for all its branches and every node once for all its children, in whatever order a search
     comes back to them: keys and values are kept until the search has ended, or until `max_cache_bytes` is full. The
     way this is done is compared with the model's own forward when the generator is made; models that it does not fit
-    (ALiBi, soft-capped scores, sequences longer than a sliding window) are run plainly, slower and with equal results.
+    (ALiBi, soft-capped scores, recurrent layers), and sequences longer than a sliding window, are run plainly, slower
+    and with equal results.
 
     Every branch draws from its own random stream, so in float32 a branch's tokens depend on the seed, the problem and
     the path alone, not on what else is in the batch. (In half precision a batch of another size can change the last
@@ -54,7 +55,7 @@ class HFGenerator(Generator):
     `max_step_tokens`. Ids are the truth: text is decoded from them and never encoded again.
 
     Attributes:
-        model: The model, in use only while `generate` runs.
+        model: The model; it is in evaluation mode while `generate` runs.
         tokenizer: The tokenizer.
         sampler: Temperature and filters.
         limits: Lengths.
@@ -115,6 +116,7 @@ class HFGenerator(Generator):
                 is not that of a tokenizer named apart).
 
         Raises:
+            TypeError: If `model` is none of these, or loading options are given with a model object.
             ValueError: If an option, the vocabulary or the chat template does not fit; the message says what to do.
             CheckpointError: If the checkpoint lacks weights.
         """
@@ -154,6 +156,7 @@ class HFGenerator(Generator):
         Raises:
             ValueError: If a prompt does not fit into the model's context, or a node has no token ids.
             SearchMemoryError: If not even one row fits into memory.
+            FloatingPointError: If the model's logits hold NaN or infinity.
         """
         started = time.perf_counter()
         groups = [open_branches(request, self._encode_prompt, self._text, self.limits) for request in requests]

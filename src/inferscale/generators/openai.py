@@ -100,11 +100,12 @@ class OpenAIGenerator(Generator):
                 it, and are 0 without it.
             max_concurrency: Most requests at a time.
             timeout: Longest silence of the server during one request, seconds.
-            deadline: Longest time for a request and all its repetitions, seconds.
+            deadline: Longest time for a request and all its repetitions, seconds; at most 30 for the very first one.
             extra_body: Further fields for every request, such as ``{"top_k": 20}``; none that the options set.
 
         Raises:
             ImportError: If the ``openai`` package is missing.
+            TypeError: If `config` is no configuration.
             ValueError: If an option is bad.
             UnknownArchitectureError: If `config` has no closed form.
         """

@@ -68,7 +68,7 @@ class HFProcessRewardModel(SingleReading):
             system_prompt: System turn of the chat.
             device: Where to run; by default a GPU if there is one (a model object stays where it is).
             dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            micro_batch: Most rows read at a time (default 64); halved when memory runs out.
+            micro_batch: Most rows read at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
             cache: ``"tree"`` reads every node once; ``"none"`` reads whole texts each time.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
@@ -168,7 +168,7 @@ class HFProcessRewardModel(SingleReading):
         return read_sigmoid if labels == 1 else read_pair(1, 0)
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node, the probability that each of its steps is good."""
+        """For each node, the score of each of its steps: the probability that it is good, in most formats."""
         return [[values[0] for values in steps] for steps in self._reading.values(nodes)]
 
 

@@ -23,12 +23,12 @@ class Node:
         problem: The problem that the tree belongs to.
         step: The step that leads here; ``None`` at the root.
         parent: The node before; ``None`` at the root.
-        children: Nodes sampled from here, in the order of sampling.
+        children: Nodes sampled from here, in the order of sampling; look-ahead is not among them.
         depth: Number of steps from the root.
         step_scores: What a process reward model gave to each step of the path, or ``None``.
         stats: Numbers for people (visits, values); the library never reads them back.
         key: A 64-bit name of the path; random streams of samples from here derive from it.
-        num_draws: Samples drawn from here so far.
+        num_draws: Samples drawn from here so far, look-ahead included.
     """
 
     __slots__ = ("_score", "children", "depth", "key", "num_draws", "parent", "problem", "stats", "step", "step_scores")
@@ -106,7 +106,7 @@ class Node:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Ids sampled along the path, without the prompt."""
+        """Ids along the path, sampled and forced, without the prompt."""
         return tuple(token for step in self.steps for token in step.token_ids)
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:

@@ -41,8 +41,10 @@ class Step:
     """One sampled continuation: an edge of the search tree, as a `Generator` returns it.
 
     Attributes:
-        text: The sampled text, its delimiter included; end-of-sequence tokens are left out.
-        token_ids: The sampled ids, end of sequence included; ``()`` when the generator cannot tell.
+        text: The sampled text, its delimiter included, after the forced text if there is any; end-of-sequence tokens
+            are left out.
+        token_ids: The ids of forced text and the sampled ones, end of sequence included; ``()`` when the generator
+            cannot tell.
         logprob: Sum of the log-probabilities (nats) of the sampled tokens under the distribution they were drawn
             from; ``None`` when the generator cannot tell.
         confidence: Token-level confidence of the step, higher is surer; ``None`` when the generator cannot tell.
@@ -52,7 +54,8 @@ class Step:
         flops: FLOPs of sampling this step (a multiply-add is 2), prompt included where it was charged to this step.
         prompt_tokens: Prompt and forced tokens charged to this step; a shared prompt is charged once.
         thought_tokens: Hidden thought tokens sampled for this step; they are not in `token_ids`.
-        num_tokens: Sampled tokens when `token_ids` is not known; ``None`` means ``len(token_ids)``.
+        num_tokens: Sampled tokens where `token_ids` is not known or holds forced ids; ``None`` means
+            ``len(token_ids)``.
     """
 
     text: str
