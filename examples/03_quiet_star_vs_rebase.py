@@ -17,7 +17,7 @@ from inferscale.evaluate.thoughts import ABLATIONS, PRESETS, ThoughtStudy
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="policy-s", help="an embedded policy, a model folder, or a hub id")
 parser.add_argument("--quiet", help="folder of a trained wrapper; by default one is trained for --train-steps")
-parser.add_argument("--reward", default="simulated", help="prm-s, or the folder or hub id of a process reward model")
+parser.add_argument("--reward", default="simulated", help="prm-s, prm-xs, or a process reward model's folder or hub id")
 parser.add_argument("--data", help="GSM8K as .jsonl; by default the embedded task")
 parser.add_argument("--preset", choices=PRESETS, default="corrected")
 parser.add_argument("--problems", type=int, default=10)

@@ -20,7 +20,7 @@ generator = isc.HFGenerator(MODEL, temperature=0.8, max_new_tokens=160, dtype="f
 print(isc.solve(QUESTION, isc.RepeatedSampling(8), generator).answer, "expected:", QUESTION.answer)
 
 # %% [markdown]
-# By hand: whatever you did to the model (adapters, edits, `torch.compile`) stays. Any path that the engine's shared
+# By hand: whatever you did to the model (adapters, edits, `torch.compile`) stays. A model that the engine's shared
 # prefixes do not fit is run plainly, and a warning says so.
 
 # %%
