@@ -62,7 +62,7 @@ BAD = {
     "long": (ours(strategy="R" * 301), "at most 300 characters", "inferscale.strategy"),
     "nested": (ours(strategy="(" * 150 + ")" * 150), "is not a strategy: name one", "inferscale.strategy"),
     "a helper": (ours(strategy="ComputeOptimalFit({}, [])"), "strategy", "inferscale.strategy"),
-    "a strategy of nothing": (ours(strategy="Then(1, 2)"), "made of parts that are none", "inferscale.strategy"),
+    "a strategy of nothing": (ours(strategy="Then(1, 2)"), "Then is made of strategies such as", "inferscale.strategy"),
     "a number": (ours(vote="(3)"), "is not a vote", "inferscale.aggregator"),
     "wide": (ours(strategy="sampling:65"), "n=65 of RepeatedSampling is more than", "inferscale.strategy"),
     "wide too": (ours(width=65), "n=65 of RepeatedSampling", "inferscale.strategy"),

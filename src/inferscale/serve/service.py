@@ -133,11 +133,7 @@ class Service:
         return self._check_scored(made, "vote")
 
     def _check_scored(self, part: Part, what: str) -> Part:
-        try:
-            needed = part.needs_scores
-        except AttributeError:  # a strategy that was given something else to run
-            raise ValueError(f"{part!r} is made of parts that are none") from None
-        if needed and self.reward_model is None:
+        if part.needs_scores and self.reward_model is None:
             raise ValueError(f"the {what} {part!r} needs scores, and this server has no reward model (--reward)")
         return part
 
