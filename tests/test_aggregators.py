@@ -231,7 +231,7 @@ def test_confidence_votes():
     assert ConfidenceVote().select(unknown).answer == "b"
     with pytest.raises(ValueError, match="no confidence"):
         ConfidenceVote().select(paths(["a"]))
-    with pytest.raises(ValueError, match="0 or more"):
+    with pytest.raises(ValueError, match=r'0 or more, got -1\.0: a generator made with confidence="self_certainty"'):
         ConfidenceVote().select([path("a", confidences=(-1.0,))])
     with pytest.raises(ValueError, match="over must be"):
         ConfidenceVote("max")

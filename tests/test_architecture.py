@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
 }
 ENGINE_PARTS = {"_search", "_models", "_task", "_waves", "_streams", "_progress"}
 ANYWHERE = {"_bar", "_caches", "_evaluating", "_optional", "_stops"}  # import nothing of ours: any room may use them
-FREE = {"cli", "cli_eval", "__main__", "__init__", "demo"}
+FREE = {"cli", "__main__", "__init__", "demo"}
 
 
 def room_of(path: Path) -> str:

@@ -11,7 +11,7 @@ from inferscale.cost import Budget, Cost
 from inferscale.engine import solve, solve_batch, stream
 from inferscale.flow import expand, score
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, ComputeOptimal, DepthFirst, Greedy, RepeatedSampling
-from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem, Step, UnscoredNodeError
 
 PROMPTS = [f"How many {thing}?" for thing in ("apples", "pears")]
@@ -92,7 +92,8 @@ def test_scoring_without_a_reward_model_is_an_error_when_it_is_not_declared():
 
 
 def test_bad_calls_are_refused_before_any_compute():
-    generator = ToyGenerator()
+    generator, by_median = ToyGenerator(), ToyProcessReward()
+    by_median.reduction = "median"
     cases = [
         (ValueError, "no problems", lambda: solve_batch([], Greedy(), generator)),
         (TypeError, "takes a list", lambda: solve_batch("How many?", Greedy(), generator)),
@@ -104,6 +105,7 @@ def test_bad_calls_are_refused_before_any_compute():
         (TypeError, "the class REBASE", lambda: solve("x", REBASE, generator)),
         (TypeError, "HFGenerator", lambda: solve("x", Greedy(), object())),
         (TypeError, "RewardFunction", lambda: solve("x", Greedy(), generator, reward_model=len)),
+        (ValueError, "reduction='median'", lambda: solve("x", Greedy(), generator, reward_model=by_median)),
         (TypeError, "aggregator must be", lambda: solve("x", Greedy(), generator, aggregator=max)),
         (TypeError, "budget must be", lambda: solve("x", Greedy(), generator, budget=100)),
         (TypeError, "extract_answer", lambda: solve("x", Greedy(), generator, extract_answer="boxed")),

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.evaluation_worker import (
     PROBLEMS,
@@ -125,6 +126,19 @@ def test_a_run_holds_what_the_searches_gave(tmp_path):
     frame = run.to_pandas()
     assert isinstance(frame, pandas.DataFrame)
     assert frame["correct"].mean() == run.accuracy
+
+
+def test_a_stream_of_calls_gives_the_records_of_waves(tmp_path):
+    class Concurrent(ToyGenerator):
+        concurrent = True
+
+    runs = [
+        run_evaluation(TEN, RepeatedSampling(3), Concurrent(), tmp_path / kind, schedule=kind, seed=np.int64(4))
+        for kind in ("wave", "stream")
+    ]
+    first, second = ([(r["key"], r["answer"], r["correct"]) for r in run.records] for run in runs)
+    assert first == second
+    assert run_evaluation(TEN, RepeatedSampling(3), Concurrent(), tmp_path / "wave", seed=4).is_complete
 
 
 def test_solved_problems_are_not_solved_again(tmp_path):

@@ -12,8 +12,9 @@ from ._search import ExtractAnswer, Search, trajectory
 from ._streams import Streams
 from ._waves import Waves
 from .aggregators import MajorityVote
-from .base import Aggregator, Generator, RewardModel, SearchStrategy
+from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from .cost import Budget
+from .functional import Reduction
 from .journal import Journal
 from .result import SearchResult, voted
 from .tree import Node, Problem
@@ -53,7 +54,14 @@ class Task:
             raise ValueError(f"{self.strategy!r} scores its nodes: pass reward_model=...")
         if self.reward_model is None and self.vote.needs_scores:
             raise ValueError(f"{self.vote!r} reads scores: pass reward_model=...")
+        self._check_reduction()
         self._check_schedule()
+
+    def _check_reduction(self) -> None:
+        judge = self.reward_model
+        if isinstance(judge, ProcessRewardModel) and judge.reduction not in get_args(Reduction):
+            choices = ", ".join(map(repr, get_args(Reduction)))
+            raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")
 
     def _check_integers(self) -> None:
         seed: object = self.seed

@@ -99,7 +99,8 @@ class ConfidenceVote(Aggregator):
         """
         require_some(self, trajectories)
         known = ((i, self._confidence(trajectory)) for i, trajectory in enumerate(trajectories))
-        weights = as_weights(self, {i: confidence for i, confidence in known if confidence is not None})
+        advice = 'a generator made with confidence="self_certainty" or "deepconf" reports such'
+        weights = as_weights(self, {i: confidence for i, confidence in known if confidence is not None}, advice)
         if not weights:
             raise ValueError(f"{self!r} found no confidence: use a generator that reports it, or MajorityVote()")
         return vote(trajectories, weights, weights, (self.same_answer, self.normalize))

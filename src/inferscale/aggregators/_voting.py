@@ -120,7 +120,9 @@ def known_scores(
     return scores
 
 
-def as_weights(aggregator: Aggregator, scores: Mapping[int, float]) -> Mapping[int, float]:
+def as_weights(
+    aggregator: Aggregator, scores: Mapping[int, float], advice: str = "rescale them, or use BordaVote()"
+) -> Mapping[int, float]:
     """`scores`, if they can be weights.
 
     Raises:
@@ -128,9 +130,7 @@ def as_weights(aggregator: Aggregator, scores: Mapping[int, float]) -> Mapping[i
     """
     for score in scores.values():
         if not 0 <= score < math.inf:
-            raise ValueError(
-                f"{aggregator!r} needs weights of 0 or more, got {score!r}: rescale them, or use BordaVote()"
-            )
+            raise ValueError(f"{aggregator!r} needs weights of 0 or more, got {score!r}: {advice}")
     return scores
 
 

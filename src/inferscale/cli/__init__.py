@@ -34,7 +34,7 @@ def main() -> None:
         _fail(f"{error.format_message()} See inferscale --help.", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
-    except (UsageError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (UsageError, ArithmeticError, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         _fail(str(error), 2)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import operator
 import os
 import sys
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from inferscale._bar import Bar
+from inferscale._task import Schedule
 from inferscale.aggregators import MajorityVote, SameAnswer
 from inferscale.answers import extract_answer as default_extract_answer
 from inferscale.answers import same_answer
@@ -40,6 +42,7 @@ def run_evaluation(
     grade: SameAnswer = same_answer,
     budget: Budget | None = None,
     seed: int = 0,
+    schedule: Schedule = "wave",
     batch_size: int = 64,
     config: Mapping[str, Any] | None = None,
     force: bool = False,
@@ -65,6 +68,7 @@ def run_evaluation(
         grade: Called with an answer and the gold answer: `same_answer`, or a `MathGrader`.
         budget: The most that each problem may cost.
         seed: Any integer.
+        schedule: As in `solve_batch`; the records are the same in both.
         batch_size: Problems searched at the same time.
         config: Further facts about the run, plain data; part of its configuration.
         force: Where the folder holds a run of another configuration: keep what is still valid (nothing, unless only
@@ -84,7 +88,7 @@ def run_evaluation(
     identity = {
         "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
         "aggregator": describe(vote), "extract_answer": describe(extract_answer), "grade": str(describe(grade)),
-        "budget": describe(budget), "seed": seed, "config": dict(config or {}),
+        "budget": describe(budget), "seed": operator.index(seed), "config": dict(config or {}),
     }  # fmt: skip
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +97,8 @@ def run_evaluation(
         prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
         results = partial(
             stream, strategy=strategy, generator=generator, reward_model=reward_model, aggregator=vote,
-            extract_answer=extract_answer, budget=budget, seed=seed, batch_size=batch_size,
+            extract_answer=extract_answer, budget=budget, seed=seed, schedule=schedule,
+            batch_size=batch_size,
         )  # fmt: skip
         _solve_rest(task, results, progress)
     return load_run(folder)

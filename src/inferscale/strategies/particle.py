@@ -41,7 +41,7 @@ class ParticleFilter(SearchStrategy):
     properly weighted. The last two are here to reproduce: ``weighting="paper"`` replaces the weights by exp(score),
     ``"its_hub"`` by the odds ``score / (1 - score)``, finished particles included, at every level; both resample at
     every level (their code by ``resampling="multinomial"``). A particle whose sample failed, or which is scored 0,
-    has weight 0 and is not extended; if all are so, they go on with equal weights and the evidence is 0.
+    has weight 0 and is not extended; if all are so, they go on with equal weights and ``log_evidence`` is ``None``.
 
     Attributes:
         num_particles: N.
