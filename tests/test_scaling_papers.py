@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.scaling.measure import read
+from benchmarks.scaling.judges import COLUMNS, judges_table
+from benchmarks.scaling.measure import pack, read
+from benchmarks.scaling.page import fill
 from benchmarks.scaling.paper import curve_points, in_the_papers_convention, paper
 from benchmarks.scaling.report import costs, pooled
 from benchmarks.scaling.voting import compare, limit, predicted, voting
@@ -91,6 +93,34 @@ def test_the_tables_are_markdown(tmp_path):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1, block
     assert (tmp_path / "papers.png").exists()
+
+
+def test_a_page_is_filled_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n<!-- list: begin -->\nold\n<!-- list: end -->\n\nProse.\n")
+    for lines in (["* one", "", "", "* two"], ["* three"]):
+        fill(page, {"list": lines})
+    assert page.read_text() == "# Title\n\n<!-- list: begin -->\n\n* three\n\n<!-- list: end -->\n\nProse.\n"
+    with pytest.raises(ValueError, match="has no <!-- table: begin -->"):
+        fill(page, {"table": []})
+
+
+def test_judges_are_compared_on_the_samples_that_both_have_seen():
+    baseline = {**sampled("policy-s", 0), "reward": "likelihood", "key": "likelihood"}
+    searches = [record("policy-s", "REBASE", 16, reward=judge) for judge in ("prm-s", "likelihood")]
+    rows = list(judges_table([sampled("policy-s", 0), sampled("policy-s", 1), baseline, *searches], "min"))[3:]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[1:3] for row in cells] == [["prm-s", "2"], ["likelihood", "1"]]
+    assert [row[5] for row in cells] == ["+0.0 ± 0.0", ""], "seed 0 was scored alike"
+    assert all(row.count("|") == COLUMNS.count("|") for row in rows)
+
+
+def test_packed_records_hold_each_key_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"key": "a", "problems": 2}\n{"key": "b", "problems": 1}\n{"key": "c"')
+    (tmp_path / "b.jsonl").write_text('{"key": "a", "problems": 2, "late": 1}\n{"key": "d", "problems": 2}\n')
+    packed = tmp_path / "packed.jsonl.gz"
+    assert pack([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], 2, packed) == 2
+    assert read(packed) == [{"key": "a", "problems": 2}, {"key": "d", "problems": 2}]
 
 
 def test_a_predicted_vote_is_that_of_the_distribution():

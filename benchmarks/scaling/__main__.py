@@ -1,7 +1,7 @@
 """Command line of the study.
 
 ``python -m benchmarks.scaling run`` makes the records (resumable), ``report`` prints the tables, ``plot`` draws them,
-``claims`` answers the questions that the study is made for, and ``page`` puts all three into the documentation.
+``claims`` answers the questions that the study is made for, and ``pages`` puts all of them into the documentation.
 ``pack`` joins files of records, ``paper`` prints the tables of Wu et al. (arXiv:2408.00724) for the same records, and
 ``voting`` sets the theory of votes beside the measurement.
 """
@@ -20,12 +20,12 @@ from .claims import claims
 from .judges import judges_table
 from .measure import pack, read, run_all
 from .page import fill
-from .paper import paper
+from .paper import paper, paper_parts
 from .plots import plot_all
 from .report import Records, report, sensitivity_tables
 from .voting import voting
 
-READERS = ("report", "page", "plot", "claims", "paper", "voting")
+READERS = ("report", "pages", "plot", "claims", "paper", "voting")
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--compare", nargs=2, default=["policy-s", "policy-m"], help="small and large policy")
     parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder for the pictures")
     parser.add_argument("--packed", type=Path, default=Path("benchmarks/scaling/records.jsonl.gz"), help="for pack")
-    parser.add_argument("--page", type=Path, default=Path("docs/scaling_study.md"), help="the page to print anew")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the pages, for pages")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
@@ -83,25 +83,25 @@ def tables(records: Records, options: argparse.Namespace) -> Iterable[str]:
     yield from sensitivity_tables(records, options.compare[0], options.reward, options.reduction)
 
 
-def _page(records: Records, options: argparse.Namespace) -> Iterable[str]:
-    """Prints the study's page anew: its tables, claims and pictures."""
+def _pages(records: Records, options: argparse.Namespace) -> Iterable[str]:
+    """Prints the pages of the study and of the papers anew: tables, claims and pictures."""
     given = records, options.reward, options.reduction
-    names = [Path(str(path)).name for path in plot_all(*given, options.plots)]
-    parts = {
+    study = {
         "claims": claims(*given, *options.compare),
         "tables": [*judges_table(records, options.reduction), *report(records, options.reduction)],
         "sensitivity": sensitivity_tables(records, options.compare[0], options.reward, options.reduction),
     }
-    fill(options.page, parts)
-    yield f"wrote {options.page} and {', '.join(names)}"
+    fill(options.docs / "scaling_study.md", study)
+    fill(options.docs / "papers.md", paper_parts(*given, options.plots))
+    yield from map(str, plot_all(*given, options.plots))
 
 
 def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
     """What a command prints of the records."""
     given = records, options.reward, options.reduction
     match options.what:
-        case "page":
-            return _page(records, options)
+        case "pages":
+            return _pages(records, options)
         case "plot":
             return plot_all(*given, options.plots)
         case "claims":

@@ -39,15 +39,23 @@ def in_the_papers_convention(points: Iterable[CurvePoint]) -> list[CurvePoint]:
     return [replace(p, generator_flops=2 * (p.parameters or 0) * p.tokens, reward_flops=0.0) for p in points]
 
 
-def paper(records: Records, reward: str, reduction: str, folder: Path) -> Iterator[str]:
-    """The page's measured parts as markdown; the plots are drawn on the way."""
+def paper_parts(records: Records, reward: str, reduction: str, folder: Path) -> dict[str, list[str]]:
+    """The page's measured parts by name, as markdown; the plots are drawn on the way."""
     whole = curve_points(records, reward, reduction)
     theirs = in_the_papers_convention(whole)
-    yield from _savings(whole, theirs)
-    yield from _every_method(whole, theirs)
-    yield from _sizes(whole, theirs)
-    yield from _frontiers(whole, theirs)
-    yield from _draw(whole, theirs, folder)
+    _draw(whole, theirs, folder)
+    return {
+        "savings": [*_savings(whole, theirs)],
+        "methods": [*_every_method(whole, theirs)],
+        "sizes": [*_sizes(whole, theirs)],
+        "frontiers": [*_frontiers(whole, theirs)],
+    }
+
+
+def paper(records: Records, reward: str, reduction: str, folder: Path) -> Iterator[str]:
+    """All of it, one part after the other."""
+    for lines in paper_parts(records, reward, reduction, folder).values():
+        yield from lines
 
 
 def _sampled(runs: list[dict[str, Any]], reduction: str, about: dict[str, Any]) -> list[CurvePoint]:
@@ -145,7 +153,7 @@ def _short(strategy: str) -> str:
     return "sampling" if strategy == "RepeatedSampling" else strategy
 
 
-def _draw(whole: Sequence[CurvePoint], theirs: Sequence[CurvePoint], folder: Path) -> Iterator[str]:
+def _draw(whole: Sequence[CurvePoint], theirs: Sequence[CurvePoint], folder: Path) -> None:
     """Error against compute for the size family, and for the strategies, in both ways of counting."""
     from matplotlib.figure import Figure
 
@@ -163,4 +171,3 @@ def _draw(whole: Sequence[CurvePoint], theirs: Sequence[CurvePoint], folder: Pat
             axis.set_xlabel("FLOPs per problem")
             axis.set_title(f"{name}, weighted vote: {title}")
     figure.savefig(folder / "papers.png", dpi=110)
-    yield f"\n{folder / 'papers.png'}"
