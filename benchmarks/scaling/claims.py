@@ -11,6 +11,9 @@ from inferscale.scaling import paired_difference
 
 from .report import SIZES, Floats, Records, costs, grouped, mean_and_error, pick, sample_curves
 
+WIDTHS = (4, 16, 64)
+"""Of the searches that are spoken of; the tables have all."""
+
 
 def claims(records: Records, reward: str, reduction: str, small: str, large: str) -> Iterable[str]:
     """The answers, as markdown list items."""
@@ -34,7 +37,8 @@ def _curve(runs: Records, reduction: str, vote: str) -> dict[int, Floats]:
 
 def _searches(records: Records, policy: str, reward: str) -> dict[int, Records]:
     found = pick(records, policy=policy, reward=reward, strategy="REBASE")
-    return dict(sorted(grouped([r for r in found if r["softmax_temperature"] == 0.1], lambda r: r["n"]).items()))
+    chosen = [r for r in found if r["softmax_temperature"] == 0.1 and r["n"] in WIDTHS]
+    return dict(sorted(grouped(chosen, lambda r: r["n"]).items()))
 
 
 def _correct(runs: Records, vote: str) -> Floats:

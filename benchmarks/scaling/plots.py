@@ -25,7 +25,7 @@ def _scaling(records: Records, reward: str, reduction: str, path: Path) -> Path:
     """Accuracy against policy FLOPs (left) and policy and reward FLOPs (right)."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(13, 4.5), sharey=True, layout="constrained")
     for axis, whole in zip(axes, (False, True), strict=True):
         for policy in dict.fromkeys(r["policy"] for r in records):
             _policy_curves(axis, records, policy, reward, reduction, whole)
@@ -33,7 +33,7 @@ def _scaling(records: Records, reward: str, reduction: str, path: Path) -> Path:
         axis.set_xlabel("policy and reward model, FLOPs per problem" if whole else "policy alone, FLOPs per problem")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
-    axes[1].legend(fontsize=7, loc="lower right")
+    figure.legend(*axes[1].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
     return path
 
