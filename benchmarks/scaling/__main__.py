@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +76,18 @@ def _order(record: dict[str, Any]) -> tuple[object, ...]:
     return place, not record["reward"].startswith("prm"), record["reward"], record["seed"]
 
 
-def tables(records: Records, options: argparse.Namespace) -> Iterable[str]:
-    """All tables."""
-    yield from judges_table(records, options.reduction)
-    yield from report(records, options.reduction)
-    yield "\n### Sensitivity\n"
-    yield from sensitivity_tables(records, options.compare[0], options.reward, options.reduction)
+def _tables(records: Records, options: argparse.Namespace) -> dict[str, list[str]]:
+    """All tables, by the part of the page that they stand in."""
+    return {
+        "tables": [*judges_table(records, options.reduction), *report(records, options.reduction)],
+        "sensitivity": sensitivity_tables(records, options.compare[0], options.reward, options.reduction),
+    }
 
 
 def _pages(records: Records, options: argparse.Namespace) -> Iterable[str]:
     """Prints the pages of the study and of the papers anew: tables, claims and pictures."""
     given = records, options.reward, options.reduction
-    study = {
-        "claims": claims(*given, *options.compare),
-        "tables": [*judges_table(records, options.reduction), *report(records, options.reduction)],
-        "sensitivity": sensitivity_tables(records, options.compare[0], options.reward, options.reduction),
-    }
-    fill(options.docs / "scaling_study.md", study)
+    fill(options.docs / "scaling_study.md", {"claims": claims(*given, *options.compare), **_tables(records, options)})
     fill(options.docs / "papers.md", paper_parts(*given, options.plots))
     yield from map(str, plot_all(*given, options.plots))
 
@@ -111,7 +107,7 @@ def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
         case "voting":
             return voting(records, options.compare[0], *given[1:], options.plots / "voting.png")
         case _:
-            return tables(records, options)
+            return chain(*_tables(records, options).values())
 
 
 if __name__ == "__main__":

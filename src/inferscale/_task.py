@@ -140,6 +140,26 @@ class Task:
             self.reward_model.release(root)
 
 
+def coerced(problem: Problem | str) -> Problem:
+    """The problem, of which a prompt may stand alone.
+
+    Raises:
+        TypeError: If it is neither.
+        ValueError: If the prompt is empty or holds half a character.
+    """
+    given = Problem(problem) if isinstance(problem, str) else problem
+    if not isinstance(given, Problem):
+        raise TypeError(
+            f"a problem is a Problem or a prompt, not {type(given).__name__} {given!r:.80}: "
+            "write Problem(prompt, answer=...)"
+        )
+    try:
+        given.prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the prompt {given.prompt!r:.80} holds half a character (a lone surrogate)") from None
+    return given
+
+
 def _no_answer(text: str) -> None:
     """Reads nothing."""
 

@@ -9,7 +9,7 @@ from itertools import islice
 
 from ._progress import Progress
 from ._search import ExtractAnswer, Search
-from ._task import Schedule, Task
+from ._task import Schedule, Task, coerced
 from .answers import extract_answer as default_extract_answer
 from .base import Aggregator, Generator, RewardModel, SearchStrategy
 from .cost import Budget
@@ -34,7 +34,7 @@ def solve(
 ) -> SearchResult:
     """The result of one search; see `solve_batch`."""
     task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, None)
-    return _solve_all([_coerced(problem)], task, journal, progress)[0]
+    return _solve_all([coerced(problem)], task, journal, progress)[0]
 
 
 def solve_batch(
@@ -116,27 +116,13 @@ def stream(
         raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
     total = len(problems) if isinstance(problems, Sequence) else None
     task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, batch_size)
-    return (result for _, result in _run(map(_coerced, problems), task, journal, progress, total))
-
-
-def _coerced(problem: Problem | str) -> Problem:
-    given = Problem(problem) if isinstance(problem, str) else problem
-    if not isinstance(given, Problem):
-        raise TypeError(
-            f"a problem is a Problem or a prompt, not {type(given).__name__} {given!r:.80}: "
-            "write Problem(prompt, answer=...)"
-        )
-    try:
-        given.prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"the prompt {given.prompt!r:.80} holds half a character (a lone surrogate)") from None
-    return given
+    return (result for _, result in _run(map(coerced, problems), task, journal, progress, total))
 
 
 def _checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
     if isinstance(problems, str):
         raise TypeError("solve_batch() takes a list of problems; for one prompt call solve()")
-    given = [_coerced(problem) for problem in problems]
+    given = [coerced(problem) for problem in problems]
     if not given:
         raise ValueError("solve_batch() was given no problems: pass at least one")
     return given

@@ -177,7 +177,7 @@ def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
     if node.step_scores is not None:
         row["step_scores"] = node.step_scores
     if node.stats:
-        row["stats"] = {name: _finite(value) for name, value in node.stats.items()}
+        row["stats"] = finite(node.stats)
     if node.num_draws > len(node.children):
         row["unattached_draws"] = node.num_draws - len(node.children)
     return row
@@ -208,12 +208,18 @@ def as_plain(value: Any) -> Any:
 def step_to_dict(step: Step) -> dict[str, Any]:
     """The step as plain data; a log-probability or confidence that is not finite is not known."""
     row = {field.name: getattr(step, field.name) for field in fields(step)}
-    return {**row, "logprob": _finite(step.logprob), "confidence": _finite(step.confidence)}
+    return {**row, "logprob": finite(step.logprob), "confidence": finite(step.confidence)}
 
 
-def _finite(value: Any) -> Any:
-    """`value`, or ``None`` if it is a number that JSON does not have."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def finite(value: Any) -> Any:
+    """Plain data in which ``None`` stands for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def step_from_dict(row: Mapping[str, Any]) -> Step:

@@ -49,13 +49,15 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
 
 def _branching(name: str, width: int) -> int:
     """Children of a beam, so that beams times children are the width."""
-    found = next((children for children in (4, 3, 2) if width % children == 0), width if width == 1 else None)
-    if found is None:
-        raise ValueError(
-            f"{name} with a width of {width}: beams have 4, 3 or 2 children, which do not divide it: give another "
-            "width, or the strategy in full, such as 'BeamSearch(beam_width=2, branching=4)'"
-        )
-    return found
+    for children in (4, 3, 2):
+        if width % children == 0:
+            return children
+    if width == 1:
+        return 1
+    raise ValueError(
+        f"{name} with a width of {width}: beams have 4, 3 or 2 children, which do not divide it: give another width, "
+        "or the strategy in full, such as 'BeamSearch(beam_width=2, branching=4)'"
+    )
 
 
 def make_vote(text: str) -> Aggregator:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
+
+from inferscale.result import as_plain, finite
 
 VERSION = 1
 Record: TypeAlias = dict[str, Any]
@@ -37,7 +38,7 @@ def append(file: IO[bytes], record: Record, fsync: bool = False) -> None:
         record: Plain data; numbers that are not finite become null.
         fsync: Also wait until it is on the disk, where it survives a power cut.
     """
-    rest = (json.dumps(_finite({"v": VERSION, **record}), allow_nan=False) + "\n").encode()
+    rest = (json.dumps(finite({"v": VERSION, **record}), allow_nan=False, default=as_plain) + "\n").encode()
     while rest:  # a disk that is nearly full takes a part; a torn line must not be followed by another one
         rest = rest[file.write(rest) :]
     if fsync:
@@ -152,13 +153,3 @@ def _parsed(line: bytes | str) -> dict[str, Any]:
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

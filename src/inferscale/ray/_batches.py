@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from inferscale._progress import Progress
+from inferscale._task import coerced
 from inferscale.result import SearchResult
 from inferscale.tree import Problem
 
@@ -15,12 +16,12 @@ def checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
     """The problems.
 
     Raises:
-        TypeError: If it is one prompt.
+        TypeError: If it is one prompt, or one of them is neither a problem nor a prompt.
         ValueError: If one of them has no prompt.
     """
     if isinstance(problems, str):
         raise TypeError("solve_dataset() takes a list of problems; for one prompt call solve()")
-    return [problem if isinstance(problem, Problem) else Problem(problem) for problem in problems]
+    return [coerced(problem) for problem in problems]
 
 
 def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]]:
