@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from inferscale._caches import cache_argument
+from inferscale._compat import cache_argument
 from inferscale.flops import FlopCounter, ModelSpec
 
 SIZES: dict[str, dict[str, Any]] = {

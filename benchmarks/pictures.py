@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import inferscale as isc
-from inferscale.plotting import plot_answers, plot_frontier, plot_scaling, plot_tree
-from inferscale.result import SearchResult
+from inferscale.engine import SearchResult
 from inferscale.scaling import scaling_curve
+from inferscale.viz import plot_answers, plot_frontier, plot_scaling, plot_tree
 
 LIGHT, DARK = "#ffffff", "#131416"
 WIDTH = 860

@@ -24,16 +24,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
-from inferscale.generators.branch import Branch
-from inferscale.generators.sampling import Sampler
 from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
-from inferscale.quiet_star.blocks import sample_thoughts
-from inferscale.quiet_star.cached import CachedText, think_once
-from inferscale.quiet_star.decoder import ThinkingDecoder, Trace
+from inferscale.quiet_star.cache import CachedText, think_once
+from inferscale.quiet_star.generator import ThinkingDecoder, Trace
 from inferscale.quiet_star.head import mix
 from inferscale.quiet_star.parallel import open_session, read_text
+from inferscale.quiet_star.thoughts import sample_thoughts
+from inferscale.runtime.branch import Branch
+from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, root_key
 from inferscale.zoo.tokenizer import build_tokenizer
 

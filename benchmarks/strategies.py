@@ -22,9 +22,8 @@ from inferscale.aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityV
 from inferscale.answers import same_answer
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from inferscale.cost import Cost
-from inferscale.engine import solve_batch
+from inferscale.engine import SearchResult, solve_batch
 from inferscale.generators import HFGenerator
-from inferscale.result import SearchResult
 from inferscale.rewards import HFProcessRewardModel
 from inferscale.strategies import (
     ABMCTS,

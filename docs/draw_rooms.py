@@ -15,17 +15,18 @@ Rooms = Mapping[str, AbstractSet[str]]
 WIDTH, HEIGHT, MARGIN = 104, 34, 24
 # fmt: off
 PLACES = {  # column and row
-    "plotting": (1.5, 0), "serve": (2.5, 0), "ray": (3.5, 0), "evaluate": (2.5, 1),
+    "plots": (0.5, 0), "serve": (2.5, 0), "ray": (1.5, 0), "evaluate": (2.5, 1),
     "scaling": (1, 2), "testing": (0, 2),
-    "engine": (1, 3), "journal": (1, 4), "result": (1, 5), "render": (1, 6), "aggregators": (1, 7),
-    "quiet_star": (3, 5), "rewards": (5, 5), "generators": (4, 6), "strategies": (2, 7), "flops": (3, 8),
-    "base": (1, 9), "flow": (1, 10), "zoo": (5, 10),
-    "cost": (0, 11), "tree": (1, 11), "functional": (2, 11), "answers": (3, 11),
+    "engine": (1, 3), "viz": (1, 4), "aggregators": (1, 5),
+    "quiet_star": (3, 3), "rewards": (5, 3), "generators": (4, 4),
+    "strategies": (2, 5), "runtime": (3, 5), "flops": (3, 6),
+    "base": (1, 7), "flow": (1, 8), "zoo": (5, 8), "_http": (4, 8),
+    "cost": (0, 9), "tree": (1, 9), "functional": (2, 9), "answers": (3, 9), "_compat": (4, 9),
 }
 # fmt: on
 COLOURS = {
-    "#e8eef7": ("tree", "cost", "flow", "base", "functional", "answers"),
-    "#fdebd3": ("flops", "generators", "rewards", "quiet_star", "zoo"),
+    "#e8eef7": ("_compat", "tree", "cost", "flow", "base", "functional", "answers"),
+    "#fdebd3": ("flops", "runtime", "generators", "rewards", "quiet_star", "zoo", "_http"),
     "#e3f3e6": ("strategies", "aggregators"),
 }
 STYLE = (

@@ -2,7 +2,7 @@
 
 For your own models and data change the line below, for example to
 `"Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-Math-PRM-7B", ("gsm8k", "test.jsonl")`. The long study of the embedded
-models is `python -m benchmarks.scaling`, that of any models `python -m benchmarks.wu2024`.
+models is `python -m studies.scaling`, that of any models `python -m studies.wu2024`.
 """
 
 from inferscale import REBASE, RepeatedSampling
@@ -35,7 +35,7 @@ for cost, charged in (("generator_flops", "the policy alone (as published)"), ("
     print(f"best at each number of FLOPs of {charged}:", *(f"{p.strategy} {p.vote} {p.n}" for p in best), sep="\n  ")
 
 try:
-    from inferscale.plotting import plot_scaling
+    from inferscale.viz import plot_scaling
 
     plot_scaling([p for p in points if p.vote != "coverage"]).figure.savefig("scaling.png", dpi=150)
     print("drawn in scaling.png")

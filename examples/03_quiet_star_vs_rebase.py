@@ -12,7 +12,7 @@
 # %%
 import argparse
 
-from inferscale.evaluate.thoughts import ABLATIONS, PRESETS, ThoughtStudy
+from studies.thoughts import ABLATIONS, PRESETS, ThoughtStudy
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default="policy-s", help="an embedded policy, a model folder, or a hub id")

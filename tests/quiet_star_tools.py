@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 import transformers
-from tests.tiny_models import FAMILIES, tiny_model
 
 from inferscale.quiet_star import QuietSTaR
+from tests.tiny_models import FAMILIES, tiny_model
 
 _GQA = FAMILIES["llama"][1]
 _KINDS = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}

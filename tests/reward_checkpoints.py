@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.tiny_models import byte_tokenizer, tiny_config, tiny_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from inferscale.rewards.native import Qwen2ForProcessRewardModel, ValueHeadForTokenClassification
+from inferscale.rewards.huggingface import Qwen2ForProcessRewardModel, ValueHeadForTokenClassification
 from inferscale.tree import Node, Problem, Step
+from tests.tiny_models import byte_tokenizer, tiny_config, tiny_model
 
 QWEN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

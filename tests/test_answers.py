@@ -310,7 +310,7 @@ def test_long_answers_are_compared_as_they_are():
 
 
 def test_the_module_imports_the_standard_library_only_and_executes_nothing():
-    for path in Path(answers.__file__).parent.glob("*.py"):
+    for path in [Path(answers.__file__)]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = {
             node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)

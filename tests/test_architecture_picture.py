@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+
 from tests.test_architecture import ROOMS
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from tests.test_conformance import STRATEGIES
-from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale.engine import solve, solve_batch
 from inferscale.generators import HFGenerator
 from inferscale.strategies import REBASE
 from inferscale.testing import ToyReward
+from tests.test_conformance import STRATEGIES
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 # Sums of floats come out a little differently in batches of other shapes (about 1e-7 here), so a uniform number that
 # lies this close to a boundary between two tokens would draw another one: one draw in millions. These have none.

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale import zoo
 from inferscale.cli import main
@@ -14,6 +13,7 @@ from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodRe
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Step
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_ctrl_c_is_130(run, monkeypatch, model):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("inferscale.engine.solve", interrupt)
+    monkeypatch.setattr("inferscale.engine.solver.solve", interrupt)
     assert run("solve", "x", "--strategy", "greedy", "--model", model, "--no-progress")[0] == 130
 
 
@@ -155,7 +155,7 @@ def test_a_models_text_commands_no_terminal(run, model, monkeypatch):
         def generate(self, requests):
             return [[Step("\x1b[2Ja\tb\r\ud800", finish_reason="eos")] for _ in requests]
 
-    monkeypatch.setattr("inferscale.cli._solve.make_generator", lambda *args: Hostile())
+    monkeypatch.setattr("inferscale.cli.solving.make_generator", lambda *args: Hostile())
     code, out, _ = run("solve", "x", "--strategy", "greedy", "--tree", "--no-progress")
     assert code == 0
     assert "\\x1b[2Ja\tb\\r\\ud800\nanswer: 2\n" in out

@@ -8,9 +8,8 @@ import pytest
 
 import inferscale.strategies
 from inferscale.base import SearchStrategy
-from inferscale.engine import solve
+from inferscale.engine import SearchResult, solve
 from inferscale.flow import expand, score
-from inferscale.result import SearchResult
 from inferscale.strategies import (
     ABMCTS,
     DVTS,

@@ -2,7 +2,6 @@ import gc
 import weakref
 
 import pytest
-from tests.strategy_fakes import Written, run
 
 from inferscale.aggregators import BestOfN
 from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
@@ -12,6 +11,7 @@ from inferscale.flow import Generate, GenerateRequest, expand
 from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Node, Problem
+from tests.strategy_fakes import Written, run
 
 PROMPTS = [f"How many {thing}?" for thing in ("apples", "pears", "plums", "figs", "nuts", "dates", "limes", "kiwis")]
 

@@ -4,17 +4,17 @@ import random
 
 import pytest
 import torch
-from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
 from inferscale.engine import solve_batch
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
 from inferscale.generators import huggingface as module
-from inferscale.generators.kv_rows import RowBatch
-from inferscale.generators.kv_tree import Session
-from inferscale.generators.memory import run_halving, run_in_pieces
+from inferscale.runtime.kv import RowBatch
+from inferscale.runtime.memory import run_halving, run_in_pieces
+from inferscale.runtime.session import Session
 from inferscale.strategies import BeamSearch
 from inferscale.testing import ToyReward
+from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
 PER_TOKEN = 2 * 2 * 2 * 8 * 4  # layers, keys and values, kv heads, head_dim, float32
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the"]

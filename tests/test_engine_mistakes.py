@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from tests.strategy_fakes import Written, run
 
 from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import ProcessRewardModel, RewardModel
@@ -13,6 +12,7 @@ from inferscale.flow import expand, score
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, ComputeOptimal, DepthFirst, Greedy, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem, Step, UnscoredNodeError
+from tests.strategy_fakes import Written, run
 
 PROMPTS = [f"How many {thing}?" for thing in ("apples", "pears")]
 

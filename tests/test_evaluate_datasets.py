@@ -6,7 +6,7 @@ import pytest
 from inferscale import zoo
 from inferscale.answers import extract_answer, parse_number, same_answer
 from inferscale.evaluate import STYLES, Example, PromptStyle, load_examples, load_problems, prompt_style
-from inferscale.evaluate.rows import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
+from inferscale.evaluate.datasets import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
 
 SHOT = Example("1+1?", "2", "1 + 1 = 2", "shot")
 

@@ -6,7 +6,12 @@ import pytest
 
 from inferscale import RepeatedSampling, zoo
 from inferscale.evaluate import STYLES, Example, PromptStyle
-from inferscale.evaluate.experiments import (
+from inferscale.rewards import RewardFunction
+from inferscale.scaling import CurvePoint, scaling_curve
+from inferscale.strategies import REBASE
+from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.tree import Node, Problem, Step
+from studies.experiments import (
     SimulatedReward,
     compare_rewards,
     compare_strategies,
@@ -17,11 +22,6 @@ from inferscale.evaluate.experiments import (
     table_of_savings,
     temperature_sweep,
 )
-from inferscale.rewards import RewardFunction
-from inferscale.scaling import CurvePoint, scaling_curve
-from inferscale.strategies import REBASE
-from inferscale.testing import ToyGenerator, ToyReward
-from inferscale.tree import Node, Problem, Step
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "wu2024.py"
 PROBLEMS = [Problem(f"How many are {index}?", str(index % 4), f"toy/{index}") for index in range(6)]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from inferscale import Budget
-from inferscale.evaluate import fingerprints
-from inferscale.evaluate.fingerprints import describe, git_state, model_fingerprint
-from inferscale.evaluate.thoughts.released import ReleasedPaths
+from inferscale.evaluate import records as fingerprints
+from inferscale.evaluate.records import describe, git_state, model_fingerprint
 from inferscale.rewards import CachedReward, CheckerReward, EnsembleReward, RewardFunction, WeightedReward
 from inferscale.strategies import REBASE
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
+from studies.thoughts.released import ReleasedPaths
 
 
 def brief(nodes):
@@ -54,9 +54,8 @@ def test_outside_of_a_checkout_there_is_no_state():
 
 def test_a_model_is_known_by_its_weights():
     torch = pytest.importorskip("torch")
-    from tests.tiny_models import byte_tokenizer, tiny_model
-
     from inferscale import HFGenerator, LikelihoodReward, solve_batch
+    from tests.tiny_models import byte_tokenizer, tiny_model
 
     model, twin, other = tiny_model(seed=0), tiny_model(seed=0), tiny_model(seed=1)
     assert model_fingerprint(model) == model_fingerprint(twin) != model_fingerprint(other)

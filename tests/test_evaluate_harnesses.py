@@ -11,13 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale import REBASE, RepeatedSampling, solve
-from inferscale._stops import read_until
-from inferscale.answers import extract_answer
+from inferscale.answers import extract_answer, read_until
 from inferscale.evaluate.parts import parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed (extra lm-eval)")
 needs_inspect = pytest.mark.skipif(find_spec("inspect_ai") is None, reason="inspect_ai is not installed")
@@ -59,10 +58,10 @@ def test_parts_from_texts(tiny_folder):
         parts_from_texts("", {})
 
 
-@pytest.mark.parametrize(("module", "function"), [("lm_eval", "model_class"), ("inspect", "provider")])
+@pytest.mark.parametrize(("module", "function"), [("lm_eval", "model_class"), ("inspect_ai", "provider")])
 def test_without_the_package_the_error_names_the_extra(module, function, monkeypatch):
-    monkeypatch.setitem(sys.modules, {"lm_eval": "lm_eval", "inspect": "inspect_ai.model"}[module], None)
-    monkeypatch.setitem(sys.modules, {"lm_eval": "lm_eval", "inspect": "inspect_ai"}[module], None)
+    monkeypatch.setitem(sys.modules, {"lm_eval": "lm_eval", "inspect_ai": "inspect_ai.model"}[module], None)
+    monkeypatch.setitem(sys.modules, {"lm_eval": "lm_eval", "inspect_ai": "inspect_ai"}[module], None)
     plug = importlib.import_module(f"inferscale.evaluate.{module}")
     getattr(plug, function).cache_clear()
     with pytest.raises(ImportError, match=r"pip install \"inferscale\[(lm-eval|inspect)\]\""):
@@ -180,7 +179,7 @@ def test_inspect_grades_what_the_search_answers(tmp_path):
     from inspect_ai.dataset import Sample
     from inspect_ai.scorer import includes
 
-    from inferscale.evaluate.inspect import model_of
+    from inferscale.evaluate.inspect_ai import model_of
 
     prompts = [PROMPT.format(row["question"]) for row in ROWS]
     samples = [Sample(input=p, target=f"answer is {row['answer']}") for p, row in zip(prompts, ROWS, strict=True)]
@@ -223,4 +222,4 @@ def test_the_plug_ins_are_found_where_they_are_declared():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         importlib.import_module("inferscale.evaluate.lm_eval")
-        importlib.import_module("inferscale.evaluate.inspect")
+        importlib.import_module("inferscale.evaluate.inspect_ai")

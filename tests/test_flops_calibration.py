@@ -5,8 +5,6 @@ import random
 import pytest
 import torch
 import transformers
-from tests.flops_models import ENDS, HAND, SHAPE, build, hand_model, random_config
-from tests.tiny_models import cache_of, cached
 
 from inferscale.flops import (
     CalibrationError,
@@ -17,6 +15,8 @@ from inferscale.flops import (
     forward_flops,
     model_spec,
 )
+from tests.flops_models import ENDS, HAND, SHAPE, build, hand_model, random_config
+from tests.tiny_models import cache_of, cached
 
 PLAIN = {key: SHAPE[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
 OLD = {"n_embd": 64, "n_layer": 3, "n_head": 4, "vocab_size": 320}

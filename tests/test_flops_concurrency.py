@@ -6,12 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tests.flops_models import hand_model
-from tests.test_flops_counter import CAUSAL, FULL, IDS, nothing_is_left_behind  # noqa: F401
 from transformers import PreTrainedModel
 
 from inferscale.flops import FlopCounter, FlopsWarning, model_spec
 from inferscale.flops.ledger import forward_tally
+from tests.flops_models import hand_model
+from tests.test_flops_counter import CAUSAL, FULL, IDS, nothing_is_left_behind  # noqa: F401
 
 MODES = ["analytic", "exact", "verify"]
 

@@ -9,8 +9,6 @@ import weakref
 
 import pytest
 import torch
-from tests.flops_models import hand_config, hand_model
-from tests.tiny_models import cache_of, cached
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import PreTrainedModel
@@ -20,14 +18,16 @@ from inferscale.flops import (
     FlopCounter,
     FlopsWarning,
     UnknownArchitectureError,
-    clock,
-    context,
     forward_flops,
     measured_peak,
     model_spec,
     report_tokens,
-    watch,
 )
+from inferscale.flops import counter as clock
+from inferscale.flops import hooks as watch
+from inferscale.flops import ops as context
+from tests.flops_models import hand_config, hand_model
+from tests.tiny_models import cache_of, cached
 
 IDS = torch.arange(128).reshape(2, 64)
 FULL, CAUSAL = 60_817_408, 56_688_640  # one forward of IDS

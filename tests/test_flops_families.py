@@ -4,13 +4,13 @@ import random
 
 import pytest
 import torch
-from tests.flops_models import HAND, build, hand_config, hand_model, random_config
-from tests.tiny_models import cached
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
 
 from inferscale.flops import FlopCounter, FlopsWarning, VerificationError, forward_flops, model_spec
-from inferscale.flops.binding import closed_form
+from inferscale.flops.hooks import closed_form
+from tests.flops_models import HAND, build, hand_config, hand_model, random_config
+from tests.tiny_models import cached
 
 RANDOM_FAMILIES = [*HAND, "gemma", "olmo2", "granite"]
 MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe"}
@@ -69,7 +69,7 @@ def test_reward_heads_run_at_every_position(task, labels, full, causal):
     [("Qwen2ForProcessRewardModel", 2, 64 * 64 + 64 * 2), ("ValueHeadForTokenClassification", 1, 64)],
 )
 def test_heads_of_published_process_reward_models(name, labels, head):
-    from inferscale.rewards import native
+    from inferscale.rewards import huggingface as native
 
     model = getattr(native, name)(hand_config("qwen2", num_labels=labels)).eval()
     analytic, exact = both_counts(model, lambda: model(input_ids=tokens(model, 2, 64)))

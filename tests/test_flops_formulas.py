@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscale.flops import UnknownArchitectureError, estimate_flops, forward_flops, model_spec
-from inferscale.flops.formulas import Flops, causal_pairs, full_pairs, ragged_forward_flops
+from inferscale.flops.spec import Flops, causal_pairs, full_pairs, ragged_forward_flops
 
 LLAMA = {
     "model_type": "llama",

@@ -1,13 +1,13 @@
 """A counter around a search knows how many tokens were sampled, whatever the decoder forwards."""
 
 import pytest
-from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale.engine import solve_batch
 from inferscale.flops import FlopCounter
 from inferscale.generators import HFGenerator
 from inferscale.strategies import REBASE, RepeatedSampling
 from inferscale.testing import ToyReward
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 
 @pytest.mark.parametrize("cache", ["tree", "none"])

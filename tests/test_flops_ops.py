@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inferscale.flops import FlopCounter, FlopsWarning, register_flop_formula
 from inferscale.flops.calibration import _Sum
-from inferscale.flops.exact import ExactMode
+from inferscale.flops.ops import ExactMode
 
 GRAD_MODES = [contextlib.nullcontext, torch.no_grad, torch.inference_mode]
 

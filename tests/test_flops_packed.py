@@ -4,8 +4,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.flops_models import hand_config, hand_model
-from tests.tiny_models import byte_tokenizer, cached, grow_all, root, tiny_model
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
@@ -18,9 +16,11 @@ from inferscale.flops import (
     forward_flops,
     model_spec,
 )
-from inferscale.flops.formulas import ragged_forward_flops
 from inferscale.flops.ledger import packed_tally
+from inferscale.flops.spec import ragged_forward_flops
 from inferscale.generators import HFGenerator
+from tests.flops_models import hand_config, hand_model
+from tests.tiny_models import byte_tokenizer, cached, grow_all, root, tiny_model
 
 SPEC = model_spec(hand_config("llama"))
 

@@ -11,14 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferscale.functional import (
-    _majority,
-    best_of_k,
-    majority_at_k,
-    majority_vote,
-    pass_at_k,
-    weighted_majority_at_k,
-)
+from inferscale.functional import best_of_k, majority_at_k, majority_vote, pass_at_k, weighted_majority_at_k
+from inferscale.functional import estimators as _majority
 
 KINDS = {"list": lambda x: x, "numpy": np.asarray, "torch": lambda x: torch.as_tensor(np.asarray(x))}
 if torch.cuda.is_available():

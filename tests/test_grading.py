@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests import hostile
 
 from inferscale.aggregators import MajorityVote, group_answers
 from inferscale.answers import same_answer
 from inferscale.evaluate import MathGrader
 from inferscale.tree import Problem, Step, Trajectory
+from tests import hostile
 
 ROOT = Path(__file__).parent.parent
 needs_math = pytest.mark.skipif(find_spec("math_verify") is None, reason="math-verify is not installed (extra math)")
@@ -166,7 +166,7 @@ def test_the_callers_alarm_is_left_alone(grader):
 
 @needs_math
 def test_a_run_notices_other_limits():
-    from inferscale.evaluate.fingerprints import describe
+    from inferscale.evaluate.records import describe
 
     with MathGrader(timeout=2) as one, MathGrader(timeout=2) as twin, MathGrader(timeout=3) as other:
         assert describe(one) == describe(twin) != describe(other)

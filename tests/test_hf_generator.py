@@ -5,15 +5,15 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.tiny_models import EXACT, FAMILIES, byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
 
-from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
 from inferscale.generators import huggingface as module
-from inferscale.generators.opening import open_branches
-from inferscale.generators.sampling import uniforms
+from inferscale.runtime.branch import open_branches
+from inferscale.runtime.sampling import uniforms
 from inferscale.tree import Node, Problem, Step, branch_key
+from tests.tiny_models import EXACT, FAMILIES, byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is run without shared prefixes"),

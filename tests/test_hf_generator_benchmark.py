@@ -4,6 +4,7 @@ import runpy
 
 import pytest
 import torch
+
 from benchmarks.engine import beside, memory, ways
 from benchmarks.engine.work import Machine, Work, bytes_per_token, floor_bytes, floor_flops, make_model
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from inferscale.generators.sampling import Sampler, inverse_cdf, uniforms
+from inferscale.runtime.sampling import Sampler, inverse_cdf, uniforms
 
 MASK = 2**64 - 1
 

@@ -4,16 +4,16 @@ import random
 
 import pytest
 import torch
-from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
 
 from inferscale.flops import FlopCounter, closed_form
 from inferscale.flow import GenerateRequest
-from inferscale.generators import HFGenerator, kv_attention, kv_plans
-from inferscale.generators.kv_attention import UnsupportedModelError
-from inferscale.generators.kv_rows import Segment
-from inferscale.generators.kv_store import KVStore, Piece
-from inferscale.generators.kv_tree import Session
-from inferscale.generators.selfcheck import check_session, length_bound
+from inferscale.generators import HFGenerator
+from inferscale.runtime import kv as kv_attention
+from inferscale.runtime import kv as kv_plans
+from inferscale.runtime.kv import Segment, UnsupportedModelError
+from inferscale.runtime.prefix_cache import KVStore, Piece
+from inferscale.runtime.session import Session, check_session, length_bound
+from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
 
 from inferscale.flops import FlopCounter
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
 from inferscale.generators import huggingface as module
+from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
 

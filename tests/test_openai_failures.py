@@ -7,16 +7,17 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from tests.openai_stub import Hang, LetterTokenizer, Raw, Reset, Stub, serving
 
 from inferscale import REBASE, OpenAIGenerator, RemoteError, RepeatedSampling, solve_batch
+from inferscale import _http as _remote_retry
+from inferscale._http import error_of_status, retry_after_seconds
 from inferscale.flow import GenerateRequest
-from inferscale.generators import _remote_probes, _remote_retry
-from inferscale.generators._remote_replies import read_reply
-from inferscale.generators._remote_retry import error_of_status, retry_after_seconds
-from inferscale.render import render_tree
+from inferscale.generators import openai_server as _remote_probes
+from inferscale.generators.openai_server import read_reply
 from inferscale.testing import PROMPTS, ToyReward, unit_hash
 from inferscale.tree import Node, Problem
+from inferscale.viz import render_tree
+from tests.openai_stub import Hang, LetterTokenizer, Raw, Reset, Stub, serving
 
 KEY = "sk-not-for-the-record"
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.openai_stub import Letters, LetterTokenizer, Stub, serving
-from tests.tiny_models import byte_tokenizer, root, tiny_model
 
 from inferscale import REBASE, Budget, HFGenerator, OpenAIGenerator, RepeatedSampling, solve, solve_batch
 from inferscale.flops import estimate_flops
 from inferscale.flow import GenerateRequest
-from inferscale.generators._remote_replies import Choice
-from inferscale.generators._remote_samples import tokens_of
-from inferscale.render import render_tree
+from inferscale.generators.openai import tokens_of
+from inferscale.generators.openai_server import Choice
 from inferscale.testing import PROMPTS, ToyReward, check_generator
 from inferscale.tree import Node, Problem, Step, branch_key
+from inferscale.viz import render_tree
+from tests.openai_stub import Letters, LetterTokenizer, Stub, serving
+from tests.tiny_models import byte_tokenizer, root, tiny_model
 
 PLAIN = frozenset({"seed"})
 SERVERS = {

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from inferscale.plotting import plot_coverage, plot_frontier, plot_optimal_size, plot_scaling, plot_votes, to_frame
 from inferscale.scaling import CoverageFit, CurvePoint, SizeFit
+from inferscale.viz import plot_coverage, plot_frontier, plot_optimal_size, plot_scaling, plot_votes, to_frame
 
 pytest.importorskip("matplotlib")
 
@@ -93,7 +93,7 @@ def test_a_frame_has_a_row_for_each_point():
 
 def test_no_global_state_and_no_import_before_it_is_needed():
     code = (
-        "import sys, inferscale.plotting as p\nassert not {'matplotlib', 'pandas', 'torch'} & set(sys.modules)\n"
+        "import sys, inferscale.viz.plots as p\nassert not {'matplotlib', 'pandas', 'torch'} & set(sys.modules)\n"
         "from inferscale.scaling import CurvePoint\n"
         "p.plot_scaling([CurvePoint('S', 'majority', 1, .5, .1, 9, 1, 1, 1, 1)])\n"
         "assert 'matplotlib.pyplot' not in sys.modules"

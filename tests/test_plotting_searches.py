@@ -5,12 +5,11 @@ from itertools import pairwise
 import pytest
 
 from inferscale.engine import solve
-from inferscale.plotting import plot_answers, plot_scaling, plot_tree
-from inferscale.plotting._axes import COLOURS
-from inferscale.render import MOST_VOTES, Scale, marks_of
 from inferscale.scaling import CurvePoint
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward
+from inferscale.viz import MOST_VOTES, Scale, marks_of, plot_answers, plot_scaling, plot_tree
+from inferscale.viz.plots import COLOURS
 
 matplotlib = pytest.importorskip("matplotlib")
 

@@ -59,7 +59,7 @@ def test_it_counts_problems_rounds_tokens_and_right_answers(bars):
 
 def test_tokens_of_searches_under_way_are_counted(bars, monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("inferscale._bar.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("inferscale.engine.progress.time.perf_counter", lambda: next(clock))
     results = solve_batch(PROBLEMS[:1], BeamSearch(2, 2), ToyGenerator(), reward_model=ToyReward(), progress=True)
     speeds = [float(said["tok/s"]) for _, said in bars[0].said]
     assert len(speeds) > 3, "a search of several levels says where it is before its end"

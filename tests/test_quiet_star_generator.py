@@ -5,15 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.quiet_star_tools import one_thought, wrapped
-from tests.tiny_models import byte_tokenizer, cached, grow, grow_all, root
 from transformers import DynamicCache, StaticCache
 
 from inferscale import REBASE, BeamSearch, Budget, MajorityVote, RepeatedSampling, RewardFunction, solve_batch
 from inferscale.flops import FlopCounter
-from inferscale.flops.formulas import model_spec
+from inferscale.flops.spec import model_spec
 from inferscale.generators import HFGenerator
-from inferscale.generators.sampling import Sampler, uniforms
 from inferscale.quiet_star import (
     EveryToken,
     HighEntropy,
@@ -23,11 +20,14 @@ from inferscale.quiet_star import (
     UnsupportedModelError,
     mix,
 )
-from inferscale.quiet_star.cache import RollbackError, fork, is_croppable, rollback
-from inferscale.quiet_star.cached import CachedText, check_cached, think_once
+from inferscale.quiet_star.backbone import RollbackError, fork, is_croppable, rollback
+from inferscale.quiet_star.cache import CachedText, check_cached, think_once
 from inferscale.quiet_star.thoughts import mean_of_thoughts
+from inferscale.runtime.sampling import Sampler, uniforms
 from inferscale.strategies import MCTS
 from inferscale.tree import branch_key
+from tests.quiet_star_tools import one_thought, wrapped
+from tests.tiny_models import byte_tokenizer, cached, grow, grow_all, root
 
 CACHED = ["llama", "gpt2", "qwen3", "mistral_window", "gemma2", "gemma3", "gpt_oss", "phi", "falcon"]
 COPIED = ["mamba", "qwen3_next"]

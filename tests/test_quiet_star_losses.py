@@ -7,12 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.quiet_star_tools import one_thought, wrapped
 
-from inferscale.quiet_star import Objective, advantages, blocks, quiet_star_loss
+from inferscale.quiet_star import Objective, advantages, quiet_star_loss
+from inferscale.quiet_star import thoughts as blocks
 from inferscale.quiet_star.losses import PUBLISHED_OBJECTIVE
 from inferscale.quiet_star.parallel import MaskedSession
 from inferscale.quiet_star.thoughts import Thoughts
+from tests.quiet_star_tools import one_thought, wrapped
 
 IDS = torch.tensor([[5, 17, 101, 8, 44, 250, 3, 9], [77, 6, 300, 31, 4, 19, 120, 64]])
 MASK = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0, 0]])

@@ -5,12 +5,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.quiet_star_tools import model_of, one_thought, wrapped
 
-from inferscale._evaluating import evaluating
+from inferscale._compat import evaluating
 from inferscale.generators import CheckpointError
 from inferscale.quiet_star import QuietSTaR, ThoughtMixingHead, UnsupportedModelError, mix
 from inferscale.quiet_star.thoughts import mean_of_thoughts
+from tests.quiet_star_tools import model_of, one_thought, wrapped
 
 IDS = torch.tensor([[5, 17, 101, 8, 44, 250], [77, 6, 300, 31, 2, 19]])
 

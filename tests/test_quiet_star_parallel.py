@@ -5,11 +5,10 @@ from shutil import which
 
 import pytest
 import torch
-from tests.quiet_star_tools import model_of, one_thought, wrapped
 
 from inferscale.quiet_star import QuietSTaR, UnsupportedModelError, parallel
-from inferscale.quiet_star.masks import Slots, additive, block_mask, thought_mask
-from inferscale.quiet_star.selfcheck import check_parallel
+from inferscale.quiet_star.parallel import Slots, additive, block_mask, check_parallel, thought_mask
+from tests.quiet_star_tools import model_of, one_thought, wrapped
 
 MASKED = [
     "llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "olmo2", "smollm3", "granite", "cohere",

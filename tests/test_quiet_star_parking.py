@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.quiet_star_tools import wrapped
-from tests.tiny_models import byte_tokenizer, cached, grow, grow_all, root
 
 from inferscale import REBASE, RewardFunction, solve_batch
 from inferscale.quiet_star import QuietSTaRGenerator, StepStarts
+from tests.quiet_star_tools import wrapped
+from tests.tiny_models import byte_tokenizer, cached, grow, grow_all, root
 
 OPTIONS = {"max_step_tokens": 4, "max_new_tokens": 16, "eos_token_id": 319}
 

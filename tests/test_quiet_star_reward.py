@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tests.quiet_star_tools import wrapped
-from tests.tiny_models import byte_tokenizer, grow, grow_all, root
 
 from inferscale import REBASE, Problem, RewardFunction, solve_batch
 from inferscale.flops import FlopCounter, model_spec
@@ -11,6 +9,8 @@ from inferscale.flow import GenerateRequest
 from inferscale.quiet_star import QuietSTaRGenerator, ThoughtUtility, WithThoughts
 from inferscale.quiet_star import reward as reward_module
 from inferscale.tree import Node, Step
+from tests.quiet_star_tools import wrapped
+from tests.tiny_models import byte_tokenizer, grow, grow_all, root
 
 OPTIONS = {"max_step_tokens": 5, "max_new_tokens": 12, "eos_token_id": 319}
 

@@ -5,27 +5,19 @@ from dataclasses import astuple, replace
 
 import pytest
 import torch
-from tests.quiet_star_tools import wrapped
-from tests.strategy_fakes import drive, root
-from tests.tiny_models import byte_tokenizer
 
 from inferscale import Cost, RepeatedSampling, RewardFunction, Step, solve, zoo
-from inferscale.evaluate.thoughts import ABLATIONS, PRESETS, StudyRow, ThoughtStudy
-from inferscale.evaluate.thoughts.models import study_problems
-from inferscale.evaluate.thoughts.released import (
-    CUE,
-    REPAIRS,
-    CuedVotes,
-    FlooredREBASE,
-    ReleasedPaths,
-    is_leaf,
-    released_answer,
-)
 from inferscale.flops import estimate_flops
 from inferscale.generators import HFGenerator
 from inferscale.quiet_star import QuietSTaRGenerator
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Problem
+from studies.thoughts import ABLATIONS, PRESETS, StudyRow, ThoughtStudy
+from studies.thoughts.released import CUE, REPAIRS, CuedVotes, FlooredREBASE, ReleasedPaths, is_leaf, released_answer
+from studies.thoughts.study import study_problems
+from tests.quiet_star_tools import wrapped
+from tests.strategy_fakes import drive, root
+from tests.tiny_models import byte_tokenizer
 
 PUBLISHED, CORRECTED = PRESETS["published"], PRESETS["corrected"]
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from inferscale.quiet_star import Objective, Recipe
-from inferscale.quiet_star.toy import (
+from inferscale.quiet_star.train import start, train
+from studies.quiet_star_toy import (
     COLON,
     DOT,
     EQUALS,
@@ -15,7 +16,6 @@ from inferscale.quiet_star.toy import (
     toy_quiet,
     toy_score,
 )
-from inferscale.quiet_star.train import start, train
 
 TASK = PermutationTask()
 

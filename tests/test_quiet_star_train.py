@@ -5,23 +5,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.quiet_star_tools import model_of, wrapped
-from tests.tiny_models import byte_tokenizer
 from typer.testing import CliRunner
 
 from inferscale.quiet_star import Objective, QuietSTaR, Recipe, quiet_star_loss
-from inferscale.quiet_star.data import _aligned, read_texts, span_batches, task_batches
-from inferscale.quiet_star.recipe import Batch
 from inferscale.quiet_star.train import (
+    Batch,
+    _aligned,
     batch_loss,
     drive,
     load_checkpoint,
     param_groups,
+    read_texts,
     save_checkpoint,
+    span_batches,
     start,
+    task_batches,
     term_norms,
     train,
 )
+from tests.quiet_star_tools import model_of, wrapped
+from tests.tiny_models import byte_tokenizer
 
 RECIPE = Recipe(Objective(2, 2), lr=1e-3, warmup_steps=2, steps=4, accumulation=2)
 

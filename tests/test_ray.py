@@ -9,14 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.ray_tools import Diary
 
 from inferscale import REBASE, Budget, MajorityVote, RepeatedSampling, solve_batch
-from inferscale.ray import solve_dataset, stream_dataset
-from inferscale.ray._batches import make_batches, results_of, row_of
-from inferscale.ray._journals import Journals
+from inferscale.ray import Journals, make_batches, results_of, row_of, solve_dataset, stream_dataset
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
+from tests.ray_tools import Diary
 
 PROBLEMS = [Problem(f"How many are {index % 190}?", str(index % 4), f"toy/{index}") for index in range(200)]
 

@@ -3,13 +3,10 @@
 import dataclasses
 
 import pytest
-from tests.reward_checkpoints import classifier, qwen_prm, qwen_tokenizer, save, solution
-from tests.reward_stub import serving
-from tests.tiny_models import byte_tokenizer, tiny_model
 
-import inferscale.generators._remote_retry as retry
+from inferscale import _http as retry
+from inferscale._http import RemoteError
 from inferscale.engine import solve_batch
-from inferscale.generators._remote_retry import RemoteError
 from inferscale.rewards import (
     FORMATS,
     CalibratedReward,
@@ -24,6 +21,9 @@ from inferscale.rewards import (
 )
 from inferscale.strategies import REBASE, BeamSearch
 from inferscale.testing import PROMPTS, ToyGenerator, check_reward_model
+from tests.reward_checkpoints import classifier, qwen_prm, qwen_tokenizer, save, solution
+from tests.reward_stub import serving
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 TAG = 151651
 NODES = [

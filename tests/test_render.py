@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 
 from inferscale.aggregators import MajorityVote
 from inferscale.cost import Cost
-from inferscale.engine import solve
-from inferscale.render import MOST_VOTES, RAMP, Scale, marks_of, render_tree, svg, tidy_rows
-from inferscale.render._layout import APART, COUSINS_APART
-from inferscale.render._marks import FOLD_ABOVE, MOST_DRAWN
-from inferscale.render._safe import columns, escaped, one_line, visible
-from inferscale.render._svg import MOST_LABELLED
-from inferscale.result import SearchResult
+from inferscale.engine import SearchResult, solve
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward
 from inferscale.tree import Node, Problem, Step, Trajectory
+from inferscale.viz import MOST_VOTES, RAMP, Scale, marks_of, render_tree, svg, tidy_rows
+from inferscale.viz.html import APART, COUSINS_APART, MOST_LABELLED
+from inferscale.viz.text import FOLD_ABOVE, MOST_DRAWN, columns, escaped, one_line, visible
 
 SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = [

@@ -9,9 +9,8 @@ import pytest
 
 from inferscale.aggregators import BestOfN
 from inferscale.base import Aggregator, SearchStrategy
-from inferscale.engine import solve
+from inferscale.engine import SearchResult, solve
 from inferscale.flow import expand, score
-from inferscale.result import SearchResult
 from inferscale.strategies import REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem, Trajectory

@@ -20,11 +20,11 @@ from inferscale.rewards import (
     read_labelled,
     write_labelled,
 )
-from inferscale.rewards.diagnosis import calibration_error
+from inferscale.rewards.calibration import calibration_error
 from inferscale.rewards.labels import read_big_bench_mistake, read_prmbench, read_rollout_trees
 from inferscale.testing import ToyReward
 from inferscale.tree import Problem
-from inferscale.zoo.simulated import simulated_score
+from inferscale.zoo.models import simulated_score
 
 
 def solution(labels, correct=None, prompt="p", texts=None):

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.reward_checkpoints import causal, solution
-from tests.tiny_models import byte_tokenizer
 
 from inferscale.rewards import LikelihoodReward
-from inferscale.rewards.heads import read_self_certainty
+from inferscale.rewards.paths import read_self_certainty
+from tests.reward_checkpoints import causal, solution
+from tests.tiny_models import byte_tokenizer
 
 
 def test_a_uniform_prediction_has_none():

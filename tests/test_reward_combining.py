@@ -14,7 +14,7 @@ from inferscale import REBASE, BestOfN, RepeatedSampling, solve, solve_batch
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.rewards import CachedReward, EnsembleReward, RewardFunction, WeightedReward
-from inferscale.rewards.cached import content_key
+from inferscale.rewards.combining import content_key
 from inferscale.testing import PROMPTS, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Node, Problem, Step
 

@@ -3,8 +3,6 @@
 import math
 
 import pytest
-from tests.reward_checkpoints import causal, classifier, llama_tokenizer
-from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
@@ -21,6 +19,8 @@ from inferscale.rewards import (
     WeightedReward,
 )
 from inferscale.testing import ToyProcessReward, ToyReward, check_reward_model, unit_hash
+from tests.reward_checkpoints import causal, classifier, llama_tokenizer
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 
 def length(nodes):

@@ -4,6 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+
+from inferscale.rewards import FORMATS, HFProcessRewardModel
+from inferscale.rewards.formats import TagError
+from inferscale.rewards.huggingface import FormatError, choose_format
+from inferscale.runtime.loading import CheckpointError
 from tests.reward_checkpoints import (
     causal,
     classifier,
@@ -17,11 +22,6 @@ from tests.reward_checkpoints import (
     with_marks,
 )
 from tests.tiny_models import byte_tokenizer
-
-from inferscale.generators.loading import CheckpointError
-from inferscale.rewards import FORMATS, HFProcessRewardModel
-from inferscale.rewards.families import FormatError, choose_format
-from inferscale.rewards.tokens import TagError
 
 QUESTION = "What is 2 + 2?"
 STEPS = ("Step one: 2 + 2 = 4", "the answer is 4", "so: 4 - 1 = 3 x")

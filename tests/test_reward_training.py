@@ -4,8 +4,6 @@ import importlib.util
 
 import pytest
 import torch
-from tests.reward_checkpoints import causal, classifier, save
-from tests.tiny_models import byte_tokenizer
 
 from inferscale.rewards import (
     HFProcessRewardModel,
@@ -15,9 +13,10 @@ from inferscale.rewards import (
     train_process_reward_model,
     write_labelled,
 )
-from inferscale.rewards.trainable import load_for_training
-from inferscale.rewards.training import format_for, make_example, step_loss
+from inferscale.rewards.training import format_for, load_for_training, make_example, step_loss
 from inferscale.tree import Problem
+from tests.reward_checkpoints import causal, classifier, save
+from tests.tiny_models import byte_tokenizer
 
 
 def plain(tokenizer, text):
@@ -107,7 +106,7 @@ def test_the_same_seed_trains_the_same_model(tmp_path):
 def test_training_by_command(tmp_path):
     from typer.testing import CliRunner
 
-    from inferscale.rewards.train import app
+    from inferscale.rewards.training import app
 
     tokenizer = byte_tokenizer()
     save(tmp_path / "policy", causal(tokenizer), tokenizer)

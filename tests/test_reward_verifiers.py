@@ -4,19 +4,16 @@ import copy
 
 import pytest
 import torch
-from tests.reward_checkpoints import causal, solution
-from tests.tiny_models import byte_tokenizer, tiny_model
 
 from inferscale import REBASE, solve_batch
-from inferscale.flops.formulas import forward_flops, model_spec
-from inferscale.rewards import (
-    GenerativeVerifier,
-    ImplicitReward,
-)
+from inferscale.flops.spec import forward_flops, model_spec
+from inferscale.rewards import GenerativeVerifier, ImplicitReward
+from inferscale.rewards.formats import TagError
 from inferscale.rewards.generative import THINK_PRM_PROMPT
-from inferscale.rewards.tokens import TagError
 from inferscale.testing import PROMPTS, ToyGenerator
 from inferscale.tree import Problem
+from tests.reward_checkpoints import causal, solution
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 NODE = solution("What is 2 + 2?", ["Step 1: a is 4\n", "b is 12\n"])
 

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
-from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
-from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.generators import HFGenerator
-from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward, readers
+from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
+from inferscale.rewards import paths as readers
 from inferscale.tree import Node, Step
+from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
 PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "é ü 2"]
 

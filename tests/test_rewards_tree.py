@@ -4,12 +4,12 @@ import random
 
 import pytest
 import torch
-from tests.tiny_models import EXACT, byte_tokenizer, grow_all, root, tiny_model
 
-from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel, LikelihoodReward
 from inferscale.tree import Node, Step
+from tests.tiny_models import EXACT, byte_tokenizer, grow_all, root, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the"]
 CLASSIFIERS = [

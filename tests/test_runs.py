@@ -10,6 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
+from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
+from inferscale.evaluate import runs as runs_module
+from inferscale.evaluate.records import locked, problem_keys, read_records
+from inferscale.rewards import CachedReward
+from inferscale.strategies import REBASE
+from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
+from inferscale.tree import Problem
 from tests.evaluation_worker import (
     PROBLEMS,
     STRATEGIES,
@@ -19,16 +28,6 @@ from tests.evaluation_worker import (
     evaluate,
     evaluate_embedded,
 )
-
-from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
-from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
-from inferscale.evaluate import runs as runs_module
-from inferscale.evaluate.fingerprints import problem_keys
-from inferscale.evaluate.records import locked, read_records
-from inferscale.rewards import CachedReward
-from inferscale.strategies import REBASE
-from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
-from inferscale.tree import Problem
 
 ROOT = Path(__file__).parent.parent
 TEN = [Problem(f"What is {index}?", str(index % 3), f"ten/{index}") for index in range(10)]
@@ -260,7 +259,7 @@ def test_what_was_put_aside_is_never_lost(tmp_path):
 
 
 def test_a_call_that_is_killed_while_it_puts_aside_loses_nothing(tmp_path, monkeypatch):
-    from inferscale.evaluate import preparing
+    from inferscale.evaluate import runs as preparing
 
     run_ten(tmp_path)
     first = (tmp_path / "records.jsonl").read_bytes()

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.scaling.judges import COLUMNS, judges_table
-from benchmarks.scaling.measure import pack, read
-from benchmarks.scaling.page import fill
-from benchmarks.scaling.paper import curve_points, in_the_papers_convention, paper
-from benchmarks.scaling.report import costs, pooled
-from benchmarks.scaling.voting import compare, limit, predicted, voting
 
 from inferscale import zoo
 from inferscale.scaling import majority_accuracy
+from studies.scaling.judges import COLUMNS, judges_table
+from studies.scaling.measure import pack, read
+from studies.scaling.page import fill
+from studies.scaling.paper import curve_points, in_the_papers_convention, paper
+from studies.scaling.report import costs, pooled
+from studies.scaling.voting import compare, limit, predicted, voting
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "scaling" / "records.jsonl.gz"

@@ -5,8 +5,9 @@ import time
 from dataclasses import replace
 
 import pytest
+from test_conformance import STRATEGIES
 
-import inferscale._streams
+import inferscale.engine.scheduling
 from inferscale.base import RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch, stream
@@ -14,7 +15,6 @@ from inferscale.flow import Score, expand
 from inferscale.rewards.functions import RewardFunction
 from inferscale.strategies import REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import PROMPTS, BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
-from test_conformance import STRATEGIES
 
 LONG = 20.0
 """Seconds after which a test that hangs fails."""
@@ -168,7 +168,7 @@ def most_at_a_time(count, **options):
 
 def test_the_number_of_calls_at_a_time_is_bounded(monkeypatch):
     assert most_at_a_time(12, batch_size=3) <= 3
-    monkeypatch.setattr(inferscale._streams, "MAX_CALLS", 2)
+    monkeypatch.setattr(inferscale.engine.scheduling, "MAX_CALLS", 2)
     assert most_at_a_time(12) == 2
 
 

@@ -5,12 +5,12 @@ from itertools import pairwise
 from threading import Thread
 
 import pytest
-from tests.serve_tools import ask, call, events, serving
 
 import inferscale as isc
 from inferscale.evaluate.parts import make_strategy, make_vote
 from inferscale.serve import Limits, Service
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from tests.serve_tools import ask, call, events, serving
 
 PROMPT = "How many?"
 

@@ -8,12 +8,12 @@ import sys
 import urllib.request
 
 import pytest
-from tests.serve_tools import JSON, ask, call, serving
 
 from inferscale import REBASE, solve, zoo
 from inferscale.cli import main
 from inferscale.serve import Service
 from inferscale.testing import ToyGenerator, ToyReward
+from tests.serve_tools import JSON, ask, call, serving
 
 openai = pytest.importorskip("openai", reason="the openai package is not installed")
 

@@ -3,16 +3,15 @@
 from collections import Counter
 
 import pytest
-from tests.serve_tools import GatedToy, until
 
 import inferscale as isc
-from inferscale._task import Task
 from inferscale.answers import extract_answer
 from inferscale.base import Generator
-from inferscale.serve.dispatcher import Dispatcher
-from inferscale.serve.jobs import BusyError, ClosedError, Job, UnreadablePromptError
+from inferscale.engine.solver import Task
+from inferscale.serve.dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
+from tests.serve_tools import GatedToy, until
 
 REBASE_4 = isc.REBASE(4)
 

@@ -5,11 +5,11 @@ import json
 import sys
 
 import pytest
-from tests.serve_tools import JSON, call, events, serving
 
 import inferscale as isc
 from inferscale.serve import Limits, Service, make_app, run_server
 from inferscale.testing import ToyGenerator, ToyReward
+from tests.serve_tools import JSON, call, events, serving
 
 KEY = "not-a-secret"
 

@@ -6,11 +6,11 @@ import signal
 from threading import Thread
 
 import pytest
-from tests.serve_tools import JSON, GatedToy, ask, call, running_app, serving, until
 
 from inferscale.serve import Limits, Service, make_app
-from inferscale.serve.answering import Answer
+from inferscale.serve.schema import Answer
 from inferscale.testing import ToyGenerator
+from tests.serve_tools import JSON, GatedToy, ask, call, running_app, serving, until
 
 
 def background(*calls):

@@ -5,12 +5,12 @@ import random
 import statistics
 
 import pytest
-from tests.strategy_fakes import TextReward, TreeGenerator, drive, random_tree, root, search
 
 from inferscale.strategies import ABMCTS
 from inferscale.strategies.abmcts import BetaPosterior, NormalPosterior
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Step
+from tests.strategy_fakes import TextReward, TreeGenerator, drive, random_tree, root, search
 
 
 def parameters(belief):

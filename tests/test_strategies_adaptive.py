@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategy_fakes import search
 
 from inferscale.aggregators import BordaVote, ConfidenceVote, MajorityVote
 from inferscale.answers import extract_answer
@@ -23,9 +22,10 @@ from inferscale.strategies import (
     RepeatedSampling,
     plan_sampling,
 )
-from inferscale.strategies.stopping import beta_confidence, dirichlet_confidence, expected_stop, expected_windows
+from inferscale.strategies.adaptive import beta_confidence, dirichlet_confidence, expected_stop, expected_windows
 from inferscale.testing import BrokenGenerator, ToyGenerator
 from inferscale.tree import Problem, Step
+from tests.strategy_fakes import search
 
 
 class Recorded(Generator):

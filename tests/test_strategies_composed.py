@@ -5,11 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tests.strategy_fakes import TextReward, TreeGenerator, search
 
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
-from inferscale.render import render_tree
 from inferscale.strategies import (
     MCTS,
     REBASE,
@@ -28,6 +26,8 @@ from inferscale.strategies import (
     fit_compute_optimal,
 )
 from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.viz import render_tree
+from tests.strategy_fakes import TextReward, TreeGenerator, search
 
 # -- combinators -------------------------------------------------------------------------------------------------------
 

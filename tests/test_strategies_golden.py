@@ -4,11 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.test_conformance import ours
 
 from inferscale.base import SearchStrategy
 from inferscale.engine import solve
-from inferscale.render import render_tree
 from inferscale.strategies import (
     ABMCTS,
     DVTS,
@@ -35,6 +33,8 @@ from inferscale.strategies import (
     Then,
 )
 from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.viz import render_tree
+from tests.test_conformance import ours
 
 FOLDER = Path(__file__).parent / "golden"
 

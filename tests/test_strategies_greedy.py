@@ -4,13 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from tests.strategy_fakes import PathReward, TextReward, TreeGenerator, attached, drive, random_tree, root, search
 
 from inferscale.flow import GenerateRequest, Score
-from inferscale.render import render_tree
 from inferscale.strategies import DVTS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
 from inferscale.testing import BrokenGenerator
 from inferscale.tree import Step
+from inferscale.viz import render_tree
+from tests.strategy_fakes import PathReward, TextReward, TreeGenerator, attached, drive, random_tree, root, search
 
 RNG = None
 

@@ -3,13 +3,13 @@
 import random
 
 import pytest
-from tests.strategy_fakes import PathReward, TreeGenerator, search
 
 from inferscale.base import RewardModel
-from inferscale.render import render_tree
 from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import ToyGenerator, unit_hash
 from inferscale.tree import Step
+from inferscale.viz import render_tree
+from tests.strategy_fakes import PathReward, TreeGenerator, search
 
 
 @pytest.mark.parametrize(("beams", "branching"), [(4, 4), (8, 1), (1, 8), (2, 4)])

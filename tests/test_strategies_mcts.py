@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.strategy_fakes import PathReward, TextReward, TreeGenerator, drive, random_tree, root, search
 
 from inferscale.base import RewardModel
 from inferscale.cost import Budget
-from inferscale.render import render_tree
 from inferscale.strategies import MCTS
-from inferscale.strategies._mcts_rules import Gumbel, logprob_priors, scaled_values, sequential_halving
+from inferscale.strategies.mcts import Gumbel, logprob_priors, scaled_values, sequential_halving
 from inferscale.testing import BrokenGenerator, ToyGenerator
 from inferscale.tree import Node, Step
+from inferscale.viz import render_tree
+from tests.strategy_fakes import PathReward, TextReward, TreeGenerator, drive, random_tree, root, search
 
 VARIANTS = {
     "uct": {},

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from tests.strategy_fakes import drive, root, search
 
 from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import Generator, RewardModel
 from inferscale.engine import solve
-from inferscale.render import render_tree
 from inferscale.strategies import ABMCTS, BudgetForcing, ParallelSequential, RepeatedSampling, SelfRefine
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem, Step
+from inferscale.viz import render_tree
+from tests.strategy_fakes import drive, root, search
 
 # -- budget forcing ----------------------------------------------------------------------------------------------------
 

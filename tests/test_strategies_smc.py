@@ -11,17 +11,17 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.strategy_fakes import TextReward, TreeGenerator, attached, drive, root, search
 
 from inferscale.aggregators import MajorityVote
 from inferscale.base import ProcessRewardModel
 from inferscale.engine import solve
 from inferscale.flow import GenerateRequest
-from inferscale.render import render_tree
 from inferscale.strategies import BeamSearch, ParticleFilter, ParticleGibbs
-from inferscale.strategies.gibbs import draw_reference
+from inferscale.strategies.particles import draw_reference
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Step
+from inferscale.viz import render_tree
+from tests.strategy_fakes import TextReward, TreeGenerator, attached, drive, root, search
 
 LAST = {"A": 0.8, "B": 0.6, "A1": 0.9, "A2": 0.1}
 PROD = {"A": 0.8, "B": 0.6, "A1": 0.72, "A2": 0.08}

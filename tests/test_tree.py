@@ -1,8 +1,8 @@
 import pytest
 
 from inferscale.cost import Budget, Cost
-from inferscale.render import render_tree
 from inferscale.tree import Node, Problem, Step, UnscoredNodeError, branch_key, root_key
+from inferscale.viz import render_tree
 
 
 def grow(parent: Node, text: str, reason: str = "step", ids: tuple[int, ...] = ()) -> Node:

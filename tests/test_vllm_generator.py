@@ -9,17 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from benchmarks.vllm_server import VARIABLE, environment
-from tests import vllm_stub, vllm_worker
-from tests.tiny_models import byte_tokenizer, tiny_model
 
+from benchmarks.vllm_server import VARIABLE, environment
 from inferscale.engine import solve, solve_batch
+from inferscale.engine.result import step_from_dict
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, VLLMGenerator
-from inferscale.result import step_from_dict
 from inferscale.strategies import REBASE, Greedy
 from inferscale.testing import ToyReward
 from inferscale.tree import Node, Problem, Step, branch_key
+from tests import vllm_stub, vllm_worker
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 LIMITS = {"max_step_tokens": 8, "max_new_tokens": 24}
 PROMPTS = ["What is 2 + 2?", "How many?"]

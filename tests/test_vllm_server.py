@@ -5,16 +5,16 @@ import os
 
 import pytest
 import torch
-from benchmarks.vllm_server import VARIABLE, prefix_counts, vllm_server
-from tests.reward_checkpoints import causal, own_class, qwen_tokenizer, save, solution, with_marks
-from tests.tiny_models import byte_tokenizer, tiny_model
 
+from benchmarks.vllm_server import VARIABLE, prefix_counts, vllm_server
 from inferscale.engine import solve, solve_batch
 from inferscale.generators import HFGenerator, OpenAIGenerator
 from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, VLLMOutcomeRewardModel, VLLMRewardModel
-from inferscale.rewards.native import Qwen2ForProcessRewardModel
+from inferscale.rewards.huggingface import Qwen2ForProcessRewardModel
 from inferscale.strategies import REBASE, Greedy, RepeatedSampling
 from inferscale.testing import ToyReward, check_reward_model
+from tests.reward_checkpoints import causal, own_class, qwen_tokenizer, save, solution, with_marks
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 pytestmark = [
     pytest.mark.slow,

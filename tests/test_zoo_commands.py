@@ -7,9 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from inferscale import zoo
-from inferscale.zoo import evaluate, rollouts, train
 from inferscale.zoo.models import load_model
-from inferscale.zoo.training import recipes
+from studies.embedded import evaluate, rollouts, train
+from studies.embedded import loop as recipes
 
 run = CliRunner().invoke
 

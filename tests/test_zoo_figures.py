@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from inferscale.zoo import figures, task
+from inferscale.zoo import task
+from studies.embedded import figures
 
 PROBLEM = task.generate(1, seed=0, level=1)[0]
 RIGHT = task.solution(PROBLEM.prompt)

@@ -86,7 +86,7 @@ def test_the_judge_reads_the_same_through_the_library():
     """Scores on the tree (cached, ids as sampled) are those that training and its figures use."""
     from inferscale import HFProcessRewardModel
     from inferscale.tree import Node, Step
-    from inferscale.zoo.training.judge import score_steps
+    from studies.embedded.judge import score_steps
 
     judge, hub_tokenizer = zoo.load("prm-s")
     tokens = {"good_token": "<good>", "bad_token": "<bad>"}

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
 from inferscale import zoo
-from inferscale.zoo import drawing, story, task
+from inferscale.zoo import task
+from inferscale.zoo import task as drawing
+from inferscale.zoo import task as story
 
 PROMPT = (
     "Mia has 7 trays with 6 pens in each. Mia buys 3 boxes of 8. Mia sells 40 of them. "

@@ -11,18 +11,13 @@ from hypothesis import strategies as st
 
 from inferscale.zoo import task, tokenizer
 from inferscale.zoo.models import export, load_model, load_tokenizer
-from inferscale.zoo.training import (
-    data,
-    judge,
-    judging,
-    likelihood,
-    loop,
-    mistakes,
-    monitor,
-    optimizer,
-    recipes,
-    rollouts,
-)
+from studies.embedded import data, judge, loop, rollouts
+from studies.embedded import data as mistakes
+from studies.embedded import judge as judging
+from studies.embedded import judge as likelihood
+from studies.embedded import judge as monitor
+from studies.embedded import loop as optimizer
+from studies.embedded import loop as recipes
 
 TINY = recipes.Recipe(recipes.Shape(32, 2, 2, 64), steps=24, decay_steps=8, warmup_steps=4, batch_size=8, seed=3)
 TEXT = st.text(alphabet="0123456789 +-*/=\n.,Miapens<>é", max_size=40)

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from inferscale._caches import cache_argument
+from inferscale._compat import cache_argument
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem, branch_key, root_key

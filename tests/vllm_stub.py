@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+
 from tests.tiny_models import byte_tokenizer, tiny_model
 
 

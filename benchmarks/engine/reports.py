@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from inferscale.engine import solve_batch
-from inferscale.generators import kv_tree
-from inferscale.generators.sampling import Sampler
-from inferscale.generators.tree_decoder import TreeDecoder
+from inferscale.runtime import session as kv_tree
+from inferscale.runtime.decoding import TreeDecoder
+from inferscale.runtime.sampling import Sampler
 from inferscale.strategies import REBASE, RepeatedSampling
 from inferscale.testing import ToyReward
 

@@ -9,10 +9,10 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 
-from inferscale._caches import cache_argument
+from inferscale._compat import cache_argument
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
-from inferscale.generators.sampling import Sampler
+from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, branch_key, root_key
 
 from .work import Work, make_tokenizer

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from inferscale.flops.formulas import forward_flops, model_spec
+from inferscale.flops.spec import forward_flops, model_spec
 
 SIZES = {
     "s": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 688},

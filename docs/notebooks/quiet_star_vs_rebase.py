@@ -9,8 +9,7 @@
 # %%
 import inferscale as isc
 from inferscale.quiet_star import Objective, QuietSTaR, QuietSTaRGenerator, Recipe
-from inferscale.quiet_star.data import task_batches
-from inferscale.quiet_star.train import start, train
+from inferscale.quiet_star.train import start, task_batches, train
 
 base, tokenizer = isc.zoo.load("policy-s")
 thinker, _ = isc.zoo.load("policy-s")

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import inferscale as isc
-from inferscale.plotting import plot_frontier, plot_scaling, to_frame
 from inferscale.scaling import (
     cost_ratio,
     estimate_voting_limit,
@@ -17,6 +16,7 @@ from inferscale.scaling import (
     pareto_frontier,
     scaling_curve,
 )
+from inferscale.viz import plot_frontier, plot_scaling, to_frame
 
 problems = isc.zoo.problems("dev")[:20]
 generator = isc.HFGenerator(*isc.zoo.load("policy-s"), temperature=1.0, max_new_tokens=160)

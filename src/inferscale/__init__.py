@@ -3,21 +3,20 @@
 Names load when they are first used, so that ``import inferscale`` does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._compat import late_names
 
 if TYPE_CHECKING:
-    from . import answers, evaluate, flops, functional, plotting, quiet_star, rewards, scaling, strategies, testing, zoo
+    from . import answers, evaluate, flops, functional, quiet_star, rewards, scaling, strategies, testing, viz, zoo
     from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
     from .answers import extract_answer, normalize_answer, same_answer
     from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
     from .cost import Budget, Cost
-    from .engine import solve, solve_batch, stream
+    from .engine import SearchResult, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
     from .flow import Flow, GenerateRequest, expand, gather, limit, score
     from .generators import HFGenerator, OpenAIGenerator, RemoteError, VLLMGenerator
-    from .render import render_tree
-    from .result import SearchResult
     from .rewards import (
         CheckerReward,
         HFOutcomeRewardModel,
@@ -28,22 +27,22 @@ if TYPE_CHECKING:
     )
     from .strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
     from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
+    from .viz import render_tree
 
 _MODULES = (
-    *("answers", "evaluate", "flops", "functional", "plotting", "quiet_star"),
-    *("rewards", "scaling", "strategies", "testing", "zoo"),
+    *("answers", "evaluate", "flops", "functional", "quiet_star"),
+    *("rewards", "scaling", "strategies", "testing", "viz", "zoo"),
 )
 _NAMES = {
     "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Oracle", "answer_weights"),
     "answers": ("extract_answer", "normalize_answer", "same_answer"),
     "base": ("Aggregator", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
     "cost": ("Budget", "Cost"),
-    "engine": ("solve", "solve_batch", "stream"),
+    "engine": ("SearchResult", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
     "flow": ("Flow", "GenerateRequest", "expand", "gather", "limit", "score"),
     "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError", "VLLMGenerator"),
-    "render": ("render_tree",),
-    "result": ("SearchResult",),
+    "viz": ("render_tree",),
     "rewards": (
         *("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
         "VLLMRewardModel",
@@ -51,7 +50,8 @@ _NAMES = {
     "strategies": ("BeamSearch", "DVTS", "Greedy", "REBASE", "RepeatedSampling"),
     "tree": ("Node", "Problem", "Step", "Trajectory", "UnscoredNodeError"),
 }
-_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_HOME = {name: f".{module}" for module, names in _NAMES.items() for name in names}
+_HOME |= {name: f".{name}" for name in _MODULES}
 
 __version__ = "0.1.0"
 __all__ = [
@@ -102,7 +102,6 @@ __all__ = [
     "gather",
     "limit",
     "normalize_answer",
-    "plotting",
     "quiet_star",
     "render_tree",
     "rewards",
@@ -114,19 +113,12 @@ __all__ = [
     "strategies",
     "stream",
     "testing",
+    "viz",
     "zoo",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used."""
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = late_names(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import typer
 
-from . import _evaluate, _harness, _report, _serve, _solve
-from ._parts import UsageError
+from . import evaluating, solving
+from .solving import UsageError
 
 __all__ = ["UsageError", "app", "main"]
 
@@ -19,8 +19,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (_solve, _evaluate, _report, _harness, _serve):
-    module.register(app)
+solving.register(app)
+evaluating.register(app)
 
 # typer brings its own copy of click or uses the installed one, by version: the class is reached by inheritance
 _BAD_OPTION: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

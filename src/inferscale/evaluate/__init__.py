@@ -1,12 +1,9 @@
 """From a data set to figures that can be trusted: problems and prompts, grading, and runs that survive a kill."""
 
-from .datasets import load_examples, load_problems
+from .datasets import STYLES, AnswerReader, Example, PromptStyle, load_examples, load_problems, prompt_style
 from .grading import GradingStats, MathGrader, Verdict
-from .preparing import ChangedRunError
-from .prompts import STYLES, AnswerReader, Example, PromptStyle, prompt_style
-from .records import RunLockedError
-from .run import Run, load_run
-from .runs import run_evaluation
+from .records import Run, RunLockedError, load_run
+from .runs import ChangedRunError, run_evaluation
 
 __all__ = [
     "STYLES",

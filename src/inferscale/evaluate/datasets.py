@@ -1,4 +1,4 @@
-r"""Data sets as problems: GSM8K, MATH, SVAMP, your own files, and the embedded task.
+r"""Data sets as problems with prompts: GSM8K, MATH, SVAMP, your own files, and the embedded task.
 
 Rows come from local files, or through the optional ``datasets`` package. Gold answers are the text after ``####``
 (GSM8K), the ``answer`` field or the last ``\boxed{}`` (MATH), the number (SVAMP), or the field you name.
@@ -6,14 +6,291 @@ Rows come from local files, or through the optional ``datasets`` package. Gold a
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeAlias
 
+from inferscale.answers import extract_answer, normalize_answer
 from inferscale.tree import Problem
 
-from .prompts import Example, PromptStyle, prompt_style
-from .rows import READERS, Row, example_from_fields, read_rows
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a data set.
+
+    Attributes:
+        question: The question alone.
+        answer: The gold answer, without markup.
+        solution: A worked solution, for few-shot prompts; ``""`` if there is none.
+        id: A name for tables and files.
+        group: What results may be split by (a level, a type); ``""`` if there is nothing.
+        domain: The field that the question is from (a subject, a kind of operation); ``""`` if it is not known.
+    """
+
+    question: str
+    answer: str
+    solution: str = ""
+    id: str = ""
+    group: str = ""
+    domain: str = ""
+
+
+@dataclass(frozen=True)
+class AnswerReader:
+    """Reads the answer out of a completion, up to where the model went on with another question.
+
+    Attributes:
+        stop: The text that begins another question; ``""`` reads the whole completion.
+    """
+
+    stop: str = ""
+
+    def __call__(self, text: str) -> str | None:
+        """The answer, or ``None`` if there is none."""
+        return extract_answer(text.split(self.stop, 1)[0] if self.stop else text)
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    r"""A prompt format.
+
+    Attributes:
+        template: The prompt of one question, with ``{question}`` once; what the model writes follows it.
+        shown: What is shown as the completion of a worked example, with ``{solution}`` and ``{answer}``.
+        instruction: Put before everything.
+        separator: Between worked examples, and before the question.
+        stop: What a base model writes when it goes on with a question of its own; answers are read before it.
+        shots: Worked examples.
+    """
+
+    template: str
+    shown: str = "{solution}\nThe answer is {answer}."
+    instruction: str = ""
+    separator: str = "\n\n"
+    stop: str = "\nQuestion:"
+    shots: tuple[Example, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses a template without the question."""
+        if self.template.count("{question}") != 1:
+            raise ValueError(f"template={self.template!r} must hold {{question}} once: it is where the question goes")
+
+    def with_shots(self, shots: Sequence[Example]) -> PromptStyle:
+        """This style with worked examples.
+
+        Raises:
+            ValueError: If the style shows solutions and an example has none.
+        """
+        bare = [shot for shot in shots if not shot.solution] if "{solution}" in self.shown else []
+        if bare:
+            raise ValueError(f"the example {bare[0].id or bare[0].question[:60]!r} has no solution to show: choose "
+                             "others, or style 'direct'")  # fmt: skip
+        return replace(self, shots=tuple(shots))
+
+    def prompt(self, question: str) -> str:
+        """The whole prompt of a question."""
+        parts = [self.instruction] if self.instruction else []
+        parts += [self._filled(shot.question) + self._shown(shot) for shot in self.shots]
+        return self.separator.join([*parts, self._filled(question)])
+
+    def problem(self, example: Example) -> Problem:
+        """The problem of a row."""
+        return Problem(self.prompt(example.question), example.answer, example.id or None)
+
+    def reader(self) -> AnswerReader:
+        """What to pass as `extract_answer` with prompts of this style."""
+        return AnswerReader(self.stop)
+
+    def _filled(self, question: str) -> str:
+        # replaced, not formatted: a question may hold braces
+        return self.template.replace("{question}", question)
+
+    def _shown(self, shot: Example) -> str:
+        head, _, tail = self.shown.partition("{solution}")
+        whole = head.replace("{answer}", shot.answer)
+        if "{solution}" in self.shown:
+            whole += shot.solution + tail.replace("{answer}", shot.answer)
+        return whole
+
+
+STYLES: dict[str, PromptStyle] = {
+    "cot": PromptStyle("Question: {question}\nAnswer: Let's think step by step.\n"),
+    "direct": PromptStyle("Question: {question}\nAnswer:", shown=" {answer}"),
+    "steps": PromptStyle(
+        "Question: {question}\nSolution:\n",
+        shown="{solution}\nThe answer is: {answer}",
+        instruction='Solve the problem. Write one step per line, then a last line "The answer is: " and the answer.',
+    ),
+    "boxed": PromptStyle(
+        "Problem: {question}\nSolution:",
+        shown=" {solution}",
+        instruction=r"Solve the problem step by step and put the final answer in \boxed{}.",
+        stop="\nProblem:",
+    ),
+    "plain": PromptStyle("{question}", shown="{solution}", stop=""),
+}
+"""Styles by name: ``"cot"`` (zero-shot chain of thought, Kojima et al. 2022, arXiv:2205.11916), ``"direct"`` (the
+answer alone), ``"steps"`` (one step per line, for searches over steps), ``"boxed"`` (as MATH's solutions) and
+``"plain"`` (the question as it is, for chat models and the embedded task)."""
+
+
+def prompt_style(style: str | PromptStyle) -> PromptStyle:
+    """The style of that name; a style is returned as it is.
+
+    Raises:
+        ValueError: If there is no such style.
+    """
+    if isinstance(style, PromptStyle):
+        return style
+    if style not in STYLES:
+        raise ValueError(f"unknown prompt style {style!r}: choose one of {', '.join(STYLES)}, or give a PromptStyle")
+    return STYLES[style]
+
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Rows of a ``.jsonl`` file, a ``.json`` list, or all ``.json`` files below a folder (one row each).
+
+    Raises:
+        ValueError: If there is no such file, it holds no rows, or a line is not an object.
+    """
+    source = Path(path).expanduser()
+    if not source.exists():
+        raise ValueError(f"there is no file {str(path)!r}: give an existing .jsonl or .json file")
+    rows: list[Any] = []
+    if source.is_dir():
+        for file in sorted(source.rglob("*.json")):
+            row = _parsed(_content(file), str(file))
+            rows.append({"unique_id": str(file.relative_to(source)), **row} if isinstance(row, dict) else row)
+    elif source.suffix == ".json":
+        whole = _parsed(_content(source), str(source))
+        rows = whole if isinstance(whole, list) else [whole]
+    else:
+        lines = _content(source).split("\n")
+        rows = [_parsed(line, f"{source}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise ValueError(f"{str(path)!r} holds no rows")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} of {str(path)!r} is not an object with fields: {row!r:.80}")
+    return rows
+
+
+def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Example:
+    """A row of your own.
+
+    Args:
+        row: The row.
+        number: Its position, its name if it has none.
+        fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"``, ``"group"`` and
+            ``"domain"``; those left out are looked for under their own names, and under ``"prompt"`` for the question.
+
+    Raises:
+        ValueError: If the question or the gold answer is empty, or the answer is no text or number.
+    """
+    extra = ("solution", "id", "group", "domain")
+    names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
+    if "question" not in fields and "question" not in row and "prompt" in row:
+        names["question"] = "prompt"
+    # what was named must be there; only what is optional by nature and was not named may be missing
+    optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in extra}
+    question = row[names["question"]]
+    return Example(
+        question=question if isinstance(question, str) and question.strip() else _question(question, number),
+        answer=_gold(row[names["answer"]], number),
+        solution=_text(optional["solution"]),
+        id=str(number if optional["id"] is None else optional["id"]),
+        group=_text(optional["group"]),
+        domain=_text(optional["domain"]),
+    )
+
+
+def gsm8k_example(row: Row, number: int) -> Example:
+    """A row of GSM8K (Cobbe et al. 2021, arXiv:2110.14168): gold after ``####``, calculator marks taken out."""
+    solution, marker, gold = str(row["answer"]).rpartition("####")
+    if not marker:
+        raise ValueError(f"row {number} of GSM8K has no '####' before its gold answer: {row['answer']!r:.80}")
+    shown = re.sub(r"<<[^<>]*>>", "", solution).strip()
+    return Example(_question(row["question"], number), _gold(normalize_answer(gold), number), shown, f"gsm8k/{number}")
+
+
+def math_example(row: Row, number: int) -> Example:
+    r"""A row of MATH (Hendrycks et al. 2021, arXiv:2103.03874): gold from ``answer``, else the last ``\boxed``."""
+    question, solution = _question(row["problem"], number), _text(row.get("solution"))
+    given = row.get("answer")
+    answer = extract_answer(solution) if given in (None, "") else _gold(given, number)
+    if not answer:
+        raise ValueError(f"row {number} of MATH has neither an answer nor a solution with \\boxed{{...}}")
+    level = _text(row.get("level")).removeprefix("Level ")
+    name = _text(row.get("unique_id")) or f"math/{number}"
+    subject = _text(row.get("subject", row.get("type")))
+    return Example(question, answer, solution, name, f"level {level}" if level else "", subject)
+
+
+def svamp_example(row: Row, number: int) -> Example:
+    """A row of SVAMP (Patel et al. 2021, arXiv:2103.07191); the equation stands for a solution."""
+    body = _question(row["Body"], number)
+    question = f"{body}{'' if body[-1:] in '.?!,' else '.'} {_question(row['Question'], number)}"
+    answer = normalize_answer(_gold(row["Answer"], number))
+    name = f"svamp/{_text(row.get('ID')) or number}"
+    kind = _text(row.get("Type"))
+    return Example(question, answer, _text(row.get("Equation")), name, kind, kind)
+
+
+READERS: dict[str, Callable[[Row, int], Example]] = {
+    "gsm8k": gsm8k_example,
+    "math": math_example,
+    "svamp": svamp_example,
+}
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is not text in UTF-8: give a .jsonl or .json file") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON ({error}): give a .jsonl file with one object per line") from None
+
+
+def _question(value: Any, number: int) -> str:
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(f"row {number} has a question that is no text: {value!r:.80}")
+    text = _text(value)
+    if not text:
+        raise ValueError(f"row {number} has no question: it is empty")
+    return text
+
+
+def _gold(value: Any, number: int) -> str:
+    if not isinstance(value, str | int | float | None) or value != value:
+        raise ValueError(f"row {number} has no gold answer that is a text or a number: {value!r:.80}")
+    text = _text(value)
+    if not text:
+        raise ValueError(f"row {number} has no gold answer: it is {'null' if value is None else 'empty'}")
+    return text
+
+
+def _text(value: Any) -> str:
+    """A value as text; ``""`` for null."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
 
 HUB: dict[str, tuple[str, str | None, str]] = {
     "gsm8k": ("openai/gsm8k", "main", "test"),

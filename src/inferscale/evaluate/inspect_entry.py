@@ -1,5 +1,5 @@
 """What inspect_ai loads by the entry point ``inferscale`` of the group ``inspect_ai``: importing it registers us."""
 
-from .inspect import provider
+from .inspect_ai import provider
 
 provider()

@@ -17,16 +17,15 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
-from inferscale._optional import require
-from inferscale._stops import answer_until, read_until
+from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import extract_answer
+from inferscale.answers import answer_until, extract_answer, read_until
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
-from inferscale.engine import solve_batch
+from inferscale.engine.solver import solve_batch
 from inferscale.tree import Problem
 
-from .fingerprints import describe, digest
 from .parts import parts_from_texts
+from .records import describe, digest
 
 FINGERPRINT_KEY = "inferscale-fingerprint"
 _LOG = logging.getLogger(__name__)

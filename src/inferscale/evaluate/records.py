@@ -1,16 +1,28 @@
-"""The files of a run: ``run.json`` (written whole), ``records.jsonl`` (appended to), and the lock."""
+"""The files of a run (``run.json``, ``records.jsonl``, a lock), what it was made with, and reading it back."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import re
+import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from inferscale.result import as_plain, finite
+from inferscale.aggregators import SameAnswer
+from inferscale.answers import same_answer
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.engine.result import SearchResult, as_plain, finite
+from inferscale.tree import Problem
 
 VERSION = 1
 Record: TypeAlias = dict[str, Any]
@@ -153,3 +165,271 @@ def _parsed(line: bytes | str) -> dict[str, Any]:
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
+
+
+_PARTS = (Generator, RewardModel, Aggregator, SearchStrategy, partial)
+_DEPTH = 3
+_ENDS = 8  # values read at each end of a tensor
+
+
+def digest(data: object) -> str:
+    """The first 32 hex digits of the SHA-256 of plain data."""
+    text = json.dumps(data, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def describe(part: object) -> Any:
+    """A part of a run as plain data that is equal in another process when the part is.
+
+    A frozen dataclass is its ``repr``, a function or class its name, a `functools.partial` its function and what that
+    is given. Any other object is its class, its public attributes that are plain, frozen dataclasses, other parts, or
+    tuples of these, the public texts and flags of parts of inferscale that it holds (a step delimiter, say), and a
+    fingerprint of the weights of a public model. What is private is left out, and so are counts, which are private.
+    """
+    if _is_plain(part):
+        return part
+    if _is_frozen(part):
+        return _plain_repr(part)
+    if isinstance(part, list | tuple):
+        return [describe(item) for item in part]
+    if isinstance(part, dict):
+        return {str(name): describe(value) for name, value in part.items()}
+    if isinstance(part, partial):
+        return {"function": describe(part.func), "given": describe([*part.args, part.keywords])}
+    if (name := getattr(part, "__qualname__", None)) is not None:
+        return f"{getattr(part, '__module__', None) or 'builtins'}.{name}"
+    about: dict[str, Any] = {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
+    for name, value in sorted(getattr(part, "__dict__", {}).items()):
+        if name.startswith("_"):
+            about |= _texts_and_flags(value, name)
+        elif _describes(value):
+            about[name] = describe(value)
+        elif callable(getattr(value, "state_dict", None)):
+            about[name] = model_fingerprint(value)
+    return about
+
+
+def model_fingerprint(model: Any) -> str:
+    """A digest of a torch model's configuration, shapes and a few values of every tensor."""
+    to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
+    parts: list[Any] = [type(model).__name__, str(to_dict())]
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().flatten()
+        values = [*flat[:_ENDS].tolist(), *flat[-_ENDS:].tolist()]
+        parts.append([name, list(tensor.shape), str(tensor.dtype), [str(value) for value in values]])
+    return digest(parts)
+
+
+def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:
+    """A name for each problem under one configuration; a prompt that comes again gets another one each time."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for problem in problems:
+        keys.append(digest([configuration, problem.prompt, problem.answer, seen[problem.prompt]]))
+        seen[problem.prompt] += 1
+    return keys
+
+
+def versions(
+    packages: Iterable[str] = ("inferscale", "torch", "transformers", "numpy", "math-verify"),
+) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed; none is imported."""
+    found = {"python": sys.version.split()[0]}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> Mapping[str, Any] | None:
+    """Commit and whether tracked files differ from it (``None``: git cannot tell); ``None`` outside of a checkout."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    status = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": None if status is None else bool(status)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def _is_plain(part: object) -> bool:
+    return part is None or isinstance(part, str | bool | int | float)
+
+
+def _describes(value: object) -> bool:
+    """Whether a public attribute says what a part is; a list that holds no part may be one that grows."""
+    if isinstance(value, list):
+        return any(isinstance(item, _PARTS) for item in value)
+    if isinstance(value, tuple):
+        return all(map(_describes, value))
+    return _is_plain(value) or _is_frozen(value) or isinstance(value, _PARTS)
+
+
+def _is_frozen(part: object) -> bool:
+    parameters = getattr(type(part), "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
+
+
+def _texts_and_flags(part: object, path: str, depth: int = _DEPTH) -> dict[str, str | bool]:
+    """Public texts and flags of a part of inferscale, of parts within it and of bound ones, by dotted name."""
+    inside = part.keywords if isinstance(part, partial) else getattr(part, "__dict__", {})
+    if not depth or not (isinstance(part, partial) or type(part).__module__.startswith("inferscale.")):
+        return {}
+    found: dict[str, str | bool] = {}
+    for name, value in inside.items():
+        if isinstance(value, str | bool) and not name.startswith("_"):
+            found[f"{path}.{name}"] = value
+        else:
+            found |= _texts_and_flags(value, f"{path}.{name}", depth - 1)
+    return found
+
+
+def _plain_repr(part: object) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
+
+
+FORMAT = "inferscale.Run"
+ABOUT, RECORDS, JOURNAL, LOCK = "run.json", "records.jsonl", "journal.jsonl", "lock"
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation on disk.
+
+    Attributes:
+        directory: Its folder.
+        about: The content of ``run.json``: configuration, fingerprints, versions.
+        records: One for each solved problem, in the order of the problems. Keys: ``key``, ``index``, ``id``,
+            ``status`` ("ok"; "partial" for the best so far of a search that was broken off), ``answer``, ``gold``,
+            ``correct`` (``None`` without a gold answer), ``correct_each`` (of every trajectory), ``measured``,
+            ``result`` (`SearchResult.to_dict`, the tree included).
+    """
+
+    directory: Path
+    about: Mapping[str, Any]
+    records: list[Record] = field(repr=False)
+
+    @property
+    def finished(self) -> list[Record]:
+        """Records of problems whose search has ended."""
+        return [record for record in self.records if record["status"] == "ok"]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every problem has been solved."""
+        return len(self.finished) == int(self.about["identity"]["problems"]["count"])
+
+    @property
+    def accuracy(self) -> float:
+        """Share of graded problems answered right; NaN without one."""
+        graded = self._graded()
+        return sum(graded) / len(graded) if graded else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, over problems; NaN with fewer than two."""
+        count = len(self._graded())
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / (count - 1)) if count > 1 else math.nan
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The most memory that the run has used: of the GPU where there is one, else of the process."""
+        return max((record["measured"]["peak_memory_bytes"] for record in self.finished), default=None)
+
+    def results(self) -> Iterator[SearchResult]:
+        """The searches, trees included, one after the other."""
+        return (SearchResult.from_dict(record["result"]) for record in self.finished)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row for each solved problem: what it cost and whether it was right, without the tree."""
+        kept = ("index", "id", "status", "answer", "gold", "correct")
+        return [
+            {**{name: record[name] for name in kept}, "trajectories": len(record["result"]["trajectories"]),
+             "stopped_by": record["result"]["stopped_by"], **record["result"]["cost"]}
+            for record in self.records
+        ]  # fmt: skip
+
+    def to_pandas(self) -> Any:
+        """`rows` as a data frame (extra ``plot``)."""
+        from inferscale._compat import require
+
+        return require("pandas", "plot").DataFrame(self.rows())
+
+    def _graded(self) -> list[bool]:
+        return [record["correct"] for record in self.finished if record["correct"] is not None]
+
+
+def load_run(directory: str | os.PathLike[str]) -> Run:
+    """A run, complete or not, as far as its files go.
+
+    Raises:
+        ValueError: If there is no run, its files are damaged, or a newer version wrote them.
+    """
+    folder = Path(directory)
+    about = read_about(folder)
+    if about is None:
+        raise ValueError(f"there is no run in {str(folder)!r} (no {ABOUT}): give a folder that an evaluation wrote")
+    return Run(folder, about, latest_records(folder / RECORDS))
+
+
+def read_about(folder: Path) -> dict[str, Any] | None:
+    """The content of ``run.json``, or ``None`` if there is none.
+
+    Raises:
+        ValueError: If it is not one, or a newer version wrote it.
+    """
+    if not (folder / ABOUT).exists():
+        return None
+    try:
+        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / ABOUT} is damaged ({error}): restore it, or give another folder") from None
+    found = about.get("format") if isinstance(about, dict) else about
+    if found != FORMAT:
+        raise ValueError(f"{folder / ABOUT} is not the description of a run: format is {str(found)[:80]!r}")
+    if about["version"] > 1:
+        raise ValueError(f"{folder / ABOUT} was written by a newer inferscale (version {about['version']}): update")
+    return dict(about)
+
+
+def latest_records(path: Path) -> list[Record]:
+    """The last record of each problem, in the order of the problems."""
+    latest = {record["key"]: record for record in read_records(path)}
+    return sorted(latest.values(), key=lambda record: int(record["index"]))
+
+
+def make_record(index: int, key: str, result: SearchResult, grade: SameAnswer, memory: int | None) -> Record:
+    """The line of one result."""
+    each = graded([t.answer for t in result.trajectories], result.problem, grade)
+    correct = None if each is None else each[result.trajectories.index(result.selected)]
+    return {
+        "key": key,
+        "index": index,
+        "id": result.problem.id,
+        "status": "partial" if result.stopped_by == "error" else "ok",
+        "answer": result.answer,
+        "gold": result.problem.answer,
+        "correct": correct,
+        "correct_each": each,
+        "measured": {"peak_memory_bytes": memory},
+        "result": result.to_dict(),
+    }
+
+
+def graded(answers: list[str | None], problem: Problem, grade: SameAnswer = same_answer) -> list[bool] | None:
+    """Whether each answer is right (``None`` never is), or ``None`` if the problem has no gold answer."""
+    gold = problem.answer
+    if gold is None:
+        return None
+    known = {answer: grade(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
+    return [answer is not None and known[answer] for answer in answers]

@@ -6,20 +6,18 @@ model and no torch. A multiply-add is 2 FLOPs, and only matrix products count.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .conventions import CONVENTIONS
-from .estimate import estimate_flops
-from .formulas import Flops, ModelSpec, PackedRows, UnknownArchitectureError, forward_flops, model_spec
-from .peaks import PEAK_BANDWIDTH, PEAK_FLOPS, measured_peak
+from inferscale._compat import late_names
+
+from .report import CONVENTIONS, PEAK_BANDWIDTH, PEAK_FLOPS, estimate_flops, measured_peak
+from .spec import Flops, ModelSpec, PackedRows, UnknownArchitectureError, forward_flops, model_spec
 
 if TYPE_CHECKING:
-    from .binding import closed_form
     from .calibration import CalibrationError, calibrate
-    from .counter import FlopCounter
+    from .counter import FlopCounter, FlopsWarning, VerificationError, report_tokens
+    from .hooks import closed_form
     from .ops import register_flop_formula
-    from .recorder import FlopsWarning, VerificationError, report_tokens
 
 __all__ = [
     "CONVENTIONS",
@@ -45,21 +43,15 @@ __all__ = [
 
 # These need torch, and are loaded when they are asked for.
 _LAZY = {
-    "CalibrationError": "calibration",
-    "FlopCounter": "counter",
-    "FlopsWarning": "recorder",
-    "VerificationError": "recorder",
-    "calibrate": "calibration",
-    "closed_form": "binding",
-    "register_flop_formula": "ops",
-    "report_tokens": "recorder",
+    "CalibrationError": ".calibration",
+    "FlopCounter": ".counter",
+    "FlopsWarning": ".counter",
+    "VerificationError": ".counter",
+    "calibrate": ".calibration",
+    "closed_form": ".hooks",
+    "register_flop_formula": ".ops",
+    "report_tokens": ".counter",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """A name that needs torch."""
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = late_names(__name__, _LAZY)

@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from inferscale._caches import cache_argument
-from inferscale._evaluating import evaluating
+from inferscale._compat import cache_argument, evaluating
 
-from . import context
-from .config import UnknownArchitectureError
-from .exact import ExactMode
-from .ops import OpFlops
-from .spec import AttentionGroup, ModelSpec
+from .ops import ExactMode, OpFlops, quietly
+from .spec import AttentionGroup, ModelSpec, UnknownArchitectureError
 
 _TOLERANCE = 0.001
 _LONGEST = 8  # tokens in the longest probe
@@ -77,7 +73,7 @@ def calibrate(model: Any) -> ModelSpec:
     if not isinstance(model, nn.Module):
         model = _on_meta(model)
     with evaluating(model), torch.no_grad():
-        constants, windows = context.quietly(lambda: _solve(model))
+        constants, windows = quietly(lambda: _solve(model))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelSpec(
         family=str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)),

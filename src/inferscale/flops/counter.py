@@ -2,26 +2,437 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
+import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ParamSpec, Self, TypeVar, get_args
+from contextvars import copy_context
+from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, get_args
 
-from . import context, sentinel, watch
-from .binding import forms_of, label_models
-from .clock import Clock, MemoryPeak
-from .estimate import sampling_tallies
-from .families import model_spec
-from .ledger import Label, Ledger
-from .readout import Readout
-from .recorder import Mode, Recorder
-from .spec import ModelSpec
-from .threads import carried
-from .watch import Watch
+import torch
+from torch import nn
+
+from .hooks import Reading, Watch, acquire, forms_of, is_watched, label_models, release, target_of, watch_of
+from .ledger import Label, Ledger, Scope, Tally
+from .ops import (
+    Call,
+    ExactMode,
+    OpFlops,
+    active,
+    enter,
+    in_unwatched_call,
+    innermost_block,
+    leave,
+    running,
+    scope_of,
+    unwatched_call,
+)
+from .report import Readout, full, sampling_tallies
+from .spec import ModelSpec, model_spec
+
+
+class Clock:
+    """Adds up wall-clock seconds between `start` and `stop`; overlapping blocks count once.
+
+    On a GPU the kernels of a block may still run when it ends. A pair of events on the current stream tells how long
+    they took; they are waited for when `seconds` is read, not before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = 0
+        self._started = 0.0
+        self._seconds = 0.0
+        self._event: Any = None
+        self._pairs: list[tuple[float, Any, Any]] = []
+
+    def start(self) -> None:
+        """Begins a block."""
+        with self._lock:
+            self._open += 1
+            if self._open == 1:
+                self._started, self._event = time.perf_counter(), _event()
+
+    def stop(self) -> None:
+        """Ends a block."""
+        with self._lock:
+            self._open -= 1
+            if self._open == 0:
+                elapsed = time.perf_counter() - self._started
+                if self._event is None:
+                    self._seconds += elapsed
+                else:
+                    self._pairs.append((elapsed, self._event, _event()))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, those of a block that is still open included."""
+        with self._lock:
+            for elapsed, begin, end in self._pairs:
+                end.synchronize()
+                self._seconds += max(elapsed, begin.elapsed_time(end) / 1000)
+            self._pairs.clear()
+            return self._seconds + (time.perf_counter() - self._started if self._open else 0.0)
+
+    def add(self, seconds: float) -> None:
+        """Adds the seconds of another clock."""
+        with self._lock:
+            self._seconds += seconds
+
+    def reset(self) -> None:
+        """Starts again from zero, an open block from now."""
+        with self._lock:
+            self._seconds = 0.0
+            self._pairs.clear()
+            self._started, self._event = time.perf_counter(), _event() if self._open else None
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _event() -> Any:
+    """A recorded CUDA event, where CUDA is in use."""
+    if not _uses_cuda():
+        return None
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+_memory_lock = threading.Lock()
+_memory_users = 0
+
+
+class MemoryPeak:
+    """The most bytes allocated on the current GPU between `start` and `stop`; nothing without one.
+
+    The allocator keeps a single peak: it begins anew with the first of all counters that are open together.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+        self._bytes: int | None = None
+
+    def start(self) -> None:
+        """Begins to look."""
+        global _memory_users
+        self._open = True
+        with _memory_lock:
+            _memory_users += 1
+            if _memory_users == 1 and _uses_cuda():
+                torch.cuda.reset_peak_memory_stats()
+
+    def stop(self) -> None:
+        """Notes the peak."""
+        global _memory_users
+        self._bytes = self.bytes
+        self._open = False
+        with _memory_lock:
+            _memory_users -= 1
+
+    @property
+    def bytes(self) -> int | None:
+        """The peak so far; ``None`` on a CPU."""
+        now = int(torch.cuda.max_memory_allocated()) if self._open and _uses_cuda() else None
+        return max(filter(None, (self._bytes, now)), default=None)
+
+    def add(self, other: int | None) -> None:
+        """Takes another peak into account."""
+        self._bytes = max(filter(None, (self._bytes, other)), default=None)
+
+    def reset(self) -> None:
+        """Forgets earlier blocks; in an open one the allocator goes on with its peak."""
+        self._bytes = None
+
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Dispatcher:
+    """Hands what a thread's dispatch mode sees to the counters that are active there."""
+
+    def on_flops(self, flops: OpFlops) -> None:
+        """Tells them of a counted operator."""
+        for counter, scope in active():
+            counter.on_flops(scope, flops)
+
+    def on_unknown(self, name: str) -> None:
+        """Tells them of an operator without a formula."""
+        for counter, _ in active():
+            counter.on_unknown(name)
+
+
+class ThreadMode(threading.local):
+    """At most one `ExactMode` for each thread, however many counters want it.
+
+    One mode for each counter would be popped out of order by interleaved asyncio tasks, and stay on the stack.
+    """
+
+    def __init__(self) -> None:
+        self.mode = ExactMode(_Dispatcher())
+        self.users = 0
+
+    def push(self) -> None:
+        """Starts counting in this thread, or notes one more user."""
+        if self.users == 0:
+            self.mode.__enter__()  # type: ignore[no-untyped-call]
+        self.users += 1
+
+    def pop(self) -> None:
+        """Notes one user less, and stops counting when it was the last one."""
+        if self.users == 0:
+            raise RuntimeError("an exact FlopCounter must be left in the thread in which it was entered: use bind()")
+        self.users -= 1
+        if self.users == 0:
+            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+thread_mode = ThreadMode()
+"""The dispatch mode of this thread."""
+
+
+def carried(function: Callable[P, R], block: Callable[[], AbstractContextManager[None]]) -> Callable[P, R]:
+    """`function`, run inside of a `block` and with the counters that are active now, whatever thread calls it."""
+    captured = copy_context()
+
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with block():
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def anywhere(*args: P.args, **kwargs: P.kwargs) -> R:
+        return captured.copy().run(inside, *args, **kwargs)
+
+    return anywhere
+
+
+_lock = threading.Lock()
+_users = 0
+_guarded: list[Any] = []  # the class that is looked after now, or nothing
+
+
+def start() -> None:
+    """Begins to watch out, or notes one more user; does not import transformers for it."""
+    global _users
+    with _lock:
+        _users += 1
+        library = sys.modules.get("transformers.modeling_utils")
+        if library is not None and not _guarded:
+            _guarded.append(library.PreTrainedModel)
+            library.PreTrainedModel.__call__ = _call
+
+
+def stop() -> None:
+    """Notes one user less, and puts everything back after the last."""
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0 and _guarded:
+            del _guarded.pop().__call__
+
+
+def _call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The model's own result."""
+    if torch.compiler.is_compiling() or running() or not _is_missed(self):
+        return nn.Module.__call__(self, *args, **kwargs)
+    with unwatched_call():  # the models inside of this one are part of the same news
+        return nn.Module.__call__(self, *args, **kwargs)
+
+
+def _is_missed(module: nn.Module) -> bool:
+    """Whether counters that are active here do not count `module`; they are told."""
+    missed = False
+    if not in_unwatched_call():
+        for counter, _ in active():
+            if not is_watched(module, counter):
+                counter.on_unwatched(type(module).__name__)
+                missed = True
+    return missed
+
+
+Mode: TypeAlias = Literal["analytic", "exact", "verify"]
+
+_OTHER = "other"
+_TOLERANCE = 0.001
+
+
+class FlopsWarning(UserWarning):
+    """Something ran that a counter did not count."""
+
+
+class VerificationError(AssertionError):
+    """The closed form of a model does not agree with the operators that ran."""
+
+
+class Recorder:
+    """The part of a counter that hooks, dispatch mode and sentinel speak to.
+
+    Attributes:
+        mode: What to count by: closed forms, operators, or both.
+        labels: Labels of the watched models, by the id of their module.
+        ledger: The counts.
+        uncounted: What ran and was not counted, and how often.
+    """
+
+    def __init__(self, mode: Mode, labels: dict[int, str], ledger: Ledger) -> None:
+        self.mode = mode
+        self.labels = labels
+        self.ledger = ledger
+        self.uncounted: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def enter_thread(self) -> None:
+        """Begins to see the operators of this thread, if the mode needs them."""
+        if self.mode != "analytic":
+            thread_mode.push()
+
+    def leave_thread(self) -> None:
+        """Takes `enter_thread` back.
+
+        Raises:
+            RuntimeError: If it was called in another thread.
+        """
+        if self.mode != "analytic":
+            thread_mode.pop()
+
+    @contextmanager
+    def in_thread(self) -> Iterator[None]:
+        """A block between the two."""
+        self.enter_thread()
+        try:
+            yield
+        finally:
+            self.leave_thread()
+
+    def watches(self, watch: Watch) -> bool:
+        """Whether the counter counts this model."""
+        return id(watch.module) in self.labels
+
+    def write(self, scope: Scope, label: str, phase: Any, tally: Tally) -> None:
+        """Adds `tally` to a leaf."""
+        with self._lock:
+            self.ledger.leaf(scope, label, phase).add(tally)
+
+    def on_forward(self, call: Call, scope: Scope, reading: Reading) -> None:
+        """Counts a forward by its closed form, or in exact mode only its tokens."""
+        label = self.labels[id(call.watch.module)]
+        if reading.opaque and self.mode != "exact":
+            self.on_missed(
+                f"attention of {label!r} over a cache without layers of its own",
+                "the cache must tell its `packed_rows`, see inferscale.flops.PackedRows",
+            )
+        tally = reading.tally(self.ledger.specs.get(label))
+        if self.mode != "analytic":
+            self._expect(call, tally)
+        self.write(scope, label, call.phase, tally)
+
+    def on_head(self, call: Call, scope: Scope, positions: int) -> None:
+        """Counts the last matrix, run on its own."""
+        spec = self.ledger.specs.get(self.labels[id(call.watch.module)])
+        self._on_part(call, scope, Tally(head=0 if spec is None else positions * spec.head))
+
+    def on_extra(self, call: Call, scope: Scope, flops: int) -> None:
+        """Counts a linear layer that stands beside the model."""
+        self._on_part(call, scope, Tally(linear=flops))
+
+    def _on_part(self, call: Call, scope: Scope, tally: Tally) -> None:
+        if self.mode != "analytic":
+            self._expect(call, tally)
+        self.write(scope, self.labels[id(call.watch.module)], call.phase, tally)
+
+    def _expect(self, call: Call, tally: Tally) -> None:
+        """Prepares for the operators of a forward that is about to run."""
+        if not thread_mode.users:  # the context came to this thread without bind()
+            thread_mode.push()
+            call.has_mode = True
+        if self.mode == "verify":
+            call.expected = {**(call.expected or {}), self: full(tally)}
+            call.executed = call.executed or Counter()
+        else:
+            tally.linear = tally.head = tally.attention_full = tally.attention_causal = 0
+
+    def on_end(self, call: Call, completed: bool) -> None:
+        """Compares the two counts of a forward that has run to its end.
+
+        Raises:
+            VerificationError: If they differ by more than 0.1 %.
+        """
+        if call.has_mode:
+            thread_mode.pop()
+            call.has_mode = False
+        if not completed or call.expected is None or call.executed is None or self not in call.expected:
+            return
+        expected, executed = call.expected[self], call.executed[self]
+        if abs(expected - executed) > _TOLERANCE * executed:
+            raise VerificationError(
+                f"{self.labels[id(call.watch.module)]!r} ({type(call.module).__name__}, {call.phase}): the closed form "
+                f"says {expected:,} FLOPs and {executed:,} ran (ratio {expected / max(executed, 1):.4f}). Use "
+                'mode="exact", or pass specs={label: inferscale.flops.calibrate(model)}. A static cache runs its whole '
+                "buffer, and fused or replayed kernels are not seen: there the two differ by design"
+            )
+
+    def on_flops(self, scope: Scope, flops: OpFlops) -> None:
+        """Counts an operator (exact), or notes it for the comparison (verify)."""
+        if self.mode == "analytic":
+            return
+        call = next((call for call in reversed(running()) if self.watches(call.watch)), None)
+        if self.mode == "verify":
+            if call is None:
+                self.on_missed("matrix products outside of the watched models", "they are in no closed form")
+            elif call.executed is not None:
+                call.executed[self] += flops.full
+        elif call is None:
+            self.write(scope, _OTHER, "other", _op_tally(flops, in_head=False))
+        else:
+            self.write(scope, self.labels[id(call.watch.module)], call.phase, _op_tally(flops, call.in_head))
+
+    def on_unknown(self, name: str) -> None:
+        """Notes an operator without a formula."""
+        if self.mode != "analytic":
+            self.on_missed(name, "give it a formula with inferscale.flops.register_flop_formula")
+
+    def on_unwatched(self, name: str) -> None:
+        """Notes a transformers model that ran and is not watched; without any model, exact mode counts it all."""
+        if self.labels or self.mode == "analytic":
+            self.on_missed(
+                f"{name} (not watched)", "pass every model that runs, as in FlopCounter(generator=model, reward=prm)"
+            )
+
+    def on_missed(self, what: str, advice: str) -> None:
+        """Notes what was not counted, and warns the first time."""
+        with self._lock:
+            self.uncounted[what] += 1
+            is_first = self.uncounted[what] == 1
+        if is_first:
+            warnings.warn(f"not in this counter's FLOPs: {what}; {advice}", FlopsWarning, stacklevel=2)
+
+
+def _op_tally(flops: OpFlops, in_head: bool) -> Tally:
+    """The tally of one operator."""
+    if flops.is_attention:
+        return Tally(attention_full=flops.full, attention_causal=flops.causal)
+    return Tally(head=flops.full) if in_head else Tally(linear=flops.full)
+
+
+def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:
+    """Tells the active counters what a generator knows and a forward does not show.
+
+    Args:
+        model: The model, or what holds it as ``.model``.
+        sampled: Tokens drawn from its logits (several can come from one forward).
+        useful: Tokens read that are neither padding nor past the end of a sequence.
+    """
+    watch = watch_of(target_of(model).module)
+    for counter, scope in active():
+        if watch is not None and counter.watches(watch):
+            label = counter.labels[id(watch.module)]
+            counter.write(scope, label, "decode", Tally(reported=sampled, useful=useful))
 
 
 class FlopCounter(Readout):
@@ -86,20 +497,20 @@ class FlopCounter(Readout):
         with self._lock:
             self._open += 1
             if self._open == 1:
-                self._watches = [watch.acquire(target, self._recorder) for target in self._targets.values()]
-                sentinel.start()
+                self._watches = [acquire(target, self._recorder) for target in self._targets.values()]
+                start()
                 self._memory.start()
         self._recorder.enter_thread()
-        context.enter(self._recorder, context.scope_of(self._recorder) or ())
+        enter(self._recorder, scope_of(self._recorder) or ())
         self._clock.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stops counting, unless an outer block of this counter goes on."""
         self._clock.stop()
-        frame = context.innermost_block(self._recorder)
+        frame = innermost_block(self._recorder)
         if frame is not None:
-            context.leave(frame)
+            leave(frame)
         with self._lock:
             self._open -= 1
             closes = self._open == 0
@@ -112,9 +523,9 @@ class FlopCounter(Readout):
     def _take_back(self) -> None:
         """Removes the hooks, and ends what runs while a counter is open."""
         for hooks in self._watches:
-            watch.release(hooks, self._recorder)
+            release(hooks, self._recorder)
         self._watches = []
-        sentinel.stop()
+        stop()
         self._memory.stop()
 
     @contextmanager
@@ -132,12 +543,12 @@ class FlopCounter(Readout):
         pairs = (*((("name", name),) if name is not None else ()), *labels.items())
         if not pairs:
             raise ValueError('scope() needs a name or a label, as in scope("warm-up") or scope(problem=3)')
-        frame = context.enter(self._recorder, (*(context.scope_of(self._recorder) or ()), *pairs), is_scope=True)
+        frame = enter(self._recorder, (*(scope_of(self._recorder) or ()), *pairs), is_scope=True)
         try:
             with self._recorder.in_thread():
                 yield
         finally:
-            context.leave(frame)
+            leave(frame)
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, counted in whatever thread it runs, under the scope in which `bind` was called.
@@ -145,7 +556,7 @@ class FlopCounter(Readout):
         Raises:
             RuntimeError: If the counter is not counting here, or has closed by the time the function runs.
         """
-        if context.scope_of(self._recorder) is None:
+        if scope_of(self._recorder) is None:
             raise RuntimeError("bind() where the counter is not counting: call it inside of `with FlopCounter(...)`")
 
         def counting() -> AbstractContextManager[None]:
@@ -171,7 +582,7 @@ class FlopCounter(Readout):
         spec = model_spec(config)
         prefill, decode = sampling_tallies(spec, prompt, new, n, shared_prefix)
         self.ledger.add_model(model, spec)
-        scope = context.scope_of(self._recorder) or ()
+        scope = scope_of(self._recorder) or ()
         self._recorder.write(scope, model, "prefill", prefill)
         self._recorder.write(scope, model, "decode", decode)
 

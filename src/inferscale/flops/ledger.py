@@ -1,4 +1,4 @@
-"""One ledger of integers, kept for every scope, model and phase (standard library only)."""
+"""One ledger of integers, kept for every scope, model and phase, and the clock beside it (standard library only)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .formulas import PackedRows, count_forward, full_pairs
-from .spec import AttentionGroup, ModelSpec
+from .spec import AttentionGroup, ModelSpec, PackedRows, count_forward, full_pairs
 
 Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head", "other"]
 """``"prefill"``: nothing was cached yet. ``"decode"``: one token on a cache. ``"chunk"``: several tokens on a cache.

@@ -1,18 +1,23 @@
-"""FLOPs of single torch operators, by what they were called with.
-
-Every formula takes ``(args, kwargs, result)`` of the call and returns its `OpFlops`. A multiply-add is 2.
-"""
+"""FLOPs of single torch operators, the dispatch mode that counts them as they run, and who is counting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import Context, ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
+from torch._C import DispatchKey
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry as torch_registry
 
-from .formulas import causal_pairs
+from .ledger import Phase, Scope
+from .spec import causal_pairs
 
 
 class OpFlops(NamedTuple):
@@ -190,3 +195,270 @@ _FORMULAS: dict[str, Formula] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _sdpa_backward,
     "aten::_scaled_dot_product_fused_attention_overrideable_backward": _sdpa_backward,
 }
+
+
+Action: TypeAlias = Formula | Literal["pass", "decompose", "unknown", "metadata"]
+
+
+class Sink(Protocol):
+    """Where an `ExactMode` puts what it sees."""
+
+    def on_flops(self, flops: OpFlops) -> None:
+        """One counted call."""
+
+    def on_unknown(self, name: str) -> None:
+        """One call of an operator that may hold a matrix product and has no formula."""
+
+
+class ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators of the thread that it is pushed in.
+
+    Compiled graphs run as they are (``ignore_compile_internals``); their calls of library kernels are seen, fused
+    Triton kernels and replays of CUDA graphs are not.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sink = sink
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Leaves `torch.compile` on: without it a model would fall back to eager mode, for good."""
+        return True
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The operator's own result."""
+        action = _ACTIONS.get(func) or _resolve(func)
+        kwargs = kwargs or {}
+        if action == "pass":
+            return func(*args, **kwargs)
+        if action == "metadata":  # a tensor subclass with its own sizes asks; the mode has no answer
+            return NotImplemented
+        if action == "decompose":
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            action = "unknown"
+        result = func(*args, **kwargs)
+        if callable(action) and not _is_sparse(args):
+            self.sink.on_flops(action(args, kwargs, result))
+        else:
+            self.sink.on_unknown(str(func))
+        return result
+
+
+_ACTIONS: dict[Any, Action] = {}
+
+# Names of operators that may hold a matrix product, and words that show that one does not.
+_PRODUCT = re.compile(
+    r"(?:^|_)(?:(?:add|badd|addb|s|hs|sspadd|b)?mm|matmul|ge?mm|ge?mv|addmv|addr|q?linear|attention|attn|q?conv[123]?d?"
+    r"|convolution|lstm|gru|rnn|cdist|v?dot|bilinear|trilinear|transformer|linalg|fft|int[48]pack|einsum)(?:_|$)"
+)
+_HARMLESS = re.compile(r"(?:^|_)(?:upsample|convert|pack|prepack|flatten|cache|errors|norm|cross|diagonal)(?:_|$)")
+_METADATA = re.compile(
+    r"(?:sym_)?(?:is_contiguous|size|stride|storage_offset|numel)|is_strides_like_format|is_non_overlapping_and_dense"
+    r"|dim|layout"
+)
+_BUILTIN = frozenset({"aten", "prim", "prims", "inductor", "inductor_prims", "rngprims", "debugprims", "mkldnn", "mkl"})
+_WITHOUT_ARITHMETIC = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "profiler", "_dtensor"})
+
+
+def _resolve(func: Any) -> Action:
+    """What to do with an operator; remembered, except where a formula may still be registered for it."""
+    formula = formula_for(func)
+    if formula is not None:
+        return formula if _may_change(func) else _ACTIONS.setdefault(func, formula)
+    if not isinstance(func, torch._ops.OpOverload):
+        return "unknown"
+    action = _kind(func)
+    return action if action == "unknown" else _ACTIONS.setdefault(func, action)
+
+
+def _may_change(func: Any) -> bool:
+    """Whether someone may register another formula for `func` later: whatever is not torch's own."""
+    return not isinstance(func, torch._ops.OpOverload) or func.namespace != "aten"
+
+
+def _kind(func: torch._ops.OpOverload) -> Action:
+    """How to treat an operator that has no formula."""
+    name = func._schema.name.split("::")[1]
+    if _METADATA.fullmatch(name) and func.namespace in ("aten", "prim"):
+        return "metadata"
+    if func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
+        return "decompose"
+    if func.namespace in _WITHOUT_ARITHMETIC:
+        return "pass"
+    may_be_product = _PRODUCT.search(name) and not _HARMLESS.search(name)
+    return "unknown" if may_be_product or func.namespace not in _BUILTIN else "pass"
+
+
+def _is_sparse(args: tuple[Any, ...]) -> bool:
+    """Whether a tensor is stored sparsely, so that its shape does not tell the work."""
+    return any(isinstance(arg, torch.Tensor) and arg.layout is not torch.strided for arg in args[:3])
+
+
+T = TypeVar("T")
+
+Entry: TypeAlias = tuple[Any, Scope]
+"""A counter and the scope that it is in."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One ``with`` block of a counter, or of one of its scopes.
+
+    Attributes:
+        owner: The counter.
+        scope: The scope that the block is in.
+        parent: The block around it.
+        is_scope: Whether it is a scope's block.
+        entries: Each active counter once, with its innermost scope.
+        name: What stays the same when a block around it ends first and the frame is made anew.
+    """
+
+    owner: Any
+    scope: Scope
+    parent: Frame | None
+    is_scope: bool
+    entries: tuple[Entry, ...]
+    name: object
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A forward that is running.
+
+    Attributes:
+        watch: The hooks of the model.
+        module: What was called: the model, its body or its last matrix.
+        phase: The phase.
+        in_head: Whether the last matrix is running.
+        expected: FLOPs by the closed form, for each counter that verifies.
+        executed: FLOPs seen so far, for each counter that verifies.
+        has_mode: Whether the dispatch mode was pushed for this call alone, its thread having none.
+    """
+
+    watch: Any
+    module: Any
+    phase: Phase
+    in_head: bool = False
+    expected: dict[Any, int] | None = None
+    executed: Counter[Any] | None = None
+    has_mode: bool = False
+
+
+_frame: ContextVar[Frame | None] = ContextVar("inferscale_flops_frame", default=None)
+_calls: ContextVar[tuple[Call, ...]] = ContextVar("inferscale_flops_calls", default=())
+_unwatched: ContextVar[bool] = ContextVar("inferscale_flops_unwatched", default=False)
+_quiet: ContextVar[bool] = ContextVar("inferscale_flops_quiet", default=False)
+
+
+def active() -> tuple[Entry, ...]:
+    """The counters that count here, outermost first."""
+    frame = _frame.get()
+    return () if frame is None else frame.entries
+
+
+def scope_of(owner: Any) -> Scope | None:
+    """The scope that `owner` is in here; ``None`` if it does not count here."""
+    return next((scope for counter, scope in active() if counter is owner), None)
+
+
+def enter(owner: Any, scope: Scope, is_scope: bool = False) -> Frame:
+    """Opens a block of `owner`."""
+    parent = _frame.get()
+    if parent is None:
+        _calls.set(())  # a forward that was interrupted may have left its own
+    frame = _push(owner, scope, parent, is_scope, object())
+    _frame.set(frame)
+    return frame
+
+
+def leave(frame: Frame) -> None:
+    """Closes a block, whether or not blocks opened after it are still open."""
+    _frame.set(_without(_frame.get(), frame))
+
+
+def innermost_block(owner: Any) -> Frame | None:
+    """The block of `owner` itself that was opened last, scopes left out."""
+    frame = _frame.get()
+    while frame is not None and (frame.owner is not owner or frame.is_scope):
+        frame = frame.parent
+    return frame
+
+
+def _push(owner: Any, scope: Scope, parent: Frame | None, is_scope: bool, name: object) -> Frame:
+    others = () if parent is None else tuple(entry for entry in parent.entries if entry[0] is not owner)
+    return Frame(owner, scope, parent, is_scope, (*others, (owner, scope)), name)
+
+
+def _without(top: Frame | None, frame: Frame) -> Frame | None:
+    """The chain of blocks with `frame` taken out."""
+    if top is None or top.name is frame.name:
+        return None if top is None else top.parent
+    return _push(top.owner, top.scope, _without(top.parent, frame), top.is_scope, top.name)
+
+
+def running() -> tuple[Call, ...]:
+    """Forwards that are running here, outermost first."""
+    return _calls.get()
+
+
+def running_call(watch: Any) -> Call | None:
+    """The innermost forward of `watch` that is running here."""
+    for call in reversed(_calls.get()):
+        if call.watch is watch:
+            return call
+    return None
+
+
+def begin_call(call: Call) -> None:
+    """Notes that a forward has begun."""
+    _calls.set((*_calls.get(), call))
+
+
+def end_call(watch: Any, module: Any) -> Call | None:
+    """Takes back the innermost forward of `watch` if it was a call of `module`, and what was left open inside."""
+    calls = _calls.get()
+    for index in range(len(calls) - 1, -1, -1):
+        if calls[index].watch is watch:
+            if calls[index].module is not module:
+                return None
+            _calls.set(calls[:index])
+            return calls[index]
+    return None
+
+
+@contextmanager
+def unwatched_call() -> Iterator[None]:
+    """A block in which a model runs that has been noticed to be unwatched."""
+    token = _unwatched.set(True)
+    try:
+        yield
+    finally:
+        _unwatched.reset(token)
+
+
+def in_unwatched_call() -> bool:
+    """Whether such a model is running here."""
+    return _unwatched.get()
+
+
+def is_quiet() -> bool:
+    """Whether forwards that no counter counts are meant to be so."""
+    return _quiet.get()
+
+
+def quietly(work: Callable[[], T]) -> T:
+    """The result of `work`, run where no counter is active and none complains."""
+
+    def run() -> T:
+        _quiet.set(True)
+        return work()
+
+    return Context().run(run)

@@ -5,12 +5,11 @@ CUDA) and lists go in; the same kind on the same device comes out, lists as NumP
 results given in float64, whole numbers in int64, whatever the precision of the input.
 """
 
-from ._allocation import Rounding, rebase_allocation
-from ._estimators import best_of_k, pass_at_k
-from ._majority_at_k import majority_at_k, weighted_majority_at_k
-from ._reductions import Reduction, logsumexp, reduce_steps, softmax
-from ._resampling import Resampling, effective_sample_size, resample
-from ._votes import majority_vote
+from .allocation import Rounding, rebase_allocation
+from .estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from .reductions import Reduction, logsumexp, reduce_steps, softmax
+from .resampling import Resampling, effective_sample_size, resample
+from .voting import majority_vote
 
 __all__ = [
     "Reduction",

@@ -5,28 +5,30 @@ Names load when they are first used: a generator that asks a server needs no tor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from inferscale._compat import late_names
 
 if TYPE_CHECKING:
-    from ._remote_retry import RemoteError
-    from .decoder import GeneratorStats
+    from inferscale._http import RemoteError
+    from inferscale.runtime.decoding import GeneratorStats
+    from inferscale.runtime.loading import CheckpointError
+    from inferscale.runtime.memory import SearchMemoryError
+    from inferscale.runtime.sampling import Sampler
+
     from .huggingface import HFGenerator
-    from .loading import CheckpointError
-    from .memory import SearchMemoryError
     from .openai import OpenAIGenerator
-    from .sampling import Sampler
     from .vllm import VLLMGenerator
 
 _HOME = {
-    "CheckpointError": "loading",
-    "GeneratorStats": "decoder",
-    "HFGenerator": "huggingface",
-    "OpenAIGenerator": "openai",
-    "RemoteError": "_remote_retry",
-    "Sampler": "sampling",
-    "SearchMemoryError": "memory",
-    "VLLMGenerator": "vllm",
+    "CheckpointError": "inferscale.runtime.loading",
+    "GeneratorStats": "inferscale.runtime.decoding",
+    "HFGenerator": "inferscale.generators.huggingface",
+    "OpenAIGenerator": "inferscale.generators.openai",
+    "RemoteError": "inferscale._http",
+    "Sampler": "inferscale.runtime.sampling",
+    "SearchMemoryError": "inferscale.runtime.memory",
+    "VLLMGenerator": "inferscale.generators.vllm",
 }
 
 __all__ = [
@@ -41,10 +43,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, loaded now."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = late_names(__name__, _HOME)

@@ -15,22 +15,17 @@ import torch
 from inferscale.base import Generator
 from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
+from inferscale.runtime.branch import Branch, Limits, most_sample_tokens, open_branches, side_by_side
+from inferscale.runtime.charges import Charges
+from inferscale.runtime.decoding import Decoder, GeneratorStats, StatelessDecoder, TreeDecoder, sample_branches
+from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
+from inferscale.runtime.memory import run_halving
+from inferscale.runtime.prefix_cache import KVStore, check_cache_options, default_cache_bytes
+from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.sampling import Confidence, Sampler
+from inferscale.runtime.session import checked_session, length_bound
+from inferscale.runtime.text import TokenText
 from inferscale.tree import Node, Step
-
-from .branch import Branch, Limits
-from .charges import Charges
-from .decoder import Decoder, GeneratorStats
-from .decoding import sample_branches
-from .kv_store import KVStore, check_cache_options, default_cache_bytes
-from .loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
-from .memory import run_halving
-from .opening import most_sample_tokens, open_branches, side_by_side
-from .prompts import PromptFormat
-from .sampling import Confidence, Sampler
-from .selfcheck import checked_session, length_bound
-from .stateless import StatelessDecoder
-from .text import TokenText
-from .tree_decoder import TreeDecoder
 
 _ROWS = 256
 _CHECK_EVERY = 8

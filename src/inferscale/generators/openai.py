@@ -2,27 +2,520 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+from urllib.parse import urlsplit
 
+from inferscale._compat import require
+from inferscale._http import Patience, RemoteError
 from inferscale.base import Generator
-from inferscale.flops.families import model_spec
+from inferscale.flops.spec import ModelSpec, model_spec, sample_flops
 from inferscale.flow import GenerateRequest
-from inferscale.tree import Step
+from inferscale.runtime.branch import Branch, Limits, forced_ids, open_branches
+from inferscale.runtime.text import step_end
+from inferscale.tree import FinishReason, Node, Step
 
-from ._remote_asking import Asking, Sampling
-from ._remote_opening import open_samples
-from ._remote_options import address_of, check_address, check_sampling, client_of
-from ._remote_probes import Support
-from ._remote_reading import Reading
-from ._remote_retry import Patience, RemoteError
-from ._remote_samples import RemoteSample
-from ._remote_server import Endpoint, RemoteStats, Server
-from .branch import Limits
+from .openai_server import CONTINUE, Choice, Endpoint, Prefix, Reading, RemoteStats, Reply, Server, Stops, Support
+
+_NODE_BITS = 0x3FFFFFFF
+_ROUND = 0x9E3779B1  # spreads the seeds of the requests that one sample may take
+_SEED_BITS = 0x7FFFFFFF
+
+
+def sample_seed(node_key: int, draw: int) -> int:
+    """The seed of the `draw`-th sample from a node.
+
+    Siblings have consecutive seeds: a server that gives the i-th choice of a request the seed plus i draws the same
+    samples in one request and in several. Seeds fit into 31 bits: every server takes them.
+    """
+    return (node_key & _NODE_BITS) + draw
+
+
+def tokens_of(choices: Sequence[Choice], total: int, asked: int) -> list[int]:
+    """Tokens of each choice of a request for at most `asked` tokens each, which add up to `total`.
+
+    Ids tell, or log-probabilities; without them, choices cut by their length have what was asked for, and the rest is
+    divided by the lengths of the texts.
+    """
+    if all(choice.token_ids is not None for choice in choices):
+        return [len(choice.token_ids or ()) for choice in choices]
+    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) == total:
+        return known
+    cut = [choice.finish == "length" for choice in choices]
+    full = min(asked, total // sum(cut)) if any(cut) else 0
+    weights = [0 if is_cut else len(choice.text) + 1 for choice, is_cut in zip(choices, cut, strict=True)]
+    rest, whole = total - full * sum(cut), max(sum(weights), 1)
+    ends = [rest * sum(weights[: place + 1]) // whole for place in range(len(weights))]
+    starts = [0, *ends[:-1]]
+    parts = [full if is_cut else end - start for start, end, is_cut in zip(starts, ends, cut, strict=True)]
+    parts[0] += total - sum(parts)  # sampled beyond what was asked for, and paid for all the same
+    return parts
+
+
+class RemoteSample(ABC):
+    """One sample of a request.
+
+    Attributes:
+        request: What was asked for.
+        index: Which sample of the request this is.
+        limits: Lengths.
+        finish: Why sampling stopped; ``None`` while it goes on.
+        error: Why the sample failed.
+        read: Tokens of the prefix, as the server counts them; 0 before its first answer.
+        sampled: Tokens that the server sampled.
+    """
+
+    def __init__(self, request: GenerateRequest, index: int, limits: Limits, room: int) -> None:
+        self.request = request
+        self.index = index
+        self.limits = limits
+        self.finish: FinishReason | None = None if room else "length"
+        self.error: RemoteError | None = None
+        self.read = 0
+        self.sampled = 0
+        self._room = room
+        self._spent = 0
+        self._rounds = 0
+        self._most: int | None = None
+        self._logprobs: list[float] | None = []
+
+    @property
+    def seed(self) -> int:
+        """The seed of the next request."""
+        seed = sample_seed(self.request.node.key, self.request.first + self.index)
+        return (seed + self._rounds * _ROUND) & _SEED_BITS
+
+    @property
+    def left(self) -> int:
+        """The most tokens that the next request may sample."""
+        caps = [self._room, self.request.max_tokens, self.limits.step if self.request.until == "step" else None]
+        left = min(cap for cap in caps if cap is not None) - self._spent
+        return max(left if self._most is None else min(left, self._most), 1)
+
+    @abstractmethod
+    def prefix(self) -> Prefix:
+        """What the next request continues."""
+
+    @abstractmethod
+    def _extend(self, choice: Choice, cut_short: bool) -> None:
+        """Takes the text; sets `finish` if the sample has ended."""
+
+    @abstractmethod
+    def _made(self) -> Step:
+        """The finished step, without its price."""
+
+    @property
+    @abstractmethod
+    def forced_tokens(self) -> int:
+        """Tokens of the forced text."""
+
+    def take(self, choice: Choice, tokens: int, read: int) -> None:
+        """Takes an answer of `tokens` sampled tokens after a prefix of `read` tokens."""
+        cut_short = tokens < self.left  # a sample that ends so by its length has met the end of the context
+        self.read = self.read or read
+        self.sampled += tokens
+        self._spent += max(tokens, 1)
+        self._rounds += 1
+        known = None if choice.logprobs is None or len(choice.logprobs) != tokens else choice.logprobs
+        self._logprobs = None if self._logprobs is None or known is None else [*self._logprobs, *known]
+        if choice.finish == "filtered":
+            self.fail(RemoteError("the server's content filter ended this sample"))
+        else:
+            self._extend(choice, cut_short)
+
+    def fail(self, error: RemoteError) -> None:
+        """Ends the sample with an error; one that asked for too many tokens may ask for fewer."""
+        if error.kind == "too long" and self.left > 1:
+            self._most = self.left // 2
+        elif error.kind == "too long" and self._rounds:
+            self.finish = "length"
+        else:
+            self.finish, self.error = "error", error
+
+    def _reason_at_length(self, cut_short: bool) -> FinishReason | None:
+        """Why a sample has ended that the server cut by its length."""
+        if self._spent >= self._room or cut_short:
+            return "length"
+        if self.request.until == "step" and self._spent >= self.limits.step:
+            return "step"
+        if self.request.max_tokens is not None and self._spent >= self.request.max_tokens:
+            return "budget"
+        return None  # it was asked for fewer tokens than it may have, see `fail`
+
+    def step(self, spec: ModelSpec | None, pays_node: bool, pays_forced: bool, plain: bool) -> Step:
+        """The finished sample.
+
+        Args:
+            spec: The constants of the model's closed form, if known.
+            pays_node: Whether it is charged with what nobody has read before: the prompt, or the node's last token.
+            pays_forced: Whether it is charged with the forced text.
+            plain: Whether tokens are drawn from the model's plain distribution, that of the log-probabilities.
+        """
+        if self.error is not None:
+            flops = sample_flops(spec, self.read, 0, self.sampled)
+            return Step(str(self.error), finish_reason="error", num_tokens=self.sampled, flops=flops)
+        step = self._made()
+        if not self.sampled:
+            return step
+        forced = self.forced_tokens if self.request.forced else 0
+        prompt = self.read - forced if pays_node and self.request.node.step is None else 0
+        unread = prompt if self.request.node.step is None else int(pays_node)
+        paid_forced = forced if pays_forced else 0
+        return replace(
+            step,
+            logprob=sum(self._logprobs) if self._logprobs is not None and plain else None,
+            confidence=sum(self._logprobs) / len(self._logprobs) if self._logprobs else None,
+            flops=sample_flops(spec, self.read, min(unread + paid_forced, self.read), self.sampled),
+            prompt_tokens=prompt + paid_forced,
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is asked of the server.
+
+    Attributes:
+        delimiter: Text that ends a step.
+        temperature: Sampling temperature.
+        top_p: Nucleus sampling.
+        logprobs: Whether to ask for log-probabilities; ``None`` where the server returns them.
+        seeds: Whether to send seeds.
+    """
+
+    delimiter: str
+    temperature: float
+    top_p: float
+    logprobs: bool | None
+    seeds: bool
+
+    def is_greedy(self, request: GenerateRequest) -> bool:
+        """Whether the likeliest tokens are taken."""
+        return request.greedy or self.temperature == 0
+
+    def is_plain(self, request: GenerateRequest) -> bool:
+        """Whether tokens are drawn from the model's own distribution, which log-probabilities are read from."""
+        return self.is_greedy(request) or (self.temperature == 1 and self.top_p == 1)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Draws samples.
+
+    Attributes:
+        server: Takes the requests.
+        support: What it supports.
+        sampling: What is asked of it.
+        reading: The tokenizer, if there is one.
+        workers: Most requests at a time.
+    """
+
+    server: Server
+    support: Support
+    sampling: Sampling
+    reading: Reading | None
+    workers: int
+
+    def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
+        """Asks for the samples of each group, which continue one node.
+
+        Raises:
+            RemoteError: If the server takes no requests of this kind, whatever they hold.
+        """
+        jobs = [job for group in groups for job in self._jobs(group)]
+        if not jobs:
+            return
+        stopped = threading.Event()
+        pool = ThreadPoolExecutor(min(self.workers, len(jobs)), thread_name_prefix="inferscale-remote")
+        try:
+            for done in as_completed([pool.submit(self._complete, job, stopped) for job in jobs]):
+                done.result()
+        finally:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _jobs(self, group: Sequence[RemoteSample]) -> list[list[RemoteSample]]:
+        """Samples of one node, together where the server draws them as it would one by one."""
+        if len(group) > 1 and not self.sampling.is_greedy(group[0].request) and self.support.many(self.sampling.seeds):
+            return [list(group)]
+        return [[sample] for sample in group]
+
+    def _complete(self, samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
+        """Asks until every sample has ended; those that do not end with the first answer go on alone."""
+        if len(samples) > 1:
+            self._ask(samples, stopped)
+        for sample in samples:
+            while sample.finish is None:
+                self._ask([sample], stopped)
+
+    def _ask(self, samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
+        asked = samples[0].left
+        try:
+            reply = self.server.ask(self._fields(samples), stopped)
+        except RemoteError as error:
+            if error.kind == "denied" or stopped.is_set():
+                raise
+            for sample in samples:
+                sample.fail(error)
+            return
+        choices = reply.choices[: len(samples)]
+        read, counts = self._counts(samples[0], reply, choices, asked)
+        for sample, choice, tokens in zip(samples, choices, counts, strict=False):
+            sample.take(choice, tokens, read)
+        self.server.count(samples=sum(sample.error is None for sample in samples[: len(choices)]))
+
+    def _fields(self, samples: Sequence[RemoteSample]) -> dict[str, Any]:
+        first, sampling, prefix = samples[0], self.sampling, samples[0].prefix()
+        more: dict[str, Any] = {}
+        if len(samples) > 1:
+            more["n"] = len(samples)
+        if first.request.until == "step":
+            more["stop"] = [sampling.delimiter]
+        if self.support.logprobs if sampling.logprobs is None else sampling.logprobs:
+            more["logprobs"] = self.server.logprobs_field
+        if prefix.ids is not None:
+            more["return_token_ids"] = True
+        if self.server.chat and prefix.answer:
+            more.update(CONTINUE)
+        if sampling.is_greedy(first.request):
+            return self.server.fields(prefix, first.left, 0.0, **more)
+        if sampling.seeds and self.support.seeds:
+            more["seed"] = first.seed
+        return self.server.fields(prefix, first.left, sampling.temperature, top_p=sampling.top_p, **more)
+
+    def _counts(
+        self, sample: RemoteSample, reply: Reply, choices: Sequence[Choice], asked: int
+    ) -> tuple[int, list[int]]:
+        """Tokens of the prefix and of each choice, by the server's word or the tokenizer's count."""
+        read, total = reply.prompt_tokens, reply.generated_tokens
+        if self.reading is not None:
+            if not read:  # a prefix is never empty
+                read = self.reading.count(sample.prefix())
+            if total is None:
+                total = sum(self.reading.count_sampled(choice) for choice in reply.choices)
+        return read or 0, tokens_of(choices, total or 0, asked)
+
+
+_BLANKS = 3
+
+
+class TextSample(RemoteSample):
+    """A sample of which only the text is known.
+
+    Attributes:
+        forced: Tokens of the forced text; ``None`` estimates them by their share of the characters.
+    """
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        index: int,
+        limits: Limits,
+        delimiter: str,
+        server_stops: Stops,
+        forced: int | None,
+    ) -> None:
+        path = sum(step.generated_tokens for step in request.node.steps)
+        super().__init__(request, index, limits, limits.room(0, path))
+        self.forced = forced
+        self._delimiter = delimiter
+        self._server_stops = server_stops
+        self._text = request.forced
+        self._blanks = 0
+
+    def prefix(self) -> Prefix:
+        """Text of prompt, path, forced text and what was sampled so far."""
+        node = self.request.node
+        return Prefix(node.problem.prompt, node.text + self._text)
+
+    @property
+    def forced_tokens(self) -> int:
+        """Tokens of the forced text."""
+        forced = self.forced
+        if forced is None:
+            node = self.request.node
+            whole = len(node.problem.prompt) + len(node.text) + len(self.request.forced)
+            forced = round(self.read * len(self.request.forced) / whole)
+        return max(min(forced, self.read - 1), 0)
+
+    def _extend(self, choice: Choice, cut_short: bool) -> None:
+        self._text += choice.text
+        stops = self.request.until == "step"
+        if stops and self._cut(choice):
+            self.finish = self._end_of_step
+        elif choice.finish == "length":
+            self.finish = self._reason_at_length(cut_short)
+        elif stops and self._at_delimiter(choice):
+            self._text += "" if self._delimiter in choice.text else self._delimiter
+            self.finish = self._end_of_step if self._cut(choice) else None
+        else:
+            self._text = self._text if self._text.strip() else self.request.forced
+            self.finish = "eos"
+
+    @property
+    def _end_of_step(self) -> FinishReason:
+        return "length" if self._spent >= self._room else "step"
+
+    def _cut(self, choice: Choice) -> bool:
+        """Whether the text has come to the end of a step.
+
+        What follows the delimiter belongs to its token where the server stopped there; what a server that overlooks
+        stop strings sends beyond it is cut.
+        """
+        end = step_end(self._text, self._delimiter, len(self.request.forced))
+        if 0 <= end < len(self._text) and not (self._server_stops == "kept" and choice.finish == "stop"):
+            self._text, self._logprobs = self._text[:end], None
+        return end >= 0
+
+    def _at_delimiter(self, choice: Choice) -> bool:
+        """Whether the delimiter ended the answer, and not the model.
+
+        A server that takes the delimiter off and does not say what ended a sample leaves that open. A text is then a
+        step: if the model had ended, it will end again. Nothing, several times in a row, is the end.
+        """
+        if self._delimiter in choice.text:
+            return True
+        if choice.tells_stop or self._server_stops != "hidden":
+            return choice.stopped_by == self._delimiter
+        self._blanks = 0 if choice.text.strip() else self._blanks + 1
+        return self._blanks <= _BLANKS
+
+    def _made(self) -> Step:
+        reason: FinishReason = self.finish or "length"
+        if reason in ("step", "length") and not self._text.strip():
+            reason = "empty"
+        ends: list[int] = []
+        start = 0
+        while self.request.until == "end" and start < len(self._text):
+            length = step_end(self._text[start:], self._delimiter, 0 if ends else len(self.request.forced))
+            start = start + length if length >= 0 else len(self._text)
+            ends.append(start)
+        inner = tuple((end, 0) for end in ends) if len(ends) > 1 else ()
+        return Step(self._text, finish_reason=reason, inner_ends=inner, num_tokens=self.sampled)
+
+
+class IdSample(RemoteSample):
+    """A sample whose ids are known: it is stepped as in `HFGenerator`, token by token."""
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__(branch.request, branch.index, branch.limits, branch.room)
+        self._branch = branch
+
+    def prefix(self) -> Prefix:
+        """Ids of prompt, path, forced text and what was sampled so far."""
+        return Prefix("", ids=self._branch.prefix + tuple(self._branch.tokens))
+
+    @property
+    def forced_tokens(self) -> int:
+        """Tokens of the forced text."""
+        return len(self._branch.forced)
+
+    def _extend(self, choice: Choice, cut_short: bool) -> None:
+        branch, ids = self._branch, choice.token_ids or ()
+        for place, token in enumerate(ids, 1):
+            if not branch.push(token, 0.0, 0.0):
+                self._logprobs = self._logprobs if place == len(ids) else None  # what came after the step's end is cut
+                break
+        if branch.finish is None and choice.finish == "length":
+            branch.finish = self._reason_at_length(cut_short)
+        elif branch.finish is None and not self._at_delimiter(choice):
+            branch.finish = "eos"
+        self.finish = branch.finish
+
+    def _at_delimiter(self, choice: Choice) -> bool:
+        """Whether a delimiter ended the answer that ends no step, since nothing but white space stands before it."""
+        text = self._branch.text
+        if not choice.token_ids or self.request.until == "end":
+            return False
+        if choice.tells_stop:
+            return choice.stopped_by == text.delimiter
+        return text.delimiter in text.decode(choice.token_ids, final=True)
+
+    def _made(self) -> Step:
+        self._branch.finish = self.finish
+        step = self._branch.step(lambda branch: (0, 0))
+        return step if self.sampled == step.generated_tokens else replace(step, num_tokens=self.sampled)
+
+
+def open_samples(request: GenerateRequest, asking: Asking, limits: Limits) -> list[RemoteSample]:
+    """The samples of `request`, in order.
+
+    Raises:
+        ValueError: If the server cannot go on with what stands before them, or the node has no token ids.
+    """
+    node, reading, support = request.node, asking.reading, asking.support
+    if reading is not None and _takes_ids(node, reading, asking):
+        return [IdSample(branch) for branch in open_branches(request, reading.encode, reading.text, limits)]
+    if (node.text or request.forced) and not support.continuing:
+        raise ValueError(
+            "this server's chat endpoint cannot go on with an answer that has begun: use "
+            'endpoint="completions" (with tokenizer=... for the chat template), or a strategy of whole answers'
+        )
+    stops = support.stops if request.until == "step" else "hidden"
+    forced = None if reading is None else len(forced_ids(request, reading.text))
+    delimiter = asking.sampling.delimiter
+    return [TextSample(request, index, limits, delimiter, stops, forced) for index in range(request.n)]
+
+
+def _takes_ids(node: Node, reading: Reading, asking: Asking) -> bool:
+    if asking.server.chat:
+        return False
+    takes = asking.support.ids(reading.encode(node.problem.prompt), reading.text.decode)
+    if not takes and reading.chat:
+        raise ValueError(
+            "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
+            'endpoint="chat", or chat_template=False'
+        )
+    return takes
+
+
+_OURS = frozenset({"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"}
+                  | {"n", "seed", "stop", "logprobs", "return_token_ids", "stream"})  # fmt: skip
+"""Fields that follow from what is asked for: another value would make something else of it."""
+
+
+def check_address(base_url: str, endpoint: str) -> None:
+    """Refuses what names no endpoint."""
+    if not base_url.startswith(("http://", "https://")):
+        raise ValueError(f'base_url={base_url!r}: give an address such as "http://localhost:8000/v1"')
+    if endpoint not in get_args(Endpoint):
+        raise ValueError(f'endpoint={endpoint!r}: choose "completions" or "chat"')
+
+
+def check_sampling(delimiter: str, temperature: float, top_p: float, extra_body: Mapping[str, Any] | None) -> None:
+    """Refuses what names no way of sampling."""
+    if not delimiter:
+        raise ValueError(f'step_delimiter={delimiter!r}: give the text that ends a step, for example "\\n"')
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature}: it cannot be negative or infinite")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p}: give a number above 0 and at most 1")
+    if ours := sorted(_OURS & set(extra_body or ())):
+        raise ValueError(f"extra_body holds {', '.join(ours)}: the generator sets these; use its options")
+
+
+def address_of(base_url: str) -> str:
+    """`base_url` without a user's name, password or query."""
+    parts = urlsplit(base_url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def client_of(base_url: str, key: str) -> Any:
+    """A client of the ``openai`` package, which repeats nothing by itself.
+
+    Raises:
+        ImportError: If the package is missing.
+    """
+    openai: Any = require("openai", "openai")
+    return openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0)
+
 
 _ENOUGH_ALIKE = 4
 

@@ -9,18 +9,16 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from inferscale._optional import require
+from inferscale._compat import require
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
+from inferscale.runtime.branch import Branch, Limits, most_sample_tokens, open_branches
+from inferscale.runtime.charges import Charges
+from inferscale.runtime.loading import eos_of
+from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.sampling import Sampler
+from inferscale.runtime.text import TokenText
 from inferscale.tree import Step, branch_key
-
-from .branch import Branch, Limits
-from .charges import Charges
-from .loading import eos_of
-from .opening import most_sample_tokens, open_branches
-from .prompts import PromptFormat
-from .sampling import Sampler
-from .text import TokenText
 
 
 class VLLMGenerator(Generator):

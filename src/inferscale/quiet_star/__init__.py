@@ -1,13 +1,12 @@
 """Quiet-STaR: thoughts before every token, for any causal language model."""
 
 from .backbone import UnsupportedModelError
-from .generator import QuietSTaRGenerator
+from .generator import EveryToken, HighEntropy, Never, QuietSTaRGenerator, StepStarts, ThinkingRule
 from .head import ThoughtMixingHead, mix
 from .losses import PUBLISHED_OBJECTIVE, Objective, advantages, quiet_star_loss
 from .model import QuietSTaR
-from .recipe import Batch, Recipe
 from .reward import ThoughtUtility, WithThoughts
-from .when import EveryToken, HighEntropy, Never, StepStarts, ThinkingRule
+from .train import Batch, Recipe
 
 __all__ = [
     "PUBLISHED_OBJECTIVE",

@@ -1,87 +1,362 @@
-"""Taking thoughts back out of a key-value cache, exactly or not at all."""
+"""Thoughts on a key-value cache that is afterwards as it was before, and what is kept of it between calls.
+
+Thoughts are cropped before anything is kept: what is parked is the plain model's. A node's piece begins with the token
+before its own first one and leaves out its own last one, which nothing has read yet; pieces of a path follow each other
+without a gap, after the prompt less its last token.
+"""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer, StaticLayer
+
+from inferscale._compat import evaluating
+from inferscale.runtime.branch import Branch
+from inferscale.runtime.decoding import GeneratorStats
+from inferscale.runtime.kv import Segment
+from inferscale.runtime.prefix_cache import KVStore, Piece, chain_key
+from inferscale.runtime.sampling import Sampler
+
+from .backbone import (
+    FULL_PRECISION,
+    Backbone,
+    UnsupportedModelError,
+    fork,
+    is_croppable,
+    positions_of,
+    rollback,
+    select_rows,
+)
+from .model import QuietSTaR
 
 
-class RollbackError(RuntimeError):
-    """A cache cannot be put back as it was."""
+def left_padded(texts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of ids with zeros in front, and 1 where there is text, both int64 `[rows, longest]`."""
+    width = max(map(len, texts))
+    ids = [[0] * (width - len(row)) + list(row) for row in texts]
+    keep = [[0] * (width - len(row)) + [1] * len(row) for row in texts]
+    return torch.tensor(ids, device=device), torch.tensor(keep, device=device)
 
 
-def new_cache(config: Any, attention_only: bool) -> Any:
-    """An empty cache that can be rolled back where the architecture allows it at all.
+class CachedText:
+    """Rows of text, padded on the left, whose keys and values are kept.
+
+    Attributes:
+        backbone: The model.
+        keep: Which cached tokens are not padding, int64 `[rows, cached]`.
+        cache: Keys and values.
+        passes: Forwards so far.
+    """
+
+    def __init__(self, backbone: Backbone, keep: Tensor, cache: Any = None) -> None:
+        self.backbone = backbone
+        self.keep = keep
+        self.cache = backbone.new_cache() if cache is None else cache
+        self.passes = 0
+
+    @classmethod
+    def read(cls, backbone: Backbone, texts: Sequence[Sequence[int]]) -> CachedText:
+        """The texts, read in one pass; an empty text is a row of padding."""
+        device = backbone.device
+        text = cls(backbone, torch.zeros(len(texts), 0, dtype=torch.long, device=device))
+        if any(texts):
+            ids, keep = left_padded(texts, device)
+            text.feed(backbone.embed(ids), keep)
+        return text
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether what was fed last can be taken back; else only a `fork` can be thought on."""
+        return self.backbone.attention_only or (bool(self.cache.layers) and is_croppable(self.cache))
+
+    def feed(self, embeds: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Last hidden states of new tokens, `[rows, new, hidden]`, from their embeddings.
+
+        Args:
+            embeds: `[rows, new, hidden]`.
+            keep: Which of them are not padding, int64 `[rows, new]`; by default all.
+        """
+        rows, new, _ = embeds.shape
+        started = self.keep.shape[1] > 0
+        if new > 1 and started and not self.backbone.attention_only:
+            # a recurrent layer that has a state takes one token at a time
+            return torch.cat([self.feed(embeds[:, i : i + 1]) for i in range(new)], dim=1)
+        self.keep = torch.cat([self.keep, self.keep.new_ones(rows, new) if keep is None else keep], dim=1)
+        positions = positions_of(self.keep, self.keep.shape[1], self.keep.device)[:, -new:]
+        unpadded = not started and bool(self.keep.all())
+        mask = None if unpadded or (started and self.backbone.masks_padding_once) else self.keep
+        self.passes += 1
+        return self.backbone.states(embeds, mask, positions, self.cache)
+
+    def rollback(self, tokens: int) -> None:
+        """Takes back the last `tokens` tokens of every row."""
+        rollback(self.cache, tokens)
+        self.keep = self.keep[:, : self.keep.shape[1] - tokens]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps these rows in this order; a row may come more than once."""
+        if list(rows) != list(range(len(self.keep))):
+            index = torch.tensor(rows, device=self.keep.device)
+            select_rows(self.cache, index)
+            self.keep = self.keep[index]
+
+    def fork(self, rows: Tensor) -> CachedText:
+        """These rows as a text of their own."""
+        return CachedText(self.backbone, self.keep[rows], fork(self.cache, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A thought of each row.
+
+    Attributes:
+        before: Last hidden state at the token that is thought after, `[rows, hidden]`; ``None`` if it was not fed.
+        after: Last hidden state at end-of-thought, `[rows, hidden]`.
+        tokens: Ids, `[rows, T]`.
+        logprobs: Their log-probabilities (nats), `[rows, T]`.
+    """
+
+    before: Tensor | None
+    after: Tensor
+    tokens: Tensor
+    logprobs: Tensor
+
+
+def think_once(
+    quiet: QuietSTaR,
+    text: CachedText,
+    newest: Tensor | None,
+    numbers: Tensor,
+    sampler: Sampler,
+    greedy: Tensor | None = None,
+) -> Thought:
+    """A thought at the end of each row, in T + 1 passes (one for T = 0), left in the cache.
+
+    The first pass feeds the newest token and start together, the last one the last thought token and end.
 
     Args:
-        config: The model's configuration.
-        attention_only: Whether all layers are softmax attention. They get plain layers, which keep every key (a
-            sliding window is then the mask's business); other layers get what the configuration asks for.
+        quiet: The model.
+        text: Rows; grows by T + 2 tokens, and by the newest one.
+        newest: Embedding of a last token that has not been read yet, `[rows, 1, hidden]`; ``None`` if all have been.
+        numbers: Uniform numbers in (0, 1), `[rows, T]`.
+        sampler: Draws thought tokens.
+        greedy: Rows that take the likeliest, bool `[rows]`.
     """
-    if attention_only:
-        return DynamicCache()
-    cache = DynamicCache(config=config)
-    if hasattr(cache, "activate_past_recording"):
-        cache.activate_past_recording()  # type: ignore[no-untyped-call]
-    return cache
+    rows, length = numbers.shape
+    marks = [vector.expand(rows, 1, -1) for vector in (quiet.start, quiet.end)]
+    pending = [marks[0]] if newest is None else [newest, marks[0]]
+    if not length:
+        pending.append(marks[1])
+    hidden = text.feed(torch.cat(pending, dim=1))
+    before = None if newest is None else hidden[:, 0]
+    tokens, logprobs = [], []
+    for step in range(length):
+        draws = sampler.draw(quiet.logits(hidden[:, -1]), numbers[:, step], greedy)
+        tokens.append(draws.tokens)
+        logprobs.append(draws.logprobs)
+        embeds = quiet.backbone.embed(draws.tokens[:, None])
+        hidden = text.feed(torch.cat([embeds, marks[1]], dim=1) if step == length - 1 else embeds)
+    if not length:
+        empty = numbers.new_zeros(rows, 0)
+        return Thought(before, hidden[:, -1], empty.long(), empty)
+    return Thought(before, hidden[:, -1], torch.stack(tokens, dim=1), torch.stack(logprobs, dim=1))
 
 
-def is_croppable(cache: Any) -> bool:
-    """Whether `rollback` can serve this cache; ask after the first forward."""
-    return all(_layer_is_croppable(layer) for layer in cache.layers)
-
-
-def _layer_is_croppable(layer: Any) -> bool:
-    if isinstance(layer, StaticLayer):
-        return type(layer) is StaticLayer
-    if getattr(layer, "is_sliding", False) and not getattr(layer, "record_past", False):
-        return bool(layer.get_seq_length() < layer.sliding_window)
-    return bool(getattr(layer, "is_croppable", isinstance(layer, DynamicLayer)))
-
-
-def rollback(cache: Any, tokens: int) -> None:
-    """Removes the last `tokens` tokens of every row; what is left is what was there before them.
+@torch.no_grad()
+def check_cached(quiet: QuietSTaR) -> None:
+    """Compares two thoughts on a cache with plain passes over the same tokens.
 
     Raises:
-        RollbackError: If a layer cannot forget (a recurrent state, a full sliding window of fixed size): nothing is
-            removed then. Work on a `fork` instead.
+        UnsupportedModelError: If they differ: this model cannot think on a cache.
     """
-    if tokens < 0:
-        raise ValueError(f"rollback({tokens}): give the number of tokens to remove")
-    if tokens == 0:
-        return
-    if not is_croppable(cache):
-        stuck = sorted({type(layer).__name__ for layer in cache.layers if not _layer_is_croppable(layer)})
-        raise RollbackError(f"layers of type {', '.join(stuck)} cannot be rolled back: think on a fork() of the cache")
-    for layer in cache.layers:
-        if isinstance(layer, StaticLayer):
-            if layer.is_initialized:
-                layer.cumulative_length.sub_(tokens)  # stale slots after the end are masked
-        else:
-            layer.crop(-tokens)
+    backbone = quiet.backbone
+    ids = [(7919 * (i + 1)) % backbone.vocabulary for i in range(9)]
+    texts = [ids[:2], ids[2:6]]
+    newest = [ids[6], ids[7]]
+    numbers = torch.full((2, 2), 0.4, dtype=torch.float64, device=backbone.device)
+    with evaluating(backbone.model), torch.autocast(backbone.device.type, enabled=False):
+        text = CachedText.read(backbone, texts)
+        worst = 0.0
+        for turn in range(2):
+            embeds = backbone.embed(torch.tensor(newest, device=backbone.device)[:, None])
+            thinking, first = (text, embeds) if text.can_roll_back else (text, None)
+            if first is None:
+                text.feed(embeds)
+                thinking = text.fork(torch.arange(2, device=backbone.device))
+            thought = think_once(quiet, thinking, first, numbers, Sampler(0.0))
+            if thinking is text:
+                text.rollback(thought.tokens.shape[1] + 2)
+            texts = [[*row, token] for row, token in zip(texts, newest, strict=True)]
+            for row, ids_of_row in enumerate(texts):
+                wanted = _plain(quiet, ids_of_row, thought.tokens[row].tolist())
+                error = (thought.after[row] - wanted).abs().max() / wanted.std().clamp(min=1e-6)
+                worst = max(worst, float(error))
+            newest = [ids[8], ids[turn]]
+    if not worst < (1e-2 if backbone.dtype in FULL_PRECISION else 0.5):
+        raise UnsupportedModelError(
+            f"{type(backbone.model).__name__} thinks differently on a cache (off by {worst:.2g} standard deviations): "
+            "its cache cannot be rolled back or copied; QuietSTaR.score and training still work"
+        )
 
 
-def fork(cache: Any, rows: Tensor) -> Any:
-    """A copy that holds these rows in this order (a row may come more than once); the original stays as it is."""
-    if all(type(layer) is DynamicLayer for layer in cache.layers):
-        other = copy.copy(cache)  # keys and values are replaced, never written to: sharing them is safe
-        other.layers = [copy.copy(layer) for layer in cache.layers]
-    else:
-        other = copy.deepcopy(cache)
-    select_rows(other, rows)
-    return other
+def _plain(quiet: QuietSTaR, ids: list[int], tokens: list[int]) -> Tensor:
+    backbone = quiet.backbone
+    text, thought = (backbone.embed(torch.tensor([row], device=backbone.device).long()) for row in (ids, tokens))
+    embeds = torch.cat([text, quiet.start[None, None], thought, quiet.end[None, None]], dim=1)
+    return backbone.states(embeds)[0, -1]
 
 
-def select_rows(cache: Any, rows: Tensor) -> None:
-    """Keeps these rows in this order; a row may come more than once.
+_KIND = 1  # pieces that begin one token early
 
-    Raises:
-        RollbackError: If the cache has a fixed batch.
+
+@dataclass(frozen=True, slots=True)
+class _Stem:
+    """What branches of one node with one forced text have in common: all but their newest token."""
+
+    branch: Branch
+    held: tuple[Tensor, ...]
+    missing: tuple[int, ...]
+
+    @property
+    def held_tokens(self) -> int:
+        return sum(kv.shape[3] for kv in self.held)
+
+
+class Parking:
+    """Builds a batch of texts out of what is held, reads the rest, and keeps what branches leave behind.
+
+    Attributes:
+        store: What is parked, under a byte budget; what was dropped is read again.
     """
-    if isinstance(cache, StaticCache):
-        raise RollbackError("a StaticCache has a fixed batch: use a DynamicCache")
-    cache.reorder_cache(rows)
+
+    def __init__(self, backbone: Backbone, store: KVStore, stats: GeneratorStats) -> None:
+        self.store = store
+        self._backbone = backbone
+        self._stats = stats
+
+    @staticmethod
+    def serves(backbone: Backbone) -> bool:
+        """Whether keys can be moved: not out of a window that counts padding, nor out of a recurrent state."""
+        return backbone.attention_only and backbone.window is None and backbone.takes_positions
+
+    def open(self, branches: Sequence[Branch]) -> CachedText:
+        """A row for each branch that holds all of its prefix but the newest token."""
+        stems: dict[tuple[int, str], _Stem] = {}
+        for branch in branches:
+            name = _stem_name(branch)
+            if name not in stems:
+                stems[name] = self._stem(branch)
+        ordered = list(stems.values())
+        text = self._gathered(ordered)
+        self._park_prompts(text, ordered)
+        read = sum(len(stem.missing) for stem in ordered)
+        self._stats.prefill_tokens += read
+        self._stats.reused_tokens += sum(len(branch.prefix) - 1 for branch in branches) - read
+        row_of = {name: row for row, name in enumerate(stems)}
+        text.select([row_of[_stem_name(branch)] for branch in branches])
+        return text
+
+    def park(self, text: CachedText, row: int, branch: Branch) -> None:
+        """Keeps what a finished branch has read: the token before its first one, and all of its own but the last."""
+        own = branch.forced + tuple(branch.tokens)
+        if not own or branch.finish != "step":
+            return
+        ids = ((branch.prompt + branch.path)[-1], *own[:-1])
+        kv = _row(text.cache, row)
+        piece = Piece(ids, kv[:, :, :, kv.shape[3] - len(ids) :].clone())
+        name = chain_key(list(_names(branch))[-1][0], own, _KIND)
+        self.store.put(branch.request.node.root.key, name, piece)
+        self._tell()
+
+    def release(self, root: int) -> None:
+        """Drops what is held for a tree."""
+        self.store.release(root)
+        self._tell()
+
+    def clear(self) -> None:
+        """Drops everything."""
+        self.store.shrink(0)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Brings the figures of what is held up to date."""
+        self._stats.cache_bytes = self.store.bytes
+        self._stats.evictions = self.store.evictions
+
+    def _stem(self, branch: Branch) -> _Stem:
+        root = branch.request.node.root.key
+        wanted = branch.prefix[:-1]
+        segment = self.store.segment(root, branch.prompt[:-1])
+        if segment is None:
+            return _Stem(branch, (), wanted)
+        held = [] if segment.kv is None else [segment.kv]
+        done, last = len(branch.prompt) - 1, branch.prompt[-1]
+        for name, own in list(_names(branch))[1:]:
+            ids = (last, *own[:-1])
+            piece = self.store.piece(root, name, ids)
+            if piece is None or piece.kv is None or len(piece.ids) < len(ids):
+                break
+            held.append(piece.kv)
+            done, last = done + len(ids), own[-1]
+        return _Stem(branch, tuple(held), wanted[done:])
+
+    def _gathered(self, stems: Sequence[_Stem]) -> CachedText:
+        """The stems side by side: what is held, right-aligned, and after it what has to be read."""
+        width = max(stem.held_tokens for stem in stems)
+        device = self._backbone.device
+        if not width:
+            return CachedText.read(self._backbone, [stem.missing for stem in stems])
+        like = next(stem.held[0] for stem in stems if stem.held)
+        layers, two, heads, _, size = like.shape
+        kv = like.new_zeros(layers, two, len(stems), heads, width, size)
+        keep = torch.zeros(len(stems), width, dtype=torch.long, device=device)
+        for row, stem in enumerate(stems):
+            if stem.held:
+                first = width - stem.held_tokens
+                torch.cat(stem.held, dim=3, out=kv[:, :, row, :, first:])
+                keep[row, first:] = 1
+        cache = self._backbone.new_cache()
+        for layer in range(layers):
+            cache.update(kv[layer, 0], kv[layer, 1], layer)
+        text = CachedText(self._backbone, keep, cache)
+        if any(stem.missing for stem in stems):
+            ids, new = left_padded([stem.missing for stem in stems], device)
+            text.feed(self._backbone.embed(ids), new)
+        return text
+
+    def _park_prompts(self, text: CachedText, stems: Sequence[_Stem]) -> None:
+        for row, stem in enumerate(stems):
+            prompt, root = stem.branch.prompt, stem.branch.request.node.root.key
+            if stem.held or self.store.segment(root, prompt[:-1]) is not None:
+                continue
+            kv = None
+            if len(prompt) > 1:
+                whole = _row(text.cache, row)
+                first = whole.shape[3] - len(stem.missing)
+                kv = whole[:, :, :, first : first + len(prompt) - 1].clone()
+            self.store.put_segment(root, prompt[:-1], Segment(kv, len(prompt) - 1))
+        self._tell()
+
+
+def _stem_name(branch: Branch) -> tuple[int, str]:
+    """What branches of one stem have in common: their node, and the forced text."""
+    return id(branch.request.node), branch.request.forced
+
+
+def _row(cache: Any, row: int) -> Tensor:
+    """Keys and values of one row, `[layers, 2, kv_heads, tokens, head_dim]`."""
+    return torch.stack([torch.stack([layer.keys[row], layer.values[row]]) for layer in cache.layers])
+
+
+def _names(branch: Branch) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Names and own tokens of the prompt and of the steps of the path; steps of no tokens are left out."""
+    name = chain_key(0, branch.prompt[:-1], _KIND)
+    yield name, branch.prompt[:-1]
+    for step in branch.request.node.steps:
+        if step.token_ids:
+            name = chain_key(name, step.token_ids, _KIND)
+            yield name, step.token_ids

@@ -19,9 +19,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .blocks import token_logprobs
 from .model import QuietSTaR
-from .thoughts import Talk, Thoughts
+from .thoughts import Talk, Thoughts, token_logprobs
 
 Baseline: TypeAlias = Literal["mean", "leave_one_out", "base"]
 

@@ -9,16 +9,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from inferscale._evaluating import evaluating
-from inferscale.generators.sampling import Sampler
+from inferscale._compat import evaluating
+from inferscale.runtime.sampling import Sampler
 
 from .backbone import Backbone
-from .blocks import read, talk_about, think_about, thinking_positions
 from .head import ThoughtMixingHead
-from .scoring import score_text
-from .selfcheck import ParallelCheck, check_parallel
+from .parallel import ParallelCheck, check_parallel
 from .streams import row_keys, thought_numbers
-from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, mean_of_thoughts
+from .thoughts import (
+    QuietSTaROutput,
+    Talk,
+    TextScores,
+    Thoughts,
+    mean_of_thoughts,
+    read,
+    score_text,
+    talk_about,
+    think_about,
+    thinking_positions,
+)
 
 _UNLIKELY = 200.0  # nats below the likeliest token: probability 0 in float32
 

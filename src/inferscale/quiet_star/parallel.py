@@ -1,16 +1,118 @@
-"""Thoughts from many positions at once: through one mask, or folded into the batch; `selfcheck` decides which."""
+"""Thoughts from many positions at once: through one mask, or folded into the batch; `selfcheck` decides which.
+
+Text sees text before it. A thought of position j sees the text up to j and its own earlier tokens, nothing else: text
+never sees a thought, and thoughts of different positions never see each other.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from . import cache as caches
-from .backbone import Backbone, positions_of
-from .masks import Slots, additive, block_mask, thought_mask
+from inferscale._compat import evaluating
+
+from .backbone import FULL_PRECISION, Backbone, UnsupportedModelError, positions_of, rollback, select_rows
+
+_TEXT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Tokens in one long row, text or thought.
+
+    Attributes:
+        owner: Which thought a token belongs to, -1 for text; int64 `[n]`.
+        anchor: Index in the text: its own for text, that of the thinking position for a thought; int64 `[n]`.
+        step: Place in the thought, from 0; 0 for text; int64 `[n]`.
+    """
+
+    owner: Tensor
+    anchor: Tensor
+    step: Tensor
+
+    @classmethod
+    def text(cls, length: int, device: torch.device) -> Slots:
+        """A text of `length` tokens."""
+        index = torch.arange(length, device=device)
+        return cls(torch.full_like(index, _TEXT), index, torch.zeros_like(index))
+
+    @classmethod
+    def thoughts(cls, positions: Tensor, first: int, steps: int) -> Slots:
+        """Tokens `first` to ``first + steps - 1`` of a thought at each of `positions`, one thought after another."""
+        owner = torch.arange(len(positions), device=positions.device)
+        step = torch.arange(first, first + steps, device=positions.device)
+        return cls(owner.repeat_interleave(steps), positions.repeat_interleave(steps), step.repeat(len(positions)))
+
+    def __add__(self, other: Slots) -> Slots:
+        """These tokens, then the others."""
+        return Slots(
+            torch.cat([self.owner, other.owner]),
+            torch.cat([self.anchor, other.anchor]),
+            torch.cat([self.step, other.step]),
+        )
+
+    @property
+    def place(self) -> Tensor:
+        """How many tokens the row would hold before this one if only its own thought were there, `[n]`."""
+        return self.anchor + (self.owner >= 0) * (1 + self.step)
+
+
+def sees(query: Slots, key: Slots, q: Tensor, k: Tensor, window: int | None) -> Tensor:
+    """Whether query number `q` sees key number `k` (broadcast), padding aside."""
+    text = (key.owner[k] == _TEXT) & (key.anchor[k] <= query.anchor[q])
+    own = (key.owner[k] == query.owner[q]) & (query.owner[q] >= 0) & (key.step[k] <= query.step[q])
+    visible = text | own
+    return visible if window is None else visible & (query.place[q] - key.place[k] < window)
+
+
+def thought_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int | None = None) -> Tensor:
+    """The mask as one tensor of bools, `[rows or 1, 1, queries, keys]`; true where a query sees a key.
+
+    Args:
+        query: The new tokens.
+        key: All tokens in the order of the cache, the new ones last.
+        keep: Which text tokens are not padding, bool `[rows, text]`; ``None`` for all. The text is first in `key`.
+        window: Positions that a query sees, itself included; ``None`` for all.
+    """
+    q = torch.arange(len(query.owner), device=query.owner.device)[:, None]
+    k = torch.arange(len(key.owner), device=query.owner.device)[None]
+    visible = sees(query, key, q, k, window)[None, None]
+    if keep is None:
+        return visible
+    kept = torch.nn.functional.pad(keep, (0, len(key.owner) - keep.shape[1]), value=True)
+    # A padded text token still sees itself, so that no row is empty: a NaN would survive a weight of 0.
+    itself = (key.owner[k] == query.owner[q]) & (key.place[k] == query.place[q])
+    return (visible & kept[:, None, None]) | itself
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as numbers to add to attention scores: 0 where visible, the least finite number elsewhere.
+
+    Eager attention adds whatever it is given: a mask of bools would be silently wrong there.
+    """
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def block_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int | None = None) -> Any:
+    """The same visibility for FlexAttention, a ``BlockMask``: blocks that nobody sees are never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    text = 0 if keep is None else keep.shape[1]
+
+    def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = sees(query, key, q, k, window)
+        if keep is None:
+            return seen
+        kept = (k >= text) | keep[batch, k.clamp(max=text - 1)]
+        return (seen & kept) | ((key.owner[k] == query.owner[q]) & (key.place[k] == query.place[q]))
+
+    rows = None if keep is None else keep.shape[0]
+    return create_block_mask(visible, rows, None, len(query.owner), len(key.owner), device=query.owner.device)
+
 
 Way: TypeAlias = Literal["mask", "mask_by_kind", "fold"]
 """How thoughts run in parallel: one 4D mask, one for each kind of layer, or every thought as a row of the batch."""
@@ -38,7 +140,7 @@ class TextPass:
             return self
         rows = torch.arange(len(self.embeds), device=self.embeds.device).repeat_interleave(times)
         if self.cache is not None:
-            caches.select_rows(self.cache, rows)
+            select_rows(self.cache, rows)
         keep = None if self.keep is None else self.keep[rows]
         return TextPass(self.embeds[rows], keep, self.hidden[rows], self.cache)
 
@@ -93,7 +195,7 @@ class MaskedSession:
     def close(self) -> None:
         """Takes the thoughts out of the text's cache."""
         if self._text.cache is not None:
-            caches.rollback(self._text.cache, self._length * len(self._positions))
+            rollback(self._text.cache, self._length * len(self._positions))
 
     def _without_cache(self) -> Tensor:
         slots = Slots.text(self._text.embeds.shape[1], self._text.embeds.device)
@@ -169,3 +271,108 @@ def open_session(backbone: Backbone, text: TextPass, positions: Tensor, way: Way
     if way == "fold":
         return FoldedSession(backbone, text, positions, max_rows)
     return MaskedSession(backbone, text, positions, way)
+
+
+_PROBE_ERRORS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class ParallelCheck:
+    """What the self-check found.
+
+    Attributes:
+        way: The way that is used.
+        errors: For each way that was tried, the greatest error of a hidden state against thinking at one position at
+            a time, in standard deviations; or what it raised.
+    """
+
+    way: Way
+    errors: dict[str, float | str] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def check_parallel(backbone: Backbone, wanted: Literal["auto", "mask", "fold"] = "auto") -> ParallelCheck:
+    """The first way that agrees with thinking at one position at a time, tried on this very model.
+
+    A mask that a model does not understand is mostly ignored in silence, so that no list of families can be trusted.
+    Windows longer than the handful of tokens that are tried are taken from the configuration.
+
+    Args:
+        backbone: The model.
+        wanted: ``"mask"`` or ``"fold"`` allow that way alone.
+
+    Raises:
+        UnsupportedModelError: If no allowed way agrees.
+    """
+    errors: dict[str, float | str] = {}
+    tolerance = 1e-3 if backbone.dtype in FULL_PRECISION else 0.25
+    with evaluating(backbone.model), torch.autocast(backbone.device.type, enabled=False):
+        trial = _Trial(backbone)
+        for way in _candidates(backbone, wanted):
+            error = errors[way] = trial.error(way)
+            if isinstance(error, float) and error < tolerance:
+                if way == "fold" and wanted == "auto":
+                    _warn_fold(backbone, errors)
+                return ParallelCheck(way, errors)
+    raise UnsupportedModelError(
+        f"parallel thoughts disagree with single ones for {type(backbone.model).__name__} under "
+        f"{backbone.attention!r} attention ({errors}): load it with attn_implementation='sdpa' or 'eager'"
+        + (", or allow parallel='auto'" if wanted != "auto" else "")
+    )
+
+
+def _candidates(backbone: Backbone, wanted: str) -> list[Way]:
+    ways: list[Way] = []
+    if wanted != "fold" and backbone.attention_only and backbone.takes_positions:
+        ways = ["mask_by_kind", "mask"] if len(backbone.kinds) > 1 else ["mask", "mask_by_kind"]
+        if not backbone.kinds:
+            ways = ["mask"]
+    return ways + (["fold"] if wanted != "mask" else [])
+
+
+def _warn_fold(backbone: Backbone, errors: dict[str, float | str]) -> None:
+    found = "; ".join(f"{way}: {error}" for way, error in errors.items() if way != "fold")
+    warnings.warn(
+        f"{type(backbone.model).__name__} under {backbone.attention!r} attention cannot run parallel thoughts through "
+        f"a mask ({found or 'not pure attention with explicit positions'}): every thought becomes a row of the batch, "
+        "which reads its text again. Pass parallel='fold' to say that you know",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+class _Trial:
+    """Two texts of five tokens, thoughts of three tokens at every position, and the truth about them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        size, device = backbone.vocabulary, backbone.device
+        self._ids = (torch.arange(10, device=device).reshape(2, 5) * 13 + 3) % size
+        self._thought_ids = (torch.arange(30, device=device).reshape(2, 5, 3) * 29 + 11) % size
+        self._truth = self._one_by_one()
+
+    def error(self, way: Way) -> float | str:
+        """Greatest difference from the truth in standard deviations, or what was raised."""
+        try:
+            found = self._run(way)
+        except _PROBE_ERRORS as error:
+            return f"{type(error).__name__}: {error}"[:200]
+        worst = (found.double() - self._truth).abs().max() / self._truth.std()
+        return float(worst) if bool(torch.isfinite(worst)) else "not finite"
+
+    def _run(self, way: Way) -> Tensor:
+        backbone = self._backbone
+        text = read_text(backbone, backbone.embed(self._ids), None, way)
+        session = open_session(backbone, text, torch.arange(5, device=self._ids.device), way, max_rows=10)
+        embeds = backbone.embed(self._thought_ids)
+        first = session.feed(embeds[:, :, :1])
+        rest = session.feed(embeds[:, :, 1:])
+        session.close()
+        return torch.cat([first, rest], dim=2)
+
+    def _one_by_one(self) -> Tensor:
+        columns = []
+        for position in range(5):
+            ids = torch.cat([self._ids[:, : position + 1], self._thought_ids[:, position]], dim=1)
+            columns.append(self._backbone.states(self._backbone.embed(ids))[:, -3:])
+        return torch.stack(columns, dim=1).double()

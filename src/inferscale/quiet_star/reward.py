@@ -10,16 +10,15 @@ import torch
 
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
-from inferscale.flops.formulas import forward_flops
-from inferscale.generators.charges import Charges
-from inferscale.generators.prompts import PromptFormat
-from inferscale.generators.sampling import Sampler
+from inferscale.flops.spec import forward_flops
+from inferscale.runtime.charges import Charges
+from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node
 
-from .blocks import thinking_positions
 from .model import QuietSTaR
-from .scoring import score_text
 from .streams import thought_numbers
+from .thoughts import score_text, thinking_positions
 
 
 class ThoughtUtility(ProcessRewardModel):

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inferscale.generators.branch import Branch
-from inferscale.generators.sampling import uniforms
+from inferscale.runtime.branch import Branch
+from inferscale.runtime.sampling import uniforms
 from inferscale.tree import branch_key
 
 STRIDE = 1 << 16

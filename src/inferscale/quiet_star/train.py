@@ -1,25 +1,429 @@
 """Training thoughts, from Python or from the command line.
 
-python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 200
+``python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 200``
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
+from torch import Tensor
 
-from .data import read_texts, span_batches, task_batches
-from .loop import StepReport, batch_loss, term_norms, train
-from .losses import PUBLISHED_OBJECTIVE, Objective
+from inferscale.runtime.sampling import uniforms
+from inferscale.tree import branch_key
+
+from .losses import PUBLISHED_OBJECTIVE, LossTerms, Objective, quiet_star_loss
 from .model import QuietSTaR
-from .recipe import Batch, Recipe
-from .run import Run, load_checkpoint, param_groups, save_checkpoint, start
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Hyperparameters of training; each default is the published one unless said.
+
+    Attributes:
+        objective: Those of the loss.
+        lr: Peak learning rate of the base (published: 1e-6).
+        head_lr_scale: Times `lr` for the mixing head (published: 1).
+        embedding_lr_scale: Times `lr` for start and end (published: 100, by storing them divided by 100).
+        weight_decay: Of AdamW (published: 0.001); start and end have none.
+        warmup_steps: Steps of linear warm-up (published: 20).
+        decay_steps: Steps over which the rate then falls to 0 (published: 100,000).
+        steps: Steps taken (published: 100).
+        accumulation: Batches of one step (published: 2, of 4 sequences with 2 thoughts each).
+        max_grad_norm: Clips the gradient of the base and that of head, start and end, each by its own norm
+            (published: 1, of all together).
+        freeze_base: Train head, start and end alone.
+        precision: ``"bfloat16"`` runs the model in half precision; the weights stay in float32 either way.
+        seed: Names the streams of thoughts.
+    """
+
+    objective: Objective = field(default_factory=Objective)
+    lr: float = 1e-6
+    head_lr_scale: float = 1.0
+    embedding_lr_scale: float = 100.0
+    weight_decay: float = 1e-3
+    warmup_steps: int = 20
+    decay_steps: int = 100_000
+    steps: int = 100
+    accumulation: int = 2
+    max_grad_norm: float = 1.0
+    freeze_base: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses settings that train nothing, or not as they say."""
+        for name, value, least in (
+            ("accumulation", self.accumulation, 1),
+            ("decay_steps", self.decay_steps, 1),
+            ("warmup_steps", self.warmup_steps, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}={value}: give at least {least}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm={self.max_grad_norm}: give a positive number")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision={self.precision!r}: choose "float32" or "bfloat16"')
+
+    def lr_factor(self, step: int) -> float:
+        """Times the peak learning rate at a step, counted from 0."""
+        warm = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return warm * max(1.0 - max(step - self.warmup_steps, 0) / self.decay_steps, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Texts to think about.
+
+    Attributes:
+        input_ids: `[batch, text]`.
+        attention_mask: 1 for text and 0 for padding, `[batch, text]`; ``None`` for no padding.
+        in_loss: Which tokens count as targets, bool `[batch, text]`; ``None`` for all.
+        positions: Indices of the tokens to think after, `[positions]`; ``None`` for all that have room.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    in_loss: Tensor | None = None
+    positions: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        given = (self.input_ids, self.attention_mask, self.in_loss, self.positions)
+        ids, *rest = (None if item is None else item.to(device) for item in given)
+        assert ids is not None
+        return Batch(ids, *rest)
+
+
+def task_batches(batch_size: int, talk_length: int, seed: int = 0, level: int | None = None) -> Callable[[int], Batch]:
+    """Batches of fresh problems of the embedded task with their reference solutions; only solutions count.
+
+    Args:
+        batch_size: Problems in a batch.
+        talk_length: Look-ahead of the loss, for the positions to think at.
+        seed: Names the stream of problems.
+        level: Of the task, 1 to 5; by default all of them in turn.
+    """
+    from inferscale.zoo import task
+    from inferscale.zoo.tokenizer import BOS, EOS, encode
+
+    def batch_of(number: int) -> Batch:
+        problems = task.generate(batch_size, seed=(seed << 24) + number, level=level, split="train")
+        rows = []
+        for problem in problems:
+            prompt, solution = [BOS, *encode(problem.prompt)], [*encode(task.solution(problem.prompt)), EOS]
+            rows.append((prompt, solution))
+        return _aligned(rows, talk_length)
+
+    return batch_of
+
+
+def _aligned(rows: Sequence[tuple[list[int], list[int]]], talk_length: int) -> Batch:
+    """Prompts padded on the left and solutions on the right, so that all rows think at the same columns."""
+    before, after = max(len(p) for p, _ in rows), max(len(s) for _, s in rows)
+    ids, mask, target = (torch.zeros(len(rows), before + after, dtype=torch.long) for _ in range(3))
+    for row, (prompt, solution) in enumerate(rows):
+        first, last = before - len(prompt), before + len(solution)
+        ids[row, first:last] = torch.tensor(prompt + solution)
+        mask[row, first:last] = 1
+        target[row, before:last] = 1
+    positions = torch.arange(before - 1, before + after - talk_length)
+    return Batch(ids, mask, target.bool(), positions)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file: the ``"text"`` of each line of a ``.jsonl``, or the paragraphs of anything else.
+
+    Raises:
+        ValueError: If there are none, or a line of a ``.jsonl`` has none.
+    """
+    content = path.read_text(encoding="utf-8")
+    if path.suffix == ".jsonl":
+        texts = [_text_of(line, path) for line in content.splitlines() if line.strip()]
+    else:
+        texts = [part.strip() for part in content.split("\n\n") if part.strip()]
+    if not texts:
+        raise ValueError(f"{path} holds no texts: give a .jsonl file with a 'text' in each line, or paragraphs")
+    return texts
+
+
+def _text_of(line: str, path: Path) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} has a line that is no JSON, {line[:40]!r}: {error}") from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f"{path} has a line without a 'text', {line[:40]!r}: every line needs one")
+    return text
+
+
+def span_batches(
+    texts: Sequence[str], tokenizer: Any, batch_size: int = 4, span: int = 256, seed: int = 0
+) -> Callable[[int], Batch]:
+    """Batches of random spans of texts, as in the released script: 4 spans of 256 tokens.
+
+    Args:
+        texts: Documents; those shorter than a span are left out.
+        tokenizer: Gives the ids.
+        batch_size: Spans in a batch.
+        span: Tokens of a span.
+        seed: Names the stream of spans.
+
+    Raises:
+        ValueError: If no text is long enough.
+    """
+    encoded = [ids for ids in (tokenizer(text)["input_ids"] for text in texts) if len(ids) >= span]
+    if not encoded:
+        raise ValueError(f"none of the {len(texts)} texts has {span} tokens: lower the span")
+
+    def batch_of(number: int) -> Batch:
+        draws = uniforms([((seed << 32) + number) % 2**64], torch.arange(2 * batch_size).numpy().astype("uint64"))
+        rows = []
+        for which, where in draws.reshape(batch_size, 2).tolist():
+            ids = encoded[int(which * len(encoded))]
+            first = int(where * (len(ids) - span + 1))
+            rows.append(ids[first : first + span])
+        return Batch(torch.tensor(rows))
+
+    return batch_of
+
+
+@dataclass
+class Run:
+    """A training run's state: all that a checkpoint holds.
+
+    Attributes:
+        quiet: The model, in float32.
+        recipe: Its numbers.
+        optimizer: AdamW.
+        step: Steps taken.
+    """
+
+    quiet: QuietSTaR
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+
+
+def param_groups(quiet: QuietSTaR, recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer: base, head, start and end, each with its learning rate as ``peak``.
+
+    A factor on the gradient of start and end would do nothing under Adam: they get a learning rate of their own.
+    """
+    base = [parameter for parameter in quiet.model.parameters() if parameter.requires_grad]
+    groups = [
+        (base, recipe.lr, recipe.weight_decay),
+        (list(quiet.head.parameters()), recipe.lr * recipe.head_lr_scale, recipe.weight_decay),
+        ([quiet.start, quiet.end], recipe.lr * recipe.embedding_lr_scale, 0.0),
+    ]
+    return [{"params": params, "lr": lr, "peak": lr, "weight_decay": decay} for params, lr, decay in groups if params]
+
+
+def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
+    """A run at step 0.
+
+    Raises:
+        ValueError: If the weights are not in float32 (in half precision, steps of the published size change almost no
+            weight), or the attention in use has no gradients here.
+    """
+    recipe = Recipe() if recipe is None else recipe
+    wrong = {str(p.dtype) for p in quiet.parameters()} - {"torch.float32", "torch.float64"}
+    if wrong:
+        raise ValueError(
+            f"weights in {', '.join(wrong)} cannot be trained: call quiet.float(), set precision='bfloat16'"
+        )
+    if quiet.backbone.attention == "flex_attention" and quiet.start.device.type == "cpu":
+        raise ValueError("FlexAttention has no gradients on a CPU: load the model with attn_implementation='sdpa'")
+    if recipe.freeze_base:
+        quiet.model.requires_grad_(False)
+    return Run(quiet, recipe, torch.optim.AdamW(param_groups(quiet, recipe), lr=recipe.lr))
+
+
+def save_checkpoint(run: Run, path: Path) -> None:
+    """Writes the whole state; the file appears only when it is complete."""
+    state = {
+        "recipe": json.dumps(asdict(run.recipe)),
+        "step": run.step,
+        "quiet": run.quiet.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(run: Run, path: Path) -> None:
+    """Puts a run into a saved state.
+
+    Raises:
+        ValueError: If the checkpoint was made by another recipe (more `steps` are allowed).
+    """
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=run.quiet.start.device)
+    saved, given = json.loads(state["recipe"]), asdict(run.recipe)
+    changed = {key for key in given if saved.get(key) != given[key]} - {"steps"}
+    if changed:
+        raise ValueError(f"{path} was made by another recipe, {sorted(changed)} differ: start afresh or pass that one")
+    run.quiet.load_state_dict(state["quiet"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.step = state["step"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Figures of one step, means over its batches.
+
+    Attributes:
+        step: Steps taken, this one included.
+        loss: The weighted sum.
+        base: Plain negative log-likelihood, nats a token.
+        talk: The same after thoughts.
+        policy: REINFORCE term, unweighted.
+        reward: Mean reward (nats) of thoughts at places that count.
+        mixing_weight: Mean weight of thoughts.
+        base_norm: Gradient norm of the base before clipping.
+        thought_norm: Gradient norm of head, start and end before clipping.
+        seconds: Wall clock.
+    """
+
+    step: int
+    loss: float
+    base: float
+    talk: float
+    policy: float
+    reward: float
+    mixing_weight: float
+    base_norm: float
+    thought_norm: float
+    seconds: float
+
+
+def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) -> Iterator[StepReport]:
+    """Takes steps and yields a report after each; a function of the step number, so a resumed run is the same run.
+
+    Args:
+        run: The state, changed in place.
+        batch_of: The batch of a number; a step takes ``recipe.accumulation`` of them.
+        until: Stop after this many steps in all; by default ``recipe.steps``.
+
+    Raises:
+        FloatingPointError: If a gradient is not finite; the weights are those before the step.
+    """
+    run.quiet.train()
+    until = run.recipe.steps if until is None else until
+    while run.step < until:
+        started = time.perf_counter()
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["peak"] * run.recipe.lr_factor(run.step)
+        run.optimizer.zero_grad(set_to_none=True)
+        terms = []
+        for number in range(run.step * run.recipe.accumulation, (run.step + 1) * run.recipe.accumulation):
+            found = batch_loss(run.quiet, batch_of(number), run.recipe, number)
+            (found.total / run.recipe.accumulation).backward()  # type: ignore[no-untyped-call]
+            terms.append(found)
+        norms = _clip(run)
+        if not all(map(math.isfinite, norms)):
+            raise FloatingPointError(
+                f"the gradients of step {run.step + 1} are not finite (norms {norms[0]} of the base, {norms[1]} of the "
+                "thoughts): go on from the last checkpoint with a smaller learning rate"
+            )
+        run.optimizer.step()
+        run.step += 1
+        yield _report(run.step, terms, norms, time.perf_counter() - started)
+
+
+def batch_loss(quiet: QuietSTaR, batch: Batch, recipe: Recipe, number: int = 0) -> LossTerms:
+    """Thinks about a batch, without gradients, then the loss of it, with them.
+
+    Args:
+        quiet: The model.
+        batch: Texts.
+        recipe: Hyperparameters.
+        number: Number of the batch; with the recipe's seed it names the streams of thoughts and of dropout.
+    """
+    objective, device = recipe.objective, quiet.start.device
+    batch = batch.to(device)
+    positions = batch.positions
+    if positions is None:
+        positions = torch.arange(max(batch.input_ids.shape[1] - objective.talk_length, 0), device=device)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    with _seeded(device, branch_key(recipe.seed, number)), half:
+        thoughts = quiet.think(
+            batch.input_ids,
+            batch.attention_mask,
+            positions=positions,
+            num_thoughts=objective.num_thoughts,
+            temperature=objective.thought_temperature,
+            seed=(recipe.seed << 32) + number,
+        )
+        return quiet_star_loss(
+            quiet,
+            batch.input_ids,
+            thoughts,
+            objective,
+            attention_mask=batch.attention_mask,
+            in_loss=batch.in_loss,
+        )
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout inside draws from a stream named by `seed`; the global random state is as before afterwards."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed_all(seed)
+        yield
+
+
+def term_norms(quiet: QuietSTaR, terms: LossTerms) -> dict[str, float]:
+    """Gradient norm of each unweighted term over all parameters; call it before the backward pass."""
+    parameters = [p for p in quiet.parameters() if p.requires_grad]
+    norms = {}
+    for name in ("base", "talk", "policy"):
+        term: Tensor = getattr(terms, name)
+        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        norms[name] = float(torch.stack([g.norm() for g in found if g is not None]).norm())
+    return norms
+
+
+def _clip(run: Run) -> tuple[float, float]:
+    """Clips the gradients of the base and of what thoughts add, each by its own norm; the norms before that."""
+    norms = [
+        torch.nn.utils.clip_grad_norm_(params, run.recipe.max_grad_norm)
+        for params in (list(run.quiet.model.parameters()), run.quiet.thought_parameters)
+    ]
+    return float(norms[0]), float(norms[1])
+
+
+def _report(step: int, terms: list[LossTerms], norms: tuple[float, float], seconds: float) -> StepReport:
+    def mean(read: Callable[[LossTerms], Tensor]) -> float:
+        return sum(float(read(found).detach()) for found in terms) / len(terms)
+
+    return StepReport(
+        step=step,
+        loss=mean(lambda found: found.total),
+        base=mean(lambda found: found.base),
+        talk=mean(lambda found: found.talk),
+        policy=mean(lambda found: found.policy),
+        reward=mean(lambda found: found.reward),
+        mixing_weight=mean(lambda found: found.mixing_weight),
+        base_norm=norms[0],
+        thought_norm=norms[1],
+        seconds=seconds,
+    )
+
 
 __all__ = [
     "PUBLISHED_OBJECTIVE",
@@ -129,7 +533,7 @@ def _load(name: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     from inferscale import zoo
-    from inferscale.generators.loading import load_model, load_tokenizer
+    from inferscale.runtime.loading import load_model, load_tokenizer
 
     source = zoo.path(name) if name in {card.name for card in zoo.list()} else name
     base = load_model(source, AutoModelForCausalLM, dtype=torch.float32)

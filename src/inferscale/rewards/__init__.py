@@ -1,20 +1,15 @@
 """Reward models: where scores come from."""
 
-from .cached import CachedReward
-from .calibration import CalibratedReward, IsotonicCalibration, PlattCalibration
-from .combining import EnsembleReward, WeightedReward
-from .diagnosis import Diagnosis, diagnose
+from .calibration import CalibratedReward, Diagnosis, IsotonicCalibration, PlattCalibration, diagnose
+from .combining import CachedReward, EnsembleReward, WeightedReward
 from .formats import FORMATS, StepFormat
 from .functions import CheckerReward, RewardFunction
 from .generative import GenerativeVerifier
 from .huggingface import HFProcessRewardModel
-from .implicit import ImplicitReward
-from .labels import LabelledSolution, read_labelled, write_labelled
-from .likelihood import LikelihoodReward
+from .labels import LabelledSolution, label_by_rollouts, read_labelled, write_labelled
+from .likelihood import ImplicitReward, LikelihoodReward
 from .outcome import HFOutcomeRewardModel
-from .remote import VLLMRewardModel
-from .remote_outcome import SGLangRewardModel, VLLMOutcomeRewardModel
-from .rollouts import label_by_rollouts
+from .remote import SGLangRewardModel, VLLMOutcomeRewardModel, VLLMRewardModel
 from .training import TrainingRecipe, train_process_reward_model
 
 __all__ = [

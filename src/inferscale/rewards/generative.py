@@ -14,15 +14,13 @@ from inferscale.base import RewardModel
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
-from inferscale.generators.charges import Charges
-from inferscale.generators.loading import evaluating
-from inferscale.generators.prompts import PromptFormat
+from inferscale.runtime.charges import Charges
+from inferscale.runtime.loading import evaluating
+from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node, Problem, Step, branch_key
 
-from .heads import read_pair
-from .paths import Part, Path
-from .readers import BatchReader
-from .tokens import TextEncoder
+from .formats import TextEncoder
+from .paths import BatchReader, Part, Path, read_pair
 
 THINK_PRM_PROMPT = (
     "You are given a math problem and a proposed step-by-step solution:\n\n[Math Problem]\n\n{problem}\n\n"

@@ -11,13 +11,13 @@ import torch
 
 from inferscale.base import RewardModel
 from inferscale.cost import Cost
-from inferscale.generators.charges import Charges
-from inferscale.generators.loading import evaluating, load_model, tokenizer_of
-from inferscale.generators.memory import run_in_pieces
-from inferscale.generators.prompts import PromptFormat
+from inferscale.runtime.charges import Charges
+from inferscale.runtime.loading import evaluating, load_model, tokenizer_of
+from inferscale.runtime.memory import run_in_pieces
+from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node
 
-from .readers import padded
+from .paths import padded
 
 _ROWS = 32
 

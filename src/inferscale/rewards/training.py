@@ -1,22 +1,81 @@
-"""Training a process reward model: a token classifier, taught at the ends of labelled steps."""
+"""Training a process reward model: a token classifier, taught at the ends of labelled steps.
+
+From Python, or by ``python -m inferscale.rewards.training MODEL DATA --output FOLDER``, where DATA is a file of
+`inferscale.rewards.write_labelled`: one JSON object a line with ``problem``, ``steps`` and ``labels`` (1 right, 0
+wrong, between for shares of roll-outs, null for not judged).
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor
 from torch.nn import functional
 
-from .formats import TRL
+from inferscale.runtime.loading import CheckpointError, tokenizer_of
+
+from .formats import TRL, PieceEncoder, RunningText
 from .labels import LabelledSolution
-from .layouts import PieceEncoder, RunningText
-from .readers import padded
-from .trainable import with_lora
+from .paths import padded
+
+
+def load_for_training(
+    model: str | os.PathLike[str] | Any, tokenizer: Any = None, *, seed: int = 0, **options: Any
+) -> tuple[Any, Any]:
+    """A token classifier with two labels on a language model's weights, and its tokenizer.
+
+    A model that has such a head already goes on with it; else the head starts at random, and nothing but the head may.
+
+    Args:
+        model: A folder or hub id, or a token classifier, which is used as it is.
+        tokenizer: Its tokenizer; by default the one beside the model.
+        seed: Of the head's first weights.
+        options: Passed on to ``from_pretrained``.
+
+    Raises:
+        CheckpointError: If other weights than the head's are missing.
+    """
+    from transformers import AutoModelForTokenClassification
+
+    if not isinstance(model, str | os.PathLike):
+        return model, tokenizer_of(model, model, tokenizer)
+    local = Path(model).exists()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded, info = AutoModelForTokenClassification.from_pretrained(
+            os.fspath(model), num_labels=2, dtype="float32", output_loading_info=True, local_files_only=local, **options
+        )
+    foreign = sorted(key for key in info["missing_keys"] if not key.startswith(("score.", "classifier.")))
+    if foreign:
+        raise CheckpointError(f"{os.fspath(model)!r} lacks weights beside the head: {', '.join(foreign[:5])}")
+    return loaded, tokenizer_of(loaded, model, tokenizer)
+
+
+def with_lora(model: Any, rank: int) -> Any:
+    """The model with LoRA adapters of this rank in all linear layers; they and the head are trained."""
+    try:
+        from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "lora_rank needs peft: pip install peft, or lora_rank=0 to train all weights"
+        ) from error
+    config = LoraConfig(
+        task_type="TOKEN_CLS",
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        modules_to_save=["score"],
+    )
+    return get_peft_model(model, config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +241,72 @@ def _batches(examples: Sequence[Example], recipe: TrainingRecipe) -> Iterator[li
 
 def _cuda_devices(model: Any) -> list[int]:
     return [model.device.index or 0] if model.device.type == "cuda" else []
+
+
+app = typer.Typer(add_completion=False)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="a language model or token classifier: a folder or a hub id")],
+    data: Annotated[list[Path], typer.Argument(help="files of labelled solutions")],
+    output: Annotated[Path, typer.Option(help="where the trained model goes")],
+    separator: Annotated[str, typer.Option(help="text that ends every step")] = "\n",
+    epochs: Annotated[int, typer.Option(help="passes over the data")] = 1,
+    batch_size: Annotated[int, typer.Option(help="solutions for each update")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="highest rate of AdamW")] = 1e-5,
+    max_tokens: Annotated[int, typer.Option(help="longer solutions are cut")] = 2048,
+    lora_rank: Annotated[int, typer.Option(help="rank of LoRA adapters (needs peft); 0 trains all weights")] = 0,
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.99, help="share of the problems that is measured on, not trained on")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="of the head, the order and the held-out problems")] = 0,
+    device: Annotated[str, typer.Option(help="where to run")] = "cpu",
+    every: Annotated[int, typer.Option(min=1, help="updates between reports")] = 20,
+) -> None:
+    """Trains a token classifier at step ends, measures it on held-out problems, and writes it."""
+    from .calibration import diagnose
+    from .huggingface import HFProcessRewardModel
+    from .labels import read_labelled
+
+    solutions = [item for path in data for item in read_labelled(path)]
+    prompts = sorted({item.problem.prompt for item in solutions})
+    random.Random(seed).shuffle(prompts)
+    kept = set(prompts[int(held_out * len(prompts)) :])
+    recipe = TrainingRecipe(
+        separator=separator,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        max_tokens=max_tokens,
+        lora_rank=lora_rank,
+        seed=seed,
+    )
+    classifier, tokenizer = load_for_training(model, seed=seed)
+    taught = [item for item in solutions if item.problem.prompt in kept]
+    measured = [item for item in solutions if item.problem.prompt not in kept]
+    _say(f"{len(taught)} solutions to train on, {len(measured)} held out")
+
+    def report(number: int, total: int, loss: float) -> None:
+        if number % every == 0 or number == total:
+            _say(f"update {number} of {total}  loss {loss:.4f}")
+
+    trained = train_process_reward_model(classifier.to(device), tokenizer, taught, recipe, report)
+    trained.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    _say(f"wrote {output}")
+    if measured:
+        found = diagnose(HFProcessRewardModel.from_pretrained(output, device=device, check=False), measured)
+        _say(
+            f"held out: same-step first-error AUC {found.first_error_auc}, "
+            f"calibration error {found.calibration_error}, Brier {found.brier}"
+        )
+
+
+if __name__ == "__main__":
+    app()

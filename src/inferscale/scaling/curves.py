@@ -1,24 +1,326 @@
-"""Accuracy against compute: curves of strategies, from one run each."""
+"""Accuracy against compute: points and curves of strategies, and what is best at each budget."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from inferscale.aggregators import SameAnswer
+from inferscale.aggregators import SameAnswer, group_answers
 from inferscale.answers import extract_answer as default_extract_answer
 from inferscale.answers import same_answer
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
-from inferscale.engine import solve_batch
+from inferscale.engine.result import SearchResult
+from inferscale.engine.solver import solve_batch
 from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
-from inferscale.result import SearchResult
-from inferscale.tree import Problem
+from inferscale.tree import Problem, Step
 
-from .names import is_sampling, short_name
-from .points import SCORED_VOTES, VOTES, CurvePoint, Evidence, Floats, Vote, gather_evidence, point
+_SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions",
+                    "max_samples"})  # fmt: skip
+
+
+def is_sampling(strategy: SearchStrategy | str) -> bool:
+    """Whether a strategy draws independent samples, so that a part of them is a smaller run."""
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    return name.split("(")[0] == "RepeatedSampling"
+
+
+def short_name(strategy: SearchStrategy) -> str:
+    """The strategy without its number of samples and without options that have their default values.
+
+    ``REBASE(width=16)`` and ``REBASE(width=4)`` are points of one curve, ``REBASE``;
+    ``REBASE(softmax_temperature=0.2)`` is another one.
+    """
+    options = [
+        f"{option.name}={getattr(strategy, option.name)!r}"
+        for option in fields(strategy)  # type: ignore[arg-type]
+        if option.init and option.name not in _SIZES and getattr(strategy, option.name) != option.default
+    ]
+    return type(strategy).__name__ + (f"({', '.join(options)})" if options else "")
+
+
+Floats: TypeAlias = NDArray[np.float64]
+Vote: TypeAlias = Literal["majority", "weighted", "best-of-n", "coverage"]
+VOTES: tuple[Vote, ...] = ("majority", "weighted", "best-of-n", "coverage")
+SCORED_VOTES = ("weighted", "best-of-n")
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Accuracy and cost of one strategy, with one vote, at one number of samples; costs are means over problems.
+
+    Attributes:
+        strategy: The strategy, without its number of samples.
+        vote: ``"majority"`` (tied answers share the credit), ``"weighted"``, ``"best-of-n"``, or ``"coverage"``
+            (any sample is right: an upper bound, not a method).
+        n: Samples, or leaves of the search.
+        accuracy: Share of problems answered right.
+        standard_error: Of the accuracy, over problems.
+        problems: Number of problems.
+        tokens: Sampled tokens of a problem, pruned branches included.
+        generator_flops: FLOPs of the policy, prompt included once.
+        reward_flops: FLOPs of the reward model; 0 for a vote over samples that reads no score.
+        seconds: Time in the models.
+        memory_bytes: Most memory of the run, if it was measured.
+        model: Name of the policy.
+        parameters: Its size, for fits of the optimal size.
+        per_problem: Expected correctness of each problem, in their order; for paired comparisons.
+    """
+
+    strategy: str
+    vote: Vote
+    n: int
+    accuracy: float
+    standard_error: float
+    problems: int
+    tokens: float
+    generator_flops: float
+    reward_flops: float
+    seconds: float
+    memory_bytes: int | None = None
+    model: str = ""
+    parameters: int | None = None
+    per_problem: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of policy and reward model together."""
+        return self.generator_flops + self.reward_flops
+
+    @property
+    def error(self) -> float:
+        """Share of problems answered wrong."""
+        return 1.0 - self.accuracy
+
+    @property
+    def method(self) -> str:
+        """Model and strategy."""
+        return ", ".join(part for part in (self.model, self.strategy) if part)
+
+    @property
+    def name(self) -> str:
+        """Model, strategy and vote: points of one name are one curve."""
+        return f"{self.method}, {self.vote}"
+
+    def row(self) -> dict[str, Any]:
+        """Plain data for tables, without the numbers of single problems."""
+        kept = (f.name for f in fields(self) if f.name != "per_problem")
+        return {**{name: getattr(self, name) for name in kept}, "flops": self.flops}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one search found for one problem.
+
+    Attributes:
+        ids: `[N]`, answers as numbers, -1 for an abstention.
+        correct: `[N]`, 0 or 1.
+        scores: `[N]`, or ``None`` if a trajectory with an answer has none.
+        shared: Cost paid once, whatever the number of samples: tokens 0, generator FLOPs of the prompt.
+        each: Cost of one sample on average: tokens, generator FLOPs, reward FLOPs, seconds.
+    """
+
+    ids: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    scores: Floats | None
+    shared: Floats
+    each: Floats
+
+    @property
+    def size(self) -> int:
+        """Number of samples N."""
+        return len(self.ids)
+
+
+def gather_evidence(
+    results: Sequence[SearchResult],
+    grade: SameAnswer = same_answer,
+    correct: Sequence[Sequence[bool]] | None = None,
+) -> list[Evidence]:
+    """The evidence of each result.
+
+    Args:
+        results: Searches of problems with gold answers.
+        grade: Tells whether two answers are the same; joins the answers of a vote too.
+        correct: Whether each trajectory is right, if that is known (as in the records of a run).
+
+    Raises:
+        ValueError: If a problem has no gold answer.
+    """
+    predicate = None if grade is same_answer else grade
+    return [
+        _evidence(result, grade, predicate, None if correct is None else correct[index])
+        for index, result in enumerate(results)
+    ]
+
+
+def point(values: Floats, cost: Floats, strategy: str, vote: Vote, n: int, charged: bool, **about: Any) -> CurvePoint:
+    """The point of per-problem values `[P]` and costs `[P, 4]` (tokens, generator and reward FLOPs, seconds)."""
+    tokens, generator, reward, seconds = cost.mean(axis=0).tolist()
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return CurvePoint(
+        strategy, vote, n, float(values.mean()), error, len(values), tokens, generator, reward if charged else 0.0,
+        seconds, per_problem=tuple(values.tolist()), **about,
+    )  # fmt: skip
+
+
+def _evidence(
+    result: SearchResult, grade: SameAnswer, predicate: Callable[[str, str], bool] | None, known: Sequence[bool] | None
+) -> Evidence:
+    answers = [trajectory.answer for trajectory in result.trajectories]
+    gold = result.problem.answer
+    if gold is None:
+        raise ValueError(f"{result.problem.id or result.problem.prompt[:60]!r} has no gold answer to grade with")
+    ids = np.full(len(answers), -1, dtype=np.int64)
+    for number, group in enumerate(group_answers(answers, predicate)):
+        ids[group] = number
+    if known is None:
+        verdicts = {answer: grade(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
+        known = [answer is not None and verdicts[answer] for answer in answers]
+    if len(known) != len(answers):
+        raise ValueError(f"{len(known)} verdicts for {len(answers)} trajectories of {result.problem.prompt[:60]!r}")
+    given = [t.score for t in result.trajectories]
+    missing = any(score is None for score, answer in zip(given, answers, strict=True) if answer is not None)
+    scores = None if missing else np.asarray([0.0 if score is None else score for score in given])
+    shared, each = _costs(result)
+    return Evidence(ids, np.asarray(known, dtype=np.int64), scores, shared, each)
+
+
+def _costs(result: SearchResult) -> tuple[Floats, Floats]:
+    cost, count = result.cost, max(len(result.trajectories), 1)
+    prompt = _prompt_flops([child.step for child in result.root.children if child.step is not None])
+    shared = np.asarray([0.0, prompt, 0.0, 0.0])
+    total = np.asarray([cost.tokens, cost.generator_flops, cost.reward_flops, cost.seconds], dtype=np.float64)
+    return shared, (total - shared) / count
+
+
+def _prompt_flops(samples: Sequence[Step]) -> float:
+    """FLOPs of reading the prompt: what the samples that were charged with it cost beyond the others, by token."""
+    free = [step for step in samples if not step.prompt_tokens and step.generated_tokens]
+    if not free:
+        return 0.0
+    per_token = sum(step.flops for step in free) / sum(step.generated_tokens for step in free)
+    paid = [step for step in samples if step.prompt_tokens]
+    return max(0.0, float(sum(step.flops - per_token * step.generated_tokens for step in paid)))
+
+
+CostName: TypeAlias = Literal["flops", "generator_flops", "reward_flops", "tokens", "seconds"]
+
+
+def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> list[CurvePoint]:
+    """Points that no other point beats (as accurate and cheaper, or better and no dearer), cheapest first.
+
+    Coverage is no method and is left out. Of equal points the first one counts.
+
+    Args:
+        points: Points of any strategies and models on the same problems.
+        cost: What counts as cost. ``"generator_flops"`` leaves the reward model out, as the figures of Wu et al.
+            do: a search that scores its steps then looks cheaper than it is.
+    """
+    methods = [p for p in points if p.vote != "coverage"]
+    frontier: list[CurvePoint] = []
+    for candidate in sorted(methods, key=lambda p: (getattr(p, cost), -p.accuracy)):
+        if not frontier or candidate.accuracy > frontier[-1].accuracy:
+            frontier.append(candidate)
+    return frontier
+
+
+def compute_optimal(points: Iterable[CurvePoint], budget: float, cost: CostName = "flops") -> CurvePoint | None:
+    """The most accurate method whose cost is at most `budget`, the cheapest of equals; ``None`` if all cost more."""
+    affordable = [p for p in pareto_frontier(points, cost) if getattr(p, cost) <= budget]
+    return affordable[-1] if affordable else None
+
+
+@dataclass(frozen=True)
+class SizeFit:
+    """``log10 C = a * log10 N + b``: the compute C from which on a model of N parameters is the best one.
+
+    Wu et al. 2024 (arXiv:2408.00724) give a = 1.19 and b = 2.03 for Pythia on GSM8K.
+
+    Attributes:
+        a: Slope.
+        b: Intercept.
+        points: Number of fitted points.
+        sizes: Number of different sizes among them.
+    """
+
+    a: float
+    b: float
+    points: int
+    sizes: int
+
+    def compute(self, parameters: ArrayLike) -> NDArray[np.float64]:
+        """FLOPs of a problem at which models of these sizes are optimal."""
+        return np.asarray(10 ** (self.a * np.log10(np.asarray(parameters, dtype=np.float64)) + self.b))
+
+    def size(self, flops: ArrayLike) -> NDArray[np.float64]:
+        """Optimal number of parameters at a budget of FLOPs."""
+        return np.asarray(10 ** ((np.log10(np.asarray(flops, dtype=np.float64)) - self.b) / self.a))
+
+
+def fit_optimal_size(points: Iterable[CurvePoint], cost: CostName = "flops") -> SizeFit:
+    """Least squares over the points of the Pareto frontier: log10 of their cost on log10 of their model's size.
+
+    Args:
+        points: Points with `parameters`, of models of one family.
+        cost: What counts as cost.
+
+    Raises:
+        ValueError: If a point does not say its size, or fewer than two sizes reach the frontier.
+    """
+    frontier = pareto_frontier(points, cost)
+    missing = [p.name for p in frontier if p.parameters is None]
+    if missing:
+        raise ValueError(f"the point {missing[0]!r} does not say its model's size: give parameters=...")
+    sizes = np.asarray([float(p.parameters or 0) for p in frontier])
+    return fit_size(sizes, [getattr(p, cost) for p in frontier])
+
+
+def fit_size(parameters: ArrayLike, flops: ArrayLike) -> SizeFit:
+    """The line through pairs of model size and the compute at which that size is best.
+
+    Raises:
+        ValueError: If there are fewer than two different sizes, or a size or cost is not above 0.
+    """
+    sizes, compute = np.asarray(parameters, dtype=np.float64), np.asarray(flops, dtype=np.float64)
+    if not ((sizes > 0).all() and (compute > 0).all()):
+        raise ValueError("a fit needs sizes and costs above 0: what ran on a server has no FLOPs, choose another cost")
+    different = len(set(sizes.tolist()))
+    if different < 2:
+        raise ValueError(f"a fit needs at least two model sizes on the frontier, got {different}: measure more budgets")
+    a, b = np.polyfit(np.log10(sizes), np.log10(compute), 1)
+    return SizeFit(float(a), float(b), len(sizes), different)
+
+
+def cost_ratio(
+    points: Sequence[CurvePoint],
+    better: Callable[[CurvePoint], bool],
+    baseline: Callable[[CurvePoint], bool],
+    cost: CostName = "flops",
+) -> float | None:
+    """How many times less `better` needs to be as accurate as `baseline` ever gets; ``None`` if it never is.
+
+    This is the figure of table 1 of Wu et al.: the cheapest point of the one at or above the best of the other.
+
+    Raises:
+        ValueError: If the points hold no baseline, or one that reaches it costs nothing.
+    """
+    known = [p for p in points if baseline(p)]
+    if not known:
+        raise ValueError("no point belongs to the baseline")
+    target = min(known, key=lambda p: (-p.accuracy, getattr(p, cost)))
+    reached = [getattr(p, cost) for p in points if better(p) and p.accuracy >= target.accuracy]
+    if not reached:
+        return None
+    if min(reached) <= 0:
+        raise ValueError(f"a point has a {cost} of 0: what ran on a server has no FLOPs, choose another cost")
+    return float(getattr(target, cost) / min(reached))
+
 
 _SUBSETS = 200  # of the weighted vote, which has no short formula
 

@@ -1,4 +1,4 @@
-"""What voting can reach: limits, finite samples and rates.
+"""What voting and sampling can reach: limits, finite samples, rates and coverage.
 
 Theorems 1 and 2 of Wu et al. 2024 (arXiv:2408.00724): with more samples, the accuracy of a (weighted) majority vote
 goes to the share of problems on which the right answer has the greatest (weighted) probability, and the distance
@@ -9,11 +9,65 @@ loose: where the greatest answer is wrong, accuracy falls to 0 from above.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .enumeration import enumerated_vote
+MAX_OUTCOMES = 200_000
+
+
+def count_outcomes(answers: int, n: int) -> int:
+    """Ways in which `n` samples can fall on so many answers."""
+    return math.comb(n + answers - 1, n)
+
+
+def compositions(answers: int, n: int) -> Iterator[tuple[int, ...]]:
+    """Every way to write `n` as an ordered sum of `answers` numbers of 0 or more."""
+    if answers == 1:
+        yield (n,)
+        return
+    for first in range(n + 1):
+        for rest in compositions(answers - 1, n - first):
+            yield (first, *rest)
+
+
+def enumerated_vote(chances: Sequence[float], weights: Sequence[float], gold: int, n: int) -> float:
+    """Probability that the answer `gold` has the greatest total weight among `n` samples; ties share the credit.
+
+    Args:
+        chances: Probability of each answer, then that of an abstention; they sum to 1.
+        weights: Weight of a sample of each answer.
+        gold: Index of the right answer.
+        n: Samples.
+
+    Raises:
+        ValueError: If there are more than `MAX_OUTCOMES` outcomes.
+    """
+    if count_outcomes(len(chances), n) > MAX_OUTCOMES:
+        raise ValueError(
+            f"{n} samples of {len(chances) - 1} answers have {count_outcomes(len(chances), n)} outcomes, too many to "
+            "try one by one: pass rng=np.random.default_rng(...) to estimate"
+        )
+    log_chances = [math.log(p) if p > 0 else -math.inf for p in chances]
+    terms = []
+    for counts in compositions(len(chances), n):
+        credit = _credit(counts, weights, gold)
+        if credit and all(c == 0 or log_p > -math.inf for c, log_p in zip(counts, log_chances, strict=True)):
+            log_ways = math.lgamma(n + 1) - sum(math.lgamma(c + 1) for c in counts)
+            log_mass = sum(c * log_p for c, log_p in zip(counts, log_chances, strict=True) if c)
+            terms.append(credit * math.exp(log_ways + log_mass))
+    return math.fsum(terms)
+
+
+def _credit(counts: Sequence[int], weights: Sequence[float], gold: int) -> float:
+    totals = [count * weight for count, weight in zip(counts, weights, strict=False)]
+    top = max(totals)
+    if top <= 0 or totals[gold] < top * (1 - 1e-12):
+        return 0.0
+    return 1 / sum(total >= top * (1 - 1e-12) for total in totals)
+
 
 Floats = NDArray[np.float64]
 
@@ -197,3 +251,171 @@ def _poisson(rate: float, n: int) -> Floats:
 
     k = np.arange(n + 1)
     return np.asarray(np.exp(xlogy(k, rate) - rate - gammaln(k + 1)))
+
+
+def estimate_voting_limit(
+    answer_ids: Sequence[Sequence[int]],
+    gold_ids: Sequence[int],
+    rng: np.random.Generator,
+    scores: Sequence[Sequence[float]] | None = None,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """The limit of voting over a data set, estimated from samples, with a bootstrap interval.
+
+    Args:
+        answer_ids: For each problem the answers of its samples, -1 for an abstention.
+        gold_ids: For each problem the right answer.
+        rng: Source of the bootstrap.
+        scores: For each sample its score, for the weighted vote.
+        resamples: Bootstrap draws, over problems and over each problem's samples.
+        confidence: Of the interval.
+
+    Returns:
+        Estimate, lower and upper end. The estimate is the plain vote over all samples: biased where the leading
+        answers of a problem are close, which the interval reflects only in part.
+
+    Raises:
+        ValueError: If there is no problem, one has no samples, or scores do not fit.
+    """
+    if not len(answer_ids) or not all(map(len, answer_ids)):
+        raise ValueError("the limit of voting is estimated from problems that have samples: one has none")
+    ids = [np.asarray(row, dtype=np.int64) for row in answer_ids]
+    weights = [np.ones(len(row)) for row in ids] if scores is None else [_weights(row) for row in scores]
+    if [len(row) for row in weights] != [len(row) for row in ids]:
+        raise ValueError("give one score for each sample")
+    estimate = float(np.mean([_vote(a, w, g) for a, w, g in zip(ids, weights, gold_ids, strict=True)]))
+    draws = []
+    for _ in range(resamples):
+        chosen = rng.integers(len(ids), size=len(ids))
+        draws.append(np.mean([_resampled_vote(ids[i], weights[i], gold_ids[i], rng) for i in chosen]))
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return estimate, float(low), float(high)
+
+
+def _weights(scores: Sequence[float]) -> Floats:
+    values = np.asarray(scores, dtype=np.float64)
+    if not (np.isfinite(values) & (values >= 0)).all():
+        raise ValueError("scores of a weighted vote must be finite and at least 0: rescale them")
+    return values
+
+
+def _vote(ids: NDArray[np.int64], weights: Floats, gold: int) -> float:
+    valid = ids >= 0
+    if not valid.any():
+        return 0.0
+    names, inverse = np.unique(ids[valid], return_inverse=True)
+    mass = np.bincount(inverse, weights=weights[valid])
+    leaders = names[mass >= mass.max() * (1 - 1e-12)]
+    return float(gold in leaders) / len(leaders)
+
+
+def _resampled_vote(ids: NDArray[np.int64], weights: Floats, gold: int, rng: np.random.Generator) -> float:
+    picked = rng.integers(len(ids), size=len(ids))
+    return _vote(ids[picked], weights[picked], gold)
+
+
+@dataclass(frozen=True)
+class CoverageFit:
+    """The exponentiated power law ``exp(a * k**b)`` of Brown et al. 2024 (Large Language Monkeys, arXiv:2407.21787).
+
+    Attributes:
+        a: Less than 0.
+        b: Less than 0.
+        mean_absolute_error: Over the fitted points.
+        max_absolute_error: Over the fitted points.
+        left_out: Points with coverage 0 or 1, which the law cannot meet.
+    """
+
+    a: float
+    b: float
+    mean_absolute_error: float
+    max_absolute_error: float
+    left_out: int
+
+    def __call__(self, k: ArrayLike) -> NDArray[np.float64]:
+        """Coverage at `k` samples."""
+        return np.asarray(np.exp(self.a * np.asarray(k, dtype=np.float64) ** self.b))
+
+
+def fit_coverage(k: ArrayLike, coverage: ArrayLike, method: str = "log") -> CoverageFit:
+    """The law fitted to points.
+
+    Args:
+        k: `[points]` numbers of samples.
+        coverage: `[points]` pass@k.
+        method: ``"log"``: least squares of log(-log c) on log k. ``"curve"``: least squares of c itself, as the
+            paper does.
+
+    Raises:
+        ValueError: If a point is none, fewer than two k have a coverage strictly between 0 and 1, or the method is
+            unknown.
+    """
+    if method not in ("log", "curve"):
+        raise ValueError(f"method={method!r}: choose 'log' or 'curve'")
+    x, y = np.asarray(k, dtype=np.float64), np.asarray(coverage, dtype=np.float64)
+    if x.shape != y.shape or not ((x > 0) & (x < np.inf) & (y >= 0) & (y <= 1)).all():
+        raise ValueError("fit_coverage needs for each k, a number above 0, one coverage between 0 and 1")
+    inside = (y > 0) & (y < 1)
+    x, y = x[inside], y[inside]
+    different = len(set(x.tolist()))
+    if different < 2:
+        raise ValueError(f"fit_coverage needs two points strictly between 0 and 1, of different k; got {different}")
+    slope, intercept = np.polyfit(np.log(x), np.log(-np.log(y)), 1)
+    a, b = -float(np.exp(intercept)), float(slope)
+    if method == "curve" and len(x) > 2:  # two points are met exactly already
+        from scipy.optimize import curve_fit
+
+        (a, b), _ = curve_fit(lambda n, a, b: np.exp(a * n**b), x, y, p0=(a, b))
+    error = np.abs(np.exp(a * x**b) - y)
+    return CoverageFit(float(a), float(b), float(error.mean()), float(error.max()), int((~inside).sum()))
+
+
+def beta_coverage(alpha: float, beta: float, k: ArrayLike) -> NDArray[np.float64]:
+    """pass@k where each problem's chance of success is drawn from Beta(alpha, beta).
+
+    ``1 - B(alpha, beta + k) / B(alpha, beta)``: the failure of each problem falls exponentially, and their mean as
+    the power law ``k**-alpha`` (Schaeffer et al. 2025, arXiv:2502.17578).
+    """
+    from scipy.special import betaln
+
+    n = np.asarray(k, dtype=np.float64)
+    return np.asarray(-np.expm1(betaln(alpha, beta + n) - betaln(alpha, beta)))
+
+
+def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) -> float:
+    """Accuracy of a vote of an odd number of calls on a mix of easy and hard items with binary answers.
+
+    ``a * V(p1, K) + (1 - a) * V(p2, K)``, V the chance that more than half of
+    K independent calls are right.
+
+    Raises:
+        ValueError: If `calls` is even or less than 1, or the others are not between 0 and 1.
+    """
+    if calls < 1 or calls % 2 == 0:
+        raise ValueError(f"calls={calls}: the two-class model votes over an odd number of calls")
+    if not all(0 <= value <= 1 for value in (easy_share, easy, hard)):
+        raise ValueError(f"easy_share={easy_share}, easy={easy}, hard={hard}: give numbers between 0 and 1")
+    from scipy.special import betainc
+
+    half = (calls + 1) / 2
+    return float(easy_share * betainc(half, half, easy) + (1 - easy_share) * betainc(half, half, hard))
+
+
+def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, int]:
+    """Where the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
+
+    Theorem 2, for ``1 > easy > 1/2 > hard``, ``easy + hard > 1`` and items of both kinds.
+
+    Raises:
+        ValueError: If there is no inner maximum.
+    """
+    if not (1 > easy > 0.5 > hard and easy + hard > 1 and 0 < easy_share < 1):
+        raise ValueError(
+            f"easy_share={easy_share}, easy={easy}, hard={hard}: an inner maximum needs 1 > easy > 1/2 > hard, "
+            "easy + hard > 1 and a share between 0 and 1; otherwise one call or ever more calls are best"
+        )
+    ratio = easy_share * (2 * easy - 1) / ((1 - easy_share) * (1 - 2 * hard))
+    peak = 2 * math.log(ratio) / math.log(hard * (1 - hard) / (easy * (1 - easy))) - 1
+    best = max(1, math.ceil(peak))
+    return peak, best if best % 2 else best + 1

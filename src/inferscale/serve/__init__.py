@@ -4,7 +4,6 @@
 `run_server`, or turned into an ASGI application by `make_app`.
 """
 
-from .server import make_app, run_server
-from .service import Limits, Service
+from .service import Limits, Service, make_app, run_server
 
 __all__ = ["Limits", "Service", "make_app", "run_server"]

@@ -1,30 +1,184 @@
-"""The endpoints."""
+"""The endpoints, who may use them, and how they wait for searches."""
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .answering import Answer
-from .asking import Endpoint, read_ask
-from .dispatcher import Dispatcher
-from .errors import APIError
-from .gate import check_client, read_json
-from .jobs import BusyError, ClosedError, Job
-from .metrics import Metrics
-from .service import Service
-from .waiting import cancel, failure_of, result_of, results_of
+from inferscale.engine.result import SearchResult
+
+from .dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
+from .schema import Answer, APIError, Endpoint, read_ask
+from .service import LOOPBACK, Service
+
+_HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/?#@\[\]]+))(?::[0-9]*)?")
+
+
+def check_client(request: Request, api_key: str | None) -> None:
+    """Refuses clients without the key; without a key, those that did not come by this machine's own name.
+
+    A web page that had its own name resolved to this machine (DNS rebinding) still sends that name.
+
+    Raises:
+        APIError: If the client may not come in.
+    """
+    if api_key is None:
+        host = request.headers.get("host", "")
+        if _name_of(host) not in LOOPBACK:
+            raise APIError(403, f"the host {host[:80]!r} is not served without an API key", kind="permission_error")
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), api_key.encode()):
+        raise APIError(
+            401, "no valid API key: send it as 'Authorization: Bearer ...'", kind="authentication_error",
+            code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+
+
+def _name_of(host: str) -> str | None:
+    """The name or address in a Host header; ``None`` if it is none, which ``request.url`` would pass over."""
+    found = _HOST.fullmatch(host)
+    return None if found is None else (found["address"] or found["name"]).lower()
+
+
+async def read_json(request: Request, most: int) -> Any:
+    """The body, which must say that it is JSON: a web page cannot send that here without being asked first.
+
+    Raises:
+        APIError: If it is something else, or larger than `most` bytes.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise APIError(415, f"the body is {kind[:80] or 'untyped'}: send it as Content-Type: application/json")
+    too_large = APIError(413, f"the body has more than {most:,} bytes", code="request_too_large")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise too_large
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most:
+            raise too_large
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise APIError(400, "the body is not JSON") from None
+
+
+class Metrics:
+    """Counts of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self._registry = place = CollectorRegistry()
+        self._requests = Counter("inferscale_requests", "Requests answered.", ["path", "status"], registry=place)
+        self._seconds = Histogram(
+            "inferscale_request_seconds", "From a request to the end of its answer.", ["path"],
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600), registry=place,
+        )  # fmt: skip
+        self._searches = Counter("inferscale_searches", "Searches ended.", ["outcome"], registry=place)
+        self._tokens = Counter(
+            "inferscale_tokens", "Tokens read or sampled by searches that ended.", ["kind"], registry=place
+        )
+        self._flops = Counter("inferscale_flops", "FLOPs of searches that ended.", ["part"], registry=place)
+        self._active = Gauge("inferscale_searches_active", "Searches that have begun.", registry=place)
+        self._waiting = Gauge("inferscale_searches_waiting", "Searches that wait for a place.", registry=place)
+
+    def watch(self, dispatcher: Dispatcher) -> None:
+        """Reads the gauges from the dispatcher."""
+        self._active.set_function(lambda: dispatcher.num_active)
+        self._waiting.set_function(lambda: dispatcher.num_waiting)
+
+    def ended(self, job: Job, outcome: str) -> None:
+        """Counts a search."""
+        self._searches.labels(outcome).inc()
+        cost = job.cost
+        for kind in ("prompt", "generated", "thought", "scored"):
+            self._tokens.labels(kind).inc(getattr(cost, f"{kind}_tokens"))
+        for part in ("generator", "reward"):
+            self._flops.labels(part).inc(getattr(cost, f"{part}_flops"))
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Counts a request."""
+        self._requests.labels(path, str(status)).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+async def results_of(request: Request, jobs: list[Job]) -> list[SearchResult]:
+    """The results; searches whose client has gone are cancelled.
+
+    Raises:
+        APIError: If one failed.
+        ClientDisconnect: If the client has gone.
+    """
+    futures = [asyncio.wrap_future(job.future) for job in jobs]
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        left: set[asyncio.Future[Any]] = {*futures}
+        while left:
+            done, _ = await asyncio.wait({*left, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone in done:
+                raise ClientDisconnect
+            for future in done:
+                result_of(future)
+            left -= done
+        return [future.result() for future in futures]
+    finally:
+        gone.cancel()
+        cancel(jobs, futures)
+
+
+def result_of(future: asyncio.Future[Any]) -> SearchResult:
+    """The result of a search that has ended.
+
+    Raises:
+        APIError: If it failed.
+    """
+    error = future.exception()
+    if error is not None:
+        raise failure_of(error) from error
+    return cast(SearchResult, future.result())
+
+
+def failure_of(error: BaseException) -> APIError:
+    """What a client is told of a search that failed."""
+    if isinstance(error, UnreadablePromptError):
+        return APIError(400, str(error), code="context_length_exceeded", param="prompt")
+    if isinstance(error, ClosedError):
+        return APIError(503, str(error), kind="server_error", code="shutting_down", headers={"Retry-After": "10"})
+    return APIError(500, f"the search failed: {error}", kind="server_error", code="search_failed")
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def cancel(jobs: Iterable[Job], futures: Iterable[asyncio.Future[Any]]) -> None:
+    """Ends the searches that nobody waits for any more."""
+    for job, future in zip(jobs, futures, strict=True):
+        job.future.cancel()
+        future.cancel()
+        if not future.cancelled():
+            future.exception()  # seen: asyncio warns of errors that nobody looked at
+
 
 _GONE = 499
 """Status of a request whose client did not wait; nobody reads it but the metrics."""

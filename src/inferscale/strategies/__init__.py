@@ -1,18 +1,21 @@
 """Search strategies: frozen dataclasses of hyperparameters with one `search` each."""
 
 from .abmcts import ABMCTS
-from .adaptive import AdaptiveConsistency, EarlyStoppingConsistency, SamplingPlan, plan_sampling
-from .beam import DVTS, BeamSearch, StepwiseGreedy
-from .best_first import BestFirst, DepthFirst
-from .combinators import Fallback, Limited, Restart, Then
-from .compute_optimal import ComputeOptimal, ComputeOptimalFit, difficulty, fit_compute_optimal
-from .confidence import DeepConf
-from .forcing import BudgetForcing
-from .gibbs import ParticleGibbs
+from .adaptive import AdaptiveConsistency, DeepConf, EarlyStoppingConsistency, SamplingPlan, plan_sampling
+from .combinators import (
+    ComputeOptimal,
+    ComputeOptimalFit,
+    Fallback,
+    Limited,
+    Restart,
+    Then,
+    difficulty,
+    fit_compute_optimal,
+)
+from .levels import DVTS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
 from .mcts import MCTS
-from .particle import ParticleFilter
-from .rebase import REBASE
-from .refine import ParallelSequential, SelfRefine
+from .particles import ParticleFilter, ParticleGibbs
+from .revising import BudgetForcing, ParallelSequential, SelfRefine
 from .sampling import Greedy, RepeatedSampling
 
 __all__ = [

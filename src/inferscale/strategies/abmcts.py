@@ -13,8 +13,8 @@ from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, Generate, GenerateRequest, expand, score
 from inferscale.tree import Node
 
-from ._checks import check_choice, check_counts
-from ._forcing import attempts_in, revision_prompt
+from .checks import check_choice, check_counts
+from .revising import attempts_in, revision_prompt
 
 
 class Posterior(Protocol):

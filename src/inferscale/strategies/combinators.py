@@ -1,17 +1,24 @@
-"""Strategies made of strategies: one after another, one instead of another, or again."""
+"""Strategies made of strategies: in parallel, in sequence, as a fallback, or chosen by difficulty."""
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
+import numpy as np
+
+from inferscale.answers import extract_answer, normalize_answer
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, gather, limit
+from inferscale.flow import Flow, expand, gather, limit, score
 from inferscale.tree import Node
 
-from ._checks import check_counts, check_members
+from .adaptive import ExtractAnswer, answers_of
+from .checks import check_choice, check_counts, check_members
 
 Accept: TypeAlias = Callable[[Sequence[Node]], bool]
 
@@ -154,3 +161,192 @@ class Limited(SearchStrategy):
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """What the strategy returns, or the leaves so far."""
         return limit(self.strategy.search(root, rng), root, self.samples)
+
+
+Measure: TypeAlias = Literal["score", "agreement"]
+"""``"score"``: one minus the mean score; ``"agreement"``: one minus the share of the leading answer."""
+
+
+def difficulty(scores: Sequence[float] = (), answers: Sequence[str | None] = (), measure: Measure = "score") -> float:
+    """How hard a problem looks from a few samples of it; greater is harder.
+
+    Args:
+        scores: The samples' final scores, read for ``"score"`` (the predicted difficulty of Snell et al.).
+        answers: The samples' answers, read for ``"agreement"``; ``None`` agrees with nothing.
+        measure: Which of the two.
+
+    Raises:
+        ValueError: If there is no sample, or the measure is unknown.
+    """
+    if measure not in get_args(Measure):
+        raise ValueError(f'difficulty(measure={measure!r}): choose "score" or "agreement"')
+    samples = len(scores) if measure == "score" else len(answers)
+    if samples == 0:
+        raise ValueError(f'difficulty(measure="{measure}") needs at least one sample')
+    if measure == "score":
+        return 1 - math.fsum(scores) / samples
+    votes = Counter(normalize_answer(answer) for answer in answers if answer is not None)
+    return 1 - max(votes.values(), default=0) / samples
+
+
+@dataclass(frozen=True)
+class ComputeOptimal(SearchStrategy):
+    """Estimates how hard a problem is from a few samples, then searches as is best for that difficulty.
+
+    Snell et al. 2024 (arXiv:2408.03314, section 3): ``theta*(q, N) = argmax_theta E[correct | theta, N, q]``, with q
+    replaced by a difficulty bin. `fit_compute_optimal` makes one from results on problems with known answers.
+
+    Differs from the paper: the samples that estimate the difficulty are charged, and they come back as candidates
+    together with the leaves of the strategy that was chosen (the paper leaves their cost out).
+
+    Attributes:
+        strategies: One for each bin, the easiest first.
+        thresholds: Difficulties between the bins, ascending; one fewer than strategies.
+        num_probes: Samples that estimate the difficulty.
+        measure: How they do, see `difficulty`.
+        extract_answer: The function given to `solve`; read for ``measure="agreement"`` alone.
+    """
+
+    strategies: tuple[SearchStrategy, ...]
+    thresholds: tuple[float, ...]
+    num_probes: int = 4
+    measure: Measure = "score"
+    extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters that do not fit together."""
+        check_counts(self, "num_probes")
+        check_choice(self, "measure", ("score", "agreement"))
+        object.__setattr__(self, "strategies", tuple(self.strategies))
+        check_members(self, *self.strategies)
+        object.__setattr__(self, "thresholds", tuple(map(float, self.thresholds)))
+        if len(self.strategies) != len(self.thresholds) + 1:
+            raise ValueError(
+                f"ComputeOptimal has {len(self.strategies)} strategies and {len(self.thresholds)} thresholds: "
+                "give one threshold between each two strategies"
+            )
+        if any(map(math.isnan, self.thresholds)) or list(self.thresholds) != sorted(self.thresholds):
+            raise ValueError(f"ComputeOptimal(thresholds={self.thresholds}): give them in ascending order")
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """Whether probes or a member's nodes are scored."""
+        return self.measure == "score" or any(strategy.needs_scores for strategy in self.strategies)
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The probes, then the leaves of the strategy for their difficulty."""
+        probes = yield from expand([root], self.num_probes, until="end")
+        if self.measure == "score":
+            yield from score(probes)
+        chosen = self.bin_of(probes)
+        root.stats["difficulty_bin"] = chosen
+        leaves = yield from self.strategies[chosen].search(root, random.Random(rng.getrandbits(64)))
+        return joined(probes, leaves)
+
+    def bin_of(self, probes: Sequence[Node]) -> int:
+        """The bin for these samples; the hardest if all of them failed."""
+        if not probes:
+            return len(self.thresholds)
+        scores = [probe.score for probe in probes] if self.measure == "score" else []
+        return bisect_left(self.thresholds, difficulty(scores, answers_of(probes, self.extract_answer), self.measure))
+
+
+@dataclass(frozen=True)
+class ComputeOptimalFit:
+    """What was learned on the problems with known answers.
+
+    Attributes:
+        strategy: The strategy to use from now on.
+        accuracy: Two-fold cross-validated: each half of a bin is answered by what is best on the other half.
+        bin_accuracy: The same for each bin.
+        table: Mean correctness of each candidate in each bin, `[bins][candidates]`.
+        candidates: The strategies, in the order of the table's columns.
+        bin_sizes: Problems in each bin.
+    """
+
+    strategy: ComputeOptimal
+    accuracy: float
+    bin_accuracy: tuple[float, ...]
+    table: tuple[tuple[float, ...], ...]
+    candidates: tuple[SearchStrategy, ...]
+    bin_sizes: tuple[int, ...]
+
+
+def fit_compute_optimal(
+    difficulties: Sequence[float],
+    outcomes: Mapping[SearchStrategy, Sequence[float]],
+    *,
+    num_bins: int = 5,
+    num_probes: int = 4,
+    measure: Measure = "score",
+    seed: int = 0,
+) -> ComputeOptimalFit:
+    """The best candidate for each difficulty bin, and what that is worth by cross-validation.
+
+    Args:
+        difficulties: Of each problem, estimated as at answer time: by `difficulty` from `num_probes` samples.
+        outcomes: For each candidate strategy, how right it was on each problem (0 to 1), at equal budgets.
+        num_bins: Quantile bins of equal size.
+        num_probes: Samples that estimated the difficulties.
+        measure: How they did.
+        seed: Of the split into halves.
+
+    Returns:
+        The strategy and its figures. Equally good candidates: the first in the mapping.
+
+    Raises:
+        ValueError: If counts differ, a number is not finite, or a bin has fewer than two problems.
+    """
+    candidates = tuple(outcomes)
+    if not candidates or num_bins < 1:
+        raise ValueError("fit_compute_optimal needs at least one candidate strategy and one bin")
+    rows = [_checked_row(candidate, outcomes[candidate], len(difficulties)) for candidate in candidates]
+    thresholds, bins = _quantile_bins(difficulties, num_bins)
+    rng = random.Random(seed)
+    right = [_cross_validated(rows, members, rng) for members in bins]
+    table = tuple(tuple(_mean(row, members) for row in rows) for members in bins)
+    best = tuple(candidates[max(range(len(rows)), key=means.__getitem__)] for means in table)
+    return ComputeOptimalFit(
+        ComputeOptimal(best, thresholds, num_probes, measure),
+        math.fsum(right) / len(difficulties),
+        tuple(total / len(members) for total, members in zip(right, bins, strict=True)),
+        table,
+        candidates,
+        tuple(len(members) for members in bins),
+    )
+
+
+def _checked_row(candidate: SearchStrategy, row: Sequence[float], num_problems: int) -> list[float]:
+    if len(row) != num_problems:
+        raise ValueError(f"{candidate!r} has {len(row)} outcomes for {num_problems} problems: give one for each")
+    if not all(map(math.isfinite, row)):
+        raise ValueError(f"{candidate!r} has an outcome that is no finite number: give 0 to 1 for each problem")
+    return list(row)
+
+
+def _quantile_bins(difficulties: Sequence[float], num_bins: int) -> tuple[tuple[float, ...], list[list[int]]]:
+    """Thresholds between the bins, and the problems of each bin."""
+    if not all(map(math.isfinite, difficulties)):
+        raise ValueError("a difficulty is no finite number: give one for each problem, by difficulty()")
+    shares = np.arange(1, num_bins) / num_bins
+    thresholds = tuple(np.quantile(np.asarray(difficulties, dtype=float), shares).tolist())
+    bins = [[i for i, d in enumerate(difficulties) if bisect_left(thresholds, d) == b] for b in range(num_bins)]
+    sizes = [len(members) for members in bins]
+    if min(sizes) < 2:
+        raise ValueError(f"bins of {sizes} problems: every one needs two; give more problems or num_bins < {num_bins}")
+    return thresholds, bins
+
+
+def _cross_validated(rows: Sequence[Sequence[float]], members: Sequence[int], rng: random.Random) -> float:
+    """Sum of outcomes when each half of `members` is answered by the candidate that is best on the other half."""
+    shuffled = rng.sample(list(members), len(members))
+    halves = shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
+    total = 0.0
+    for choose_on, judge_on in (halves, halves[::-1]):
+        best = max(rows, key=lambda row: _mean(row, choose_on))
+        total += math.fsum(best[i] for i in judge_on)
+    return total
+
+
+def _mean(row: Sequence[float], members: Sequence[int]) -> float:
+    return math.fsum(row[i] for i in members) / len(members)

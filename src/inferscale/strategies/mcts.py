@@ -1,20 +1,285 @@
-"""Monte Carlo tree search over steps."""
+"""Monte Carlo tree search, with the published rules of selection, expansion, value and backup as objects."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
 
 from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, expand, score
 from inferscale.tree import Node
 
-from ._checks import check_choice, check_counts, check_positive
-from ._mcts_rules import PUCT, UCT, Gumbel, Rule
-from ._mcts_tree import MCTSTree
+from .checks import check_choice, check_counts, check_positive
+
+
+class MCTSTree:
+    """Counts of one search. A path is a list of nodes from the root of the search down.
+
+    Attributes:
+        root: Where the search starts.
+        kids: Children of each node that was expanded, roll-outs left out.
+        visits: N, the number of values that were backed up through a node.
+        value: Q, their mean.
+        in_flight: Simulations under way through a node: virtual losses.
+        passes: Simulations that went through a node, the one that made it included.
+        closed: Nodes that are not selected: finished, at the depth limit, without an open child, or in flight.
+    """
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+        self.kids: dict[Node, list[Node]] = {}
+        self.visits: defaultdict[Node, int] = defaultdict(int)
+        self.value: defaultdict[Node, float] = defaultdict(float)
+        self.in_flight: defaultdict[Node, int] = defaultdict(int)
+        self.passes: defaultdict[Node, int] = defaultdict(int)
+        self.closed: set[Node] = set()
+        self._num_open: defaultdict[Node, int] = defaultdict(int)
+
+    def open_kids(self, node: Node) -> list[Node]:
+        """Children of `node` that can be selected, oldest first."""
+        closed = self.closed
+        return [kid for kid in self.kids.get(node, ()) if kid not in closed]
+
+    def visits_now(self, node: Node) -> int:
+        """N with virtual losses."""
+        return self.visits[node] + self.in_flight[node]
+
+    def value_now(self, node: Node) -> float:
+        """Q with virtual losses, each of which counts as a value of 0."""
+        visits, losses = self.visits[node], self.in_flight[node]
+        return self.value[node] * visits / (visits + losses) if losses else self.value[node]
+
+    def begin(self, path: Sequence[Node]) -> None:
+        """A simulation is under way along `path`."""
+        for node in path:
+            self.in_flight[node] += 1
+            self.passes[node] += 1
+
+    def end(self, path: Sequence[Node]) -> None:
+        """The simulation has come back: its virtual losses are taken off."""
+        for node in path:
+            self.in_flight[node] -= 1
+        self.kids.setdefault(path[-1], [])
+
+    def add(self, path: Sequence[Node], kid: Node, value: float, is_closed: bool) -> None:
+        """Hangs a new child under the path's last node and backs its value up to the root."""
+        self.kids[path[-1]].append(kid)
+        self.passes[kid] = 1
+        if is_closed:
+            self.closed.add(kid)
+        else:
+            self._num_open[path[-1]] += 1
+        for node in (*path, kid):
+            self.visits[node] += 1
+            self.value[node] += (value - self.value[node]) / self.visits[node]
+
+    def close(self, path: Sequence[Node]) -> None:
+        """Takes the path's last node out of selection, with the ancestors that lose their last open child."""
+        for depth in range(len(path) - 1, -1, -1):
+            self.closed.add(path[depth])
+            if depth:
+                self._num_open[path[depth - 1]] -= 1
+                if self._num_open[path[depth - 1]]:
+                    return
+
+    def reopen(self, path: Sequence[Node]) -> None:
+        """Undoes `close` if the path's last node has an open child by now."""
+        if not self._num_open[path[-1]]:
+            return
+        for depth in range(len(path) - 1, -1, -1):
+            if path[depth] not in self.closed:
+                return
+            self.closed.remove(path[depth])
+            if depth:
+                self._num_open[path[depth - 1]] += 1
+
+    def annotate(self) -> None:
+        """Writes visits and values on the nodes, for people to read."""
+        for node, visits in self.visits.items():
+            node.stats.update(visits=visits, value=self.value[node])
+
+
+_PUCT_BASE = 19652
+_GUMBEL_VISITS = 50  # c_visit and c_scale of Danihelka et al. 2022, section 3.4
+_GUMBEL_SCALE = 0.1
+_GUMBEL_CANDIDATES = 16
+
+
+class Rule(Protocol):
+    """Picks one of the open children of a node; the earliest on ties."""
+
+    def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
+        """One of `kids`, which is not empty."""
+
+
+@dataclass(frozen=True)
+class UCT:
+    """``Q(c) + c_uct * sqrt(ln N(node) / N(c))``."""
+
+    c_uct: float
+
+    def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
+        """The child with the greatest upper confidence bound."""
+        log_visits = math.log(tree.visits_now(node))
+
+        def bound(kid: Node) -> float:
+            return tree.value_now(kid) + self.c_uct * math.sqrt(log_visits / tree.visits_now(kid))
+
+        return max(kids, key=bound)
+
+
+@dataclass
+class PUCT:
+    """``Q(c) + c(N) * P(c) * sqrt(N) / (1 + N(c))`` with ``c(N) = c_puct + ln((N + 19653) / 19652)``.
+
+    Attributes:
+        c_puct: The constant part of c(N).
+        prior: What P is: ``"uniform"`` or ``"logprob"``.
+        noise: Weight of the Dirichlet noise in the priors of the root's children.
+        noise_alpha: Its concentration.
+        rng: Where the noise comes from.
+    """
+
+    c_puct: float
+    prior: Literal["uniform", "logprob"]
+    noise: float
+    noise_alpha: float
+    rng: random.Random
+    _priors: dict[Node, dict[Node, float]] = field(default_factory=dict)
+
+    def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
+        """The child with the greatest bound."""
+        priors = self._priors.get(node)
+        if priors is None or len(priors) != len(tree.kids[node]):
+            priors = self._priors[node] = self._new_priors(tree.kids[node], node is tree.root)
+        visits = tree.visits_now(node)
+        factor = (self.c_puct + math.log((visits + _PUCT_BASE + 1) / _PUCT_BASE)) * math.sqrt(visits)
+
+        def bound(kid: Node) -> float:
+            return tree.value_now(kid) + factor * priors[kid] / (1 + tree.visits_now(kid))
+
+        return max(kids, key=bound)
+
+    def _new_priors(self, kids: Sequence[Node], is_root: bool) -> dict[Node, float]:
+        priors = [1 / len(kids)] * len(kids) if self.prior == "uniform" else logprob_priors(kids)
+        if is_root and self.noise:
+            draws = [self.rng.gammavariate(self.noise_alpha, 1.0) for _ in kids]
+            total = math.fsum(draws) or 1.0
+            mix = zip(priors, draws, strict=True)
+            priors = [(1 - self.noise) * prior + self.noise * draw / total for prior, draw in mix]
+        return dict(zip(kids, priors, strict=True))
+
+
+def logprob_priors(kids: Sequence[Node]) -> list[float]:
+    """Softmax of the mean token log-probability over distinct texts; siblings with equal text share its part.
+
+    Raises:
+        ValueError: If the generator gave no log-probability.
+    """
+    copies: dict[str, list[int]] = {}
+    for index, kid in enumerate(kids):
+        copies.setdefault(kid.step.text if kid.step else "", []).append(index)
+    means = [_mean_logprob(kids[group[0]]) for group in copies.values()]
+    weights = [math.exp(mean - max(means)) for mean in means]
+    priors = [0.0] * len(kids)
+    for group, weight in zip(copies.values(), weights, strict=True):
+        for index in group:
+            priors[index] = weight / math.fsum(weights) / len(group)
+    return priors
+
+
+def _mean_logprob(kid: Node) -> float:
+    if kid.step is None or kid.step.logprob is None:
+        raise ValueError(f'{kid!r} has no log-probability: the generator gives none, so use prior="uniform"')
+    return kid.step.logprob / max(1, kid.step.generated_tokens)
+
+
+def sequential_halving(num_candidates: int, num_visits: int) -> list[int]:
+    """For each visit in turn, how many visits the chosen candidate must have had before.
+
+    With ``L = ceil(log2 m)`` rounds and r candidates alive, each of them gets ``max(1, n // (L r))`` visits, then the
+    better half goes on (Karnin et al. 2013; mctx).
+    """
+    if num_candidates <= 1:
+        return list(range(num_visits))
+    rounds, alive = math.ceil(math.log2(num_candidates)), num_candidates
+    schedule, had = list[int](), [0] * num_candidates
+    while len(schedule) < num_visits:
+        for _ in range(max(1, num_visits // (rounds * alive))):
+            schedule += had[:alive]
+            had[:alive] = [count + 1 for count in had[:alive]]
+        alive = max(2, alive // 2)
+    return schedule[:num_visits]
+
+
+def scaled_values(values: Sequence[float], most_visits: int) -> list[float]:
+    """The sigma of Danihelka et al. 2022, equation 8: values scaled to [0, 1] times ``(50 + max N) * 0.1``."""
+    low, high = min(values), max(values)
+    factor = (_GUMBEL_VISITS + most_visits) * _GUMBEL_SCALE / ((high - low) or 1.0)
+    return [(value - low) * factor for value in values]
+
+
+@dataclass
+class Gumbel:
+    """Sequential halving over Gumbel-sampled candidates at the root, the improved policy below.
+
+    Attributes:
+        num_simulations: Simulations of the whole search, the root's expansion included.
+        rng: Where the Gumbel numbers come from.
+    """
+
+    num_simulations: int
+    rng: random.Random
+    _gumbels: dict[Node, float] = field(default_factory=dict)
+    _turns: dict[Node, int] = field(default_factory=dict)
+    _schedule: list[int] = field(default_factory=list)
+
+    def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
+        """The scheduled candidate at the root; below, where visits lag most behind the improved policy."""
+        if node is not tree.root:
+            return self._below(tree, kids)
+        if not self._turns:
+            self._draw(tree.kids[node])
+        required = self._schedule.pop()
+        chosen = self._best(tree, [kid for kid, turns in self._turns.items() if turns == required])
+        self._turns[chosen] += 1
+        if chosen in kids:
+            return chosen
+        # A closed candidate hands its visit to the best open one.
+        return self._best(tree, [kid for kid in self._turns if kid in kids] or kids)
+
+    def choice(self, tree: MCTSTree) -> Node | None:
+        """The best of the most visited candidates: the child that the search decides for."""
+        most = max(self._turns.values(), default=0)
+        finalists = [kid for kid, turns in self._turns.items() if turns == most]
+        return self._best(tree, finalists) if finalists else None
+
+    def _draw(self, kids: Sequence[Node]) -> None:
+        self._gumbels = {kid: -math.log(-math.log((self.rng.getrandbits(52) + 0.5) / 2**52)) for kid in kids}
+        candidates = sorted(kids, key=lambda kid: -self._gumbels[kid])[:_GUMBEL_CANDIDATES]
+        self._turns = {kid: 1 for kid in kids if kid in candidates}
+        # Being sampled and evaluated was each candidate's first visit: those entries of the schedule are served.
+        m = len(candidates)
+        self._schedule = sequential_halving(m, m + self.num_simulations - 1)[m:][::-1]
+
+    def _best(self, tree: MCTSTree, kids: Sequence[Node]) -> Node:
+        everyone = tree.kids[tree.root]
+        most = max(tree.passes[kid] for kid in everyone)
+        scaled = dict(zip(everyone, scaled_values([tree.value[kid] for kid in everyone], most), strict=True))
+        return max(kids, key=lambda kid: self._gumbels[kid] + scaled[kid])  # the logit of a sampled child is 0
+
+    def _below(self, tree: MCTSTree, kids: Sequence[Node]) -> Node:
+        passes = [tree.passes[kid] for kid in kids]
+        scaled = scaled_values([tree.value[kid] for kid in kids], max(passes))
+        weights = [math.exp(value - max(scaled)) for value in scaled]
+        total, visits = math.fsum(weights), 1 + sum(passes)
+        lag = [weight / total - count / visits for weight, count in zip(weights, passes, strict=True)]
+        return kids[lag.index(max(lag))]
+
 
 _PAPER_WIDTHS = {32: 4, 64: 8, 128: 16}
 

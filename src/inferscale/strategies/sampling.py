@@ -9,7 +9,7 @@ from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, expand
 from inferscale.tree import Node
 
-from ._checks import check_counts
+from .checks import check_counts
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ True
 """
 
 from . import task
-from .models import ModelCard, card, load, path
+from .models import ModelCard, card, load, path, simulated_score
 from .models import list_models as list  # noqa: A004
-from .problems import problems
-from .simulated import simulated_score
+from .task import problems
 
 __all__ = ["ModelCard", "card", "list", "load", "path", "problems", "simulated_score", "task"]

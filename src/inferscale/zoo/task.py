@@ -19,17 +19,265 @@ Standard library only.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from importlib.resources import files
 from typing import Literal, TypeAlias
 
 from inferscale.tree import Problem
 
-from .drawing import LEVELS, draw_events, write_prompt
-from .story import Line, derive, final_value, read_events
+Kind: TypeAlias = Literal[
+    "start", "start_groups", "start_times", "add", "sub", "add_groups", "sub_groups", "times", "split", "fraction"
+]
+
+NAMES = (
+    "Mia", "Tom", "Ana", "Ben", "Zoe", "Leo", "Eva", "Max", "Ida", "Sam", "Lea", "Jan", "Amy", "Kai", "Nora", "Paul",
+)  # fmt: skip
+OBJECTS = ("pens", "coins", "books", "cards", "shells", "stamps", "beads", "nuts", "eggs", "apples", "plums", "stones")
+CONTAINERS = ("boxes", "bags", "trays", "jars", "baskets", "packs")
+
+TEMPLATES: dict[Kind, tuple[str, ...]] = {
+    "start": ("{n} has {0} {o}.", "{n} starts with {0} {o}."),
+    "start_groups": ("{n} has {0} {c} with {1} {o} in each.", "{n} starts with {0} {c} of {1} {o}."),
+    "start_times": (
+        "{m} has {0} {o}. {n} has {1} times as many.",
+        "{m} owns {0} {o}. {n} starts with {1} times as many.",
+    ),
+    "add": ("{n} buys {0} more.", "{n} finds {0} {o}.", "{n} gets {0} from {m}."),
+    "sub": ("{n} sells {0} of them.", "{n} loses {0}.", "{n} gives {0} to {m}."),
+    "add_groups": ("{n} buys {0} {c} of {1}.", "{n} finds {0} {c} with {1} in each."),
+    "sub_groups": ("{n} sells {0} {c} of {1}.", "{n} loses {0} {c} with {1} in each."),
+    "times": ("{n} collects more until there are {0} times as many.", "Then {n} has {0} times as many."),
+    "split": (
+        "{n} makes {0} equal parts and keeps one.",
+        "{n} shares them equally among {0} people and keeps one part.",
+    ),
+    "fraction": ("{n} sells one of every {0}.", "{n} gives one of every {0} to {m}."),
+}
+QUESTIONS = ("How many {o} does {n} have now?\n", "How many {o} are left?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One sentence's meaning: what happens to the running quantity, and by which numbers."""
+
+    kind: Kind
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the reference derivation, ``left op right = result``.
+
+    Attributes:
+        left: First operand.
+        op: One of ``+ - * /``.
+        right: Second operand.
+        result: The exact result.
+        left_from: Index of the line whose result `left` is, or ``None`` if the story states it.
+        right_from: The same for `right`.
+    """
+
+    left: int
+    op: str
+    right: int
+    result: int
+    left_from: int | None = None
+    right_from: int | None = None
+
+    def text(self, swap: bool = False) -> str:
+        """The line as the policies write it, end of line included; `swap` exchanges the operands."""
+        left, right = (self.right, self.left) if swap else (self.left, self.right)
+        return f"{left} {self.op} {right} = {self.result}\n"
+
+
+def apply(left: int, op: str, right: int) -> int:
+    """The result of one operation; division rounds down.
+
+    Raises:
+        ValueError: If `op` is not one of ``+ - * /``.
+    """
+    if op == "+":
+        return left + right
+    if op == "-":
+        return left - right
+    if op == "*":
+        return left * right
+    if op == "/":
+        return left // right
+    raise ValueError(f"an operator is one of + - * /, got {op!r}")
+
+
+def derive(events: list[Event]) -> list[Line]:
+    """The reference derivation of a story, one `Line` per operation."""
+    lines: list[Line] = []
+    total, source = 0, None  # the running quantity and the line it came from
+
+    def write(left: int, op: str, right: int, left_from: int | None, right_from: int | None = None) -> int:
+        lines.append(Line(left, op, right, apply(left, op, right), left_from, right_from))
+        return lines[-1].result
+
+    for event in events:
+        first, second = (*event.values, 0)[:2]
+        if event.kind == "start":
+            total = first
+            continue
+        if event.kind in ("start_groups", "start_times"):
+            total = write(first, "*", second, None)
+        elif event.kind in ("add_groups", "sub_groups"):
+            group = write(first, "*", second, None)
+            total = write(total, "+" if event.kind == "add_groups" else "-", group, source, len(lines) - 1)
+        elif event.kind == "fraction":
+            part = write(total, "/", first, source)
+            total = write(total, "-", part, source, len(lines) - 1)
+        else:
+            op = {"add": "+", "sub": "-", "times": "*", "split": "/"}[event.kind]
+            total = write(total, op, first, source)
+        source = len(lines) - 1
+    return lines
+
+
+def final_value(events: list[Event]) -> int:
+    """The running quantity after all events."""
+    lines = derive(events)
+    return lines[-1].result if lines else events[0].values[0]
+
+
+@lru_cache(maxsize=1)
+def _patterns() -> list[tuple[Kind, re.Pattern[str]]]:
+    """A compiled pattern per wording, longest first so that no wording hides behind a shorter one."""
+    words = {"n": "|".join(NAMES), "m": "|".join(NAMES), "o": "|".join(OBJECTS), "c": "|".join(CONTAINERS)}
+    patterns = []
+    for kind, texts in TEMPLATES.items():
+        for text in texts:
+            pattern = re.escape(text)
+            for key, choices in words.items():
+                pattern = pattern.replace(re.escape(f"{{{key}}}"), f"(?:{choices})")
+            for index in range(2):
+                pattern = pattern.replace(re.escape(f"{{{index}}}"), "([0-9]+)")
+            patterns.append((kind, re.compile(pattern + " ")))
+    return sorted(patterns, key=lambda item: -len(item[1].pattern))
+
+
+def read_events(prompt: str) -> list[Event]:
+    """The events that a story tells, in order.
+
+    Raises:
+        ValueError: If the text is not a story of the embedded task.
+    """
+    events: list[Event] = []
+    position = 0
+    while not prompt.startswith("How many ", position):
+        found = ((kind, pattern.match(prompt, position)) for kind, pattern in _patterns())
+        kind, match = next(((kind, match) for kind, match in found if match), (None, None))
+        starts = kind is not None and kind.startswith("start")
+        if kind is None or match is None or starts == bool(events):
+            raise ValueError(
+                f"not a problem of the embedded task, cannot read {prompt[position : position + 60]!r}: "
+                "use a prompt made by inferscale.zoo.task.generate"
+            )
+        events.append(Event(kind, tuple(int(value) for value in match.groups())))
+        position = match.end()
+    if not events:
+        raise ValueError(f"not a problem of the embedded task: {prompt[:60]!r} tells no story")
+    return events
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How hard a problem is.
+
+    Attributes:
+        min_steps: Fewest operations.
+        max_steps: Most operations.
+        limit: Greatest value of any result.
+        table: Greatest first factor of a product of two stated numbers; the second is at most 9.
+    """
+
+    min_steps: int
+    max_steps: int
+    limit: int
+    table: int
+
+    @property
+    def reach(self) -> int:
+        """Greatest number that a sentence adds or takes away at once."""
+        return max(20, self.limit // 4)
+
+
+LEVELS: dict[int, Level] = {
+    1: Level(3, 4, 100, 9),
+    2: Level(4, 5, 300, 12),
+    3: Level(6, 7, 800, 15),
+    4: Level(7, 8, 1500, 20),
+    5: Level(8, 10, 3000, 30),
+}
+
+_WEIGHTS: dict[Kind, int] = {
+    "add": 8, "sub": 8, "add_groups": 6, "sub_groups": 5, "times": 4, "split": 3, "fraction": 4,
+}  # fmt: skip
+_LINES: dict[Kind, int] = {"add_groups": 2, "sub_groups": 2, "fraction": 2}
+
+
+def draw_events(rng: random.Random, level: Level) -> list[Event]:
+    """A random story of the level, every result in ``1..limit``."""
+    steps_left = rng.randint(level.min_steps, level.max_steps)
+    events = [_draw_start(rng, level)]
+    total = final_value(events)
+    steps_left -= len(derive(events))
+    kinds, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    while steps_left:
+        kind = rng.choices(kinds, weights)[0]
+        drawn = _draw_event(rng, kind, total, level) if _LINES.get(kind, 1) <= steps_left else None
+        if drawn is not None:
+            event, total = drawn
+            events.append(event)
+            steps_left -= _LINES.get(kind, 1)
+    return events
+
+
+def _draw_start(rng: random.Random, level: Level) -> Event:
+    kind: Kind = rng.choice(("start", "start_groups", "start_times"))
+    if kind == "start":
+        return Event(kind, (rng.randint(5, level.reach),))
+    if kind == "start_groups":
+        first = rng.randint(2, level.table)
+        return Event(kind, (first, rng.randint(2, min(9, level.limit // first))))
+    times = rng.randint(2, 5)
+    return Event(kind, (rng.randint(3, min(5 * level.table, level.limit // times)), times))
+
+
+def _draw_event(rng: random.Random, kind: Kind, total: int, level: Level) -> tuple[Event, int] | None:
+    """An event and the quantity after it, or ``None`` if the drawn numbers leave the range."""
+    if kind in ("add", "sub"):
+        values: tuple[int, ...] = (rng.randint(2, level.reach),)
+        after = total + values[0] if kind == "add" else total - values[0]
+    elif kind in ("add_groups", "sub_groups"):
+        values = (rng.randint(2, level.table), rng.randint(2, 9))
+        after = total + values[0] * values[1] * (1 if kind == "add_groups" else -1)
+    else:
+        values = (rng.randint(2, 5),)
+        if kind != "times" and total % values[0]:
+            return None
+        part = total // values[0]
+        after = total * values[0] if kind == "times" else part if kind == "split" else total - part
+    return (Event(kind, values), after) if 1 <= after <= level.limit else None
+
+
+def write_prompt(rng: random.Random, events: list[Event]) -> str:
+    """The story of the events in random words, the question and its end of line included."""
+    name, other = rng.sample(NAMES, 2)
+    words = {"n": name, "m": other, "o": rng.choice(OBJECTS)}
+    parts = [
+        rng.choice(TEMPLATES[event.kind]).format(*event.values, c=rng.choice(CONTAINERS), **words) for event in events
+    ]
+    return " ".join([*parts, rng.choice(QUESTIONS).format(**words)])
+
 
 __all__ = [
     "ANSWER_PREFIX",
@@ -178,3 +426,30 @@ def stated_answer(completion: str) -> str | None:
 def is_correct(prompt: str, completion: str) -> bool:
     """Whether the completion states the right answer, however it got there."""
     return stated_answer(completion) == str(reference(prompt)[1])
+
+
+TEST_FILE = "problems-test.jsonl"
+SIZE = 500
+
+
+def problems(split: Literal["test", "dev"] = "test") -> list[Problem]:
+    """The 500 fixed problems of a split, 100 of each level in turn.
+
+    ``"test"`` is a file in the package, for final figures; ``"dev"`` is for every choice before. For other or more
+    problems see `inferscale.zoo.task.generate`.
+
+    Raises:
+        ValueError: If `split` is neither.
+    """
+    if split == "dev":
+        return generate(SIZE, seed=0, split="dev")
+    if split != "test":
+        raise ValueError(f"problems({split!r}): choose 'test' or 'dev'; for training use task.generate(split='train')")
+    text = files("inferscale.zoo").joinpath(TEST_FILE).read_text(encoding="utf-8")
+    return [Problem(**json.loads(line)) for line in text.splitlines()]
+
+
+def write_test_file() -> str:
+    """The content of the test file, made anew from its seed."""
+    fixed = generate(SIZE, seed=0, split="test")
+    return "".join(json.dumps({"prompt": item.prompt, "answer": item.answer, "id": item.id}) + "\n" for item in fixed)

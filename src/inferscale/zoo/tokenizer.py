@@ -7,8 +7,7 @@ import string
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from .story import CONTAINERS, NAMES, OBJECTS, QUESTIONS, TEMPLATES
-from .task import ANSWER_PREFIX
+from .task import ANSWER_PREFIX, CONTAINERS, NAMES, OBJECTS, QUESTIONS, TEMPLATES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,1 +1,0 @@
-"""The scaling study on the embedded models: ``python -m benchmarks.scaling run`` and ``report``."""

@@ -1,0 +1,394 @@
+"""Votes and selections: which trajectory of a search to report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal, TypeAlias, get_args
+
+from .answers import normalize_answer
+from .answers import same_answer as _same_answer
+from .base import Aggregator
+from .functional import Reduction, reduce_steps
+from .tree import Trajectory
+
+SameAnswer: TypeAlias = Callable[[str, str], bool]
+"""Tells whether two answers are the same; it need be neither symmetric nor transitive."""
+
+Normalize: TypeAlias = Callable[[str], str]
+"""Gives an answer's normal form: answers with one normal form are the same."""
+
+StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
+"""A named reduction of step scores, or a function of them (which may see scores outside [0, 1])."""
+
+
+def group_answers(
+    answers: Iterable[str | None], same_answer: SameAnswer | None = None, normalize: Normalize = normalize_answer
+) -> list[list[int]]:
+    """Positions of equal answers, groups and members in order of appearance; ``None`` is in no group.
+
+    An answer joins the group that holds its normal form, else the first one whose first answer `same_answer`
+    accepts, else it starts a group.
+
+    Args:
+        answers: The answers.
+        same_answer: Tried both ways round; ``None`` compares normal forms alone.
+        normalize: Gives the normal form; ``str`` compares answers as they are written.
+    """
+    groups: list[list[int]] = []
+    firsts: list[str] = []
+    group_of_form: dict[str, list[int]] = {}
+    for position, answer in enumerate(answers):
+        if answer is None:
+            continue
+        form = normalize(answer)
+        group = group_of_form.get(form)
+        if group is None and same_answer is not None:
+            known = zip(firsts, groups, strict=True)
+            group = next((g for first, g in known if same_answer(answer, first) or same_answer(first, answer)), None)
+        if group is None:
+            group = []
+            groups.append(group)
+            firsts.append(answer)
+        group_of_form[form] = group
+        group.append(position)
+    return groups
+
+
+def vote(
+    trajectories: Sequence[Trajectory],
+    weights: Mapping[int, float],
+    scores: Mapping[int, float],
+    grouping: tuple[SameAnswer | None, Normalize],
+) -> Trajectory:
+    """The best-scored trajectory of the group with the greatest weight.
+
+    Args:
+        trajectories: At least one.
+        weights: By position; a trajectory without a weight or an answer abstains.
+        scores: By position; they break ties between groups if all voters have one.
+        grouping: The last two arguments of `group_answers`.
+    """
+    groups = group_answers((t.answer if i in weights else None for i, t in enumerate(trajectories)), *grouping)
+    if not groups:
+        return trajectories[best(candidates(trajectories, scores), scores)]
+    use_scores = all(i in scores for group in groups for i in group)
+
+    def rank(group: Sequence[int]) -> tuple[float | Fraction, float | Fraction]:
+        return _total([weights[i] for i in group]), _total([scores[i] for i in group] if use_scores else [])
+
+    winner: list[int] = max(groups, key=rank)  # the first of equals
+    return trajectories[best(winner, scores)]
+
+
+def _total(values: Sequence[float]) -> float | Fraction:
+    """The sum in whatever order; exact where it is beyond floating-point numbers."""
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return sum(map(Fraction, values), Fraction(0))
+
+
+def candidates(trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> list[int]:
+    """Positions with an answer and a score; if there is none, with an answer; if there is none, all."""
+    answered = [i for i, trajectory in enumerate(trajectories) if trajectory.answer is not None]
+    return [i for i in answered if i in scores] or answered or list(range(len(trajectories)))
+
+
+def best(positions: Iterable[int], scores: Mapping[int, float]) -> int:
+    """The best-scored of `positions`, the first on ties; those without a score come last."""
+    return max(positions, key=lambda i: scores.get(i, -math.inf))
+
+
+def known_scores(
+    aggregator: Aggregator, trajectories: Sequence[Trajectory], reduction: StepReduction | None
+) -> dict[int, float]:
+    """Scores by position, of the trajectories that have one.
+
+    Raises:
+        ValueError: If there are no trajectories, `aggregator` needs scores and there are none, or one is not finite.
+    """
+    require_some(aggregator, trajectories)
+    found = ((i, _score(trajectory, reduction)) for i, trajectory in enumerate(trajectories))
+    scores = {i: score for i, score in found if score is not None}
+    if aggregator.needs_scores and not scores:
+        missing = "scores: pass reward_model=..." if reduction is None else "step scores: use a ProcessRewardModel"
+        raise ValueError(f"{aggregator!r} needs trajectories with {missing}")
+    for score in scores.values():
+        if not math.isfinite(score):
+            raise ValueError(f"{aggregator!r} needs finite scores, got {score!r}")
+    return scores
+
+
+def as_weights(
+    aggregator: Aggregator, scores: Mapping[int, float], advice: str = "rescale them, or use BordaVote()"
+) -> Mapping[int, float]:
+    """`scores`, if they can be weights.
+
+    Raises:
+        ValueError: If one is negative or not finite.
+    """
+    for score in scores.values():
+        if not 0 <= score < math.inf:
+            raise ValueError(f"{aggregator!r} needs weights of 0 or more, got {score!r}: {advice}")
+    return scores
+
+
+def check_reduction(aggregator: Aggregator, reduction: StepReduction | None) -> None:
+    """Raise a ValueError unless `reduction` is a name or a function, or there is none."""
+    if reduction is not None and not callable(reduction) and reduction not in get_args(Reduction):
+        names = ", ".join(map(repr, get_args(Reduction)))
+        raise ValueError(f"{type(aggregator).__name__}(reduction={reduction!r}): choose one of {names}, or a function")
+
+
+def require_some(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> None:
+    """Raise a ValueError if there are no trajectories."""
+    if not trajectories:
+        raise ValueError(f"{aggregator!r} has no trajectories to choose from: the list is empty")
+
+
+def _score(trajectory: Trajectory, reduction: StepReduction | None) -> float | None:
+    if reduction is None:
+        return trajectory.score
+    if not trajectory.step_scores:
+        return None
+    if callable(reduction):
+        return float(reduction(trajectory.step_scores))
+    return float(reduce_steps(trajectory.step_scores, reduction))
+
+
+_MAX_EXPONENT = 700.0  # exp of it is just within float64
+
+
+@dataclass(frozen=True)
+class BordaVote(Aggregator):
+    """A vote weighted by rank: of n voters the r-th best by score has the weight ``(n - r + 1) ** p``.
+
+    Kang et al. 2025 (arXiv:2502.18581) rank by self-certainty and use p = 0.5 in their script. With p = 0 it is the
+    majority vote; the greater p, the closer to best-of-n.
+
+    Attributes:
+        p: The exponent, 0 or more.
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
+    """
+
+    p: float = 0.5
+    reduction: StepReduction | None = None
+    same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.p) and self.p >= 0):
+            raise ValueError(f"BordaVote: p must be 0 or more, got {self.p!r}")
+        check_reduction(self, self.reduction)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return True
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory with the winning answer; equal scores rank in order of appearance.
+
+        Raises:
+            ValueError: If there is none, no trajectory has a score, or one is not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        voters = [i for i in scores if trajectories[i].answer is not None]
+        ranked = sorted(voters, key=scores.__getitem__, reverse=True)
+        n = len(voters)
+        # Sums of whole powers are exact, so ties are ties; where n^p is beyond float64, weights are shares of it.
+        unit = 1 if (self.p + 1) * math.log(max(n, 1)) < _MAX_EXPONENT else n
+        weights = {i: ((n - rank) / unit) ** self.p for rank, i in enumerate(ranked)}
+        return vote(trajectories, weights, scores, (self.same_answer, self.normalize))
+
+
+@dataclass(frozen=True)
+class ConfidenceVote(Aggregator):
+    """A vote weighted by the confidence that the generator reported with each step.
+
+    ``over="min"`` is the lowest group of DeepConf (arXiv:2508.15260) with steps for groups.
+
+    Attributes:
+        over: Confidence of a trajectory from those of its steps: their ``"mean"`` over tokens, ``"min"`` or
+            ``"last"``.
+        same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
+    """
+
+    over: Literal["mean", "min", "last"] = "mean"
+    same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.over not in ("mean", "min", "last"):
+            raise ValueError(f'ConfidenceVote: over must be "mean", "min" or "last", got {self.over!r}')
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The most confident trajectory with the winning answer; one of unknown confidence abstains.
+
+        Raises:
+            ValueError: If there is none, no confidence is known, or one is negative or not finite.
+        """
+        require_some(self, trajectories)
+        known = ((i, self._confidence(trajectory)) for i, trajectory in enumerate(trajectories))
+        advice = 'a generator made with confidence="self_certainty" or "deepconf" reports such'
+        weights = as_weights(self, {i: confidence for i, confidence in known if confidence is not None}, advice)
+        if not weights:
+            raise ValueError(f"{self!r} found no confidence: use a generator that reports it, or MajorityVote()")
+        return vote(trajectories, weights, weights, (self.same_answer, self.normalize))
+
+    def _confidence(self, trajectory: Trajectory) -> float | None:
+        """Confidence of the whole, ``None`` unless all steps have one."""
+        known = [step.confidence for step in trajectory.steps if step.confidence is not None]
+        if not known or len(known) < len(trajectory.steps):
+            return None
+        if any(map(math.isnan, known)):
+            return math.nan  # min() may pass over it
+        if self.over != "mean":
+            return min(known) if self.over == "min" else known[-1]
+        tokens = [max(step.generated_tokens, 1) for step in trajectory.steps]
+        return math.fsum(value * count for value, count in zip(known, tokens, strict=True)) / sum(tokens)
+
+
+@dataclass(frozen=True)
+class MajorityVote(Aggregator):
+    """The answer with the most trajectories, or with the greatest sum of scores (self-consistency, arXiv:2203.11171).
+
+    Attributes:
+        weighted: Whether a trajectory counts by its score (which must be 0 or more) instead of by 1.
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
+            of each group; ``None`` compares normal forms alone.
+        normalize: Gives an answer's normal form; ``str`` compares answers as they are written.
+    """
+
+    weighted: bool = False
+    reduction: StepReduction | None = None
+    same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
+
+    def __post_init__(self) -> None:
+        check_reduction(self, self.reduction)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return self.weighted or self.reduction is not None
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory with the winning answer.
+
+        Raises:
+            ValueError: If there is none, or scores are needed and missing, negative (weighted) or not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        return vote(trajectories, self._weights(trajectories, scores), scores, (self.same_answer, self.normalize))
+
+    def _weights(self, trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> Mapping[int, float]:
+        return as_weights(self, scores) if self.weighted else dict.fromkeys(range(len(trajectories)), 1.0)
+
+
+@dataclass(frozen=True)
+class BestOfN(Aggregator):
+    """The trajectory with the greatest score among those with an answer; the earliest on ties.
+
+    Attributes:
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+    """
+
+    reduction: StepReduction | None = None
+
+    def __post_init__(self) -> None:
+        check_reduction(self, self.reduction)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether trajectories must have scores."""
+        return True
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory.
+
+        Raises:
+            ValueError: If there is none, no trajectory has a score, or one is not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        return trajectories[best(candidates(trajectories, scores), scores)]
+
+
+@dataclass(frozen=True)
+class Oracle(Aggregator):
+    """The first trajectory with a correct answer, for evaluation only: its accuracy is the coverage, pass@n.
+
+    Without a correct one it is the first with an answer.
+
+    Attributes:
+        grade: Called with an answer and the problem's gold answer.
+    """
+
+    grade: SameAnswer = field(default=_same_answer, repr=False)
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """A correct trajectory, if there is one.
+
+        Raises:
+            ValueError: If there is no trajectory, or the problem has no gold answer.
+        """
+        require_some(self, trajectories)
+        gold = trajectories[0].problem.answer
+        if gold is None:
+            raise ValueError("Oracle compares with the gold answer: give Problem(prompt, answer=...)")
+        answered = [t for t in trajectories if t.answer is not None]
+        correct = (t for t in answered if t.answer is not None and self.grade(t.answer, gold))
+        return next(correct, (answered or trajectories)[0])
+
+
+def answer_weights(
+    trajectories: Sequence[Trajectory],
+    weighted: bool = False,
+    reduction: StepReduction | None = None,
+    same_answer: SameAnswer | None = None,
+    normalize: Normalize = normalize_answer,
+) -> dict[str, float]:
+    """Total weight of each answer, in order of first appearance; abstentions are left out.
+
+    Args:
+        trajectories: What a search returned.
+        weighted: Whether a trajectory counts by its score instead of by 1.
+        reduction: As in `MajorityVote`.
+        same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
+
+    Returns:
+        The first answer of each group as it was written, with the group's weight; empty if all abstain.
+
+    Raises:
+        ValueError: If scores are needed and missing, negative or not finite.
+    """
+    if not trajectories:
+        return {}
+    majority = MajorityVote(weighted, reduction, same_answer)
+    weights = majority._weights(trajectories, known_scores(majority, trajectories, reduction))
+    groups = group_answers(
+        (t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer, normalize
+    )
+    return {str(trajectories[group[0]].answer): math.fsum(weights[i] for i in group) for group in groups}
+
+
+__all__ = [
+    "BestOfN",
+    "BordaVote",
+    "ConfidenceVote",
+    "MajorityVote",
+    "Normalize",
+    "Oracle",
+    "SameAnswer",
+    "StepReduction",
+    "answer_weights",
+    "group_answers",
+]

@@ -1,0 +1,406 @@
+"""The commands ``eval``, ``sweep``, ``report`` and ``plot``."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from inferscale.evaluate.parts import check_scores, make_generator, make_reward, make_strategy, make_vote
+
+from .solving import (
+    STRATEGY_HELP,
+    MaxNewTokens,
+    Model,
+    Progress,
+    Reward,
+    Seed,
+    StepDelimiter,
+    Temperature,
+    Tokens,
+    UsageError,
+    Vote,
+    Width,
+)
+
+if TYPE_CHECKING:
+    from inferscale.aggregators import SameAnswer
+    from inferscale.base import Generator, RewardModel, SearchStrategy
+    from inferscale.evaluate import Run
+    from inferscale.scaling import CurvePoint
+    from inferscale.tree import Problem
+
+
+GRADERS = ("auto", "numeric", "math")
+
+Dataset = Annotated[str, typer.Option(help="gsm8k, math, svamp, embedded, or jsonl (your own rows).")]
+Data = Annotated[Path | None, typer.Option(help="A .jsonl or .json file; without it the Hugging Face hub is asked.")]
+Split = Annotated[str | None, typer.Option(help="Split of the hub's data set, or test or dev of the embedded task.")]
+Fields = Annotated[list[str] | None, typer.Option("--field", help="Your own fields: question=body, answer=gold.")]
+Style = Annotated[str | None, typer.Option(help="Prompt: cot, direct, steps, boxed, plain.")]
+Shots = Annotated[int, typer.Option(min=0, help="Worked examples before each question.")]
+ShotsData = Annotated[Path | None, typer.Option(help="File that the worked examples are taken from, not --data.")]
+Limit = Annotated[int | None, typer.Option(help="Take the first so many problems.")]
+Grader = Annotated[str, typer.Option(help="numeric, math (math-verify in a killable process), or auto.")]
+MaxStepTokens = Annotated[int, typer.Option(help="Most tokens of a step.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Problems searched at the same time.")]
+Force = Annotated[bool, typer.Option(help="Go on in a folder of another configuration with what is still valid.")]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What all runs of a command have in common."""
+
+    dataset: Dataset = "embedded"
+    data: Data = None
+    split: Split = None
+    field: Fields = None
+    style: Style = None
+    shots: Shots = 0
+    shots_data: ShotsData = None
+    limit: Limit = None
+    grader: Grader = "auto"
+    width: Width = 16
+    vote: Vote = "majority"
+    reward: Reward = None
+    temperature: Temperature = 0.8
+    max_new_tokens: MaxNewTokens = 512
+    max_step_tokens: MaxStepTokens = 256
+    step_delimiter: StepDelimiter = "\\n"
+    tokens: Tokens = None
+    batch_size: BatchSize = 64
+    force: Force = False
+    progress: Progress = True
+
+    def generator(self, model: str) -> Generator:
+        """The model as a generator."""
+        return make_generator(
+            model, self.temperature, self.max_new_tokens, self.step_delimiter, max_step_tokens=self.max_step_tokens
+        )
+
+    def problems(self) -> list[Problem]:
+        """The problems, worked examples in their prompts."""
+        from inferscale.evaluate import load_examples, load_problems
+
+        if self.grader not in GRADERS:
+            raise UsageError(f"unknown grader {self.grader!r}: choose one of {', '.join(GRADERS)}")
+        if self.shots and self.shots_data is None:
+            raise UsageError(f"--shots {self.shots} needs --shots-data FILE: examples must not come from the test data")
+        named = self._named_fields()
+        shots = load_examples(self.dataset, self.shots_data, fields=named, limit=self.shots) if self.shots else []
+        if len(shots) < self.shots:
+            raise UsageError(f"--shots {self.shots}: {self.shots_data} holds {len(shots)}")
+        return load_problems(
+            self.dataset, self.data, split=self.split, style=self.style, shots=shots, fields=named, limit=self.limit
+        )
+
+    def run(
+        self, problems: list[Problem], search: SearchStrategy, generator: Generator, reward_model: RewardModel | None,
+        seed: int, folder: Path, model: str,
+    ) -> Run:  # fmt: skip
+        """The run in `folder`, begun or gone on with."""
+        from inferscale.cost import Budget
+        from inferscale.evaluate import prompt_style, run_evaluation
+
+        style = prompt_style(self.style or ("plain" if self.dataset == "embedded" else "cot"))
+        budget = None if self.tokens is None else Budget(tokens=self.tokens)
+        about = {"dataset": self.dataset, "model": Path(model).name, "reward": self.reward and Path(self.reward).name}
+        return run_evaluation(
+            problems, search, generator, folder, reward_model=reward_model, aggregator=make_vote(self.vote),
+            budget=budget, extract_answer=style.reader(), grade=self.grade(), seed=seed, batch_size=self.batch_size,
+            config=about, force=self.force, progress=self.progress,
+        )  # fmt: skip
+
+    def grade(self) -> SameAnswer:
+        """Math-verify where answers are expressions and it is installed, else exact normal forms."""
+        from importlib.util import find_spec
+
+        from inferscale.answers import same_answer
+        from inferscale.evaluate import MathGrader
+
+        wanted = self.grader == "math" or (self.grader == "auto" and self.dataset == "math")
+        if wanted and (self.grader == "math" or find_spec("math_verify") is not None):
+            return MathGrader()
+        return same_answer
+
+    def _named_fields(self) -> dict[str, str] | None:
+        pairs = [text.partition("=") for text in self.field or ()]
+        for name, equals, value in pairs:
+            if not equals or not value:
+                raise UsageError(f"--field {name}: write it as question=name_of_your_field")
+        return {name: value for name, _, value in pairs} or None
+
+
+def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with every field of `RunOptions` as an option of its own, in place of its parameter ``options``."""
+    hints = get_type_hints(RunOptions, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(RunOptions)
+    ]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        options = RunOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
+        command(**given, options=options)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+    run.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return run
+
+
+_NO_SETTING = ("seed", "strategy", "aggregator")
+"""What one group of points has several of: seeds are averaged, sizes are one curve, votes are read again."""
+
+
+def read_points(folders: Iterable[Path]) -> list[CurvePoint]:
+    """Points of all complete runs in and below the folders; runs that differ in their seed alone are averaged.
+
+    Runs of one model and strategy under different settings (temperature, data set, ...) have these in their names.
+    """
+    from inferscale.scaling import curve_of_results
+
+    groups: dict[str, list[Run]] = {}
+    for run in _usable_runs(folders):
+        groups.setdefault(_without(run.about["identity"], "seed", "aggregator"), []).append(run)
+    if not groups:
+        raise UsageError("no complete run to report")
+    members = [_one_for_each_seed(runs) for runs in groups.values()]
+    points: list[CurvePoint] = []
+    for runs, model in zip(members, _models([runs[0].about["identity"] for runs in members]), strict=True):
+        points += curve_of_results(
+            [list(run.results()) for run in runs], _strategy(runs[0].about["identity"]["strategy"]),
+            correct=[[record["correct_each"] for record in run.finished] for run in runs],
+            memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None, model=model,
+        )  # fmt: skip
+    return points
+
+
+def _usable_runs(folders: Iterable[Path]) -> Iterator[Run]:
+    from inferscale.evaluate import load_run
+
+    given = list(folders)
+    files = [file for folder in given for file in sorted(folder.rglob("run.json"))]
+    if not files:
+        raise UsageError(f"no runs in {', '.join(map(str, given))}: give folders that `inferscale eval` wrote")
+    for file in {file.resolve(): file for file in files}.values():  # once, though folders may hold each other
+        run = load_run(file.parent)
+        if not run.is_complete:
+            typer.echo(f"{run.directory} is not complete and is left out: run its command again", err=True)
+        elif any(record["correct_each"] is None for record in run.finished):
+            typer.echo(f"{run.directory} has problems without a gold answer and is left out", err=True)
+        else:
+            yield run
+
+
+def _without(identity: Mapping[str, Any], *names: str) -> str:
+    return str({name: value for name, value in identity.items() if name not in names})
+
+
+def _one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one seed that differ in their vote have the same samples."""
+    return list({run.about["identity"]["seed"]: run for run in runs}.values())
+
+
+def _strategy(described: Any) -> Any:
+    """The strategy of a run, or its name when it is not one of ours."""
+    if not isinstance(described, str):
+        return str(described["class"]).rpartition(".")[2]
+    try:
+        return make_strategy(described) if "(" in described else described
+    except ValueError:
+        return described
+
+
+def _models(identities: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each group of runs the name of its model, with what tells it from others of that model and strategy."""
+    names = [str(identity["config"].get("model", "")) for identity in identities]
+    curves: dict[tuple[str, str], list[int]] = {}
+    for place, identity in enumerate(identities):
+        curves.setdefault((names[place], _curve(identity)), []).append(place)
+    for (name, _), places in curves.items():
+        settings = [dict(_settings(_settings_of(identities[place]), "")) for place in places]
+        keys = _telling(settings)
+        for place, own in zip(places, settings, strict=True):
+            told = ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in keys if key in own)
+            names[place] = f"{name} ({told})" if told else name
+    return names
+
+
+def _curve(identity: Mapping[str, Any]) -> str:
+    from inferscale.scaling import short_name
+
+    strategy = _strategy(identity["strategy"])
+    return strategy if isinstance(strategy, str) else short_name(strategy)
+
+
+def _telling(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Names of a few settings that tell these apart as well as all of them would; plain ones before digests."""
+    names = {name for own in settings for name in own}
+    chosen: list[str] = []
+    apart = 1
+    for name in sorted(names, key=lambda name: (not name.startswith(".config."), name.endswith("sha256"), name)):
+        parts = len({tuple(own.get(key) for key in (*chosen, name)) for own in settings})
+        if parts > apart:
+            chosen, apart = [*chosen, name], parts
+    return chosen
+
+
+def _settings_of(identity: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name not in _NO_SETTING}
+
+
+def _settings(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """The single settings in a description, by dotted name; those in ``Sampler(temperature=0.8)`` too."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _settings(item, f"{name}.{key}")
+    elif pieces := re.findall(r"(\w+)=([^,()]+)", str(value)):
+        yield from ((f"{name}.{key}", text) for key, text in pieces)
+    else:
+        yield name, str(value)
+
+
+COSTS = ("flops", "generator_flops", "reward_flops", "tokens", "seconds")
+Folders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold them.")]
+COLUMNS = ("n", "accuracy", "tokens", "policy FLOPs", "reward FLOPs", "seconds", "problems")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("eval")(takes_run_options(evaluate))
+    app.command()(takes_run_options(sweep))
+    app.command()(report)
+    app.command()(plot)
+
+
+def report(
+    folders: Folders,
+    curve: Annotated[bool, typer.Option(help="Every number of samples, not only the greatest.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write the points there too.")] = None,
+) -> None:
+    """Accuracy and cost of runs, every vote read from the same samples; costs are means over problems."""
+    points = read_points(folders)
+    shown = points if curve else _greatest(points)
+    width = max(len(p.name) for p in shown)
+    typer.echo(f"{'model, strategy, vote':<{width}} {COLUMNS[0]:>4} {COLUMNS[1]:>14} " + _cells(COLUMNS[2:]))
+    for p in shown:
+        accuracy = f"{100 * p.accuracy:.1f} ± {100 * p.standard_error:.1f} %"
+        costs = f"{p.tokens:.0f}", f"{p.generator_flops:.3g}", f"{p.reward_flops:.3g}", f"{p.seconds:.2f}"
+        typer.echo(f"{p.name:<{width}} {p.n:>4} {accuracy:>14} " + _cells([*costs, p.problems]))
+    typer.echo("± one standard error over problems; coverage is an upper bound (any sample is right), not a method.")
+    if csv is not None:
+        _write_csv(points, csv)
+
+
+def plot(
+    folders: Folders,
+    out: Annotated[Path, typer.Option(help="The figure's file: .png, .pdf or .svg.")] = Path("scaling.png"),
+    x: Annotated[str, typer.Option(help=f"One of {', '.join(COSTS)}.")] = "flops",
+    y: Annotated[str, typer.Option(help="accuracy or error.")] = "accuracy",
+    vote: Annotated[list[str] | None, typer.Option(help="Repeat it: only these votes.")] = None,
+) -> None:
+    """Draw accuracy against cost: one panel for each vote, a line for each model and strategy."""
+    from inferscale.scaling import VOTES
+    from inferscale.viz import plot_votes
+
+    if x not in COSTS:
+        raise UsageError(f"--x {x}: choose one of {', '.join(COSTS)}")
+    if y not in ("accuracy", "error"):
+        raise UsageError(f"--y {y}: choose accuracy or error")
+    unknown = [name for name in vote or () if name not in VOTES]
+    if unknown:
+        raise UsageError(f"--vote {unknown[0]}: choose among {', '.join(VOTES)}")
+    points = [p for p in read_points(folders) if not vote or p.vote in vote]
+    if not points:
+        raise UsageError(f"no run has scores, which --vote {', '.join(vote or ())} needs")
+    plot_votes(points, x, y).savefig(out)  # type: ignore[arg-type]
+    typer.echo(f"wrote {out}")
+
+
+def _greatest(points: Sequence[CurvePoint]) -> list[CurvePoint]:
+    """The points without those of fewer samples of the same run."""
+    most: dict[str, int] = {}
+    for p in points:
+        most[p.name] = max(p.n, most.get(p.name, 0))
+    return [p for p in points if p.strategy != "RepeatedSampling" or p.n == most[p.name]]
+
+
+def _cells(values: Iterable[Any]) -> str:
+    return " ".join(f"{value!s:>12}" for value in values)
+
+
+def _write_csv(points: Sequence[CurvePoint], path: Path) -> None:
+    import csv
+
+    rows = [p.row() for p in points]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    typer.echo(f"wrote {path}")
+
+
+def evaluate(
+    out: Annotated[Path | None, typer.Option(help="The run's folder; made from the options by default.")] = None,
+    model: Model = "policy-s",
+    strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "sampling",
+    seed: Seed = 0,
+    *,
+    options: RunOptions,
+) -> None:
+    """Solve and grade a data set; the same command again goes on where it ended."""
+    search = make_strategy(strategy, options.width)
+    check_scores(search, make_vote(options.vote), options.reward)
+    problems = options.problems()
+    generator = options.generator(model)
+    reward_model = None if options.reward is None else make_reward(options.reward, model)
+    folder = out or Path("runs") / slug(options.dataset, model, search, options.reward, seed)
+    show(options.run(problems, search, generator, reward_model, seed, folder, model))
+
+
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder that gets one run's folder for each combination.")],
+    strategy: Annotated[list[str], typer.Option(help=f"Repeat it. {STRATEGY_HELP}")],
+    seed: Annotated[list[int] | None, typer.Option(help="Repeat it: one run of each strategy for each seed.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Repeat it: a path, a hub id, an embedded policy.")] = None,
+    *,
+    options: RunOptions,
+) -> None:
+    """Evaluate every combination of models, strategies and seeds; the same command again goes on where it ended."""
+    searches = [make_strategy(text, options.width) for text in strategy]
+    for search in searches:
+        check_scores(search, make_vote(options.vote), options.reward)
+    problems = options.problems()
+    for name in model or ["policy-s"]:
+        generator = options.generator(name)
+        reward_model = None if options.reward is None else make_reward(options.reward, name)
+        for search in searches:
+            for number in seed or [0]:
+                folder = out / slug(options.dataset, name, search, options.reward, number)
+                show(options.run(problems, search, generator, reward_model, number, folder, name))
+
+
+def slug(dataset: str, model: str, search: SearchStrategy, reward: str | None, seed: int) -> str:
+    """A folder's name: what was run, without characters that a shell or a file system minds."""
+    parts: list[Any] = [dataset, Path(model).name, repr(search), Path(reward).name if reward else None, f"seed{seed}"]
+    text = "-".join(str(part) for part in parts if part)
+    return re.sub(r"[^A-Za-z0-9.=]+", "-", text).replace("-.", "").strip("-")[:180]
+
+
+def show(run: Run) -> None:
+    """Prints one line for a run."""
+    graded = f"accuracy {100 * run.accuracy:.1f} ± {100 * run.standard_error:.1f} %"
+    if run.accuracy != run.accuracy:
+        graded = "no gold answers"
+    silent = sum(record["answer"] is None for record in run.finished)
+    typer.echo(f"{graded}, {len(run.finished)} problems ({silent} without an answer)  {run.directory}")

@@ -1,0 +1,232 @@
+"""What a search returns: the chosen trajectory, all others, the tree and the cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from inferscale.base import Aggregator
+from inferscale.cost import Cost
+from inferscale.tree import Node, Problem, Step, Trajectory
+
+FORMAT = "inferscale.SearchResult"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of one search.
+
+    Attributes:
+        problem: The problem.
+        selected: The trajectory that the aggregator picked.
+        trajectories: One for each leaf that the search returned, in order.
+        leaves: The leaves themselves, in the order of `trajectories`.
+        root: The root of the search tree.
+        cost: What the search cost.
+        stopped_by: The cap that ended it (``"tokens"``, ``"flops"``, ``"seconds"``, ``"calls"``), ``"error"`` for
+            the best so far of a search that was broken off, or ``None``.
+    """
+
+    problem: Problem
+    selected: Trajectory
+    trajectories: tuple[Trajectory, ...]
+    leaves: tuple[Node, ...] = field(repr=False)
+    root: Node = field(repr=False)
+    cost: Cost
+    stopped_by: str | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The selected trajectory's answer; ``None`` if every trajectory abstained."""
+        return self.selected.answer
+
+    @property
+    def text(self) -> str:
+        """The selected trajectory's text."""
+        return self.selected.text
+
+    @property
+    def selected_leaf(self) -> Node:
+        """The leaf of the selected trajectory."""
+        return self.leaves[self._place]
+
+    def reaggregate(self, aggregator: Aggregator) -> SearchResult:
+        """The same search with another vote; nothing is generated or scored."""
+        return replace(self, selected=voted(aggregator, self.trajectories))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the result with its whole tree as versioned JSON; returns the path."""
+        target = Path(path)
+        temporary = target.with_name(target.name + ".tmp")
+        temporary.write_text(json.dumps(self.to_dict(), allow_nan=False, default=as_plain), encoding="utf-8")
+        os.replace(temporary, target)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file is not a result, or was written by a newer version.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a saved search result: {error}") from error
+        return cls.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the tree as a flat table of nodes, parents first."""
+        nodes = list(self.root.walk())
+        index = {node: i for i, node in enumerate(nodes)}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "problem": asdict(self.problem),
+            "cost": asdict(self.cost),
+            "stopped_by": self.stopped_by,
+            "nodes": [_node_to_dict(node, index) for node in nodes],
+            "trajectories": [
+                {"node": index[leaf], "answer": t.answer, "score": t.score, "step_scores": t.step_scores}
+                for leaf, t in zip(self.leaves, self.trajectories, strict=True)
+            ],
+            "selected": self._place,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
+        """The inverse of `to_dict`."""
+        form = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+        if form != FORMAT:
+            raise ValueError(f"not a saved search result: format is {form!r}, expected {FORMAT!r}")
+        if data["version"] > VERSION:
+            raise ValueError(
+                f"written by a newer inferscale (version {data['version']} > {VERSION}): update to read it"
+            )
+        problem = Problem(**data["problem"])
+        nodes: list[Node] = []
+        for row in data["nodes"]:
+            nodes.append(_node_from_dict(row, problem, nodes))
+        leaves = tuple(nodes[row["node"]] for row in data["trajectories"])
+        trajectories = tuple(
+            Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"])
+            for leaf, row in zip(leaves, data["trajectories"], strict=True)
+        )
+        selected = trajectories[data["selected"]]
+        return cls(problem, selected, trajectories, leaves, nodes[0], Cost(**data["cost"]), data["stopped_by"])
+
+    def to_html(self) -> str:
+        """Answer, votes, cost and tree as a piece of HTML: no script, nothing from outside, all model text escaped.
+
+        It is ASCII, so that ``Path("result.html").write_text(result.to_html())`` shows the same in any browser.
+        """
+        from inferscale.viz import page
+
+        abstained = sum(trajectory.answer is None for trajectory in self.trajectories)
+        cost = self.cost
+        facts = {
+            "problem": self.problem.prompt,
+            "trajectories": f"{len(self.trajectories)}, {abstained} abstained",
+            "tokens": f"{cost.tokens:,} sampled, {cost.scored_tokens:,} scored",
+            "FLOPs": f"{cost.generator_flops:.3g} generator, {cost.reward_flops:.3g} reward model",
+            "seconds": f"{cost.seconds:.3g}",
+            "stopped by": self.stopped_by or "the strategy",
+        }
+        return page(self.root, self.leaves, self.trajectories, self._place, facts)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the table of nodes: the linked nodes of a deep tree would pass Python's recursion limit."""
+        return SearchResult.from_dict, (self.to_dict(),)
+
+    @property
+    def _place(self) -> int:
+        return self.trajectories.index(self.selected)
+
+
+def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Trajectory:
+    """What `aggregator` picks; one that needs scores is shown the trajectories that have one, if there are any.
+
+    Raises:
+        ValueError: If it picks something else than one of them.
+    """
+    shown = trajectories
+    if aggregator.needs_scores:
+        shown = tuple(t for t in trajectories if t.score is not None) or trajectories
+    selected = aggregator.select(shown)
+    if selected not in shown:
+        raise ValueError(f"{aggregator!r}.select() must return one of the trajectories, not {selected!r:.100}")
+    return selected
+
+
+def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
+    row: dict[str, Any] = {"parent": None if node.parent is None else index[node.parent], "key": node.key}
+    if node.step is not None:
+        row["step"] = step_to_dict(node.step)
+    if node.is_scored:
+        row["score"] = node.score
+    if node.step_scores is not None:
+        row["step_scores"] = node.step_scores
+    if node.stats:
+        row["stats"] = finite(node.stats)
+    if node.num_draws > len(node.children):
+        row["unattached_draws"] = node.num_draws - len(node.children)
+    return row
+
+
+def _node_from_dict(row: Mapping[str, Any], problem: Problem, nodes: list[Node]) -> Node:
+    parent = None if row["parent"] is None else nodes[row["parent"]]
+    node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"])
+    node.num_draws = row.get("unattached_draws", 0)
+    if parent is not None:
+        parent.children.append(node)
+        parent.num_draws += 1
+    if "score" in row:
+        node.score = row["score"]
+    node.step_scores = _as_tuple(row.get("step_scores"))
+    node.stats.update(row.get("stats", {}))
+    return node
+
+
+def as_plain(value: Any) -> Any:
+    """A number or an array of NumPy or torch as Python's, for ``json.dumps(..., default=as_plain)``."""
+    try:
+        return value.tolist()
+    except AttributeError:
+        raise TypeError(f"{type(value).__name__} {value!r:.80} has no place in JSON") from None
+
+
+def step_to_dict(step: Step) -> dict[str, Any]:
+    """The step as plain data; a log-probability or confidence that is not finite is not known."""
+    row = {field.name: getattr(step, field.name) for field in fields(step)}
+    return {**row, "logprob": finite(step.logprob), "confidence": finite(step.confidence)}
+
+
+def finite(value: Any) -> Any:
+    """Plain data in which ``None`` stands for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def step_from_dict(row: Mapping[str, Any]) -> Step:
+    """The `Step` that `step_to_dict` turned into `row`; JSON's lists become tuples again."""
+    ends = tuple((text_end, id_end) for text_end, id_end in row["inner_ends"])
+    return Step(**{**row, "token_ids": tuple(row["token_ids"]), "inner_ends": ends})
+
+
+def _as_tuple(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

@@ -1,0 +1,108 @@
+"""A model provider for inspect_ai: every answer is the result of a search (extra ``inspect``).
+
+After installation ``inspect eval task.py --model inferscale/PATH -M strategy=sampling -M width=16 -M vote=majority``
+works by the entry point ``inferscale`` of the group ``inspect_ai``. In Python, `provider` registers the class.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import Any, TypeAlias
+
+from inferscale._compat import require
+from inferscale.aggregators import MajorityVote
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.engine.result import SearchResult
+from inferscale.engine.solver import solve
+from inferscale.tree import Problem
+
+from .parts import parts_from_texts
+
+_Parts: TypeAlias = tuple[Generator, SearchStrategy, RewardModel | None, Aggregator, int]
+
+
+class SearchProvider:
+    """What inspect_ai asks of a provider, answered by a search; `provider` joins it to inspect_ai's base class."""
+
+    model_name: str
+
+    def __init__(
+        self, model_name: str, base_url: str | None = None, api_key: str | None = None, config: Any = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        api: Any = require("inspect_ai.model", "inspect")
+        super().__init__(model_name, base_url, api_key, [], config or api.GenerateConfig())  # type: ignore[call-arg]
+        given: _Parts | None = options.pop("parts", None)
+        self._parts = given or parts_from_texts(model_name, options)
+
+    async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:  # noqa: A002
+        """The winning trajectory's text; other messages than the last user's become part of the prompt."""
+        import anyio.to_thread
+
+        if tools:
+            raise ValueError("inferscale answers without tools: leave them out of the task")
+        result = await anyio.to_thread.run_sync(partial(self._search, _prompt(input)))
+        return self._output(result)
+
+    def max_connections(self) -> int:
+        """One: the model runs in this process."""
+        return 1
+
+    def _search(self, prompt: str) -> SearchResult:
+        generator, strategy, reward_model, aggregator, seed = self._parts
+        return solve(Problem(prompt), strategy, generator, reward_model=reward_model, aggregator=aggregator, seed=seed)
+
+    def _output(self, result: SearchResult) -> Any:
+        cost, api = result.cost, require("inspect_ai.model", "inspect")
+        output = api.ModelOutput.from_content(self.model_name, result.text)
+        output.usage = api.ModelUsage(
+            input_tokens=cost.prompt_tokens,
+            output_tokens=cost.tokens,
+            total_tokens=cost.prompt_tokens + cost.tokens,
+        )
+        output.time = cost.seconds
+        output.metadata = {
+            "strategy": repr(self._parts[1]),
+            "aggregator": repr(self._parts[3]),
+            "answer": result.answer,
+            "trajectories": len(result.trajectories),
+            "generator_flops": cost.generator_flops,
+            "reward_flops": cost.reward_flops,
+            "stopped_by": result.stopped_by,
+        }
+        return output
+
+
+@lru_cache(maxsize=1)
+def provider() -> Any:
+    """The class of the provider, registered with inspect_ai under the name ``inferscale``.
+
+    Raises:
+        ImportError: If inspect_ai is not installed.
+    """
+    api: Any = require("inspect_ai.model", "inspect")
+    made = type("InferscaleAPI", (SearchProvider, api.ModelAPI), {"__module__": __name__})
+    api.modelapi(name="inferscale")(lambda: made)
+    return made
+
+
+def model_of(
+    generator: Generator,
+    strategy: SearchStrategy,
+    reward_model: RewardModel | None = None,
+    aggregator: Aggregator | None = None,
+    seed: int = 0,
+    name: str = "search",
+) -> Any:
+    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already."""
+    provider()
+    get_model: Any = require("inspect_ai.model", "inspect").get_model
+    parts = (generator, strategy, reward_model, aggregator or MajorityVote(), seed)
+    return get_model(f"inferscale/{name}", parts=parts, memoize=False)
+
+
+def _prompt(messages: list[Any]) -> str:
+    if len(messages) == 1:
+        return str(messages[0].text)
+    turns = [f"{message.role.capitalize()}: {message.text}" for message in messages]
+    return "\n\n".join([*turns, "Assistant:"])

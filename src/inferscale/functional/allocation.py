@@ -1,0 +1,161 @@
+"""How many children each node gets: reward-balanced allocation."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from .arrays import NUMPY, Array, Arrays, arrays_of, require, require_items, whole_numbers
+from .reductions import check_temperature
+
+Rounding: TypeAlias = Literal["exact", "paper", "released"]
+"""How shares become whole numbers; only ``"exact"`` spends exactly the budget."""
+
+_SLACK = 1e-9  # a share that is whole up to rounding errors, 5.000000000000001, must not be rounded up
+
+
+def rebase_allocation(
+    scores: Array,
+    budget: int | Array,
+    temperature: float,
+    rounding: Rounding = "exact",
+    mask: Array | None = None,
+    truncate_ratio: float | None = None,
+) -> Array:
+    """How many children each node gets so that all together get exactly `budget`.
+
+    Shares are ``softmax(scores / temperature)``. In descending order of score each node takes the ceiling of its
+    share of what is left (arXiv:2408.00724, section 3.1.2); equal scores keep their order.
+
+    Args:
+        scores: `[..., N]`, finite, higher is better.
+        budget: Number of children for all nodes of a row, one number or `[...]`.
+        temperature: T_b of the paper, in units of the score: rescale it for rewards outside (0, 1). Infinity gives
+            equal shares, the surplus to the first.
+        rounding: ``"exact"``; or to reproduce: ``"paper"`` rounds each share on its own, half up, ``"released"`` is
+            the published code with its running remainders in float32.
+        mask: `[..., N]`, true where there is a node; the others get 0 and their scores are not read.
+        truncate_ratio: In (0, 1]: only the best ``ceil(truncate_ratio * nodes)`` of a row take part.
+
+    Returns:
+        `[..., N]` in int64; 0 means pruned.
+
+    Raises:
+        ValueError: If a score is not finite, a row without a node has a budget, the temperature is not above 0, the
+            budget is negative or not whole, or ``"released"`` divides by a remainder of 0.
+
+    Differs from the paper:
+        The paper's ``Round(B * softmax_i)`` over- or underspends the budget (sums of 15 and 17 for 16 are usual); the
+        released code overspends with ties. ``"exact"`` differs from the released code only where that one leaks,
+        and in the order of ties.
+    """
+    if rounding not in get_args(Rounding):
+        raise ValueError(f'rounding must be "exact", "paper" or "released", got {rounding!r}')
+    temperature = check_temperature(temperature)
+    if truncate_ratio is not None and not 0 < truncate_ratio <= 1:
+        raise ValueError(f"truncate_ratio must be in (0, 1], got {truncate_ratio!r}")
+    ops = arrays_of(scores, budget, mask)
+    scores = ops.float64(scores)
+    require_items("scores", scores)
+    if ops is NUMPY and scores.ndim == 1 and rounding == "exact" and mask is None and truncate_ratio is None:
+        return np.asarray(_exact_row(scores.tolist(), _whole(budget), temperature), dtype=np.int64)
+    budget = whole_numbers(ops, "budget", _whole(budget) if isinstance(budget, (int, float, np.generic)) else budget)
+    present = _present(ops, scores, budget, mask)
+    scores = ops.xp.where(present, scores + 0.0, ops.float64(-math.inf))  # + 0.0: minus zero sorts as zero
+    if truncate_ratio is not None:
+        scores, present = _truncate(ops, scores, present, truncate_ratio)
+    allocate = {"exact": _exact, "paper": _paper, "released": _released}[rounding]
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        return allocate(ops, scores, present, budget, temperature)
+
+
+def _whole(budget: int | Array) -> int:
+    """One budget as an int."""
+    if not 0 <= budget < math.inf or budget != int(budget):
+        raise ValueError(f"budget must be a whole number, 0 or more; got {budget!r}")
+    return int(budget)
+
+
+def _present(ops: Arrays, scores: Array, budget: Array, mask: Array | None) -> Array:
+    """Where there is a node, after the checks that need the numbers."""
+    present = ops.xp.ones_like(scores, dtype=ops.xp.bool) if mask is None else ops.boolean(mask)
+    require(ops.xp.isfinite(scores) | ~present, "scores must be finite numbers; one is NaN or infinite")
+    require(budget >= 0, "budget must be 0 or more in every row")
+    require(present.any(-1) | (budget == 0), "a row has a budget and no node: its mask is false everywhere")
+    return present
+
+
+def _exact_row(scores: list[float], budget: int, temperature: float) -> list[int]:
+    """`_exact` of one row in plain Python: the case that every level of a search calls."""
+    for score in scores:
+        if not math.isfinite(score):
+            raise ValueError(f"scores must be finite numbers, got {score!r} at position {scores.index(score)}")
+    top = max(scores)
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable also in reverse
+    weights = [math.exp((scores[i] - top) / temperature) for i in order]
+    suffix_sums, running = [0.0] * len(order), 0.0
+    for position in range(len(order) - 1, -1, -1):
+        running += weights[position]
+        suffix_sums[position] = running
+    counts, left = [0] * len(scores), budget
+    for i, weight, remaining in zip(order, weights, suffix_sums, strict=True):
+        if left == 0:
+            return counts
+        counts[i] = min(left, math.ceil(left * weight / remaining - _SLACK))
+        left -= counts[i]
+    counts[order[-1]] += left
+    return counts
+
+
+def _exact(ops: Arrays, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
+    """Sequential ceil over suffix sums, which has no cancellation: sums to the budget by construction."""
+    xp = ops.xp
+    order = ops.argsort(scores, descending=True)
+    ranked = ops.gather(scores, order)
+    top = xp.where(present.any(-1, keepdims=True), ranked[..., :1], ops.float64(0.0))
+    weights = xp.exp(xp.where(ranked == -math.inf, ranked, (ranked - top) / temperature))
+    suffix_sums = ops.flip(ops.cumsum(ops.flip(weights)))
+    shares = weights / xp.where(suffix_sums > 0, suffix_sums, ops.float64(1.0))
+    last, left, counts = present.sum(-1) - 1, budget + xp.zeros_like(present.sum(-1)), []
+    for i in range(scores.shape[-1]):
+        wanted = xp.where(last == i, left, ops.int64(xp.ceil(left * shares[..., i] - _SLACK)))
+        counts.append(xp.minimum(left, wanted))
+        left = left - counts[-1]
+    return ops.gather(xp.stack(counts, -1), ops.argsort(order))
+
+
+def _paper(ops: Arrays, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
+    """``Round(B * softmax_i)``, half up."""
+    top = ops.xp.amax(scores, -1, keepdims=True)
+    weights = ops.xp.where(present, ops.xp.exp((scores - top) / temperature), ops.float64(0.0))
+    total = ops.xp.where(present.any(-1), weights.sum(-1), ops.float64(1.0))
+    return ops.int64(ops.xp.floor(weights / total[..., None] * budget[..., None] + 0.5))
+
+
+def _released(ops: Arrays, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
+    """The published code: float32, no shift, running remainders, ties in reverse order."""
+    xp = ops.xp
+    order = ops.flip(ops.argsort(scores))
+    scaled = ops.float32(ops.gather(scores, order)) / ops.float32(temperature)
+    weights = ops.float32(xp.exp(ops.float64(scaled)))  # rounded once: the same on every device
+    remaining = ops.float32(weights[..., 0] * 0)
+    for i in range(weights.shape[-1]):
+        remaining = remaining + weights[..., i]
+    last, left, counts, finite = present.sum(-1), budget + xp.zeros_like(present.sum(-1)), [], present.any(-1) | True
+    for i in range(weights.shape[-1]):
+        quotient = ops.float32(left) * weights[..., i] / remaining
+        quotient = xp.where(i < last, quotient, ops.float32(0.0))
+        finite = finite & xp.isfinite(quotient)
+        counts.append(ops.int64(xp.clip(xp.ceil(quotient), 0, 2**31)))
+        left, remaining = left - counts[-1], remaining - weights[..., i]
+    require(finite, 'rounding="released" divided by a remainder of 0 (the published code crashes here): use "exact"')
+    return ops.gather(xp.stack(counts, -1), ops.argsort(order))
+
+
+def _truncate(ops: Arrays, scores: Array, present: Array, ratio: float) -> tuple[Array, Array]:
+    """Scores and presence of the best ``ceil(ratio * nodes)`` of each row; earlier ones on ties."""
+    rank = ops.argsort(ops.argsort(scores, descending=True))
+    kept = present & (rank < ops.xp.ceil(ratio * ops.float64(present.sum(-1, keepdims=True)) - _SLACK))
+    return ops.xp.where(kept, scores, ops.float64(-math.inf)), kept

@@ -1,0 +1,335 @@
+"""Unbiased estimators of pass@k, best-of-k and (weighted) majority@k out of a pool of samples."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, Arrays, arrays_of, require, require_items, whole_numbers
+from .resampling import draw_uniforms
+from .voting import group_totals, vote_arrays, vote_leaders
+
+
+def pass_at_k(correct: Array, k: int | Sequence[int]) -> Array:
+    """Probability that at least one of k samples is correct (coverage).
+
+    ``1 - C(N - c, k) / C(N, k)`` with c correct of N, from exact integers (Chen et al. 2021, arXiv:2107.03374).
+    Average over problems afterwards; the standard error is the one over problems.
+
+    Args:
+        correct: `[..., N]`, 0 or 1 (or booleans).
+        k: Number of samples, or several.
+
+    Returns:
+        `[...]` in float64, or `[..., K]` for a sequence of K numbers.
+
+    Raises:
+        ValueError: If a k is not in 1..N, or `correct` holds anything but 0 and 1.
+    """
+    ops = arrays_of(correct)
+    correct = labels(ops, correct)
+    total, count = correct.shape[-1], ops.int64(correct.sum(-1))
+    return for_each_k(ops, k, total, lambda k: ops.float64(_pass_table(total, k))[count])
+
+
+def best_of_k(scores: Array, correct: Array, k: int | Sequence[int], mask: Array | None = None) -> Array:
+    """Probability that the best-scored of k samples is correct; equal scores share the credit.
+
+    Args:
+        scores: `[..., N]`, finite, higher is better.
+        correct: `[..., N]`, 0 or 1.
+        k: Number of samples, or several.
+        mask: `[..., N]`, true where a sample has an answer; the others are chosen only when nothing else is, and
+            are wrong.
+
+    Returns:
+        `[...]` in float64, or `[..., K]` for a sequence of K numbers.
+
+    Raises:
+        ValueError: If a k is not in 1..N, shapes differ, a score is not finite, or `correct` holds anything but 0
+            and 1.
+    """
+    ops = arrays_of(scores, correct, mask)
+    correct, scores = labels(ops, correct), ops.float64(scores)
+    same_shape(scores=scores, correct=correct)
+    if mask is not None:
+        mask = ops.boolean(mask)
+        scores, correct = ops.xp.where(mask, scores, ops.float64(0.0)), ops.xp.where(mask, correct, ops.float64(0.0))
+    require(ops.xp.isfinite(scores), "scores must be finite numbers; one is NaN or infinite")
+    if mask is not None:
+        scores = ops.xp.where(mask, scores, ops.float64(-math.inf))
+    ranked = ops.gather(scores, ops.argsort(scores))
+    below, up_to = (ops.searchsorted(ranked, scores, side) for side in ("left", "right"))
+    share = correct / ops.float64(up_to - below)
+
+    def estimate(k: int) -> Array:
+        # the best of k is among the first j in ascending order with probability C(j, k) / C(N, k)
+        among_first = ops.float64(_first_table(correct.shape[-1], k))
+        return (share * (among_first[up_to] - among_first[below])).sum(-1)
+
+    return for_each_k(ops, k, correct.shape[-1], estimate)
+
+
+def labels(ops: Arrays, correct: Array) -> Array:
+    """`correct` in float64, checked."""
+    correct = ops.float64(correct)
+    require_items("correct", correct)
+    require((correct == 0) | (correct == 1), "correct must hold 0 and 1 only: threshold graded scores first")
+    return correct
+
+
+def same_shape(**arrays: Array) -> None:
+    """Raises a `ValueError` that names the shapes unless all are the same."""
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"arguments must have one shape, got {shapes}")
+
+
+def check_k(k: int, total: int) -> None:
+    """Raises a `ValueError` unless `k` samples can be drawn out of `total`."""
+    if not 1 <= k <= total or k != int(k):
+        raise ValueError(f"k must be a whole number between 1 and the {total} samples given, got {k!r}")
+
+
+def for_each_k(ops: Arrays, k: int | Sequence[int], total: int, estimate: Callable[[int], Array]) -> Array:
+    """`estimate` of one k, or of several along a new last axis."""
+    several = np.ndim(k) > 0
+    ks = [k] if not several else list(k)  # type: ignore[arg-type]
+    for value in ks:
+        check_k(value, total)  # type: ignore[arg-type]
+    columns = [estimate(int(value)) for value in ks]  # type: ignore[arg-type]
+    return ops.xp.stack(columns, -1) if several else columns[0]
+
+
+@lru_cache(maxsize=256)
+def _pass_table(total: int, k: int) -> list[float]:
+    """pass@k of ``0..total`` correct, each the exact fraction rounded once."""
+    chosen = _chosen(total, k)
+    return [(chosen[-1] - none_correct) / chosen[-1] for none_correct in reversed(chosen)]
+
+
+@lru_cache(maxsize=256)
+def _first_table(total: int, k: int) -> list[float]:
+    """Probability that all of k are among the first ``0..total``."""
+    chosen = _chosen(total, k)
+    return [inside / chosen[-1] for inside in chosen]
+
+
+def _chosen(total: int, k: int) -> list[int]:
+    """``C(0, k)`` to ``C(total, k)``."""
+    chosen = [0] * k + [1]
+    for n in range(k + 1, total + 1):
+        chosen.append(chosen[-1] * n // (n - k))
+    return chosen
+
+
+_EXACT_UP_TO = 128  # samples; beyond, probabilities in float64 stand for the integers
+
+
+@lru_cache(maxsize=65536)
+def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total: int, k: int) -> float:
+    """Expected correctness of the majority of k samples, uniform over subsets and over tied answers.
+
+    Args:
+        counts: Number of samples with each answer.
+        right: How many of them are correct.
+        total: Number N of samples, abstentions included.
+        k: Size of the subsets.
+
+    Returns:
+        Exact, rounded once, for N up to 128; beyond, to about 1e-11.
+    """
+    most = max(counts, default=0)
+    if k == total:
+        tied = [correct / count for count, correct in zip(counts, right, strict=True) if count == most]
+        return sum(tied) / len(tied) if tied else 0.0
+    able = max((count for count, correct in zip(counts, right, strict=True) if correct), default=0)
+    tops = range(1, min(k, able) + 1)  # a greater t leaves no correct answer among the tied
+    if total <= _EXACT_UP_TO:
+        return float(sum((_exact_top(counts, right, total, k, t) for t in tops), Fraction(0)) / math.comb(total, k))
+    p = k / total
+    return math.fsum(_thinned_top(counts, right, total, k, t) for t in tops) / _binomial(total, p, k)
+
+
+def _exact_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, t: int) -> Fraction:
+    """Credit summed over the subsets whose greatest count is t, in integers."""
+    ways, others = {(0, 0): (1, 0)}, total  # (size, tied): (subsets, t * correct among the tied)
+    for count, correct in zip(counts, right, strict=True):
+        if count < t:
+            continue
+        others -= count
+        choices = [math.comb(count, u) for u in range(t + 1)]
+        gain = math.comb(count - 1, t - 1) * correct  # t * C(count, t) * correct / count, which is whole
+        new: dict[tuple[int, int], tuple[int, int]] = {}
+        for (size, tied), (number, credit) in ways.items():
+            for u in range(min(t, k - size) + 1):
+                key = (size + u, tied + (u == t))
+                old_number, old_credit = new.get(key, (0, 0))
+                extra = number * gain if u == t else 0
+                new[key] = (old_number + number * choices[u], old_credit + credit * choices[u] + extra)
+        ways = new
+    shares = (
+        Fraction(credit * math.comb(others, k - size), tied * t) for (size, tied), (_, credit) in ways.items() if tied
+    )
+    return sum(shares, Fraction(0))
+
+
+def _thinned_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, t: int) -> float:
+    """`_exact_top` as a probability: each sample is kept with probability k / total, on its own.
+
+    Given that k are kept they are a uniform subset, so the caller divides by the probability of that. All terms are
+    positive and at most 1: nothing cancels or overflows.
+    """
+    p, others = k / total, total
+    ways, credit = np.zeros((2, k + 1, k // t + 2))
+    ways[0, 0] = 1.0
+    for count, correct in zip(counts, right, strict=True):
+        if count < t:
+            continue
+        others -= count
+        kept = [_binomial(count, p, u) for u in range(t + 1)]
+        new_ways, new_credit = _convolve(ways, kept[:t]), _convolve(credit, kept[:t])
+        new_ways[t:, 1:] += kept[t] * ways[: k + 1 - t, :-1]
+        new_credit[t:, 1:] += kept[t] * (credit + ways * (correct / count))[: k + 1 - t, :-1]
+        ways, credit = new_ways, new_credit
+    rest = np.array([_binomial(others, p, k - size) for size in range(k + 1)])
+    return float(rest @ (credit[:, 1:] / np.arange(1, credit.shape[1])).sum(-1))
+
+
+def _convolve(table: Any, factors: Sequence[float]) -> Any:
+    """`table`, a polynomial along its first axis, times the polynomial with coefficients `factors`."""
+    product = np.zeros_like(table)
+    for shift, factor in enumerate(factors[: len(table)]):
+        product[shift:] += factor * table[: len(table) - shift]
+    return product
+
+
+@lru_cache(maxsize=65536)
+def _binomial(n: int, p: float, successes: int) -> float:
+    """Probability of so many successes in n trials, for 0 < p < 1."""
+    if successes > n:
+        return 0.0
+    log_chance = successes * math.log(p) + (n - successes) * math.log1p(-p)
+    return math.exp(math.log(math.comb(n, successes)) + log_chance)
+
+
+def majority_at_k(answer_ids: Array, correct: Array, k: int | Sequence[int]) -> Array:
+    """Expected correctness of the majority of k samples; answers tied for first share the credit.
+
+    Exact over all subsets of k. It is also the expectation, over random orders, of "the earliest wins". All
+    abstaining counts as wrong. The numbers are brought to the CPU, since exact integers have no tensor.
+
+    Args:
+        answer_ids: `[..., N]` whole numbers; negative ones abstain.
+        correct: `[..., N]`, 0 or 1 (``answer_ids == gold``); an answer is as correct as its members are on average.
+        k: Number of samples, or several.
+
+    Returns:
+        `[...]` in float64, or `[..., K]` for a sequence of K numbers.
+
+    Raises:
+        ValueError: If a k is not in 1..N, shapes differ, or `correct` holds anything but 0 and 1.
+    """
+    ops = arrays_of(answer_ids, correct)
+    ids, correct = whole_numbers(ops, "answer_ids", answer_ids), labels(ops, correct)
+    same_shape(answer_ids=ids, correct=correct)
+    total = ids.shape[-1]
+    rows = [
+        _tally(*row) for row in zip(ids.reshape(-1, total).tolist(), correct.reshape(-1, total).tolist(), strict=True)
+    ]
+
+    def estimate(k: int) -> Array:
+        values = [majority_expectation(counts, right, total, k) for counts, right in rows]
+        return ops.float64(np.asarray(values, dtype=np.float64)).reshape(ids.shape[:-1])
+
+    return for_each_k(ops, k, total, estimate)
+
+
+def weighted_majority_at_k(
+    answer_ids: Array,
+    correct: Array,
+    k: int,
+    weights: Array | None = None,
+    scores: Array | None = None,
+    *,
+    rng: random.Random | np.random.Generator | None = None,
+    max_subsets: int = 20_000,
+    num_subsets: int = 100,
+) -> tuple[Array, Array]:
+    """Expected correctness of a vote with weights, or with ties broken by scores, over k samples; its standard error.
+
+    There is no short formula: all subsets are tried when there are at most `max_subsets`, else `num_subsets` are
+    drawn, each without repeats.
+
+    Args:
+        answer_ids: `[..., N]` whole numbers; negative ones abstain.
+        correct: `[..., N]`, 0 or 1; an answer is as correct as its members are on average.
+        k: Number of samples.
+        weights: `[..., N]`, 0 or more; 1 each if left out.
+        scores: `[..., N]`, finite; break ties, what is still tied shares the credit.
+        rng: Draws the subsets; needed when there are more than `max_subsets`.
+        max_subsets: The most subsets that are tried one by one.
+        num_subsets: Number of subsets to draw otherwise.
+
+    Returns:
+        Expectation and standard error, `[...]` each in float64; the error is 0 when all subsets were tried.
+
+    Raises:
+        ValueError: If k is not in 1..N, shapes differ, a weight is negative, no subset is asked for, or `rng` is
+            missing and needed.
+    """
+    ops = arrays_of(answer_ids, correct, weights, scores)
+    ids, weights, scores = vote_arrays(ops, answer_ids, weights, scores)
+    correct = labels(ops, correct)
+    same_shape(answer_ids=ids, correct=correct)
+    total = ids.shape[-1]
+    check_k(k, total)
+    if num_subsets < 1:
+        raise ValueError(f"num_subsets must be 1 or more, got {num_subsets!r}")
+    k = int(k)
+    everything = math.comb(total, k) <= max_subsets
+    if everything:
+        subsets = np.asarray(list(itertools.combinations(range(total), k)))
+    elif rng is None:
+        raise ValueError(f"{total} samples have {math.comb(total, k)} subsets of {k}: pass rng= to draw {num_subsets}")
+    else:
+        subsets = np.argsort(draw_uniforms((num_subsets, total), rng), axis=-1)[:, :k]
+    subsets = ops.int64(subsets)
+    value = group_totals(ops, ids, correct) / _group_sizes(ops, ids)
+    picked = [None if array is None else array[..., subsets] for array in (ids, weights, scores, value)]
+    credit = _shared_credit(ops, *picked)
+    mean = credit.mean(-1)
+    if everything:
+        return mean, ops.xp.zeros_like(mean)
+    spread = ((credit - mean[..., None]) ** 2).sum(-1) / max(num_subsets - 1, 1)
+    return mean, ops.xp.sqrt(spread / num_subsets)
+
+
+def _shared_credit(ops: Arrays, ids: Array, weights: Array | None, scores: Array | None, value: Array) -> Array:
+    """Mean `value` of the answers that lead the vote; 0 where all abstain."""
+    leaders = ops.float64(vote_leaders(ops, ids, weights, scores))
+    per_answer = leaders / _group_sizes(ops, ids)
+    answers = per_answer.sum(-1)
+    return (per_answer * value).sum(-1) / ops.xp.where(answers > 0, answers, ops.float64(1.0))
+
+
+def _group_sizes(ops: Arrays, ids: Array) -> Array:
+    """`[..., N]`: number of members with the same id."""
+    return ops.float64(group_totals(ops, ids, ops.xp.ones_like(ids)))
+
+
+def _tally(ids: Sequence[int], correct: Sequence[float]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Members and correct members of each answer, greatest first (one order, so that equal tallies are cached)."""
+    groups: dict[int, list[int]] = {}
+    for answer, right in zip(ids, correct, strict=True):
+        if answer >= 0:
+            groups.setdefault(answer, []).append(int(right))
+    pairs = sorted(((len(members), sum(members)) for members in groups.values()), reverse=True)
+    return tuple(count for count, _ in pairs), tuple(right for _, right in pairs)

@@ -1,0 +1,132 @@
+"""Particles by weight: how many are worth having, and drawing which ones go on."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+
+from .arrays import Array, Arrays, arrays_of, require, require_items
+
+Resampling: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual"]
+"""How ancestors are drawn; in all four the expected count of particle i is ``num_samples * w_i``."""
+
+_SLACK = 1e-9  # a share that is whole up to rounding errors, 2.9999999999999996, counts as whole
+
+
+def effective_sample_size(weights: Array, *, log: bool = False) -> Array:
+    """``(sum w)**2 / sum(w**2)`` over the last axis: between 1 and N.
+
+    Args:
+        weights: `[..., N]`, 0 or more, not necessarily normalised.
+        log: Whether `weights` are logarithms; minus infinity is then weight 0.
+
+    Returns:
+        `[...]` in float64.
+
+    Raises:
+        ValueError: If a weight is negative, NaN or plus infinity, or all of a row are 0.
+    """
+    ops = arrays_of(weights)
+    weights = ops.float64(weights)
+    require_items("weights", weights)
+    top = ops.xp.amax(weights, -1, keepdims=True)
+    require(ops.xp.isfinite(top), "weights must be finite numbers, and not all of a row may be 0")
+    scaled = ops.xp.exp(weights - top) if log else _check(ops, weights) / top
+    return scaled.sum(-1) ** 2 / (scaled**2).sum(-1)
+
+
+def resample(
+    weights: Array,
+    num_samples: int,
+    scheme: Resampling = "systematic",
+    rng: random.Random | np.random.Generator | None = None,
+    *,
+    uniforms: Array | None = None,
+) -> Array:
+    """Ancestors drawn in proportion to `weights`: positions on the last axis, repeats allowed.
+
+    With normalised weights w and uniform numbers u, ancestors are where the running sum of w first exceeds
+    ``u_j`` (multinomial), ``(u_j + j) / n`` (stratified) or ``(u + j) / n`` (systematic). Residual resampling gives
+    each particle ``floor(n * w_i)`` places and draws the others from what is left over. Douc, Cappé and Moulines
+    2005 (arXiv:cs/0507025) compare them.
+
+    Args:
+        weights: `[..., N]`, 0 or more, not necessarily normalised.
+        num_samples: Number n of ancestors of each row.
+        scheme: ``"multinomial"``, ``"stratified"``, ``"systematic"`` or ``"residual"``. Systematic counts are
+            ``floor(n * w_i)`` or one more.
+        rng: Where the uniform numbers come from.
+        uniforms: Instead of `rng`: numbers in [0, 1), `[..., 1]` for ``"systematic"``, else `[..., num_samples]`.
+
+    Returns:
+        `[..., num_samples]` in int64.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, all of a row are 0, or not exactly one of `rng` and
+            `uniforms` is given.
+    """
+    if scheme not in get_args(Resampling):
+        raise ValueError(f'scheme must be "multinomial", "stratified", "systematic" or "residual", got {scheme!r}')
+    if not 1 <= num_samples < math.inf or num_samples != int(num_samples):
+        raise ValueError(f"num_samples must be a whole number, 1 or more; got {num_samples!r}")
+    num_samples = int(num_samples)
+    ops = arrays_of(weights, uniforms)
+    weights = _check(ops, ops.float64(weights))
+    shape = (*weights.shape[:-1], 1 if scheme == "systematic" else num_samples)
+    u = _uniforms(ops, shape, rng, uniforms)
+    if scheme == "residual":
+        return _residual(ops, weights, num_samples, u)
+    if scheme != "multinomial":
+        u = (u + ops.arange(num_samples)) / num_samples
+    return _invert(ops, weights, u)
+
+
+def draw_uniforms(shape: tuple[int, ...], rng: random.Random | np.random.Generator) -> Array:
+    """Uniform numbers in [0, 1) as a NumPy array, row by row from `rng`."""
+    size = math.prod(shape)
+    drawn = rng.random(size) if isinstance(rng, np.random.Generator) else [rng.random() for _ in range(size)]
+    return np.asarray(drawn, dtype=np.float64).reshape(shape)
+
+
+def _uniforms(
+    ops: Arrays, shape: tuple[int, ...], rng: random.Random | np.random.Generator | None, uniforms: Array | None
+) -> Array:
+    if (rng is None) == (uniforms is None):
+        raise ValueError("resample needs its randomness: give either rng=random.Random(seed) or uniforms=...")
+    if rng is not None:
+        return ops.float64(draw_uniforms(shape, rng))
+    u = ops.float64(uniforms)
+    if tuple(u.shape) != shape:
+        raise ValueError(f"uniforms must have the shape {shape}, got {tuple(u.shape)}")
+    require((u >= 0) & (u < 1), "uniforms must be in [0, 1)")
+    return u
+
+
+def _check(ops: Arrays, weights: Array) -> Array:
+    """`weights`, if each row is a distribution up to a factor."""
+    require_items("weights", weights)
+    require(ops.xp.isfinite(weights) & (weights >= 0), "weights must be finite numbers, 0 or more")
+    require(weights.sum(-1) > 0, "all weights of a row are 0: nothing can be drawn")
+    return weights
+
+
+def _invert(ops: Arrays, weights: Array, u: Array) -> Array:
+    """For each u the position where the running sum of the normalised weights first exceeds it."""
+    running = ops.cumsum(weights / ops.xp.amax(weights, -1, keepdims=True))
+    total = running[..., -1:]
+    last = ops.searchsorted(running, total, side="left")  # of positive weight; u * total may round up to total
+    return ops.xp.minimum(ops.searchsorted(running, u * total, side="right"), last)
+
+
+def _residual(ops: Arrays, weights: Array, num_samples: int, u: Array) -> Array:
+    expected = weights / weights.sum(-1, keepdims=True) * num_samples
+    whole = ops.xp.floor(expected + _SLACK)
+    places = ops.cumsum(whole)
+    rest = ops.xp.clip(expected - whole, 0.0, None)
+    rest = ops.xp.where(rest.sum(-1, keepdims=True) > 0, rest, weights)  # nothing is left over, so none is drawn
+    position = ops.float64(ops.arange(num_samples)) + ops.xp.zeros_like(u)
+    certain = ops.searchsorted(places, position, side="right")
+    return ops.xp.where(position < places[..., -1:], certain, _invert(ops, rest, u))

@@ -1,0 +1,279 @@
+"""Many problems over many machines: searches in an actor pool of Ray Data (extra ``ray``).
+
+Each actor holds one generator and one reward model, on a GPU or a CPU, and solves batches of problems as `solve_batch`
+does. On one machine nothing needs to be set up; on a cluster call ``ray.init(address="auto")`` before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from inferscale.engine.progress import Progress
+from inferscale.engine.result import SearchResult, as_plain
+from inferscale.engine.search import ExtractAnswer
+from inferscale.engine.solver import coerced, solve_batch
+
+from ._compat import require
+from .answers import extract_answer as default_extract_answer
+from .base import Aggregator, Generator, RewardModel, SearchStrategy
+from .cost import Budget
+from .tree import Problem
+
+
+def checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
+    """The problems.
+
+    Raises:
+        TypeError: If it is one prompt, or one of them is neither a problem nor a prompt.
+        ValueError: If one of them has no prompt.
+    """
+    if isinstance(problems, str):
+        raise TypeError("solve_dataset() takes a list of problems; for one prompt call solve()")
+    return [coerced(problem) for problem in problems]
+
+
+def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]]:
+    """The places of the problems of each batch.
+
+    Equal prompts stay together in their order: what tells their random streams apart is how many came before.
+
+    Raises:
+        ValueError: If there are no problems, or no room in a batch.
+    """
+    if not problems:
+        raise ValueError("there are no problems to solve: pass at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: give at least 1")
+    equal: dict[str, list[int]] = {}
+    for index, problem in enumerate(problems):
+        equal.setdefault(problem.prompt, []).append(index)
+    batches: list[list[int]] = [[]]
+    for places in equal.values():
+        if batches[-1] and len(batches[-1]) + len(places) > batch_size:
+            batches.append([])
+        batches[-1] += places
+    return batches
+
+
+def row_of(batch: Sequence[int], problems: Sequence[Problem]) -> dict[str, str]:
+    """What an actor is sent of a batch."""
+    return {"places": json.dumps(batch), "problems": json.dumps([asdict(problems[index]) for index in batch])}
+
+
+def results_of(rows: Iterator[Mapping[str, str]], total: int, progress: bool) -> Iterator[tuple[int, SearchResult]]:
+    """The results of all rows; a result that is lost or comes twice is an error."""
+    missing = set(range(total))
+    with Progress(total, progress) as bar:
+        for row in rows:
+            for index, told in zip(json.loads(row["places"]), json.loads(row["results"]), strict=True):
+                if index not in missing:
+                    raise RuntimeError(f"Ray returned the result of problem {index} twice")
+                missing.remove(index)
+                result = SearchResult.from_dict(told)
+                bar.finished(result)
+                yield index, result
+    if missing:
+        raise RuntimeError(f"Ray returned no result for {len(missing)} problems, the first one {min(missing)}")
+
+
+@dataclass(frozen=True)
+class Journals:
+    """The journals of one call, in a folder that all machines can write to.
+
+    Attributes:
+        folder: The folder; earlier calls may have left journals there.
+        call: A name for this call.
+        max_attempts: How often a batch is begun in it.
+    """
+
+    folder: Path
+    call: str
+    max_attempts: int
+
+    @classmethod
+    def at(cls, folder: str | os.PathLike[str], max_attempts: int) -> Journals:
+        """The journals of a new call."""
+        path = Path(folder).resolve()
+        path.mkdir(parents=True, exist_ok=True)
+        return cls(path, uuid.uuid4().hex[:8], max_attempts)
+
+    def own(self, problems: str) -> Path:
+        """A journal for another attempt at a batch, which begins with what the longest earlier one holds.
+
+        Raises:
+            RuntimeError: If there were too many attempts.
+        """
+        earlier = self._of(problems)
+        attempt = sum(f"-{self.call}-" in path.name for path in earlier) + 1
+        if attempt > self.max_attempts:
+            raise RuntimeError(f"a batch was begun {self.max_attempts} times, and its actor died each time; it begins "
+                               f"with {problems[:200]}")  # fmt: skip
+        own = self.folder / f"{_name(problems)}-{self.call}-{uuid.uuid4().hex[:8]}.jsonl"
+        if earlier:
+            shutil.copyfile(max(earlier, key=lambda path: path.stat().st_size), own)
+        else:
+            own.touch()
+        return own
+
+    def keep(self, own: Path, problems: str) -> None:
+        """Deletes the journals of other attempts, unless one of them has deleted this one: the first to end wins."""
+        if not own.exists():
+            return
+        for path in self._of(problems):
+            if path != own:
+                path.unlink(missing_ok=True)
+
+    def _of(self, problems: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{_name(problems)}-*.jsonl"))
+
+
+def _name(problems: str) -> str:
+    return blake2b(problems.encode(), digest_size=8).hexdigest()
+
+
+def solve_dataset(
+    problems: Sequence[Problem | str],
+    strategy: SearchStrategy,
+    make_generator: Callable[[], Generator],
+    make_reward_model: Callable[[], RewardModel] | None = None,
+    *,
+    aggregator: Aggregator | None = None,
+    extract_answer: ExtractAnswer = default_extract_answer,
+    budget: Budget | None = None,
+    seed: int = 0,
+    num_actors: int = 1,
+    batch_size: int = 16,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_attempts: int = 10,
+    storage: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> list[SearchResult]:
+    """One `SearchResult` for each problem, in order; in float32 the results are those of `solve_batch`.
+
+    An actor that dies is started again, and its batch goes on from its journal, or begins anew without `storage`. The
+    same call with the same `storage` goes on where an earlier one was ended, and asks the models for nothing twice.
+
+    Args:
+        problems: Problems, or prompts.
+        strategy: What to sample next.
+        make_generator: Makes the generator, in the actor; a function that can be sent there.
+        make_reward_model: Makes the reward model, in the actor.
+        aggregator: As in `solve_batch`.
+        extract_answer: As in `solve_batch`.
+        budget: As in `solve_batch`.
+        seed: As in `solve_batch`.
+        num_actors: Actors, each with models of its own.
+        batch_size: Problems that an actor searches at the same time; equal prompts stay together, however many.
+        num_cpus: CPUs of an actor.
+        num_gpus: GPUs of an actor.
+        max_attempts: How often a batch is begun before the call fails, because its actor dies each time; kept where
+            there is a `storage` (Ray alone would try for ever).
+        storage: A folder for journals that all machines can write to. Each attempt writes a file of its own, so that
+            an actor that was only thought dead does no harm.
+        progress: Show a progress bar.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        TypeError: If `problems` is one prompt.
+        ValueError: If the input is bad, or `storage` holds journals of another call.
+        RuntimeError: If Ray lost a result.
+    """
+    results = dict(
+        stream_dataset(
+            problems, strategy, make_generator, make_reward_model, aggregator=aggregator,
+            extract_answer=extract_answer, budget=budget, seed=seed, num_actors=num_actors, batch_size=batch_size,
+            num_cpus=num_cpus, num_gpus=num_gpus, max_attempts=max_attempts, storage=storage, progress=progress,
+        )
+    )  # fmt: skip
+    return [results[index] for index in range(len(problems))]
+
+
+def stream_dataset(
+    problems: Sequence[Problem | str],
+    strategy: SearchStrategy,
+    make_generator: Callable[[], Generator],
+    make_reward_model: Callable[[], RewardModel] | None = None,
+    *,
+    aggregator: Aggregator | None = None,
+    extract_answer: ExtractAnswer = default_extract_answer,
+    budget: Budget | None = None,
+    seed: int = 0,
+    num_actors: int = 1,
+    batch_size: int = 16,
+    num_cpus: float = 1,
+    num_gpus: float = 0,
+    max_attempts: int = 10,
+    storage: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[int, SearchResult]]:
+    """Places of problems and their results, batch by batch as they finish; see `solve_dataset` for the arguments."""
+    if make_reward_model is None and strategy.needs_scores:
+        raise ValueError(f"{strategy!r} scores its nodes: pass make_reward_model=...")
+    if make_reward_model is None and aggregator is not None and aggregator.needs_scores:
+        raise ValueError(f"{aggregator!r} reads scores: pass make_reward_model=...")
+    for name, count in (("num_actors", num_actors), ("max_attempts", max_attempts)):
+        if count < 1:
+            raise ValueError(f"{name}={count}: give at least 1")
+    given = checked_problems(problems)
+    batches = [row_of(batch, given) for batch in make_batches(given, batch_size)]
+    data: Any = require("ray.data", "ray")
+    journals = None if storage is None else Journals.at(storage, max_attempts)
+    options = {"aggregator": aggregator, "extract_answer": extract_answer, "budget": budget, "seed": seed}
+    solver = {
+        "fn_constructor_args": (strategy, make_generator, make_reward_model, options, journals),
+        "compute": data.ActorPoolStrategy(size=num_actors),
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+    }
+    return results_of(_solved(data, batches, solver), len(given), progress)
+
+
+def _solved(data: Any, batches: Sequence[Mapping[str, str]], solver: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
+    """What the actors made of the batches, as they finish."""
+    context = data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with data.DataContext.current(context):
+        dataset = data.from_items(list(batches), override_num_blocks=len(batches))
+        yield from dataset.map(_Solver, **solver).iter_rows()
+
+
+class _Solver:
+    """What an actor does: it makes its models once, and solves batch after batch."""
+
+    def __init__(
+        self,
+        strategy: SearchStrategy,
+        make_generator: Callable[[], Generator],
+        make_reward_model: Callable[[], RewardModel] | None,
+        options: Mapping[str, Any],
+        journals: Journals | None,
+    ) -> None:
+        self._strategy, self._options, self._journals = strategy, options, journals
+        self._generator = make_generator()
+        self._reward_model = None if make_reward_model is None else make_reward_model()
+
+    def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
+        """The results of one batch, as JSON."""
+        problems = [Problem(**problem) for problem in json.loads(row["problems"])]
+        journal = None if self._journals is None else self._journals.own(row["problems"])
+        results = solve_batch(
+            problems, self._strategy, self._generator, reward_model=self._reward_model, journal=journal, **self._options
+        )
+        if self._journals is not None and journal is not None:
+            self._journals.keep(journal, row["problems"])
+        return {
+            "places": row["places"],
+            "results": json.dumps([result.to_dict() for result in results], default=as_plain),
+        }
+
+
+__all__ = ["solve_dataset", "stream_dataset"]

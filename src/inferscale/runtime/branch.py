@@ -1,0 +1,243 @@
+"""Samples on their way: from a request to branches, the tokens drawn so far, and where their steps end (no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+
+from inferscale.flow import GenerateRequest
+from inferscale.tree import FinishReason, Node, Step, branch_key
+
+from .text import TokenText
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Lengths in tokens.
+
+    Attributes:
+        step: Most sampled tokens of one step.
+        path: Most tokens of a whole path, prompt left out, forced text included.
+        context: Most tokens that the model can read, prompt included; ``None`` if there is no bound.
+    """
+
+    step: int
+    path: int
+    context: int | None
+
+    def __post_init__(self) -> None:
+        """Refuses lengths that leave no room."""
+        for name, value in (("max_step_tokens", self.step), ("max_new_tokens", self.path)):
+            if not isinstance(value, int | np.integer) or value < 1:
+                raise ValueError(f"{name}={value!r}: give a positive whole number")
+
+    def room(self, prompt: int, path: int) -> int:
+        """How many tokens can still be sampled after `prompt` and `path` tokens."""
+        left = self.path - path
+        return max(left if self.context is None else min(left, self.context - prompt - path), 0)
+
+
+@dataclass(slots=True)
+class Branch:
+    """A sample of a request, from its first token to the `Step` that it becomes.
+
+    Attributes:
+        request: What was asked for.
+        index: Which sample of the request this is.
+        key: The 64-bit key of its random stream.
+        prompt: Ids of the prompt.
+        path: Ids sampled before, along the path.
+        forced: Ids of the forced text.
+        text: What ids mean.
+        limits: Lengths.
+        tokens: Ids sampled so far.
+        finish: Why sampling stopped; ``None`` while it goes on.
+        room: The most tokens that the path's length and the context allow.
+    """
+
+    request: GenerateRequest
+    index: int
+    key: int
+    prompt: tuple[int, ...]
+    path: tuple[int, ...]
+    forced: tuple[int, ...]
+    text: TokenText
+    limits: Limits
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    logprob: float = 0.0
+    confidence: float = 0.0
+    room: int = field(init=False)
+    _ends: list[tuple[int, int]] = field(default_factory=list)
+    _read: str = ""  # text up to the newest of them
+
+    def __post_init__(self) -> None:
+        """Ends at once when there is no room for a single token."""
+        self.room = self.limits.room(len(self.prompt), len(self.path) + len(self.forced))
+        if self.room < 1:
+            self.finish = "length"
+
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """All ids before the first sampled one."""
+        return self.prompt + self.path + self.forced
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens sampled since the last step ended."""
+        return len(self.tokens) - (max(self._ends[-1][1] - len(self.forced), 0) if self._ends else 0)
+
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that can still come."""
+        caps = [self.room, self.limits.step if self.request.until == "step" else None, self.request.max_tokens]
+        return min(cap for cap in caps if cap is not None) - len(self.tokens)
+
+    def restart(self) -> None:
+        """Forgets what was sampled; the same tokens come again from the same stream."""
+        self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
+
+    @property
+    def due(self) -> int:
+        """How many sampled tokens end a step, or the branch, by length alone."""
+        full = len(self.tokens) - self.step_tokens + self.limits.step
+        cap = self.request.max_tokens
+        return min(full, self.room) if cap is None else min(full, self.room, cap)
+
+    def push(self, token: int, logprob: float, confidence: float) -> bool:
+        """Takes the next token; returns whether sampling goes on."""
+        return self.take([token], [logprob], [confidence])
+
+    def take(self, tokens: Sequence[int], logprobs: Sequence[float], confidences: Sequence[float]) -> bool:
+        """Takes the next tokens, of which the last alone may end something; returns whether sampling goes on."""
+        self.tokens += tokens
+        self.logprob = math.fsum((self.logprob, *logprobs))
+        self.confidence = math.fsum((self.confidence, *confidences))
+        token, cap = tokens[-1], self.request.max_tokens
+        if token in self.text.eos_ids:
+            self.finish = "eos"
+        elif len(self.tokens) >= self.room:
+            self.finish = "length"
+        elif self._step_ended(token) and self.request.until == "step":
+            self.finish = "step"
+        elif cap is not None and len(self.tokens) >= cap:
+            self.finish = "budget"
+        return self.finish is None
+
+    def _step_ended(self, token: int) -> bool:
+        """Whether a step ends after the last token; its end is kept."""
+        full = self.step_tokens >= self.limits.step
+        if not full and not self.text.may_end(np.array([token]))[0]:
+            return False
+        text = self._text(final=False)
+        start = self._ends[-1][0] if self._ends else 0
+        if full or self.text.has_step_end(text[start:], 0 if self._ends else len(self.request.forced)):
+            self._ends.append((len(text), len(self.forced) + len(self.tokens)))
+            self._read = text
+            return True
+        return False
+
+    def _text(self, final: bool) -> str:
+        """Text of forced and sampled ids: what they add to the text of the path."""
+        ids = (*self.path, *self.forced, *self.tokens)
+        return self.text.decode(ids, final)[len(self.request.node.text) :]
+
+    def step(self, charge: Callable[[Branch], tuple[int, int]]) -> Step:
+        """The finished sample.
+
+        Args:
+            charge: Gives the prompt tokens and the FLOPs that this sample is charged with.
+        """
+        if self.finish is None:
+            raise RuntimeError("a branch that is still sampling has no step yet")
+        text, reason = self._read if self.finish == "step" else self._text(final=True), self.finish
+        ids = self.forced + tuple(self.tokens)
+        if reason in ("step", "length") and not text.strip():
+            text, reason = self._text(final=True), "empty"
+        ends = list(self._ends)
+        if not ends or ends[-1][1] < len(ids):
+            ends.append((len(text), len(ids)))
+        ends[-1] = (len(text), len(ids))
+        prompt_tokens, flops = charge(self)
+        return Step(
+            text=text,
+            token_ids=ids,
+            logprob=self.logprob,
+            confidence=self.confidence / len(self.tokens) if self.tokens else None,
+            finish_reason=reason,
+            inner_ends=tuple(ends) if len(ends) > 1 else (),
+            flops=flops,
+            prompt_tokens=prompt_tokens,
+            num_tokens=len(self.tokens) if self.forced else None,
+        )
+
+
+def path_ids(node: Node) -> tuple[int, ...]:
+    """Ids sampled along the path.
+
+    Raises:
+        ValueError: If a step of the path has text without ids.
+    """
+    for step in node.steps:
+        if step.text and not step.token_ids:
+            raise ValueError(
+                f"{node!r} holds text without token ids (another generator's?): it cannot be continued token by token"
+            )
+    return node.token_ids
+
+
+EncodePrompt: TypeAlias = Callable[[str], tuple[int, ...]]
+
+
+def open_branches(request: GenerateRequest, encode: EncodePrompt, text: TokenText, limits: Limits) -> list[Branch]:
+    """A branch for each sample of `request`, in order.
+
+    Raises:
+        ValueError: If the prompt does not fit into the model's context, or the node has no token ids.
+    """
+    prompt, path = _prompt_ids(request, encode, limits), path_ids(request.node)
+    forced = forced_ids(request, text)
+    keys = [branch_key(request.node.key, request.first + index) for index in range(request.n)]
+    return [Branch(request, index, key, prompt, path, forced, text, limits) for index, key in enumerate(keys)]
+
+
+def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
+    """The branches with those of a problem, and of a node, together: each in the place of its first."""
+    roots: dict[int, int] = {}
+    nodes: dict[int, int] = {}
+    for branch in branches:
+        node = branch.request.node
+        roots.setdefault(id(node.root), len(roots))
+        nodes.setdefault(id(node), len(nodes))
+    return sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))
+
+
+def most_sample_tokens(request: GenerateRequest, encode: EncodePrompt, text: TokenText, limits: Limits) -> int:
+    """The most tokens that one sample of `request` can have, its own `max_tokens` left out.
+
+    Raises:
+        ValueError: If the prompt does not fit into the model's context.
+    """
+    before = len(request.node.token_ids) + len(forced_ids(request, text))
+    room = limits.room(len(_prompt_ids(request, encode, limits)), before)
+    return max(min(room, limits.step) if request.until == "step" else room, 1)
+
+
+def _prompt_ids(request: GenerateRequest, encode: EncodePrompt, limits: Limits) -> tuple[int, ...]:
+    prompt = request.node.problem.prompt
+    ids = encode(prompt)
+    if limits.context is not None and len(ids) >= limits.context:
+        raise ValueError(
+            f"the prompt {prompt[:80]!r} has {len(ids)} tokens and the model reads {limits.context}: "
+            "there is no room for an answer; shorten it"
+        )
+    return ids
+
+
+def forced_ids(request: GenerateRequest, text: TokenText) -> tuple[int, ...]:
+    """Ids of the forced text, on its own."""
+    return tuple(text.encode_plain(request.forced)) if request.forced else ()

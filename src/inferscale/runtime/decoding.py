@@ -1,0 +1,475 @@
+"""The token loop, and the two decoders that run its batches: on shared prefixes, or plainly."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inferscale._compat import cache_argument
+
+from .branch import Branch
+from .kv import ROOM, RowBatch, Segment
+from .prefix_cache import KVStore, Piece, Stem, chain_key
+from .sampling import Draws, Sampler, uniforms
+from .session import Session
+
+
+@dataclass
+class GeneratorStats:
+    """What a generator has really done, repeats included.
+
+    Attributes:
+        prefill_tokens: Prompt and path tokens read by the model.
+        reused_tokens: Prompt and path tokens of branches that were not read, since their keys and values were held.
+        decoded_tokens: Tokens sampled and kept.
+        wasted_tokens: Tokens drawn beyond the end of a step, or again after memory ran out.
+        cache_bytes: Keys and values held now.
+        peak_cache_bytes: The most keys and values held at a time, rows that decode included.
+        evictions: Parked nodes and prompts dropped for room.
+        seconds: Time in `HFGenerator.generate`.
+    """
+
+    prefill_tokens: int = 0
+    reused_tokens: int = 0
+    decoded_tokens: int = 0
+    wasted_tokens: int = 0
+    cache_bytes: int = 0
+    peak_cache_bytes: int = 0
+    evictions: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Sampled tokens per second."""
+        return self.decoded_tokens / self.seconds if self.seconds else 0.0
+
+
+class Decoder(ABC):
+    """Next-token logits for a batch of branches that grow token by token.
+
+    Attributes:
+        refills: Whether `start` can add rows, behind those that are left of the batch.
+        follows_branches: Whether it reads what the branches have sampled, so that they must be told of every token.
+    """
+
+    refills: bool = False
+    follows_branches: bool = True
+
+    @abstractmethod
+    def start(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits `[branches, vocabulary]` of the first token of each branch."""
+
+    @abstractmethod
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits `[rows, vocabulary]` after one more token `[rows]` in each row that is left."""
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all rows but these; their branches have ended."""
+
+    def make_room(self) -> None:
+        """Memory ran out: lets go of everything that can be computed again."""
+
+    def release(self, root: int) -> None:
+        """The tree with this root key will not grow any more."""
+
+
+_ROOM = 64  # tokens of a row that the arrays start with
+
+
+class Drafts:
+    """Rows of drawn tokens, each with its branch.
+
+    Attributes:
+        branches: The branch of each row.
+        keys: Keys of their random streams.
+        counts: Tokens drawn in each row, those included that its branch has not heard of.
+        greedy: Which rows take the likeliest tokens.
+    """
+
+    def __init__(self) -> None:
+        self.branches: list[Branch] = []
+        self.keys = np.zeros(0, dtype=np.uint64)
+        self.counts = np.zeros(0, dtype=np.int64)
+        self.greedy = np.zeros(0, dtype=bool)
+        self._goes_on = np.zeros(0, dtype=bool)
+        self._due = np.zeros(0, dtype=np.int64)  # counts at which a length ends a step
+        self._room = np.zeros(0, dtype=np.int64)  # counts that a path's length and the context allow
+        self._drawn = np.zeros((3, 0, _ROOM))  # ids, log-probabilities, confidences
+        self._may_end = np.zeros((0, _ROOM), dtype=bool)
+
+    def add(self, branches: Sequence[Branch]) -> None:
+        """Adds rows for branches that have no tokens yet."""
+        self.branches = [*self.branches, *branches]
+        count, room = len(branches), self._drawn.shape[2]
+        self.keys = np.append(self.keys, np.array([branch.key for branch in branches], dtype=np.uint64))
+        self.counts = np.append(self.counts, np.zeros(count, dtype=np.int64))
+        self.greedy = np.append(self.greedy, [branch.request.greedy for branch in branches])
+        self._goes_on = np.append(self._goes_on, np.ones(count, dtype=bool))
+        self._due = np.append(self._due, [branch.due for branch in branches])
+        self._room = np.append(self._room, [branch.room for branch in branches])
+        self._drawn = np.concatenate([self._drawn, np.zeros((3, count, room))], axis=1)
+        self._may_end = np.concatenate([self._may_end, np.zeros((count, room), dtype=bool)])
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """Drops all rows but these."""
+        self.branches = [self.branches[row] for row in rows]
+        self.keys, self.counts = self.keys[rows], self.counts[rows]
+        self.greedy, self._goes_on = self.greedy[rows], self._goes_on[rows]
+        self._due, self._room = self._due[rows], self._room[rows]
+        self._drawn, self._may_end = self._drawn[:, rows], self._may_end[rows]
+
+    def rows(self, going_on: bool) -> NDArray[np.int64]:
+        """Rows whose branch goes on, or those whose branch has ended."""
+        return np.flatnonzero(self._goes_on == going_on)
+
+    def most_ahead(self, wanted: int) -> int:
+        """How many of `wanted` tokens can be drawn without a look: no row leaves its room, some row needs them all."""
+        return int(min(wanted, (self._room - self.counts).min(), (self._due - self.counts).max()))
+
+    def record(self, drawn: NDArray[np.float64], tell_all: bool) -> None:
+        """Takes the next tokens of every row; branches that may have ended, or all of them, are told.
+
+        Args:
+            drawn: Ids, log-probabilities and confidences, `[3, rows, tokens]`.
+            tell_all: Whether every branch hears of every token.
+        """
+        count = drawn.shape[2]
+        self._reserve(int(self.counts.max()) + count)
+        rows = np.arange(len(self.branches))[:, None]
+        places = self.counts[:, None] + np.arange(count)
+        flags = self.branches[0].text.may_end(drawn[0].astype(np.int64))
+        self._drawn[:, rows, places] = drawn
+        self._may_end[rows, places] = flags
+        self.counts += count
+        told = flags.any(axis=1) | (self.counts >= self._due)
+        for row in range(len(rows)) if tell_all else np.flatnonzero(told).tolist():
+            self._tell(row, tell_all)
+
+    def _tell(self, row: int, everything: bool) -> None:
+        """Hands a branch its new tokens up to each place where it, or a step, may end."""
+        branch, count = self.branches[row], int(self.counts[row])
+        while branch.finish is None:
+            start = len(branch.tokens)
+            flagged = np.flatnonzero(self._may_end[row, start:count])
+            stop = min(start + int(flagged[0]) + 1, branch.due) if len(flagged) else branch.due
+            if stop > count:
+                if not everything or start == count:
+                    break
+                stop = count
+            ids, logprobs, confidences = self._drawn[:, row, start:stop].tolist()
+            branch.take([int(i) for i in ids], logprobs, confidences)
+        self._due[row], self._goes_on[row] = branch.due, branch.finish is None
+
+    def _reserve(self, tokens: int) -> None:
+        room = self._drawn.shape[2]
+        if tokens > room:
+            more = max(tokens - room, room)
+            self._drawn = np.pad(self._drawn, ((0, 0), (0, 0), (0, more)))
+            self._may_end = np.pad(self._may_end, ((0, 0), (0, more)))
+
+
+def sample_branches(
+    branches: Sequence[Branch], rows: int, decoder: Decoder, sampler: Sampler, stats: GeneratorStats, check_every: int
+) -> None:
+    """Samples all of `branches` that have not ended to their ends; can be called again when it was interrupted.
+
+    Args:
+        branches: Those of a problem, and of a node, stand together.
+        rows: Most branches that decode at a time. When half of them have ended others take their places, if the
+            decoder can do that, or else when all have ended.
+        decoder: Gives logits.
+        sampler: Draws tokens.
+        stats: Counts tokens.
+        check_every: Tokens drawn between two looks at which branches have ended. A look waits for the device; what was
+            drawn beyond an end is wasted.
+    """
+    waiting = deque(branch for branch in branches if branch.finish is None)
+    for branch in waiting:
+        branch.restart()
+    drafts = Drafts()
+    logits: Tensor | None = None
+    try:
+        while waiting or drafts.branches:
+            live = len(drafts.branches)
+            if waiting and (not live or (decoder.refills and 2 * live <= rows)):
+                new = [waiting.popleft() for _ in range(min(rows - live, len(waiting)))]
+                first = decoder.start(new)
+                logits = first if logits is None else torch.cat([logits, first])
+                drafts.add(new)
+            assert logits is not None
+            ahead = 1 if decoder.follows_branches else drafts.most_ahead(check_every)
+            draws = _draw_ahead(drafts, logits, decoder, sampler, ahead)
+            drafts.record(_to_host(draws, logits.dtype), tell_all=decoder.follows_branches)
+            logits = _go_on(drafts, draws[-1].tokens.to(logits.device), decoder, stats)
+    finally:
+        if drafts.branches:  # interrupted
+            stats.wasted_tokens += int(drafts.counts.sum())
+            decoder.keep([])
+
+
+def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: Sampler, count: int) -> list[Draws]:
+    """The next `count` tokens of every row, drawn without a look at them."""
+    home = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
+    positions = drafts.counts[:, None] + np.arange(count)
+    numbers = torch.from_numpy(uniforms(drafts.keys[:, None], positions.astype(np.uint64))).to(home)
+    greedy = torch.from_numpy(drafts.greedy).to(home) if drafts.greedy.any() else None
+    draws: list[Draws] = []
+    for place in range(count):
+        if draws:
+            logits = decoder.step(draws[-1].tokens.to(logits.device))
+        draws.append(sampler.draw(logits.to(home), numbers[:, place], greedy))
+    return draws
+
+
+def _to_host(draws: Sequence[Draws], dtype: torch.dtype) -> NDArray[np.float64]:
+    """Ids, log-probabilities and confidences, `[3, rows, draws]`: one copy from the device."""
+    columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
+    drawn: NDArray[np.float64] = torch.stack(columns, dim=2).cpu().numpy()
+    if np.isnan(drawn[1]).any():
+        raise FloatingPointError(f"the model's logits hold NaN or infinity ({dtype}): load it in bfloat16 or float32")
+    return drawn
+
+
+def _go_on(drafts: Drafts, tokens: Tensor, decoder: Decoder, stats: GeneratorStats) -> Tensor | None:
+    """Takes the branches that have ended out; logits after the newest token of the others, if there are any."""
+    ended, rows = drafts.rows(going_on=False), drafts.rows(going_on=True)
+    if len(ended):
+        decoded = sum(len(drafts.branches[row].tokens) for row in ended)
+        stats.decoded_tokens += decoded
+        stats.wasted_tokens += int(drafts.counts[ended].sum()) - decoded
+        decoder.keep(rows.tolist())
+        drafts.keep(rows)
+        tokens = tokens[torch.from_numpy(rows).to(tokens.device)]
+    return decoder.step(tokens) if len(rows) else None
+
+
+class StatelessDecoder(Decoder):
+    """Next-token logits for rows that grow token by token; every call starts from whole prefixes.
+
+    Slow and simple: the reference for `TreeDecoder`, and what serves the models that it cannot. A model whose output
+    has no key-value cache, or one that cannot give up rows (state-space models), reads whole sequences for each token.
+    """
+
+    follows_branches = False
+
+    def __init__(self, model: Any, stats: GeneratorStats) -> None:
+        self._model = model
+        self._stats = stats
+        self._parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = cache_argument(model)
+        self._cache: Any = None
+        self._caches = True
+        self._ids = torch.empty(0)
+        self._mask = torch.empty(0)
+
+    def start(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits of the first token of each branch."""
+        prefixes = [branch.prefix for branch in branches]
+        self._stats.prefill_tokens += sum(map(len, prefixes))
+        width = max(map(len, prefixes))
+        ids = [[0] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
+        mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
+        self._cache, self._caches = None, True
+        self._ids = torch.tensor(ids, device=self._model.device)
+        self._mask = torch.tensor(mask, device=self._model.device)
+        logits = self._forward(self._ids)
+        self._caches = _can_drop_rows(self._cache)
+        return logits
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits after one more token in each row."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
+        return self._forward(tokens[:, None] if self._caches else self._ids)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all rows but these."""
+        index = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
+        self._mask, self._ids = self._mask[index], self._ids[index]
+        if not rows:
+            self._cache = None
+        elif self._caches:
+            self._cache.batch_select_indices(index)
+
+    def make_room(self) -> None:
+        """Drops the cache."""
+        self._cache = None
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        options: dict[str, Any] = {}
+        if "position_ids" in self._parameters:
+            positions = self._mask.cumsum(dim=1) - 1
+            options["position_ids"] = positions[:, -ids.shape[1] :].clamp(min=0)
+        if "logits_to_keep" in self._parameters:
+            options["logits_to_keep"] = 1
+        if self._cache is not None and self._caches:
+            options[self._cache_argument] = self._cache
+        output = self._model(input_ids=ids, attention_mask=self._mask, use_cache=self._caches, **options)
+        self._cache = output.get(self._cache_argument)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+def _can_drop_rows(cache: Any) -> bool:
+    """Whether the cache is there, and each of its layers can go on with some of its rows."""
+    layers = getattr(cache, "layers", ())
+    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A branch that decodes: its row in the batch, the place of its first own token there, its node's name."""
+
+    branch: Branch
+    row: int
+    start: int
+    node: int
+
+
+class TreeDecoder(Decoder):
+    """Reads every prompt and every path once, whatever the order in which a search visits its nodes.
+
+    Attributes:
+        session: Runs the model.
+        store: What is parked.
+    """
+
+    refills = True
+    follows_branches = False
+
+    def __init__(self, session: Session, store: KVStore, stats: GeneratorStats) -> None:
+        self.session = session
+        self.store = store
+        self._stats = stats
+        self._batch: RowBatch | None = None
+        self._live: list[_Live] = []
+        self._rows = np.zeros(0, dtype=np.int64)
+
+    def start(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits of the first token of each branch; what is held of their prefixes is not read again."""
+        before = self.session.tokens
+        segments = self._segments(branches)
+        keys = [(id(branch.request.node), branch.request.forced) for branch in branches]
+        stems: dict[tuple[int, str], Stem] = {}
+        for key, branch in zip(keys, branches, strict=True):
+            if key not in stems:
+                segment = segments[branch.request.node.root.key, branch.prompt]
+                stems[key] = Stem.find(branch, segment, self.store)
+        batch, logits = self._read(list(stems.values()))
+        read = self.session.tokens - before
+        self._stats.prefill_tokens += read
+        self._stats.reused_tokens += sum(len(branch.prefix) for branch in branches) - read
+        places = {key: place for place, key in enumerate(stems)}
+        index = [places[key] for key in keys]
+        new = [
+            _Live(branch, row, len(stems[key].ids) - len(branch.forced), stems[key].nodes[-1][0])
+            for row, (key, branch) in enumerate(zip(keys, branches, strict=True))
+        ]
+        self._add(batch, index, new)
+        return logits if index == list(range(len(logits))) else logits[index]
+
+    def _add(self, batch: RowBatch, index: Sequence[int], new: Sequence[_Live]) -> None:
+        """Puts rows of `batch` behind those that decode."""
+        parts = [(batch, index)]
+        if self._batch is not None:
+            parts.insert(0, (self._batch, [live.row for live in self._live]))
+        if len(parts) > 1 or index != list(range(len(batch))):
+            room = max(live.branch.most_tokens for live in new)
+            batch = RowBatch.gathered(parts, min(room, ROOM))
+        self._batch = batch
+        self._set_live([*self._live, *new], compact=True)
+        self._watch_memory()
+
+    def _set_live(self, live: Sequence[_Live], compact: bool) -> None:
+        self._live = [replace(one, row=row) for row, one in enumerate(live)] if compact else list(live)
+        self._rows = np.array([one.row for one in self._live], dtype=np.int64)
+
+    def _segments(self, branches: Sequence[Branch]) -> dict[tuple[int, tuple[int, ...]], Segment]:
+        """The shared segment of every prompt, by root key and prompt ids; missing ones are read together."""
+        wanted = dict.fromkeys((branch.request.node.root.key, branch.prompt) for branch in branches)
+        found = {(root, prompt): self.store.segment(root, prompt[:-1]) for root, prompt in wanted}
+        missing = [key for key, segment in found.items() if segment is None]
+        read = self.session.prefill([prompt[:-1] for _, prompt in missing])
+        for (root, prompt), segment in zip(missing, read, strict=True):
+            self.store.put_segment(root, prompt[:-1], segment)
+            found[root, prompt] = segment
+        return {key: segment for key, segment in found.items() if segment is not None}
+
+    def _read(self, stems: Sequence[Stem]) -> tuple[RowBatch, Tensor]:
+        """A row for each stem, its missing tokens read and parked, and the logits after it."""
+        batch = self.session.open([stem.segment for stem in stems], max(len(stem.ids) for stem in stems))
+        for row, stem in enumerate(stems):
+            for piece in stem.pieces:
+                if piece.kv is not None:
+                    batch.load(row, batch.lengths[row], piece.kv)
+            batch.lengths[row] = stem.held
+        logits = self.session.extend(batch, [stem.ids[stem.held :] for stem in stems])
+        for row, stem in enumerate(stems):
+            self._park_path(batch, row, stem)
+        return batch, logits
+
+    def _park_path(self, batch: RowBatch, row: int, stem: Stem) -> None:
+        """Parks the nodes of a path that were not, or not wholly, held."""
+        at = 0
+        for place, (key, ids) in enumerate(stem.nodes):
+            held = place < len(stem.pieces) and len(stem.pieces[place].ids) == len(ids)
+            if not held and ids:
+                self.store.put(stem.root, key, Piece(ids, batch.piece(row, at, at + len(ids))))
+            at += len(ids)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits after one more token in each live row."""
+        assert self._batch is not None
+        return self.session.step(self._batch, self._rows, tokens)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Parks the branches that can go on, and takes the others' rows out of the batch when half of it is idle."""
+        assert self._batch is not None
+        for place in sorted(set(range(len(self._live))) - set(rows)):
+            self._park_branch(self._batch, self._live[place])
+        self._watch_memory()
+        left = [self._live[place] for place in rows]
+        compact = 2 * len(rows) <= len(self._batch)
+        if not rows:
+            self._batch.close()
+            self._batch = None
+        elif compact:
+            self._batch = self._batch.select([live.row for live in left])
+        self._set_live(left, compact)
+
+    def _park_branch(self, batch: RowBatch, live: _Live) -> None:
+        ids = (*live.branch.forced, *live.branch.tokens)
+        if live.branch.finish == "step" and len(ids) > 1:
+            read = ids[:-1]  # the last token is read when the node grows
+            kv = batch.piece(live.row, live.start, live.start + len(read))
+            self.store.put(live.branch.request.node.root.key, chain_key(live.node, ids), Piece(read, kv))
+
+    def make_room(self) -> None:
+        """Drops the rows and everything parked."""
+        self._batch = None
+        self._set_live([], compact=True)
+        self.session.buffers.clear()
+        self.store.shrink(0)
+
+    def release(self, root: int) -> None:
+        """Drops what is parked for a tree, and with the last one the memory for rows."""
+        self.store.release(root)
+        if not len(self.store):
+            self.session.buffers.clear()
+        self._stats.cache_bytes = self.store.bytes
+
+    def _watch_memory(self) -> None:
+        self._stats.cache_bytes = self.store.bytes
+        self._stats.evictions = self.store.evictions
+        live = self.session.buffers.bytes + (0 if self._batch is None else self._batch.bytes)
+        self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.store.bytes + live)

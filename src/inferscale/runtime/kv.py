@@ -1,0 +1,524 @@
+"""Attention of packed rows over a shared prefix and a private suffix, for unmodified transformers models.
+
+Keys and values lie in segments that rows share (`Segment`) and in the rows' own suffixes (`RowBatch`). All new tokens
+of all rows stand in one packed sequence ``[1, tokens]``, so that the linear layers see no padding. Each attention layer
+stores the new keys and values where the plan of the forward says, and attends in two parts: the queries of all rows of
+a problem against the problem's prompt, read once, and each row against its own suffix. The parts are joined exactly by
+their log-sum-exps (Hydragen, arXiv 2402.05099; FlashInfer's cascade)::
+
+    out = out_private + (out_shared - out_private) * sigmoid(lse_shared - lse_private)
+
+The model calls this through transformers' ``AttentionInterface``; which plan is running is known through a context
+variable, since not every model passes further arguments down to its attention.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+from inferscale.flops.spec import PackedRows
+
+ROOM = 32  # private tokens that a batch starts with beyond what it holds, if more are to come
+
+
+@dataclass(eq=False)
+class Segment:
+    """Keys and values of a prefix that many rows share.
+
+    Attributes:
+        kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` for an empty prefix.
+        length: Number of tokens.
+    """
+
+    kv: Tensor | None
+    length: int
+
+    @property
+    def bytes(self) -> int:
+        """Size of the keys and values."""
+        return 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
+
+
+class Buffers:
+    """Hands out memory for rows, and takes it back: fresh memory costs page faults at every step of a search.
+
+    On a GPU nothing is kept here, since torch's allocator keeps what is freed.
+
+    What is handed out holds zeros or old keys and values, never the NaNs that fresh memory may hold: what a mask hides
+    is still multiplied by 0.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[Tensor] = []
+
+    @property
+    def bytes(self) -> int:
+        """Size of the memory that waits for use."""
+        return sum(flat.numel() * flat.element_size() for flat in self._spare)
+
+    def take(self, like: Tensor, rows: int, capacity: int) -> Tensor:
+        """A tensor `[layers, 2, rows, kv_heads, capacity, head_dim]` of the kind of `like`."""
+        layers, two, _, heads, _, width = like.shape
+        shape = (layers, two, rows, heads, capacity, width)
+        size = layers * two * rows * heads * capacity * width
+        for place, flat in enumerate(self._spare):
+            if size <= flat.numel() <= 4 * size and (flat.dtype, flat.device) == (like.dtype, like.device):
+                return self._spare.pop(place)[:size].view(shape)
+        return like.new_zeros(size).view(shape)
+
+    def give(self, kv: Tensor) -> None:
+        """Takes memory back that nobody reads any more; the newest is kept, and the one before if it is no smaller."""
+        if kv.device.type != "cpu":
+            return
+        flat = kv.new_empty(0).set_(kv.untyped_storage())
+        self._spare = [*(old for old in self._spare[-1:] if old.numel() >= flat.numel()), flat]
+
+    def clear(self) -> None:
+        """Lets go of what waits for use."""
+        self._spare = []
+
+
+class RowBatch:
+    """Live rows: each continues a segment, rows of a segment stand together.
+
+    Attributes:
+        segments: The segment of each row.
+        lengths: Private tokens of each row.
+        bases: Tokens of each row's segment.
+        kv: `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place; no row reads beyond its length.
+        buffers: Where the memory comes from.
+    """
+
+    def __init__(
+        self, segments: Sequence[Segment], kv: Tensor, lengths: Sequence[int] | NDArray[np.int64], buffers: Buffers
+    ) -> None:
+        self.segments = list(segments)
+        self.kv = kv
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.bases = np.array([segment.length for segment in segments], dtype=np.int64)
+        self.buffers = buffers
+        self._runs = np.cumsum([i > 0 and s.kv is not segments[i - 1].kv for i, s in enumerate(segments)])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.segments)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the private keys and values, room for more included."""
+        return self.kv.numel() * self.kv.element_size()
+
+    @property
+    def live_bytes(self) -> int:
+        """Size of what the rows hold: their private tokens, and every segment once."""
+        shared = {id(segment.kv): segment.bytes for segment in self.segments}
+        per_token = self.bytes // max(len(self) * self.kv.shape[4], 1)
+        return int(self.lengths.sum()) * per_token + sum(shared.values())
+
+    def load(self, row: int, start: int, kv: Tensor) -> None:
+        """Copies `kv`, `[layers, 2, kv_heads, tokens, head_dim]`, into a row's private tokens from `start` on."""
+        self.kv[:, :, row, :, start : start + kv.shape[3]] = kv
+        self.lengths[row] = start + kv.shape[3]
+
+    def piece(self, row: int, start: int, stop: int) -> Tensor:
+        """A copy of a row's private keys and values, `[layers, 2, kv_heads, tokens, head_dim]`."""
+        return self.kv[:, :, row, :, start:stop].clone()
+
+    def runs(self, rows: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:
+        """Runs of `rows` that continue the same segment: the segment, and where the run starts and stops."""
+        edges = np.flatnonzero(np.diff(self._runs[rows])) + 1
+        starts = [0, *edges.tolist()]
+        return [
+            (self.segments[rows[start]], start, stop)
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
+        ]
+
+    def select(self, rows: Sequence[int]) -> RowBatch:
+        """A batch of these rows, in this order, with repeats: branch, prune, reorder and compact in one.
+
+        The old batch must not be used again.
+        """
+        return RowBatch.gathered([(self, rows)])
+
+    @staticmethod
+    def gathered(parts: Sequence[tuple[RowBatch, Sequence[int]]], room: int = ROOM) -> RowBatch:
+        """One batch of rows of several, see `select`, with room for `room` tokens more; the old ones are closed."""
+        lengths = np.concatenate([batch.lengths[list(rows)] for batch, rows in parts])
+        first = parts[0][0]
+        kv = first.buffers.take(first.kv, len(lengths), int(lengths.max(initial=0)) + room)
+        start = 0
+        for batch, rows in parts:
+            used = int(batch.lengths[list(rows)].max(initial=0))
+            index = torch.tensor(rows, dtype=torch.long, device=kv.device)
+            kv[:, :, start : start + len(rows), :, :used] = batch.kv[:, :, :, :, :used].index_select(2, index)
+            start += len(rows)
+        segments = [batch.segments[row] for batch, rows in parts for row in rows]
+        for batch, _ in parts:
+            batch.close()
+        return RowBatch(segments, kv, lengths, first.buffers)
+
+    def rollback(self, counts: Sequence[int]) -> None:
+        """Forgets the newest private tokens of each row, as many as `counts` says.
+
+        Raises:
+            ValueError: If a row has fewer.
+        """
+        left = self.lengths - np.array(counts, dtype=np.int64)
+        if (left < 0).any() or (left > self.lengths).any():
+            raise ValueError(f"rollback({list(counts)}): the rows have {self.lengths.tolist()} private tokens")
+        self.lengths = left
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for `tokens` private tokens in each row."""
+        if tokens > self.kv.shape[4]:
+            used = int(self.lengths.max())
+            kv = self.buffers.take(self.kv, len(self), max(tokens, 2 * self.kv.shape[4]))
+            kv[:, :, :, :, :used] = self.kv[:, :, :, :, :used]
+            self.buffers.give(self.kv)
+            self.kv = kv
+
+    def close(self) -> None:
+        """Gives the memory back; the batch must not be used again."""
+        self.buffers.give(self.kv)
+        self.segments, self.lengths = [], self.lengths[:0]
+
+
+NAME = "inferscale_tree"
+_CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+class UnsupportedModelError(RuntimeError):
+    """This model's attention is not what the shared-prefix decoder computes."""
+
+
+class Plan(ABC):
+    """Where a forward's keys and values go, and what its queries see."""
+
+    @property
+    @abstractmethod
+    def work(self) -> PackedRows:
+        """What attention does in this forward, for a `FlopCounter`."""
+
+    @abstractmethod
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Stores the new keys and values of a layer; returns the outputs.
+
+        Args:
+            layer: Index of the layer.
+            query: `[heads, tokens, head_dim]`.
+            key: `[kv_heads, tokens, head_dim]`.
+            value: `[kv_heads, tokens, head_dim]`.
+            scale: Factor of the scores.
+
+        Returns:
+            `[heads, tokens, head_dim]`.
+        """
+
+
+class PlanCache(Cache):
+    """Hands a model's keys and values through to the running plan, layer by layer.
+
+    Attributes:
+        plan: Where they go.
+        layer: The layer that is running.
+        attended: Layers that have called `tree_attention`.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(layers=[])
+        self.plan = plan
+        self.layer = -1
+        self.attended = 0
+
+    @property
+    def packed_rows(self) -> PackedRows:
+        """What attention does in this forward: one sequence stands for many rows."""
+        return self.plan.work
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The new keys and values alone; `tree_attention` brings in the others."""
+        self.layer = layer_idx
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Zero: positions are always given."""
+        return 0
+
+
+_running: ContextVar[PlanCache | None] = ContextVar("inferscale_running_plan", default=None)
+
+
+@contextmanager
+def running(cache: PlanCache) -> Iterator[None]:
+    """Lets `tree_attention` know which plan is running."""
+    token = _running.set(cache)
+    try:
+        yield
+    finally:
+        _running.reset(token)
+
+
+def tree_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls; outputs `[1, tokens, heads, head_dim]`."""
+    cache = _running.get()
+    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
+    if cache is None or asked or query.shape[-1] != value.shape[-1]:
+        raise UnsupportedModelError(f"attention with {', '.join(asked) or 'an unknown layout'}")
+    cache.attended += 1
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = cache.plan.attend(cache.layer, query[0], key[0], value[0], scale)
+    return out.transpose(0, 1)[None].contiguous(), None
+
+
+AttentionInterface.register(NAME, tree_attention)
+
+
+def partial_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention over some of the keys, and what is needed to join it with the rest.
+
+    Args:
+        query: `[batch, heads, queries, head_dim]`.
+        key: `[batch, heads, keys, head_dim]`.
+        value: `[batch, heads, keys, head_dim]`.
+        bias: Added to the scores, `[batch, 1, queries or 1, keys]`; -inf hides a key; every query sees at least one.
+        scale: Factor of the scores.
+
+    Returns:
+        Outputs, as `query`, and the log-sum-exps of the scores, float32 `[batch, heads, queries]`.
+    """
+    if query.device.type == "cpu" and _CPU_FLASH is not None:
+        out, lse = _CPU_FLASH(query, key, value, attn_mask=bias, scale=scale)
+        return out, lse
+    scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scale)
+    if bias is not None:
+        scores += bias
+    lse = scores.logsumexp(dim=-1)
+    weights = scores.sub_(lse[..., None]).exp_()
+    return torch.matmul(weights.to(value.dtype), value), lse
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention of a sequence's last tokens to all tokens up to themselves.
+
+    Args:
+        query: `[heads, new, head_dim]`.
+        key: `[kv_heads, tokens, head_dim]`, the new tokens last.
+        value: `[kv_heads, tokens, head_dim]`.
+        scale: Factor of the scores.
+
+    Returns:
+        `[heads, new, head_dim]`.
+    """
+    new, tokens = query.shape[1], key.shape[1]
+    mask = None
+    if new < tokens:
+        mask = torch.ones(new, tokens, dtype=torch.bool, device=query.device).tril_(tokens - new)
+    out: Tensor = torch.nn.functional.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=query.shape[0] != key.shape[0],
+    )
+    return out[0]
+
+
+def join(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """Attention over two disjoint sets of keys, from its two parts."""
+    share = torch.sigmoid(other_lse - lse).to(out.dtype)[..., None]
+    return torch.lerp(out, other, share)
+
+
+_BLOCK = 16  # rows whose private parts are padded to the same length
+
+
+class PromptPlan(Plan):
+    """Several prompts in one packed sequence, each causal on its own, all after the same prefix (it may be empty).
+
+    Attributes:
+        kv: Keys and values of each prompt, the prefix included, `[layers, 2, kv_heads, tokens, head_dim]`.
+    """
+
+    def __init__(self, lengths: Sequence[int], layers: int, prefix: Segment) -> None:
+        ends = list(accumulate(lengths))
+        self._spans = list(zip([0, *ends], ends, strict=False))
+        self._lengths = list(lengths)
+        self._layers = layers
+        self._prefix = prefix
+        self.kv: list[Tensor] = []
+
+    @property
+    def work(self) -> PackedRows:
+        """Each prompt's square, half of which a causal mask lets through, and every query against the prefix."""
+        shared = sum(self._lengths) * self._prefix.length
+        causal = sum(n * (n + 1) // 2 for n in self._lengths)
+        squares = sum(n * n for n in self._lengths)
+        return PackedRows(len(self._lengths), causal + shared, squares + shared, self._prefix.length)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Each prompt against itself and the prefix."""
+        past = self._prefix.length
+        if not self.kv:
+            self.kv = [key.new_empty(self._layers, 2, key.shape[0], past + b - a, key.shape[2]) for a, b in self._spans]
+        outputs = []
+        for (start, stop), kv in zip(self._spans, self.kv, strict=True):
+            kv[layer, 0, :, past:], kv[layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
+            if self._prefix.kv is not None:
+                kv[layer, :, :, :past] = self._prefix.kv[layer]
+            outputs.append(causal_attention(query[:, start:stop], kv[layer, 0], kv[layer, 1], scale))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+class RowPlan(Plan):
+    """New tokens of some rows of a batch, in ascending order, packed row by row.
+
+    Attributes:
+        absolute: Position in the whole sequence of each new token.
+    """
+
+    def __init__(self, batch: RowBatch, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        device = batch.kv.device
+        starts = batch.lengths[rows]
+        place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        position = np.repeat(starts, counts) + place
+        self.absolute = position + np.repeat(batch.bases[rows], counts)
+        self._batch, self._rows, self._past = batch, len(rows), int(starts.sum())
+        self._most = int(counts.max())
+        seen = np.ones(len(batch), dtype=np.int64)
+        seen[rows] = starts + counts
+        self._keys = int(seen.max())
+        self._blocks = _row_blocks(seen) if device.type == "cpu" else [(0, len(batch), self._keys)]
+        self._spans = _token_spans(batch.runs(rows), np.cumsum(counts))
+        self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
+        self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
+        self._bias = None
+        if self._step is None:
+            self._row = torch.from_numpy(np.repeat(rows, counts)).to(device)
+            self._position = torch.from_numpy(position).to(device)
+            self._place = torch.from_numpy(place).to(device)
+            self._bias = self._make_bias()
+
+    @property
+    def work(self) -> PackedRows:
+        """Every query against its prompt, and the private parts padded to the longest of their block."""
+        shared = sum((stop - start) * segment.length for segment, start, stop in self._spans)
+        private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
+        read = sum({id(segment.kv): segment.length for segment, _, _ in self._spans}.values()) + self._past
+        return PackedRows(self._rows, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
+
+    def _make_bias(self) -> Tensor:
+        """-inf where a key comes after the query, `[rows, 1, queries, keys]`; rows that do not run see every key."""
+        kv = self._batch.kv
+        last = torch.full((len(self._batch), self._most), self._keys, device=kv.device)
+        last[self._row, self._place] = self._position
+        hidden = torch.arange(self._keys, device=kv.device) > last[..., None]
+        dtype = kv.dtype if kv.device.type == "cpu" else torch.float32
+        return torch.zeros(hidden.shape, dtype=dtype, device=kv.device).masked_fill_(hidden, -torch.inf)[:, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Each token against its problem's prompt and its row's own tokens up to itself."""
+        keys, values = self._batch.kv[layer]
+        if self._step is not None:
+            keys[:, :, self._step], values[:, :, self._step] = key.transpose(0, 1), value.transpose(0, 1)
+        else:
+            keys[self._row, :, self._position] = key.transpose(0, 1)
+            values[self._row, :, self._position] = value.transpose(0, 1)
+        heads, tokens, width = query.shape
+        grouped = query.view(key.shape[0], heads // key.shape[0], tokens, width)
+        out, lse = self._private(grouped, keys, values, scale)
+        shared, shared_lse = self._shared(layer, grouped, scale)
+        return join(out, lse, shared, shared_lse).reshape(heads, tokens, width)
+
+    def _private(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Each row against its own tokens; `query` is `[kv_heads, group, tokens, head_dim]`."""
+        by_token = query.permute(2, 0, 1, 3)
+        if self._one_each:
+            out, lse = self._by_blocks(by_token, keys, values, self._bias, scale)
+            return out.permute(1, 2, 0, 3), lse.permute(1, 2, 0)
+        group, most = query.shape[1], self._most
+        ragged = query.new_zeros(len(self._batch), query.shape[0], group, most, query.shape[3])
+        ragged[self._row, :, :, self._place] = by_token
+        bias = None if self._bias is None else self._bias.repeat(1, 1, group, 1)
+        out, lse = self._by_blocks(ragged.flatten(2, 3), keys, values, bias, scale)
+        out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
+        return (
+            out[self._row, :, :, self._place].permute(1, 2, 0, 3),
+            lse[self._row, :, :, self._place].permute(1, 2, 0),
+        )
+
+    def _by_blocks(
+        self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """`partial_attention` with each block of rows reading no further than its longest row."""
+        parts = [
+            partial_attention(
+                query[start:stop],
+                keys[start:stop, :, :most],
+                values[start:stop, :, :most],
+                None if bias is None else bias[start:stop, :, :, :most],
+                scale,
+            )
+            for start, stop, most in self._blocks
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+    def _shared(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """All queries of a problem against its prompt, as one product for each kv head."""
+        outputs, sums = [], []
+        for segment, start, stop in self._spans:
+            part = query[:, :, start:stop]
+            if segment.kv is None:
+                out, lse = torch.zeros_like(part), torch.full(part.shape[:3], -torch.inf, device=part.device)
+            else:
+                keys, values = segment.kv[layer]
+                out, lse = partial_attention(part.flatten(1, 2)[None], keys[None], values[None], None, scale)
+            outputs.append(out.view(part.shape))
+            sums.append(lse.view(part.shape[:3]))
+        return (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+
+
+def _row_blocks(seen: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Blocks of rows, start and stop, with the most keys that one of their rows sees; neighbours are often alike."""
+    starts = np.arange(0, len(seen), _BLOCK)
+    most = np.maximum.reduceat(seen, starts)
+    edges = [0, *(np.flatnonzero(np.diff(most)) + 1).tolist()]
+    stops = [*(edges[1:]), len(starts)]
+    return [
+        (start * _BLOCK, min(stop * _BLOCK, len(seen)), int(most[start]))
+        for start, stop in zip(edges, stops, strict=True)
+    ]
+
+
+def _token_spans(runs: Sequence[tuple[Segment, int, int]], ends: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:
+    """The packed tokens of runs of rows; `ends` holds where the tokens of each row end."""
+    return [(segment, int(ends[start - 1]) if start else 0, int(ends[stop - 1])) for segment, start, stop in runs]

@@ -1,0 +1,171 @@
+"""Models and tokenizers, given as objects, local folders or hub ids, checked before anything runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
+
+ModelLike = Any
+"""A transformers model, a local folder, or a hub id."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint does not hold the weights that its class needs."""
+
+
+def load_model(
+    model: ModelLike,
+    auto_class: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The model in eval mode, on its device.
+
+    Args:
+        model: A transformers model (used as it is, only moved where `device` or `dtype` say so), a local folder
+            (never touches the network) or a hub id.
+        auto_class: The transformers class to load with, for example ``AutoModelForCausalLM``.
+        device: Where to run; by default a GPU if there is one for loaded models, and where they are for given ones.
+        dtype: Default: float32 on a CPU, the checkpoint's own elsewhere.
+        kwargs: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
+
+    Raises:
+        CheckpointError: If weights are missing, unexpected, or of another shape.
+        ValueError: If a path does not exist.
+    """
+    if not isinstance(model, str | os.PathLike):
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model must be a transformers model, a folder or a hub id, not {type(model).__name__}")
+        if kwargs:
+            raise TypeError(f"{', '.join(sorted(kwargs))}: only used when the model is loaded, but an object was given")
+        return model if device is None and dtype is None else model.to(device=device, dtype=_torch_dtype(dtype))
+    target = torch.device(device) if device is not None else _default_device()
+    if dtype is None:
+        dtype = "float32" if target.type == "cpu" else "auto"
+    source, local = _source(model)
+    loaded, info = auto_class.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, local_files_only=local, **kwargs
+    )
+    _check_weights(source, type(loaded).__name__, info)
+    return loaded.to(target).eval()
+
+
+def load_tokenizer(tokenizer: Any, model: ModelLike, **kwargs: Any) -> Any:
+    """The tokenizer: the one given, or the one that lies beside the model.
+
+    Raises:
+        ValueError: If none was given and the model does not say where it came from.
+    """
+    from transformers import AutoTokenizer
+
+    if tokenizer is None:
+        tokenizer = model if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
+        if not tokenizer:
+            raise ValueError("this model object does not say where it came from: pass tokenizer=... as well")
+    if not isinstance(tokenizer, str | os.PathLike):
+        return tokenizer
+    source, local = _source(tokenizer)
+    return AutoTokenizer.from_pretrained(source, local_files_only=local, **kwargs)
+
+
+def tokenizer_of(model: Any, given: ModelLike, tokenizer: Any) -> Any:
+    """The tokenizer of a model that was loaded from `given`, checked against its vocabulary."""
+    loaded = load_tokenizer(tokenizer, given if isinstance(given, str | os.PathLike) else model)
+    check_vocabulary(model, loaded)
+    return loaded
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Raises ``ValueError`` when the tokenizer has ids that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} ids and the model {rows} embeddings: this is another model's "
+            "tokenizer, or the model needs resize_token_embeddings(len(tokenizer))"
+        )
+
+
+def eos_ids(model: Any, tokenizer: Any, given: int | list[int] | None) -> frozenset[int]:
+    """Ids that end an answer: those given, or the union of the generation config's and the tokenizer's.
+
+    Raises:
+        ValueError: If there is none, or one is not in the vocabulary.
+    """
+    config = getattr(model, "generation_config", None)
+    named = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
+    ids = eos_of([given] if given is not None else named)
+    rows = model.get_input_embeddings().weight.shape[0]
+    outside = sorted(i for i in ids if not 0 <= i < rows)
+    if outside:
+        raise ValueError(
+            f"end-of-sequence ids {outside} are outside the model's vocabulary of {rows}: pass eos_token_id=..."
+        )
+    return ids
+
+
+def eos_of(sources: Iterable[int | list[int] | None]) -> frozenset[int]:
+    """The union of `sources`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    ids: set[int] = set()
+    for source in sources:
+        if source is not None:
+            ids.update([source] if isinstance(source, int) else source)
+    if not ids:
+        raise ValueError(
+            "neither the tokenizer nor the model's generation_config names an end-of-sequence token: "
+            "pass eos_token_id=..."
+        )
+    return frozenset(ids)
+
+
+def context_length(config: Any) -> int | None:
+    """The most tokens that the model can read, or ``None`` if its configuration sets no bound."""
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    length = getattr(text_config, "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
+    """The name to load, and whether it is a local folder; a path that does not exist is an error."""
+    text = os.fspath(name)
+    if Path(text).expanduser().exists():
+        return str(Path(text).expanduser()), True
+    if isinstance(name, os.PathLike) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
+        raise ValueError(f"there is no folder {text!r}: give an existing model folder, or a hub id such as 'org/name'")
+    return text, False
+
+
+def _check_weights(source: str, class_name: str, info: dict[str, Any]) -> None:
+    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        told = "; ".join(
+            f"{kind}: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for kind, keys in wrong.items() if keys
+        )
+        raise CheckpointError(
+            f"the checkpoint {source!r} does not fit {class_name} ({told}): it would run on random weights; "
+            "load it with the class that it was saved from"
+        )
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"dtype={dtype!r}: give a torch dtype or its name, for example 'float32'")
+    return found

@@ -1,0 +1,279 @@
+"""Prefixes forwarded once: a prompt's keys and values held once per problem, each live row's suffix held in place.
+
+A `Session` runs one model. `Session.prefill` reads prompts into `Segment`s; a `RowBatch` holds rows that continue
+them; `Session.extend` reads further tokens, any number for each row; `RowBatch.select` is the one operation for
+branching, pruning, reordering and compacting. `checked_session` gives one only for a model whose own forward it
+matches.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inferscale._compat import cache_argument
+
+from .kv import NAME, Buffers, Plan, PlanCache, PromptPlan, RowBatch, RowPlan, Segment, UnsupportedModelError, running
+from .loading import evaluating
+
+_PREFILL_TOKENS = 8192  # packed prompt tokens in one forward
+_LEAST_COMMON = 32  # tokens of a common beginning that are read apart
+
+_locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+
+
+class Session:
+    """Runs one unmodified model on segments and rows.
+
+    Attributes:
+        model: The model.
+        tokens: Tokens forwarded so far.
+        buffers: Memory for rows.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.tokens = 0
+        self.buffers = Buffers()
+        self._parameters = inspect.signature(model.forward).parameters
+        self._cache_argument = cache_argument(model)
+        if "position_ids" not in self._parameters:
+            raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids")
+        self._layers = int(model.config.get_text_config().num_hidden_layers)
+        self._configs = _configs(model)
+        self._lock = _locks.setdefault(model, threading.RLock())
+        self._like: Tensor | None = None
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Segment]:
+        """One segment for each prompt; prompts are packed, without padding, and what they all begin with is read once.
+
+        The segments hold what the prompts have in common each on its own.
+        """
+        common = _common_length(prompts)
+        prefix = Segment(None, 0)
+        if common:
+            [prefix] = self._prefill([prompts[0][:common]], prefix)
+        segments: list[Segment] = []
+        for chunk in _chunks([ids[common:] for ids in prompts], _PREFILL_TOKENS):
+            segments += self._prefill(chunk, prefix)
+        return segments
+
+    def _prefill(self, endings: Sequence[Sequence[int]], prefix: Segment) -> list[Segment]:
+        """The segments of `prefix` followed by each of `endings`, in one forward."""
+        filled = [ids for ids in endings if ids]
+        kv: list[Tensor] = []
+        if filled:
+            plan = PromptPlan([len(ids) for ids in filled], self._layers, prefix)
+            packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
+            positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + prefix.length
+            self._forward(plan, packed, positions, np.zeros(1, dtype=int))
+            kv = plan.kv
+            self._like = kv[0]
+        pieces = iter(kv)
+        return [Segment(next(pieces), prefix.length + len(ids)) if ids else prefix for ids in endings]
+
+    def open(self, segments: Sequence[Segment], capacity: int) -> RowBatch:
+        """Rows without private tokens, one for each of `segments`, with room for `capacity` tokens."""
+        if self._like is None:
+            self.prefill([[0]])
+        assert self._like is not None
+        kv = self.buffers.take(self._like[:, :, None], len(segments), capacity)
+        return RowBatch(segments, kv, [0] * len(segments), self.buffers)
+
+    def extend(
+        self, batch: RowBatch, tokens: Sequence[Sequence[int]], marks: Sequence[Sequence[int]] | None = None
+    ) -> Tensor:
+        """Reads `tokens` of each row; logits `[marks, outputs]` at the marked ones.
+
+        Args:
+            batch: Rows.
+            tokens: At least one id for each row.
+            marks: For each row the places in its `tokens` to give logits for; by default the last one.
+        """
+        counts = np.array([len(ids) for ids in tokens])
+        ends = np.cumsum(counts)
+        kept = ends - 1
+        if marks is not None:
+            starts = (ends - counts).tolist()
+            kept = np.array([a + mark for a, places in zip(starts, marks, strict=True) for mark in places], dtype=int)
+        ids = torch.tensor([i for ids in tokens for i in ids], device=self.model.device)
+        return self._extend(batch, np.arange(len(batch)), ids, counts, kept)
+
+    def step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
+        """One more token `[rows]` in each of `rows`, ascending; logits `[rows, vocabulary]`."""
+        one_each = np.ones(len(rows), dtype=np.int64)
+        return self._extend(batch, np.asarray(rows), tokens, one_each, None)
+
+    def _extend(
+        self,
+        batch: RowBatch,
+        rows: NDArray[np.int64],
+        ids: Tensor,
+        counts: NDArray[np.int64],
+        kept: NDArray[np.int64] | None,
+    ) -> Tensor:
+        batch.reserve(int((batch.lengths[rows] + counts).max()))
+        plan = RowPlan(batch, rows, counts)
+        logits = self._forward(plan, ids, plan.absolute, kept)
+        batch.lengths[rows] += counts
+        return logits
+
+    def _forward(self, plan: Plan, ids: Tensor, positions: NDArray[np.int64], kept: NDArray[np.int64] | None) -> Tensor:
+        """Logits `[kept, outputs]` of one packed forward; of every token where `kept` is ``None``."""
+        device = self.model.device
+        self.tokens += len(ids)
+        options: dict[str, Any] = {}
+        index = None if kept is None or len(kept) == len(ids) else torch.from_numpy(kept).to(device)
+        if index is not None and "logits_to_keep" in self._parameters:
+            options["logits_to_keep"], index = index, None
+        cache = PlanCache(plan)
+        with self._lock, _attending(self._configs), running(cache):
+            output = self.model(
+                input_ids=ids[None],
+                position_ids=torch.from_numpy(positions).to(device)[None],
+                use_cache=True,
+                **{self._cache_argument: cache},
+                **options,
+            )
+        if cache.attended != self._layers:
+            raise UnsupportedModelError(f"{cache.attended} of {self._layers} layers attend through AttentionInterface")
+        logits: Tensor = output.logits[0]
+        return logits if index is None else logits[index]
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configurations that the model's parts look their attention up in."""
+    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
+    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
+
+
+@contextmanager
+def _attending(configs: Sequence[Any]) -> Iterator[None]:
+    """Lets the model use `tree_attention` for one forward."""
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = NAME
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
+
+
+def _common_length(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with, if it is worth a forward of its own."""
+    if len(prompts) < 2:
+        return 0
+    ordered = sorted(map(tuple, prompts))
+    first, last = ordered[0], ordered[-1]  # the others begin with whatever these two begin with
+    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return same if same >= _LEAST_COMMON else 0
+
+
+def _chunks(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
+    """Consecutive prompts, at most `most` tokens together unless one alone has more."""
+    chunk: list[Sequence[int]] = []
+    for ids in prompts:
+        if chunk and sum(map(len, chunk)) + len(ids) > most:
+            yield chunk
+            chunk = []
+        chunk.append(ids)
+    if chunk:
+        yield chunk
+
+
+_LONGEST = 12
+
+
+def length_bound(config: Any) -> int | None:
+    """The longest sequence for which every layer sees every earlier token in one and the same way.
+
+    Sliding windows and rotary embeddings that change with the length are left to the model's own forward beyond it;
+    ``None`` if there is no bound.
+    """
+    text = config.get_text_config()
+    bounds: list[int] = []
+    kinds = getattr(text, "layer_types", None)
+    slides = kinds is None or any("sliding" in str(kind) or "chunked" in str(kind) for kind in kinds)
+    if slides and getattr(text, "use_sliding_window", True):
+        windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        bounds += [int(window) for window in windows if window]
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if str(rope.get("rope_type", rope.get("type", ""))) in ("dynamic", "longrope"):
+        original = rope.get("original_max_position_embeddings")
+        original = original or getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings
+        bounds.append(int(original))
+    return min(bounds, default=None)
+
+
+def checked_session(model: Any) -> Session | None:
+    """A session that computes what the model computes; ``None``, with a warning, if this model cannot be run so."""
+    try:
+        with evaluating(model), torch.inference_mode():
+            session = Session(model)
+            check_session(session)
+    except UnsupportedModelError as error:
+        warnings.warn(
+            f"{type(model).__name__} is run without shared prefixes, slower and with equal results: {error}",
+            stacklevel=4,
+        )
+        return None
+    return session
+
+
+def check_session(session: Session) -> None:
+    """Compares the logits of a short forked, ragged run with plain forwards.
+
+    Logits are compared, not tokens: with a corrupted key the likeliest token can be the same every time.
+
+    Raises:
+        UnsupportedModelError: If they differ, or the model cannot be run in this way.
+    """
+    model = session.model
+    size = model.get_input_embeddings().weight.shape[0]
+    ids = [(7919 * (i + 1)) % size for i in range(_LONGEST)]
+    try:
+        ours, whole = _forked_run(session, ids)
+        plain = [_plain_logits(model, row) for row in whole]
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, NotImplementedError) as error:
+        raise UnsupportedModelError(f"a probe failed: {type(error).__name__}: {error}") from error
+    found, expected = torch.stack(ours), torch.stack(plain)
+    spread = float(expected.std(correction=0)) or 1.0
+    worst = float((found - expected).abs().max())
+    if not worst <= _tolerance(model.dtype) * spread:
+        raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} where their spread is {spread:.2g}")
+
+
+def _forked_run(session: Session, ids: list[int]) -> tuple[list[torch.Tensor], list[list[int]]]:
+    """Logits after two prompts, a ragged extension, a fork with a prune, a step of all rows and one of some."""
+    segments = session.prefill([ids[:5], ids[3:5]])
+    batch = session.open(segments, 2)
+    session.extend(batch, [ids[5:8], ids[5:6]])
+    batch = batch.select([0, 0, 1])
+    rows = [ids[:8], ids[:8], ids[3:6]]
+    for live in ([0, 1, 2], [1, 2]):
+        new = [ids[8 + row] for row in live]
+        logits = session.step(batch, live, torch.tensor(new, device=session.model.device))
+        rows = [[*row, ids[8 + i]] if i in live else row for i, row in enumerate(rows)]
+    return list(logits.float()), [rows[i] for i in live]
+
+
+def _plain_logits(model: Any, ids: list[int]) -> torch.Tensor:
+    row = torch.tensor([ids], device=model.device)
+    logits: torch.Tensor = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits
+    return logits[0, -1].float()
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """Largest difference in units of the logits' spread: about a hundred roundings."""
+    return max(1e-3, 16 * torch.finfo(dtype).eps)

@@ -1,0 +1,327 @@
+"""Searches that grow a tree level by level, or best node first: beam search, DVTS, REBASE, best-first, depth-first."""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from inferscale.base import SearchStrategy
+from inferscale.flow import Flow, expand, gather, score
+from inferscale.functional import rebase_allocation
+from inferscale.tree import Node
+
+from .checks import check_choice, check_counts, check_positive
+
+
+def look_ahead(nodes: Sequence[Node], depth: int) -> Flow[list[float]]:
+    """The score of each node after up to `depth` more steps taken greedily; the node's own score for ``depth=0``.
+
+    The roll-out is charged and scored, and takes no part in the tree or in votes (Snell et al. 2024,
+    arXiv:2408.03314, section 5.1).
+    """
+    ends = list(nodes)
+    for _ in range(depth):
+        rolled = yield from expand([end for end in ends if not end.is_finished], greedy=True, attach=False)
+        if not rolled:
+            break
+        next_of = {node.parent: node for node in rolled}
+        ends = [next_of.get(end, end) for end in ends]
+    yield from score(ends)
+    return [end.score for end in ends]
+
+
+def first_of_each_text(nodes: Sequence[Node]) -> list[Node]:
+    """The nodes without those whose whole text another one had before them, in order."""
+    first: dict[str, Node] = {}
+    for node in nodes:
+        first.setdefault(node.text, node)
+    return list(first.values())
+
+
+@dataclass(frozen=True)
+class BeamSearch(SearchStrategy):
+    """Beam search against a process reward model (Snell et al. 2024, arXiv:2408.03314, section 5.1).
+
+    Snell et al. write N for the children of a level and M for the children of a beam: ``beam_width = N / M`` and
+    ``branching = M``.
+
+    Differs from the paper: a finished path competes for its slot in the beam and is never left out of the result;
+    the search ends when the whole beam has finished (search-and-learn expands on until no beam is open).
+
+    Attributes:
+        beam_width: Beams kept after each level.
+        branching: Children of each beam; the root gets ``beam_width * branching``.
+        max_depth: Most steps in a path.
+        lookahead: Greedy steps that a child is rolled out before it is ranked; 0 ranks it by its own score.
+        filter_duplicates: Let only the first of several candidates with the same whole text compete.
+    """
+
+    beam_width: int = 4
+    branching: int = 4
+    max_depth: int = 40
+    lookahead: int = 0
+    filter_duplicates: bool = False
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "beam_width", "branching", "max_depth")
+        check_counts(self, "lookahead", minimum=0)
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """All finished leaves, or the last beam if none has finished, or what is left of a beam that died out."""
+        return (yield from self.survivors(root)) or root.leaves()
+
+    def survivors(self, root: Node) -> Flow[list[Node]]:
+        """All finished leaves, or the last beam, which is empty if every sample from it failed."""
+        beam, counts, done = [root], [self.beam_width * self.branching], list[Node]()
+        value: dict[Node, float] = {}
+        for _ in range(self.max_depth):
+            alive = [node for node in beam if not node.is_finished]
+            if not alive:
+                break
+            children = yield from expand(alive, counts)
+            value.update(zip(children, (yield from look_ahead(children, self.lookahead)), strict=True))
+            done += [node for node in children if node.is_finished]
+            candidates = [node for node in beam if node.is_finished] + children
+            if self.filter_duplicates:
+                candidates = first_of_each_text(candidates)
+            # Python's sort is stable: among equal values the older node keeps its place.
+            beam = sorted(candidates, key=lambda node: -value[node])[: self.beam_width]
+            counts = [self.branching] * sum(not node.is_finished for node in beam)
+        return done or beam
+
+
+@dataclass(frozen=True)
+class DVTS(SearchStrategy):
+    """Diverse verifier tree search: independent narrow beams from the root.
+
+    `num_subtrees` times ``BeamSearch(1, branching)``; subtrees never compete, so a subtree survives low scores
+    (Beeching, Tunstall and Rush 2024, "Scaling test-time compute with open models").
+
+    Differs from the source: each subtree samples its own `branching` first steps and ends when its best path has
+    finished; what is returned are the finished leaves (search-and-learn returns the last candidates of each subtree,
+    unfinished ones too).
+
+    Attributes:
+        num_subtrees: Independent beams.
+        branching: Children of each beam at each level.
+        max_depth: Most steps in a path.
+        lookahead: As in `BeamSearch`.
+    """
+
+    num_subtrees: int = 4
+    branching: int = 4
+    max_depth: int = 40
+    lookahead: int = 0
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "num_subtrees", "branching", "max_depth")
+        check_counts(self, "lookahead", minimum=0)
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The finished leaves of all subtrees, or their open paths if none has finished."""
+        beam = BeamSearch(1, self.branching, self.max_depth, self.lookahead)
+        groups = yield from gather(beam.survivors(root) for _ in range(self.num_subtrees))
+        leaves = [leaf for group in groups for leaf in group]
+        return [leaf for leaf in leaves if leaf.is_finished] or leaves or root.leaves()
+
+
+@dataclass(frozen=True)
+class StepwiseGreedy(SearchStrategy):
+    """At every step sample `k` continuations and keep the best-scored one (best-of-n at the level of steps).
+
+    The same tree as ``BeamSearch(1, k)``.
+
+    Attributes:
+        k: Samples of each step.
+        max_depth: Most steps in a path.
+    """
+
+    k: int = 4
+    max_depth: int = 40
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "k", "max_depth")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """All finished leaves, or the path so far if none has finished."""
+        node, done = root, list[Node]()
+        for _ in range(self.max_depth):
+            children = yield from expand([node], self.k)
+            yield from score(children)
+            done += [child for child in children if child.is_finished]
+            if not children:
+                return done or root.leaves()
+            node = max(children, key=lambda child: child.score)
+            if node.is_finished:
+                break
+        return done or [node]
+
+
+@dataclass(frozen=True)
+class REBASE(SearchStrategy):
+    """Reward-balanced search (Wu et al. 2024, arXiv:2408.00724, section 3.1.2).
+
+    Each level shares what is left of the width over the open nodes by a softmax of their scores, so good prefixes
+    get many children, poor ones few or none, and no roll-out is needed. A finished leaf takes one unit of the width
+    for good; the search ends with at most `width` leaves, at about the cost of sampling `width` solutions.
+
+    Differs from the paper: children are allocated by the sequential ceiling of the authors' code in exact form, so
+    that the counts always add up to the width left (``rounding="paper"`` and ``"released"`` reproduce both published
+    rules, which over- and underspend); paths that are unfinished at `max_depth` are returned, flagged by
+    ``is_finished``, and abstain from votes (the released code drops them); the path length limit is the generator's
+    ``max_new_tokens`` and does end a path (in the released code it never fires).
+
+    Attributes:
+        width: Leaves that the search may finish (N in the paper).
+        softmax_temperature: T_b, in units of the score: 0.1 in the paper (0.2 in the released settings). Rescale it
+            for a reward outside of (0, 1).
+        max_depth: Most steps in a path.
+        rounding: ``"exact"``, or the published ``"paper"`` and ``"released"``.
+        truncate_ratio: Keep only this share of the best open nodes before sharing; ``None`` keeps all.
+    """
+
+    width: int = 16
+    softmax_temperature: float = 0.1
+    max_depth: int = 40
+    rounding: Literal["exact", "paper", "released"] = "exact"
+    truncate_ratio: float | None = None
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "width", "max_depth")
+        check_positive(self, "softmax_temperature")
+        check_choice(self, "rounding", ("exact", "paper", "released"))
+        if self.truncate_ratio is not None and not 0 < self.truncate_ratio <= 1:
+            raise ValueError(f"REBASE(truncate_ratio={self.truncate_ratio}): give a share in (0, 1], or None")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """Finished leaves, then the paths still open; what is left of a search that died out."""
+        finished: list[Node] = []
+        frontier, counts = [root], [self.width]
+        for _ in range(self.max_depth):
+            children = yield from expand(frontier, counts)
+            yield from score(children)
+            finished += [node for node in children if node.is_finished]
+            frontier = [node for node in children if not node.is_finished]
+            width_left = self.width - len(finished)
+            if not frontier or width_left <= 0:
+                break
+            counts = self._allocate([node.score for node in frontier], width_left)
+            for node, count in zip(frontier, counts, strict=True):
+                node.stats["allocated"] = count
+        return finished + frontier or root.leaves()
+
+    def _allocate(self, scores: list[float], width_left: int) -> list[int]:
+        counts = rebase_allocation(
+            scores, width_left, self.softmax_temperature, rounding=self.rounding, truncate_ratio=self.truncate_ratio
+        )
+        return [int(count) for count in counts]
+
+
+@dataclass(frozen=True)
+class BestFirst(SearchStrategy):
+    """Best-first search: always expand the open node with the best score (the older one on ties).
+
+    The breadth-first tree of thoughts (Yao et al. 2023, arXiv:2305.10601) is `BeamSearch`; this is its greedy cousin
+    without levels, as in treequest.
+
+    Attributes:
+        num_expansions: Nodes expanded.
+        branching: Children of each.
+        num_parallel: Nodes expanded at a time, the best ones; more than 1 saves model calls and is less greedy.
+        max_finished: Stop once so many leaves have finished; ``None`` spends all expansions.
+        max_depth: Most steps in a path.
+    """
+
+    num_expansions: int = 32
+    branching: int = 2
+    num_parallel: int = 1
+    max_finished: int | None = None
+    max_depth: int = 40
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "num_expansions", "branching", "num_parallel", "max_depth")
+        if self.max_finished is not None:
+            check_counts(self, "max_finished")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The leaves of the whole tree."""
+        heap = [(0.0, 0, root)]
+        pushed, finished, left = 1, 0, self.num_expansions
+        while heap and left and (self.max_finished is None or finished < self.max_finished):
+            batch = [heapq.heappop(heap)[2] for _ in range(min(self.num_parallel, left, len(heap)))]
+            left -= len(batch)
+            children = yield from expand(batch, self.branching)
+            yield from score(children)
+            for child in children:
+                if child.is_finished:
+                    finished += 1
+                elif child.depth - root.depth < self.max_depth:
+                    heapq.heappush(heap, (-child.score, pushed, child))
+                    pushed += 1
+        return root.leaves()
+
+
+@dataclass(frozen=True)
+class DepthFirst(SearchStrategy):
+    """Depth-first search with pruning and backtracking (Yao et al. 2023, arXiv:2305.10601, algorithm 2).
+
+    Children are visited in descending order of score, those below `threshold` never; a dead end goes back to the
+    best sibling that is left.
+
+    Differs from the paper: it stops after `max_finished` visited leaves or `num_expansions`, and returns every
+    finished leaf that was paid for, visited or not.
+
+    Attributes:
+        num_expansions: Most nodes expanded.
+        branching: Children of each.
+        threshold: Children with a lower score are pruned; ``None`` prunes none.
+        max_finished: Stop at so many finished leaves visited; ``None`` goes on while there is something to visit.
+        max_depth: Most steps in a path.
+    """
+
+    num_expansions: int = 32
+    branching: int = 4
+    threshold: float | None = None
+    max_finished: int | None = 1
+    max_depth: int = 40
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "num_expansions", "branching", "max_depth")
+        if self.threshold is not None and math.isnan(self.threshold):
+            raise ValueError("DepthFirst(threshold=nan) would prune every child: give a score, or None")
+        if self.max_finished is not None:
+            check_counts(self, "max_finished")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The leaves of the whole tree."""
+        stack, finished, left = [root], 0, self.num_expansions
+        while stack and (self.max_finished is None or finished < self.max_finished):
+            node = stack.pop()
+            if node.is_finished:
+                finished += 1
+            elif left and node.depth - root.depth < self.max_depth:
+                left -= 1
+                children = yield from expand([node], self.branching)
+                yield from score(children)
+                ranked = sorted(children, key=lambda child: -child.score)
+                stack += reversed([child for child in ranked if self._is_promising(child)])
+        return root.leaves()
+
+    def _is_promising(self, child: Node) -> bool:
+        return self.threshold is None or child.score >= self.threshold

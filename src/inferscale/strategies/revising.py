@@ -1,0 +1,241 @@
+"""Strategies that go on from a finished answer: budget forcing and self-refinement."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inferscale.base import SearchStrategy
+from inferscale.flow import Flow, Generate, GenerateRequest, expand, gather, score
+from inferscale.tree import Node
+
+from .checks import check_counts
+
+
+def sampled_text(node: Node, forced: str) -> str:
+    """The part of the node's last step that was sampled, without the text forced before it."""
+    return "" if node.step is None else node.step.text.removeprefix(forced)
+
+
+def attempts_in(nodes: Sequence[Node], forced: str) -> list[tuple[Node, str]]:
+    """The nodes that hold more than the text forced before them, each with the text that was sampled.
+
+    A path that the forced text has filled up ends without a token of its own; it would repeat an earlier answer.
+    """
+    pairs = [(node, sampled_text(node, forced)) for node in nodes]
+    return [(node, text) for node, text in pairs if text.strip()]
+
+
+def revision_prompt(attempts: Sequence[str], instruction: str) -> str:
+    """What is forced before a revision: each earlier attempt, followed by the instruction to try again."""
+    return "".join(attempt + instruction for attempt in attempts)
+
+
+@dataclass(frozen=True)
+class BudgetForcing(SearchStrategy):
+    """Thinking of a chosen length (s1; Muennighoff et al. 2025, arXiv:2501.19393, section 3).
+
+    Thinking is sampled step by step. When the model ends it, up to `num_waits` times the end is dropped and `wait` is
+    put in its place; the thinking that follows draws on the same allowance. Once `max_thinking_tokens` are spent, the
+    end of thinking and `final` are forced and the answer is sampled. ``num_waits=0`` without a cap is plain sampling.
+
+    A node that has ended cannot be expanded, so "drop the end and go on" samples from its parent with the text of the
+    last step up to the end, and `wait`, forced before it. Forced text is charged as prompt tokens and never counts as
+    thinking.
+
+    Differs from the paper: waits share the allowance (s1's harness starts it anew and cuts at the end); at least one
+    token after "Wait" is not enforced; the end of thinking is found in the text, so its tokens must not be special
+    ones that the generator leaves out, and a step that ``max_step_tokens`` cuts in the middle of it hides it.
+
+    Attributes:
+        max_thinking_tokens: Most tokens of thinking; ``None`` sets no cap.
+        num_waits: How often an end of thinking is dropped.
+        end_of_thinking: The text that ends thinking; ``""`` for models without one: then the end of the answer does.
+        wait: What takes its place.
+        final: Forced after `end_of_thinking` when the allowance is spent.
+        n: Independent chains.
+        greedy: Take the likeliest token each time (as in the paper).
+        max_depth: Most steps of thinking; then the answer is forced as if the allowance were spent.
+    """
+
+    max_thinking_tokens: int | None = 32_000
+    num_waits: int = 1
+    end_of_thinking: str = "</think>"
+    wait: str = "Wait"
+    final: str = "\nFinal Answer:"
+    n: int = 1
+    greedy: bool = False
+    max_depth: int = 400
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "n", "max_depth")
+        check_counts(self, "num_waits", minimum=0)
+        if self.max_thinking_tokens is not None:
+            check_counts(self, "max_thinking_tokens", minimum=0)
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The answer of each chain."""
+        if self.num_waits == 0 and self.max_thinking_tokens is None:
+            return (yield from expand([root], self.n, until="end", greedy=self.greedy)) or root.leaves()
+        chains = yield from gather(self._chain(root) for _ in range(self.n))
+        return [answer for chain in chains for answer in chain] or root.leaves()
+
+    def _chain(self, root: Node) -> Flow[list[Node]]:
+        node, forced, waits, left = root, "", self.num_waits, self.max_thinking_tokens
+        for _ in range(self.max_depth):
+            if left is not None and left <= 0:
+                break
+            step = yield from self._step(node, forced, left)
+            if step is None:
+                return []
+            left = None if left is None else left - tokens_of(step)
+            thought = self._thought(step, forced)
+            if thought is None:  # still thinking
+                cut = step.is_finished
+                node, forced = (node, _text(step)) if cut else (step, "")
+                if cut and not _was_capped(step):
+                    return [step]  # the path is full
+            elif waits:
+                forced, waits = thought + self.wait, waits - 1
+            elif _was_capped(step):
+                return (yield from self._answer(node, _text(step)))
+            else:
+                return [step] if step.is_finished else (yield from self._answer(step, ""))
+        return (yield from self._answer(node, forced + self.end_of_thinking + self.final))
+
+    def _thought(self, step: Node, forced: str) -> str | None:
+        """The text of the step up to the end of thinking, forced text included; ``None`` if thinking goes on."""
+        text = _text(step)
+        start = len(text) - len(sampled_text(step, forced))
+        end = text.find(self.end_of_thinking, start) if self.end_of_thinking else -1
+        if end >= 0:
+            return text[:end]
+        return text if step.step is not None and step.step.finish_reason == "eos" else None
+
+    def _step(self, node: Node, forced: str, left: int | None) -> Flow[Node | None]:
+        request = GenerateRequest(node, greedy=self.greedy, forced=forced, max_tokens=left)
+        groups: list[list[Node]] = yield Generate((request,))
+        return None if groups[0][0].is_failed else groups[0][0]
+
+    def _answer(self, node: Node, forced: str) -> Flow[list[Node]]:
+        return expand([node], until="end", greedy=self.greedy, forced=forced)
+
+
+def tokens_of(node: Node) -> int:
+    """Tokens sampled in the node's last step."""
+    return 0 if node.step is None else node.step.generated_tokens
+
+
+def _text(node: Node) -> str:
+    return "" if node.step is None else node.step.text
+
+
+def _was_capped(node: Node) -> bool:
+    return node.step is not None and node.step.finish_reason == "budget"
+
+
+@dataclass(frozen=True)
+class SelfRefine(SearchStrategy):
+    """Answer, feedback by the same model, revision, and so on (Madaan et al. 2023, arXiv:2303.17651).
+
+    All answers of the chain come back, so that the vote or the reward picks one: never blindly the last, which a
+    naive chain makes worse as often as better (Snell et al. 2024, arXiv:2408.03314, section 6).
+
+    A finished answer cannot be expanded, so a revision is sampled from the prompt with the history (answers,
+    feedback, instructions) forced before it; that text is charged as prompt tokens and is part of the trajectory.
+    Feedback is charged and takes no part in the tree or in votes.
+
+    Attributes:
+        num_iterations: Most revisions of each chain (4 in the paper).
+        n: Independent chains.
+        feedback: What asks for feedback.
+        revise: What asks for a revision.
+        stop: A chain ends when its feedback holds this text (case does not matter); ``""`` never stops.
+    """
+
+    num_iterations: int = 4
+    n: int = 1
+    feedback: str = "\n\nFeedback on the solution above:\n"
+    revise: str = "\n\nRevised solution:\n"
+    stop: str = "the solution is correct"
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "num_iterations", "n")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """All answers, chain by chain."""
+        first = yield from expand([root], self.n, until="end")
+        chains = yield from gather(self._chain(root, answer) for answer in first)
+        return [answer for chain in chains for answer in chain] or root.leaves()
+
+    def _chain(self, root: Node, answer: Node) -> Flow[list[Node]]:
+        answers, history = [answer], sampled_text(answer, "")
+        for _ in range(self.num_iterations):
+            asked = history + self.feedback
+            said = yield from expand([root], until="end", forced=asked, attach=False)
+            if not said or (self.stop and self.stop.lower() in sampled_text(said[0], asked).lower()):
+                break
+            forced = asked + sampled_text(said[0], asked) + self.revise
+            revised = attempts_in((yield from expand([root], until="end", forced=forced)), forced)
+            if not revised:
+                break
+            answers += [answer for answer, _ in revised]
+            history = forced + revised[0][1]
+        return answers
+
+
+@dataclass(frozen=True)
+class ParallelSequential(SearchStrategy):
+    """Chains of revisions side by side (Snell et al. 2024, arXiv:2408.03314, section 6).
+
+    ``num_chains * chain_length`` answers: easy problems favour long chains, hard ones a balance. The best answer
+    within each chain and then across chains is `BestOfN` over all that come back; `best_of_chain` leaves one answer
+    of each chain to vote.
+
+    Differs from the paper: its model was trained to revise; here the last `context` answers and `instruction` are
+    forced before a revision, charged as prompt tokens, and are part of the trajectory.
+
+    Attributes:
+        num_chains: Independent chains.
+        chain_length: Answers of each chain, the first included.
+        context: How many earlier answers a revision sees (4 in the paper).
+        instruction: What is put after each of them.
+        best_of_chain: Return only the best-scored answer of each chain, which needs a reward model.
+    """
+
+    num_chains: int = 4
+    chain_length: int = 4
+    context: int = 4
+    instruction: str = "\nWait, let me check this and write it again.\n"
+    best_of_chain: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses hyperparameters out of range."""
+        check_counts(self, "num_chains", "chain_length", "context")
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """Whether `search` scores nodes."""
+        return self.best_of_chain
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The answers of all chains, or the best of each."""
+        chains = yield from gather(self._chain(root) for _ in range(self.num_chains))
+        if self.best_of_chain:
+            yield from score(answer for chain in chains for answer in chain)
+            chains = [[max(chain, key=lambda answer: answer.score)] for chain in chains if chain]
+        return [answer for chain in chains for answer in chain] or root.leaves()
+
+    def _chain(self, root: Node) -> Flow[list[Node]]:
+        answers, attempts = list[Node](), list[str]()
+        for _ in range(self.chain_length):
+            forced = revision_prompt(attempts[-self.context :], self.instruction)
+            new = attempts_in((yield from expand([root], until="end", forced=forced)), forced)
+            if not new:
+                break
+            answers.append(new[0][0])
+            attempts.append(new[0][1])
+        return answers

@@ -1,0 +1,512 @@
+"""Fakes without weights, functions of the prefix and the draw number, and conformance checks for your own parts."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from inferscale.engine.result import SearchResult
+from inferscale.engine.solver import solve, solve_batch
+
+from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
+from .cost import Budget, Cost
+from .flow import GenerateRequest
+from .functional import Reduction, reduce_steps
+from .tree import FinishReason, Node, Problem, Step, Trajectory, UnscoredNodeError, branch_key
+from .viz import render_tree
+
+PROMPTS = ("How many?", "How many more?", "How many are left, and why?")
+
+
+def unit_hash(text: str) -> float:
+    """A number in (0, 1) that depends on `text` alone."""
+    return (int.from_bytes(blake2b(text.encode(), digest_size=6).digest(), "big") + 0.5) / 2**48
+
+
+@dataclass
+class ToyGenerator(Generator):
+    r"""A language model that is a hash of the path: no weights, the same text for the same seed, problem and path.
+
+    A step is ``"<letter> <letter> ...\n"`` of two to five tokens; after `depth` steps the path ends with
+    ``"The answer is <digit>"``. Greedy requests read the text of the prefix instead of the branch's key. Forced text is
+    one token a word.
+
+    Attributes:
+        depth: Steps before the answer; ``None`` never ends.
+        num_answers: How many different answers there are.
+        calls: Number of `generate` calls so far.
+    """
+
+    depth: int | None = 3
+    num_answers: int = 4
+    calls: int = 0
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+        """Steps that depend on each request's prefix and draw numbers alone."""
+        self.calls += 1
+        return [[self._sample(request, draw) for draw in range(request.n)] for request in requests]
+
+    def max_sample_tokens(self, request: GenerateRequest) -> int | None:
+        """Five tokens for a step."""
+        if request.until == "step":
+            return 5
+        return None if self.depth is None else 5 * (self.depth + 1)
+
+    def _sample(self, request: GenerateRequest, draw: int) -> Step:
+        source = request.node.text if request.greedy else str(branch_key(request.node.key, request.first + draw))
+        pieces = list(self._pieces(request, source))
+        words = [word for piece, _ in pieces for word in piece]
+        reason: FinishReason = pieces[-1][1]
+        if request.max_tokens is not None and len(words) >= request.max_tokens and reason == "step":
+            reason = "budget"
+        if request.max_tokens is not None and len(words) > request.max_tokens:
+            words, reason = words[: request.max_tokens], "budget"
+        prompt = len(request.node.problem.prompt.split()) if request.node.depth == request.first + draw == 0 else 0
+        forced = tuple(ord(word[0]) for word in request.forced.split())
+        prompt += len(forced) if draw == 0 else 0
+        ends, text_end, id_end = [], len(request.forced), len(forced)
+        for piece, _ in pieces:
+            text_end, id_end = text_end + len("".join(piece)), id_end + len(piece)
+            ends.append((text_end, id_end))
+        return Step(
+            text=request.forced + "".join(words),
+            token_ids=forced + tuple(ord(word[0]) for word in words),
+            logprob=-float(len(words)),
+            confidence=-unit_hash(source),
+            finish_reason=reason,
+            inner_ends=tuple(ends) if len(forced) + len(words) == id_end and len(ends) > 1 else (),
+            flops=1000 * (len(words) + prompt),
+            prompt_tokens=prompt,
+            num_tokens=len(words) if forced else None,
+        )
+
+    def _pieces(self, request: GenerateRequest, source: str) -> Iterator[tuple[list[str], FinishReason]]:
+        depth = request.node.text.count("\n")
+        limit = 50 if self.depth is None else self.depth
+        while True:
+            u = unit_hash(f"{source}/{depth}")
+            if self.depth is not None and depth >= limit:
+                yield ["The ", "answer ", "is ", str(int(u * self.num_answers))], "eos"
+                return
+            words = [chr(97 + int(unit_hash(f"{source}/{depth}/{i}") * 26)) for i in range(2 + int(u * 4))]
+            yield [word + " " for word in words[:-1]] + [words[-1] + "\n"], "step"
+            depth += 1
+            if request.until == "step":
+                return
+            if self.depth is None and depth > limit:
+                yield ["cut "], "length"
+                return
+
+
+@dataclass
+class ToyReward(RewardModel):
+    """Scores in (0, 1) that are a hash of prompt and text."""
+
+    calls: int = 0
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """One number for each node."""
+        self.calls += 1
+        return [unit_hash(node.problem.prompt + node.text) for node in nodes]
+
+
+@dataclass
+class ToyProcessReward(ProcessRewardModel):
+    """Step scores in (0, 1) that are a hash of the text up to the step's end."""
+
+    reduction: Reduction = "last"
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """One number for each inner step."""
+        return [self._scores(node) for node in nodes]
+
+    def _scores(self, node: Node) -> list[float]:
+        scores, prefix = [], node.problem.prompt
+        for text, _ in node.inner_steps():
+            prefix += text
+            scores.append(unit_hash(prefix))
+        return scores
+
+
+@dataclass
+class BrokenGenerator(Generator):
+    """A `ToyGenerator` whose steps are rewritten by `change`, for failures: empty steps, errors, an early end.
+
+    Attributes:
+        change: Gets a step and its request's node.
+        die_after: Raises `KeyboardInterrupt` in the call after so many.
+    """
+
+    change: Callable[[Step, Node], Step] = field(default=lambda step, node: step)
+    die_after: int | None = None
+    toy: ToyGenerator = field(default_factory=ToyGenerator)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+        """The toy's steps, changed."""
+        if self.die_after is not None and self.toy.calls >= self.die_after:
+            raise KeyboardInterrupt
+        return [
+            [self.change(step, request.node) for step in steps]
+            for request, steps in zip(requests, self.toy.generate(requests), strict=True)
+        ]
+
+    def max_sample_tokens(self, request: GenerateRequest) -> int | None:
+        """That of the toy."""
+        return self.toy.max_sample_tokens(request)
+
+
+_ANSWERS = ("4", None, "7", "4", None, "9", "7", "4")
+
+
+def check_aggregator(aggregator: Aggregator) -> None:
+    """Lets an aggregator choose among toy trajectories and raises an `AssertionError` that says what it breaks.
+
+    The promises: one of the given trajectories, the same again for the same ones; one that abstains (its answer is
+    ``None``) only if all abstain; an answer that all agree on; scores are read only if `needs_scores` says so; nothing
+    to choose from is a `ValueError`.
+    """
+    name = repr(aggregator)
+    mixed = [_trajectory(place, answer) for place, answer in enumerate(_ANSWERS)]
+    for count in range(1, len(mixed) + 1):
+        for given in (mixed[:count], mixed[-count:], mixed[:count][::-1]):
+            chosen = _selected(aggregator, given)
+            assert chosen is _selected(aggregator, given), f"{name}: another choice the second time"
+            abstains = chosen.answer is None and any(each.answer is not None for each in given)
+            assert not abstains, f"{name}: chose a trajectory without an answer though others have one"
+    agreed = [replace(each, answer="4") for each in mixed]
+    assert _selected(aggregator, agreed).answer == "4", f"{name}: all agree on 4, and it says something else"
+    silent = [replace(each, answer=None) for each in mixed]
+    assert _selected(aggregator, silent).answer is None, f"{name}: an answer where there is none"
+    if not aggregator.needs_scores:
+        _selected(aggregator, [replace(each, score=None, step_scores=None) for each in mixed])
+    try:
+        aggregator.select([])
+    except ValueError:
+        return
+    raise AssertionError(f"{name}: no trajectories to choose from are a ValueError")
+
+
+def _trajectory(place: int, answer: str | None) -> Trajectory:
+    scores = (unit_hash(f"{place}/0"), unit_hash(f"{place}/1"))
+    steps = (
+        Step("a step\n", (1, 2), -1.0, unit_hash(f"{place}/sure"), "step"),
+        Step(f"The answer is {answer or 'open'}", (3, 4), -1.0, unit_hash(f"{place}/surer"), "eos"),
+    )
+    return Trajectory(Problem("How many?", "7"), steps, scores, answer, scores[-1])
+
+
+def _selected(aggregator: Aggregator, given: Sequence[Trajectory]) -> Trajectory:
+    chosen = aggregator.select(given)
+    known = any(chosen is each for each in given)
+    assert known, f"{aggregator!r} returned {chosen!r}, which is none of the trajectories that it was given"
+    return chosen
+
+
+_KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"until": "end"},
+    {"greedy": True},
+    {"forced": "So "},
+    {"max_tokens": 2},
+)
+"""What a strategy or the engine may ask for, besides `n` and `first`."""
+
+
+def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, reproducible: bool = True) -> None:
+    """Asks a generator for samples of every kind and raises an `AssertionError` that says which promise it breaks.
+
+    The promises: ``request.n`` steps for each request, in order; no more tokens than the request and
+    `max_sample_tokens` allow; a completion has ended; forced text stands first; inner steps end where the text ends.
+    And, if it is `reproducible`: the same steps again, in any batch and order, however many are drawn at a time,
+    before and after `release`; and greedy samples that are all alike.
+
+    Args:
+        generator: The generator; a few hundred short samples are drawn.
+        prompts: Prompts that it can read.
+        reproducible: Whether the last promises are checked: a server that takes no seed cannot keep them.
+    """
+    roots = [Node(Problem(prompt), key=place + 1) for place, prompt in enumerate(prompts)]
+    nodes = [*roots, *_children(generator, roots)]
+    for options in _KINDS:
+        requests = [GenerateRequest(node, n=2, **options) for node in nodes]
+        groups = _asked(generator, requests)
+        for request, steps in zip(requests, groups, strict=True):
+            for step in steps:
+                _check_step(generator, request, step)
+        if reproducible:
+            _check_repeats(generator, requests, groups)
+    for root in roots:
+        generator.release(root)
+
+
+def _asked(generator: Generator, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+    name = type(generator).__name__
+    groups = [list(steps) for steps in generator.generate(requests)]
+    assert len(groups) == len(requests), f"{name} answered {len(requests)} requests with {len(groups)} groups of steps"
+    for request, steps in zip(requests, groups, strict=True):
+        assert len(steps) == request.n, f"{name} gave {len(steps)} steps for n={request.n}"
+        assert all(isinstance(step, Step) for step in steps), f"{name} gave {steps!r}: give Step objects"
+    return groups
+
+
+def _children(generator: Generator, roots: Sequence[Node]) -> list[Node]:
+    """Open nodes one step below the roots."""
+    groups = _asked(generator, [GenerateRequest(root) for root in roots])
+    nodes = [
+        Node(root.problem, steps[0], root, branch_key(root.key, 0)) for root, steps in zip(roots, groups, strict=True)
+    ]
+    return [node for node in nodes if not node.is_finished]
+
+
+def _check_step(generator: Generator, request: GenerateRequest, step: Step) -> None:
+    what = f"{type(generator).__name__}: {step!r} for {request!r}"
+    if step.finish_reason in ("empty", "error"):
+        return
+    if step.finish_reason == "step":
+        assert request.until == "step", f"{what}: a completion ends with another reason than 'step'"
+        assert step.text.strip(), f"{what}: a step of nothing but white space is 'empty'"
+    for limit in (request.max_tokens, generator.max_sample_tokens(request)):
+        assert limit is None or step.generated_tokens <= limit, f"{what}: more than {limit} tokens"
+    assert step.text.startswith(request.forced), f"{what}: the text begins with the forced one"
+    assert min(step.flops, step.prompt_tokens, step.thought_tokens) >= 0, f"{what}: a cost is negative"
+    ends = [end for end, _ in step.inner_ends] or [len(step.text)]
+    assert [*sorted(ends)[:-1], len(step.text)] == ends, f"{what}: inner steps end in order, the last with the text"
+
+
+def _check_repeats(generator: Generator, requests: list[GenerateRequest], groups: list[list[Step]]) -> None:
+    expected = [[_content(step) for step in steps] for steps in groups]
+
+    def same(when: str, found: list[list[Step]]) -> None:
+        for request, first, other in zip(requests, expected, found, strict=True):
+            again = [_content(step) for step in other]
+            assert first == again, f"{type(generator).__name__}, {when}: {again} after {first} for {request!r}"
+
+    same("asked again", _asked(generator, requests))
+    same("in reversed order", _asked(generator, requests[::-1])[::-1])
+    same("alone", [_asked(generator, [request])[0] for request in requests])
+    one_each = [replace(request, n=1, first=draw) for request in requests for draw in range(request.n)]
+    drawn = [steps[0] for steps in _asked(generator, one_each)]
+    same("one sample a request", [drawn[at : at + 2] for at in range(0, len(drawn), 2)])
+    for root in dict.fromkeys(request.node.root for request in requests):
+        generator.release(root)
+    same("after release", _asked(generator, requests))
+    for request, steps in zip(requests, expected, strict=True):
+        assert not request.greedy or steps[0] == steps[1], f"{type(generator).__name__}: greedy samples differ: {steps}"
+
+
+def _content(step: Step) -> tuple[str, tuple[int, ...], str, int]:
+    return step.text, step.token_ids, step.finish_reason, step.generated_tokens
+
+
+def check_reward_model(
+    reward_model: RewardModel, prompts: Sequence[str] = PROMPTS, nodes: Sequence[Node] | None = None
+) -> None:
+    """Runs a reward model on toy solutions and raises an `AssertionError` that says which promise it breaks.
+
+    The promises: one finite number for each node, in order; the same again, alone and in any batch and order, before
+    and after `release`; one cost for each node, never negative; a process reward model gives one number for each
+    inner step, and its score is their reduction.
+
+    Args:
+        reward_model: The model.
+        prompts: Problems to score solutions of.
+        nodes: Solutions of your own instead, for a model that cannot read the toy's text.
+    """
+    given = _solutions(prompts) if nodes is None else list(nodes)
+    name = type(reward_model).__name__
+    costs = reward_model.cost(given)
+    assert len(costs) == len(given), f"{name}.cost() gave {len(costs)} costs for {len(given)} nodes"
+    for cost in costs:
+        assert isinstance(cost, Cost), f"{name}.cost() gave {cost!r}: give Cost objects"
+        assert min(cost.scored_tokens, cost.reward_flops) >= 0, f"{name}.cost() gave the negative {cost!r}"
+    scores = _scores(reward_model, given)
+    assert _scores(reward_model, []) == [], f"{name} scores no nodes as something"
+    _same(name, "scored twice", scores, _scores(reward_model, given))
+    _same(name, "in reversed order", scores, _scores(reward_model, given[::-1])[::-1])
+    _same(name, "alone", scores, [_scores(reward_model, [node])[0] for node in given])
+    for root in dict.fromkeys(node.root for node in given):
+        reward_model.release(root)
+    _same(name, "after release", scores, _scores(reward_model, given))
+    if isinstance(reward_model, ProcessRewardModel):
+        _check_steps(reward_model, given, scores)
+
+
+def _solutions(prompts: Sequence[str]) -> list[Node]:
+    """For each prompt two paths of one to four steps, and a completion in one piece."""
+    generator, nodes = ToyGenerator(), []
+    for place, prompt in enumerate(prompts):
+        root = Node(Problem(prompt), key=place + 1)
+        for draw in range(2):
+            node = root
+            while not node.is_finished:
+                step = generator.generate([GenerateRequest(node, first=draw)])[0][0]
+                node = Node(root.problem, step, node, branch_key(node.key, draw))
+                nodes.append(node)
+        whole = generator.generate([GenerateRequest(root, until="end", first=2)])[0][0]
+        nodes.append(Node(root.problem, whole, root, branch_key(root.key, 2)))
+    return nodes
+
+
+def _scores(model: RewardModel, nodes: Sequence[Node]) -> list[float]:
+    name = type(model).__name__
+    scores = list(model.score(nodes))
+    assert len(scores) == len(nodes), f"{name} gave {len(scores)} scores for {len(nodes)} nodes"
+    for node, score in zip(nodes, scores, strict=True):
+        finite = isinstance(score, int | float) and math.isfinite(score)
+        assert finite, f"{name} scored {node!r} as {score!r}: a score is a finite number"
+    return scores
+
+
+def _same(name: str, when: str, expected: Sequence[float], found: Sequence[float]) -> None:
+    for first, other in zip(expected, found, strict=True):
+        close = math.isclose(first, other, rel_tol=1e-4, abs_tol=1e-5)
+        assert close, f"{name} gives another score {when}: {first!r} and {other!r}"
+
+
+def _check_steps(model: ProcessRewardModel, nodes: Sequence[Node], scores: Sequence[float]) -> None:
+    name = type(model).__name__
+    for node, score, values in zip(nodes, scores, model.step_scores(nodes), strict=True):
+        steps = len(node.inner_steps())
+        assert len(values) == steps, f"{name} gave {len(values)} step scores for the {steps} steps of {node!r}"
+        reduced = float(reduce_steps(values, model.reduction))
+        assert math.isclose(score, reduced, rel_tol=1e-4, abs_tol=1e-5), (
+            f"{name} scores {node!r} {score!r}, but its step scores {values!r} reduce to {reduced!r}"
+        )
+
+
+def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -> None:
+    """Runs `strategy` on toy models and raises an `AssertionError` that says which promise it breaks.
+
+    The promises: the same seed gives the same tree; a problem's tree is the same alone and in any batch; any budget
+    stops it with the best so far; it survives a generator that ends at once, never ends, fails, or returns empty
+    steps; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
+    model unless `needs_scores` says so.
+    """
+    for check in (_check_batch, _check_budgets, _check_survival, _check_journal, _check_needs):
+        check(strategy, prompts)
+
+
+def _solve(strategy: SearchStrategy, prompts: Sequence[str], generator: Generator, **options: object) -> list[str]:
+    results = solve_batch(list(prompts), strategy, generator, reward_model=ToyReward(), **options)  # type: ignore[arg-type]
+    return [_picture(result) for result in results]
+
+
+def _picture(result: SearchResult) -> str:
+    leaves = [leaf.text for leaf in result.leaves]
+    return f"{render_tree(result.root, max_text=999)}\nleaves {leaves}\nanswer {result.answer}"
+
+
+def _check_batch(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    together = _solve(strategy, prompts, ToyGenerator())
+    assert together == _solve(strategy, prompts, ToyGenerator()), f"{strategy!r}: same seed, another tree"
+    assert (
+        together != _solve(strategy, prompts, ToyGenerator(), seed=1) or len(set(together)) == 1 or _is_greedy(strategy)
+    ), f"{strategy!r}: another seed gives the same trees"
+    for prompt, expected in zip(prompts, together, strict=True):
+        alone = _solve(strategy, [prompt], ToyGenerator())
+        assert alone == [expected], f"{strategy!r}: {prompt!r} alone and in a batch give different trees"
+    assert together == _solve(strategy, prompts, ToyGenerator(), batch_size=2), f"{strategy!r}: batch_size matters"
+
+
+def _is_greedy(strategy: SearchStrategy) -> bool:
+    seen: list[bool] = []
+
+    class Spy(ToyGenerator):
+        """Notes whether samples are asked for greedily."""
+
+        def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+            seen.extend(request.greedy for request in requests)
+            return super().generate(requests)
+
+    _solve(strategy, PROMPTS[:1], Spy())
+    return all(seen)
+
+
+def _check_budgets(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    whole = solve(prompts[0], strategy, ToyGenerator(), reward_model=ToyReward())
+    budgets = [
+        *(Budget(tokens=tokens) for tokens in (1, 7, 40)),
+        *(Budget(calls=calls) for calls in (1, 3)),
+        Budget(flops=5000),
+        Budget(seconds=1e-9),
+    ]
+    for budget in budgets:
+        result = solve(prompts[0], strategy, ToyGenerator(), reward_model=ToyReward(), budget=budget)
+        assert result.trajectories, f"{strategy!r}: {budget} left no trajectory"
+        if budget.tokens is not None:
+            assert result.cost.tokens <= budget.tokens, f"{strategy!r}: {result.cost.tokens} tokens under {budget}"
+        if budget.calls is not None:
+            assert result.cost.num_generated <= budget.calls, f"{strategy!r}: too many samples under {budget}"
+        if budget.calls is not None and whole.cost.num_generated > budget.calls:
+            assert result.stopped_by == "calls", f"{strategy!r}: went on beyond {budget}"
+
+
+def _check_survival(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    def blank(step: Step, node: Node) -> Step:
+        return replace(step, text="", token_ids=(0,), finish_reason="empty", inner_ends=())
+
+    def dead(step: Step, node: Node) -> Step:
+        return replace(step, text="server gone", token_ids=(), finish_reason="error", inner_ends=())
+
+    def ended(step: Step, node: Node) -> Step:
+        return replace(step, text="", token_ids=(0,), finish_reason="eos", inner_ends=())
+
+    def sometimes_blank(step: Step, node: Node) -> Step:
+        return blank(step, node) if unit_hash(node.text + step.text) < 0.4 else step
+
+    generators: dict[str, Generator] = {
+        "ends at once": BrokenGenerator(ended),
+        "returns empty steps": BrokenGenerator(blank),
+        "returns empty steps now and then": BrokenGenerator(sometimes_blank),
+        "fails": BrokenGenerator(dead),
+        "never ends": ToyGenerator(depth=None),
+    }
+    for what, generator in generators.items():
+        results = solve_batch(
+            list(prompts), strategy, generator, reward_model=ToyReward(), budget=Budget(calls=2000, tokens=20_000)
+        )
+        for result in results:
+            assert result.trajectories, f"{strategy!r}: no trajectory from a generator that {what}"
+
+
+def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    straight = _solve(strategy, prompts, ToyGenerator())
+    with tempfile.TemporaryDirectory() as folder:
+        for calls in (1, 2, 3):
+            path = Path(folder) / f"{calls}.jsonl"
+            try:
+                _solve(strategy, prompts, BrokenGenerator(die_after=calls), journal=path)
+            except KeyboardInterrupt:
+                resumed = ToyGenerator()
+                again = _solve(strategy, prompts, resumed, journal=path)
+                assert again == straight, f"{strategy!r}: killed after {calls} calls and resumed, the trees differ"
+
+
+def _check_needs(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    if strategy.needs_scores:
+        return
+    try:
+        solve_batch(list(prompts), strategy, ToyGenerator())
+    except (UnscoredNodeError, ValueError) as error:
+        raise AssertionError(
+            f"{strategy!r} needs scores, and its needs_scores says that it does not: {error}"
+        ) from error
+
+
+__all__ = [
+    "PROMPTS",
+    "BrokenGenerator",
+    "ToyGenerator",
+    "ToyProcessReward",
+    "ToyReward",
+    "check_aggregator",
+    "check_generator",
+    "check_reward_model",
+    "check_strategy",
+    "unit_hash",
+]

@@ -1,0 +1,54 @@
+"""Pictures of searches: text, HTML that needs nothing from outside, and plots (extra ``plot``)."""
+
+from typing import TYPE_CHECKING
+
+from inferscale._compat import late_names
+
+from .html import MOST_ANSWERED, RAMP, UNSCORED, Scale, page, svg, tidy_rows
+from .text import MOST_VOTES, Mark, Votes, marks_of, one_line, readable_marks, render_tree, votes_of
+
+if TYPE_CHECKING:
+    from .plots import (
+        plot_answers,
+        plot_coverage,
+        plot_frontier,
+        plot_optimal_size,
+        plot_scaling,
+        plot_tree,
+        plot_votes,
+        to_frame,
+    )
+
+_PLOTS = (
+    *("plot_answers", "plot_coverage", "plot_frontier", "plot_optimal_size"),
+    *("plot_scaling", "plot_tree", "plot_votes", "to_frame"),
+)
+
+__all__ = [
+    "MOST_ANSWERED",
+    "MOST_VOTES",
+    "Mark",
+    "RAMP",
+    "Scale",
+    "UNSCORED",
+    "Votes",
+    "marks_of",
+    "one_line",
+    "page",
+    "plot_answers",
+    "plot_coverage",
+    "plot_frontier",
+    "plot_optimal_size",
+    "plot_scaling",
+    "plot_tree",
+    "plot_votes",
+    "readable_marks",
+    "render_tree",
+    "svg",
+    "tidy_rows",
+    "to_frame",
+    "votes_of",
+]
+
+# The plots read curves and results, which themselves show trees: they are loaded when they are asked for.
+__getattr__ = late_names(__name__, dict.fromkeys(_PLOTS, ".plots"))

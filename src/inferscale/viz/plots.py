@@ -1,0 +1,300 @@
+"""Curves of accuracy against compute, and pictures of one search (extra ``plot``).
+
+Every function draws into the axes that it is given, or into those of a new figure, and returns the axes;
+``axes.figure.savefig("curve.png")`` writes them. pyplot is not touched: no window opens and no global state changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, TypeAlias
+
+from inferscale._compat import require
+from inferscale.engine.result import SearchResult
+from inferscale.scaling import CostName, CoverageFit, CurvePoint, SizeFit, pareto_frontier
+from inferscale.viz import MOST_ANSWERED, MOST_VOTES, RAMP, Mark, Scale, one_line, readable_marks, tidy_rows, votes_of
+
+Axes: TypeAlias = Any
+"""``matplotlib.axes.Axes``."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Of lines, told apart with any colour vision and on white: Okabe and Ito's, without their yellow."""
+
+
+def in_legend(name: str) -> str:
+    """A name as it is: matplotlib reads what stands between dollars as a formula, and hides what begins with ``_``."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
+def new_axes(ax: Axes, size: tuple[float, float] = (5.5, 4)) -> Axes:
+    """`ax`, or the axes of a new figure of `size` (inches)."""
+    if ax is not None:
+        return ax
+    return require("matplotlib.figure", "plot").Figure(figsize=size, layout="constrained").subplots()
+
+
+Quantity: TypeAlias = Literal["accuracy", "error"]
+
+_MARKERS = "osD^vP*Xh<>"
+_LABELS = {
+    "flops": "FLOPs per problem, policy and reward model",
+    "generator_flops": "FLOPs per problem, policy alone",
+    "reward_flops": "FLOPs per problem, reward model alone",
+    "tokens": "sampled tokens per problem",
+    "seconds": "seconds per problem",
+    "accuracy": "accuracy",
+    "error": "error rate",
+}
+
+
+def to_frame(points: Iterable[CurvePoint]) -> Any:
+    """Points as a pandas data frame, one row each."""
+    return require("pandas", "plot").DataFrame([p.row() for p in points])
+
+
+def plot_scaling(
+    points: Sequence[CurvePoint],
+    x: CostName = "flops",
+    y: Quantity = "accuracy",
+    ax: Axes = None,
+    label: Literal["name", "method", "strategy", "model", "vote"] = "name",
+) -> Axes:
+    """Accuracy or error rate against cost, a line for each model, strategy and vote, bars of one standard error.
+
+    Args:
+        points: What to draw.
+        x: The cost, on a logarithmic axis unless it is 0 everywhere (FLOPs of models on a server).
+        y: ``"error"`` has a logarithmic axis too, as in Wu et al. 2024 (arXiv:2408.00724).
+        ax: Where to draw.
+        label: What the legend says.
+    """
+    ax = new_axes(ax)
+    for index, line in enumerate(_lines(points, x).values(), start=len(ax.containers)):
+        ax.errorbar(
+            [getattr(p, x) for p in line],
+            [getattr(p, y) for p in line],
+            yerr=[0.0 if p.standard_error != p.standard_error else p.standard_error for p in line],
+            color=COLOURS[index % len(COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            capsize=2,
+            linestyle="--" if line[0].vote == "coverage" else "-",
+            label=in_legend(getattr(line[0], label)),
+        )
+    _scale_costs(ax, points, x)
+    if y == "error" and all(p.error > 0 for p in points):
+        ax.set_yscale("log")
+    return _finished(ax, x, y)
+
+
+def plot_frontier(
+    points: Sequence[CurvePoint], x: CostName = "flops", y: Quantity = "accuracy", ax: Axes = None
+) -> Axes:
+    """The Pareto frontier as steps: the best that each budget can buy."""
+    ax = new_axes(ax)
+    frontier = pareto_frontier(points, x)
+    costs, heights = [getattr(p, x) for p in frontier], [getattr(p, y) for p in frontier]
+    ax.step(costs, heights, where="post", color="black", linewidth=1, linestyle=":", label="best at each budget")
+    _scale_costs(ax, points, x)
+    return _finished(ax, x, y)
+
+
+def plot_optimal_size(points: Sequence[CurvePoint], fit: SizeFit, x: CostName = "flops", ax: Axes = None) -> Axes:
+    """Sizes of the models on the Pareto frontier against the compute, with the fitted line."""
+    ax = new_axes(ax)
+    frontier = pareto_frontier(points, x)
+    costs = [getattr(p, x) for p in frontier]
+    ax.scatter(costs, [p.parameters for p in frontier], s=20, label="optimal model")
+    text = f"log$_{{10}}$ C = {fit.a:.2f} log$_{{10}}$ N {fit.b:+.2f}"
+    ax.plot(costs, fit.size(costs), color="black", linewidth=1, linestyle="--", label=text)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_ylabel("parameters of the optimal model")
+    return _finished(ax, x, None)
+
+
+def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, ax: Axes = None) -> Axes:
+    """Accuracy against the number of samples, coverage included, with a fitted power law of the coverage."""
+    ax = new_axes(ax)
+    for index, (name, line) in enumerate(_lines(points, "n").items()):
+        marker, colour = _MARKERS[index % len(_MARKERS)], COLOURS[index % len(COLOURS)]
+        ax.plot([p.n for p in line], [p.accuracy for p in line], marker=marker, color=colour, label=in_legend(name))
+    if fit is not None:
+        sizes = sorted({p.n for p in points})
+        ax.plot(sizes, fit(sizes), "k--", linewidth=1, label=f"exp({fit.a:.2f} k$^{{{fit.b:.2f}}}$)")
+    ax.set_xscale("log", base=2)
+    ax.set_xlabel("samples")
+    return _finished(ax, None, "accuracy")
+
+
+def plot_votes(
+    points: Sequence[CurvePoint], x: CostName = "flops", y: Quantity = "accuracy", columns: int | None = None
+) -> Any:
+    """A figure with one panel for each vote; strategies and models are its lines.
+
+    Raises:
+        ValueError: If there are no points.
+    """
+    if not points:
+        raise ValueError("there are no points to plot")
+    votes = list(dict.fromkeys(p.vote for p in points))
+    columns = columns or len(votes)
+    rows = -(-len(votes) // columns)
+    figure = require("matplotlib.figure", "plot").Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    for panel, vote in zip(figure.subplots(rows, columns, squeeze=False).flat, votes, strict=False):
+        of_vote = [p for p in points if p.vote == vote]
+        plot_scaling(of_vote, x, y, ax=panel, label="method")
+        panel.set_title(vote)
+    return figure
+
+
+def _scale_costs(ax: Axes, points: Iterable[CurvePoint], x: CostName) -> None:
+    if any(getattr(p, x) > 0 for p in points):
+        ax.set_xscale("log", base=2 if x == "tokens" else 10)
+
+
+def _lines(points: Iterable[CurvePoint], x: str) -> dict[str, list[CurvePoint]]:
+    lines: dict[str, list[CurvePoint]] = {}
+    for p in points:
+        lines.setdefault(p.name, []).append(p)
+    return {name: sorted(line, key=lambda p: float(getattr(p, x))) for name, line in lines.items()}
+
+
+def _finished(ax: Axes, x: str | None, y: str | None) -> Axes:
+    if x is not None:
+        ax.set_xlabel(_LABELS[x])
+    if y is not None:
+        ax.set_ylabel(_LABELS[y])
+    ax.grid(visible=True, which="both", linewidth=0.3)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize="x-small")
+    return ax
+
+
+_LINES = {"pruned": ("#9a9a9a", 0.8, (0, (3, 2))), "kept": ("#6a6a6a", 1.0, "-"), "chosen": ("black", 2.6, "-")}
+_MEANINGS = {"chosen": "reported", "kept": "returned", "pruned": "pruned"}
+_BEND = [step / 12 for step in range(13)]
+
+
+def plot_tree(result: SearchResult, ax: Axes = None) -> Axes:
+    """The search tree from left to right, scores as colours, the reported path thick and pruned ones dashed.
+
+    Steps are circles, ends are squares; above 60 nodes, what was pruned below one parent is one triangle, and so are
+    its leaves with equal answers.
+
+    Args:
+        result: A search.
+        ax: Where to draw.
+    """
+    marks = readable_marks(result.root, result.leaves, result.trajectories, result.selected_leaf)
+    rows = tidy_rows([mark.children for mark in marks])
+    ax = new_axes(ax, (8, min(12, max(2.4, 0.13 * max(rows) + 1.2))))
+    scale = Scale.of(score for mark in marks for score in mark.scores)
+    for order, (state, line) in enumerate(_LINES.items(), start=1):
+        _draw_edges(ax, marks, rows, state, line, order)
+    for shape in "os<":
+        _draw_marks(ax, marks, rows, shape, scale)
+    if len(marks) <= MOST_ANSWERED:
+        for mark, row in zip(marks, rows, strict=True):
+            if mark.answer is not None:
+                text = one_line(mark.answer, 16)
+                ax.annotate(text, (mark.depth, row), (6, -3), textcoords="offset points", fontsize=8, parse_math=False)
+    _finish_tree(ax, marks, scale)
+    return ax
+
+
+def _draw_edges(
+    ax: Axes, marks: Sequence[Mark], rows: Sequence[float], state: str, line: tuple[str, float, object], order: int
+) -> None:
+    """The branches that lead to the marks of one state, as one collection of curves."""
+    curves = []
+    for mark, row in zip(marks, rows, strict=True):
+        for place in mark.children:
+            if marks[place].state == state:
+                rise = rows[place] - row
+                curves.append([(mark.depth + t, row + rise * t * t * (3 - 2 * t)) for t in _BEND])
+    if curves:
+        colour, width, style = line
+        lines = require("matplotlib.collections", "plot").LineCollection(
+            curves, colors=colour, linewidths=width, linestyles=[style], zorder=order, label=_MEANINGS[state]
+        )
+        ax.add_collection(lines)
+
+
+def _draw_marks(ax: Axes, marks: Sequence[Mark], rows: Sequence[float], shape: str, scale: Scale) -> None:
+    found = [place for place, mark in enumerate(marks) if _shape(mark) == shape]
+    if found:
+        chosen = [marks[place].state == "chosen" for place in found]
+        ax.scatter(
+            [marks[place].depth for place in found],
+            [rows[place] for place in found],
+            s=[60 if is_chosen else 28 for is_chosen in chosen],
+            c=[scale.colour(marks[place].score) for place in found],
+            linewidths=[1.6 if is_chosen else 0.6 for is_chosen in chosen],
+            edgecolors="black",
+            marker=shape,
+            zorder=4,
+        )
+
+
+def _shape(mark: Mark) -> str:
+    return "<" if mark.is_folded else "s" if mark.nodes[0].is_finished else "o"
+
+
+def _finish_tree(ax: Axes, marks: Sequence[Mark], scale: Scale) -> None:
+    ax.invert_yaxis()
+    ax.margins(x=0.06, y=0.06)
+    ax.set_yticks([])
+    ax.set_xticks(range(max(mark.depth for mark in marks) + 1))
+    ax.set_xlabel("steps")
+    ax.spines[["left", "right", "top"]].set_visible(False)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize="x-small", frameon=False, loc="upper left")
+    if any(mark.scores for mark in marks):
+        colours = require("matplotlib.colors", "plot")
+        ramp = colours.LinearSegmentedColormap.from_list("scores", RAMP)
+        shown = require("matplotlib.cm", "plot").ScalarMappable(colours.Normalize(scale.low, scale.high), ramp)
+        ax.figure.colorbar(shown, ax=ax, label="score", shrink=0.6)
+
+
+def plot_answers(result: SearchResult, ax: Axes = None) -> Axes:
+    """How many trajectories gave which answer, as bars with their mean scores as colours; the reported one is framed.
+
+    Args:
+        result: A search.
+        ax: Where to draw.
+    """
+    votes = votes_of(result.trajectories)
+    shown, rest = votes[:MOST_VOTES], votes[MOST_VOTES:]
+    names = ["no answer" if v.answer is None else one_line(v.answer, 24) for v in shown]
+    numbers = [v.number for v in shown]
+    scale = Scale.of(score for v in votes for score in v.scores)
+    frames = [2.4 if v.has(result.selected) else 0.6 for v in shown]
+    colours = [scale.colour(v.score) for v in shown]
+    if rest:
+        names, numbers = [*names, f"{len(rest)} more"], [*numbers, sum(v.number for v in rest)]
+        frames, colours = [*frames, 0.6], [*colours, "white"]
+    ax = new_axes(ax, (5.5, 0.8 + 0.32 * len(names)))
+    bars = ax.barh(range(len(names)), numbers, color=colours, edgecolor="black", linewidth=frames)
+    scores = ["" if v.score is None else f" (mean score {scale.written(v.score)})" for v in shown] + [""] * bool(rest)
+    ax.bar_label(bars, [f"{n}{score}" for n, score in zip(numbers, scores, strict=True)], padding=4, fontsize=8)
+    ax.set_yticks(range(len(names)), names, parse_math=False)
+    ax.invert_yaxis()
+    ax.margins(x=0.35)
+    ax.spines[["right", "top"]].set_visible(False)
+    ax.set_xlabel("trajectories")
+    return ax
+
+
+__all__ = [
+    "Axes",
+    "Quantity",
+    "plot_answers",
+    "plot_coverage",
+    "plot_frontier",
+    "plot_optimal_size",
+    "plot_scaling",
+    "plot_tree",
+    "plot_votes",
+    "to_frame",
+]
