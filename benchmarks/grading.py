@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
@@ -35,13 +36,13 @@ def judge(way: str) -> None:
     print("seconds", round(time.perf_counter() - started, 1), flush=True)
 
 
-def _ours():
+def _ours() -> Callable[[str, str], object]:
     from inferscale.evaluate import MathGrader
 
     return MathGrader(timeout=1).judge
 
 
-def _pebble(way: str):
+def _pebble(way: str) -> Callable[[str, str], object]:
     import multiprocessing
     import types
 

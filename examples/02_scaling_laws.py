@@ -8,7 +8,7 @@ models is `python -m studies.scaling`, that of any models `python -m studies.wu2
 from inferscale import REBASE, RepeatedSampling
 from inferscale.evaluate import load_problems
 from inferscale.evaluate.parts import make_generator, make_reward
-from inferscale.scaling import pareto_frontier, scaling_curve
+from inferscale.scaling import CurvePoint, pareto_frontier, scaling_curve
 
 MODEL, REWARD, DATA = "policy-s", "prm-s", ("embedded", None)
 PROBLEMS, SIZES = 20, (1, 4, 16)
@@ -30,9 +30,14 @@ for p in points:
         accuracy = f"{100 * p.accuracy:5.1f} ± {100 * p.standard_error:4.1f} %"
         print(f"{p.strategy:18} {p.vote:10} {p.n:3} {accuracy:>14} {p.generator_flops:10.3g} {p.reward_flops:10.3g}")
 
-for cost, charged in (("generator_flops", "the policy alone (as published)"), ("flops", "policy and reward model")):
-    best = [p for p in pareto_frontier(points, cost) if p.vote != "coverage"]
-    print(f"best at each number of FLOPs of {charged}:", *(f"{p.strategy} {p.vote} {p.n}" for p in best), sep="\n  ")
+
+def show_best(charged: str, frontier: list[CurvePoint]) -> None:
+    names = [f"{p.strategy} {p.vote} {p.n}" for p in frontier if p.vote != "coverage"]
+    print(f"best at each number of FLOPs of {charged}:", *names, sep="\n  ")
+
+
+show_best("the policy alone (as published)", pareto_frontier(points, "generator_flops"))
+show_best("policy and reward model", pareto_frontier(points, "flops"))
 
 try:
     from inferscale.viz import plot_scaling

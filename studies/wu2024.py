@@ -34,7 +34,7 @@ from studies.experiments import (
 )
 
 EXPERIMENTS = ("strategies", "difficulty", "temperature", "domains", "style", "reward")
-Curves = Mapping[object, Sequence[CurvePoint]]
+Curves = Mapping[Any, Sequence[CurvePoint]]
 
 
 def options() -> argparse.Namespace:

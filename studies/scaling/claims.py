@@ -42,7 +42,7 @@ def _searches(records: Records, policy: str, reward: str) -> dict[int, Records]:
 
 
 def _correct(runs: Records, vote: str) -> Floats:
-    return np.mean([r["votes"][vote] for r in runs], axis=0)
+    return np.asarray(np.mean([r["votes"][vote] for r in runs], axis=0))
 
 
 def _difference(first: Floats, second: Floats) -> str:

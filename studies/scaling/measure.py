@@ -13,13 +13,13 @@ from inferscale.answers import normalize_answer, same_answer
 from inferscale.base import Aggregator
 from inferscale.engine import SearchResult, solve_batch
 from inferscale.flops import forward_flops, model_spec
-from inferscale.functional import reduce_steps
+from inferscale.functional import Reduction, reduce_steps
 from inferscale.strategies import RepeatedSampling
 from inferscale.tree import Problem
 
 from .cells import Cell, generator, reward_model
 
-REDUCTIONS = ("last", "min", "prod", "mean")
+REDUCTIONS: tuple[Reduction, ...] = ("last", "min", "prod", "mean")
 VOTES: dict[str, Aggregator] = {
     "majority": MajorityVote(),
     **{f"weighted {r}": MajorityVote(weighted=True, reduction=r) for r in REDUCTIONS},
