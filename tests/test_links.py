@@ -14,13 +14,16 @@ PAGES = [
     *sorted(path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb") and "_build" not in path.parts),
 ]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-NAMED = re.compile(r"`((?:tests|examples|benchmarks|docs|src)/[\w./-]+)`|python ((?:examples|docs)/[\w./-]+\.py)")
-MODULE = re.compile(r"python -m ((?:benchmarks|inferscale)[\w.]*)")
+NAMED = re.compile(r"`((?:tests|examples|benchmarks|studies|docs|src)/[\w./-]+)`|python ((?:examples|docs)/[\w./-]+\.py)")
+MODULE = re.compile(r"python -m ((?:benchmarks|studies|inferscale)[\w.]*)")
 
 
 def text_of(page):
     if page.suffix != ".ipynb":
-        return page.read_text(encoding="utf-8")
+        text = page.read_text(encoding="utf-8")
+        if page.name == "CHANGELOG.md":  # what was released stays as it was told, with the names of its day
+            return re.match(r".*?(?=^## \[\d)", text, flags=re.DOTALL | re.MULTILINE)[0]
+        return text
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
