@@ -14,7 +14,9 @@ PAGES = [
     *sorted(path for path in DOCS.rglob("*") if path.suffix in (".md", ".ipynb") and "_build" not in path.parts),
 ]
 LINK = re.compile(r"\]\(([^()\s]+)\)")
-NAMED = re.compile(r"`((?:tests|examples|benchmarks|studies|docs|src)/[\w./-]+)`|python ((?:examples|docs)/[\w./-]+\.py)")
+NAMED = re.compile(
+    r"`((?:tests|examples|benchmarks|studies|docs|src)/[\w./-]+)`|python ((?:examples|docs)/[\w./-]+\.py)"
+)
 MODULE = re.compile(r"python -m ((?:benchmarks|studies|inferscale)[\w.]*)")
 
 
