@@ -126,7 +126,7 @@ def run(quiet: QuietSTaR, way: type[ThinkingDecoder], batch: int, prompt: int, n
     generator = QuietSTaRGenerator(quiet, build_tokenizer(), **options)
     if way is not ThinkingDecoder:
         decoder = way(quiet, generator.thinking, generator.stats)
-        generator._decoder = generator._inner._plain = decoder
+        generator._decoder = generator._runner._plain = decoder
     requests = [
         GenerateRequest(Node(Problem(text), key=root_key(text)), until="end") for text in prompts(batch, prompt)
     ]

@@ -31,8 +31,8 @@ ROOMS: dict[str, set[str]] = {
     "_http": CORE,
     "runtime": {*CORE, "flow", "base", "functional", "flops"},
     "generators": {*CORE, "flow", "base", "flops", "functional", "runtime", "_http"},
-    "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "generators", "answers", "runtime", "_http"},
-    "quiet_star": {*CORE, "flow", "base", "flops", "generators", "zoo", "runtime"},
+    "rewards": {*CORE, "flow", "base", "flops", "functional", "zoo", "answers", "runtime", "_http"},
+    "quiet_star": {*CORE, "flow", "base", "flops", "zoo", "runtime"},
     "evaluate": {
         *CORE,
         *{"flow", "base", "functional", "answers", "aggregators", "engine"},

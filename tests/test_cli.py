@@ -104,7 +104,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, case, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("given", "read"), [("\\n\\n", "\n\n"), ("。", "。"), ("é\\t", "é\t"), ("\\u3002", "。")])
 def test_step_delimiters_of_any_script_are_read(model, given, read):
-    assert make_generator(str(model), 1.0, step_delimiter=given)._text.delimiter == read
+    assert make_generator(str(model), 1.0, step_delimiter=given)._runner.branches.text.delimiter == read
 
 
 def test_the_same_in_a_process_of_its_own():

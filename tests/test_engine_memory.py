@@ -8,7 +8,7 @@ import torch
 from inferscale.engine import solve_batch
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
-from inferscale.generators import huggingface as module
+from inferscale.runtime import decoding as module
 from inferscale.runtime.kv import RowBatch
 from inferscale.runtime.memory import run_halving, run_in_pieces
 from inferscale.runtime.session import Session
@@ -99,7 +99,7 @@ def test_what_all_prompts_begin_with_is_read_once(family):
 def test_256_branches_hold_a_tenth_of_what_gathered_rows_hold():
     model = tiny_model(max_position_embeddings=2048)
     gen = generator(model, max_new_tokens=64, max_step_tokens=64)
-    gen._encode_prompt = lambda prompt: tuple(random_ids(1024))
+    gen._runner.branches.encode = lambda prompt: tuple(random_ids(1024))
     [steps] = gen.generate([GenerateRequest(root("x"), 256, until="end", greedy=True)])
     assert {len(step.token_ids) for step in steps} == {64}
     assert gen.stats.peak_cache_bytes <= 256 * (1024 + 64) * PER_TOKEN / 10
@@ -120,7 +120,7 @@ def test_parked_nodes_are_counted_and_evicted_under_the_budget():
     level = trees
     for _ in range(3):
         level = [node for group in grow_all(gen, level, 2) for node in group if not node.is_finished]
-        assert gen.stats.cache_bytes == gen._tree.store.bytes == held_tokens(trees) * PER_TOKEN
+        assert gen.stats.cache_bytes == gen._runner._tree.store.bytes == held_tokens(trees) * PER_TOKEN
     again = [root(prompt) for prompt in PROMPTS]
     level = again
     for _ in range(3):
@@ -131,7 +131,7 @@ def test_parked_nodes_are_counted_and_evicted_under_the_budget():
     for tree in trees:
         gen.release(tree)
     assert gen.stats.cache_bytes == 0
-    assert gen._tree.session.buffers.bytes == 0
+    assert gen._runner._tree.session.buffers.bytes == 0
 
 
 def tight(monkeypatch, most):
@@ -155,7 +155,7 @@ def test_running_out_in_the_middle_of_a_search_changes_nothing(monkeypatch):
     tight(monkeypatch, 5)
     gen = generator()
     found = solve_batch(PROMPTS, strategy, gen, reward_model=reward)
-    assert gen._rows <= 5
+    assert gen._runner.rows <= 5
     for one, other in zip(expected, found, strict=True):
         assert [n.token_ids for n in one.root.walk()] == [n.token_ids for n in other.root.walk()]
     tokens = sum(len(n.step.token_ids) for result in found for n in result.root.walk() if n.step)

@@ -10,7 +10,7 @@ from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
 from inferscale.generators import huggingface as module
-from inferscale.runtime.branch import open_branches
+from inferscale.runtime import decoding
 from inferscale.runtime.sampling import uniforms
 from inferscale.tree import Node, Problem, Step, branch_key
 from tests.tiny_models import EXACT, FAMILIES, byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
@@ -121,7 +121,7 @@ def test_texts_along_a_path_are_the_decoded_ids(make):
 
 
 def branches(gen, request):
-    return open_branches(request, gen._encode_prompt, gen._text, gen.limits)
+    return gen._runner.branches.open(request)
 
 
 def boundaries(gen, prompt, ids):
@@ -291,7 +291,7 @@ DECODERS = {"tree": "TreeDecoder", "none": "StatelessDecoder"}
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, RuntimeError])
 @pytest.mark.parametrize("most", [1, 5])
 def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch, cache, kind, most):
-    class Tight(getattr(module, DECODERS[cache])):
+    class Tight(getattr(decoding, DECODERS[cache])):
         def step(self, tokens):
             if len(tokens) > most:
                 raise kind("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
@@ -299,7 +299,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch, cache, 
 
     nodes = [root(prompt) for prompt in PROMPTS]
     expected = grow_all(generator(cache=cache), nodes, 2)
-    monkeypatch.setattr(module, DECODERS[cache], Tight)
+    monkeypatch.setattr(decoding, DECODERS[cache], Tight)
     gen = generator(cache=cache)
     found = grow_all(gen, [root(prompt) for prompt in PROMPTS], 2)
     assert [picture(n.step for n in g) for g in found] == [picture(n.step for n in g) for g in expected]
@@ -309,13 +309,13 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(monkeypatch, cache, 
 
 @pytest.mark.parametrize("cache", ["tree", "none"])
 def test_one_row_that_does_not_fit_is_named_and_other_errors_pass(monkeypatch, cache):
-    class Full(getattr(module, DECODERS[cache])):
+    class Full(getattr(decoding, DECODERS[cache])):
         error: Exception = torch.OutOfMemoryError("CUDA out of memory")
 
         def step(self, tokens):
             raise self.error
 
-    monkeypatch.setattr(module, DECODERS[cache], Full)
+    monkeypatch.setattr(decoding, DECODERS[cache], Full)
     with pytest.raises(SearchMemoryError, match=r"a single row: 4 tokens read and up to 9 to sample, torch\.float32"):
         grow(generator(cache=cache), root("Step 1: a"), 4)
     monkeypatch.setattr(Full, "error", RuntimeError("shapes do not match"))
@@ -361,11 +361,13 @@ def test_chat_templates_are_used_where_there_is_one():
     chat = generator(tokenizer=chat_tokenizer())
     plain = generator()
     assert grow(chat, root("x"))[0].token_ids  # runs
-    assert chat._encode_prompt("x") == tuple(ids_of("ab x\nthe:"))
-    assert generator(tokenizer=chat_tokenizer(), chat_template=False)._encode_prompt("x") == plain._encode_prompt("x")
+    assert chat._runner.branches.encode("x") == tuple(ids_of("ab x\nthe:"))
+    assert generator(tokenizer=chat_tokenizer(), chat_template=False)._runner.branches.encode(
+        "x"
+    ) == plain._runner.branches.encode("x")
     with_system = generator(tokenizer=chat_tokenizer(), system_prompt="12")
-    assert with_system._encode_prompt("x") == tuple(ids_of("Step 12\nab x\nthe:"))
-    forged = chat._encode_prompt("x</s>")
+    assert with_system._runner.branches.encode("x") == tuple(ids_of("Step 12\nab x\nthe:"))
+    forged = chat._runner.branches.encode("x</s>")
     assert EOS not in forged
 
 
@@ -429,12 +431,15 @@ def test_what_cannot_work_is_refused_at_once(options, said):
 def test_end_of_sequence_ids_are_a_union_and_must_exist():
     model = tiny_model()
     model.generation_config.eos_token_id = [7, 8]
-    assert generator(model=model)._text.eos_ids == {2, 7, 8}
-    assert generator(model=model, eos_token_id=9)._text.eos_ids == {9}
+    assert generator(model=model)._runner.branches.text.eos_ids == {2, 7, 8}
+    assert generator(model=model, eos_token_id=9)._runner.branches.text.eos_ids == {9}
     model.generation_config.eos_token_id = None
     with pytest.raises(ValueError, match="pass eos_token_id="):
         generator(model=model, tokenizer=no_eos_tokenizer())
-    assert generator(model=model, tokenizer=no_eos_tokenizer(), eos_token_id=[4, 5])._text.eos_ids == {4, 5}
+    assert generator(model=model, tokenizer=no_eos_tokenizer(), eos_token_id=[4, 5])._runner.branches.text.eos_ids == {
+        4,
+        5,
+    }
 
 
 def test_wrong_kinds_of_model_are_named():

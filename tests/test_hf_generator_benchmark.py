@@ -29,7 +29,7 @@ def test_the_floor_is_the_closed_form_of_the_work(model):
 
 def test_bytes_of_a_token_are_those_of_the_engine(model):
     ours = ways.Ours(model, WORK)
-    [segment] = ours.generator._tree.session.prefill([[5, 6, 7]])
+    [segment] = ours.generator._runner._tree.session.prefill([[5, 6, 7]])
     assert segment.bytes == 3 * bytes_per_token(model)
 
 

@@ -83,7 +83,7 @@ def test_batches_of_any_size_give_the_same_trees(rows):
 
 def test_every_token_is_read_once():
     gen = generator()
-    session = gen._tree.session
+    session = gen._runner._tree.session
     before = session.tokens
     trees = [root(prompt) for prompt in PROMPTS]
     level = trees
@@ -121,7 +121,7 @@ def test_memory_is_counted_and_let_go():
     gen.release(tree)
     gen.release(other)
     assert gen.stats.cache_bytes == 0
-    assert len(gen._tree.store) == 0
+    assert len(gen._runner._tree.store) == 0
     again = root(PROMPTS[0])
     assert [n.step for n in grow(gen, again, 3)] == [n.step for n in tree.children]
 
@@ -152,10 +152,10 @@ def test_models_that_do_not_fit_are_run_plainly_and_say_so(family):
 def test_sequences_longer_than_a_window_are_run_plainly():
     model = tiny_model("mistral_window")
     gen = generator(model=model)
-    assert gen._bound == 12
+    assert gen._runner._bound == 12
     assert gen.shares_prefixes
     assert picture(wander(gen)) == picture(wander(generator(model=model, cache="none")))
-    assert gen._tree.session.tokens > 40
+    assert gen._runner._tree.session.tokens > 40
 
 
 def test_length_bounds_come_from_windows_and_changing_embeddings():

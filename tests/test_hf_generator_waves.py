@@ -6,7 +6,7 @@ import torch
 from inferscale.flops import FlopCounter
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
-from inferscale.generators import huggingface as module
+from inferscale.runtime import decoding as module
 from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
@@ -96,7 +96,7 @@ def test_prompts_that_begin_alike_are_answered_as_alone(family):
 
 
 def test_a_cpu_looks_at_every_token():
-    assert generator()._check_every == 1
+    assert generator()._runner._check_every == 1
     with pytest.raises(ValueError, match="check_every=0"):
         generator(check_every=0)
 

@@ -48,7 +48,7 @@ def test_the_chance_is_that_of_the_ids_that_were_sampled(monkeypatch):
     read = reward._reader.read
     monkeypatch.setattr(reward._reader, "read", lambda paths: seen.extend(paths) or read(paths))
     found = reward.verify([NODE])[0]
-    tokenizer, model = reward.generator.tokenizer, reward.generator.model
+    tokenizer, model = reward.runner.branches.tokenizer, reward.runner.model
     yes, no = tokenizer.convert_tokens_to_ids([" yes", " no"])
     question = plain(tokenizer, "\nIs the solution correct?")
     for path, item in zip(seen, found, strict=True):
@@ -65,8 +65,8 @@ def test_a_verification_is_bought_once_and_depends_on_its_node_alone(monkeypatch
     other = solution("b", ["a\n"])
     costs = reward.cost([NODE, other])
     asked = []
-    generate = reward.generator.generate
-    monkeypatch.setattr(reward.generator, "generate", lambda requests: asked.append(requests) or generate(requests))
+    generate = reward.runner.generate
+    monkeypatch.setattr(reward.runner, "generate", lambda requests: asked.append(requests) or generate(requests))
     together = reward.score([NODE, other])
     assert costs == reward.cost([NODE, other])
     assert not asked
@@ -74,8 +74,8 @@ def test_a_verification_is_bought_once_and_depends_on_its_node_alone(monkeypatch
     reward.release(other.root)
     assert not reward._known
     assert reward.score([other]) == pytest.approx(together[1:], abs=1e-5)
-    spec = model_spec(reward.generator.model.config)
-    prompt = len(reward.generator.tokenizer(reward.prompt_of(NODE))["input_ids"])
+    spec = model_spec(reward.runner.model.config)
+    prompt = len(reward.runner.branches.tokenizer(reward.prompt_of(NODE))["input_ids"])
     assert costs[0].scored_tokens > 3 * prompt
     assert costs[0].reward_flops > forward_flops(spec, 3 * prompt, logits=0).linear
 
@@ -86,16 +86,18 @@ def test_chains_are_cut_where_they_ask_themselves_and_rounds_go_on(monkeypatch):
     reward = verifier()
     root = Node(Problem("p"))
     text = "Step 1 is fine.\nIs the solution correct? no"
-    ids = tuple(plain(reward.generator.tokenizer, text))
+    ids = tuple(plain(reward.runner.branches.tokenizer, text))
     cut = reward._chain(root, 0, Step(text, ids, finish_reason="eos"))
     assert cut.text == "Step 1 is fine."
-    assert list(cut.token_ids) == plain(reward.generator.tokenizer, "Step 1 is fine.")
+    assert list(cut.token_ids) == plain(reward.runner.branches.tokenizer, "Step 1 is fine.")
     assert not cut.is_finished
     closed = reward._chain(root, 0, Step("ab</think> c", (1, 2), finish_reason="eos"))
     assert closed.text == "ab"
-    end = reward.generator.tokenizer.eos_token_id
+    end = reward.runner.branches.tokenizer.eos_token_id
     assert (
-        reward._chain(root, 0, Step("b", (*plain(reward.generator.tokenizer, "b"), end), finish_reason="eos")).text
+        reward._chain(
+            root, 0, Step("b", (*plain(reward.runner.branches.tokenizer, "b"), end), finish_reason="eos")
+        ).text
         == "b"
     )
     again = verifier(rounds=2)

@@ -97,7 +97,7 @@ class Ours:
         self.generator = HFGenerator(model, tokenizer, **options)
         prompts = [" ".join(f"w{i}" for i in work.prompt_ids(p)) for p in range(work.problems)]
         ids = {text: tuple(work.prompt_ids(p)) for p, text in enumerate(prompts)}
-        self.generator._encode_prompt = ids.__getitem__  # the tokenizer has no way to split words
+        self.generator._runner.branches.encode = ids.__getitem__  # the tokenizer has no way to split words
         self.prompts = prompts
 
     def __call__(self, together: bool = True, check: bool = True) -> None:

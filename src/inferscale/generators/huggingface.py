@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 
 from inferscale.base import Generator
-from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
-from inferscale.runtime.branch import Branch, Limits, most_sample_tokens, open_branches, side_by_side
-from inferscale.runtime.charges import Charges
-from inferscale.runtime.decoding import Decoder, GeneratorStats, StatelessDecoder, TreeDecoder, sample_branches
-from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids, evaluating, load_model, load_tokenizer
-from inferscale.runtime.memory import run_halving
-from inferscale.runtime.prefix_cache import KVStore, check_cache_options, default_cache_bytes
-from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.branch import BranchFactory, Limits
+from inferscale.runtime.decoding import ModelRunner
+from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids, load_model, load_tokenizer
+from inferscale.runtime.prefix_cache import check_cache_options
 from inferscale.runtime.sampling import Confidence, Sampler
-from inferscale.runtime.session import checked_session, length_bound
-from inferscale.runtime.text import TokenText
 from inferscale.tree import Node, Step
-
-_ROWS = 256
-_CHECK_EVERY = 8
 
 
 class HFGenerator(Generator):
@@ -78,7 +66,6 @@ class HFGenerator(Generator):
         check_every: int | None = None,
         cache: Literal["tree", "none"] = "tree",
         max_cache_bytes: int | None = None,
-        decoder: Callable[[GeneratorStats], Decoder] | None = None,
         **load_options: Any,
     ) -> None:
         """Loads and checks everything that can be checked before sampling.
@@ -106,7 +93,6 @@ class HFGenerator(Generator):
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
-            decoder: Makes what runs the batches, in place of what `cache` says; it is given the generator's `stats`.
             load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision`` (which
                 is not that of a tokenizer named apart).
 
@@ -117,28 +103,37 @@ class HFGenerator(Generator):
         """
         from transformers import AutoModelForCausalLM
 
-        self.sampler = Sampler(temperature, top_k, top_p, confidence)
+        sampler = Sampler(temperature, top_k, top_p, confidence)
         limits = Limits(max_step_tokens, max_new_tokens, None)
         _check_positive(micro_batch=micro_batch, check_every=check_every)
         check_cache_options(cache, max_cache_bytes)
-        self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
-        source = model if isinstance(model, str | os.PathLike) else self.model
+        loaded = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
+        source = model if isinstance(model, str | os.PathLike) else loaded
         shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, model) else set())
-        self.tokenizer = load_tokenizer(tokenizer, source, **{k: v for k, v in load_options.items() if k in shared})
-        check_vocabulary(self.model, self.tokenizer)
-        self.limits = replace(limits, context=context_length(self.model.config))
-        self.stats = GeneratorStats()
-        self._text = TokenText(self.tokenizer, step_delimiter, eos_ids(self.model, self.tokenizer, eos_token_id))
-        self._encode_prompt = lru_cache(maxsize=4096)(
-            PromptFormat.choose(self.tokenizer, chat_template, system_prompt).encode
+        tokenizer = load_tokenizer(tokenizer, source, **{k: v for k, v in load_options.items() if k in shared})
+        check_vocabulary(loaded, tokenizer)
+        branches = BranchFactory(
+            tokenizer,
+            eos_ids(loaded, tokenizer, eos_token_id),
+            replace(limits, context=context_length(loaded.config)),
+            step_delimiter=step_delimiter,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
         )
-        self._charges = Charges(self.model)
-        self._rows = micro_batch or _ROWS
-        self._check_every = check_every or (1 if self.model.device.type == "cpu" else _CHECK_EVERY)
-        self._lock = threading.Lock()
-        self._plain = StatelessDecoder(self.model, self.stats) if decoder is None else decoder(self.stats)
-        self._tree = self._tree_decoder(max_cache_bytes) if cache == "tree" and decoder is None else None
-        self._bound = length_bound(self.model.config)
+        self._runner = ModelRunner(
+            loaded,
+            branches,
+            sampler,
+            micro_batch=micro_batch,
+            check_every=check_every,
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+        )
+        self.model = loaded
+        self.tokenizer = tokenizer
+        self.sampler = sampler
+        self.limits = branches.limits
+        self.stats = self._runner.stats
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order.
@@ -153,67 +148,20 @@ class HFGenerator(Generator):
             SearchMemoryError: If not even one row fits into memory.
             FloatingPointError: If the model's logits hold NaN or infinity.
         """
-        started = time.perf_counter()
-        groups = [open_branches(request, self._encode_prompt, self._text, self.limits) for request in requests]
-        waiting = [branch for group in groups for branch in group if branch.finish is None]
-        with self._lock, evaluating(self.model), torch.inference_mode():
-            for decoder, branches in self._assigned(waiting):
-                self._sample(decoder, branches)
-        steps = [[branch.step(self._charges.sample) for branch in group] for group in groups]
-        report_tokens(self.model, sampled=sum(step.generated_tokens for group in steps for step in group))
-        self.stats.seconds += time.perf_counter() - started
-        return steps
-
-    def _sample(self, decoder: Decoder, branches: Sequence[Branch]) -> None:
-        def run(rows: int) -> None:
-            sample_branches(branches, rows, decoder, self.sampler, self.stats, self._check_every)
-
-        def left() -> list[Branch]:
-            return [branch for branch in branches if branch.finish is None]
-
-        self._rows = run_halving(run, self._rows, left, self._describe, decoder.make_room)
+        return self._runner.generate(requests)
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""
-        with self._lock:
-            for decoder in (self._plain, self._tree):
-                if decoder is not None:
-                    decoder.release(root.key)
+        self._runner.release(root)
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether prefixes are read once (``cache="tree"``, and the model has passed the check)."""
-        return self._tree is not None
+        """True if prefixes are read once (``cache="tree"``, and the model has passed the check)."""
+        return self._runner.shares_prefixes
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have."""
-        return most_sample_tokens(request, self._encode_prompt, self._text, self.limits)
-
-    def _tree_decoder(self, max_cache_bytes: int | None) -> Decoder | None:
-        """The decoder that shares prefixes, if this model can be run so."""
-        session = checked_session(self.model)
-        if session is None:
-            return None
-        size = default_cache_bytes(self.model) if max_cache_bytes is None else max_cache_bytes
-        return TreeDecoder(session, KVStore(size), self.stats)
-
-    def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
-        """Which decoder runs which branches."""
-        if self._tree is None:
-            return [(self._plain, list(branches))]
-        ordered, bound = side_by_side(branches), self._bound
-        if bound is None:
-            return [(self._tree, ordered)]
-        short, long = list[Branch](), list[Branch]()
-        for branch in ordered:
-            (short if len(branch.prefix) + branch.most_tokens <= bound else long).append(branch)
-        return [(self._tree, short), (self._plain, long)]
-
-    def _describe(self, branch: Branch) -> str:
-        return (
-            f"{len(branch.prefix)} tokens read and up to {branch.most_tokens} to sample, {self.model.dtype}; "
-            "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
-        )
+        return self._runner.branches.max_sample_tokens(request)
 
 
 def _check_positive(**values: int | None) -> None:

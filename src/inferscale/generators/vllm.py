@@ -6,18 +6,15 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from inferscale._compat import require
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
-from inferscale.runtime.branch import Branch, Limits, most_sample_tokens, open_branches
+from inferscale.runtime.branch import Branch, BranchFactory, Limits
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import eos_of
-from inferscale.runtime.prompts import PromptFormat
 from inferscale.runtime.sampling import Sampler
-from inferscale.runtime.text import TokenText
 from inferscale.tree import Step, branch_key
 
 
@@ -92,15 +89,20 @@ class VLLMGenerator(Generator):
         self.limits = replace(limits, context=int(config.max_model_len))
         named = [config.try_get_generation_config().get("eos_token_id"), self.tokenizer.eos_token_id]
         eos = eos_of([eos_token_id] if eos_token_id is not None else named)
-        self._text = TokenText(self.tokenizer, step_delimiter, eos)
-        prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
-        self._encode_prompt = lru_cache(maxsize=4096)(prompts.encode)
+        self._branches = BranchFactory(
+            self.tokenizer,
+            eos,
+            self.limits,
+            step_delimiter=step_delimiter,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+        )
         self._charges = Charges(config.hf_config)
         self._lock = threading.Lock()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order; as `HFGenerator.generate`, where vLLM can tell."""
-        groups = [open_branches(request, self._encode_prompt, self._text, self.limits) for request in requests]
+        groups = [self._branches.open(request) for request in requests]
         waiting = [[branch for branch in group if branch.finish is None] for group in groups]
         with self._lock:
             while calls := [call for call in waiting if call]:
@@ -111,7 +113,7 @@ class VLLMGenerator(Generator):
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have."""
-        return most_sample_tokens(request, self._encode_prompt, self._text, self.limits)
+        return self._branches.max_sample_tokens(request)
 
     def _run(self, calls: Sequence[Sequence[Branch]]) -> None:
         """Samples branches that have the same ids before them in one request of the engine."""
@@ -135,10 +137,10 @@ class VLLMGenerator(Generator):
             options |= {"n": len(call), "seed": _seed(first)}
         return vllm.SamplingParams(
             max_tokens=first.most_tokens,
-            stop=[self._text.delimiter] if until_step else None,
+            stop=[self._branches.text.delimiter] if until_step else None,
             include_stop_str_in_output=True,
             detokenize=until_step,
-            stop_token_ids=sorted(self._text.eos_ids),
+            stop_token_ids=sorted(self._branches.text.eos_ids),
             ignore_eos=True,  # they are in stop_token_ids
             logprobs=0,  # the sampled token's own
             **options,

@@ -15,11 +15,11 @@ from inferscale.base import Generator
 from inferscale.flops.hooks import closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_flops
 from inferscale.flow import GenerateRequest
-from inferscale.generators import HFGenerator
-from inferscale.runtime.branch import Branch, Limits
-from inferscale.runtime.decoding import Decoder, GeneratorStats
+from inferscale.runtime.branch import Branch, BranchFactory, Limits
+from inferscale.runtime.decoding import Decoder, GeneratorStats, ModelRunner
+from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids
 from inferscale.runtime.prefix_cache import KVStore, check_cache_options, default_cache_bytes
-from inferscale.runtime.sampling import Sampler
+from inferscale.runtime.sampling import Confidence, Sampler
 from inferscale.tree import Node, Step, branch_key
 
 from .cache import CachedText, Parking, Thought, check_cached, think_once
@@ -438,9 +438,19 @@ class QuietSTaRGenerator(Generator):
         num_thoughts: int = 1,
         when: ThinkingRule | None = None,
         record_thoughts: bool = False,
+        step_delimiter: str = "\n",
+        max_step_tokens: int = 256,
+        max_new_tokens: int = 1024,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        confidence: Confidence = "logprob",
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        eos_token_id: int | list[int] | None = None,
+        micro_batch: int | None = None,
         cache: Literal["tree", "none"] = "tree",
         max_cache_bytes: int | None = None,
-        **options: Any,
     ) -> None:
         """Checks everything that can be checked before sampling.
 
@@ -452,10 +462,20 @@ class QuietSTaRGenerator(Generator):
             num_thoughts: Thoughts before each token, whose predictions are averaged.
             when: Before which tokens to think; by default all.
             record_thoughts: Keep every thought, see `thoughts_of`.
+            step_delimiter: Text that ends a step.
+            max_step_tokens: A step is cut after this many visible tokens; the path can go on.
+            max_new_tokens: Most visible tokens of a whole path, forced text included.
+            temperature: Of the visible tokens; 0 takes the likeliest.
+            top_p: Mass of the likeliest visible tokens that is kept.
+            top_k: Number of the likeliest visible tokens that are kept; 0 keeps all.
+            confidence: What `Step.confidence` is the token mean of; see `Sampler`.
+            chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
+            system_prompt: System turn of the chat.
+            eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
+            micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
             cache: ``"tree"`` keeps the keys and values of prompts and steps between calls; ``"none"`` reads whole
                 prefixes in every call, as is done for models with windows or recurrent layers.
             max_cache_bytes: Most keys and values kept (default: 2 GiB on a CPU, a quarter of a GPU's memory).
-            options: Of `HFGenerator`: lengths, temperature and filters of the visible tokens, chat template, ...
 
         Raises:
             ValueError: If an option does not fit; the message says what to do.
@@ -469,8 +489,17 @@ class QuietSTaRGenerator(Generator):
         size = default_cache_bytes(quiet.model) if max_cache_bytes is None else max_cache_bytes
         self._cache_bytes = 0 if cache == "none" else size
         self._lock = threading.Lock()
-        self._inner = HFGenerator(quiet.model, tokenizer, decoder=self._make_decoder, **options)
-        self._inner.limits = self._with_room(self._inner.limits)
+        check_vocabulary(quiet.model, tokenizer)
+        branches = BranchFactory(
+            tokenizer,
+            eos_ids(quiet.model, tokenizer, eos_token_id),
+            self._with_room(Limits(max_step_tokens, max_new_tokens, context_length(quiet.model.config))),
+            step_delimiter=step_delimiter,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+        )
+        sampler = Sampler(temperature, top_k, top_p, confidence)
+        self._runner = ModelRunner(quiet.model, branches, sampler, micro_batch=micro_batch, decoder=self._make_decoder)
         self._charges = ThoughtCharges(quiet, self.thinking)
 
     def _make_decoder(self, stats: GeneratorStats) -> Decoder:
@@ -497,7 +526,7 @@ class QuietSTaRGenerator(Generator):
     @property
     def stats(self) -> GeneratorStats:
         """What was really run; visible tokens alone."""
-        return self._inner.stats
+        return self._runner.stats
 
     @property
     def passes(self) -> int:
@@ -509,7 +538,7 @@ class QuietSTaRGenerator(Generator):
         decoder = self._decoder
         with self._lock:
             decoder.muted = {key for request in requests if self._too_poor(request) for key in _keys(request)}
-            answers = self._inner.generate([self._visible(request) for request in requests])
+            answers = self._runner.generate([self._visible(request) for request in requests])
             traces, decoder.traces = decoder.traces, {}
             if self._record:
                 self._records |= {key: trace.padded() for key, trace in traces.items()}
@@ -543,7 +572,7 @@ class QuietSTaRGenerator(Generator):
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have, thoughts included."""
-        return self._inner.max_sample_tokens(request) * (1 + self.thinking.tokens)
+        return self._runner.branches.max_sample_tokens(request) * (1 + self.thinking.tokens)
 
     def release(self, root: Node) -> None:
         """Forgets what was cached for a search that has ended; recorded thoughts stay."""

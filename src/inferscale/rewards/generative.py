@@ -13,10 +13,11 @@ import torch
 from inferscale.base import RewardModel
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
-from inferscale.generators import HFGenerator
+from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.loading import evaluating
-from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.decoding import ModelRunner
+from inferscale.runtime.loading import context_length, eos_ids, evaluating, load_model, tokenizer_of
+from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, Step, branch_key
 
 from .formats import TextEncoder
@@ -55,7 +56,7 @@ class GenerativeVerifier(RewardModel):
     Differs from the paper: a step that the verifier invents beyond the last one does not end its chain.
 
     Attributes:
-        generator: Samples the verifications.
+        runner: Samples the verifications.
         chains: How many for each node.
         rounds: How often each chain is taken up.
     """
@@ -76,8 +77,11 @@ class GenerativeVerifier(RewardModel):
         yes: str = " yes",
         no: str = " no",
         chat_template: bool | None = None,
+        system_prompt: str | None = None,
         micro_batch: int | None = None,
-        **options: Any,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **load_options: Any,
     ) -> None:
         """Loads the verifier and checks its answers.
 
@@ -95,38 +99,41 @@ class GenerativeVerifier(RewardModel):
             yes: The answer whose chance is the score, one token as it stands after `question`.
             no: The other answer.
             chat_template: Whether the prompt is a user's turn; by default if the tokenizer has a template.
+            system_prompt: System turn of the chat.
             micro_batch: Most rows decoded at a time.
-            options: Passed on to `HFGenerator`.
+            device: Where to run; by default a GPU if there is one (a model object stays where it is).
+            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
+            load_options: Passed on to ``from_pretrained``.
 
         Raises:
             TagError: If an answer is not one token.
             ValueError: If `chains` or `rounds` is not positive, or there is no question.
         """
+        from transformers import AutoModelForCausalLM
+
         if chains < 1 or rounds < 1:
             raise ValueError(f"chains={chains}, rounds={rounds}: at least one of each is needed")
         if not question.strip():
             raise ValueError(f"question={question!r}: every chain would be cut at its start; give a question")
         self.chains, self.rounds = chains, rounds
-        self.generator = HFGenerator(
-            model,
+        verifier = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
+        tokenizer = tokenizer_of(verifier, model, tokenizer)
+        branches = BranchFactory(
             tokenizer,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            max_step_tokens=max_new_tokens,
+            eos_ids(verifier, tokenizer, None),
+            Limits(max_new_tokens, max_new_tokens, context_length(verifier.config)),
             chat_template=chat_template,
-            micro_batch=micro_batch,
-            **options,
+            system_prompt=system_prompt,
         )
-        loaded = self.generator.tokenizer
-        self._text = TextEncoder(loaded)
-        self._prompts = PromptFormat.choose(loaded, chat_template, options.get("system_prompt"))
+        self.runner = ModelRunner(verifier, branches, Sampler(temperature), micro_batch=micro_batch)
+        self._text = TextEncoder(tokenizer)
         self._layout = (prompt, step)
         self._again = again
         self._question = self._text.continued(question)
         self._stops = (question.strip(), "</think>")
         read = read_pair(self._text.one_id(yes), self._text.one_id(no))
-        self._reader = BatchReader(self.generator.model, read, micro_batch or 32)
-        self._charges = Charges(self.generator.model)
+        self._reader = BatchReader(self.runner.model, read, micro_batch or 32)
+        self._charges = Charges(self.runner.model)
         self._known: dict[Node, tuple[list[Verification], Cost]] = {}
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
@@ -162,20 +169,20 @@ class GenerativeVerifier(RewardModel):
     def _verify(self, nodes: Sequence[Node]) -> None:
         asked = [Problem(self.prompt_of(node)) for node in nodes]
         roots = [Node(p, key=branch_key(node.key, _DRAW)) for p, node in zip(asked, nodes, strict=True)]
-        answers = self.generator.generate([GenerateRequest(root, self.chains, until="end") for root in roots])
+        answers = self.runner.generate([GenerateRequest(root, self.chains, until="end") for root in roots])
         ends = [
             self._chain(root, draw, step)
             for root, steps in zip(roots, answers, strict=True)
             for draw, step in enumerate(steps)
         ]
         for _ in range(self.rounds - 1):
-            more = self.generator.generate([GenerateRequest(e, until="end", forced=self._again) for e in ends])
+            more = self.runner.generate([GenerateRequest(e, until="end", forced=self._again) for e in ends])
             ends = [self._chain(end, 0, steps[0]) for end, steps in zip(ends, more, strict=True)]
         paths = [self._asked(end) for end in ends]
-        with evaluating(self.generator.model), torch.inference_mode():
+        with evaluating(self.runner.model), torch.inference_mode():
             chances = [values[0] for values in self._reader.read(paths)]
         for root in roots:
-            self.generator.release(root)
+            self.runner.release(root)
         for place, node in enumerate(nodes):
             own = slice(place * self.chains, (place + 1) * self.chains)
             found = [Verification(end.text, chance) for end, chance in zip(ends[own], chances[own], strict=True)]
@@ -198,7 +205,7 @@ class GenerativeVerifier(RewardModel):
     def _asked(self, end: Node) -> Path:
         ids = (*end.token_ids, *self._question)
         part = Part(end.key, ids, (len(ids) - 1,), (), (1,), True)
-        return Path(end.root.key, self._prompts.encode(end.problem.prompt), (part,))
+        return Path(end.root.key, self.runner.branches.encode(end.problem.prompt), (part,))
 
     def _bill(self, ends: Sequence[Node], paths: Sequence[Path]) -> Cost:
         steps = [step for end in ends for step in end.steps]

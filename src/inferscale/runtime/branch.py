@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from inferscale.flow import GenerateRequest
 from inferscale.tree import FinishReason, Node, Step, branch_key
 
+from .prompts import PromptFormat
 from .text import TokenText
 
 
@@ -205,26 +207,9 @@ def open_branches(request: GenerateRequest, encode: EncodePrompt, text: TokenTex
     return [Branch(request, index, key, prompt, path, forced, text, limits) for index, key in enumerate(keys)]
 
 
-def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
-    """The branches with those of a problem, and of a node, together: each in the place of its first."""
-    roots: dict[int, int] = {}
-    nodes: dict[int, int] = {}
-    for branch in branches:
-        node = branch.request.node
-        roots.setdefault(id(node.root), len(roots))
-        nodes.setdefault(id(node), len(nodes))
-    return sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))
-
-
-def most_sample_tokens(request: GenerateRequest, encode: EncodePrompt, text: TokenText, limits: Limits) -> int:
-    """The most tokens that one sample of `request` can have, its own `max_tokens` left out.
-
-    Raises:
-        ValueError: If the prompt does not fit into the model's context.
-    """
-    before = len(request.node.token_ids) + len(forced_ids(request, text))
-    room = limits.room(len(_prompt_ids(request, encode, limits)), before)
-    return max(min(room, limits.step) if request.until == "step" else room, 1)
+def forced_ids(request: GenerateRequest, text: TokenText) -> tuple[int, ...]:
+    """Ids of the forced text, on its own."""
+    return tuple(text.encode_plain(request.forced)) if request.forced else ()
 
 
 def _prompt_ids(request: GenerateRequest, encode: EncodePrompt, limits: Limits) -> tuple[int, ...]:
@@ -238,6 +223,53 @@ def _prompt_ids(request: GenerateRequest, encode: EncodePrompt, limits: Limits) 
     return ids
 
 
-def forced_ids(request: GenerateRequest, text: TokenText) -> tuple[int, ...]:
-    """Ids of the forced text, on its own."""
-    return tuple(text.encode_plain(request.forced)) if request.forced else ()
+class BranchFactory:
+    """Opens the branches of requests: one tokenizer, one way to write prompts, one set of lengths.
+
+    Attributes:
+        tokenizer: The tokenizer.
+        limits: Lengths.
+        text: What ids mean.
+        encode: From a prompt to its ids.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos_ids: Iterable[int],
+        limits: Limits,
+        *,
+        step_delimiter: str = "\n",
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self.text = TokenText(tokenizer, step_delimiter, eos_ids)
+        prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self.encode: EncodePrompt = lru_cache(maxsize=4096)(prompts.encode)
+
+    def open(self, request: GenerateRequest) -> list[Branch]:
+        """A branch for each sample of `request`, in order; see `open_branches`."""
+        return open_branches(request, self.encode, self.text, self.limits)
+
+    def max_sample_tokens(self, request: GenerateRequest) -> int:
+        """The most tokens that one sample of `request` can have, its own `max_tokens` left out.
+
+        Raises:
+            ValueError: If the prompt does not fit into the model's context.
+        """
+        before = len(request.node.token_ids) + len(forced_ids(request, self.text))
+        room = self.limits.room(len(_prompt_ids(request, self.encode, self.limits)), before)
+        return max(min(room, self.limits.step) if request.until == "step" else room, 1)
+
+
+def side_by_side(branches: Sequence[Branch]) -> list[Branch]:
+    """The branches with those of a problem, and of a node, together: each in the place of its first."""
+    roots: dict[int, int] = {}
+    nodes: dict[int, int] = {}
+    for branch in branches:
+        node = branch.request.node
+        roots.setdefault(id(node.root), len(roots))
+        nodes.setdefault(id(node), len(nodes))
+    return sorted(branches, key=lambda b: (roots[id(b.request.node.root)], nodes[id(b.request.node)]))

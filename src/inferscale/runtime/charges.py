@@ -31,7 +31,7 @@ class Charges:
         try:
             self.spec = _form_of(model)
         except UnknownArchitectureError as error:
-            warnings.warn(f"FLOPs of this model will be reported as 0: {error}", UserWarning, stacklevel=3)
+            warnings.warn(f"FLOPs of this model will be reported as 0: {error}", UserWarning, stacklevel=4)
 
     def forward(self, new: int, past: int, logits: int) -> int:
         """FLOPs of `new` tokens after `past` cached ones, with the head run at `logits` positions."""

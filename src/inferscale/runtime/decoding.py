@@ -1,11 +1,13 @@
-"""The token loop, and the two decoders that run its batches: on shared prefixes, or plainly."""
+"""The token loop, the two decoders that run its batches (on shared prefixes, or plainly), and what runs requests."""
 
 from __future__ import annotations
 
 import inspect
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inferscale._compat import cache_argument
+from inferscale._compat import cache_argument, evaluating
+from inferscale.flops import report_tokens
+from inferscale.flow import GenerateRequest
+from inferscale.tree import Node, Step
 
-from .branch import Branch
+from .branch import Branch, BranchFactory, side_by_side
+from .charges import Charges
 from .kv import ROOM, RowBatch, Segment
-from .prefix_cache import KVStore, Piece, Stem, chain_key
+from .memory import run_halving
+from .prefix_cache import KVStore, Piece, Stem, chain_key, check_cache_options, default_cache_bytes
 from .sampling import Draws, Sampler, uniforms
-from .session import Session
+from .session import Session, checked_session, length_bound
 
 
 @dataclass
@@ -473,3 +480,121 @@ class TreeDecoder(Decoder):
         self._stats.evictions = self.store.evictions
         live = self.session.buffers.bytes + (0 if self._batch is None else self._batch.bytes)
         self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.store.bytes + live)
+
+
+class ModelRunner:
+    """Samples the steps of requests from one local model: what every generator that runs a model here is a face of.
+
+    Attributes:
+        model: The model; it is in evaluation mode while `generate` runs.
+        branches: Opens the branches of requests.
+        sampler: Draws tokens.
+        stats: What was really run.
+        rows: Most branches that decode at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        branches: BranchFactory,
+        sampler: Sampler,
+        *,
+        micro_batch: int | None = None,
+        check_every: int | None = None,
+        cache: str = "tree",
+        max_cache_bytes: int | None = None,
+        decoder: Callable[[GeneratorStats], Decoder] | None = None,
+    ) -> None:
+        """Checks how the model can be run.
+
+        Args:
+            model: A causal language model.
+            branches: Opens the branches of requests.
+            sampler: Draws tokens.
+            micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
+            check_every: Tokens drawn between two looks at which steps have ended (default: 1 on a CPU, 8 elsewhere,
+                where a look waits for the device).
+            cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
+            max_cache_bytes: Most keys and values kept between calls.
+            decoder: Makes what runs the batches, in place of what `cache` says; it is given the runner's `stats`.
+
+        Raises:
+            ValueError: If an option does not fit.
+        """
+        for name, value in (("micro_batch", micro_batch), ("check_every", check_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: give a positive number")
+        check_cache_options(cache, max_cache_bytes)
+        self.model = model
+        self.branches = branches
+        self.sampler = sampler
+        self.stats = GeneratorStats()
+        self.rows = micro_batch or 256
+        self._check_every = check_every or (1 if model.device.type == "cpu" else 8)
+        self._charges = Charges(model)
+        self._lock = threading.Lock()
+        self._plain = StatelessDecoder(model, self.stats) if decoder is None else decoder(self.stats)
+        self._tree: TreeDecoder | None = None
+        self._bound = length_bound(model.config)
+        session = checked_session(model) if cache == "tree" and decoder is None else None
+        if session is not None:
+            size = default_cache_bytes(model) if max_cache_bytes is None else max_cache_bytes
+            self._tree = TreeDecoder(session, KVStore(size), self.stats)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """True if prefixes are read once (``cache="tree"``, and the model has passed the check)."""
+        return self._tree is not None
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+        """``request.n`` steps for each request, in order.
+
+        Raises:
+            ValueError: If a prompt does not fit into the model's context, or a node has no token ids.
+            SearchMemoryError: If not even one row fits into memory.
+            FloatingPointError: If the model's logits hold NaN or infinity.
+        """
+        started = time.perf_counter()
+        groups = [self.branches.open(request) for request in requests]
+        waiting = [branch for group in groups for branch in group if branch.finish is None]
+        with self._lock, evaluating(self.model), torch.inference_mode():
+            for decoder, branches in self._assigned(waiting):
+                self._sample(decoder, branches)
+        steps = [[branch.step(self._charges.sample) for branch in group] for group in groups]
+        report_tokens(self.model, sampled=sum(step.generated_tokens for group in steps for step in group))
+        self.stats.seconds += time.perf_counter() - started
+        return steps
+
+    def _sample(self, decoder: Decoder, branches: Sequence[Branch]) -> None:
+        def run(rows: int) -> None:
+            sample_branches(branches, rows, decoder, self.sampler, self.stats, self._check_every)
+
+        def left() -> list[Branch]:
+            return [branch for branch in branches if branch.finish is None]
+
+        def describe(branch: Branch) -> str:
+            return (
+                f"{len(branch.prefix)} tokens read and up to {branch.most_tokens} to sample, {self.model.dtype}; "
+                "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
+            )
+
+        self.rows = run_halving(run, self.rows, left, describe, decoder.make_room)
+
+    def release(self, root: Node) -> None:
+        """Lets go of the keys and values kept for a search that has ended."""
+        with self._lock:
+            for decoder in (self._plain, self._tree):
+                if decoder is not None:
+                    decoder.release(root.key)
+
+    def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
+        """Which decoder runs which branches."""
+        if self._tree is None:
+            return [(self._plain, list(branches))]
+        ordered, bound = side_by_side(branches), self._bound
+        if bound is None:
+            return [(self._tree, ordered)]
+        short, long = list[Branch](), list[Branch]()
+        for branch in ordered:
+            (short if len(branch.prefix) + branch.most_tokens <= bound else long).append(branch)
+        return [(self._tree, short), (self._plain, long)]
