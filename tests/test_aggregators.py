@@ -233,7 +233,7 @@ def test_confidence_votes():
         ConfidenceVote().select(paths(["a"]))
     with pytest.raises(ValueError, match=r'0 or more, got -1\.0: a generator made with confidence="self_certainty"'):
         ConfidenceVote().select([path("a", confidences=(-1.0,))])
-    with pytest.raises(ValueError, match="over must be"):
+    with pytest.raises(ValueError, match="reduction must be"):
         ConfidenceVote("max")
 
 
@@ -247,7 +247,7 @@ def test_the_mean_confidence_is_over_tokens():
 def test_the_oracle_finds_a_correct_answer_and_falls_back_to_the_first():
     votes = paths([None, "4", "5.0", "5"])
     assert Oracle().select(votes) is votes[2]
-    assert Oracle(grade=lambda answer, gold: answer == gold).select(votes) is votes[3]
+    assert Oracle(same_answer=lambda answer, gold: answer == gold).select(votes) is votes[3]
     assert Oracle().select(votes[:2]) is votes[1]
     assert Oracle().select(votes[:1]) is votes[0]
     with pytest.raises(ValueError, match="gold answer"):
@@ -322,4 +322,4 @@ def test_a_great_power_makes_borda_best_of_n(p):
 def test_a_confidence_that_is_no_number_is_refused_wherever_it_stands():
     for confidences in ((0.5, math.nan), (math.nan, 0.5)):
         with pytest.raises(ValueError, match="got nan"):
-            ConfidenceVote(over="min").select([path("a", confidences=confidences)])
+            ConfidenceVote(reduction="min").select([path("a", confidences=confidences)])

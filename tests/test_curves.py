@@ -177,7 +177,7 @@ def test_a_grader_joins_answers_and_grades():
     def loose(first, second):
         return first.casefold().replace("á", "a") == second.casefold().replace("á", "a")
 
-    points = curve_of_results([[result]], "RepeatedSampling", grade=loose, sizes=[4])
+    points = curve_of_results([[result]], "RepeatedSampling", same_answer=loose, sizes=[4])
     assert values(points, "majority") == {4: 0.5}
     assert values(points, "coverage") == {4: 1.0}
     known = curve_of_results([[result]], "RepeatedSampling", correct=[[[False] * 4]], sizes=[4])
@@ -311,8 +311,8 @@ def test_comparisons_and_fits_refuse_what_they_cannot_use():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="NaN or infinite"):
         paired_difference([1, math.nan], [0, 1], rng)
-    with pytest.raises(ValueError, match="confidence=95"):
-        paired_difference([1, 0], [0, 1], rng, confidence=95)
+    with pytest.raises(ValueError, match="confidence_level=95"):
+        paired_difference([1, 0], [0, 1], rng, confidence_level=95)
     with pytest.raises(ValueError, match="a pass rate is NaN"):
         difficulty_bins([0.5, math.nan], 2)
     with pytest.raises(ValueError, match="sizes and costs above 0"):

@@ -45,7 +45,9 @@ def check(by_k, rows, correct=None, abs_error=5e-7):
     ks = [int(k) for k in by_k]
     known = None if correct is None else [correct]
     exact = lambda first, second: first == second  # noqa: E731  (the recorded labels compare texts)
-    points = curve_of_results([[as_result(r) for r in rows]], "RepeatedSampling", sizes=ks, correct=known, grade=exact)
+    points = curve_of_results(
+        [[as_result(r) for r in rows]], "RepeatedSampling", sizes=ks, correct=known, same_answer=exact
+    )
     names = {"coverage": "pass_at_k", "majority": "maj_expected"}
     for p in points:
         if names[p.vote] in by_k[str(p.n)]:
@@ -96,7 +98,7 @@ def test_what_the_recorded_tree_of_thoughts_solved(reference, rows):
     assert pass_at_k(final, 5).sum() == figures["solved_any_of_5"]
     assert pass_at_k(final, 1).mean() == pytest.approx(figures["mean_final_correct"])
     assert final[:, 0].sum() == figures["first_final_correct"]
-    oracle = Oracle(grade=lambda answer, gold: answer == gold)
+    oracle = Oracle(same_answer=lambda answer, gold: answer == gold)
     solved = 0
     for row in trace:
         result = as_result({"id": row["id"], "answers": ["24" if right else "x" for right in row["final_correct"]]})

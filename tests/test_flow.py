@@ -147,7 +147,7 @@ def test_gather_of_nothing_is_nothing():
 
 def test_limit_returns_the_leaves_when_the_samples_are_spent():
     top = root()
-    flow = limit(BeamSearch(2, 1).search(top, RNG), top, samples=3)
+    flow = limit(BeamSearch(2, 1).search(top, RNG), top, n=3)
     next(flow)
     kids = [child(top, "a", 0.5), child(top, "b", 0.5)]
     with pytest.raises(StopIteration) as stop:
@@ -157,7 +157,7 @@ def test_limit_returns_the_leaves_when_the_samples_are_spent():
 
 def test_limit_lets_a_search_that_fits_through():
     top = root()
-    flow = limit(RepeatedSampling(2).search(top, RNG), top, samples=2)
+    flow = limit(RepeatedSampling(2).search(top, RNG), top, n=2)
     next(flow)
     kids = [child(top, "a", reason="eos"), child(top, "b", reason="eos")]
     with pytest.raises(StopIteration) as stop:
@@ -169,10 +169,10 @@ def test_limits_within_limits_end_at_their_own():
     top = root()
 
     def inner():
-        yield from limit(BeamSearch(2, 1).search(top, RNG), top, samples=2)
+        yield from limit(BeamSearch(2, 1).search(top, RNG), top, n=2)
         return (yield from expand([top], 2))
 
-    flow = limit(inner(), top, samples=4)
+    flow = limit(inner(), top, n=4)
     next(flow)
     kids = [child(top, "a", 0.5), child(top, "b", 0.5)]
     assert flow.send([kids]) == Generate((GenerateRequest(top, 2),))

@@ -113,9 +113,9 @@ def test_effective_sample_size(kind):
 def test_errors_say_what_was_wrong():
     with pytest.raises(ValueError, match="scheme must be"):
         resample([1.0], 1, "best", random.Random(0))
-    with pytest.raises(ValueError, match="num_samples"):
+    with pytest.raises(ValueError, match="n"):
         resample([1.0], 0, rng=random.Random(0))
-    with pytest.raises(ValueError, match="num_samples must be a whole number"):
+    with pytest.raises(ValueError, match="n must be a whole number"):
         resample([1.0, 2.0], 2.5, rng=random.Random(0))
     with pytest.raises(ValueError, match="either rng"):
         resample([1.0], 1)

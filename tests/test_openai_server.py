@@ -80,7 +80,7 @@ def in_process(folder, **options):
     return HFGenerator(str(folder), max_step_tokens=48, max_new_tokens=160, temperature=0, **options)
 
 
-@pytest.mark.parametrize("strategy", [Greedy(), StepwiseGreedy(k=1)], ids=["whole", "by steps"])
+@pytest.mark.parametrize("strategy", [Greedy(), StepwiseGreedy(n=1)], ids=["whole", "by steps"])
 def test_greedy_text_and_price_equal_the_in_process_generators(address, folder, strategy):
     local = in_process(folder, chat_template=False)
     remote = OpenAIGenerator(

@@ -78,7 +78,9 @@ def test_otis_by_aggregators(reference, samples):
         chosen = [MajorityVote().select(trajectories(row)).answer for row in mine]
         accuracy = np.mean([answer == row["gold"] for answer, row in zip(chosen, mine, strict=True)])
         assert accuracy == pytest.approx(expected["adaptive"]["SC"]["acc"], abs=1e-12)
-        oracle = [Oracle(grade=lambda a, b: a == b).select(trajectories(row)).answer == row["gold"] for row in mine]
+        oracle = [
+            Oracle(same_answer=lambda a, b: a == b).select(trajectories(row)).answer == row["gold"] for row in mine
+        ]
         assert np.mean(oracle) == pytest.approx(expected["by_k"]["16"]["pass_at_k"], abs=5e-7)
 
 

@@ -22,7 +22,7 @@ from inferscale.strategies import (
     RepeatedSampling,
     plan_sampling,
 )
-from inferscale.strategies.adaptive import beta_confidence, dirichlet_confidence, expected_stop, expected_windows
+from inferscale.strategies.adaptive import beta_probability, dirichlet_probability, expected_stop, expected_windows
 from inferscale.testing import BrokenGenerator, ToyGenerator
 from inferscale.tree import Problem, Step
 from tests.strategy_fakes import search
@@ -61,27 +61,27 @@ def run(strategy, answers):
 
 
 def test_the_least_votes_that_stop_at_95_percent():
-    least = [next(v1 for v1 in range(v2, 99) if beta_confidence(v1, v2) >= 0.95) for v2 in range(12)]
+    least = [next(v1 for v1 in range(v2, 99) if beta_probability(v1, v2) >= 0.95) for v2 in range(12)]
     assert least == [4, 6, 8, 9, 11, 12, 14, 15, 17, 18, 19, 21]
-    assert (beta_confidence(3, 0), beta_confidence(4, 0), beta_confidence(0, 0)) == (0.9375, 0.96875, 0.5)
+    assert (beta_probability(3, 0), beta_probability(4, 0), beta_probability(0, 0)) == (0.9375, 0.96875, 0.5)
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_the_beta_rule_is_the_beta_distribution(first, second):
     from scipy.special import betainc
 
-    assert beta_confidence(first, second) == pytest.approx(1 - betainc(first + 1, second + 1, 0.5), abs=1e-12)
+    assert beta_probability(first, second) == pytest.approx(1 - betainc(first + 1, second + 1, 0.5), abs=1e-12)
 
 
 @given(st.integers(0, 80), st.integers(0, 80))
 def test_the_dirichlet_rule_with_two_answers_is_the_beta_rule(first, second):
-    assert dirichlet_confidence((first, second)) == pytest.approx(beta_confidence(first, second), abs=1e-8)
+    assert dirichlet_probability((first, second)) == pytest.approx(beta_probability(first, second), abs=1e-8)
 
 
 def test_the_dirichlet_rule_is_symmetric_and_sums_to_one():
-    assert dirichlet_confidence((0, 0, 0, 0, 0)) == pytest.approx(0.2, abs=1e-8)
+    assert dirichlet_probability((0, 0, 0, 0, 0)) == pytest.approx(0.2, abs=1e-8)
     counts = (7, 4, 3, 1)
-    total = sum(dirichlet_confidence((counts[i], *counts[:i], *counts[i + 1 :])) for i in range(4))
+    total = sum(dirichlet_probability((counts[i], *counts[:i], *counts[i + 1 :])) for i in range(4))
     assert total == pytest.approx(1, abs=1e-8)
 
 
@@ -91,7 +91,7 @@ def test_the_dirichlet_rule_against_simulation():
     counts = (6, 3, 2, 0, 0)
     drawn = np.random.default_rng(0).dirichlet([count + 1 for count in counts], 200_000)
     share = float((drawn[:, 0] >= drawn.max(axis=1)).mean())
-    assert dirichlet_confidence(counts) == pytest.approx(share, abs=0.004)
+    assert dirichlet_probability(counts) == pytest.approx(share, abs=0.004)
 
 
 def test_the_search_stops_where_the_rule_says():
@@ -110,11 +110,11 @@ def test_the_search_stops_where_the_rule_says():
 
 
 def test_a_block_is_tested_at_every_prefix_and_paid_for_whole():
-    assert run(AdaptiveConsistency(10, batch=4), [list("aaaaaaaaaa")])[0] == [4]
+    assert run(AdaptiveConsistency(10, num_parallel=4), [list("aaaaaaaaaa")])[0] == [4]
     # The stop at 4 of "aaaabbbb" holds, although the block's end would not stop; all 8 were paid for and vote.
-    assert run(AdaptiveConsistency(10, batch=8), [list("aaaabbbbcc")]) == ([8], ["a"])
-    assert run(AdaptiveConsistency(10, batch=3), [list("aaaaaaaaaa")])[0] == [6]
-    assert run(AdaptiveConsistency(10, batch=6), [list("ababababab")])[0] == [10]
+    assert run(AdaptiveConsistency(10, num_parallel=8), [list("aaaabbbbcc")]) == ([8], ["a"])
+    assert run(AdaptiveConsistency(10, num_parallel=3), [list("aaaaaaaaaa")])[0] == [6]
+    assert run(AdaptiveConsistency(10, num_parallel=6), [list("ababababab")])[0] == [10]
 
 
 def test_the_dirichlet_rule_goes_on_longer():
@@ -146,7 +146,7 @@ def test_failed_samples_count_as_samples():
     def fails(step, node):
         return replace(step, text=" ", finish_reason="empty")
 
-    for strategy in (AdaptiveConsistency(6), EarlyStoppingConsistency(3, 6), DeepConf(2, 6, batch=2)):
+    for strategy in (AdaptiveConsistency(6), EarlyStoppingConsistency(3, 6), DeepConf(2, 6, num_parallel=2)):
         result = search(strategy, BrokenGenerator(fails))
         assert result.cost.num_generated == 6
         assert result.answer is None
@@ -209,7 +209,7 @@ def brute_force(strategy, chances, length):
 
 @pytest.mark.parametrize(
     "strategy",
-    [AdaptiveConsistency(6), AdaptiveConsistency(6, batch=4), EarlyStoppingConsistency(2, 6)],
+    [AdaptiveConsistency(6), AdaptiveConsistency(6, num_parallel=4), EarlyStoppingConsistency(2, 6)],
     ids=repr,
 )
 @pytest.mark.parametrize("chances", [(0.7, 0.2), (0.5, 0.5), (1.0,)], ids=str)
@@ -242,7 +242,7 @@ def test_a_plan_from_recorded_pilots_is_near_what_happens(shared_data):
 
 def test_plans_by_hand():
     plan = plan_sampling(EarlyStoppingConsistency(2, 8), [["a", "a"], [None, None]])
-    assert (plan.expected_samples, plan.max_samples, plan.saving) == ((2 + 8) / 2, 8, 3 / 8)
+    assert (plan.expected_samples, plan.n, plan.saving) == ((2 + 8) / 2, 8, 3 / 8)
     with pytest.raises(ValueError, match="at least one sample"):
         plan_sampling(AdaptiveConsistency(), [["a"], []])
     with pytest.raises(ValueError, match="at most 1"):
@@ -272,7 +272,7 @@ class Sure(Generator):
 
 def test_deepconf_abandons_traces_below_the_warm_up_threshold():
     table = [(5, 4, 5), (5, 3, 5), (5, 1, 5), (5, 2, 5), (9, 2.9, 9), (9, 3.1, 9), (2, 9, 9), (9, 9, 1)]
-    strategy = DeepConf(4, 8, keep=0.34, window=1, consensus=None, batch=4)
+    strategy = DeepConf(4, 8, keep=0.34, window=1, consensus=None, num_parallel=4)
     result = solve(Problem("x"), strategy, Sure(table))
     # Lowest groups of the warm-up: 4, 3, 1, 2; the quantile .66 is 2.98.
     assert [leaf.text.split()[0] for leaf in result.leaves] == ["0", "1", "2", "3", "5"]
@@ -288,9 +288,11 @@ def test_groups_are_the_last_steps_that_fill_the_window():
 
 def test_deepconf_stops_when_the_traces_agree():
     sure = [(1.0, 1.0)] * 40
-    agreed = solve(Problem("x"), DeepConf(4, 40, batch=4), Sure(sure, answer=lambda trace: 7))
+    agreed = solve(Problem("x"), DeepConf(4, 40, num_parallel=4), Sure(sure, answer=lambda trace: 7))
     assert agreed.cost.num_generated == 8
-    everything = solve(Problem("x"), DeepConf(4, 40, batch=4, consensus=None), Sure(sure, answer=lambda trace: 7))
+    everything = solve(
+        Problem("x"), DeepConf(4, 40, num_parallel=4, consensus=None), Sure(sure, answer=lambda trace: 7)
+    )
     assert everything.cost.num_generated == 80
 
 
@@ -320,10 +322,10 @@ def test_deepconf_needs_confidences():
 
 def test_bad_hyperparameters_are_refused():
     for kind, options in [
-        (AdaptiveConsistency, {"max_samples": 0}),
-        (AdaptiveConsistency, {"confidence": 1.0}),
+        (AdaptiveConsistency, {"n": 0}),
+        (AdaptiveConsistency, {"threshold": 1.0}),
         (AdaptiveConsistency, {"rule": "x"}),
-        (EarlyStoppingConsistency, {"window": 9, "max_samples": 8}),
+        (EarlyStoppingConsistency, {"window": 9, "n": 8}),
         (DeepConf, {"keep": 0.0}),
         (DeepConf, {"consensus": 0.5}),
     ]:
@@ -346,5 +348,5 @@ def test_it_saves_samples_on_the_toy():
 
 @pytest.mark.parametrize("counts", [(700, 600), (900, 890), (2000, 1900), (5000, 4000)])
 def test_the_dirichlet_rule_goes_on_working_with_many_votes(counts):
-    assert dirichlet_confidence(counts) == pytest.approx(beta_confidence(*counts), abs=1e-6)
+    assert dirichlet_probability(counts) == pytest.approx(beta_probability(*counts), abs=1e-6)
     assert AdaptiveConsistency(rule="dirichlet").decides((2000, 100, 3))

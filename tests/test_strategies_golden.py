@@ -47,7 +47,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "best_first": BestFirst(6, 2),
     "budget_forcing": BudgetForcing(12, num_waits=1, end_of_thinking="", wait=" Wait ", final=" The answer is "),
     "compute_optimal": ComputeOptimal((RepeatedSampling(1), BeamSearch(1, 3)), (0.3,), num_probes=2),
-    "deepconf": DeepConf(3, 6, keep=0.5, window=4, batch=3),
+    "deepconf": DeepConf(3, 6, keep=0.5, window=4, num_parallel=3),
     "depth_first": DepthFirst(6, 2, threshold=0.4),
     "dvts": DVTS(2, 2),
     "early_stopping": EarlyStoppingConsistency(2, 6),

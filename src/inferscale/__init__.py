@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         RewardFunction,
         VLLMRewardModel,
     )
-    from .strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
+    from .strategies import DVTS, MCTS, REBASE, BeamSearch, Greedy, ParticleFilter, RepeatedSampling
     from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
     from .viz import render_tree
 
@@ -47,7 +47,7 @@ _NAMES = {
         *("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
         "VLLMRewardModel",
     ),
-    "strategies": ("BeamSearch", "DVTS", "Greedy", "REBASE", "RepeatedSampling"),
+    "strategies": ("BeamSearch", "DVTS", "Greedy", "MCTS", "ParticleFilter", "REBASE", "RepeatedSampling"),
     "tree": ("Node", "Problem", "Step", "Trajectory", "UnscoredNodeError"),
 }
 _HOME = {name: f".{module}" for module, names in _NAMES.items() for name in names}
@@ -73,10 +73,12 @@ __all__ = [
     "HFOutcomeRewardModel",
     "HFProcessRewardModel",
     "LikelihoodReward",
+    "MCTS",
     "MajorityVote",
     "Node",
     "OpenAIGenerator",
     "Oracle",
+    "ParticleFilter",
     "Problem",
     "ProcessRewardModel",
     "REBASE",

@@ -211,22 +211,22 @@ class BordaVote(Aggregator):
 class ConfidenceVote(Aggregator):
     """A vote weighted by the confidence that the generator reported with each step.
 
-    ``over="min"`` is the lowest group of DeepConf (arXiv:2508.15260) with steps for groups.
+    ``reduction="min"`` is the lowest group of DeepConf (arXiv:2508.15260) with steps for groups.
 
     Attributes:
-        over: Confidence of a trajectory from those of its steps: their ``"mean"`` over tokens, ``"min"`` or
+        reduction: Confidence of a trajectory from those of its steps: their ``"mean"`` over tokens, ``"min"`` or
             ``"last"``.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
     """
 
-    over: Literal["mean", "min", "last"] = "mean"
+    reduction: Literal["mean", "min", "last"] = "mean"
     same_answer: SameAnswer | None = None
     normalize: Normalize = field(default=normalize_answer, repr=False)
 
     def __post_init__(self) -> None:
-        if self.over not in ("mean", "min", "last"):
-            raise ValueError(f'ConfidenceVote: over must be "mean", "min" or "last", got {self.over!r}')
+        if self.reduction not in ("mean", "min", "last"):
+            raise ValueError(f'ConfidenceVote: reduction must be "mean", "min" or "last", got {self.reduction!r}')
 
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
         """The most confident trajectory with the winning answer; one of unknown confidence abstains.
@@ -249,8 +249,8 @@ class ConfidenceVote(Aggregator):
             return None
         if any(map(math.isnan, known)):
             return math.nan  # min() may pass over it
-        if self.over != "mean":
-            return min(known) if self.over == "min" else known[-1]
+        if self.reduction != "mean":
+            return min(known) if self.reduction == "min" else known[-1]
         tokens = [max(step.generated_tokens, 1) for step in trajectory.steps]
         return math.fsum(value * count for value, count in zip(known, tokens, strict=True)) / sum(tokens)
 
@@ -328,10 +328,10 @@ class Oracle(Aggregator):
     Without a correct one it is the first with an answer.
 
     Attributes:
-        grade: Called with an answer and the problem's gold answer.
+        same_answer: Called with an answer and the problem's gold answer.
     """
 
-    grade: SameAnswer = field(default=_same_answer, repr=False)
+    same_answer: SameAnswer = field(default=_same_answer, repr=False)
 
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
         """A correct trajectory, if there is one.
@@ -344,7 +344,7 @@ class Oracle(Aggregator):
         if gold is None:
             raise ValueError("Oracle compares with the gold answer: give Problem(prompt, answer=...)")
         answered = [t for t in trajectories if t.answer is not None]
-        correct = (t for t in answered if t.answer is not None and self.grade(t.answer, gold))
+        correct = (t for t in answered if t.answer is not None and self.same_answer(t.answer, gold))
         return next(correct, (answered or trajectories)[0])
 
 

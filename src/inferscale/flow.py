@@ -197,9 +197,9 @@ class _SpentError(Exception):
     """A flow asked for more samples than it may."""
 
 
-def limit(flow: Flow[list[Node]], root: Node, samples: int) -> Flow[list[Node]]:
-    """The result of `flow`, or ``root.leaves()`` when it asks for more than `samples` samples in all."""
-    left = samples
+def limit(flow: Flow[list[Node]], root: Node, n: int) -> Flow[list[Node]]:
+    """The result of `flow`, or ``root.leaves()`` when it asks for more than `n` samples in all."""
+    left = n
 
     def counted(request: Generate) -> Generate:
         nonlocal left

@@ -408,9 +408,9 @@ def latest_records(path: Path) -> list[Record]:
     return sorted(latest.values(), key=lambda record: int(record["index"]))
 
 
-def make_record(index: int, key: str, result: SearchResult, grade: SameAnswer, memory: int | None) -> Record:
+def make_record(index: int, key: str, result: SearchResult, same_answer: SameAnswer, memory: int | None) -> Record:
     """The line of one result."""
-    each = graded([t.answer for t in result.trajectories], result.problem, grade)
+    each = graded([t.answer for t in result.trajectories], result.problem, same_answer)
     correct = None if each is None else each[result.trajectories.index(result.selected)]
     return {
         "key": key,
@@ -426,10 +426,10 @@ def make_record(index: int, key: str, result: SearchResult, grade: SameAnswer, m
     }
 
 
-def graded(answers: list[str | None], problem: Problem, grade: SameAnswer = same_answer) -> list[bool] | None:
+def graded(answers: list[str | None], problem: Problem, same_answer: SameAnswer = same_answer) -> list[bool] | None:
     """Whether each answer is right (``None`` never is), or ``None`` if the problem has no gold answer."""
     gold = problem.answer
     if gold is None:
         return None
-    known = {answer: grade(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
+    known = {answer: same_answer(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
     return [answer is not None and known[answer] for answer in answers]

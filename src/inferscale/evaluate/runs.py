@@ -63,14 +63,14 @@ class Task:
         folder: The folder.
         problems: The problems.
         keys: A name for each under the configuration.
-        grade: Tells whether an answer is right.
+        same_answer: Tells whether an answer is right.
         fsync: Whether each record is waited for.
     """
 
     folder: Path
     problems: list[Problem]
     keys: list[str]
-    grade: SameAnswer
+    same_answer: SameAnswer
     fsync: bool
 
 
@@ -158,7 +158,7 @@ def run_evaluation(
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
     extract_answer: Callable[[str], str | None] = default_extract_answer,
-    grade: SameAnswer = same_answer,
+    same_answer: SameAnswer = same_answer,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -184,7 +184,7 @@ def run_evaluation(
         reward_model: As in `solve_batch`.
         aggregator: As in `solve_batch`.
         extract_answer: As in `solve_batch`.
-        grade: Called with an answer and the gold answer: `same_answer`, or a `MathGrader`.
+        same_answer: Called with an answer and the gold answer: `inferscale.same_answer`, or a `MathGrader`.
         budget: The most that each problem may cost.
         seed: Any integer.
         schedule: As in `solve_batch`; the records are the same in both.
@@ -206,12 +206,13 @@ def run_evaluation(
     vote = aggregator or MajorityVote()
     identity = {
         "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
-        "aggregator": describe(vote), "extract_answer": describe(extract_answer), "grade": str(describe(grade)),
-        "budget": describe(budget), "seed": operator.index(seed), "config": dict(config or {}),
+        "aggregator": describe(vote), "extract_answer": describe(extract_answer),
+        "same_answer": str(describe(same_answer)), "budget": describe(budget),
+        "seed": operator.index(seed), "config": dict(config or {}),
     }  # fmt: skip
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    task = Task(folder, given, problem_keys(given, digest(identity)), grade, fsync)
+    task = Task(folder, given, problem_keys(given, digest(identity)), same_answer, fsync)
     with locked(folder / LOCK):
         prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
         results = partial(
@@ -241,7 +242,7 @@ def _solve_rest(task: Task, results: Callable[..., Iterator[SearchResult]], prog
             index = position[id(result.problem)]
             if task.keys[index] in done:
                 continue  # solved again only because an equal prompt comes later
-            record = make_record(index, task.keys[index], result, task.grade, peak_memory_bytes())
+            record = make_record(index, task.keys[index], result, task.same_answer, peak_memory_bytes())
             append(file, record, task.fsync)
             bar.count(record["correct"], result.cost.tokens)
             bar.say()
@@ -272,7 +273,7 @@ def _keeping_partial(
         for result in error.__dict__.get("partial", []):
             index = position[id(result.problem)]
             if result.stopped_by == "error" and task.keys[index] not in done:
-                append(file, make_record(index, task.keys[index], result, task.grade, peak_memory_bytes()))
+                append(file, make_record(index, task.keys[index], result, task.same_answer, peak_memory_bytes()))
         raise
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from .arrays import Array, Arrays, arrays_of, require, require_items
 
 Resampling: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual"]
-"""How ancestors are drawn; in all four the expected count of particle i is ``num_samples * w_i``."""
+"""How ancestors are drawn; in all four the expected count of particle i is ``n * w_i``."""
 
 _SLACK = 1e-9  # a share that is whole up to rounding errors, 2.9999999999999996, counts as whole
 
@@ -40,7 +40,7 @@ def effective_sample_size(weights: Array, *, log: bool = False) -> Array:
 
 def resample(
     weights: Array,
-    num_samples: int,
+    n: int,
     scheme: Resampling = "systematic",
     rng: random.Random | np.random.Generator | None = None,
     *,
@@ -55,14 +55,14 @@ def resample(
 
     Args:
         weights: `[..., N]`, 0 or more, not necessarily normalised.
-        num_samples: Number n of ancestors of each row.
+        n: Number n of ancestors of each row.
         scheme: ``"multinomial"``, ``"stratified"``, ``"systematic"`` or ``"residual"``. Systematic counts are
             ``floor(n * w_i)`` or one more.
         rng: Where the uniform numbers come from.
-        uniforms: Instead of `rng`: numbers in [0, 1), `[..., 1]` for ``"systematic"``, else `[..., num_samples]`.
+        uniforms: Instead of `rng`: numbers in [0, 1), `[..., 1]` for ``"systematic"``, else `[..., n]`.
 
     Returns:
-        `[..., num_samples]` in int64.
+        `[..., n]` in int64.
 
     Raises:
         ValueError: If a weight is negative or not finite, all of a row are 0, or not exactly one of `rng` and
@@ -70,17 +70,17 @@ def resample(
     """
     if scheme not in get_args(Resampling):
         raise ValueError(f'scheme must be "multinomial", "stratified", "systematic" or "residual", got {scheme!r}')
-    if not 1 <= num_samples < math.inf or num_samples != int(num_samples):
-        raise ValueError(f"num_samples must be a whole number, 1 or more; got {num_samples!r}")
-    num_samples = int(num_samples)
+    if not 1 <= n < math.inf or n != int(n):
+        raise ValueError(f"n must be a whole number, 1 or more; got {n!r}")
+    n = int(n)
     ops = arrays_of(weights, uniforms)
     weights = _check(ops, ops.float64(weights))
-    shape = (*weights.shape[:-1], 1 if scheme == "systematic" else num_samples)
+    shape = (*weights.shape[:-1], 1 if scheme == "systematic" else n)
     u = _uniforms(ops, shape, rng, uniforms)
     if scheme == "residual":
-        return _residual(ops, weights, num_samples, u)
+        return _residual(ops, weights, n, u)
     if scheme != "multinomial":
-        u = (u + ops.arange(num_samples)) / num_samples
+        u = (u + ops.arange(n)) / n
     return _invert(ops, weights, u)
 
 
@@ -121,12 +121,12 @@ def _invert(ops: Arrays, weights: Array, u: Array) -> Array:
     return ops.xp.minimum(ops.searchsorted(running, u * total, side="right"), last)
 
 
-def _residual(ops: Arrays, weights: Array, num_samples: int, u: Array) -> Array:
-    expected = weights / weights.sum(-1, keepdims=True) * num_samples
+def _residual(ops: Arrays, weights: Array, n: int, u: Array) -> Array:
+    expected = weights / weights.sum(-1, keepdims=True) * n
     whole = ops.xp.floor(expected + _SLACK)
     places = ops.cumsum(whole)
     rest = ops.xp.clip(expected - whole, 0.0, None)
     rest = ops.xp.where(rest.sum(-1, keepdims=True) > 0, rest, weights)  # nothing is left over, so none is drawn
-    position = ops.float64(ops.arange(num_samples)) + ops.xp.zeros_like(u)
+    position = ops.float64(ops.arange(n)) + ops.xp.zeros_like(u)
     certain = ops.searchsorted(places, position, side="right")
     return ops.xp.where(position < places[..., -1:], certain, _invert(ops, rest, u))

@@ -48,7 +48,7 @@ def paired_difference(
     second: CurvePoint | Sequence[float],
     rng: np.random.Generator,
     resamples: int = 10_000,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> PairedDifference:
     """How much better `first` is than `second`, with a percentile bootstrap over problems.
 
@@ -57,14 +57,16 @@ def paired_difference(
         second: The same for the other method, problems in the same order.
         rng: Draws the bootstrap samples.
         resamples: How many.
-        confidence: Of the interval.
+        confidence_level: Of the interval.
 
     Raises:
         ValueError: If there are fewer than two problems, not as many in both, a number is not finite, or
-            `resamples` or `confidence` is out of range.
+            `resamples` or `confidence_level` is out of range.
     """
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"resamples={resamples}, confidence={confidence}: at least one, and a number between 0 and 1")
+    if resamples < 1 or not 0 < confidence_level < 1:
+        raise ValueError(
+            f"resamples={resamples}, confidence_level={confidence_level}: at least one, and a number between 0 and 1"
+        )
     a, b = _values(first), _values(second)
     if len(a) != len(b) or len(a) < 2:
         raise ValueError(
@@ -74,7 +76,7 @@ def paired_difference(
         raise ValueError("a paired comparison needs the correctness of every problem; one is NaN or infinite")
     gap = a - b
     means = [gap[rng.integers(len(gap), size=(rows, len(gap)))].mean(axis=1) for rows in _pieces(resamples)]
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
     right_a, right_b = a > 0.5, b > 0.5
     only_first, only_second = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return PairedDifference(

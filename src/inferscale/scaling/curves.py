@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inferscale.aggregators import SameAnswer, group_answers
 from inferscale.answers import extract_answer as default_extract_answer
-from inferscale.answers import same_answer
+from inferscale.answers import same_answer as default_same_answer
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine.result import SearchResult
@@ -20,8 +20,7 @@ from inferscale.engine.solver import solve_batch
 from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
 from inferscale.tree import Problem, Step
 
-_SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions",
-                    "max_samples"})  # fmt: skip
+_SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions"})
 
 
 def is_sampling(strategy: SearchStrategy | str) -> bool:
@@ -139,22 +138,22 @@ class Evidence:
 
 def gather_evidence(
     results: Sequence[SearchResult],
-    grade: SameAnswer = same_answer,
+    same_answer: SameAnswer = default_same_answer,
     correct: Sequence[Sequence[bool]] | None = None,
 ) -> list[Evidence]:
     """The evidence of each result.
 
     Args:
         results: Searches of problems with gold answers.
-        grade: Tells whether two answers are the same; joins the answers of a vote too.
+        same_answer: Tells whether two answers are the same; joins the answers of a vote too.
         correct: Whether each trajectory is right, if that is known (as in the records of a run).
 
     Raises:
         ValueError: If a problem has no gold answer.
     """
-    predicate = None if grade is same_answer else grade
+    predicate = None if same_answer is default_same_answer else same_answer
     return [
-        _evidence(result, grade, predicate, None if correct is None else correct[index])
+        _evidence(result, same_answer, predicate, None if correct is None else correct[index])
         for index, result in enumerate(results)
     ]
 
@@ -170,7 +169,10 @@ def point(values: Floats, cost: Floats, strategy: str, vote: Vote, n: int, charg
 
 
 def _evidence(
-    result: SearchResult, grade: SameAnswer, predicate: Callable[[str, str], bool] | None, known: Sequence[bool] | None
+    result: SearchResult,
+    same_answer: SameAnswer,
+    predicate: SameAnswer | None,
+    known: Sequence[bool] | None,
 ) -> Evidence:
     answers = [trajectory.answer for trajectory in result.trajectories]
     gold = result.problem.answer
@@ -180,7 +182,7 @@ def _evidence(
     for number, group in enumerate(group_answers(answers, predicate)):
         ids[group] = number
     if known is None:
-        verdicts = {answer: grade(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
+        verdicts = {answer: same_answer(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
         known = [answer is not None and verdicts[answer] for answer in answers]
     if len(known) != len(answers):
         raise ValueError(f"{len(known)} verdicts for {len(answers)} trajectories of {result.problem.prompt[:60]!r}")
@@ -336,7 +338,7 @@ def scaling_curve(
     seeds: Sequence[int] = (0,),
     budget: Budget | None = None,
     extract_answer: Callable[[str], str | None] = default_extract_answer,
-    grade: SameAnswer = same_answer,
+    same_answer: SameAnswer = default_same_answer,
     batch_size: int | None = 64,
     model: str = "",
     parameters: int | None = None,
@@ -357,7 +359,7 @@ def scaling_curve(
         seeds: Each strategy is run once for each; a problem counts with its mean over them.
         budget: The most that each problem may cost.
         extract_answer: Reads the answer out of a completion.
-        grade: `same_answer`, or a `MathGrader`.
+        same_answer: `inferscale.same_answer`, or a `MathGrader`.
         batch_size: Problems searched at the same time.
         model: Name of the policy, for the points.
         parameters: Its size, for the points.
@@ -376,7 +378,7 @@ def scaling_curve(
             for seed in seeds
         ]  # fmt: skip
         points += curve_of_results(
-            runs, strategy, votes=votes, sizes=sizes, grade=grade, model=model, parameters=parameters
+            runs, strategy, votes=votes, sizes=sizes, same_answer=same_answer, model=model, parameters=parameters
         )
     return points
 
@@ -387,7 +389,7 @@ def curve_of_results(
     *,
     votes: Sequence[Vote] | None = None,
     sizes: Sequence[int] | None = None,
-    grade: SameAnswer = same_answer,
+    same_answer: SameAnswer = default_same_answer,
     correct: Sequence[Sequence[Sequence[bool]]] | None = None,
     **about: Any,
 ) -> list[CurvePoint]:
@@ -398,7 +400,7 @@ def curve_of_results(
         strategy: What was run, or a name for it; a name that is ``"RepeatedSampling"`` means independent samples.
         votes: As in `scaling_curve`.
         sizes: As in `scaling_curve`.
-        grade: As in `scaling_curve`.
+        same_answer: As in `scaling_curve`.
         correct: For each run and problem, whether each trajectory is right, if that is known.
         **about: `memory_bytes`, `model` and `parameters` of the points.
 
@@ -409,7 +411,7 @@ def curve_of_results(
     if not runs or not runs[0] or any(_prompts(results) != _prompts(runs[0]) for results in runs[1:]):
         raise ValueError("a curve needs at least one run with results, and the same problems in each")
     evidence = [
-        gather_evidence(results, grade, None if correct is None else correct[index])
+        gather_evidence(results, same_answer, None if correct is None else correct[index])
         for index, results in enumerate(runs)
     ]
     chosen = _checked_votes(votes, evidence)

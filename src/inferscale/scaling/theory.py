@@ -259,7 +259,7 @@ def estimate_voting_limit(
     rng: np.random.Generator,
     scores: Sequence[Sequence[float]] | None = None,
     resamples: int = 1000,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
 ) -> tuple[float, float, float]:
     """The limit of voting over a data set, estimated from samples, with a bootstrap interval.
 
@@ -269,7 +269,7 @@ def estimate_voting_limit(
         rng: Source of the bootstrap.
         scores: For each sample its score, for the weighted vote.
         resamples: Bootstrap draws, over problems and over each problem's samples.
-        confidence: Of the interval.
+        confidence_level: Of the interval.
 
     Returns:
         Estimate, lower and upper end. The estimate is the plain vote over all samples: biased where the leading
@@ -289,7 +289,7 @@ def estimate_voting_limit(
     for _ in range(resamples):
         chosen = rng.integers(len(ids), size=len(ids))
         draws.append(np.mean([_resampled_vote(ids[i], weights[i], gold_ids[i], rng) for i in chosen]))
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(draws, [(1 - confidence_level) / 2, (1 + confidence_level) / 2])
     return estimate, float(low), float(high)
 
 

@@ -117,7 +117,7 @@ class ABMCTS(SearchStrategy):
     every node on the way may branch again). Every draw comes from the seed (treequest draws from a global state).
 
     Attributes:
-        num_samples: Children made.
+        n: Children made.
         posterior: ``"normal"``, the normal-inverse-chi-squared belief, or ``"beta"`` with Jeffreys' prior.
         until: What a sample is: a whole answer (``"end"``), or one ``"step"``.
         num_parallel: Children made at a time, before their scores are known; more than 1 saves model calls.
@@ -125,7 +125,7 @@ class ABMCTS(SearchStrategy):
         max_depth: Most steps in a path, or revisions in a row.
     """
 
-    num_samples: int = 64
+    n: int = 64
     posterior: Literal["normal", "beta"] = "normal"
     until: Literal["step", "end"] = "end"
     num_parallel: int = 1
@@ -135,14 +135,14 @@ class ABMCTS(SearchStrategy):
 
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
-        check_counts(self, "num_samples", "num_parallel", "max_depth")
+        check_counts(self, "n", "num_parallel", "max_depth")
         check_choice(self, "posterior", ("normal", "beta"))
         check_choice(self, "until", ("step", "end"))
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """All answers in order, or the leaves of the tree of steps."""
         kind = NormalPosterior if self.posterior == "normal" else BetaPosterior
-        top, answers, left = _Place(root, None, kind, ""), list[Node](), self.num_samples
+        top, answers, left = _Place(root, None, kind, ""), list[Node](), self.n
         while left:
             picks = [self._select(top, rng) for _ in range(min(self.num_parallel, left))]
             left -= len(picks)

@@ -29,7 +29,7 @@ _MAX_EXPONENT = 700.0  # exp of it is just within float64
 
 
 @lru_cache(maxsize=4096)
-def beta_confidence(first: int, second: int) -> float:
+def beta_probability(first: int, second: int) -> float:
     """``P(p1 > p2)`` for the two leading answers with so many votes, under a uniform prior.
 
     ``1 - I_half(v1 + 1, v2 + 1) = sum_{j <= v1} C(n, j) / 2^n`` with ``n = v1 + v2 + 1``: the stop of
@@ -40,12 +40,12 @@ def beta_confidence(first: int, second: int) -> float:
 
 
 @lru_cache(maxsize=4096)
-def dirichlet_confidence(counts: tuple[int, ...]) -> float:
+def dirichlet_probability(counts: tuple[int, ...]) -> float:
     """``P(p1 > all others)`` for votes `counts`, the leader's first, under ``p ~ Dirichlet(counts + 1)``.
 
     A Dirichlet vector is gamma variables over their sum, so this is the integral of the leader's Gamma(v1 + 1) density
     times the others' distribution functions; Simpson's rule, error below 1e-9 for up to a few hundred votes. With two
-    answers it is `beta_confidence`.
+    answers it is `beta_probability`.
     """
     leader = counts[0]
     high = leader + 1 + 12 * math.sqrt(leader + 1) + 30
@@ -76,24 +76,23 @@ def _erlang_distribution(x: NDArray[np.float64], count: int) -> NDArray[np.float
 
 
 def expected_stop(
-    probabilities: Sequence[float], max_samples: int, batch: int, stops: Callable[[tuple[int, ...]], bool]
+    probabilities: Sequence[float], n: int, batch: int, stops: Callable[[tuple[int, ...]], bool]
 ) -> float:
     """Expected number of samples paid for by a search that stops once `stops` holds for the votes.
 
     Args:
         probabilities: Chance of each answer; what is missing to 1 abstains.
-        max_samples: Where it stops at the latest.
+        n: Where it stops at the latest.
         batch: Samples are paid for in blocks of so many; the rule is tested after each sample.
         stops: Called with the votes of each answer.
 
     Exact over all vote counts where there are few of them, else the mean over 1,000 simulated runs of a fixed seed.
     """
     chances = check_probabilities(probabilities)
-    states = math.comb(max_samples + len(chances), len(chances))
+    states = math.comb(n + len(chances), len(chances))
     stop_times = _exact_stop_times if states <= _EXACT_STATES else _simulated_stop_times
     return math.fsum(
-        mass * min(max_samples, math.ceil(time / batch) * batch)
-        for time, mass in stop_times(chances, max_samples, stops).items()
+        mass * min(n, math.ceil(time / batch) * batch) for time, mass in stop_times(chances, n, stops).items()
     )
 
 
@@ -108,45 +107,43 @@ def check_probabilities(probabilities: Sequence[float]) -> list[float]:
     return [p for p in probabilities if p > 0]
 
 
-def _exact_stop_times(
-    chances: Sequence[float], max_samples: int, stops: Callable[[tuple[int, ...]], bool]
-) -> dict[int, float]:
+def _exact_stop_times(chances: Sequence[float], n: int, stops: Callable[[tuple[int, ...]], bool]) -> dict[int, float]:
     abstains = max(0.0, 1 - math.fsum(chances))
     times: dict[int, float] = {}
     masses = {(0,) * len(chances): 1.0}
-    for time in range(1, max_samples + 1):
+    for time in range(1, n + 1):
         after: defaultdict[tuple[int, ...], float] = defaultdict(float)
         for votes, mass in masses.items():
             after[votes] += mass * abstains
             for i, chance in enumerate(chances):
                 after[(*votes[:i], votes[i] + 1, *votes[i + 1 :])] += mass * chance
-        masses = {votes: mass for votes, mass in after.items() if time < max_samples and not stops(votes)}
+        masses = {votes: mass for votes, mass in after.items() if time < n and not stops(votes)}
         times[time] = math.fsum(after.values()) - math.fsum(masses.values())
     return times
 
 
 def _simulated_stop_times(
-    chances: Sequence[float], max_samples: int, stops: Callable[[tuple[int, ...]], bool]
+    chances: Sequence[float], n: int, stops: Callable[[tuple[int, ...]], bool]
 ) -> dict[int, float]:
     rng, times = Random(0), Counter[int]()
     cumulative, answers = list(accumulate([*chances, max(0.0, 1 - math.fsum(chances))])), range(len(chances) + 1)
     for _ in range(_DRAWS):
         votes = [0] * len(answers)
-        for time, answer in enumerate(rng.choices(answers, cum_weights=cumulative, k=max_samples), 1):
+        for time, answer in enumerate(rng.choices(answers, cum_weights=cumulative, k=n), 1):
             votes[answer] += 1
-            if time == max_samples or stops(tuple(votes[:-1])):
+            if time == n or stops(tuple(votes[:-1])):
                 times[time] += 1
                 break
     return {time: count / _DRAWS for time, count in times.items()}
 
 
-def expected_windows(probabilities: Sequence[float], window: int, max_samples: int) -> float:
+def expected_windows(probabilities: Sequence[float], window: int, n: int) -> float:
     """Expected samples of early-stopping self-consistency: ``w (1 - (1 - Q)^M) / Q``.
 
-    ``Q = sum_a p_a^w`` is the chance that a window is unanimous and ``M = floor(max_samples / w)`` the number of
+    ``Q = sum_a p_a^w`` is the chance that a window is unanimous and ``M = floor(n / w)`` the number of
     windows (Li et al. 2024, arXiv:2401.10480, in closed form).
     """
-    chances, windows = check_probabilities(probabilities), max_samples // window
+    chances, windows = check_probabilities(probabilities), n // window
     unanimous = math.fsum(chance**window for chance in chances)
     return window * -math.expm1(windows * math.log1p(-unanimous)) / unanimous if unanimous < 1 else float(window)
 
@@ -159,8 +156,8 @@ _CATEGORIES = 5
 class AdaptiveConsistency(SearchStrategy):
     """Samples until the leading answer is surely the majority (Aggarwal et al. 2023, arXiv:2305.11860).
 
-    With v1 >= v2 votes for the two leading answers it stops when ``P(p1 > p2)``, see `beta_confidence`, reaches
-    `confidence`: 4 to 0, 6 to 1, 8 to 2, ... at 0.95. Vote with `MajorityVote`. A sample without an answer is a sample
+    With v1 >= v2 votes for the two leading answers it stops when ``P(p1 > p2)``, see `beta_probability`, reaches
+    `threshold`: 4 to 0, 6 to 1, 8 to 2, ... at 0.95. Vote with `MajorityVote`. A sample without an answer is a sample
     and not a vote.
 
     Differs from the paper: the Dirichlet rule always has five answers, unseen ones with no vote (the authors' package
@@ -168,31 +165,31 @@ class AdaptiveConsistency(SearchStrategy):
     samples of the block that were paid for come back.
 
     Attributes:
-        max_samples: Where it stops at the latest.
-        confidence: The probability that must be reached.
+        n: Where it stops at the latest.
+        threshold: The probability that must be reached.
         rule: ``"beta"`` compares the two leading answers, ``"dirichlet"`` the leader with the next four.
-        batch: Samples drawn at a time; 1 is the paper's, more saves model calls.
+        num_parallel: Samples drawn at a time; 1 is the paper's, more saves model calls.
         extract_answer: The function given to `solve`, which does not hand it to the search.
     """
 
-    max_samples: int = 40
-    confidence: float = 0.95
+    n: int = 40
+    threshold: float = 0.95
     rule: Literal["beta", "dirichlet"] = "beta"
-    batch: int = 1
+    num_parallel: int = 1
     extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
-        check_counts(self, "max_samples", "batch")
+        check_counts(self, "n", "num_parallel")
         check_choice(self, "rule", ("beta", "dirichlet"))
-        if not 0.5 < self.confidence < 1:
-            raise ValueError(f"AdaptiveConsistency(confidence={self.confidence!r}): give a probability in (0.5, 1)")
+        if not 0.5 < self.threshold < 1:
+            raise ValueError(f"AdaptiveConsistency(threshold={self.threshold!r}): give a probability in (0.5, 1)")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """All samples drawn until the stop."""
         leaves, votes, drawn, decided = list[Node](), Counter[str](), 0, False
-        while drawn < self.max_samples and not decided:
-            block = min(self.batch, self.max_samples - drawn)
+        while drawn < self.n and not decided:
+            block = min(self.num_parallel, self.n - drawn)
             drawn += block
             new = yield from expand([root], block, until="end")
             leaves += new
@@ -205,12 +202,12 @@ class AdaptiveConsistency(SearchStrategy):
         """Whether the rule stops at these numbers of votes."""
         ranked = sorted(votes, reverse=True) + [0] * _CATEGORIES
         if self.rule == "beta":
-            return beta_confidence(ranked[0], ranked[1]) >= self.confidence
-        return dirichlet_confidence(tuple(ranked[:_CATEGORIES])) >= self.confidence
+            return beta_probability(ranked[0], ranked[1]) >= self.threshold
+        return dirichlet_probability(tuple(ranked[:_CATEGORIES])) >= self.threshold
 
     def expected_samples(self, probabilities: Sequence[float]) -> float:
         """How many samples a problem will take whose answers have these chances; what is missing to 1 abstains."""
-        return expected_stop(probabilities, self.max_samples, self.batch, self.decides)
+        return expected_stop(probabilities, self.n, self.num_parallel, self.decides)
 
 
 @dataclass(frozen=True)
@@ -222,27 +219,26 @@ class EarlyStoppingConsistency(SearchStrategy):
 
     Attributes:
         window: Samples in a window (the paper: 8 on MATH, 5 elsewhere).
-        max_samples: Where it stops at the latest; what does not fill a window is not drawn.
+        n: Where it stops at the latest; what does not fill a window is not drawn.
         extract_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     window: int = 5
-    max_samples: int = 40
+    n: int = 40
     extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
-        check_counts(self, "window", "max_samples")
-        if self.max_samples < self.window:
+        check_counts(self, "window", "n")
+        if self.n < self.window:
             raise ValueError(
-                f"EarlyStoppingConsistency(window={self.window}, max_samples={self.max_samples}): "
-                "max_samples must hold at least one window"
+                f"EarlyStoppingConsistency(window={self.window}, n={self.n}): n must hold at least one window"
             )
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The samples of the window that decided, or all."""
         leaves = list[Node]()
-        for _ in range(self.max_samples // self.window):
+        for _ in range(self.n // self.window):
             new = yield from expand([root], self.window, until="end")
             answers = answers_of(new, self.extract_answer)
             if len(new) == self.window and answers[0] is not None and len(set(answers)) == 1:
@@ -252,7 +248,7 @@ class EarlyStoppingConsistency(SearchStrategy):
 
     def expected_samples(self, probabilities: Sequence[float]) -> float:
         """How many samples a problem will take whose answers have these chances; what is missing to 1 abstains."""
-        return expected_windows(probabilities, self.window, self.max_samples)
+        return expected_windows(probabilities, self.window, self.n)
 
 
 def answers_of(leaves: Sequence[Node], extract: ExtractAnswer) -> list[str | None]:
@@ -267,16 +263,16 @@ class SamplingPlan:
 
     Attributes:
         expected_samples: Mean samples of a problem.
-        max_samples: What sampling without a stop would take.
+        n: What sampling without a stop would take.
     """
 
     expected_samples: float
-    max_samples: int
+    n: int
 
     @property
     def saving(self) -> float:
         """Share of the samples that is saved."""
-        return 1 - self.expected_samples / self.max_samples
+        return 1 - self.expected_samples / self.n
 
 
 def plan_sampling(
@@ -300,8 +296,8 @@ def plan_sampling(
     for answers in pilot:
         votes = Counter(normalize_answer(answer) for answer in answers if answer is not None)
         chances = [count / len(answers) for count in votes.values()]
-        total += strategy.expected_samples(chances) if chances else strategy.max_samples
-    return SamplingPlan(total / len(pilot), strategy.max_samples)
+        total += strategy.expected_samples(chances) if chances else strategy.n
+    return SamplingPlan(total / len(pilot), strategy.n)
 
 
 @dataclass(frozen=True)
@@ -311,8 +307,8 @@ class DeepConf(SearchStrategy):
     `num_warmup` traces run to their ends. The threshold is the quantile of their lowest group confidences that `keep`
     of them reach. Later traces are abandoned as soon as the confidence of the current group of tokens falls below
     it, so their remaining tokens are never sampled. It stops when one answer has the share `consensus` of the votes.
-    Vote with ``ConfidenceVote(over="min")``. Confidence is measured where the logits are: use a generator that reports
-    it, such as ``HFGenerator(..., confidence="deepconf")``.
+    Vote with ``ConfidenceVote(reduction="min")``. Confidence is measured where the logits are: use a generator that
+    reports it, such as ``HFGenerator(..., confidence="deepconf")``.
 
     Differs from the paper: traces are sampled step by step and looked at after every step, so a group ends with a
     step and holds the fewest last steps that have `window` tokens (all steps while there are fewer); the consensus
@@ -320,27 +316,27 @@ class DeepConf(SearchStrategy):
 
     Attributes:
         num_warmup: Traces that set the threshold.
-        max_samples: Traces in all.
+        n: Traces in all.
         keep: Share of the warm-up traces above the threshold (0.9, or 0.1 for the paper's aggressive variant).
         window: Tokens in a group (2,048 in the paper, whose traces are long).
         consensus: Share of the votes at which it stops; ``None`` samples all.
-        batch: Traces sampled at a time after the warm-up.
+        num_parallel: Traces sampled at a time after the warm-up.
         max_depth: Most steps in a path.
         extract_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     num_warmup: int = 16
-    max_samples: int = 64
+    n: int = 64
     keep: float = 0.9
     window: int = 2048
     consensus: float | None = 0.95
-    batch: int = 16
+    num_parallel: int = 16
     max_depth: int = 40
     extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
 
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
-        check_counts(self, "num_warmup", "max_samples", "window", "batch", "max_depth")
+        check_counts(self, "num_warmup", "n", "window", "num_parallel", "max_depth")
         if not 0 < self.keep <= 1:
             raise ValueError(f"DeepConf(keep={self.keep!r}): give a share in (0, 1]")
         if self.consensus is not None and not 0.5 < self.consensus <= 1:
@@ -348,12 +344,12 @@ class DeepConf(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The traces that ran to their ends."""
-        drawn = min(self.num_warmup, self.max_samples)
+        drawn = min(self.num_warmup, self.n)
         done = yield from self._trace(root, drawn, -math.inf)
         lowest = [min(self.group_confidence(node) for node in leaf.path[root.depth :]) for leaf in done]
         threshold = float(np.quantile(lowest, 1 - self.keep)) if lowest else -math.inf
-        while drawn < self.max_samples and not self._agreed(done):
-            block = min(self.batch, self.max_samples - drawn)
+        while drawn < self.n and not self._agreed(done):
+            block = min(self.num_parallel, self.n - drawn)
             drawn += block
             done += yield from self._trace(root, block, threshold)
         return done or root.leaves()

@@ -107,18 +107,18 @@ class Restart(SearchStrategy):
 
     Attributes:
         strategy: What is run.
-        times: How often at most.
+        n: How often at most.
         accept: Whether the leaves of a run will do; by default if one has finished.
     """
 
     strategy: SearchStrategy
-    times: int = 3
+    n: int = 3
     accept: Accept = field(default=any_finished, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses ``times < 1`` and what is no strategy."""
+        """Refuses ``n < 1`` and what is no strategy."""
         check_members(self, self.strategy)
-        check_counts(self, "times")
+        check_counts(self, "n")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
@@ -128,7 +128,7 @@ class Restart(SearchStrategy):
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The leaves of all runs, in order."""
         leaves = list[Node]()
-        for _ in range(self.times):
+        for _ in range(self.n):
             new = yield from self.strategy.search(root, _stream(rng))
             leaves = joined(leaves, new)
             if self.accept(new):
@@ -138,20 +138,20 @@ class Restart(SearchStrategy):
 
 @dataclass(frozen=True)
 class Limited(SearchStrategy):
-    """`strategy`, ended with its best effort before it asks for more than `samples` samples.
+    """`strategy`, ended with its best effort before it asks for more than `n` samples.
 
     Attributes:
         strategy: What is run.
-        samples: Most samples drawn (steps or whole completions).
+        n: Most samples drawn (steps or whole completions).
     """
 
     strategy: SearchStrategy
-    samples: int
+    n: int
 
     def __post_init__(self) -> None:
-        """Refuses ``samples < 1`` and what is no strategy."""
+        """Refuses ``n < 1`` and what is no strategy."""
         check_members(self, self.strategy)
-        check_counts(self, "samples")
+        check_counts(self, "n")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
@@ -160,7 +160,7 @@ class Limited(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """What the strategy returns, or the leaves so far."""
-        return limit(self.strategy.search(root, rng), root, self.samples)
+        return limit(self.strategy.search(root, rng), root, self.n)
 
 
 Measure: TypeAlias = Literal["score", "agreement"]

@@ -135,28 +135,28 @@ class DVTS(SearchStrategy):
 
 @dataclass(frozen=True)
 class StepwiseGreedy(SearchStrategy):
-    """At every step sample `k` continuations and keep the best-scored one (best-of-n at the level of steps).
+    """At every step sample `n` continuations and keep the best-scored one (best-of-n at the level of steps).
 
-    The same tree as ``BeamSearch(1, k)``.
+    The same tree as ``BeamSearch(1, n)``.
 
     Attributes:
-        k: Samples of each step.
+        n: Samples of each step.
         max_depth: Most steps in a path.
     """
 
-    k: int = 4
+    n: int = 4
     max_depth: int = 40
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
-        check_counts(self, "k", "max_depth")
+        check_counts(self, "n", "max_depth")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """All finished leaves, or the path so far if none has finished."""
         node, done = root, list[Node]()
         for _ in range(self.max_depth):
-            children = yield from expand([node], self.k)
+            children = yield from expand([node], self.n)
             yield from score(children)
             done += [child for child in children if child.is_finished]
             if not children:

@@ -354,11 +354,11 @@ class MCTS(SearchStrategy):
             raise ValueError(f"MCTS(widening={self.widening!r}): give an exponent in (0, 1], not with a Gumbel root")
 
     @classmethod
-    def paper(cls, simulations: int = 32) -> MCTS:
+    def paper(cls, num_simulations: int = 32) -> MCTS:
         """One of the settings of Wu et al. 2024: 32, 64 or 128 expansions with 4, 8 or 16 children at the root."""
-        if simulations not in _PAPER_WIDTHS:
-            raise ValueError(f"MCTS.paper({simulations!r}): the paper has 32, 64 and 128 simulations")
-        return cls(simulations, c_uct=1.0, root_branching=_PAPER_WIDTHS[simulations], branching=2)
+        if num_simulations not in _PAPER_WIDTHS:
+            raise ValueError(f"MCTS.paper({num_simulations!r}): the paper has 32, 64 and 128 simulations")
+        return cls(num_simulations, c_uct=1.0, root_branching=_PAPER_WIDTHS[num_simulations], branching=2)
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The leaves of the whole tree; nodes carry their visits and values in `stats`."""

@@ -191,7 +191,7 @@ class SelfRefine(SearchStrategy):
 class ParallelSequential(SearchStrategy):
     """Chains of revisions side by side (Snell et al. 2024, arXiv:2408.03314, section 6).
 
-    ``num_chains * chain_length`` answers: easy problems favour long chains, hard ones a balance. The best answer
+    ``n * chain_length`` answers: easy problems favour long chains, hard ones a balance. The best answer
     within each chain and then across chains is `BestOfN` over all that come back; `best_of_chain` leaves one answer
     of each chain to vote.
 
@@ -199,14 +199,14 @@ class ParallelSequential(SearchStrategy):
     forced before a revision, charged as prompt tokens, and are part of the trajectory.
 
     Attributes:
-        num_chains: Independent chains.
+        n: Independent chains.
         chain_length: Answers of each chain, the first included.
         context: How many earlier answers a revision sees (4 in the paper).
         instruction: What is put after each of them.
         best_of_chain: Return only the best-scored answer of each chain, which needs a reward model.
     """
 
-    num_chains: int = 4
+    n: int = 4
     chain_length: int = 4
     context: int = 4
     instruction: str = "\nWait, let me check this and write it again.\n"
@@ -214,7 +214,7 @@ class ParallelSequential(SearchStrategy):
 
     def __post_init__(self) -> None:
         """Refuses hyperparameters out of range."""
-        check_counts(self, "num_chains", "chain_length", "context")
+        check_counts(self, "n", "chain_length", "context")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
@@ -223,7 +223,7 @@ class ParallelSequential(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The answers of all chains, or the best of each."""
-        chains = yield from gather(self._chain(root) for _ in range(self.num_chains))
+        chains = yield from gather(self._chain(root) for _ in range(self.n))
         if self.best_of_chain:
             yield from score(answer for chain in chains for answer in chain)
             chains = [[max(chain, key=lambda answer: answer.score)] for chain in chains if chain]
