@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Quickstart
 # Solve word problems with an embedded model. For your own model change one line:
-# `generator = isc.HFGenerator("path/or/hub-id", temperature=0.8)`.
+# `generator = isc.HFGenerator.from_pretrained("path/or/hub-id", temperature=0.8)`.
 
 # %%
 import inferscale as isc

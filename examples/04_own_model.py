@@ -16,7 +16,7 @@ QUESTION = isc.zoo.problems("test")[0]
 # with a chat template is given its prompts in it; `chat_template=False` sends them as they are.
 
 # %%
-generator = isc.HFGenerator(MODEL, temperature=0.8, max_new_tokens=160, dtype="float32")
+generator = isc.HFGenerator.from_pretrained(MODEL, temperature=0.8, max_new_tokens=160, dtype="float32")
 print(isc.solve(QUESTION, isc.RepeatedSampling(8), generator).answer, "expected:", QUESTION.answer)
 
 # %% [markdown]

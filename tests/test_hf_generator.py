@@ -9,8 +9,7 @@ import torch
 from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
-from inferscale.generators import huggingface as module
-from inferscale.runtime import decoding
+from inferscale.runtime import decoding, loading
 from inferscale.runtime.sampling import uniforms
 from inferscale.tree import Node, Problem, Step, branch_key
 from tests.tiny_models import EXACT, FAMILIES, byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
@@ -374,7 +373,7 @@ def test_chat_templates_are_used_where_there_is_one():
 def test_a_model_folder_is_loaded_without_a_network(tmp_path):
     tiny_model().save_pretrained(tmp_path / "m")
     byte_tokenizer().save_pretrained(tmp_path / "m")
-    gen = HFGenerator(tmp_path / "m", max_step_tokens=9, max_new_tokens=24, device="cpu")
+    gen = HFGenerator.from_pretrained(tmp_path / "m", max_step_tokens=9, max_new_tokens=24, device="cpu")
     expected = grow(generator(), root("a b"), 2)
     assert picture(n.step for n in grow(gen, root("a b"), 2)) == picture(n.step for n in expected)
     assert gen.model.dtype == torch.float32
@@ -385,9 +384,9 @@ def test_a_model_folder_is_loaded_without_a_network(tmp_path):
 )
 def test_a_revision_is_that_of_the_model(monkeypatch, tokenizer, revision):
     passed = {}
-    monkeypatch.setattr(module, "load_model", lambda *given, **options: tiny_model())
-    monkeypatch.setattr(module, "load_tokenizer", lambda *given, **options: passed.update(options) or byte_tokenizer())
-    HFGenerator("org/model", tokenizer, revision="abc", trust_remote_code=False)
+    monkeypatch.setattr(loading, "load_model", lambda *given, **options: tiny_model())
+    monkeypatch.setattr(loading, "load_tokenizer", lambda *given, **options: passed.update(options) or byte_tokenizer())
+    HFGenerator.from_pretrained("org/model", tokenizer, revision="abc", trust_remote_code=False)
     assert passed == {"trust_remote_code": False} | ({"revision": "abc"} if revision else {})
 
 
@@ -395,7 +394,7 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path):
     tiny_model().model.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"does not fit .*lm_head"):
-        HFGenerator(tmp_path)
+        HFGenerator.from_pretrained(tmp_path)
 
 
 def no_eos_tokenizer():
@@ -419,7 +418,6 @@ def no_eos_tokenizer():
         ({"chat_template": True}, "has no chat template"),
         ({"system_prompt": "be brief"}, "system_prompt needs a chat template"),
         ({"eos_token_id": 5000}, r"\[5000\] are outside"),
-        ({"model": "./no/such/folder"}, r"no folder './no/such/folder'"),
         ({"model": tiny_model(vocab_size=100)}, "283 ids and the model 100 embeddings"),
     ],
 )
@@ -444,11 +442,30 @@ def test_end_of_sequence_ids_are_a_union_and_must_exist():
 
 def test_wrong_kinds_of_model_are_named():
     with pytest.raises(TypeError, match="not int"):
-        HFGenerator(3)
-    with pytest.raises(TypeError, match="revision: only used when the model is loaded"):
+        HFGenerator(3, byte_tokenizer())
+    with pytest.raises(TypeError, match=r"takes objects: HFGenerator.from_pretrained\('org/model'\) loads them"):
+        HFGenerator("org/model", byte_tokenizer())
+    with pytest.raises(TypeError, match="takes objects"):
+        HFGenerator(tiny_model(), "org/model")
+    with pytest.raises(TypeError, match="'revision'"):
         HFGenerator(tiny_model(), byte_tokenizer(), revision="main")
-    with pytest.raises(ValueError, match="pass tokenizer="):
-        HFGenerator(tiny_model())
+    with pytest.raises(TypeError, match="takes a folder or a hub id, not LlamaForCausalLM"):
+        HFGenerator.from_pretrained(tiny_model())
+    with pytest.raises(ValueError, match=r"no folder './no/such/folder'"):
+        HFGenerator.from_pretrained("./no/such/folder")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"cache": "x"}, "cache"),
+    ],
+)
+def test_bad_options_are_told_before_a_model_is_loaded(options, said):
+    with pytest.raises(ValueError, match=said):
+        HFGenerator.from_pretrained("./no/such/folder", **options)
 
 
 def test_a_node_of_another_generator_is_refused():

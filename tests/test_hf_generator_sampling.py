@@ -1,6 +1,7 @@
 """The sampler against brute force, transformers' warpers and statistics."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from inferscale.runtime.sampling import Sampler, inverse_cdf, uniforms
+from inferscale.generators import Draws, Sampler, TokenSampler, inverse_cdf
+from inferscale.runtime.sampling import choose_sampler, uniforms
 
 MASK = 2**64 - 1
 
@@ -125,7 +127,7 @@ def test_greedy_rows_take_the_likeliest_token_and_leave_the_others_alone():
     logits = torch.randn(6, 90, generator=torch.Generator().manual_seed(4))
     numbers = torch.full((6,), 0.999, dtype=torch.float64)
     plain = Sampler().draw(logits, numbers)
-    mixed = Sampler().draw(logits, numbers, torch.tensor([True, False] * 3))
+    mixed = Sampler().draw_mixed(logits, numbers, torch.tensor([True, False] * 3))
     assert mixed.tokens[::2].tolist() == logits[::2].argmax(-1).tolist()
     assert mixed.tokens[1::2].tolist() == plain.tokens[1::2].tolist()
     assert Sampler(0.0).draw(logits, numbers).tokens.tolist() == logits.argmax(-1).tolist()
@@ -159,3 +161,38 @@ def test_confidences_equal_their_definitions():
 def test_settings_that_define_no_distribution_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         Sampler(**options)
+
+
+@dataclass(frozen=True)
+class MinP(TokenSampler):
+    """Ten lines of a user: keep what is at least `min_p` times as likely as the likeliest token."""
+
+    min_p: float = 0.3
+
+    def draw(self, logits, numbers):
+        p = logits.softmax(dim=-1)
+        p = p * (p >= self.min_p * p.amax(dim=-1, keepdim=True))
+        tokens, shares = inverse_cdf(p, numbers)
+        return Draws(tokens, shares.log(), shares.log())
+
+
+def test_a_sampler_of_ones_own_keeps_its_promise_in_a_batch():
+    logits = torch.randn(40, 200, generator=torch.Generator().manual_seed(6)) * 2
+    numbers = torch.from_numpy(uniforms(np.arange(40, dtype=np.uint64), 1))
+    greedy = torch.arange(40) % 2 == 0
+    draws = MinP().draw_mixed(logits.bfloat16(), numbers, greedy)
+    p = logits.bfloat16().float().softmax(-1)
+    assert (p.gather(1, draws.tokens[:, None])[:, 0] >= 0.3 * p.amax(-1) - 1e-6).all()
+    assert draws.tokens[greedy].tolist() == p[greedy].argmax(-1).tolist()
+    torch.testing.assert_close(draws.logprobs[greedy].float(), p[greedy].amax(-1).log(), atol=1e-4, rtol=1e-4)
+    assert draws.tokens[~greedy].tolist() != p[~greedy].argmax(-1).tolist()
+
+
+def test_a_sampler_or_its_shortcuts():
+    sampler = MinP()
+    assert choose_sampler(sampler, 1.0, 1.0, 0, "logprob") is sampler
+    assert choose_sampler(None, 0.5, 0.9, 3, "deepconf") == Sampler(0.5, 3, 0.9, "deepconf")
+    with pytest.raises(ValueError, match=r"MinP\(min_p=0.3\) and Sampler\(temperature=0.5, .* are given"):
+        choose_sampler(sampler, 0.5, 1.0, 0, "logprob")
+    with pytest.raises(TypeError, match="derives from TokenSampler"):
+        choose_sampler(lambda logits, numbers: logits, 1.0, 1.0, 0, "logprob")

@@ -77,7 +77,7 @@ def generator(address, folder):
 
 
 def in_process(folder, **options):
-    return HFGenerator(str(folder), max_step_tokens=48, max_new_tokens=160, temperature=0, **options)
+    return HFGenerator.from_pretrained(str(folder), max_step_tokens=48, max_new_tokens=160, temperature=0, **options)
 
 
 @pytest.mark.parametrize("strategy", [Greedy(), StepwiseGreedy(n=1)], ids=["whole", "by steps"])

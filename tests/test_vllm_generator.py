@@ -136,7 +136,7 @@ def test_numbers_that_the_engine_cannot_tell_are_none(mode, monkeypatch):
 
 def test_the_engine_starts_with_prefix_caching_and_the_callers_options(monkeypatch):
     vllm_stub.install(monkeypatch)
-    options = VLLMGenerator("tiny", dtype="float32", logprobs_mode="raw_logprobs").llm.options
+    options = VLLMGenerator.from_pretrained("tiny", dtype="float32", logprobs_mode="raw_logprobs").llm.options
     assert options == {"enable_prefix_caching": True, "logprobs_mode": "raw_logprobs", "dtype": "float32"}
 
 
@@ -144,12 +144,14 @@ def test_bad_lengths_are_told_before_the_engine_starts(monkeypatch):
     vllm_stub.install(monkeypatch)
     monkeypatch.setattr(vllm_stub.LLM, "__init__", None)
     with pytest.raises(ValueError, match="max_new_tokens=0"):
-        VLLMGenerator("tiny", max_new_tokens=0)
+        VLLMGenerator.from_pretrained("tiny", max_new_tokens=0)
 
 
 def test_bad_calls_are_refused(llm, monkeypatch):
-    with pytest.raises(TypeError, match=r"dtype: only used when the engine is started"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'dtype'"):
         VLLMGenerator(llm, dtype="float32")
+    with pytest.raises(TypeError, match=r"takes a vllm.LLM: VLLMGenerator.from_pretrained\('tiny'\) starts one"):
+        VLLMGenerator("tiny")
     with pytest.raises(ValueError, match="temperature"):
         VLLMGenerator(llm, temperature=-1)
     with pytest.raises(ValueError, match="system_prompt needs a chat template"):
@@ -165,7 +167,7 @@ def test_bad_calls_are_refused(llm, monkeypatch):
         generator.generate([GenerateRequest(root())])
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r'pip install "inferscale\[vllm\]"'):
-        VLLMGenerator("tiny")
+        VLLMGenerator.from_pretrained("tiny")
 
 
 # -- vLLM itself ------------------------------------------------------------------------------------------------------

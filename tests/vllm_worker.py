@@ -35,7 +35,7 @@ def prefix_hits(llm):
 
 
 def main(folder):
-    first = VLLMGenerator(folder, **LIMITS, **ENGINE)
+    first = VLLMGenerator.from_pretrained(folder, **LIMITS, **ENGINE)
     llm = first.llm
     root = Node(Problem(PROMPTS[0]), key=12345)
     ids = tuple(first.tokenizer(" Ste\n", add_special_tokens=False)["input_ids"])

@@ -17,7 +17,7 @@ problems = isc.zoo.problems("test")[:10]
 # Sampling follows the options given here; the checkpoint's generation config is read for end-of-sequence ids alone.
 
 # %%
-generator = isc.HFGenerator(folder, temperature=0.8, max_new_tokens=160, dtype="float32")
+generator = isc.HFGenerator.from_pretrained(folder, temperature=0.8, max_new_tokens=160, dtype="float32")
 print(isc.solve(problems[0], isc.RepeatedSampling(8), generator).answer, "expected:", problems[0].answer)
 
 # %% [markdown]

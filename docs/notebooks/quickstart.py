@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Quickstart
-# Wrap a model. This one is embedded in the package; for your own give a path, a hub id, or the objects you have:
-# `isc.HFGenerator("Qwen/Qwen2.5-0.5B-Instruct", temperature=0.8)`.
+# Wrap a model. This one is embedded in the package; for your own give the objects you have, or a path or hub id to
+# `isc.HFGenerator.from_pretrained("Qwen/Qwen2.5-0.5B-Instruct", temperature=0.8)`.
 
 # %%
 import inferscale as isc

@@ -102,7 +102,7 @@ def load_models(
 ) -> tuple[Any, Any, QuietSTaR]:
     """The base model, its tokenizer, and the model that thinks; see `ThoughtStudy.load`."""
     source = zoo.path(model) if model in embedded() else model
-    plain = HFGenerator(source, cache="none")
+    plain = HFGenerator.from_pretrained(source, cache="none")
     if quiet is not None:
         thinking = QuietSTaR.from_pretrained(quiet)
     elif isinstance(source, Path):
@@ -120,7 +120,7 @@ def load_models(
 def _taught(source: Path, tokenizer: Any, thought_length: int, steps: int) -> QuietSTaR:
     """An embedded policy with thoughts that were trained for a few steps."""
     first = tokenizer("---", add_special_tokens=False)["input_ids"][0]
-    quiet = QuietSTaR(HFGenerator(source, cache="none").model, thought_length, start_token_id=first)
+    quiet = QuietSTaR(HFGenerator.from_pretrained(source, cache="none").model, thought_length, start_token_id=first)
     objective = Objective(talk_length=1, num_thoughts=2, reinforce_temperature=1.0)
     recipe = Recipe(
         objective, lr=3e-4, head_lr_scale=10.0, embedding_lr_scale=10.0, steps=steps, accumulation=1, warmup_steps=0

@@ -94,10 +94,12 @@ def make_generator(
     from inferscale.generators import HFGenerator
 
     delimiter = step_delimiter.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    parts: tuple[Any, ...] = zoo.load(model) if model in embedded() else (model,)
-    return HFGenerator(
-        *parts, temperature=temperature, max_new_tokens=max_new_tokens, step_delimiter=delimiter, **options
-    )
+    options |= {"temperature": temperature, "max_new_tokens": max_new_tokens, "step_delimiter": delimiter}
+    if model not in embedded():
+        return HFGenerator.from_pretrained(model, **options)
+    if {"device", "dtype"} & options.keys():
+        return HFGenerator.from_pretrained(zoo.path(model), **options)
+    return HFGenerator(*zoo.load(model), **options)
 
 
 def make_reward(text: str, policy: str = "") -> RewardModel:

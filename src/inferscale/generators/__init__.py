@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from inferscale.runtime.decoding import GeneratorStats
     from inferscale.runtime.loading import CheckpointError
     from inferscale.runtime.memory import SearchMemoryError
-    from inferscale.runtime.sampling import Sampler
+    from inferscale.runtime.sampling import Draws, Sampler, TokenSampler, inverse_cdf
 
     from .huggingface import HFGenerator
     from .openai import OpenAIGenerator
@@ -22,24 +22,30 @@ if TYPE_CHECKING:
 
 _HOME = {
     "CheckpointError": "inferscale.runtime.loading",
+    "Draws": "inferscale.runtime.sampling",
     "GeneratorStats": "inferscale.runtime.decoding",
     "HFGenerator": "inferscale.generators.huggingface",
     "OpenAIGenerator": "inferscale.generators.openai",
     "RemoteError": "inferscale._http",
     "Sampler": "inferscale.runtime.sampling",
     "SearchMemoryError": "inferscale.runtime.memory",
+    "TokenSampler": "inferscale.runtime.sampling",
     "VLLMGenerator": "inferscale.generators.vllm",
+    "inverse_cdf": "inferscale.runtime.sampling",
 }
 
 __all__ = [
     "CheckpointError",
+    "Draws",
     "GeneratorStats",
     "HFGenerator",
     "OpenAIGenerator",
     "RemoteError",
     "Sampler",
     "SearchMemoryError",
+    "TokenSampler",
     "VLLMGenerator",
+    "inverse_cdf",
 ]
 
 

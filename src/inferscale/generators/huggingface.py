@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +12,9 @@ from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.decoding import ModelRunner
-from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids, load_model, load_tokenizer
+from inferscale.runtime.loading import check_pair, context_length, eos_ids, load_pair
 from inferscale.runtime.prefix_cache import check_cache_options
-from inferscale.runtime.sampling import Confidence, Sampler
+from inferscale.runtime.sampling import Confidence, TokenSampler, choose_sampler
 from inferscale.tree import Node, Step
 
 
@@ -40,7 +39,7 @@ class HFGenerator(Generator):
     Attributes:
         model: The model; it is in evaluation mode while `generate` runs.
         tokenizer: The tokenizer.
-        sampler: Temperature and filters.
+        sampler: Draws tokens.
         limits: Lengths.
         stats: What was really run.
     """
@@ -48,11 +47,12 @@ class HFGenerator(Generator):
     def __init__(
         self,
         model: Any,
-        tokenizer: Any = None,
+        tokenizer: Any,
         *,
         step_delimiter: str = "\n",
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
+        sampler: TokenSampler | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -60,23 +60,22 @@ class HFGenerator(Generator):
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         eos_token_id: int | list[int] | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
         check_every: int | None = None,
         cache: Literal["tree", "none"] = "tree",
         max_cache_bytes: int | None = None,
-        **load_options: Any,
     ) -> None:
-        """Loads and checks everything that can be checked before sampling.
+        """Checks everything that can be checked before sampling.
 
         Args:
-            model: A transformers causal language model, a local folder (never touches the network) or a hub id.
-            tokenizer: Its tokenizer; by default the one beside the model.
+            model: A transformers causal language model; it stays where it is.
+            tokenizer: Its tokenizer.
             step_delimiter: Text that ends a step.
             max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
             max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
                 where the model's context is full.
+            sampler: Draws tokens: a `Sampler`, or a `TokenSampler` of your own, in place of the four shortcuts that
+                follow.
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
             top_k: Number of the likeliest tokens that are kept; 0 keeps all.
@@ -85,55 +84,104 @@ class HFGenerator(Generator):
             chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
             system_prompt: System turn of the chat.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
-            device: Where to run; by default a GPU if there is one (a model object stays where it is).
-            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
             check_every: Tokens drawn between two looks at which steps have ended (default: 1 on a CPU, 8 elsewhere,
                 where a look waits for the device). Results do not depend on it; tokens beyond an end are wasted.
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
-            load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision`` (which
-                is not that of a tokenizer named apart).
 
         Raises:
-            TypeError: If `model` is none of these, or loading options are given with a model object.
+            TypeError: If a path or hub id is given: `from_pretrained` loads.
             ValueError: If an option, the vocabulary or the chat template does not fit; the message says what to do.
-            CheckpointError: If the checkpoint lacks weights.
         """
-        from transformers import AutoModelForCausalLM
-
-        sampler = Sampler(temperature, top_k, top_p, confidence)
-        limits = Limits(max_step_tokens, max_new_tokens, None)
-        _check_positive(micro_batch=micro_batch, check_every=check_every)
-        check_cache_options(cache, max_cache_bytes)
-        loaded = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
-        source = model if isinstance(model, str | os.PathLike) else loaded
-        shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, model) else set())
-        tokenizer = load_tokenizer(tokenizer, source, **{k: v for k, v in load_options.items() if k in shared})
-        check_vocabulary(loaded, tokenizer)
+        self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)
+        check_pair(model, tokenizer, "HFGenerator")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.limits = Limits(max_step_tokens, max_new_tokens, context_length(model.config))
         branches = BranchFactory(
             tokenizer,
-            eos_ids(loaded, tokenizer, eos_token_id),
-            replace(limits, context=context_length(loaded.config)),
+            eos_ids(model, tokenizer, eos_token_id),
+            self.limits,
             step_delimiter=step_delimiter,
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
         self._runner = ModelRunner(
-            loaded,
+            model,
             branches,
-            sampler,
+            self.sampler,
             micro_batch=micro_batch,
             check_every=check_every,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
-        self.model = loaded
-        self.tokenizer = tokenizer
-        self.sampler = sampler
-        self.limits = branches.limits
         self.stats = self._runner.stats
+
+    @classmethod
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
+        cls,
+        path_or_id: str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        step_delimiter: str = "\n",
+        max_step_tokens: int = 256,
+        max_new_tokens: int = 1024,
+        sampler: TokenSampler | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        confidence: Confidence = "logprob",
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        eos_token_id: int | list[int] | None = None,
+        micro_batch: int | None = None,
+        check_every: int | None = None,
+        cache: Literal["tree", "none"] = "tree",
+        max_cache_bytes: int | None = None,
+        **load_options: Any,
+    ) -> HFGenerator:
+        """A generator around a model that is loaded; the options that are not named here are those of the class.
+
+        Args:
+            path_or_id: A local folder (never touches the network) or a hub id.
+            tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+            device: Where to run; by default a GPU if there is one.
+            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
+            load_options: Passed on to transformers, for example ``trust_remote_code``, ``attn_implementation`` or
+                ``revision`` (which is not that of a tokenizer named apart).
+
+        Raises:
+            TypeError: If an object is given in place of a folder or hub id.
+            ValueError: If an option, a path, the vocabulary or the chat template does not fit.
+            CheckpointError: If the checkpoint lacks weights.
+        """
+        from transformers import AutoModelForCausalLM
+
+        sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)  # told before the model is loaded
+        Limits(max_step_tokens, max_new_tokens, None)
+        check_cache_options(cache, max_cache_bytes)
+        model, tokenizer = load_pair(
+            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+        )
+        return cls(
+            model,
+            tokenizer,
+            step_delimiter=step_delimiter,
+            max_step_tokens=max_step_tokens,
+            max_new_tokens=max_new_tokens,
+            sampler=sampler,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            eos_token_id=eos_token_id,
+            micro_batch=micro_batch,
+            check_every=check_every,
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+        )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order.
@@ -162,9 +210,3 @@ class HFGenerator(Generator):
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have."""
         return self._runner.branches.max_sample_tokens(request)
-
-
-def _check_positive(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: give a positive number")

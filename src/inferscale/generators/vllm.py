@@ -40,7 +40,68 @@ class VLLMGenerator(Generator):
 
     def __init__(
         self,
-        model: Any,
+        llm: Any,
+        tokenizer: Any = None,
+        *,
+        step_delimiter: str = "\n",
+        max_step_tokens: int = 256,
+        max_new_tokens: int = 1024,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        eos_token_id: int | list[int] | None = None,
+    ) -> None:
+        """Takes an engine that runs.
+
+        Args:
+            llm: A ``vllm.LLM``. With its ``logprobs_mode="processed_logprobs"`` steps have a `logprob` after
+                temperature and filters, with ``"raw_logprobs"`` a `confidence` (the tokens' mean log-probability)
+                instead. Where nothing is between the two they have both.
+            tokenizer: The tokenizer; by default the engine's.
+            step_delimiter: Text that ends a step.
+            max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
+            max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
+                where the engine's ``max_model_len`` is reached.
+            temperature: Sampling temperature; 0 takes the likeliest token.
+            top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
+            top_k: Number of the likeliest tokens that are kept; 0 keeps all.
+            chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
+            system_prompt: System turn of the chat.
+            eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
+
+        Raises:
+            TypeError: If a path or hub id is given: `from_pretrained` starts an engine.
+            ValueError: If an option or the chat template does not fit.
+        """
+        if isinstance(llm, str | os.PathLike):
+            path = os.fspath(llm)
+            raise TypeError(f"VLLMGenerator(llm) takes a vllm.LLM: VLLMGenerator.from_pretrained({path!r}) starts one")
+        self.sampler = Sampler(temperature, top_k, top_p)
+        self.llm = llm
+        config = llm.model_config
+        self._logprobs_mode = str(config.logprobs_mode)
+        if self._logprobs_mode not in ("raw_logprobs", "processed_logprobs"):
+            raise ValueError(f'logprobs_mode="{self._logprobs_mode}" of the engine: it must report log-probabilities')
+        self.tokenizer = llm.get_tokenizer() if tokenizer is None else tokenizer
+        self.limits = Limits(max_step_tokens, max_new_tokens, int(config.max_model_len))
+        named = [config.try_get_generation_config().get("eos_token_id"), self.tokenizer.eos_token_id]
+        self._branches = BranchFactory(
+            self.tokenizer,
+            eos_of([eos_token_id] if eos_token_id is not None else named),
+            self.limits,
+            step_delimiter=step_delimiter,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+        )
+        self._charges = Charges(config.hf_config)
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
+        cls,
+        path_or_id: str | os.PathLike[str],
         tokenizer: Any = None,
         *,
         step_delimiter: str = "\n",
@@ -53,52 +114,35 @@ class VLLMGenerator(Generator):
         system_prompt: str | None = None,
         eos_token_id: int | list[int] | None = None,
         **engine_options: Any,
-    ) -> None:
-        """Starts the engine, unless one is given.
+    ) -> VLLMGenerator:
+        """A generator with an engine that is started; the options that are not named here are those of the class.
 
         Args:
-            model: A local folder, a hub id, or a ``vllm.LLM``.
+            path_or_id: A local folder or a hub id.
             tokenizer: The tokenizer; by default the engine's.
-            step_delimiter: Text that ends a step.
-            max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
-            max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
-                where the engine's ``max_model_len`` is reached.
-            temperature: Sampling temperature; 0 takes the likeliest token.
-            top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
-            top_k: Number of the likeliest tokens that are kept; 0 keeps all.
-            chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
-            system_prompt: System turn of the chat.
-            eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
-            engine_options: Passed on to ``vllm.LLM``. By default ``enable_prefix_caching=True`` and
-                ``logprobs_mode="processed_logprobs"``, with which steps have a `logprob` after temperature and
-                filters. With ``"raw_logprobs"`` they have a `confidence` (the tokens' mean log-probability) instead.
-                Where nothing is between the two they have both.
+            engine_options: Passed on to ``vllm.LLM``; by default ``enable_prefix_caching=True`` and
+                ``logprobs_mode="processed_logprobs"``.
 
         Raises:
             ImportError: If vLLM is not installed.
             ValueError: If an option or the chat template does not fit.
         """
-        self.sampler = Sampler(temperature, top_k, top_p)
-        limits = Limits(max_step_tokens, max_new_tokens, None)  # checked before the engine starts
-        self.llm = _engine(model, engine_options)
-        config = self.llm.model_config
-        self._logprobs_mode = str(config.logprobs_mode)
-        if self._logprobs_mode not in ("raw_logprobs", "processed_logprobs"):
-            raise ValueError(f'logprobs_mode="{self._logprobs_mode}" of the engine: it must report log-probabilities')
-        self.tokenizer = self.llm.get_tokenizer() if tokenizer is None else tokenizer
-        self.limits = replace(limits, context=int(config.max_model_len))
-        named = [config.try_get_generation_config().get("eos_token_id"), self.tokenizer.eos_token_id]
-        eos = eos_of([eos_token_id] if eos_token_id is not None else named)
-        self._branches = BranchFactory(
-            self.tokenizer,
-            eos,
-            self.limits,
+        vllm: Any = require("vllm", "vllm")
+        Sampler(temperature, top_k, top_p), Limits(max_step_tokens, max_new_tokens, None)  # told before the start
+        defaults = {"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs"}
+        return cls(
+            vllm.LLM(os.fspath(path_or_id), **{**defaults, **engine_options}),
+            tokenizer,
             step_delimiter=step_delimiter,
+            max_step_tokens=max_step_tokens,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            eos_token_id=eos_token_id,
         )
-        self._charges = Charges(config.hf_config)
-        self._lock = threading.Lock()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order; as `HFGenerator.generate`, where vLLM can tell."""
@@ -157,16 +201,6 @@ class VLLMGenerator(Generator):
         if self._logprobs_mode == "raw_logprobs":
             return replace(step, logprob=None)
         return replace(step, confidence=None)
-
-
-def _engine(model: Any, options: dict[str, Any]) -> Any:
-    vllm: Any = require("vllm", "vllm")
-    if isinstance(model, vllm.LLM):
-        if options:
-            raise TypeError(f"{', '.join(sorted(options))}: only used when the engine is started, but one was given")
-        return model
-    defaults = {"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs"}
-    return vllm.LLM(os.fspath(model), **{**defaults, **options})
 
 
 def _seed(branch: Branch) -> int:

@@ -155,7 +155,7 @@ def think_once(
     before = None if newest is None else hidden[:, 0]
     tokens, logprobs = [], []
     for step in range(length):
-        draws = sampler.draw(quiet.logits(hidden[:, -1]), numbers[:, step], greedy)
+        draws = sampler.draw_mixed(quiet.logits(hidden[:, -1]), numbers[:, step], greedy)
         tokens.append(draws.tokens)
         logprobs.append(draws.logprobs)
         embeds = quiet.backbone.embed(draws.tokens[:, None])

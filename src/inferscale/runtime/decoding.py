@@ -26,7 +26,7 @@ from .charges import Charges
 from .kv import ROOM, RowBatch, Segment
 from .memory import run_halving
 from .prefix_cache import KVStore, Piece, Stem, chain_key, check_cache_options, default_cache_bytes
-from .sampling import Draws, Sampler, uniforms
+from .sampling import Draws, TokenSampler, uniforms
 from .session import Session, checked_session, length_bound
 
 
@@ -186,7 +186,12 @@ class Drafts:
 
 
 def sample_branches(
-    branches: Sequence[Branch], rows: int, decoder: Decoder, sampler: Sampler, stats: GeneratorStats, check_every: int
+    branches: Sequence[Branch],
+    rows: int,
+    decoder: Decoder,
+    sampler: TokenSampler,
+    stats: GeneratorStats,
+    check_every: int,
 ) -> None:
     """Samples all of `branches` that have not ended to their ends; can be called again when it was interrupted.
 
@@ -224,7 +229,7 @@ def sample_branches(
             decoder.keep([])
 
 
-def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: Sampler, count: int) -> list[Draws]:
+def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: TokenSampler, count: int) -> list[Draws]:
     """The next `count` tokens of every row, drawn without a look at them."""
     home = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
     positions = drafts.counts[:, None] + np.arange(count)
@@ -234,7 +239,7 @@ def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: Sampl
     for place in range(count):
         if draws:
             logits = decoder.step(draws[-1].tokens.to(logits.device))
-        draws.append(sampler.draw(logits.to(home), numbers[:, place], greedy))
+        draws.append(sampler.draw_mixed(logits.to(home), numbers[:, place], greedy))
     return draws
 
 
@@ -497,7 +502,7 @@ class ModelRunner:
         self,
         model: Any,
         branches: BranchFactory,
-        sampler: Sampler,
+        sampler: TokenSampler,
         *,
         micro_batch: int | None = None,
         check_every: int | None = None,

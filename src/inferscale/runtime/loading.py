@@ -83,6 +83,61 @@ def tokenizer_of(model: Any, given: ModelLike, tokenizer: Any) -> Any:
     return loaded
 
 
+def load_pair(
+    path_or_id: str | os.PathLike[str],
+    auto_class: Any,
+    tokenizer: Any = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    **load_options: Any,
+) -> tuple[Any, Any]:
+    """A model, in eval mode on its device, and its tokenizer.
+
+    Args:
+        path_or_id: A local folder (never touches the network) or a hub id.
+        auto_class: The transformers class to load with, for example ``AutoModelForCausalLM``.
+        tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+        device: Where to run; by default a GPU if there is one.
+        dtype: By default float32 on a CPU, the checkpoint's own elsewhere.
+        load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision`` (which is not
+            that of a tokenizer named apart).
+
+    Raises:
+        TypeError: If an object is given where a folder or hub id belongs.
+        CheckpointError: If weights are missing, unexpected, or of another shape.
+        ValueError: If a path does not exist, or the tokenizer is another model's.
+    """
+    if not isinstance(path_or_id, str | os.PathLike):
+        raise TypeError(
+            f"from_pretrained takes a folder or a hub id, not {type(path_or_id).__name__}: give objects to "
+            "the class itself"
+        )
+    model = load_model(path_or_id, auto_class, device=device, dtype=dtype, **load_options)
+    shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, path_or_id) else set())
+    tokenizer = load_tokenizer(tokenizer, path_or_id, **{k: v for k, v in load_options.items() if k in shared})
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
+
+
+def check_pair(model: Any, tokenizer: Any, owner: str) -> None:
+    """Checks that `owner` was given a model and its tokenizer as objects.
+
+    Raises:
+        TypeError: If one is a path or hub id, or the model is no torch module.
+        ValueError: If the tokenizer is another model's.
+    """
+    for given in (model, tokenizer):
+        if isinstance(given, str | os.PathLike):
+            where = "model folder or hub id" if given is tokenizer else os.fspath(given)
+            raise TypeError(f"{owner}(model, tokenizer) takes objects: {owner}.from_pretrained({where!r}) loads them")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(
+            f"{owner}(model, tokenizer): the model must be a transformers model, not {type(model).__name__}"
+        )
+    check_vocabulary(model, tokenizer)
+
+
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
     """Raises ``ValueError`` when the tokenizer has ids that the model has no embedding for."""
     rows = model.get_input_embeddings().weight.shape[0]

@@ -7,6 +7,7 @@ random state, not on the order of the calls.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -63,9 +64,61 @@ class Draws:
     confidences: Tensor
 
 
+class TokenSampler(ABC):
+    """Draws the next token of every row: what `HFGenerator` takes as ``sampler=``.
+
+    Write ``draw`` for a sampler of your own. A row's token must come from its own logits and its own number alone: then
+    a branch's tokens depend neither on the batch nor on the order of the calls::
+
+        @dataclass(frozen=True)
+        class MinP(TokenSampler):
+            min_p: float = 0.1
+
+            def draw(self, logits, numbers):
+                p = logits.softmax(dim=-1)
+                p = p * (p >= self.min_p * p.amax(dim=-1, keepdim=True))
+                tokens, shares = inverse_cdf(p, numbers)
+                return Draws(tokens, shares.log(), shares.log())
+    """
+
+    @abstractmethod
+    def draw(self, logits: Tensor, numbers: Tensor) -> Draws:
+        """One token for each row.
+
+        Args:
+            logits: `[rows, vocabulary]`, float32; not to be changed in place.
+            numbers: Uniform numbers in (0, 1), float64 `[rows]`, see `inverse_cdf`.
+        """
+
+    def draw_likeliest(self, logits: Tensor) -> Draws:
+        """The likeliest token of each row, for greedy requests; logits `[rows, vocabulary]`, float32."""
+        tokens = logits.argmax(dim=-1)
+        logprobs = _pick(logits, tokens) - logits.logsumexp(dim=-1)
+        return Draws(tokens, logprobs, logprobs)
+
+    def draw_mixed(self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None) -> Draws:
+        """One token for each row, the likeliest where `greedy` says so.
+
+        Args:
+            logits: `[rows, vocabulary]`, any floating dtype.
+            numbers: Uniform numbers in (0, 1), float64 `[rows]`.
+            greedy: Rows that take the likeliest token, bool `[rows]`; ``None`` means none.
+        """
+        logits = logits.float()
+        drawn = self.draw(logits, numbers)
+        if greedy is None:
+            return drawn
+        best = self.draw_likeliest(logits)
+        return Draws(
+            torch.where(greedy, best.tokens, drawn.tokens),
+            torch.where(greedy, best.logprobs, drawn.logprobs),
+            torch.where(greedy, best.confidences, drawn.confidences),
+        )
+
+
 @dataclass(frozen=True, slots=True)
-class Sampler:
-    """How tokens are drawn from logits; filters apply in the order temperature, top-k, top-p.
+class Sampler(TokenSampler):
+    """Temperature and filters, in the order temperature, top-k, top-p.
 
     Attributes:
         temperature: Divides the logits; 0 takes the likeliest token.
@@ -73,7 +126,7 @@ class Sampler:
         top_p: Keep the smallest set of likeliest tokens whose mass reaches `top_p` (ties at the edge are all kept).
         confidence: ``"logprob"``: the token's log-probability. ``"self_certainty"``: minus the mean over the
             vocabulary of ``log(V p)`` (arXiv 2502.18581). ``"deepconf"``: minus the mean log-probability of the 20
-            likeliest tokens (facebookresearch/deepconf).
+            likeliest tokens (facebookresearch/deepconf). All under the plain model distribution.
     """
 
     temperature: float = 1.0
@@ -92,29 +145,12 @@ class Sampler:
         if self.confidence not in ("logprob", "self_certainty", "deepconf"):
             raise ValueError(f'confidence={self.confidence!r}: choose "logprob", "self_certainty" or "deepconf"')
 
-    def draw(self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None) -> Draws:
-        """One token for each row.
-
-        Args:
-            logits: `[batch, vocabulary]`, any floating dtype; computed on in float32.
-            numbers: Uniform numbers in (0, 1), float64 `[batch]`.
-            greedy: Rows that take the likeliest token, bool `[batch]`; ``None`` means none.
-        """
+    def draw(self, logits: Tensor, numbers: Tensor) -> Draws:
+        """One token for each row; `logits` may have any floating dtype, and are computed on in float32."""
         raw = logits.float()
         if self.temperature == 0.0:
-            tokens, log_total = raw.argmax(dim=-1), raw.logsumexp(dim=-1)
-            logprobs = plain = _pick(raw, tokens) - log_total
-        else:
-            tokens, logprobs, log_total = self._draw_filtered(raw, numbers)
-            if greedy is not None:
-                tokens = torch.where(greedy, raw.argmax(dim=-1), tokens)
-            plain = _pick(raw, tokens) - log_total
-            if greedy is not None:
-                logprobs = torch.where(greedy, plain, logprobs)
-        return Draws(tokens, logprobs, self._confidences(raw, log_total, plain))
-
-    def _draw_filtered(self, raw: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, their log-probabilities, and the log-sum-exp of the raw logits."""
+            return self.draw_likeliest(raw)
+        # Softmax weights exp((x - peak) / T), not normalised; at T = 1 their sum gives the log-sum-exp as well.
         peak = raw.amax(dim=-1, keepdim=True)
         weights = raw - peak
         if self.temperature != 1.0:
@@ -125,14 +161,41 @@ class Sampler:
         if self.top_k or self.top_p < 1.0:
             weights *= weights >= filter_threshold(weights, self.top_k, self.top_p)[:, None]
         tokens, shares = inverse_cdf(weights, numbers)
-        return tokens, shares.log().to(raw.dtype), log_total
+        return Draws(tokens, shares.log().to(raw.dtype), self._confidences(raw, log_total, tokens))
 
-    def _confidences(self, raw: Tensor, log_total: Tensor, plain: Tensor) -> Tensor:
+    def draw_likeliest(self, logits: Tensor) -> Draws:
+        """The likeliest token of each row, with its log-probability under the plain model distribution."""
+        tokens, log_total = logits.argmax(dim=-1), logits.logsumexp(dim=-1)
+        return Draws(tokens, _pick(logits, tokens) - log_total, self._confidences(logits, log_total, tokens))
+
+    def _confidences(self, raw: Tensor, log_total: Tensor, tokens: Tensor) -> Tensor:
+        """Token confidences `[rows]`; `log_total` is the log-sum-exp of the plain logits `raw`."""
         if self.confidence == "logprob":
-            return plain
+            return _pick(raw, tokens) - log_total
         if self.confidence == "self_certainty":
             return log_total - raw.mean(dim=-1) - float(np.log(raw.shape[-1]))
         return log_total - raw.topk(min(_DEEPCONF_TOP, raw.shape[-1]), dim=-1).values.mean(dim=-1)
+
+
+def choose_sampler(
+    sampler: TokenSampler | None, temperature: float, top_p: float, top_k: int, confidence: Confidence
+) -> TokenSampler:
+    """The sampler that was given, or the one that its shortcuts say.
+
+    Raises:
+        ValueError: If both are given.
+        TypeError: If `sampler` is none.
+    """
+    shortcut = Sampler(temperature, top_k, top_p, confidence)
+    if sampler is None:
+        return shortcut
+    if not isinstance(sampler, TokenSampler):
+        raise TypeError(f"sampler={sampler!r}: give a Sampler, or an object of a class that derives from TokenSampler")
+    if shortcut != Sampler():
+        raise ValueError(
+            f"sampler={sampler!r} and {shortcut!r} are given: put temperature and filters into the sampler"
+        )
+    return sampler
 
 
 def inverse_cdf(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:

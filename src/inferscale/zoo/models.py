@@ -46,7 +46,7 @@ def _weights() -> Path:
 
 
 def path(name: str) -> Path:
-    """The folder of a model, good for ``AutoModelForCausalLM.from_pretrained`` and `HFGenerator`.
+    """The folder of a model, good for ``AutoModelForCausalLM.from_pretrained`` and `HFGenerator.from_pretrained`.
 
     Raises:
         ValueError: If there is no such model.
