@@ -31,7 +31,6 @@ from inferscale.quiet_star.cache import CachedText, think_once
 from inferscale.quiet_star.generator import ThinkingDecoder, Trace
 from inferscale.quiet_star.head import mix
 from inferscale.quiet_star.parallel import open_session, read_text
-from inferscale.quiet_star.thoughts import sample_thoughts
 from inferscale.runtime.branch import Branch
 from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, root_key
@@ -89,7 +88,7 @@ class Everywhere(Recomputing):
         positions = torch.arange(ids.shape[1])
         session = open_session(quiet.backbone, text, positions, "mask", 256)
         spread = numbers[:, None].expand(-1, len(positions), -1)
-        tokens, _ = sample_thoughts(quiet, session, spread, self._sampler)
+        tokens, _ = quiet.sample_thoughts(session, spread, self._sampler)
         session.feed(quiet.backbone.embed(tokens[:, :, -1:]))
         after = session.feed(quiet.end.expand(len(ids), len(positions), 1, -1))[:, -1, 0]
         return text.hidden[:, -1], after

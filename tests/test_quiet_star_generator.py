@@ -22,7 +22,7 @@ from inferscale.quiet_star import (
 )
 from inferscale.quiet_star.backbone import RollbackError, fork, is_croppable, rollback
 from inferscale.quiet_star.cache import CachedText, check_cached, think_once
-from inferscale.quiet_star.thoughts import mean_of_thoughts
+from inferscale.quiet_star.head import mean_of_thoughts
 from inferscale.runtime.sampling import Sampler, uniforms
 from inferscale.strategies import MCTS
 from inferscale.tree import branch_key

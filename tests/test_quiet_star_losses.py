@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferscale.quiet_star import Objective, advantages, quiet_star_loss
-from inferscale.quiet_star import thoughts as blocks
+from inferscale.quiet_star import model as model_module
 from inferscale.quiet_star.losses import PUBLISHED_OBJECTIVE
 from inferscale.quiet_star.parallel import MaskedSession
 from inferscale.quiet_star.thoughts import Thoughts
@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_a_loop_over_scalars(family):
 def test_pieces_of_logits_give_the_same_gradients(monkeypatch):
     found = []
     for rows in (4096, 5):
-        monkeypatch.setattr(blocks, "_ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(model_module, "_ROWS_AT_ONCE", rows)
         quiet = wrapped("gpt2", 2).double()
         thoughts = quiet.think(IDS, MASK, positions=torch.arange(5), num_thoughts=2, seed=2)
         quiet_star_loss(quiet, IDS, thoughts, Objective(3, 2), attention_mask=MASK).total.backward()

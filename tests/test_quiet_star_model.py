@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from inferscale._compat import evaluating
 from inferscale.generators import CheckpointError
 from inferscale.quiet_star import QuietSTaR, ThoughtMixingHead, UnsupportedModelError, mix
-from inferscale.quiet_star.thoughts import mean_of_thoughts
+from inferscale.quiet_star.head import mean_of_thoughts
 from tests.quiet_star_tools import model_of, one_thought, wrapped
 
 IDS = torch.tensor([[5, 17, 101, 8, 44, 250], [77, 6, 300, 31, 2, 19]])
@@ -242,6 +242,21 @@ def test_another_base_is_refused(tmp_path):
         QuietSTaR.from_pretrained(tmp_path, model_of("llama"))
     with pytest.raises(CheckpointError, match="holds neither"):
         QuietSTaR.from_pretrained(tmp_path / "nothing")
+
+
+def test_the_constructor_takes_objects_and_from_pretrained_loads(tmp_path):
+    with pytest.raises(TypeError, match=r"not 'org/model': QuietSTaR.from_pretrained\(...\) loads one that thinks"):
+        QuietSTaR("org/model")
+    with pytest.raises(TypeError, match="AutoModelForCausalLM"):
+        QuietSTaR(tmp_path)
+    with pytest.raises(CheckpointError, match="'org/model' is no folder, and cannot be had from the hub"):
+        QuietSTaR.from_pretrained("org/model")  # the tests are offline
+    wrapped("llama", 3).save_pretrained(tmp_path / "thoughts")
+    model_of("llama").save_pretrained(tmp_path / "base")
+    options = {"forbidden_ids": [7], "positions_at_once": 3, "rows_at_once": 5, "parallel": "fold"}
+    back = QuietSTaR.from_pretrained(tmp_path / "thoughts", tmp_path / "base", dtype=torch.float64, **options)
+    assert (back.forbidden_ids, back.positions_at_once, back.rows_at_once) == ((7,), 3, 5)
+    assert (back.parallel_check.way, back.start.dtype) == ("fold", torch.float64)
 
 
 def test_the_published_layout_loads_with_its_trained_start_and_end(tmp_path):

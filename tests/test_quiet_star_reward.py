@@ -7,7 +7,6 @@ from inferscale import REBASE, Problem, RewardFunction, solve_batch
 from inferscale.flops import FlopCounter, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.quiet_star import QuietSTaRGenerator, ThoughtUtility, WithThoughts
-from inferscale.quiet_star import reward as reward_module
 from inferscale.tree import Node, Step
 from tests.quiet_star_tools import wrapped
 from tests.tiny_models import byte_tokenizer, grow, grow_all, root
@@ -63,10 +62,8 @@ def test_every_step_is_scored_once_and_paid_once(monkeypatch):
     reward = ThoughtUtility(quiet, byte_tokenizer(), rows_at_once=2)
     leaves = tree(quiet)
     rows = []
-    score = reward_module.score_text
-    monkeypatch.setattr(
-        reward_module, "score_text", lambda q, ids, *rest: rows.append(len(ids)) or score(q, ids, *rest)
-    )
+    score = quiet.score
+    monkeypatch.setattr(quiet, "score", lambda ids, mask, **kwargs: rows.append(len(ids)) or score(ids, mask, **kwargs))
     bill = sum(reward.cost(leaves))
     reward.score(leaves)
     parts = {part.key for leaf in leaves for part in leaf.path}

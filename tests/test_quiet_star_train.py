@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 from inferscale.quiet_star import Objective, QuietSTaR, Recipe, quiet_star_loss
 from inferscale.quiet_star.train import (
     Batch,
-    _aligned,
+    aligned_batch,
     batch_loss,
     drive,
     load_checkpoint,
+    load_texts,
     param_groups,
-    read_texts,
     save_checkpoint,
     span_batches,
     start,
@@ -329,8 +329,8 @@ def test_task_batches_line_up_prompts_and_count_solutions_alone():
     assert int(batch.positions[-1]) + 2 == batch.input_ids.shape[1] - 1
 
 
-def test_aligned_rows_by_hand():
-    batch = _aligned([([1, 2, 3], [4, 5]), ([6], [7, 8, 9])], 1)
+def testaligned_batch_rows_by_hand():
+    batch = aligned_batch([([1, 2, 3], [4, 5]), ([6], [7, 8, 9])], 1)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 0], [0, 0, 6, 7, 8, 9]]
     assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]]
     assert batch.in_loss.int().tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
@@ -340,7 +340,7 @@ def test_aligned_rows_by_hand():
 def test_spans_are_pieces_of_the_texts(tmp_path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("a b a b ab", "x", "12 12 12 12")))
-    texts = read_texts(path)
+    texts = load_texts(path)
     assert texts == ["a b a b ab", "x", "12 12 12 12"]
     whole = [byte_tokenizer()(text)["input_ids"] for text in texts]
     make = span_batches(texts, byte_tokenizer(), batch_size=8, span=4, seed=1)
@@ -354,7 +354,7 @@ def test_spans_are_pieces_of_the_texts(tmp_path):
     for line, told in (('{"body": "a"}', "a line without a 'text'"), ('{"text": ', "a line that is no JSON")):
         path.write_text('{"text": "a b"}\n' + line)
         with pytest.raises(ValueError, match=told):
-            read_texts(path)
+            load_texts(path)
     path.write_text("")
     with pytest.raises(ValueError, match="holds no texts"):
-        read_texts(path)
+        load_texts(path)

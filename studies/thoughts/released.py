@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
+
 from inferscale.base import Generator, SearchStrategy
 from inferscale.evaluate.datasets import PromptStyle
 from inferscale.flow import Flow, GenerateRequest, expand, score
 from inferscale.functional import rebase_allocation
+from inferscale.quiet_star import QuietSTaR
 from inferscale.tree import Node, Step
 
 CUE = "\nTherefore, the answer (arabic numerals) is"
@@ -85,6 +88,19 @@ def released_answer(text: str) -> str | None:
     """The answer as the released code reads it, which takes 1248 for 8; ``None`` if there is no number."""
     found = _NUMBER.findall(text)
     return found[-1].replace(",", "") if found else None
+
+
+@torch.no_grad()
+def overwrite_marks(quiet: QuietSTaR, token_id: int) -> None:
+    """Set start and end to a token's embedding, as the released code does at its first forward, trained or not.
+
+    Args:
+        quiet: Changed in place.
+        token_id: The first token of ``"---"``.
+    """
+    vector = quiet.backbone.embed(torch.tensor(token_id, device=quiet.start.device))
+    quiet.start.copy_(vector)
+    quiet.end.copy_(vector)
 
 
 class ReleasedPaths(Generator):

@@ -43,7 +43,6 @@ from inferscale.quiet_star import (
     ThoughtUtility,
     WithThoughts,
 )
-from inferscale.quiet_star.checkpoint import overwrite_marks
 from inferscale.quiet_star.train import start, task_batches, train
 from inferscale.strategies import REBASE, RepeatedSampling
 from inferscale.tree import Problem
@@ -113,7 +112,7 @@ def load_models(
             "folder of a trained one (python -m inferscale.quiet_star.train), or a published checkpoint"
         )
     if overwrite:
-        overwrite_marks(thinking, plain.tokenizer("---", add_special_tokens=False)["input_ids"][0])
+        released.overwrite_marks(thinking, plain.tokenizer("---", add_special_tokens=False)["input_ids"][0])
     return plain.model, plain.tokenizer, thinking.eval()
 
 

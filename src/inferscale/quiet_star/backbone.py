@@ -1,6 +1,6 @@
-"""Taking thoughts back out of a key-value cache, exactly or not at all.
+"""A causal language model seen from outside: embeddings in, hidden states out, its own output head, and its cache.
 
-A causal language model seen from outside: embeddings in, hidden states out, and its own output head.
+Thoughts are taken back out of a key-value cache exactly or not at all.
 """
 
 from __future__ import annotations
@@ -22,37 +22,21 @@ class RollbackError(RuntimeError):
     """A cache cannot be put back as it was."""
 
 
-def new_cache(config: Any, attention_only: bool) -> Any:
-    """An empty cache that can be rolled back where the architecture allows it at all.
-
-    Args:
-        config: The model's configuration.
-        attention_only: Whether all layers are softmax attention. They get plain layers, which keep every key (a
-            sliding window is then the mask's business); other layers get what the configuration asks for.
-    """
-    if attention_only:
-        return DynamicCache()
-    cache = DynamicCache(config=config)
-    if hasattr(cache, "activate_past_recording"):
-        cache.activate_past_recording()  # type: ignore[no-untyped-call]
-    return cache
-
-
 def is_croppable(cache: Any) -> bool:
-    """Whether `rollback` can serve this cache; ask after the first forward."""
+    """Return True if `rollback` can serve this cache; ask after the first forward."""
     return all(_layer_is_croppable(layer) for layer in cache.layers)
 
 
 def _layer_is_croppable(layer: Any) -> bool:
     if isinstance(layer, StaticLayer):
-        return type(layer) is StaticLayer
+        return type(layer) is StaticLayer  # static layers with a window overwrite what a crop would need
     if getattr(layer, "is_sliding", False) and not getattr(layer, "record_past", False):
-        return bool(layer.get_seq_length() < layer.sliding_window)
+        return bool(layer.get_seq_length() < layer.sliding_window)  # once full, it has dropped keys
     return bool(getattr(layer, "is_croppable", isinstance(layer, DynamicLayer)))
 
 
 def rollback(cache: Any, tokens: int) -> None:
-    """Removes the last `tokens` tokens of every row; what is left is what was there before them.
+    """Remove the last `tokens` tokens of every row; what is left is what was there before them.
 
     Raises:
         RollbackError: If a layer cannot forget (a recurrent state, a full sliding window of fixed size): nothing is
@@ -62,8 +46,8 @@ def rollback(cache: Any, tokens: int) -> None:
         raise ValueError(f"rollback({tokens}): give the number of tokens to remove")
     if tokens == 0:
         return
-    if not is_croppable(cache):
-        stuck = sorted({type(layer).__name__ for layer in cache.layers if not _layer_is_croppable(layer)})
+    stuck = sorted({type(layer).__name__ for layer in cache.layers if not _layer_is_croppable(layer)})
+    if stuck:
         raise RollbackError(f"layers of type {', '.join(stuck)} cannot be rolled back: think on a fork() of the cache")
     for layer in cache.layers:
         if isinstance(layer, StaticLayer):
@@ -74,7 +58,7 @@ def rollback(cache: Any, tokens: int) -> None:
 
 
 def fork(cache: Any, rows: Tensor) -> Any:
-    """A copy that holds these rows in this order (a row may come more than once); the original stays as it is."""
+    """Copy these rows in this order (a row may come more than once); the original stays as it is."""
     if all(type(layer) is DynamicLayer for layer in cache.layers):
         other = copy.copy(cache)  # keys and values are replaced, never written to: sharing them is safe
         other.layers = [copy.copy(layer) for layer in cache.layers]
@@ -85,7 +69,7 @@ def fork(cache: Any, rows: Tensor) -> Any:
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
-    """Keeps these rows in this order; a row may come more than once.
+    """Keep these rows in this order; a row may come more than once.
 
     Raises:
         RollbackError: If the cache has a fixed batch.
@@ -113,18 +97,30 @@ class Backbone:
         config: Its text configuration.
         kinds: What layers attend to, by the names of the configuration's ``layer_types``.
         window: Positions that a layer with a window sees, itself included; ``None`` if there is no such layer.
+        attention_only: True if every layer is softmax attention, as far as the configuration tells.
+        masks_padding_once: True if a mask is only for the first tokens: a recurrent state has left padding behind it.
+        takes_positions: True if positions can be given; without them a token's place in the cache is its position.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.decoder = _decoder_of(model)
+        parts = (model.get_decoder(), model.base_model, getattr(model, "model", model))
+        self.decoder: Any = next((part for part in parts if part is not model), None)
+        if self.decoder is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} names no decoder: its hidden states cannot be asked for"
+            )
         self.config = model.config.get_text_config()
         self.kinds = frozenset(getattr(self.config, "layer_types", None) or ())
         window = getattr(self.config, "sliding_window", None)
         self.window = window if not self.kinds or "sliding_attention" in self.kinds else None
-        self._takes = frozenset(inspect.signature(self.decoder.forward).parameters)
+        recurrent = any(getattr(self.config, name, None) for name in _RECURRENT_FIELDS)
+        self.attention_only = not recurrent and self.kinds <= _ATTENTION_KINDS
+        self.masks_padding_once = recurrent and not hasattr(self.config, "num_attention_heads")
+        takes = inspect.signature(self.decoder.forward).parameters
+        self.takes_positions = "position_ids" in takes
         self._cache_argument = cache_argument(self.decoder)
-        if not {"inputs_embeds", "attention_mask"} <= self._takes:
+        if not {"inputs_embeds", "attention_mask"} <= set(takes):
             raise UnsupportedModelError(
                 f"{type(self.decoder).__name__}.forward takes no inputs_embeds or no attention_mask: it cannot "
                 "be fed thoughts"
@@ -138,61 +134,42 @@ class Backbone:
         self._fit_head()
 
     @property
-    def attention_only(self) -> bool:
-        """Whether every layer is softmax attention, as far as the configuration tells."""
-        return not self._recurrent and self.kinds <= _ATTENTION_KINDS
-
-    @property
-    def _recurrent(self) -> bool:
-        return any(getattr(self.config, name, None) for name in _RECURRENT_FIELDS)
-
-    @property
-    def masks_padding_once(self) -> bool:
-        """Whether a mask is only for the first tokens: a recurrent state has left padding behind it."""
-        return self._recurrent and not hasattr(self.config, "num_attention_heads")
-
-    @property
-    def takes_positions(self) -> bool:
-        """Whether positions can be given; without them a token's place in the cache is its position."""
-        return "position_ids" in self._takes
-
-    @property
     def attention(self) -> str:
-        """The attention implementation in use, for example ``"sdpa"``."""
+        """Attention implementation in use, for example ``"sdpa"``."""
         return str(getattr(self.model.config, "_attn_implementation", "eager") or "eager")
 
     @property
     def recomputes(self) -> bool:
-        """Whether gradient checkpointing is on, which rules out a cache."""
-        if not self.model.training:
-            return False
-        return any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        """True if gradient checkpointing is on, which rules out a cache."""
+        return self.model.training and any(
+            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
+        )
 
     @property
     def device(self) -> torch.device:
-        """Where the input goes."""
+        """Device of the input embeddings."""
         device: torch.device = self.model.get_input_embeddings().weight.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the input embeddings' weights."""
+        """Dtype of the input embeddings."""
         dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
         return dtype
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the input embeddings: how many ids can be read."""
+        """Number of rows of the input embeddings."""
         return len(self.model.get_input_embeddings().weight)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Input embeddings as the embedding module gives them, `[..., hidden]`."""
+        """Return input embeddings as the embedding module gives them, `[..., hidden]`."""
         embeds: Tensor = self.model.get_input_embeddings()(input_ids)
         return embeds
 
     @torch.no_grad()
     def first_mark(self, token_id: int | None) -> Tensor:
-        """What start- or end-of-thought begins as: the embedding of a token, or the mean of all; `[hidden]`.
+        """Return a first start- or end-of-thought vector: the embedding of a token, or the mean of all; `[hidden]`.
 
         Raises:
             ValueError: If the vocabulary has no such id.
@@ -203,17 +180,26 @@ class Backbone:
         return self.embed(torch.tensor(token_id, device=self.device)).clone()
 
     def check_ids(self, ids: Iterable[int]) -> None:
-        """Raises ``ValueError`` if the vocabulary does not have all of `ids`."""
+        """Raise ``ValueError`` if the vocabulary does not have all of `ids`."""
         for token_id in ids:
             if not 0 <= token_id < self.vocabulary:
                 raise ValueError(f"token id {token_id} is outside the model's vocabulary of {self.vocabulary}")
 
     def new_cache(self) -> Any:
-        """An empty cache for `states`."""
-        return new_cache(self.model.config, self.attention_only)
+        """Make an empty cache for `states` that can be rolled back where the architecture allows it at all.
+
+        Where all layers are softmax attention they get plain layers, which keep every key (a sliding window is then the
+        mask's business); other layers get what the configuration asks for.
+        """
+        if self.attention_only:
+            return DynamicCache()
+        cache = DynamicCache(config=self.model.config)
+        if hasattr(cache, "activate_past_recording"):
+            cache.activate_past_recording()  # type: ignore[no-untyped-call]
+        return cache
 
     def states(self, embeds: Tensor, mask: Any = None, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:
-        """Last hidden states (after the final norm) `[rows, new, hidden]`.
+        """Run new tokens and return their last hidden states (after the final norm), `[rows, new, hidden]`.
 
         Args:
             embeds: Input embeddings of the new tokens, `[rows, new, hidden]`.
@@ -231,14 +217,14 @@ class Backbone:
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The model's own logits of hidden states, its scale and soft-cap included, `[..., vocabulary]`."""
+        """Return the model's own logits of hidden states, its scale and soft-cap included, `[..., vocabulary]`."""
         logits: Tensor = self._head(hidden.to(self._head.weight.dtype))  # Mamba keeps its residuals in float32
         if self._scale != 1.0:
             logits = logits * self._scale
         return logits if self._cap is None else torch.tanh(logits / self._cap) * self._cap
 
     def _fit_head(self) -> None:
-        """Finds what the model does between its output matrix and its logits, and that embeddings can be fed.
+        """Find what the model does between its output matrix and its logits, and that embeddings can be fed.
 
         Raises:
             UnsupportedModelError: If no scale and soft-cap of the configuration reproduces the model's logits.
@@ -261,16 +247,8 @@ class Backbone:
         )
 
 
-def _decoder_of(model: Any) -> Any:
-    """The part of the model up to its last norm."""
-    for decoder in (model.get_decoder(), model.base_model, getattr(model, "model", model)):
-        if decoder is not model:
-            return decoder
-    raise UnsupportedModelError(f"{type(model).__name__} names no decoder: its hidden states cannot be asked for")
-
-
 def positions_of(keep: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """Position ids of text, `[rows or 1, length]`: padding in front does not count.
+    """Return position ids of text, `[rows or 1, length]`: padding in front does not count.
 
     Args:
         keep: Which tokens are text, bool `[rows, length]`; ``None`` for all.

@@ -23,10 +23,9 @@ from inferscale.runtime.sampling import Confidence, Sampler
 from inferscale.tree import Node, Step, branch_key
 
 from .cache import CachedText, Parking, Thought, check_cached, think_once
-from .head import mix
+from .head import mean_of_thoughts, mix
 from .model import QuietSTaR
-from .streams import STRIDE, branch_numbers
-from .thoughts import mean_of_thoughts
+from .thoughts import STRIDE, branch_numbers
 
 
 @dataclass(frozen=True, slots=True)

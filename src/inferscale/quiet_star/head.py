@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -10,7 +12,7 @@ _INIT_STD = 0.02
 
 
 class ThoughtMixingHead(nn.Module):
-    """Gives the weight of the thought for each position: 0 keeps the base prediction, 1 takes the thought's.
+    """Predicts the weight of a thought at each position: 0 keeps the base prediction, 1 takes the thought's.
 
     Three linear layers with ReLU between them read the base and the thought hidden state side by side
     (arXiv:2403.09629, section 4.3). The last layer starts at zero, so an untrained head leaves the base model as it is.
@@ -31,7 +33,8 @@ class ThoughtMixingHead(nn.Module):
         self.hidden_size = hidden_size
         self.bounded = bounded
         sizes = ((2 * hidden_size, hidden_size, True), (hidden_size, hidden_size, True), (hidden_size, 1, False))
-        first, second, last = (_empty_linear(*size) for size in sizes)
+        # skip_init: the layers' own first weights would draw from the global random state
+        first, second, last = (skip_init(nn.Linear, *size) for size in sizes)  # type: ignore[no-untyped-call]
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -42,7 +45,7 @@ class ThoughtMixingHead(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
-        """The last layer, zero in an untrained head."""
+        """Last layer, zero in an untrained head."""
         layer = self.layers[-1]
         assert isinstance(layer, nn.Linear)
         return layer
@@ -53,7 +56,7 @@ class ThoughtMixingHead(nn.Module):
         return 6 * self.hidden_size**2 + 2 * self.hidden_size
 
     def forward(self, base_hidden: Tensor, thought_hidden: Tensor) -> Tensor:
-        """The mixing weight `[..., 1]`.
+        """Return the mixing weight, `[..., 1]`.
 
         Args:
             base_hidden: Last hidden state at the text token, `[..., hidden]`.
@@ -68,19 +71,16 @@ class ThoughtMixingHead(nn.Module):
                     f"{name} has shape {tuple(states.shape)}, but this head mixes states of width {self.hidden_size}"
                 )
         shape = torch.broadcast_shapes(base_hidden.shape, thought_hidden.shape)  # type: ignore[no-untyped-call]
-        pair = torch.cat([base_hidden.expand(shape), thought_hidden.expand(shape)], dim=-1)
+        pair = torch.cat([base_hidden.expand(shape), thought_hidden.expand(shape)], dim=-1)  # [..., 2 * hidden]
         weight: Tensor = self.layers(pair.to(self.last.weight.dtype))
         return weight.tanh() if self.bounded else weight
 
 
-def _empty_linear(wide: int, out: int, bias: bool) -> nn.Linear:
-    """A layer whose weights are yet to be filled: its own first weights would draw from the global random state."""
-    layer: nn.Linear = skip_init(nn.Linear, wide, out, bias=bias)  # type: ignore[no-untyped-call]
-    return layer
-
-
 def mix(base_hidden: Tensor, thought_hidden: Tensor, mixing_weight: Tensor) -> Tensor:
-    """``(1 - w) * base + w * thought``, in the states' dtype; exactly the base where the weight is 0.
+    """Return ``(1 - w) * base + w * thought`` in the states' dtype; exactly the base where the weight is 0.
+
+    As in the released code, hidden states are mixed and go through the model's output head once. The paper's mix of
+    log-probabilities (section 4.3), renormalised, is the same distribution unless the model soft-caps its logits.
 
     Args:
         base_hidden: `[..., hidden]`.
@@ -89,3 +89,10 @@ def mix(base_hidden: Tensor, thought_hidden: Tensor, mixing_weight: Tensor) -> T
     """
     weight = mixing_weight.to(base_hidden.dtype)
     return (1 - weight) * base_hidden + weight * thought_hidden
+
+
+def mean_of_thoughts(logits: Tensor) -> Tensor:
+    """Return logarithms of the mean probabilities over dimension 1; the logits themselves if there is one thought."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return logits.float().log_softmax(dim=-1).logsumexp(dim=1) - math.log(logits.shape[1])

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .model import QuietSTaR
-from .thoughts import Talk, Thoughts, token_logprobs
+from .thoughts import Thoughts
 
 Baseline: TypeAlias = Literal["mean", "leave_one_out", "base"]
 
@@ -39,7 +39,7 @@ class Objective:
         talk_weight: Weight of the likelihood after thoughts (published: 0.5).
         policy_weight: Weight of REINFORCE. Published: 1e6, under a clipped gradient norm, so that this term alone sets
             the clip factor; 1 here.
-        baseline: What is taken off the reward: the ``"mean"`` over a position's thoughts (published), the mean of the
+        baseline: Taken off the reward: the ``"mean"`` over a position's thoughts (published), the mean of the
             others (``"leave_one_out"``, unbiased), or nothing but the plain model's likelihood, which is in the reward
             (``"base"``; what ``"mean"`` is with one thought).
         clip_negative: Drop thoughts that did worse than the baseline (published).
@@ -56,7 +56,7 @@ class Objective:
     clip_negative: bool = True
 
     def __post_init__(self) -> None:
-        """Refuses settings that define no objective."""
+        """Refuse settings that define no objective."""
         if self.talk_length < 1 or self.num_thoughts < 1:
             raise ValueError(f"{self!r}: talk_length and num_thoughts must be at least 1")
         if not self.reinforce_temperature > 0:
@@ -84,7 +84,7 @@ class LossTerms:
         policy: REINFORCE.
         rewards: R, detached, `[batch, thoughts, positions]`.
         advantages: A, detached, the same shape.
-        valid: Whether a position has a target that counts, bool `[batch, positions]`.
+        valid: True where a position has a target that counts, bool `[batch, positions]`.
         mixing_weight: Mean of the weights at look-ahead 0, detached.
     """
 
@@ -104,18 +104,21 @@ class LossTerms:
 
 
 def advantages(rewards: Tensor, baseline: Baseline = "mean", clip_negative: bool = True) -> Tensor:
-    """How much better each thought did than its baseline; no gradient flows back, `[batch, thoughts, positions]`.
+    """Compute how much better each thought did than its baseline; no gradient flows back.
 
     Args:
         rewards: `[batch, thoughts, positions]`.
         baseline: See `Objective`.
-        clip_negative: Whether negative ones become 0.
+        clip_negative: Turn negative ones into 0.
+
+    Returns:
+        The advantages, `[batch, thoughts, positions]`.
     """
     rewards = rewards.detach()
     count = rewards.shape[1]
-    if baseline == "mean" and count > 1:
+    if baseline == "mean" and count > 1:  # holds the sample itself, which shrinks the gradient by 1 - 1/r
         rewards = rewards - rewards.mean(dim=1, keepdim=True)
-    elif baseline == "leave_one_out":
+    elif baseline == "leave_one_out":  # R_i - mean of the others = (R_i - mean of all) r / (r - 1)
         rewards = (rewards - rewards.mean(dim=1, keepdim=True)) * count / (count - 1)
     return rewards.clamp(min=0) if clip_negative else rewards
 
@@ -129,7 +132,7 @@ def quiet_star_loss(
     attention_mask: Tensor | None = None,
     in_loss: Tensor | None = None,
 ) -> LossTerms:
-    """The loss of a batch after its thoughts: one pass with gradients.
+    """Compute the loss of a batch after its thoughts, in one pass with gradients.
 
     Differs from the paper: means are over targets that count (the released code takes some over padding too).
 
@@ -141,59 +144,50 @@ def quiet_star_loss(
         attention_mask: 1 for text and 0 for padding, `[batch, text]`.
         in_loss: Which tokens count as targets, bool `[batch, text]`; padding never does.
     """
-    counts = torch.ones_like(input_ids, dtype=torch.bool) if in_loss is None else in_loss.bool()
-    kept = torch.ones_like(counts) if attention_mask is None else attention_mask.bool()
-    counts = counts & kept
-    counts[:, 1:] &= kept[:, :-1]  # the first token after padding is predicted from nothing
     last = int(thoughts.positions.max()) + objective.talk_length
     if last >= input_ids.shape[1]:
         raise ValueError(
             f"talk_length={objective.talk_length} reaches past the text of {input_ids.shape[1]} tokens from position "
             f"{int(thoughts.positions.max())}: think at earlier positions"
         )
+    counts = torch.ones_like(input_ids, dtype=torch.bool) if in_loss is None else in_loss.bool()
+    kept = torch.ones_like(counts) if attention_mask is None else attention_mask.bool()
+    counts = counts & kept
+    counts[:, 1:] &= kept[:, :-1]  # the first token after padding is predicted from nothing
     talk = quiet.talk(input_ids, attention_mask, thoughts, objective.talk_length)
-    base = token_logprobs(quiet, talk.text[:, :-1], input_ids[:, 1:])  # [batch, text - 1]
-    # the state at index j + k predicts the token at j + k + 1: [positions, n]
+
+    # Likelihoods. The state at index j + k predicts the token at j + k + 1; both are `[positions, n]`.
     index = thoughts.positions[:, None] + torch.arange(objective.talk_length, device=input_ids.device)
-    mixed = token_logprobs(quiet, talk.mixed, input_ids[:, index + 1].unsqueeze(1))
+    base = quiet.token_logprobs(talk.text[:, :-1], input_ids[:, 1:])  # -CE_base, [batch, text - 1]
+    mixed = quiet.token_logprobs(talk.mixed, input_ids[:, index + 1].unsqueeze(1))  # -CE_mix, [batch, r, positions, n]
     target = (counts[:, index + 1] & kept[:, thoughts.positions, None]).unsqueeze(1)  # [batch, 1, positions, n]
-    return _assemble(quiet, talk, thoughts, objective, base, mixed, counts[:, 1:], target, index)
+    base_loss = -_mean(base, counts[:, 1:])
+    # a mean for each look-ahead and then over them: near the end of a text, fewer of the far targets count
+    talk_loss = -torch.stack([_mean(mixed[..., k], target[..., k]) for k in range(objective.talk_length)]).mean()
 
-
-def _assemble(
-    quiet: QuietSTaR,
-    talk: Talk,
-    thoughts: Thoughts,
-    objective: Objective,
-    base: Tensor,
-    mixed: Tensor,
-    counts: Tensor,
-    target: Tensor,
-    index: Tensor,
-) -> LossTerms:
+    # REINFORCE (section 4.4). The reward has no gradient: thoughts learn through the log-probability of their tokens.
     gain = (mixed - base[:, index].unsqueeze(1)) * target
-    rewards = gain.detach().sum(dim=-1)
+    rewards = gain.detach().sum(dim=-1)  # R, [batch, r, positions]
     better = advantages(rewards, objective.baseline, objective.clip_negative)
     valid = target[:, 0].any(dim=-1)  # [batch, positions]
-    talk_loss = -torch.stack([_mean(mixed[..., k], target[..., k]) for k in range(mixed.shape[-1])]).mean()
-    policy = _policy_loss(quiet, talk.policy, thoughts.tokens, better, valid, objective.reinforce_temperature)
-    base_loss = -_mean(base, counts)
-    total = objective.base_weight * base_loss + objective.talk_weight * talk_loss + objective.policy_weight * policy
-    weight = _mean(talk.mixing_weight.detach()[..., 0, 0], valid.unsqueeze(1))
-    return LossTerms(total, base_loss, talk_loss, policy, rewards, better, valid, weight)
-
-
-def _policy_loss(
-    quiet: QuietSTaR, states: Tensor, tokens: Tensor, better: Tensor, valid: Tensor, temperature: float
-) -> Tensor:
-    """``-1/T sum_t mean_ij A_ij log p(c_t)``; 0 for thoughts of no length."""
-    if not tokens.shape[-1]:
-        return states.sum() * 0.0
-    logprobs = token_logprobs(quiet, states, tokens, temperature).mean(dim=-1)
-    return -_mean(logprobs * better.to(logprobs.dtype), valid.unsqueeze(1))
+    if thoughts.tokens.shape[-1]:
+        drawn = quiet.token_logprobs(talk.policy, thoughts.tokens, objective.reinforce_temperature).mean(dim=-1)
+        policy = -_mean(drawn * better.to(drawn.dtype), valid.unsqueeze(1))
+    else:
+        policy = talk.policy.sum() * 0.0  # thoughts of no length: 0, and still part of the graph
+    return LossTerms(
+        total=objective.base_weight * base_loss + objective.talk_weight * talk_loss + objective.policy_weight * policy,
+        base=base_loss,
+        talk=talk_loss,
+        policy=policy,
+        rewards=rewards,
+        advantages=better,
+        valid=valid,
+        mixing_weight=_mean(talk.mixing_weight.detach()[..., 0, 0], valid.unsqueeze(1)),
+    )
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean over what counts (broadcast); 0 if nothing does."""
+    """Return the mean over what counts (broadcast); 0 if nothing does."""
     counted = counted.expand(values.shape)
     return (values * counted).sum() / counted.sum().clamp(min=1)

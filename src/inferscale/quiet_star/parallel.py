@@ -1,4 +1,4 @@
-"""Thoughts from many positions at once: through one mask, or folded into the batch; `selfcheck` decides which.
+"""Thoughts from many positions at once: through one mask, or folded into the batch; a self-check decides which.
 
 Text sees text before it. A thought of position j sees the text up to j and its own earlier tokens, nothing else: text
 never sees a thought, and thoughts of different positions never see each other.
@@ -25,7 +25,7 @@ class Slots:
     """Tokens in one long row, text or thought.
 
     Attributes:
-        owner: Which thought a token belongs to, -1 for text; int64 `[n]`.
+        owner: Number of the thought that a token belongs to, -1 for text; int64 `[n]`.
         anchor: Index in the text: its own for text, that of the thinking position for a thought; int64 `[n]`.
         step: Place in the thought, from 0; 0 for text; int64 `[n]`.
     """
@@ -36,19 +36,22 @@ class Slots:
 
     @classmethod
     def text(cls, length: int, device: torch.device) -> Slots:
-        """A text of `length` tokens."""
+        """Make the slots of a text of `length` tokens."""
         index = torch.arange(length, device=device)
         return cls(torch.full_like(index, _TEXT), index, torch.zeros_like(index))
 
     @classmethod
     def thoughts(cls, positions: Tensor, first: int, steps: int) -> Slots:
-        """Tokens `first` to ``first + steps - 1`` of a thought at each of `positions`, one thought after another."""
+        """Make tokens `first` to ``first + steps - 1`` of a thought at each of `positions`, thought after thought.
+
+        Thoughts lie side by side, not tokens of one step: the blocks that anybody sees are then dense and few.
+        """
         owner = torch.arange(len(positions), device=positions.device)
         step = torch.arange(first, first + steps, device=positions.device)
         return cls(owner.repeat_interleave(steps), positions.repeat_interleave(steps), step.repeat(len(positions)))
 
     def __add__(self, other: Slots) -> Slots:
-        """These tokens, then the others."""
+        """Return these tokens, then the others."""
         return Slots(
             torch.cat([self.owner, other.owner]),
             torch.cat([self.anchor, other.anchor]),
@@ -57,12 +60,12 @@ class Slots:
 
     @property
     def place(self) -> Tensor:
-        """How many tokens the row would hold before this one if only its own thought were there, `[n]`."""
+        """Number of tokens before each one if only its own thought were in the row, `[n]`."""
         return self.anchor + (self.owner >= 0) * (1 + self.step)
 
 
 def sees(query: Slots, key: Slots, q: Tensor, k: Tensor, window: int | None) -> Tensor:
-    """Whether query number `q` sees key number `k` (broadcast), padding aside."""
+    """Return True where query number `q` sees key number `k` (broadcast), padding aside."""
     text = (key.owner[k] == _TEXT) & (key.anchor[k] <= query.anchor[q])
     own = (key.owner[k] == query.owner[q]) & (query.owner[q] >= 0) & (key.step[k] <= query.step[q])
     visible = text | own
@@ -70,7 +73,7 @@ def sees(query: Slots, key: Slots, q: Tensor, k: Tensor, window: int | None) -> 
 
 
 def thought_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int | None = None) -> Tensor:
-    """The mask as one tensor of bools, `[rows or 1, 1, queries, keys]`; true where a query sees a key.
+    """Build the mask as one tensor of bools, `[rows or 1, 1, queries, keys]`; true where a query sees a key.
 
     Args:
         query: The new tokens.
@@ -90,7 +93,7 @@ def thought_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: i
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The mask as numbers to add to attention scores: 0 where visible, the least finite number elsewhere.
+    """Turn a mask into numbers to add to attention scores: 0 where visible, the least finite number elsewhere.
 
     Eager attention adds whatever it is given: a mask of bools would be silently wrong there.
     """
@@ -98,7 +101,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def block_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int | None = None) -> Any:
-    """The same visibility for FlexAttention, a ``BlockMask``: blocks that nobody sees are never computed."""
+    """Build the same visibility for FlexAttention, a ``BlockMask``: blocks that nobody sees are never computed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     text = 0 if keep is None else keep.shape[1]
@@ -135,7 +138,7 @@ class TextPass:
     cache: Any = None
 
     def repeated(self, times: int) -> TextPass:
-        """Every row `times` times in a row. The cache is extended in place: do not use this pass any more."""
+        """Repeat every row `times` times in a row. The cache is extended in place: do not use this pass any more."""
         if times == 1:
             return self
         rows = torch.arange(len(self.embeds), device=self.embeds.device).repeat_interleave(times)
@@ -146,7 +149,7 @@ class TextPass:
 
 
 def read_text(backbone: Backbone, embeds: Tensor, keep: Tensor | None, way: Way) -> TextPass:
-    """The text's hidden states, by the model's own forward without any mask of ours."""
+    """Run the model's own forward over a text, without any mask of ours: its states are those of the plain model."""
     cached = way != "fold" and not backbone.recomputes
     cache = backbone.new_cache() if cached else None
     positions = positions_of(keep, embeds.shape[1], embeds.device)
@@ -158,16 +161,20 @@ class Session(Protocol):
     """Thoughts of one text that grow token by token."""
 
     def feed(self, embeds: Tensor) -> Tensor:
-        """Hidden states of the next tokens of every thought, `[rows, positions, new, hidden]`, from embeddings."""
+        """Return hidden states of the next tokens of every thought, `[rows, positions, new, hidden]`.
+
+        Args:
+            embeds: Their embeddings, the same shape.
+        """
 
     def close(self) -> None:
-        """Leaves the text as it was."""
+        """Leave the text as it was."""
 
 
 class MaskedSession:
     """All thoughts in one row, kept apart by the mask; keys and values are kept from one call to the next.
 
-    Under gradient checkpointing there is no cache: text and thoughts are read again in every call.
+    Under gradient checkpointing there is no cache: text and thoughts are run again in every call.
     """
 
     def __init__(self, backbone: Backbone, text: TextPass, positions: Tensor, way: Way) -> None:
@@ -176,55 +183,41 @@ class MaskedSession:
         self._keys = Slots.text(text.embeds.shape[1], text.embeds.device)
         self._text_positions = positions_of(text.keep, text.embeds.shape[1], text.embeds.device)
         self._length = 0  # tokens of each thought so far
-        self._earlier: list[tuple[Slots, Tensor]] = []
+        self._fed = text.embeds  # text and thoughts, `[rows, keys, hidden]`; grows only without a cache
 
     def feed(self, embeds: Tensor) -> Tensor:
-        """Hidden states of the next tokens of every thought, `[rows, positions, new, hidden]`."""
+        """Return hidden states of the next tokens of every thought, `[rows, positions, new, hidden]`."""
         rows, positions, new, width = embeds.shape
-        slots = Slots.thoughts(self._positions, self._length, new)
+        query = Slots.thoughts(self._positions, self._length, new)
+        fed = embeds.reshape(rows, positions * new, width)
         self._length += new
-        flat = embeds.reshape(rows, positions * new, width)
+        self._keys = self._keys + query
         if self._text.cache is None:
-            self._earlier.append((slots, flat))
-            hidden = self._without_cache()[:, -positions * new :]
-        else:
-            self._keys = self._keys + slots
-            hidden = self._backbone.states(flat, self._mask(slots), self._places(slots), self._text.cache)
-        return hidden.reshape(rows, positions, new, width)
+            self._fed = fed = torch.cat([self._fed, fed], dim=1)
+            query = self._keys
+        # Position ids, `[rows or 1, queries]`: a thought goes on where its text stops, whatever lies between.
+        places = self._text_positions[:, query.anchor] + (query.place - query.anchor)
+        hidden = self._backbone.states(fed, self._mask(query), places, self._text.cache)
+        return hidden[:, -positions * new :].reshape(rows, positions, new, width)
 
     def close(self) -> None:
-        """Takes the thoughts out of the text's cache."""
+        """Take the thoughts out of the text's cache."""
         if self._text.cache is not None:
             rollback(self._text.cache, self._length * len(self._positions))
 
-    def _without_cache(self) -> Tensor:
-        slots = Slots.text(self._text.embeds.shape[1], self._text.embeds.device)
-        parts = [self._text.embeds]
-        for earlier, embeds in self._earlier:
-            slots, parts = slots + earlier, [*parts, embeds]
-        self._keys = slots
-        return self._backbone.states(torch.cat(parts, dim=1), self._mask(slots), self._places(slots))
+    def _mask(self, query: Slots) -> Any:
+        """Build what the model takes as ``attention_mask``: a mask for its attention, or one for each kind of layer."""
+        backbone, keep = self._backbone, self._text.keep
 
-    def _places(self, slots: Slots) -> Tensor:
-        """Position ids: a thought goes on where its text stops, `[rows or 1, queries]`."""
-        return self._text_positions[:, slots.anchor] + (slots.place - slots.anchor)
+        def mask(window: int | None) -> Any:
+            if backbone.attention == "flex_attention":
+                return block_mask(query, self._keys, keep, window)
+            visible = thought_mask(query, self._keys, keep, window).expand(len(self._text.embeds), -1, -1, -1)
+            return visible if backbone.attention == "sdpa" else additive(visible, self._text.embeds.dtype)
 
-    def _mask(self, slots: Slots) -> Any:
-        backbone = self._backbone
         if not self._by_kind:
-            return self._for_attention(slots, backbone.window)
-        return {
-            kind: self._for_attention(slots, backbone.window if kind == "sliding_attention" else None)
-            for kind in backbone.kinds
-        }
-
-    def _for_attention(self, slots: Slots, window: int | None) -> Any:
-        attention, keep = self._backbone.attention, self._text.keep
-        if attention == "flex_attention":
-            return block_mask(slots, self._keys, keep, window)
-        mask = thought_mask(slots, self._keys, keep, window)
-        mask = mask.expand(len(self._text.embeds), -1, -1, -1)
-        return mask if attention == "sdpa" else additive(mask, self._text.embeds.dtype)
+            return mask(backbone.window)
+        return {kind: mask(backbone.window if kind == "sliding_attention" else None) for kind in backbone.kinds}
 
 
 class FoldedSession:
@@ -233,8 +226,9 @@ class FoldedSession:
     def __init__(self, backbone: Backbone, text: TextPass, positions: Tensor, max_rows: int) -> None:
         self._backbone, self._text, self._max_rows = backbone, text, max_rows
         length = text.embeds.shape[1]
+        # A row's text is shifted to the right until its thinking position stands last, `[positions, text]`.
         index = torch.arange(length, device=positions.device)[None] - (length - 1 - positions[:, None])
-        self._index = index.clamp(min=0)  # [positions, text]
+        self._index = index.clamp(min=0)
         kept = (index >= 0).expand(len(text.embeds), -1, -1)
         self._keep = kept if text.keep is None else kept & text.keep[:, self._index]  # [rows, positions, text]
         # A padded position has no text at all: let it see itself.
@@ -242,32 +236,28 @@ class FoldedSession:
         self._fed: list[Tensor] = []
 
     def feed(self, embeds: Tensor) -> Tensor:
-        """Hidden states of the next tokens of every thought, `[rows, positions, new, hidden]`."""
+        """Return hidden states of the next tokens of every thought, `[rows, positions, new, hidden]`."""
         rows, positions, new, width = embeds.shape
         self._fed.append(embeds)
-        thoughts = torch.cat(self._fed, dim=2).flatten(0, 1)
-        fed = thoughts.shape[1]
-        keep = torch.nn.functional.pad(self._keep.flatten(0, 1), (0, fed), value=True)
+        thoughts = torch.cat(self._fed, dim=2).flatten(0, 1)  # [rows * positions, tokens, hidden]
+        keep = torch.nn.functional.pad(self._keep.flatten(0, 1), (0, thoughts.shape[1]), value=True)
         parts = []
-        for start in range(0, rows * positions, self._max_rows):
-            chosen = slice(start, start + self._max_rows)
-            numbers = torch.arange(start, min(chosen.stop, rows * positions), device=embeds.device)
-            text = self._text.embeds[(numbers // positions)[:, None], self._index[numbers % positions]]
-            parts.append(self._read(torch.cat([text, thoughts[chosen]], dim=1), keep[chosen])[:, -new:])
+        for chosen in torch.split(torch.arange(rows * positions, device=embeds.device), self._max_rows):
+            text = self._text.embeds[(chosen // positions)[:, None], self._index[chosen % positions]]
+            kept = keep[chosen]
+            first = int(kept.int().argmax(dim=1).min())  # columns before it are padding in every row
+            kept, whole = kept[:, first:], torch.cat([text, thoughts[chosen]], dim=1)[:, first:]
+            mask = None if bool(kept.all()) else kept.long()
+            places = positions_of(kept, kept.shape[1], kept.device)
+            parts.append(self._backbone.states(whole, mask, places)[:, -new:])
         return torch.cat(parts).reshape(rows, positions, new, width)
 
     def close(self) -> None:
         """Nothing to put back."""
 
-    def _read(self, embeds: Tensor, keep: Tensor) -> Tensor:
-        first = int(keep.int().argmax(dim=1).min())  # columns that are padding in every row
-        keep, embeds = keep[:, first:], embeds[:, first:]
-        mask = None if bool(keep.all()) else keep.long()
-        return self._backbone.states(embeds, mask, positions_of(keep, keep.shape[1], keep.device))
-
 
 def open_session(backbone: Backbone, text: TextPass, positions: Tensor, way: Way, max_rows: int) -> Session:
-    """Thoughts that begin at `positions` (indices into the text, `[m]`)."""
+    """Open thoughts that begin at `positions` (indices into the text, `[m]`)."""
     if way == "fold":
         return FoldedSession(backbone, text, positions, max_rows)
     return MaskedSession(backbone, text, positions, way)

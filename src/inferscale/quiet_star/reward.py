@@ -1,4 +1,4 @@
-"""Thought-aware rewards: how much thinking helps a model to predict what a solution says."""
+"""Rewards from thoughts: how much thinking helps a model to predict what a solution says."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node
 
 from .model import QuietSTaR
-from .streams import thought_numbers
-from .thoughts import score_text, thinking_positions
+from .thoughts import thought_numbers
 
 
 class ThoughtUtility(ProcessRewardModel):
@@ -28,7 +27,7 @@ class ThoughtUtility(ProcessRewardModel):
 
     Attributes:
         quiet: The model.
-        reduction: How step scores become one score.
+        reduction: From step scores to one score.
     """
 
     def __init__(
@@ -43,16 +42,16 @@ class ThoughtUtility(ProcessRewardModel):
         system_prompt: str | None = None,
         rows_at_once: int = 16,
     ) -> None:
-        """Takes a model apart from the generator's, or the same.
+        """Score with a model apart from the generator's, or with the same.
 
         Args:
             quiet: The model.
             tokenizer: Its tokenizer.
-            reduction: ``"mean"``, ``"last"``, ``"min"`` or ``"prod"``.
+            reduction: From step scores to one score: ``"mean"``, ``"last"``, ``"min"`` or ``"prod"``.
             num_thoughts: Thoughts before each token; their probabilities are averaged.
             temperature: Of the thoughts; 0 takes the likeliest.
-            chat_template: As for the generator.
-            system_prompt: As for the generator.
+            chat_template: Put prompts into the tokenizer's chat template; by default if it has one.
+            system_prompt: System turn of the chat.
             rows_at_once: Nodes scored in one pass.
 
         Raises:
@@ -63,7 +62,7 @@ class ThoughtUtility(ProcessRewardModel):
                 raise ValueError(f"{name}={value}: give a positive number")
         self.quiet = quiet
         self.reduction = reduction
-        self._sampler = Sampler(temperature)
+        self._temperature = Sampler(temperature).temperature  # checked now, not at the first score
         self._rows = rows_at_once
         self._prompt = lru_cache(maxsize=4096)(PromptFormat.choose(tokenizer, chat_template, system_prompt).encode)
         self._known: dict[int, dict[int, list[float]]] = {}
@@ -72,11 +71,11 @@ class ThoughtUtility(ProcessRewardModel):
 
     @property
     def model(self) -> QuietSTaR:
-        """`quiet`, by the name that counters of FLOPs ask for."""
+        """Alias of `quiet`, by the name that counters of FLOPs ask for."""
         return self.quiet
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node, the utility of each of its inner steps.
+        """Return, for each node, the utility of each of its inner steps.
 
         Raises:
             ValueError: If a step has text and no token ids.
@@ -86,20 +85,6 @@ class ThoughtUtility(ProcessRewardModel):
             self._score(missing[first : first + self._rows])
         return [[value for part in node.path for value in self._known[node.root.key][part.key]] for node in nodes]
 
-    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """Tokens read (thoughts among them) and closed-form FLOPs of scoring what is not known yet."""
-        new = set(map(id, self._missing(nodes)))
-        costs = []
-        for node in nodes:
-            parts = [part for part in node.path if id(part) in new]
-            new -= set(map(id, parts))
-            costs.append(sum((self._cost_of(part) for part in parts), Cost()))
-        return costs
-
-    def release(self, root: Node) -> None:
-        """Forgets the scores of a search that has ended."""
-        self._known.pop(root.key, None)
-
     def _missing(self, nodes: Sequence[Node]) -> list[Node]:
         """Nodes on the paths that have no scores yet, each once."""
         missing: dict[int, Node] = {}
@@ -108,10 +93,22 @@ class ThoughtUtility(ProcessRewardModel):
             missing |= {part.key: part for part in node.path if part.key not in known}
         return list(missing.values())
 
+    def _ids(self, node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids before the node's own step, prompt included, and those of the step."""
+        parent, step = node.parent, node.step
+        assert parent is not None
+        assert step is not None
+        if step.text and not step.token_ids:
+            raise ValueError(
+                f"{node!r} has text and no token ids: score what a generator with the same tokenizer sampled"
+            )
+        return self._prompt(node.problem.prompt) + parent.token_ids, step.token_ids
+
     def _score(self, nodes: Sequence[Node]) -> None:
-        """Scores the own steps of `nodes`: what comes before is padded on the left, so that the steps stand aligned."""
-        rows = [(self._before(node), _own_ids(node)) for node in nodes]
+        """Score the own steps of `nodes`: what comes before is padded on the left, so that the steps stand aligned."""
+        rows = [self._ids(node) for node in nodes]
         left, right = max(len(before) for before, _ in rows), max(len(own) for _, own in rows)
+        utilities: list[list[float]] = [[] for _ in rows]
         if right:
             ids, mask = torch.zeros(2, len(rows), left + right, dtype=torch.long).unbind()
             for row, (before, own) in enumerate(rows):
@@ -119,44 +116,62 @@ class ThoughtUtility(ProcessRewardModel):
                 mask[row, left - len(before) : left + len(own)] = 1
             device = self.quiet.backbone.device
             places = torch.arange(right, device=device)
-            # streams named by node and place in its step: a score does not depend on what else is scored
-            keys, length = [node.key for node in nodes], self.quiet.thought_length
-            numbers = thought_numbers(keys, self._thoughts, places, length)
-            positions = thinking_positions(places + left - 1, ids, ahead=1)
-            found = score_text(self.quiet, ids.to(device), mask.to(device), positions, numbers, self._sampler)
+            # Streams are named by the node and the place in its step: a score does not depend on what else is scored.
+            numbers = thought_numbers([n.key for n in nodes], self._thoughts, places, self.quiet.thought_length)
+            found = self.quiet.score(
+                ids.to(device),
+                mask.to(device),
+                positions=places + left - 1,  # the state before a token predicts it
+                num_thoughts=self._thoughts,
+                temperature=self._temperature,
+                numbers=numbers,
+            )
             utilities = found.utility.tolist()
-        else:
-            utilities = [[] for _ in rows]
         for node, values in zip(nodes, utilities, strict=True):
-            self._known.setdefault(node.root.key, {})[node.key] = _by_inner_step(node, values)
+            assert node.step is not None
+            means, start = [], 0
+            for _, part in node.step.inner_steps():
+                gains = values[start : start + len(part)]
+                means.append(sum(gains) / len(gains) if gains else 0.0)
+                start += len(part)
+            self._known.setdefault(node.root.key, {})[node.key] = means
 
-    def _before(self, node: Node) -> tuple[int, ...]:
-        parent = node.parent
-        assert parent is not None
-        return self._prompt(node.problem.prompt) + parent.token_ids
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """Return the tokens (thoughts among them) and closed-form FLOPs of scoring what is not known yet."""
+        new = set(map(id, self._missing(nodes)))
+        costs = []
+        for node in nodes:
+            parts = [part for part in node.path if id(part) in new]
+            new -= set(map(id, parts))  # a part that two nodes share is paid by the first
+            costs.append(sum(map(self._cost_of, parts), Cost()))
+        return costs
 
     def _cost_of(self, node: Node) -> Cost:
-        before, own = len(self._before(node)), len(_own_ids(node))
+        before, own = map(len, self._ids(node))
         thought = self.quiet.thought_length + 2
         tokens = before + own + own * self._thoughts * thought
         if self._spec is None:
             return Cost(scored_tokens=tokens)
         flops = forward_flops(self._spec, before + own, logits=own).causal
         for token in range(own):
+            # T drawn tokens and the mixed state go through the output head: T + 1 = thought - 1
             one = forward_flops(self._spec, thought, before + token, logits=thought - 1).causal + self.quiet.head.flops
             flops += self._thoughts * one
         return Cost(scored_tokens=tokens, reward_flops=flops)
 
+    def release(self, root: Node) -> None:
+        """Forget the scores of a search that has ended."""
+        self._known.pop(root.key, None)
+
 
 class WithThoughts(RewardModel):
-    """``reward + weight * utility``: a reward model that also asks whether thinking would have said the same.
+    """A reward model plus the utility of thoughts: ``reward + weight * utility``.
 
-    With ``weight=0`` it is the reward model alone; the two together are what "scored with and without thoughts"
-    compares.
+    With ``weight=0`` it is the reward model alone: scores with and without thoughts compare the two.
 
     Attributes:
         reward: Any reward model.
-        utility: What thoughts add.
+        utility: Gain from thoughts.
         weight: Of the latter.
     """
 
@@ -166,39 +181,20 @@ class WithThoughts(RewardModel):
         self.weight = weight
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The weighted sum for each node."""
+        """Return the weighted sum for each node."""
         plain = self.reward.score(nodes)
         if self.weight == 0:
             return plain
         return [one + self.weight * other for one, other in zip(plain, self.utility.score(nodes), strict=True)]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """Both costs."""
+        """Return the sum of both costs for each node."""
         plain = self.reward.cost(nodes)
         if self.weight == 0:
             return plain
         return [one + other for one, other in zip(plain, self.utility.cost(nodes), strict=True)]
 
     def release(self, root: Node) -> None:
-        """Lets both forget the search."""
+        """Let both forget the search."""
         self.reward.release(root)
         self.utility.release(root)
-
-
-def _own_ids(node: Node) -> tuple[int, ...]:
-    step = node.step
-    assert step is not None
-    if step.text and not step.token_ids:
-        raise ValueError(f"{node!r} has text and no token ids: score what a generator with the same tokenizer sampled")
-    return step.token_ids
-
-
-def _by_inner_step(node: Node, values: Sequence[float]) -> list[float]:
-    """Means over the inner steps of the node's own step."""
-    assert node.step is not None
-    means, start = [], 0
-    for _, ids in node.step.inner_steps():
-        part = values[start : start + len(ids)]
-        means.append(sum(part) / len(part) if part else 0.0)
-        start += len(ids)
-    return means

@@ -1,4 +1,4 @@
-"""Training thoughts, from Python or from the command line.
+"""Training of thoughts, from Python or from the command line.
 
 ``python -m inferscale.quiet_star.train policy-s --folder runs/thoughts --steps 200``
 """
@@ -9,7 +9,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +20,7 @@ from torch import Tensor
 from inferscale.runtime.sampling import uniforms
 from inferscale.tree import branch_key
 
-from .losses import PUBLISHED_OBJECTIVE, LossTerms, Objective, quiet_star_loss
+from .losses import LossTerms, Objective, quiet_star_loss
 from .model import QuietSTaR
 
 
@@ -61,7 +60,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuses settings that train nothing, or not as they say."""
+        """Refuse settings that train nothing, or not as they say."""
         for name, value, least in (
             ("accumulation", self.accumulation, 1),
             ("decay_steps", self.decay_steps, 1),
@@ -75,7 +74,7 @@ class Recipe:
             raise ValueError(f'precision={self.precision!r}: choose "float32" or "bfloat16"')
 
     def lr_factor(self, step: int) -> float:
-        """Times the peak learning rate at a step, counted from 0."""
+        """Return the factor on the peak learning rate at a step, counted from 0."""
         warm = min((step + 1) / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
         return warm * max(1.0 - max(step - self.warmup_steps, 0) / self.decay_steps, 0.0)
 
@@ -97,7 +96,7 @@ class Batch:
     positions: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
+        """Return the same on another device."""
         given = (self.input_ids, self.attention_mask, self.in_loss, self.positions)
         ids, *rest = (None if item is None else item.to(device) for item in given)
         assert ids is not None
@@ -105,7 +104,7 @@ class Batch:
 
 
 def task_batches(batch_size: int, talk_length: int, seed: int = 0, level: int | None = None) -> Callable[[int], Batch]:
-    """Batches of fresh problems of the embedded task with their reference solutions; only solutions count.
+    """Make batches of fresh problems of the embedded task with their reference solutions; only solutions count.
 
     Args:
         batch_size: Problems in a batch.
@@ -118,17 +117,20 @@ def task_batches(batch_size: int, talk_length: int, seed: int = 0, level: int | 
 
     def batch_of(number: int) -> Batch:
         problems = task.generate(batch_size, seed=(seed << 24) + number, level=level, split="train")
-        rows = []
-        for problem in problems:
-            prompt, solution = [BOS, *encode(problem.prompt)], [*encode(task.solution(problem.prompt)), EOS]
-            rows.append((prompt, solution))
-        return _aligned(rows, talk_length)
+        prompts = [problem.prompt for problem in problems]
+        rows = [([BOS, *encode(prompt)], [*encode(task.solution(prompt)), EOS]) for prompt in prompts]
+        return aligned_batch(rows, talk_length)
 
     return batch_of
 
 
-def _aligned(rows: Sequence[tuple[list[int], list[int]]], talk_length: int) -> Batch:
-    """Prompts padded on the left and solutions on the right, so that all rows think at the same columns."""
+def aligned_batch(rows: Sequence[tuple[list[int], list[int]]], talk_length: int) -> Batch:
+    """Pad prompts on the left and solutions on the right, so that all rows think at the same columns.
+
+    Args:
+        rows: Ids of prompts and of their solutions; only the latter count as targets.
+        talk_length: Look-ahead of the loss: thoughts begin where so many tokens follow.
+    """
     before, after = max(len(p) for p, _ in rows), max(len(s) for _, s in rows)
     ids, mask, target = (torch.zeros(len(rows), before + after, dtype=torch.long) for _ in range(3))
     for row, (prompt, solution) in enumerate(rows):
@@ -140,37 +142,35 @@ def _aligned(rows: Sequence[tuple[list[int], list[int]]], talk_length: int) -> B
     return Batch(ids, mask, target.bool(), positions)
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a file: the ``"text"`` of each line of a ``.jsonl``, or the paragraphs of anything else.
+def load_texts(path: Path) -> list[str]:
+    """Load the texts of a file: the ``"text"`` of each line of a ``.jsonl``, or the paragraphs of anything else.
 
     Raises:
         ValueError: If there are none, or a line of a ``.jsonl`` has none.
     """
     content = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl":
-        texts = [_text_of(line, path) for line in content.splitlines() if line.strip()]
-    else:
+    if path.suffix != ".jsonl":
         texts = [part.strip() for part in content.split("\n\n") if part.strip()]
+    else:
+        texts = []
+        for line in filter(str.strip, content.splitlines()):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path} has a line that is no JSON, {line[:40]!r}: {error}") from None
+            text = record.get("text") if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise ValueError(f"{path} has a line without a 'text', {line[:40]!r}: every line needs one")
+            texts.append(text)
     if not texts:
         raise ValueError(f"{path} holds no texts: give a .jsonl file with a 'text' in each line, or paragraphs")
     return texts
 
 
-def _text_of(line: str, path: Path) -> str:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} has a line that is no JSON, {line[:40]!r}: {error}") from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"{path} has a line without a 'text', {line[:40]!r}: every line needs one")
-    return text
-
-
 def span_batches(
     texts: Sequence[str], tokenizer: Any, batch_size: int = 4, span: int = 256, seed: int = 0
 ) -> Callable[[int], Batch]:
-    """Batches of random spans of texts, as in the released script: 4 spans of 256 tokens.
+    """Make batches of random spans of texts, as in the released script: 4 spans of 256 tokens.
 
     Args:
         texts: Documents; those shorter than a span are left out.
@@ -200,7 +200,7 @@ def span_batches(
 
 @dataclass
 class Run:
-    """A training run's state: all that a checkpoint holds.
+    """State of a training run: all that a checkpoint holds.
 
     Attributes:
         quiet: The model, in float32.
@@ -216,7 +216,7 @@ class Run:
 
 
 def param_groups(quiet: QuietSTaR, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: base, head, start and end, each with its learning rate as ``peak``.
+    """Return groups for an optimizer: base, head, start and end, each with its learning rate as ``peak``.
 
     A factor on the gradient of start and end would do nothing under Adam: they get a learning rate of their own.
     """
@@ -230,7 +230,7 @@ def param_groups(quiet: QuietSTaR, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
-    """A run at step 0.
+    """Begin a run at step 0.
 
     Raises:
         ValueError: If the weights are not in float32 (in half precision, steps of the published size change almost no
@@ -250,7 +250,7 @@ def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
 
 
 def save_checkpoint(run: Run, path: Path) -> None:
-    """Writes the whole state; the file appears only when it is complete."""
+    """Write the whole state; the file appears only when it is complete."""
     state = {
         "recipe": json.dumps(asdict(run.recipe)),
         "step": run.step,
@@ -264,7 +264,7 @@ def save_checkpoint(run: Run, path: Path) -> None:
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
-    """Puts a run into a saved state.
+    """Put a run into a saved state.
 
     Raises:
         ValueError: If the checkpoint was made by another recipe (more `steps` are allowed).
@@ -309,7 +309,7 @@ class StepReport:
 
 
 def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) -> Iterator[StepReport]:
-    """Takes steps and yields a report after each; a function of the step number, so a resumed run is the same run.
+    """Take steps and yield a report after each; a function of the step number, so a resumed run is the same run.
 
     Args:
         run: The state, changed in place.
@@ -319,31 +319,42 @@ def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) 
     Raises:
         FloatingPointError: If a gradient is not finite; the weights are those before the step.
     """
-    run.quiet.train()
-    until = run.recipe.steps if until is None else until
+    quiet, recipe = run.quiet, run.recipe
+    quiet.train()
+    until = recipe.steps if until is None else until
     while run.step < until:
         started = time.perf_counter()
         for group in run.optimizer.param_groups:
-            group["lr"] = group["peak"] * run.recipe.lr_factor(run.step)
+            group["lr"] = group["peak"] * recipe.lr_factor(run.step)
         run.optimizer.zero_grad(set_to_none=True)
         terms = []
-        for number in range(run.step * run.recipe.accumulation, (run.step + 1) * run.recipe.accumulation):
-            found = batch_loss(run.quiet, batch_of(number), run.recipe, number)
-            (found.total / run.recipe.accumulation).backward()  # type: ignore[no-untyped-call]
+        # Batches are numbered through the whole run: data, thoughts and dropout depend on the number alone.
+        for number in range(run.step * recipe.accumulation, (run.step + 1) * recipe.accumulation):
+            found = batch_loss(quiet, batch_of(number), recipe, number)
+            (found.total / recipe.accumulation).backward()  # type: ignore[no-untyped-call]
             terms.append(found)
-        norms = _clip(run)
-        if not all(map(math.isfinite, norms)):
+        # Apart, so that neither the base nor the thoughts set the other's clip factor.
+        base_norm, thought_norm = (
+            float(torch.nn.utils.clip_grad_norm_(params, recipe.max_grad_norm))
+            for params in (list(quiet.model.parameters()), quiet.thought_parameters)
+        )
+        if not (math.isfinite(base_norm) and math.isfinite(thought_norm)):
             raise FloatingPointError(
-                f"the gradients of step {run.step + 1} are not finite (norms {norms[0]} of the base, {norms[1]} of the "
-                "thoughts): go on from the last checkpoint with a smaller learning rate"
+                f"the gradients of step {run.step + 1} are not finite (norms {base_norm} of the base, {thought_norm} "
+                "of the thoughts): go on from the last checkpoint with a smaller learning rate"
             )
         run.optimizer.step()
         run.step += 1
-        yield _report(run.step, terms, norms, time.perf_counter() - started)
+        loss, base, talk, policy, reward, weight = (
+            sum(float(getattr(found, name).detach()) for found in terms) / len(terms)
+            for name in ("total", "base", "talk", "policy", "reward", "mixing_weight")
+        )
+        seconds = time.perf_counter() - started
+        yield StepReport(run.step, loss, base, talk, policy, reward, weight, base_norm, thought_norm, seconds)
 
 
 def batch_loss(quiet: QuietSTaR, batch: Batch, recipe: Recipe, number: int = 0) -> LossTerms:
-    """Thinks about a batch, without gradients, then the loss of it, with them.
+    """Think about a batch, without gradients, then compute its loss, with them.
 
     Args:
         quiet: The model.
@@ -353,97 +364,36 @@ def batch_loss(quiet: QuietSTaR, batch: Batch, recipe: Recipe, number: int = 0) 
     """
     objective, device = recipe.objective, quiet.start.device
     batch = batch.to(device)
-    positions = batch.positions
+    ids, mask, positions = batch.input_ids, batch.attention_mask, batch.positions
     if positions is None:
-        positions = torch.arange(max(batch.input_ids.shape[1] - objective.talk_length, 0), device=device)
+        positions = torch.arange(max(ids.shape[1] - objective.talk_length, 0), device=device)
     half = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-    with _seeded(device, branch_key(recipe.seed, number)), half:
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    # Dropout draws from the global random state: it gets a stream of the batch, and is put back afterwards.
+    with torch.random.fork_rng(devices), half:
+        stream = branch_key(recipe.seed, number)
+        torch.default_generator.manual_seed(stream)
+        if devices:
+            torch.cuda.manual_seed_all(stream)
         thoughts = quiet.think(
-            batch.input_ids,
-            batch.attention_mask,
+            ids,
+            mask,
             positions=positions,
             num_thoughts=objective.num_thoughts,
             temperature=objective.thought_temperature,
             seed=(recipe.seed << 32) + number,
         )
-        return quiet_star_loss(
-            quiet,
-            batch.input_ids,
-            thoughts,
-            objective,
-            attention_mask=batch.attention_mask,
-            in_loss=batch.in_loss,
-        )
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout inside draws from a stream named by `seed`; the global random state is as before afterwards."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_gpu else []):
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed_all(seed)
-        yield
+        return quiet_star_loss(quiet, ids, thoughts, objective, attention_mask=mask, in_loss=batch.in_loss)
 
 
 def term_norms(quiet: QuietSTaR, terms: LossTerms) -> dict[str, float]:
-    """Gradient norm of each unweighted term over all parameters; call it before the backward pass."""
+    """Compute the gradient norm of each unweighted term over all parameters; call it before the backward pass."""
     parameters = [p for p in quiet.parameters() if p.requires_grad]
     norms = {}
-    for name in ("base", "talk", "policy"):
-        term: Tensor = getattr(terms, name)
+    for name, term in (("base", terms.base), ("talk", terms.talk), ("policy", terms.policy)):
         found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         norms[name] = float(torch.stack([g.norm() for g in found if g is not None]).norm())
     return norms
-
-
-def _clip(run: Run) -> tuple[float, float]:
-    """Clips the gradients of the base and of what thoughts add, each by its own norm; the norms before that."""
-    norms = [
-        torch.nn.utils.clip_grad_norm_(params, run.recipe.max_grad_norm)
-        for params in (list(run.quiet.model.parameters()), run.quiet.thought_parameters)
-    ]
-    return float(norms[0]), float(norms[1])
-
-
-def _report(step: int, terms: list[LossTerms], norms: tuple[float, float], seconds: float) -> StepReport:
-    def mean(read: Callable[[LossTerms], Tensor]) -> float:
-        return sum(float(read(found).detach()) for found in terms) / len(terms)
-
-    return StepReport(
-        step=step,
-        loss=mean(lambda found: found.total),
-        base=mean(lambda found: found.base),
-        talk=mean(lambda found: found.talk),
-        policy=mean(lambda found: found.policy),
-        reward=mean(lambda found: found.reward),
-        mixing_weight=mean(lambda found: found.mixing_weight),
-        base_norm=norms[0],
-        thought_norm=norms[1],
-        seconds=seconds,
-    )
-
-
-__all__ = [
-    "PUBLISHED_OBJECTIVE",
-    "Batch",
-    "Objective",
-    "Recipe",
-    "Run",
-    "StepReport",
-    "batch_loss",
-    "drive",
-    "load_checkpoint",
-    "param_groups",
-    "save_checkpoint",
-    "start",
-    "term_norms",
-    "train",
-]
-
-_CHECKPOINT = "checkpoint.pt"
-_LOG = "steps.jsonl"
 
 
 def drive(
@@ -453,34 +403,37 @@ def drive(
     report: Callable[[str], None],
     checkpoint_every: int = 50,
 ) -> None:
-    """Trains to the end of the recipe: a line for every step, checkpoints on the way, the model at the end.
+    """Train to the end of the recipe: a line for every step, checkpoints on the way, the model at the end.
 
     A run whose folder holds a checkpoint goes on from there; the log forgets the steps after it, which come again.
+
+    Args:
+        run: The state at step 0.
+        batch_of: The batch of a number.
+        folder: Where checkpoints, the log (``steps.jsonl``) and the model go.
+        report: Called with a line for each step.
+        checkpoint_every: Steps between two checkpoints.
     """
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}: give a positive number of steps")
+    checkpoint, log = folder / "checkpoint.pt", folder / "steps.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / _CHECKPOINT).is_file():
-        load_checkpoint(run, folder / _CHECKPOINT)
+    if checkpoint.is_file():
+        load_checkpoint(run, checkpoint)
         report(f"going on from step {run.step}")
-    _shorten(folder / _LOG, run.step)
+    if log.is_file():
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        log.write_text("".join(lines[: run.step]), encoding="utf-8")
     for found in train(run, batch_of):
-        with (folder / _LOG).open("a", encoding="utf-8") as log:
-            log.write(json.dumps(asdict(found)) + "\n")
+        with log.open("a", encoding="utf-8") as lines_so_far:
+            lines_so_far.write(json.dumps(asdict(found)) + "\n")
         report(
             f"step {found.step}/{run.recipe.steps} plain {found.base:.4f} thinking {found.talk:.4f} "
             f"reward {found.reward:.4f} w {found.mixing_weight:.3f} {found.seconds:.1f} s"
         )
         if found.step % checkpoint_every == 0 or found.step == run.recipe.steps:
-            save_checkpoint(run, folder / _CHECKPOINT)
+            save_checkpoint(run, checkpoint)
     run.quiet.save_pretrained(folder, merge=not run.recipe.freeze_base)
-
-
-def _shorten(log: Path, steps: int) -> None:
-    """Keeps the lines of the first steps alone."""
-    if log.is_file():
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-        log.write_text("".join(lines[:steps]), encoding="utf-8")
 
 
 def main(
@@ -503,7 +456,7 @@ def main(
     bfloat16: Annotated[bool, typer.Option(help="Run in half precision; weights stay in float32.")] = False,
     seed: Annotated[int, typer.Option(help="Any integer.")] = 0,
 ) -> None:
-    """Teaches a model to think before every token."""
+    """Teach a model to think before every token."""
     objective = Objective(
         talk_length, num_thoughts, reinforce_temperature=reinforce_temperature, policy_weight=policy_weight
     )
@@ -518,38 +471,26 @@ def main(
         precision="bfloat16" if bfloat16 else "float32",
         seed=seed,
     )
-    base, tokenizer = _load(model)
-    quiet = QuietSTaR(base, thought_length, start_token_id=_first_id(tokenizer), forbidden_ids=_reserved(tokenizer))
-    if data is None:
-        batch_of = task_batches(batch_size, talk_length, seed)
-    else:
-        batch_of = span_batches(read_texts(data), tokenizer, batch_size, span, seed)
-    drive(start(quiet, recipe), batch_of, folder, typer.echo)
-    tokenizer.save_pretrained(folder)
-
-
-def _load(name: str) -> tuple[Any, Any]:
-    """A model in float32 and its tokenizer."""
     from transformers import AutoModelForCausalLM
 
     from inferscale import zoo
     from inferscale.runtime.loading import load_model, load_tokenizer
 
-    source = zoo.path(name) if name in {card.name for card in zoo.list()} else name
-    base = load_model(source, AutoModelForCausalLM, dtype=torch.float32)
-    return base, load_tokenizer(None, source)
-
-
-def _first_id(tokenizer: Any) -> int:
-    """The first token of ``"---"``, from which start and end begin (published)."""
-    first: int = tokenizer("---", add_special_tokens=False)["input_ids"][0]
-    return first
-
-
-def _reserved(tokenizer: Any) -> list[int]:
-    """Ids of special tokens other than the ends of sequence: nobody should think or say them."""
-    ends = {tokenizer.eos_token_id}
-    return [i for i in tokenizer.all_special_ids if i not in ends]
+    source = zoo.path(model) if model in {card.name for card in zoo.list()} else model
+    tokenizer = load_tokenizer(None, source)
+    quiet = QuietSTaR(
+        load_model(source, AutoModelForCausalLM, dtype=torch.float32),
+        thought_length,
+        start_token_id=tokenizer("---", add_special_tokens=False)["input_ids"][0],  # published
+        # special tokens other than the end of sequence: nobody should think or say them
+        forbidden_ids=[i for i in tokenizer.all_special_ids if i != tokenizer.eos_token_id],
+    )
+    if data is None:
+        batch_of = task_batches(batch_size, talk_length, seed)
+    else:
+        batch_of = span_batches(load_texts(data), tokenizer, batch_size, span, seed)
+    drive(start(quiet, recipe), batch_of, folder, typer.echo)
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":
