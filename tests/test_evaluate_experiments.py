@@ -23,7 +23,7 @@ from studies.experiments import (
     temperature_sweep,
 )
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "wu2024.py"
+SCRIPT = Path(__file__).parent.parent / "studies" / "wu2024.py"
 PROBLEMS = [Problem(f"How many are {index}?", str(index % 4), f"toy/{index}") for index in range(6)]
 
 

@@ -55,6 +55,8 @@ CASES = [
 @pytest.mark.parametrize(("family", "greedy"), CASES)
 def test_tokens_equal_those_of_the_plain_decoder(family, greedy):
     model = tiny_model(family)
+    if family not in {"mixtral", "qwen2_moe"}:  # grouped products of experts know no doubles
+        model = model.double()  # in single precision a draw now and then falls on the border between two tokens
     tree, plain = generator(model=model), generator(model=model, cache="none")
     assert tree.shares_prefixes
     assert not plain.shares_prefixes

@@ -16,7 +16,7 @@ from studies.scaling.report import costs, pooled
 from studies.scaling.voting import compare, limit, predicted, voting
 
 ROOT = Path(__file__).parent.parent
-RECORDS = ROOT / "benchmarks" / "scaling" / "records.jsonl.gz"
+RECORDS = ROOT / "studies" / "scaling" / "records.jsonl.gz"
 REDUCTIONS = ("last", "min", "prod", "mean")
 VOTES = ["majority", *(f"{vote} {r}" for vote in ("weighted", "best-of-n") for r in REDUCTIONS)]
 CHANCES = np.array([0.5, 0.3, 0.1])  # of three answers; the rest abstains
