@@ -104,7 +104,7 @@ def test_the_command_refuses_what_it_cannot_serve(monkeypatch, capsys):
     monkeypatch.delenv("INFERSCALE_API_KEY", raising=False)
     for options, message in (
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached from other machines: set INFERSCALE_API_KEY"),
-        (["--strategy", "rebase"], "REBASE needs scores: give a reward"),
+        (["--strategy", "rebase"], "scores its nodes: give a reward"),
         (["--max-active", "0"], "--max-active"),
     ):
         monkeypatch.setattr(sys, "argv", ["inferscale", "serve", *options])

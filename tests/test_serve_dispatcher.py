@@ -7,7 +7,7 @@ import pytest
 import inferscale as isc
 from inferscale.answers import extract_answer
 from inferscale.base import Generator
-from inferscale.engine.solver import Task
+from inferscale.engine import Solver
 from inferscale.serve.dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
@@ -39,8 +39,8 @@ class Picky(Generator):
 
 
 def job(generator, prompt, strategy=REBASE_4, seed=0, reward=None, extract=extract_answer):
-    task = Task(strategy, generator, reward or ToyReward(), None, extract, None, seed, "wave", None)
-    return Job(Problem(prompt), task)
+    solver = Solver(strategy, generator, reward or ToyReward(), extract_answer=extract, seed=seed)
+    return Job(Problem(prompt), solver)
 
 
 def outcome(job):
@@ -59,7 +59,7 @@ def dispatch():
     made = []
 
     def make(generator, max_active=64, max_waiting=64, **options):
-        made.append(Dispatcher(generator, ToyReward(), max_active, max_waiting, **options))
+        made.append(Dispatcher(Solver(REBASE_4, generator, ToyReward()), max_active, max_waiting, **options))
         made[-1].start()
         return made[-1]
 
@@ -129,7 +129,7 @@ def test_a_strategy_or_an_answer_that_fails_fails_alone(dispatch):
         job(toy, "How many?", isc.strategies.Then(isc.RepeatedSampling(2), isc.RepeatedSampling(2))),
         job(toy, "How many more?", extract=refuse),
     ]
-    jobs[1].task.__dict__["strategy"] = "not a strategy"  # begins to fail in the thread
+    jobs[1].solver.__dict__["strategy"] = "not a strategy"  # begins to fail in the thread
     dispatcher.submit(jobs)
     assert outcome(jobs[0]) == alone("How many?")
     with pytest.raises(AttributeError):
@@ -215,7 +215,7 @@ def test_a_search_that_cannot_be_forgotten_fails_alone(dispatch):
 
 def test_the_first_search_begins_it(dispatch):
     toy = ToyGenerator()
-    dispatcher = Dispatcher(toy, ToyReward(), 1, 1)
+    dispatcher = Dispatcher(Solver(REBASE_4, toy, ToyReward()), 1, 1)
     assert dispatcher.is_open
     each = job(toy, "How many?")
     dispatcher.submit([each])

@@ -68,8 +68,8 @@ BAD = {
     "wide too": (ours(width=65), "n=65 of RepeatedSampling", "inferscale.strategy"),
     "wide inside": (ours(strategy="Restart(RepeatedSampling(65), 2)"), "n=65 of", "inferscale.strategy"),
     "two widths": (ours(strategy="REBASE(width=3)", width=4), "is its own: give one to a", "inferscale.strategy"),
-    "scores": (ours(strategy="rebase:4"), "needs scores, and this server has no reward model", "inferscale.strategy"),
-    "scores of a vote": (ours(vote="weighted"), "needs scores, and this server has no", "inferscale.aggregator"),
+    "scores": (ours(strategy="rebase:4"), "scores its nodes: this server has no reward model", "inferscale.strategy"),
+    "scores of a vote": (ours(vote="weighted"), "reads scores: this server has no", "inferscale.aggregator"),
     "bad width": (ours(width=True), "inferscale.width: give a whole number", "inferscale.width"),
     "bad cap": (ours(budget={"tokens": 0}), "give a whole number, 1 or more", "inferscale.budget.tokens"),
     "bad time": (ours(budget={"seconds": float("nan")}), "a number greater than 0", "inferscale.budget.seconds"),
@@ -173,11 +173,11 @@ def test_no_server_for_others_without_a_key():
 
 
 def test_services_that_could_not_serve_are_refused():
-    with pytest.raises(ValueError, match=r"REBASE\(width=16.*needs scores"):
+    with pytest.raises(ValueError, match=r"REBASE\(width=16.*scores its nodes"):
         Service(ToyGenerator(), strategy="rebase")
-    with pytest.raises(ValueError, match=r"MajorityVote.*needs scores"):
+    with pytest.raises(ValueError, match=r"MajorityVote.*reads scores"):
         Service(ToyGenerator(), vote="weighted")
-    with pytest.raises(ValueError, match=r"MCTS.*needs scores"):
+    with pytest.raises(ValueError, match=r"MCTS.*scores its nodes"):
         Service(ToyGenerator(), strategy="mine", presets={"mine": isc.strategies.MCTS()})
     with pytest.raises(ValueError, match="no HTTP header can carry"):
         Service(ToyGenerator(), api_key="schlüssel")

@@ -107,3 +107,13 @@ class SearchStrategy(ABC):
     @abstractmethod
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The leaves to vote over; a Python generator that yields requests (see `inferscale.flow`)."""
+
+
+def check_scores(
+    reward_model: object | None, *parts: SearchStrategy | Aggregator, advice: str = "pass reward_model=..."
+) -> None:
+    """Raise a ValueError, which ends with `advice`, if one of `parts` needs scores and no reward model gives any."""
+    for part in parts:
+        if reward_model is None and part.needs_scores:
+            does = "scores its nodes" if isinstance(part, SearchStrategy) else "reads scores"
+            raise ValueError(f"{part!r} {does}: {advice}")

@@ -11,33 +11,21 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from inferscale.engine.progress import Progress
-from inferscale.engine.result import SearchResult, as_plain
-from inferscale.engine.search import ExtractAnswer
-from inferscale.engine.solver import coerced, solve_batch
+from inferscale.engine.progress import ProgressBar
+from inferscale.engine.result import ExtractAnswer, SearchResult, as_plain
+from inferscale.engine.solver import Solver, as_problems
 
 from ._compat import require
 from .answers import extract_answer as default_extract_answer
-from .base import Aggregator, Generator, RewardModel, SearchStrategy
+from .base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from .cost import Budget
 from .tree import Problem
-
-
-def checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
-    """The problems.
-
-    Raises:
-        TypeError: If it is one prompt, or one of them is neither a problem nor a prompt.
-        ValueError: If one of them has no prompt.
-    """
-    if isinstance(problems, str):
-        raise TypeError("solve_dataset() takes a list of problems; for one prompt call solve()")
-    return [coerced(problem) for problem in problems]
 
 
 def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]]:
@@ -71,14 +59,15 @@ def row_of(batch: Sequence[int], problems: Sequence[Problem]) -> dict[str, str]:
 def results_of(rows: Iterator[Mapping[str, str]], total: int, progress: bool) -> Iterator[tuple[int, SearchResult]]:
     """The results of all rows; a result that is lost or comes twice is an error."""
     missing = set(range(total))
-    with Progress(total, progress) as bar:
+    with ProgressBar(total) if progress else nullcontext() as bar:
         for row in rows:
             for index, told in zip(json.loads(row["places"]), json.loads(row["results"]), strict=True):
                 if index not in missing:
                     raise RuntimeError(f"Ray returned the result of problem {index} twice")
                 missing.remove(index)
                 result = SearchResult.from_dict(told)
-                bar.finished(result)
+                if bar is not None:
+                    bar.finished(result)
                 yield index, result
     if missing:
         raise RuntimeError(f"Ray returned no result for {len(missing)} problems, the first one {min(missing)}")
@@ -216,37 +205,36 @@ def stream_dataset(
     progress: bool = False,
 ) -> Iterator[tuple[int, SearchResult]]:
     """Places of problems and their results, batch by batch as they finish; see `solve_dataset` for the arguments."""
-    if make_reward_model is None and strategy.needs_scores:
-        raise ValueError(f"{strategy!r} scores its nodes: pass make_reward_model=...")
-    if make_reward_model is None and aggregator is not None and aggregator.needs_scores:
-        raise ValueError(f"{aggregator!r} reads scores: pass make_reward_model=...")
+    check_scores(
+        make_reward_model, strategy, *([aggregator] if aggregator else []), advice="pass make_reward_model=..."
+    )
     for name, count in (("num_actors", num_actors), ("max_attempts", max_attempts)):
         if count < 1:
             raise ValueError(f"{name}={count}: give at least 1")
-    given = checked_problems(problems)
+    given = as_problems(problems, "solve_dataset")
     batches = [row_of(batch, given) for batch in make_batches(given, batch_size)]
     data: Any = require("ray.data", "ray")
     journals = None if storage is None else Journals.at(storage, max_attempts)
     options = {"aggregator": aggregator, "extract_answer": extract_answer, "budget": budget, "seed": seed}
-    solver = {
+    actors = {
         "fn_constructor_args": (strategy, make_generator, make_reward_model, options, journals),
         "compute": data.ActorPoolStrategy(size=num_actors),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
     }
-    return results_of(_solved(data, batches, solver), len(given), progress)
+    return results_of(_solved(data, batches, actors), len(given), progress)
 
 
-def _solved(data: Any, batches: Sequence[Mapping[str, str]], solver: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
+def _solved(data: Any, batches: Sequence[Mapping[str, str]], actors: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
     """What the actors made of the batches, as they finish."""
     context = data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     with data.DataContext.current(context):
         dataset = data.from_items(list(batches), override_num_blocks=len(batches))
-        yield from dataset.map(_Solver, **solver).iter_rows()
+        yield from dataset.map(_Actor, **actors).iter_rows()
 
 
-class _Solver:
+class _Actor:
     """What an actor does: it makes its models once, and solves batch after batch."""
 
     def __init__(
@@ -257,17 +245,15 @@ class _Solver:
         options: Mapping[str, Any],
         journals: Journals | None,
     ) -> None:
-        self._strategy, self._options, self._journals = strategy, options, journals
-        self._generator = make_generator()
-        self._reward_model = None if make_reward_model is None else make_reward_model()
+        reward_model = None if make_reward_model is None else make_reward_model()
+        self._solver = Solver(strategy, make_generator(), reward_model, **options)
+        self._journals = journals
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         """The results of one batch, as JSON."""
         problems = [Problem(**problem) for problem in json.loads(row["problems"])]
         journal = None if self._journals is None else self._journals.own(row["problems"])
-        results = solve_batch(
-            problems, self._strategy, self._generator, reward_model=self._reward_model, journal=journal, **self._options
-        )
+        results = self._solver.solve_batch(problems, journal=journal)
         if self._journals is not None and journal is not None:
             self._journals.keep(journal, row["problems"])
         return {

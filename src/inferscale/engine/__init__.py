@@ -2,6 +2,7 @@
 
 from .journal import Journal
 from .result import SearchResult
-from .solver import solve, solve_batch, stream
+from .search import Search
+from .solver import Session, Solver, solve, solve_batch, stream
 
-__all__ = ["Journal", "SearchResult", "solve", "solve_batch", "stream"]
+__all__ = ["Journal", "Search", "SearchResult", "Session", "Solver", "solve", "solve_batch", "stream"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
@@ -16,6 +16,9 @@ from inferscale.tree import Node, Problem, Step, Trajectory
 
 FORMAT = "inferscale.SearchResult"
 VERSION = 1
+
+ExtractAnswer: TypeAlias = Callable[[str], str | None]
+"""Reads the answer out of a completion; ``None`` abstains."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,18 @@ class SearchResult:
     @property
     def _place(self) -> int:
         return self.trajectories.index(self.selected)
+
+
+def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
+    """The record of a leaf; an unfinished or failed leaf abstains."""
+    step_scores = leaf.step_scores
+    if step_scores is None and leaf.step is not None and all(node.is_scored for node in leaf.path):
+        step_scores = tuple(node.score for node in leaf.path)
+    steps = leaf.steps
+    answer = extract_answer("".join(step.text for step in steps)) if leaf.is_finished and not leaf.is_failed else None
+    if answer is not None and not isinstance(answer, str):
+        raise TypeError(f"extract_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
+    return Trajectory(leaf.problem, steps, step_scores, answer, leaf.score if leaf.is_scored else None)
 
 
 def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Trajectory:

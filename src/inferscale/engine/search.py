@@ -6,75 +6,76 @@ import inspect
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.flow import Flow, Generate, GenerateRequest, Request, Score, as_score, score
-from inferscale.tree import Node, Problem, Step, Trajectory, branch_key, root_key
+from inferscale.tree import Node, Problem, branch_key, root_key
 
-ExtractAnswer = Callable[[str], str | None]
+from .journal import Journal, Samples, Scores
 
 
 class Search:
-    """Drives one strategy's flow; the engine answers what it asks.
+    """One strategy's flow and the tree that it grows; a `Session` answers what it asks for.
 
-    After construction and after each answer, either `request` holds the pending request or `leaves` the result.
+    At any time either `request` holds what the flow waits for, or `leaves` holds what it returned. Whoever drives it
+    asks for `next_samples` and `next_nodes`, has a model answer what they give, and hands the answer to `take_samples`
+    or `take_scores`. All of it happens in one thread; only the models may run elsewhere.
+
+    Attributes:
+        index: Number of searches that its session started before.
+        root: The root of the tree.
+        cost: What it has cost until now.
+        stopped_by: The cap of the budget that ended it, or ``None``.
+        leaves: The leaves to vote over once it has ended; ``None`` until then.
     """
 
     def __init__(
-        self, index: int, problem: Problem, stream: str, strategy: SearchStrategy, budget: Budget | None, scored: bool
+        self,
+        index: int,
+        problem: Problem,
+        stream: str,
+        strategy: SearchStrategy,
+        budget: Budget | None,
+        has_reward_model: bool,
+        journal: Journal | None = None,
     ) -> None:
+        # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
         self.root = Node(problem, key=root_key(stream))
         self.strategy = strategy
-        self.budget = budget
-        self.started = time.perf_counter()
-        self.replaying = False  # whether a journal has the next answer
+        self.cost = Cost()
         self.stopped_by: str | None = None
         self.request: Request | None = None
         self.leaves: list[Node] | None = None
-        self.cost = Cost()
-        self._scored = scored
-        self._flow = self._whole(random.Random(stream))
+        self._budget = budget
+        self._has_reward_model = has_reward_model
+        self._journal = journal
+        self._is_replaying = False
+        self._started = time.perf_counter()
+        # A pending `Generate` may take several calls of the generator. `_queue` holds what has not been sampled yet,
+        # with the place of each request in `_groups`, where new nodes gather until all are there.
         self._queue: deque[tuple[int, GenerateRequest]] = deque()
         self._groups: list[list[Node]] = []
-        self._advance(None)
+        self._flow = self._whole(random.Random(stream))
+        self._resume(None)
 
     # -- the flow ------------------------------------------------------------------------------------------------
 
     def _whole(self, rng: random.Random) -> Flow[list[Node]]:
+        """The strategy's flow with its leaves checked, and scored where it left them unscored."""
         flow = self.strategy.search(self.root, rng)
         if not inspect.isgenerator(flow):
             raise TypeError(
                 f"{self.strategy!r}.search() returned {type(flow).__name__}, not a flow: "
                 "write it as a generator function (`yield from expand(...)`) or return one of the verbs"
             )
-        leaves = yield from flow
-        return (yield from self._closing(self._checked(leaves)))
-
-    def _closing(self, leaves: list[Node]) -> Flow[list[Node]]:
-        if self._scored:
-            yield from score(leaf for leaf in leaves if leaf.step is not None and not leaf.is_failed)
-        return leaves
-
-    def _checked(self, leaves: Any) -> list[Node]:
+        leaves: object = yield from flow
         if not isinstance(leaves, list | tuple) or not all(isinstance(leaf, Node) for leaf in leaves):
             raise TypeError(f"{self.strategy!r}.search() must return a list of nodes, not {leaves!r:.200}")
-        if leaves:
-            self._check_attached(leaves)
-            return list(leaves)
-        best_effort = self.root.leaves()
-        if any(node.is_failed for node in self.root.walk()):
-            return best_effort  # a dead end: every sample that could have gone on failed
-        raise ValueError(
-            f"{self.strategy!r}.search() returned no leaf, though the tree has {len(best_effort)}: "
-            "return `root.leaves()` when nothing better is at hand"
-        )
-
-    def _check_attached(self, leaves: Sequence[Node]) -> None:
         tree = set(self.root.walk())
         for leaf in leaves:
             if leaf not in tree:
@@ -82,8 +83,21 @@ class Search:
                     f"{self.strategy!r}.search() returned {leaf!r}, which is not in this search's tree: "
                     "return nodes of `root.walk()`, not look-ahead (attach=False) and not nodes of another search"
                 )
+        if not leaves:
+            leaves = self.root.leaves()
+            if not any(node.is_failed for node in tree):  # else a dead end: every sample that could have gone on failed
+                raise ValueError(
+                    f"{self.strategy!r}.search() returned no leaf, though the tree has {len(leaves)}: "
+                    "return `root.leaves()` when nothing better is at hand"
+                )
+        return (yield from self._scored(list(leaves)))
 
-    def _advance(self, answer: Any) -> None:
+    def _scored(self, leaves: list[Node]) -> Flow[list[Node]]:
+        if self._has_reward_model:
+            yield from score(leaf for leaf in leaves if leaf.step is not None and not leaf.is_failed)
+        return leaves
+
+    def _resume(self, answer: Any) -> None:
         self.request = None
         try:
             request: object = self._flow.send(answer)
@@ -98,61 +112,76 @@ class Search:
             self.request = as_score(request)
 
     def stop(self, reason: str) -> None:
-        """Ends the search: the best effort so far becomes its result, once its leaves are scored."""
+        """End the search: the best effort so far becomes its result, once its leaves are scored."""
         self.stopped_by = reason
+        if reason == "seconds":
+            self._record(None)
         self._flow.close()
         self._queue.clear()
-        self._flow = self._closing(self.root.leaves())
-        self._advance(None)
+        self._flow = self._scored(self.root.leaves())
+        self._resume(None)
 
     def _spent(self) -> str | None:
-        """The cap that is met; while answers are replayed, the clock meets none."""
-        if self.budget is None:
+        """The cap that is met. The clock meets none while a journal answers: it would end the search elsewhere."""
+        if self._budget is None:
             return None
-        return self.budget.exhausted(self.cost, 0.0 if self.replaying else time.perf_counter() - self.started)
+        elapsed = 0.0 if self._is_replaying else time.perf_counter() - self._started
+        return self._budget.exhausted(self.cost, elapsed)
 
     # -- generating ----------------------------------------------------------------------------------------------
 
-    def portion(self, generator: Generator) -> list[GenerateRequest]:
-        """The part of the pending samples that surely fits the budget; ``[]`` if it is spent or none is pending."""
+    def next_samples(self, generator: Generator) -> list[GenerateRequest]:
+        """Return the pending requests for samples, as far as they surely fit the budget; ``[]`` if there are none.
+
+        Tokens and calls are spent exactly. Samples are taken in their order, as many as fit if each has the most tokens
+        that it can have, ``generator.max_sample_tokens(request)``; those that turn out shorter make room for more in
+        the next call. Where not even one fits for sure, one is drawn alone, cut at the tokens that are left. So the cap
+        is met and never passed, and a sample's place among the draws of its node does not depend on the budget.
+        """
+        while isinstance(self.request, Generate) and not self._queue:
+            self._resume(self._groups)  # it asked for nothing
         if not isinstance(self.request, Generate):
             return []
-        if not self._queue:
-            self._advance(self._groups)
-            return self.portion(generator)
         spent = self._spent()
         if spent is not None:
             self.stop(spent)
             return []
-        portion: list[GenerateRequest] = []
-        calls, tokens = self._room()
+        calls, tokens = float("inf"), None
+        if self._budget is not None:
+            if self._budget.calls is not None:
+                calls = self._budget.calls - self.cost.num_generated
+            if self._budget.tokens is not None:
+                tokens = self._budget.tokens - self.cost.tokens
+        requests: list[GenerateRequest] = []
         for _, request in self._queue:
-            bound = None if tokens is None else _bound(request, generator)
-            fits, cap = _fitting(min(request.n, calls), bound, tokens, first=not portion)
-            if fits == 0:
+            n, cap, node = int(min(request.n, calls)), request.max_tokens, request.node
+            if tokens is not None and n:
+                # A bound of 0 cannot be one, and says as little as none.
+                bounds = [bound for bound in (generator.max_sample_tokens(request), request.max_tokens) if bound]
+                fit = min(n, tokens // min(bounds)) if bounds else 0
+                if fit == 0 and not requests:
+                    n, cap = 1, tokens
+                elif fit:
+                    n, tokens = fit, tokens - fit * min(bounds)
+                else:
+                    break
+            if n == 0:
                 break
-            node = request.node
-            own = request.max_tokens if cap is None else cap
-            portion.append(replace(request, n=fits, first=node.num_draws, max_tokens=own))
-            node.num_draws += fits
-            calls -= fits
-            if fits < request.n or cap is not None:
-                break
-            if tokens is not None and bound is not None:
-                tokens -= fits * bound
-        return portion
+            if (n, cap, node.num_draws) != (request.n, request.max_tokens, request.first):
+                requests.append(replace(request, n=n, first=node.num_draws, max_tokens=cap))
+            else:
+                requests.append(request)
+            node.num_draws += n
+            calls -= n
+            if n < request.n or cap != request.max_tokens:
+                break  # what follows has to wait: the samples of a search are drawn in order
+        return requests
 
-    def _room(self) -> tuple[float, int | None]:
-        if self.budget is None:
-            return float("inf"), None
-        calls = float("inf") if self.budget.calls is None else self.budget.calls - self.cost.num_generated
-        tokens = None if self.budget.tokens is None else self.budget.tokens - self.cost.tokens
-        return calls, tokens
-
-    def attach(self, portion: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]], seconds: float) -> None:
-        """Puts the sampled steps into the tree and on the bill; resumes the flow when all it asked for is there."""
-        tokens = thoughts = prompts = flops = samples = 0
-        for request, steps in zip(portion, answers, strict=True):
+    def take_samples(self, requests: Sequence[GenerateRequest], samples: Samples) -> None:
+        """Put the answer to `next_samples` into the tree and on the bill; resume the flow when it has all of it."""
+        self._record(samples)
+        tokens = thoughts = prompts = flops = count = 0
+        for request, steps in zip(requests, samples.steps, strict=True):
             position, whole = self._queue.popleft()
             if request.n < whole.n:
                 self._queue.appendleft((position, replace(whole, n=whole.n - request.n)))
@@ -169,54 +198,68 @@ class Search:
                 thoughts += int(step.thought_tokens)
                 prompts += int(step.prompt_tokens)
                 flops += int(step.flops)
-            samples += len(steps)
-        self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, seconds, samples, 0)
+            count += len(steps)
+        self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, samples.seconds, count, 0)
         if not self._queue:
-            self._advance(self._groups)
+            self._resume(self._groups)
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
-    def to_score(self) -> tuple[Node, ...]:
-        """Nodes that wait for a score."""
-        if not isinstance(self.request, Score):
-            return ()
-        if not self.request.nodes:
-            self._advance(None)
-            return self.to_score()
-        spent = self._spent() if self.stopped_by is None else None
-        if spent in ("flops", "seconds"):
+    def next_nodes(self) -> tuple[Node, ...]:
+        """Return the nodes that wait for a score; ``()`` if none do."""
+        while isinstance(self.request, Score):
+            if not self.request.nodes:
+                self._resume(None)
+                continue
+            if not self._has_reward_model:
+                raise ValueError(f"{self.strategy!r} scores its nodes: pass reward_model=...")
+            spent = self._spent() if self.stopped_by is None else None
+            if spent not in ("flops", "seconds"):  # scoring costs neither tokens nor calls
+                return self.request.nodes
             self.stop(spent)
-            return self.to_score()
-        return self.request.nodes if isinstance(self.request, Score) else ()
+        return ()
 
-    def scored(self, cost: Cost) -> None:
-        """Bills the scores and resumes the flow."""
-        self.cost += cost
-        self._advance(None)
+    def take_scores(self, nodes: Sequence[Node], scores: Scores) -> None:
+        """Give the answer to `next_nodes` to the nodes, bill it and resume the flow."""
+        for node, value, steps in zip(nodes, scores.values, scores.step_scores, strict=True):
+            node.score = value
+            node.step_scores = None if steps is None else tuple(steps)
+        self._record(scores)
+        self.cost += scores.cost
+        self._resume(None)
 
+    # -- going on from a journal ---------------------------------------------------------------------------------
 
-def _bound(request: GenerateRequest, generator: Generator) -> int | None:
-    """The most tokens that one sample of `request` can have; ``None`` if there is no bound (0 cannot be one)."""
-    return min((bound for bound in (generator.max_sample_tokens(request), request.max_tokens) if bound), default=None)
+    def _record(self, answer: Samples | Scores | None) -> None:
+        if self._journal is not None and not self._is_replaying:
+            self._journal.record(self.root, answer)
 
+    def replay(self, generator: Generator) -> None:
+        """Answer out of the journal for as long as it has answers; no model is run.
 
-def _fitting(wanted: float, bound: int | None, tokens: int | None, first: bool) -> tuple[int, int | None]:
-    """How many samples surely fit into `tokens`, and the cap for a single one that may not."""
-    if tokens is None or wanted < 1:
-        return int(wanted), None
-    certain = 0 if bound is None else int(min(wanted, tokens // bound))
-    if certain == 0 and first:
-        return 1, tokens
-    return certain, None
+        A search is deterministic given its answers, so tree, scores and bill become what they were. What the models
+        took then counts for the clock, as if it had been waited for again.
 
-
-def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
-    """A leaf's record; an unfinished or failed leaf abstains."""
-    step_scores = leaf.step_scores
-    if step_scores is None and leaf.step is not None and all(node.is_scored for node in leaf.path):
-        step_scores = tuple(node.score for node in leaf.path)
-    steps = leaf.steps
-    answer = extract_answer("".join(step.text for step in steps)) if leaf.is_finished and not leaf.is_failed else None
-    if answer is not None and not isinstance(answer, str):
-        raise TypeError(f"extract_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
-    return Trajectory(leaf.problem, steps, step_scores, answer, leaf.score if leaf.is_scored else None)
+        Raises:
+            ValueError: If what is recorded does not answer what this search asks for.
+        """
+        if self._journal is None:
+            return
+        self._is_replaying = True
+        for answer in self._journal.answers(self.root):
+            if answer is None:
+                self.stop("seconds")
+                continue
+            requests = self.next_samples(generator)
+            nodes = () if requests else self.next_nodes()
+            if self.leaves is not None:
+                break
+            if isinstance(answer, Samples) and [len(steps) for steps in answer.steps] == [r.n for r in requests]:
+                self._started -= answer.seconds
+                self.take_samples(requests, answer)
+            elif isinstance(answer, Scores) and nodes and len(answer.values) == len(nodes):
+                self._started -= answer.cost.seconds
+                self.take_scores(nodes, answer)
+            else:
+                raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")
+        self._is_replaying = False

@@ -5,41 +5,73 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import islice
 from numbers import Integral
 from typing import Literal, TypeAlias, get_args
 
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import extract_answer as default_extract_answer
-from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
+from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
 from inferscale.tree import Node, Problem
 
 from .journal import Journal
-from .progress import Progress
-from .result import SearchResult, voted
-from .scheduling import Models, Streams, Waves
-from .search import ExtractAnswer, Search, trajectory
+from .progress import ProgressBar
+from .result import ExtractAnswer, SearchResult, trajectory, voted
+from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
+from .search import Search
 
 Schedule: TypeAlias = Literal["wave", "stream"]
 """When searches are resumed: all together, or each when its own answers are there."""
 
+STREAM_SIZE = 64
+"""Problems searched at the same time where their number is not known and none is given."""
+
 
 @dataclass(frozen=True)
-class Task:
-    """The arguments of a call; see `inferscale.engine.solve_batch`."""
+class Solver:
+    """Everything about a search but the problem, checked once; `solve`, `solve_batch` and `stream` build one each.
+
+    A result does not depend on which other problems are solved beside it: random streams derive from
+    ``f"{seed}/{prompt}"`` (and from the occurrence number where a prompt is given more than once).
+
+    An exception that comes once searches have begun, an interrupt too, has an attribute ``partial``: a list of the
+    best so far of the searches under way, and in `solve` and `solve_batch` of the results that were finished.
+    Use `dataclasses.replace` for a solver with another option.
+
+    Attributes:
+        strategy: What to sample next.
+        generator: Samples the steps.
+        reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
+        aggregator: Picks the trajectory to report; `MajorityVote` by default.
+        extract_answer: Reads the answer out of a completion; ``None`` abstains.
+        budget: The most that each problem may cost.
+        seed: Any integer; the same seed gives the same trees.
+        schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
+            the largest batches, for models in process. ``"stream"`` resumes each search as soon as its own answers
+            are there, with a call for each in a thread (64 at most): no search waits for a slower one, for models on
+            a server. Trees, scores and costs are the same in both, but for seconds.
+        batch_size: Problems searched at the same time; by default all of them, and 64 of a stream of unknown length.
+
+    Raises:
+        TypeError: If a part is not what it should be.
+        ValueError: If scores are needed and there is no reward model, or ``schedule="stream"`` is asked of a part that
+            is not `concurrent`.
+    """
 
     strategy: SearchStrategy
     generator: Generator
-    reward_model: RewardModel | None
-    aggregator: Aggregator | None
-    extract_answer: ExtractAnswer
-    budget: Budget | None
-    seed: int
-    schedule: Schedule
-    batch_size: int | None
+    reward_model: RewardModel | None = None
+    aggregator: Aggregator | None = None
+    _: KW_ONLY
+    extract_answer: ExtractAnswer = default_extract_answer
+    budget: Budget | None = None
+    seed: int = 0
+    schedule: Schedule = "wave"
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses parts that are not what they should be, or do not fit each other."""
@@ -53,21 +85,6 @@ class Task:
             _check_part("budget", self.budget, Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...)")
         if not callable(self.extract_answer):
             raise TypeError(f"extract_answer must be a function of the completion, not {self.extract_answer!r}")
-        self._check_integers()
-        if self.reward_model is None and self.strategy.needs_scores:
-            raise ValueError(f"{self.strategy!r} scores its nodes: pass reward_model=...")
-        if self.reward_model is None and self.vote.needs_scores:
-            raise ValueError(f"{self.vote!r} reads scores: pass reward_model=...")
-        self._check_reduction()
-        self._check_schedule()
-
-    def _check_reduction(self) -> None:
-        judge = self.reward_model
-        if isinstance(judge, ProcessRewardModel) and judge.reduction not in get_args(Reduction):
-            choices = ", ".join(map(repr, get_args(Reduction)))
-            raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")
-
-    def _check_integers(self) -> None:
         seed: object = self.seed
         if not isinstance(seed, Integral):
             raise TypeError(f"seed must be an integer, not {seed!r}")
@@ -77,14 +94,15 @@ class Task:
             if not isinstance(size, Integral) or int(size) < 1:
                 raise ValueError(f"batch_size={size}: at least one problem must be searched at a time")
             object.__setattr__(self, "batch_size", int(size))
-
-    def _check_schedule(self) -> None:
+        check_scores(self.reward_model, self.strategy, self.vote)
+        judge = self.reward_model
+        if isinstance(judge, ProcessRewardModel) and judge.reduction not in get_args(Reduction):
+            choices = ", ".join(map(repr, get_args(Reduction)))
+            raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f'schedule={self.schedule!r}: choose "wave" or "stream"')
-        if self.schedule == "wave":
-            return
         for part in (self.generator, self.reward_model):
-            if part is not None and not part.concurrent:
+            if self.schedule == "stream" and part is not None and not part.concurrent:
                 name = type(part).__name__
                 raise ValueError(
                     f'schedule="stream" calls {name} from several threads at a time, and its `concurrent` is False: '
@@ -96,31 +114,128 @@ class Task:
         """What picks the trajectory to report."""
         return self.aggregator or MajorityVote()
 
+    def solve(
+        self, problem: Problem | str, *, journal: str | os.PathLike[str] | None = None, progress: bool = False
+    ) -> SearchResult:
+        """Return the result of one search; see `solve_batch`."""
+        return self.solve_batch([problem], journal=journal, progress=progress)[0]
+
+    def solve_batch(
+        self,
+        problems: Sequence[Problem | str],
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> list[SearchResult]:
+        """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
+
+        Args:
+            problems: Problems, or prompts.
+            journal: A file that records every answer of the models, so that a search that was killed goes on where it
+                was when the same call is made again. It knows strategy, budget and seed, and not the models.
+            progress: Show a progress bar.
+
+        Raises:
+            TypeError: If the strategy yields something that is not a request, or a model answers in another form.
+            ValueError: If the input is bad, the generator returns too few steps, a reward is not a finite number, or
+                the journal is damaged or belongs to another call.
+        """
+        given = as_problems(problems, "solve_batch")
+        if not given:
+            raise ValueError("solve_batch() was given no problems: pass at least one")
+        results: dict[int, SearchResult] = {}
+        try:
+            for index, result in self._results(iter(given), len(given), self.batch_size, journal, progress):
+                results[index] = result  # noqa: PERF403 (what came before an error is kept)
+        except BaseException as error:
+            error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
+            raise
+        return [results[index] for index in range(len(given))]
+
+    def stream(
+        self,
+        problems: Iterable[Problem | str],
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> Iterator[SearchResult]:
+        """Yield results as they finish; see `solve_batch` for the arguments.
+
+        `problems` may be endless: a problem is taken when there is room for it, and a result that was handed out is not
+        kept. So an exception's ``partial`` holds the best so far of the searches that were under way, and no others.
+        """
+        if isinstance(problems, str):
+            raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
+        total = len(problems) if isinstance(problems, Sequence) else None
+        size = STREAM_SIZE if self.batch_size is None and total is None else self.batch_size
+        return (result for _, result in self._results(map(as_problem, problems), total, size, journal, progress))
+
+    def _results(
+        self,
+        problems: Iterator[Problem],
+        total: int | None,
+        batch_size: int | None,
+        journal: str | os.PathLike[str] | None,
+        progress: bool,
+    ) -> Iterator[tuple[int, SearchResult]]:
+        """Yield results with the places of their problems; none is kept, for there may be no end of them."""
+        rounds = 0
+        with self.session(journal) as session, ProgressBar(total) if progress else nullcontext() as bar:
+            while True:
+                room = None if batch_size is None else batch_size - len(session.active)
+                for problem in islice(problems, room):
+                    session.start(problem)
+                if not session.active:
+                    return
+                for search in session.advance():
+                    result = session.finish(search)
+                    if bar is not None:
+                        bar.finished(result)
+                    yield search.index, result
+                if bar is not None:
+                    rounds += 1
+                    bar.show(sum(search.cost.tokens for search in session.active), rounds=rounds)
+
+    @contextmanager
+    def session(self, journal: str | os.PathLike[str] | None = None) -> Iterator[Session]:
+        """Open a `Session`, for servers and loops that start and end searches one by one.
+
+        When it closes, the models forget the searches that are still under way; an exception out of it takes the best
+        so far of each of them along, as ``partial``.
+
+        Args:
+            journal: As in `solve_batch`.
+        """
+        calls = ModelCalls(self.generator, self.reward_model)
+        scheduler = WaveScheduler(calls) if self.schedule == "wave" else StreamScheduler(calls)
+        record = None if journal is None else Journal.open(journal, self.fingerprint())
+        session = Session(self, scheduler, record)
+        failed = False
+        try:
+            try:
+                yield session
+            except Exception:
+                failed = True
+                raise
+            finally:
+                scheduler.close(patient=failed)  # what is under way is paid for: `partial` and the journal get it
+        except BaseException as error:
+            error.__dict__["partial"] = [solver.best_so_far(search) for search, solver in session.active.items()]
+            raise
+        finally:
+            try:
+                for search in session.active:
+                    self.release(search.root)
+            finally:
+                if record is not None:
+                    record.close()
+
     def fingerprint(self) -> dict[str, str]:
         """What a journal must have been written with to be continued; the schedule does not matter."""
         return {"strategy": repr(self.strategy), "budget": repr(self.budget), "seed": repr(self.seed)}
 
-    def scheduler(self, journal: Journal) -> Waves | Streams:
-        """What resumes the searches."""
-        models = Models(self.generator, self.reward_model, journal)
-        return Waves(models) if self.schedule == "wave" else Streams(models)
-
-    def start(self, index: int, problem: Problem, seen: Counter[str]) -> Search:
-        """The search of a problem; `seen` counts equal prompts, which are different problems."""
-        occurrence = seen[problem.prompt]
-        seen[problem.prompt] += 1
-        again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
-        stream_name = f"{self.seed}{again}/{problem.prompt}"
-        return Search(index, problem, stream_name, self.strategy, self.budget, self.reward_model is not None)
-
-    def finish(self, search: Search) -> SearchResult:
-        """The result of a search that has ended, which the models may forget then."""
-        result = self.result(search)
-        self.release(search.root)
-        return result
-
     def result(self, search: Search) -> SearchResult:
-        """What `search` has found until now."""
+        """Return what `search` has found until now."""
         stopped_by = "error" if search.leaves is None else search.stopped_by
         leaves = search.root.leaves() if search.leaves is None else search.leaves
         trajectories = tuple(trajectory(leaf, self.extract_answer) for leaf in leaves)
@@ -130,7 +245,7 @@ class Task:
             search.root.problem, selected, trajectories, tuple(leaves), search.root, search.cost, stopped_by
         )
 
-    def kept(self, search: Search) -> SearchResult:
+    def best_so_far(self, search: Search) -> SearchResult:
         """`result` after an error, which may have come from reading answers or voting: then the tree without them."""
         try:
             return self.result(search)
@@ -138,13 +253,84 @@ class Task:
             return replace(self, extract_answer=_no_answer, aggregator=None).result(search)
 
     def release(self, root: Node) -> None:
-        """Tells the models that a search has ended."""
+        """Tell the models that the search of `root` has ended."""
         self.generator.release(root)
         if self.reward_model is not None:
             self.reward_model.release(root)
 
 
-def coerced(problem: Problem | str) -> Problem:
+class Session:
+    """Searches under way that share the calls of their models; `Solver.session` opens one.
+
+    ::
+
+        with solver.session() as session:
+            session.start("How many?")
+            while session.active:
+                for search in session.advance():
+                    print(session.finish(search).answer)
+
+    Attributes:
+        solver: The models that are called, and the options of searches that are started without others.
+        active: The searches under way, each with the solver that it was started with, in the order of their start.
+    """
+
+    def __init__(self, solver: Solver, scheduler: WaveScheduler | StreamScheduler, journal: Journal | None) -> None:
+        self.solver = solver
+        self.active: dict[Search, Solver] = {}
+        self._scheduler = scheduler
+        self._journal = journal
+        self._num_started = 0
+        self._occurrences: Counter[str] = Counter()
+
+    def start(self, problem: Problem | str, solver: Solver | None = None, *, occurrence: int | None = None) -> Search:
+        """Begin the search of `problem`; where a journal holds answers to it, they are given at once.
+
+        Args:
+            problem: The problem, or its prompt.
+            solver: Another strategy, aggregator, budget, seed or way to read answers for this search; its models are
+                not called. Not together with a journal.
+            occurrence: Number of equal prompts before this one, which are different problems with random streams of
+                their own; counted by the session by default.
+        """
+        given, chosen = as_problem(problem), solver or self.solver
+        foreign = chosen is not self.solver and self._journal is not None
+        if foreign and chosen.fingerprint() != self.solver.fingerprint():
+            raise ValueError("a journal holds the searches of one strategy, budget and seed: open another session")
+        if occurrence is None:
+            occurrence = self._occurrences[given.prompt]
+            self._occurrences[given.prompt] += 1
+        again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
+        search = Search(
+            self._num_started, given, f"{chosen.seed}{again}/{given.prompt}", chosen.strategy, chosen.budget,
+            chosen.reward_model is not None, self._journal,
+        )  # fmt: skip
+        self._num_started += 1
+        self.active[search] = chosen
+        if self._journal is not None:
+            search.replay(self.solver.generator)
+        return search
+
+    def advance(self) -> list[Search]:
+        """Answer what the active searches wait for, one round of it; return those that have ended."""
+        self._scheduler.advance(self.active.keys())
+        return [search for search in self.active if search.leaves is not None]
+
+    def finish(self, search: Search) -> SearchResult:
+        """Return the result of a search that has ended, which the models may forget then."""
+        result = self.active[search].result(search)
+        self.solver.release(search.root)
+        del self.active[search]
+        return result
+
+    def cancel(self, search: Search) -> None:
+        """End a search without a result; its call that is under way, if any, is not waited for."""
+        if self.active.pop(search, None) is not None:
+            self._scheduler.cancel(search)
+            self.solver.release(search.root)
+
+
+def as_problem(problem: Problem | str) -> Problem:
     """The problem, of which a prompt may stand alone.
 
     Raises:
@@ -164,6 +350,13 @@ def coerced(problem: Problem | str) -> Problem:
     return given
 
 
+def as_problems(problems: Sequence[Problem | str], caller: str) -> list[Problem]:
+    """The problems that were given to the function `caller`; see `as_problem`."""
+    if isinstance(problems, str):
+        raise TypeError(f"{caller}() takes a list of problems; for one prompt call solve()")
+    return [as_problem(problem) for problem in problems]
+
+
 def _no_answer(text: str) -> None:
     """Reads nothing."""
 
@@ -171,11 +364,8 @@ def _no_answer(text: str) -> None:
 def _check_part(name: str, part: object, kind: type, hint: str) -> None:
     if not isinstance(part, kind):
         given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
-        raise TypeError(f"{name} must be {_with_article(kind.__name__)}, not {given}: {hint}")
-
-
-def _with_article(name: str) -> str:
-    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"{name} must be {article} {kind.__name__}, not {given}: {hint}")
 
 
 def solve(
@@ -192,9 +382,10 @@ def solve(
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> SearchResult:
-    """The result of one search; see `solve_batch`."""
-    task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, None)
-    return _solve_all([coerced(problem)], task, journal, progress)[0]
+    """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
+    solver = Solver(strategy, generator, reward_model, aggregator, extract_answer=extract_answer, budget=budget,
+                    seed=seed, schedule=schedule)  # fmt: skip
+    return solver.solve(problem, journal=journal, progress=progress)
 
 
 def solve_batch(
@@ -212,44 +403,13 @@ def solve_batch(
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> list[SearchResult]:
-    """One `SearchResult` for each problem, in order; all searches share their generate and score calls.
+    """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
-    A result does not depend on which other problems are solved beside it: random streams derive from
-    ``f"{seed}/{prompt}"`` (and from the occurrence number where a prompt is given more than once).
-
-    An exception that comes once searches have begun, an interrupt too, has an attribute ``partial``: a list of the
-    results that were finished, and of the best so far of the searches under way.
-
-    Args:
-        problems: Problems, or prompts.
-        strategy: What to sample next.
-        generator: Samples the steps.
-        reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
-        aggregator: Picks the trajectory to report; `MajorityVote` by default.
-        extract_answer: Reads the answer out of a completion; ``None`` abstains.
-        budget: The most that each problem may cost.
-        seed: Any integer; the same seed gives the same trees.
-        schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
-            the largest batches, for models in process. ``"stream"`` resumes each search as soon as its own answers
-            are there, with a call for each in a thread (64 at most): no search waits for a slower one, for models on
-            a server. Trees, scores and costs are the same in both, but for seconds.
-        batch_size: Problems searched at the same time; all of them by default.
-        journal: A file that records every answer of the models, so that a search that was killed goes on where it
-            was when the same call is made again. It knows strategy, budget and seed, and not the models.
-        progress: Show a progress bar.
-
-    Returns:
-        The results.
-
-    Raises:
-        TypeError: If a part is not what it should be, or the strategy yields something that is not a request.
-        ValueError: If the input is bad, the generator returns too few steps, a reward is not a finite number, or
-            ``schedule="stream"`` is asked of a part that is not `concurrent`, or the journal is damaged or belongs to
-            another call.
+    See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
-    given = _checked_problems(problems)
-    task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, batch_size)
-    return _solve_all(given, task, journal, progress)
+    solver = Solver(strategy, generator, reward_model, aggregator, extract_answer=extract_answer, budget=budget,
+                    seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+    return solver.solve_batch(problems, journal=journal, progress=progress)
 
 
 def stream(
@@ -263,73 +423,11 @@ def stream(
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
-    batch_size: int | None = 64,
+    batch_size: int | None = STREAM_SIZE,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Iterator[SearchResult]:
-    """Results as they finish, at most `batch_size` problems at a time; see `solve_batch` for the arguments.
-
-    `problems` may be endless: a problem is taken when there is room for it, and a result that was handed out is not
-    kept. So an exception's ``partial`` holds the best so far of the searches that were under way, and no others.
-    """
-    if isinstance(problems, str):
-        raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
-    total = len(problems) if isinstance(problems, Sequence) else None
-    task = Task(strategy, generator, reward_model, aggregator, extract_answer, budget, seed, schedule, batch_size)
-    return (result for _, result in _run(map(coerced, problems), task, journal, progress, total))
-
-
-def _checked_problems(problems: Sequence[Problem | str]) -> list[Problem]:
-    if isinstance(problems, str):
-        raise TypeError("solve_batch() takes a list of problems; for one prompt call solve()")
-    given = [coerced(problem) for problem in problems]
-    if not given:
-        raise ValueError("solve_batch() was given no problems: pass at least one")
-    return given
-
-
-def _solve_all(
-    problems: Sequence[Problem], task: Task, journal: str | os.PathLike[str] | None, progress: bool
-) -> list[SearchResult]:
-    results: dict[int, SearchResult] = {}
-    try:
-        for index, result in _run(problems, task, journal, progress, len(problems)):
-            results[index] = result  # noqa: PERF403 (what came before an error is kept)
-    except BaseException as error:
-        error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
-        raise
-    return [results[index] for index in range(len(problems))]
-
-
-def _run(
-    problems: Iterable[Problem],
-    task: Task,
-    journal: str | os.PathLike[str] | None,
-    progress: bool,
-    total: int | None,
-) -> Iterator[tuple[int, SearchResult]]:
-    """Results with the places of their problems, as they finish; none is kept, for there may be no end of them."""
-    waiting = enumerate(problems)
-    seen: Counter[str] = Counter()
-    active: list[Search] = []
-    with Journal.open(journal, task.fingerprint()) as record, Progress(total, progress) as bar:
-        try:
-            with task.scheduler(record) as scheduler:
-                while True:
-                    room = None if task.batch_size is None else task.batch_size - len(active)
-                    active += [task.start(index, problem, seen) for index, problem in islice(waiting, room)]
-                    if not active:
-                        return
-                    scheduler.advance(active)
-                    for search in [search for search in active if search.leaves is not None]:
-                        result = task.finish(search)
-                        active.remove(search)
-                        bar.finished(result)
-                        yield search.index, result
-                    bar.resumed(active)
-        except BaseException as error:
-            error.__dict__["partial"] = [task.kept(search) for search in active]
-            raise
-        finally:
-            for search in active:
-                task.release(search.root)
+    """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
+    solver = Solver(strategy, generator, reward_model, aggregator, extract_answer=extract_answer, budget=budget,
+                    seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+    return solver.stream(problems, journal=journal, progress=progress)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from inferscale import base
+
 if TYPE_CHECKING:
     from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 
@@ -80,10 +82,8 @@ def make_vote(text: str) -> Aggregator:
 
 
 def check_scores(search: SearchStrategy, vote: Aggregator, reward: str | None) -> None:
-    """Raises a `ValueError` when scores are needed and there is no reward model."""
-    if reward is None and (search.needs_scores or vote.needs_scores):
-        needy = type(search).__name__ if search.needs_scores else f"the vote {type(vote).__name__}"
-        raise ValueError(f"{needy} needs scores: give a reward: checker, likelihood, or a process reward model")
+    """Raise a ValueError when scores are needed and no reward model is named."""
+    base.check_scores(reward, search, vote, advice="give a reward: checker, likelihood, or a process reward model")
 
 
 def make_generator(

@@ -10,9 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +20,9 @@ from inferscale.answers import extract_answer as default_extract_answer
 from inferscale.answers import same_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
-from inferscale.engine.progress import Bar
+from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
-from inferscale.engine.solver import Schedule, stream
+from inferscale.engine.solver import Schedule, Solver
 from inferscale.tree import Problem
 
 from .records import (
@@ -204,6 +203,8 @@ def run_evaluation(
     if not given:
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()
+    solver = Solver(strategy, generator, reward_model, vote, extract_answer=extract_answer, budget=budget, seed=seed,
+                    schedule=schedule, batch_size=batch_size)  # fmt: skip
     identity = {
         "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
         "aggregator": describe(vote), "extract_answer": describe(extract_answer),
@@ -215,16 +216,11 @@ def run_evaluation(
     task = Task(folder, given, problem_keys(given, digest(identity)), same_answer, fsync)
     with locked(folder / LOCK):
         prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
-        results = partial(
-            stream, strategy=strategy, generator=generator, reward_model=reward_model, aggregator=vote,
-            extract_answer=extract_answer, budget=budget, seed=seed, schedule=schedule,
-            batch_size=batch_size,
-        )  # fmt: skip
-        _solve_rest(task, results, progress)
+        _solve_rest(task, solver, progress)
     return load_run(folder)
 
 
-def _solve_rest(task: Task, results: Callable[..., Iterator[SearchResult]], progress: bool) -> None:
+def _solve_rest(task: Task, solver: Solver, progress: bool) -> None:
     """Solves what is not recorded as solved, and records it."""
     journal = task.folder / JOURNAL
     done = {record["key"]: record for record in latest_records(task.folder / RECORDS) if record["status"] == "ok"}
@@ -232,10 +228,11 @@ def _solve_rest(task: Task, results: Callable[..., Iterator[SearchResult]], prog
     left = _left(task, done)
     verdicts = [record["correct"] for record in done.values() if record["correct"] is not None]
     position = {id(task.problems[index]): index for index in left}
-    search = results([task.problems[index] for index in left], journal=journal)
+    search = solver.stream([task.problems[index] for index in left], journal=journal)
+    total, right, graded = len(task.problems), sum(verdicts), len(verdicts)
     with (
         (task.folder / RECORDS).open("ab", buffering=0) as file,
-        Bar(len(task.problems), progress, done=len(done), right=sum(verdicts), graded=len(verdicts)) as bar,
+        ProgressBar(total, done=len(done), right=right, graded=graded) if progress else nullcontext() as bar,
         closing(_keeping_partial(search, task, position, done, file)) as solved,
     ):
         for result in solved:
@@ -244,8 +241,9 @@ def _solve_rest(task: Task, results: Callable[..., Iterator[SearchResult]], prog
                 continue  # solved again only because an equal prompt comes later
             record = make_record(index, task.keys[index], result, task.same_answer, peak_memory_bytes())
             append(file, record, task.fsync)
-            bar.count(record["correct"], result.cost.tokens)
-            bar.say()
+            if bar is not None:
+                bar.count(result.cost.tokens, record["correct"])
+                bar.show()
     journal.unlink(missing_ok=True)
 
 

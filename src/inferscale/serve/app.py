@@ -196,9 +196,7 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service, self.metrics = service, Metrics()
         limits = service.limits
-        self.dispatcher = Dispatcher(
-            service.generator, service.reward_model, limits.max_active, limits.max_waiting, self.metrics.ended
-        )
+        self.dispatcher = Dispatcher(service.make_solver(), limits.max_active, limits.max_waiting, self.metrics.ended)
         self.metrics.watch(self.dispatcher)
         self._created = int(time.time())
 

@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from inferscale.base import Generator, RewardModel
 from inferscale.cost import Cost
-from inferscale.engine.journal import Journal
-from inferscale.engine.result import SearchResult
-from inferscale.engine.scheduling import Models, Waves
-from inferscale.engine.search import Search
-from inferscale.engine.solver import Task
+from inferscale.engine import Search, SearchResult, Session, Solver
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem
 
@@ -49,24 +44,18 @@ class Job:
 
     Attributes:
         problem: The problem.
-        task: Strategy, models, vote, budget and seed.
+        solver: Strategy, vote, budget and seed.
         occurrence: How many equal prompts came before it in the same request.
         future: The result.
+        search: The search, once it has begun.
     """
 
     problem: Problem
-    task: Task
+    solver: Solver
     occurrence: int = 0
     future: Future[SearchResult] = field(default_factory=Future)
-    _search: Search | None = field(default=None, init=False)
+    search: Search | None = field(default=None, init=False)
     _created: float = field(default_factory=time.perf_counter, init=False)
-
-    @property
-    def search(self) -> Search:
-        """The search, once it has begun."""
-        if self._search is None:
-            raise RuntimeError("this search has not begun")
-        return self._search
 
     @property
     def seconds(self) -> float:
@@ -76,28 +65,11 @@ class Job:
     @property
     def cost(self) -> Cost:
         """What has been spent so far."""
-        return Cost() if self._search is None else self._search.cost
-
-    def begin(self) -> None:
-        """Begins the search, or begins it again.
-
-        Raises:
-            UnreadablePromptError: If the generator cannot read the prompt.
-        """
-        try:
-            self.task.generator.max_sample_tokens(GenerateRequest(Node(self.problem)))
-        except ValueError as error:
-            raise UnreadablePromptError(str(error)) from None
-        self._search = self.task.start(0, self.problem, Counter({self.problem.prompt: self.occurrence}))
-
-    def release(self) -> None:
-        """Lets the models forget the search."""
-        if self._search is not None:
-            self.task.release(self._search.root)
+        return Cost() if self.search is None else self.search.cost
 
     def progress(self) -> dict[str, Any]:
         """Numbers for the client."""
-        cost, state = self.cost, "waiting" if self._search is None else "searching"
+        cost, state = self.cost, "waiting" if self.search is None else "searching"
         return {"state": state, "tokens": cost.tokens, "samples": cost.num_generated, "scored": cost.num_scored}
 
 
@@ -114,8 +86,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        generator: Generator,
-        reward_model: RewardModel | None,
+        solver: Solver,
         max_active: int,
         max_waiting: int,
         ended: Callable[[Job, str], None] = lambda job, outcome: None,
@@ -123,20 +94,19 @@ class Dispatcher:
         """Makes the thread.
 
         Args:
-            generator: Samples steps.
-            reward_model: Scores nodes.
+            solver: The models that are called.
             max_active: Searches at a time.
             max_waiting: Searches that wait for a place.
             ended: Called with each search that has ended, and ``"finished"``, ``"failed"`` or ``"cancelled"``.
         """
         self.accepting = True
-        self._waves = Waves(Models(generator, reward_model, Journal.open(None, {})))
+        self._solver = solver
         self._max_active, self._max_waiting, self._ended = max_active, max_waiting, ended
         self._changed = threading.Condition()
         self._closing = False
         self._waiting: deque[Job] = deque()
         self._suspects: deque[Job] = deque()
-        self._active: list[Job] = []
+        self._active: dict[Search, Job] = {}
         self._recent: deque[float] = deque([1.0], maxlen=32)
         self._thread = threading.Thread(target=self._run, name="inferscale-search", daemon=True)
 
@@ -199,83 +169,94 @@ class Dispatcher:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while self._next():
-                if self._active:
-                    self._wave()
-        finally:
-            with self._changed:
-                self.accepting = False
-                left = self._all()
-            for job in left:
-                self._end(job, "failed", error=ClosedError("the server ended before the search did"))
+        with self._solver.session() as session:
+            try:
+                while self._next(session):
+                    if self._active:
+                        self._wave(session)
+            finally:
+                with self._changed:
+                    self.accepting = False
+                    left = self._all()
+                for job in left:
+                    self._end(session, job, "failed", error=ClosedError("the server ended before the search did"))
 
-    def _next(self) -> bool:
+    def _next(self, session: Session) -> bool:
         """Waits for work and gives it its turn; false when there shall be no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._active or self._suspects or self._waiting or self._closing)
         for job in [job for job in self._all() if job.future.cancelled()]:
-            self._end(job, "cancelled")
+            self._end(session, job, "cancelled")
         if self._suspects and not self._active:
-            self._begin(self._suspects[0])
+            self._begin(session, self._suspects[0])
         while not self._suspects and self._waiting and len(self._active) < self._max_active:
-            self._begin(self._waiting[0])
+            self._begin(session, self._waiting[0])
         return not self._closing
 
     def _all(self) -> list[Job]:
-        return list(dict.fromkeys([*self._active, *self._suspects, *self._waiting]))
+        return list(dict.fromkeys([*self._active.values(), *self._suspects, *self._waiting]))
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, session: Session, job: Job) -> None:
+        try:
+            try:
+                job.solver.generator.max_sample_tokens(GenerateRequest(Node(job.problem)))
+            except ValueError as error:
+                raise UnreadablePromptError(str(error)) from None
+            job.search = session.start(job.problem, job.solver, occurrence=job.occurrence)
+        except Exception as error:
+            self._end(session, job, "failed", error=error)
+            return
         with self._changed:
-            self._active.append(job)
+            self._active[job.search] = job
             if job in self._waiting:
                 self._waiting.remove(job)
-        try:
-            job.begin()
-        except Exception as error:
-            self._end(job, "failed", error=error)
 
-    def _wave(self) -> None:
+    def _wave(self, session: Session) -> None:
         try:
-            self._waves.advance([job.search for job in self._active])
+            ended = session.advance()
         except Exception as error:
-            self._find_culprit(error)
+            self._find_culprit(session, error)
             return
-        for job in [job for job in self._active if job.search.leaves is not None]:
+        for search in ended:
+            job = self._active[search]
             try:
-                result = job.task.result(job.search)
+                result = session.finish(search)
             except Exception as error:
-                self._end(job, "failed", error=error)
+                self._end(session, job, "failed", error=error)
             else:
-                self._end(job, "finished", result)
+                self._end(session, job, "finished", result)
 
-    def _find_culprit(self, error: BaseException) -> None:
+    def _find_culprit(self, session: Session, error: BaseException) -> None:
         """Fails a search that was alone; of several, which one is to blame shows when each begins again alone.
 
         They are suspects until they have ended, and nothing else is begun until then.
         """
         if len(self._active) == 1:
-            self._end(self._active[0], "failed", error=error)
+            self._end(session, next(iter(self._active.values())), "failed", error=error)
             return
-        for job in list(self._active):
+        for search, job in list(self._active.items()):
             try:
-                job.release()
+                session.cancel(search)
             except Exception as failure:
-                self._end(job, "failed", error=failure)
+                self._end(session, job, "failed", error=failure)
         with self._changed:
-            self._suspects.extend(self._active)
+            self._suspects.extend(self._active.values())
             self._active.clear()
 
     def _end(
-        self, job: Job, outcome: str, result: SearchResult | None = None, error: BaseException | None = None
-    ) -> None:
+        self, session: Session, job: Job, outcome: str, result: SearchResult | None = None,
+        error: BaseException | None = None,
+    ) -> None:  # fmt: skip
         with self._changed:
-            for queue in (self._active, self._suspects, self._waiting):
+            if job.search is not None:
+                self._active.pop(job.search, None)
+            for queue in (self._suspects, self._waiting):
                 if job in queue:
                     queue.remove(job)
             self._recent.append(job.seconds)
         try:
-            job.release()
+            if job.search is not None:
+                session.cancel(job.search)
         except Exception as failure:
             outcome, error = "cancelled" if outcome == "cancelled" else "failed", error or failure
         if outcome != "cancelled" and not job.future.set_running_or_notify_cancel():

@@ -16,7 +16,7 @@ from inferscale.answers import answer_until, read_until
 from inferscale.base import SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.engine.result import SearchResult
-from inferscale.engine.solver import Task
+from inferscale.engine.solver import Solver
 from inferscale.flow import Flow, Generate, GenerateRequest, rewrite
 from inferscale.tree import Node, Problem, Trajectory
 
@@ -255,7 +255,7 @@ class Ask:
     Attributes:
         endpoint: Chat or text.
         prompts: One search each.
-        task: How they are searched.
+        solver: How they are searched.
         strategy: What the client asked for, without the cap on lengths.
         stops: Texts at which answers end.
         stream: Whether the answer comes in events.
@@ -266,7 +266,7 @@ class Ask:
 
     endpoint: Endpoint
     prompts: tuple[str, ...]
-    task: Task
+    solver: Solver
     strategy: SearchStrategy
     stops: tuple[str, ...]
     stream: bool
@@ -278,7 +278,7 @@ class Ask:
         """A search for each prompt."""
         seen, made = Counter[str](), list[Job]()
         for prompt in self.prompts:
-            made.append(Job(Problem(prompt), self.task, seen[prompt]))
+            made.append(Job(Problem(prompt), self.solver, seen[prompt]))
             seen[prompt] += 1
         return made
 
@@ -299,7 +299,7 @@ def read_ask(body: object, endpoint: Endpoint, service: Service) -> Ask:
     return Ask(
         endpoint,
         prompts=tuple(read_prompts(body, endpoint == "chat", service)),
-        task=_task(body, ours, strategy, stops, service),
+        solver=_solver(body, ours, strategy, stops, service),
         strategy=strategy,
         stops=stops,
         stream=a_flag(body, "stream"),
@@ -331,15 +331,15 @@ def _strategy(ours: Mapping[str, Any], service: Service) -> SearchStrategy:
     return _made("inferscale.strategy", lambda: service.make_strategy(name, width))
 
 
-def _task(
+def _solver(
     body: Mapping[str, Any], ours: Mapping[str, Any], strategy: SearchStrategy, stops: tuple[str, ...], service: Service
-) -> Task:
+) -> Solver:
     vote = a_text(ours, "inferscale.aggregator", a_text(ours, "inferscale.vote", None))
     seed = an_integer(ours, "inferscale.seed", an_integer(body, "seed", None, least=None), least=None)
     longest = an_integer(body, "max_completion_tokens", an_integer(body, "max_tokens", None))
     aggregator = _made("inferscale.aggregator", lambda: service.make_vote(vote))
     judged = strategy.needs_scores or aggregator.needs_scores  # else nobody reads what scoring would cost
-    return Task(
+    return Solver(
         strategy=strategy if longest is None else Shortened(strategy, longest),
         generator=service.generator,
         reward_model=service.reward_model if judged else None,
@@ -347,8 +347,6 @@ def _task(
         extract_answer=partial(answer_until, read=service.extract_answer, stops=stops),
         budget=service.limits.capped(_budget(an_object(ours, "inferscale.budget"))),
         seed=service.seed if seed is None else seed,
-        schedule="wave",
-        batch_size=None,
     )
 
 
@@ -467,12 +465,12 @@ class Answer:
             "total_tokens": cost.prompt_tokens + cost.tokens,
             "completion_tokens_details": {"reasoning_tokens": cost.tokens - reported},
         }
-        task = self.ask.task
+        solver = self.ask.solver
         told = {
             "strategy": repr(self.ask.strategy),
-            "aggregator": repr(task.vote),
-            "seed": task.seed,
-            "budget": None if task.budget is None else asdict(task.budget),
+            "aggregator": repr(solver.vote),
+            "seed": solver.seed,
+            "budget": None if solver.budget is None else asdict(solver.budget),
             "ignored": list(self.ask.ignored),
             "cost": told_cost(cost),
         }

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from inferscale._compat import require
 from inferscale.answers import extract_answer as default_extract_answer
-from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
-from inferscale.engine.search import ExtractAnswer
+from inferscale.engine.result import ExtractAnswer
+from inferscale.engine.solver import Solver
 from inferscale.evaluate.parts import make_strategy, make_vote
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Names by which a machine calls itself."""
 
-Part = TypeVar("Part", SearchStrategy, Aggregator)
+_NO_REWARD_MODEL = "this server has no reward model (--reward)"
 
 _LONGEST_TEXT = 300
 """Characters of a strategy or a vote that a request names."""
@@ -101,6 +102,13 @@ class Service:
         if self.api_key is not None and not self.api_key.isascii():
             raise ValueError("the API key holds characters that no HTTP header can carry: use letters and digits")
 
+    def make_solver(self) -> Solver:
+        """The search that requests get which say nothing of it."""
+        return Solver(
+            self.make_strategy(), self.generator, self.reward_model, self.make_vote(),
+            extract_answer=self.extract_answer, budget=self.limits.budget, seed=self.seed,
+        )  # fmt: skip
+
     def make_strategy(self, text: str | None = None, width: int | None = None) -> SearchStrategy:
         """The strategy that a request names, or the service's own.
 
@@ -121,7 +129,8 @@ class Service:
                 raise ValueError(f"{name!r} is not a strategy: name one, such as rebase:16 or REBASE(width=16)")
             if text is not None or width is not None:
                 _check_size(made, self.limits.max_size)
-        return self._check_scored(made, "strategy")
+        check_scores(self.reward_model, made, advice=_NO_REWARD_MODEL)
+        return made
 
     def make_vote(self, text: str | None = None) -> Aggregator:
         """The aggregator that a request names, or the service's own.
@@ -132,12 +141,8 @@ class Service:
         made = make_vote(_short(text or self.vote))
         if not isinstance(made, Aggregator):
             raise ValueError(f"{text!r} is not a vote: name one, such as weighted or BordaVote(p=0.7)")
-        return self._check_scored(made, "vote")
-
-    def _check_scored(self, part: Part, what: str) -> Part:
-        if part.needs_scores and self.reward_model is None:
-            raise ValueError(f"the {what} {part!r} needs scores, and this server has no reward model (--reward)")
-        return part
+        check_scores(self.reward_model, made, advice=_NO_REWARD_MODEL)
+        return made
 
 
 def _short(text: str) -> str:
