@@ -120,7 +120,7 @@ def test_parked_nodes_are_counted_and_evicted_under_the_budget():
     level = trees
     for _ in range(3):
         level = [node for group in grow_all(gen, level, 2) for node in group if not node.is_finished]
-        assert gen.stats.cache_bytes == gen._runner._tree.store.bytes == held_tokens(trees) * PER_TOKEN
+        assert gen.stats.cache_bytes == gen._runner._tree.cache.bytes == held_tokens(trees) * PER_TOKEN
     again = [root(prompt) for prompt in PROMPTS]
     level = again
     for _ in range(3):

@@ -11,7 +11,7 @@ from inferscale.generators import HFGenerator
 from inferscale.runtime import kv as kv_attention
 from inferscale.runtime import kv as kv_plans
 from inferscale.runtime.kv import Segment, UnsupportedModelError
-from inferscale.runtime.prefix_cache import KVStore, Piece
+from inferscale.runtime.prefix_cache import Piece, PrefixCache
 from inferscale.runtime.session import Session, check_session, length_bound
 from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
 
@@ -123,7 +123,7 @@ def test_memory_is_counted_and_let_go():
     gen.release(tree)
     gen.release(other)
     assert gen.stats.cache_bytes == 0
-    assert len(gen._runner._tree.store) == 0
+    assert len(gen._runner._tree.cache) == 0
     again = root(PROMPTS[0])
     assert [n.step for n in grow(gen, again, 3)] == [n.step for n in tree.children]
 
@@ -254,11 +254,11 @@ def piece(count, value=0.0):
     return Piece(tuple(range(count)), torch.full((1, 2, 1, count, 1), value))
 
 
-def test_the_store_drops_the_least_recently_used():
-    store = KVStore(max_bytes=8 * 10)  # ten tokens of eight bytes
+def test_the_cache_drops_the_least_recently_used():
+    store = PrefixCache(max_bytes=8 * 10)  # ten tokens of eight bytes
     store.put(1, 11, piece(4))
     store.put(1, 12, piece(4))
-    assert store.piece(1, 11, (0, 1, 2, 3, 4)).ids == (0, 1, 2, 3)
+    assert store.piece(1, 11, (0, 1, 2, 3)).ids == (0, 1, 2, 3)
     store.put(2, 21, piece(5))
     assert (store.bytes, store.evictions, len(store)) == (72, 1, 2)
     assert store.piece(1, 12, range(4)) is None

@@ -81,14 +81,14 @@ def test_forced_text_and_ragged_paths_line_up():
 def test_windows_and_recurrent_layers_park_nothing():
     for family in ("mistral_window", "gemma3"):
         gen = generator(wrapped(family, 2))
-        assert gen._decoder._parking is None
+        assert gen._decoder._prefixes is None
 
 
 def test_parked_keys_are_those_of_the_plain_model():
     quiet = wrapped("llama", 3)
     gen = generator(quiet)
     child = next(child for child in grow(gen, root("a b"), 4) if not child.is_finished)
-    store = gen._decoder._parking.store
+    store = gen._decoder._prefixes.cache
     ids = [*byte_tokenizer()("a b")["input_ids"], *child.token_ids]
     from transformers import DynamicCache
 
@@ -96,6 +96,8 @@ def test_parked_keys_are_those_of_the_plain_model():
     with torch.no_grad():
         quiet.model(input_ids=torch.tensor([ids]), **cached(quiet.model, cache))
     start = prompt_length("a b") - 1
-    pieces = [p for p in store._entries.values() if p.ids[1:] == child.token_ids[:-1] and p.ids[0] == ids[start]]
+    [body] = [p for p in store._entries.values() if p.ids == child.token_ids[:-1]]
+    [tail] = [p for p in store._entries.values() if p.ids == (ids[start],)]
     wanted = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers])
-    torch.testing.assert_close(pieces[0].kv, wanted[:, :, :, start:-1], rtol=1e-4, atol=1e-4)
+    found = torch.cat([tail.kv, body.kv], dim=3)
+    torch.testing.assert_close(found, wanted[:, :, :, start:-1], rtol=1e-4, atol=1e-4)

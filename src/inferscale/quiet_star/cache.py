@@ -1,13 +1,11 @@
-"""Thoughts on a key-value cache that is afterwards as it was before, and what is kept of it between calls.
+"""Thoughts on a key-value cache that is afterwards as it was before, and rows of it made of what is kept between calls.
 
-Thoughts are cropped before anything is kept: what is parked is the plain model's. A node's piece begins with the token
-before its own first one and leaves out its own last one, which nothing has read yet; pieces of a path follow each other
-without a gap, after the prompt less its last token.
+Thoughts are cropped before anything is kept: what is parked is the plain model's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +15,7 @@ from torch import Tensor
 from inferscale._compat import evaluating
 from inferscale.runtime.branch import Branch
 from inferscale.runtime.decoding import GeneratorStats
-from inferscale.runtime.kv import Segment
-from inferscale.runtime.prefix_cache import KVStore, Piece, chain_key
+from inferscale.runtime.prefix_cache import PrefixCache, branch_path
 from inferscale.runtime.sampling import Sampler
 
 from .backbone import (
@@ -210,31 +207,15 @@ def _plain(quiet: QuietSTaR, ids: list[int], tokens: list[int]) -> Tensor:
     return backbone.states(embeds)[0, -1]
 
 
-_KIND = 1  # pieces that begin one token early
-
-
-@dataclass(frozen=True, slots=True)
-class _Stem:
-    """What branches of one node with one forced text have in common: all but their newest token."""
-
-    branch: Branch
-    held: tuple[Tensor, ...]
-    missing: tuple[int, ...]
-
-    @property
-    def held_tokens(self) -> int:
-        return sum(kv.shape[3] for kv in self.held)
-
-
-class Parking:
-    """Builds a batch of texts out of what is held, reads the rest, and keeps what branches leave behind.
+class PrefixRows:
+    """Rows of text built of what a cache holds of their prefixes; the rest is read, and what rows leave behind parked.
 
     Attributes:
-        store: What is parked, under a byte budget; what was dropped is read again.
+        cache: What is parked.
     """
 
-    def __init__(self, backbone: Backbone, store: KVStore, stats: GeneratorStats) -> None:
-        self.store = store
+    def __init__(self, backbone: Backbone, cache: PrefixCache, stats: GeneratorStats) -> None:
+        self.cache = cache
         self._backbone = backbone
         self._stats = stats
 
@@ -245,118 +226,79 @@ class Parking:
 
     def open(self, branches: Sequence[Branch]) -> CachedText:
         """A row for each branch that holds all of its prefix but the newest token."""
-        stems: dict[tuple[int, str], _Stem] = {}
-        for branch in branches:
-            name = _stem_name(branch)
-            if name not in stems:
-                stems[name] = self._stem(branch)
-        ordered = list(stems.values())
-        text = self._gathered(ordered)
-        self._park_prompts(text, ordered)
-        read = sum(len(stem.missing) for stem in ordered)
+        keys = [(id(branch.request.node), branch.request.forced) for branch in branches]
+        firsts = dict(zip(reversed(keys), reversed(branches), strict=True))  # one row reads what branches share
+        rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        held: list[list[Tensor]] = []
+        missing: list[tuple[int, ...]] = []
+        for key in rows:
+            wanted, path = firsts[key].prefix[:-1], branch_path(firsts[key])
+            segment = self.cache.segment(path.root, path.prompt)
+            pieces = [] if segment is None else self.cache.find(path, len(wanted) - len(path.prompt))
+            kv = [] if segment is None or segment.kv is None else [segment.kv]
+            kv += [piece.kv for piece in pieces if piece.kv is not None]
+            held.append(kv)
+            missing.append(wanted[sum(part.shape[3] for part in kv) :])
+        text = self._gathered(held, missing)
+        read = sum(map(len, missing))
         self._stats.prefill_tokens += read
         self._stats.reused_tokens += sum(len(branch.prefix) - 1 for branch in branches) - read
-        row_of = {name: row for row, name in enumerate(stems)}
-        text.select([row_of[_stem_name(branch)] for branch in branches])
+        text.select([rows[key] for key in keys])
         return text
 
     def park(self, text: CachedText, row: int, branch: Branch) -> None:
-        """Keeps what a finished branch has read: the token before its first one, and all of its own but the last."""
-        own = branch.forced + tuple(branch.tokens)
-        if not own or branch.finish != "step":
+        """Keeps what the row of a branch that has ended has read, up to its last token if the node can grow."""
+        if branch.finish is None:  # interrupted: memory may have run out
             return
-        ids = ((branch.prompt + branch.path)[-1], *own[:-1])
-        kv = _row(text.cache, row)
-        piece = Piece(ids, kv[:, :, :, kv.shape[3] - len(ids) :].clone())
-        name = chain_key(list(_names(branch))[-1][0], own, _KIND)
-        self.store.put(branch.request.node.root.key, name, piece)
+        path, layers = branch_path(branch), text.cache.layers
+        if branch.finish == "step":
+            path = path.grown((*branch.forced, *branch.tokens)[:-1])
+        places = text.keep[row].nonzero()[
+            :, 0
+        ]  # padding stands before what was held, and between that and what was read
+
+        def cut(start: int, stop: int) -> Tensor:
+            part = places[start:stop]
+            return torch.stack(
+                [torch.stack([layer.keys[row, :, part], layer.values[row, :, part]]) for layer in layers]
+            )
+
+        self.cache.park(path, cut, prompt=True)
         self._tell()
 
     def release(self, root: int) -> None:
         """Drops what is held for a tree."""
-        self.store.release(root)
+        self.cache.release(root)
         self._tell()
 
     def clear(self) -> None:
         """Drops everything."""
-        self.store.shrink(0)
+        self.cache.shrink(0)
         self._tell()
 
     def _tell(self) -> None:
         """Brings the figures of what is held up to date."""
-        self._stats.cache_bytes = self.store.bytes
-        self._stats.evictions = self.store.evictions
+        self._stats.cache_bytes = self.cache.bytes
+        self._stats.evictions = self.cache.evictions
 
-    def _stem(self, branch: Branch) -> _Stem:
-        root = branch.request.node.root.key
-        wanted = branch.prefix[:-1]
-        segment = self.store.segment(root, branch.prompt[:-1])
-        if segment is None:
-            return _Stem(branch, (), wanted)
-        held = [] if segment.kv is None else [segment.kv]
-        done, last = len(branch.prompt) - 1, branch.prompt[-1]
-        for name, own in list(_names(branch))[1:]:
-            ids = (last, *own[:-1])
-            piece = self.store.piece(root, name, ids)
-            if piece is None or piece.kv is None or len(piece.ids) < len(ids):
-                break
-            held.append(piece.kv)
-            done, last = done + len(ids), own[-1]
-        return _Stem(branch, tuple(held), wanted[done:])
-
-    def _gathered(self, stems: Sequence[_Stem]) -> CachedText:
-        """The stems side by side: what is held, right-aligned, and after it what has to be read."""
-        width = max(stem.held_tokens for stem in stems)
-        device = self._backbone.device
+    def _gathered(self, held: Sequence[Sequence[Tensor]], missing: Sequence[Sequence[int]]) -> CachedText:
+        """Rows of keys and values, right-aligned, `[layers, 2, rows, kv_heads, width, head_dim]`, and the rest read."""
+        counts = [sum(part.shape[3] for part in parts) for parts in held]
+        width, device = max(counts), self._backbone.device
         if not width:
-            return CachedText.read(self._backbone, [stem.missing for stem in stems])
-        like = next(stem.held[0] for stem in stems if stem.held)
-        layers, two, heads, _, size = like.shape
-        kv = like.new_zeros(layers, two, len(stems), heads, width, size)
-        keep = torch.zeros(len(stems), width, dtype=torch.long, device=device)
-        for row, stem in enumerate(stems):
-            if stem.held:
-                first = width - stem.held_tokens
-                torch.cat(stem.held, dim=3, out=kv[:, :, row, :, first:])
-                keep[row, first:] = 1
+            return CachedText.read(self._backbone, missing)
+        layers, two, heads, _, size = (like := next(parts[0] for parts in held if parts)).shape
+        kv = like.new_zeros(layers, two, len(held), heads, width, size)
+        keep = torch.zeros(len(held), width, dtype=torch.long, device=device)
+        for row, (parts, count) in enumerate(zip(held, counts, strict=True)):
+            if parts:
+                torch.cat(list(parts), dim=3, out=kv[:, :, row, :, width - count :])
+                keep[row, width - count :] = 1
         cache = self._backbone.new_cache()
         for layer in range(layers):
             cache.update(kv[layer, 0], kv[layer, 1], layer)
         text = CachedText(self._backbone, keep, cache)
-        if any(stem.missing for stem in stems):
-            ids, new = left_padded([stem.missing for stem in stems], device)
+        if any(missing):
+            ids, new = left_padded(missing, device)
             text.feed(self._backbone.embed(ids), new)
         return text
-
-    def _park_prompts(self, text: CachedText, stems: Sequence[_Stem]) -> None:
-        for row, stem in enumerate(stems):
-            prompt, root = stem.branch.prompt, stem.branch.request.node.root.key
-            if stem.held or self.store.segment(root, prompt[:-1]) is not None:
-                continue
-            kv = None
-            if len(prompt) > 1:
-                whole = _row(text.cache, row)
-                first = whole.shape[3] - len(stem.missing)
-                kv = whole[:, :, :, first : first + len(prompt) - 1].clone()
-            self.store.put_segment(root, prompt[:-1], Segment(kv, len(prompt) - 1))
-        self._tell()
-
-
-def _stem_name(branch: Branch) -> tuple[int, str]:
-    """What branches of one stem have in common: their node, and the forced text."""
-    return id(branch.request.node), branch.request.forced
-
-
-def _row(cache: Any, row: int) -> Tensor:
-    """Keys and values of one row, `[layers, 2, kv_heads, tokens, head_dim]`."""
-    return torch.stack([torch.stack([layer.keys[row], layer.values[row]]) for layer in cache.layers])
-
-
-def _names(branch: Branch) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Names and own tokens of the prompt and of the steps of the path; steps of no tokens are left out."""
-    name = chain_key(0, branch.prompt[:-1], _KIND)
-    yield name, branch.prompt[:-1]
-    for step in branch.request.node.steps:
-        if step.token_ids:
-            name = chain_key(name, step.token_ids, _KIND)
-            yield name, step.token_ids

@@ -18,11 +18,11 @@ from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, BranchFactory, Limits
 from inferscale.runtime.decoding import Decoder, GeneratorStats, ModelRunner
 from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids
-from inferscale.runtime.prefix_cache import KVStore, check_cache_options, default_cache_bytes
+from inferscale.runtime.prefix_cache import PrefixCache, check_cache_options, default_cache_bytes
 from inferscale.runtime.sampling import Confidence, Sampler
 from inferscale.tree import Node, Step, branch_key
 
-from .cache import CachedText, Parking, Thought, check_cached, think_once
+from .cache import CachedText, PrefixRows, Thought, check_cached, think_once
 from .head import mean_of_thoughts, mix
 from .model import QuietSTaR
 from .thoughts import STRIDE, branch_numbers
@@ -275,9 +275,9 @@ class ThinkingDecoder(Decoder):
         self._live: list[Branch] = []
         self._text: CachedText | None = None
         self._newest = torch.empty(0)
-        self._parking: Parking | None = None
-        if max_cache_bytes and Parking.serves(quiet.backbone):
-            self._parking = Parking(quiet.backbone, KVStore(max_cache_bytes), stats)
+        self._prefixes: PrefixRows | None = None
+        if max_cache_bytes and PrefixRows.serves(quiet.backbone):
+            self._prefixes = PrefixRows(quiet.backbone, PrefixCache(max_cache_bytes), stats)
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; equal prefixes are read once."""
@@ -286,7 +286,7 @@ class ThinkingDecoder(Decoder):
             self._checked = True
         self._live = list(branches)
         self.traces.update({branch.key: Trace(branch) for branch in branches})
-        self._text = self._read(branches) if self._parking is None else self._parking.open(branches)
+        self._text = self._read(branches) if self._prefixes is None else self._prefixes.open(branches)
         self._stats.prefill_tokens += len(branches)
         self._newest = torch.tensor([branch.prefix[-1] for branch in branches], device=self.quiet.backbone.device)
         return self._logits()
@@ -310,9 +310,9 @@ class ThinkingDecoder(Decoder):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these; what the others have read is parked."""
-        if self._parking is not None and self._text is not None:
+        if self._prefixes is not None and self._text is not None:
             for row in sorted(set(range(len(self._live))) - set(rows)):
-                self._parking.park(self._text, row, self._live[row])
+                self._prefixes.park(self._text, row, self._live[row])
         self._live = [self._live[row] for row in rows]
         if not rows:
             self._text = None
@@ -322,13 +322,13 @@ class ThinkingDecoder(Decoder):
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
         self._text = None
-        if self._parking is not None:
-            self._parking.clear()
+        if self._prefixes is not None:
+            self._prefixes.clear()
 
     def release(self, root: int) -> None:
         """Drops what is parked for a tree."""
-        if self._parking is not None:
-            self._parking.release(root)
+        if self._prefixes is not None:
+            self._prefixes.release(root)
 
     def _logits(self) -> Tensor:
         """Logits of the next token of each row, after the thoughts that its rule wants."""

@@ -133,6 +133,12 @@ class RowBatch:
         self.kv[:, :, row, :, start : start + kv.shape[3]] = kv
         self.lengths[row] = start + kv.shape[3]
 
+    def fill(self, row: int, pieces: Sequence[Tensor]) -> None:
+        """Makes copies of `pieces`, each `[layers, 2, kv_heads, tokens, head_dim]`, a row's first private tokens."""
+        self.lengths[row] = sum(kv.shape[3] for kv in pieces)
+        if pieces:
+            torch.cat(list(pieces), dim=3, out=self.kv[:, :, row, :, : self.lengths[row]])
+
     def piece(self, row: int, start: int, stop: int) -> Tensor:
         """A copy of a row's private keys and values, `[layers, 2, kv_heads, tokens, head_dim]`."""
         return self.kv[:, :, row, :, start:stop].clone()

@@ -1,17 +1,23 @@
-"""Keys and values of prompts and nodes kept for the next visit, and how much of a path they spare reading again."""
+"""Keys and values of prompts and nodes kept for the next visit: what is held of a path, and what has to be read.
+
+Generators, reward models and thoughts share this cache. They name what lies on a path by its tokens, find the longest
+beginning that is held, run the model on the rest in their own way, and park what the next visit will want. Whatever was
+dropped is computed again: the cache never changes a result.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .branch import Branch
-from .kv import Segment
+from .kv import RowBatch, Segment
+from .session import Session
 
 
 def chain_key(previous: int, ids: Sequence[int], kind: int = 0) -> int:
@@ -20,13 +26,51 @@ def chain_key(previous: int, ids: Sequence[int], kind: int = 0) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Keys and values of the first tokens of a node.
+class KeyedPath:
+    """A path as the cache knows it.
 
     Attributes:
-        ids: Those tokens.
-        kv: `[layers, 2, kv_heads, tokens, head_dim]`, ``None`` for no token.
-        note: Whatever belongs to the node beside them.
+        root: Key of the tree's root.
+        prompt: Ids that all paths of the tree begin with, whose keys and values rows share.
+        pieces: What follows: the name of each piece (see `chain_key`), and its ids.
+    """
+
+    root: int
+    prompt: tuple[int, ...]
+    pieces: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def grown(self, ids: Sequence[int]) -> KeyedPath:
+        """The path followed by one more piece, unless that is empty."""
+        if not ids:
+            return self
+        last = self.pieces[-1][0] if self.pieces else chain_key(0, self.prompt)
+        return replace(self, pieces=(*self.pieces, (chain_key(last, ids), tuple(ids))))
+
+
+def branch_path(branch: Branch) -> KeyedPath:
+    """The path that leads to the node of `branch`, forced text left out.
+
+    The prompt's last token counts as the root's own, so that every node, the root included, has a last token. A node is
+    two pieces: all of its tokens but the last, which have been read when its branch ends, and the last one, which is
+    read for the logits after it when the node grows.
+    """
+    key, pieces = chain_key(0, branch.prompt[:-1]), []
+    for own in (branch.prompt[-1:], *(step.token_ids for step in branch.request.node.steps)):
+        for ids in (own[:-1], own[-1:]):
+            if ids:
+                key = chain_key(key, ids)
+                pieces.append((key, ids))
+    return KeyedPath(branch.request.node.root.key, branch.prompt[:-1], tuple(pieces))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Keys and values of a piece of a path.
+
+    Attributes:
+        ids: Its tokens.
+        kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` if there are no tokens, or nothing can follow them.
+        note: Whatever belongs to the piece beside them.
     """
 
     ids: tuple[int, ...]
@@ -39,15 +83,12 @@ class Piece:
         return 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
 
 
-class KVStore:
-    """Parks keys and values by their root and the name of their path; the least recently used go first.
-
-    A path is named by its tokens (see `chain_key`), so that equal paths share what is held. Whatever was dropped is
-    computed again when it is needed: the store never changes a result.
+class PrefixCache:
+    """Holds keys and values by the root of their tree and the name of their piece; the least recently used go first.
 
     Attributes:
         max_bytes: The budget.
-        bytes: What is held.
+        bytes: Size of what is held.
         evictions: Entries dropped for room.
     """
 
@@ -62,32 +103,94 @@ class KVStore:
         """Number of entries."""
         return len(self._entries)
 
-    def piece(self, root: int, node: int, ids: Sequence[int]) -> Piece | None:
-        """What is held under this name, if its tokens are the first of `ids`."""
-        entry = self._entries.get((root, node))
-        if entry is None or entry.ids != tuple(ids[: len(entry.ids)]):
+    def piece(self, root: int, name: int, ids: Sequence[int]) -> Piece | None:
+        """What is held under this name, if it is of these tokens (names are hashes, and may collide)."""
+        entry = self._entries.get((root, name))
+        if entry is None or entry.ids != tuple(ids):
             return None
-        self._entries.move_to_end((root, node))
+        self._entries.move_to_end((root, name))
         return entry
 
-    def segment(self, root: int, ids: Sequence[int]) -> Segment | None:
-        """The prompt's shared segment, if it is held for these ids."""
-        entry = self.piece(root, chain_key(0, ids), ids)
-        return None if entry is None or len(entry.ids) != len(ids) else Segment(entry.kv, len(ids))
+    def find(self, path: KeyedPath, most: int | None = None) -> list[Piece]:
+        """The longest beginning of the path's pieces that is held, and of which no gap is left in keys and values.
 
-    def put(self, root: int, node: int, piece: Piece) -> None:
-        """Holds a node's keys and values, in place of what was held for it."""
-        self._drop((root, node))
+        Args:
+            path: The path.
+            most: Most tokens of it that are wanted.
+        """
+        found: list[Piece] = []
+        tokens = 0
+        for place, (name, ids) in enumerate(path.pieces):
+            tokens += len(ids)
+            piece = self.piece(path.root, name, ids) if ids else Piece((), None)
+            is_inner = place + 1 < len(path.pieces)
+            if piece is None or (most is not None and tokens > most) or (ids and is_inner and piece.kv is None):
+                break
+            found.append(piece)
+        return found
+
+    def segment(self, root: int, ids: Sequence[int]) -> Segment | None:
+        """A prompt's shared segment, if it is held."""
+        entry = self.piece(root, chain_key(0, ids), ids)
+        return None if entry is None else Segment(entry.kv, len(ids))
+
+    def put(self, root: int, name: int, piece: Piece) -> None:
+        """Holds a piece, in place of what was held under its name; one that is larger than the budget is not held."""
+        self._drop((root, name))
         if piece.bytes > self.max_bytes:
             return
-        self._entries[root, node] = piece
-        self._roots.setdefault(root, set()).add(node)
+        self._entries[root, name] = piece
+        self._roots.setdefault(root, set()).add(name)
         self.bytes += piece.bytes
         self.shrink(self.max_bytes)
 
     def put_segment(self, root: int, ids: Sequence[int], segment: Segment) -> None:
         """Holds a prompt's shared segment."""
         self.put(root, chain_key(0, ids), Piece(tuple(ids), segment.kv))
+
+    def open(
+        self, session: Session, paths: Sequence[KeyedPath], held: Sequence[Sequence[Piece]], capacity: int
+    ) -> RowBatch:
+        """A row for each path, which continues its prompt and holds some of its pieces.
+
+        Args:
+            session: Runs the model; prompts that are not held are read in it, all together.
+            paths: The paths.
+            held: What was found of each path.
+            capacity: Tokens behind the prompt that the rows have room for.
+        """
+        segments: dict[tuple[int, tuple[int, ...]], Segment] = {}
+        missing: list[tuple[int, tuple[int, ...]]] = []
+        for key in dict.fromkeys((path.root, path.prompt) for path in paths):
+            segment = self.segment(*key)
+            if segment is None:
+                missing.append(key)
+            else:
+                segments[key] = segment
+        for key, segment in zip(missing, session.prefill([ids for _, ids in missing]), strict=True):
+            self.put_segment(*key, segment)
+            segments[key] = segment
+        batch = session.open([segments[path.root, path.prompt] for path in paths], capacity)
+        for row, pieces in enumerate(held):
+            batch.fill(row, [piece.kv for piece in pieces if piece.kv is not None])
+        return batch
+
+    def park(self, path: KeyedPath, cut: Callable[[int, int], Tensor], prompt: bool = False) -> None:
+        """Holds every piece of a path that is not held yet.
+
+        Args:
+            path: The path, read to its end.
+            cut: Gives a copy of the keys and values between two places, counted from the first token behind the prompt.
+            prompt: True to hold the prompt too; `cut` then counts from its first token.
+        """
+        pieces, start = path.pieces, 0
+        if prompt:
+            pieces = ((chain_key(0, path.prompt), path.prompt), *pieces)
+        for name, ids in pieces:
+            stop = start + len(ids)
+            if ids and self.piece(path.root, name, ids) is None:
+                self.put(path.root, name, Piece(ids, cut(start, stop)))
+            start = stop
 
     def shrink(self, most: int) -> None:
         """Drops the least recently used entries until at most `most` bytes are held."""
@@ -97,8 +200,8 @@ class KVStore:
 
     def release(self, root: int) -> None:
         """Drops all that belongs to a root."""
-        for node in list(self._roots.get(root, ())):
-            self._drop((root, node))
+        for name in list(self._roots.get(root, ())):
+            self._drop((root, name))
 
     def _drop(self, key: tuple[int, int]) -> None:
         entry = self._entries.pop(key, None)
@@ -109,6 +212,9 @@ class KVStore:
         members.discard(key[1])
         if not members:
             del self._roots[key[0]]
+
+
+KVStore = PrefixCache
 
 
 def default_cache_bytes(model: Any) -> int:
@@ -125,57 +231,3 @@ def check_cache_options(cache: str, max_cache_bytes: int | None) -> None:
         raise ValueError(f'cache={cache!r}: choose "tree" or "none"')
     if max_cache_bytes is not None and max_cache_bytes < 0:
         raise ValueError(f"max_cache_bytes={max_cache_bytes}: give 0 or more")
-
-
-@dataclass(eq=False)
-class Stem:
-    """What branches of one node with one forced text have in common.
-
-    The prompt's last token counts as the root's own, so that a shared segment holds what comes before it and every
-    node, the root included, has at least one token whose logits lead on.
-
-    Attributes:
-        branch: One of them.
-        root: Key of the tree's root.
-        segment: The prompt without its last token.
-        nodes: Name and own tokens of each node of the path, the root's first.
-        pieces: What is held of the first of these nodes.
-    """
-
-    branch: Branch
-    root: int
-    segment: Segment
-    nodes: list[tuple[int, tuple[int, ...]]]
-    pieces: list[Piece]
-
-    @classmethod
-    def find(cls, branch: Branch, segment: Segment, store: KVStore) -> Stem:
-        """The stem, with the parked pieces of its path up to the first that is missing."""
-        root = branch.request.node.root
-        nodes: list[tuple[int, tuple[int, ...]]] = []
-        key = chain_key(0, branch.prompt[:-1])
-        for ids in (branch.prompt[-1:], *(step.token_ids for step in branch.request.node.steps)):
-            key = chain_key(key, ids)
-            nodes.append((key, ids))
-        pieces: list[Piece] = []
-        for key, ids in nodes:
-            if not ids:
-                pieces.append(Piece((), None))
-                continue
-            piece = store.piece(root.key, key, ids)
-            if piece is None:
-                break
-            pieces.append(piece)
-            if len(piece.ids) < len(ids):
-                break
-        return cls(branch, root.key, segment, nodes, pieces)
-
-    @property
-    def ids(self) -> tuple[int, ...]:
-        """All private tokens before the first sampled one."""
-        return self.branch.prompt[-1:] + self.branch.path + self.branch.forced
-
-    @property
-    def held(self) -> int:
-        """Private tokens that need not be read; the last one always must, for its logits."""
-        return min(sum(len(piece.ids) for piece in self.pieces), len(self.ids) - 1)
