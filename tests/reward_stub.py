@@ -83,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(401, '{"error": "Unauthorized"}')
         if fault.isdigit():
             return self.send(int(fault), '{"error": {"message": "busy"}}')
+        if fault == "too long":
+            return self.send(400, '{"error": {"message": "This model\'s maximum context length is 8 tokens"}}')
         if fault == "reset":
             self.close_connection = True
             return self.connection.shutdown(socket.SHUT_RDWR)

@@ -8,12 +8,11 @@ from email.utils import format_datetime
 
 import pytest
 
-from inferscale import REBASE, OpenAIGenerator, RemoteError, RepeatedSampling, solve_batch
-from inferscale import _http as _remote_retry
+from inferscale import REBASE, OpenAIGenerator, RemoteError, RepeatedSampling, _http, solve_batch
 from inferscale._http import error_of_status, retry_after_seconds
 from inferscale.flow import GenerateRequest
-from inferscale.generators import openai_server as _remote_probes
-from inferscale.generators.openai_server import read_reply
+from inferscale.generators import openai_server
+from inferscale.generators.openai_server import parse_reply
 from inferscale.testing import PROMPTS, ToyReward, unit_hash
 from inferscale.tree import Node, Problem
 from inferscale.viz import render_tree
@@ -24,8 +23,8 @@ KEY = "sk-not-for-the-record"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(_remote_retry, "FIRST_PAUSE", 0.002)
-    monkeypatch.setattr(_remote_probes, "FIRST_CONTACT", 0.5)
+    monkeypatch.setattr(_http, "FIRST_PAUSE", 0.002)
+    monkeypatch.setattr(openai_server, "FIRST_CONTACT", 0.5)
 
 
 def results_of(stub, strategy=None, prompts=PROMPTS, journal=None, reward_model=None, **options):
@@ -300,8 +299,14 @@ def test_retry_after_is_a_number_or_a_date():
         assert retry_after_seconds(nonsense) is None
 
 
-@pytest.mark.parametrize("number", ["NaN", "-Infinity", "null", '"much"'])
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "null", '"much"', "1" * 400])
 def test_logprobs_that_are_no_numbers_are_none(number):
     body = '{"choices": [{"text": "a", "logprobs": {"token_logprobs": [-1.0, %s]}}]}'
-    assert read_reply(body % number).choices[0].logprobs is None
-    assert read_reply(body % "-2").choices[0].logprobs == (-1.0, -2.0)
+    assert parse_reply(body % number).choices[0].logprobs is None
+    assert parse_reply(body % "-2").choices[0].logprobs == (-1.0, -2.0)
+
+
+def test_a_thousand_brackets_are_a_broken_answer():
+    with pytest.raises(RemoteError, match="not JSON") as caught:
+        parse_reply("[" * 100_000)
+    assert caught.value.kind == "broken"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from inferscale import REBASE, Budget, HFGenerator, OpenAIGenerator, RepeatedSampling, solve, solve_batch
 from inferscale.flops import estimate_flops
 from inferscale.flow import GenerateRequest
-from inferscale.generators.openai import tokens_of
+from inferscale.generators.openai import tokens_per_choice
 from inferscale.generators.openai_server import Choice
 from inferscale.testing import PROMPTS, ToyReward, check_generator
 from inferscale.tree import Node, Problem, Step, branch_key
@@ -410,7 +410,7 @@ def test_one_problem_alone():
     st.integers(0, 200),
     st.integers(1, 50),
 )
-def test_tokens_of_choices_add_up(choices, total, asked):
-    parts = tokens_of([Choice("x" * size, "length" if cut else "stop") for size, cut in choices], total, asked)
+def test_tokens_per_choice_choices_add_up(choices, total, asked):
+    parts = tokens_per_choice([Choice("x" * size, "length" if cut else "stop") for size, cut in choices], total, asked)
     assert sum(parts) == total
     assert min(parts) >= 0

@@ -156,6 +156,24 @@ def test_a_wrong_answer_is_an_error_at_once(fault, message, server, qwen_folder)
     assert len(server.bodies) == before + 1
 
 
+def test_a_solution_that_does_not_fit_is_told_with_its_length(server, qwen_folder):
+    reward = remote(server, qwen_folder)
+    server.faults = ["too long"]
+    longest = max(len(ids) for ids in (reward._path_of(node).ids for node in NODES))
+    with pytest.raises(
+        RemoteError, match=rf"context length is 8.*longest of these 3 texts has {longest} tokens"
+    ) as error:
+        reward.step_scores(NODES)
+    assert error.value.kind == "too long"
+
+
+def test_a_password_in_the_address_is_not_shown(server, qwen_folder):
+    server.faults = ["404"]
+    with pytest.raises(RemoteError, match=r"http://127\.0\.0\.1") as error:
+        VLLMRewardModel(server.url.replace("//", "//me:secret@"), "judge", checkpoint=qwen_folder)
+    assert "secret" not in str(error.value)
+
+
 def test_keys_come_from_the_caller_or_the_environment_and_are_not_shown(server, qwen_folder, monkeypatch):
     server.api_key = "secret-key"
     with pytest.raises(RemoteError, match=r"status 401.*check api_key") as error:

@@ -3,65 +3,35 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 import warnings
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Any, get_args
-from urllib.parse import urlsplit
+from typing import Any
 
-from inferscale._compat import require
-from inferscale._http import Patience, RemoteError
+from inferscale._http import RemoteError, RetryPolicy, public_address
 from inferscale.base import Generator
 from inferscale.flops.spec import ModelSpec, model_spec, sample_flops
 from inferscale.flow import GenerateRequest
-from inferscale.runtime.branch import Branch, Limits, forced_ids, open_branches
+from inferscale.runtime.branch import Branch, Limits
 from inferscale.runtime.text import step_end
-from inferscale.tree import FinishReason, Node, Step
+from inferscale.tree import FinishReason, Step
 
-from .openai_server import CONTINUE, Choice, Endpoint, Prefix, Reading, RemoteStats, Reply, Server, Stops, Support
+from .openai_server import CONTINUE, Choice, Endpoint, OpenAIServer, Prefix, RemoteStats, ServerTokenizer, StopHandling
 
 _NODE_BITS = 0x3FFFFFFF
 _ROUND = 0x9E3779B1  # spreads the seeds of the requests that one sample may take
 _SEED_BITS = 0x7FFFFFFF
-
-
-def sample_seed(node_key: int, draw: int) -> int:
-    """The seed of the `draw`-th sample from a node.
-
-    Siblings have consecutive seeds: a server that gives the i-th choice of a request the seed plus i draws the same
-    samples in one request and in several. Seeds fit into 31 bits: every server takes them.
-    """
-    return (node_key & _NODE_BITS) + draw
-
-
-def tokens_of(choices: Sequence[Choice], total: int, asked: int) -> list[int]:
-    """Tokens of each choice of a request for at most `asked` tokens each, which add up to `total`.
-
-    Ids tell, or log-probabilities; without them, choices cut by their length have what was asked for, and the rest is
-    divided by the lengths of the texts.
-    """
-    if all(choice.token_ids is not None for choice in choices):
-        return [len(choice.token_ids or ()) for choice in choices]
-    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) == total:
-        return known
-    cut = [choice.finish == "length" for choice in choices]
-    full = min(asked, total // sum(cut)) if any(cut) else 0
-    weights = [0 if is_cut else len(choice.text) + 1 for choice, is_cut in zip(choices, cut, strict=True)]
-    rest, whole = total - full * sum(cut), max(sum(weights), 1)
-    ends = [rest * sum(weights[: place + 1]) // whole for place in range(len(weights))]
-    starts = [0, *ends[:-1]]
-    parts = [full if is_cut else end - start for start, end, is_cut in zip(starts, ends, cut, strict=True)]
-    parts[0] += total - sum(parts)  # sampled beyond what was asked for, and paid for all the same
-    return parts
+_MOST_BLANKS = 3  # empty texts in a row that a server which hides what ended them may send within an answer
+_ENOUGH_ALIKE = 4  # samples that make one wonder whether the server samples at all
 
 
 class RemoteSample(ABC):
-    """One sample of a request.
+    """One sample of a request, from its first token to the `Step` that it becomes.
+
+    It may take several requests: where the server stopped too early, a further one goes on after what came.
 
     Attributes:
         request: What was asked for.
@@ -69,7 +39,7 @@ class RemoteSample(ABC):
         limits: Lengths.
         finish: Why sampling stopped; ``None`` while it goes on.
         error: Why the sample failed.
-        read: Tokens of the prefix, as the server counts them; 0 before its first answer.
+        prefix_tokens: Tokens before the first sampled one, as the server counts them; 0 before its first answer.
         sampled: Tokens that the server sampled.
     """
 
@@ -79,19 +49,23 @@ class RemoteSample(ABC):
         self.limits = limits
         self.finish: FinishReason | None = None if room else "length"
         self.error: RemoteError | None = None
-        self.read = 0
+        self.prefix_tokens = 0
         self.sampled = 0
         self._room = room
-        self._spent = 0
+        self._spent = 0  # as `sampled`, but at least 1 for each answer, so that every sample ends
         self._rounds = 0
-        self._most: int | None = None
-        self._logprobs: list[float] | None = []
+        self._most: int | None = None  # tokens that fitted into the context, or might
+        self._logprobs: list[float] | None = []  # None once they are not those of exactly the sampled tokens
 
     @property
     def seed(self) -> int:
-        """The seed of the next request."""
-        seed = sample_seed(self.request.node.key, self.request.first + self.index)
-        return (seed + self._rounds * _ROUND) & _SEED_BITS
+        """The seed of the next request.
+
+        Siblings have consecutive seeds: a server that gives the i-th choice of a request the seed plus i draws the
+        same samples in one request and in several. Seeds fit into 31 bits: every server takes them.
+        """
+        first = (self.request.node.key & _NODE_BITS) + self.request.first + self.index
+        return (first + self._rounds * _ROUND) & _SEED_BITS
 
     @property
     def left(self) -> int:
@@ -109,7 +83,7 @@ class RemoteSample(ABC):
         """Takes the text; sets `finish` if the sample has ended."""
 
     @abstractmethod
-    def _made(self) -> Step:
+    def _bare_step(self) -> Step:
         """The finished step, without its price."""
 
     @property
@@ -117,15 +91,17 @@ class RemoteSample(ABC):
     def forced_tokens(self) -> int:
         """Tokens of the forced text."""
 
-    def take(self, choice: Choice, tokens: int, read: int) -> None:
-        """Takes an answer of `tokens` sampled tokens after a prefix of `read` tokens."""
+    def take(self, choice: Choice, tokens: int, prefix_tokens: int) -> None:
+        """Takes a choice of `tokens` sampled tokens after a prefix of `prefix_tokens`."""
         cut_short = tokens < self.left  # a sample that ends so by its length has met the end of the context
-        self.read = self.read or read
+        self.prefix_tokens = self.prefix_tokens or prefix_tokens
         self.sampled += tokens
         self._spent += max(tokens, 1)
         self._rounds += 1
-        known = None if choice.logprobs is None or len(choice.logprobs) != tokens else choice.logprobs
-        self._logprobs = None if self._logprobs is None or known is None else [*self._logprobs, *known]
+        if self._logprobs is not None and choice.logprobs is not None and len(choice.logprobs) == tokens:
+            self._logprobs += choice.logprobs
+        else:
+            self._logprobs = None
         if choice.finish == "filtered":
             self.fail(RemoteError("the server's content filter ended this sample"))
         else:
@@ -134,7 +110,7 @@ class RemoteSample(ABC):
     def fail(self, error: RemoteError) -> None:
         """Ends the sample with an error; one that asked for too many tokens may ask for fewer."""
         if error.kind == "too long" and self.left > 1:
-            self._most = self.left // 2
+            self._most = self.left // 2  # servers count what may come as part of the context
         elif error.kind == "too long" and self._rounds:
             self.finish = "length"
         else:
@@ -155,163 +131,32 @@ class RemoteSample(ABC):
 
         Args:
             spec: The constants of the model's closed form, if known.
-            pays_node: Whether it is charged with what nobody has read before: the prompt, or the node's last token.
-            pays_forced: Whether it is charged with the forced text.
-            plain: Whether tokens are drawn from the model's plain distribution, that of the log-probabilities.
+            pays_node: True if it is charged with what nobody has read before: the prompt, or the node's last token.
+            pays_forced: True if it is charged with the forced text.
+            plain: True if tokens are drawn from the model's plain distribution, that of the log-probabilities.
         """
-        if self.error is not None:
-            flops = sample_flops(spec, self.read, 0, self.sampled)
+        if self.error is not None:  # it is charged with what came before it failed
+            flops = sample_flops(spec, self.prefix_tokens, 0, self.sampled)
             return Step(str(self.error), finish_reason="error", num_tokens=self.sampled, flops=flops)
-        step = self._made()
+        step = self._bare_step()
         if not self.sampled:
             return step
+        at_root = self.request.node.step is None
         forced = self.forced_tokens if self.request.forced else 0
-        prompt = self.read - forced if pays_node and self.request.node.step is None else 0
-        unread = prompt if self.request.node.step is None else int(pays_node)
+        prompt = self.prefix_tokens - forced if pays_node and at_root else 0
         paid_forced = forced if pays_forced else 0
+        unread = (prompt if at_root else int(pays_node)) + paid_forced
         return replace(
             step,
             logprob=sum(self._logprobs) if self._logprobs is not None and plain else None,
             confidence=sum(self._logprobs) / len(self._logprobs) if self._logprobs else None,
-            flops=sample_flops(spec, self.read, min(unread + paid_forced, self.read), self.sampled),
+            flops=sample_flops(spec, self.prefix_tokens, min(unread, self.prefix_tokens), self.sampled),
             prompt_tokens=prompt + paid_forced,
         )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """What is asked of the server.
-
-    Attributes:
-        delimiter: Text that ends a step.
-        temperature: Sampling temperature.
-        top_p: Nucleus sampling.
-        logprobs: Whether to ask for log-probabilities; ``None`` where the server returns them.
-        seeds: Whether to send seeds.
-    """
-
-    delimiter: str
-    temperature: float
-    top_p: float
-    logprobs: bool | None
-    seeds: bool
-
-    def is_greedy(self, request: GenerateRequest) -> bool:
-        """Whether the likeliest tokens are taken."""
-        return request.greedy or self.temperature == 0
-
-    def is_plain(self, request: GenerateRequest) -> bool:
-        """Whether tokens are drawn from the model's own distribution, which log-probabilities are read from."""
-        return self.is_greedy(request) or (self.temperature == 1 and self.top_p == 1)
-
-
-@dataclass(frozen=True)
-class Asking:
-    """Draws samples.
-
-    Attributes:
-        server: Takes the requests.
-        support: What it supports.
-        sampling: What is asked of it.
-        reading: The tokenizer, if there is one.
-        workers: Most requests at a time.
-    """
-
-    server: Server
-    support: Support
-    sampling: Sampling
-    reading: Reading | None
-    workers: int
-
-    def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
-        """Asks for the samples of each group, which continue one node.
-
-        Raises:
-            RemoteError: If the server takes no requests of this kind, whatever they hold.
-        """
-        jobs = [job for group in groups for job in self._jobs(group)]
-        if not jobs:
-            return
-        stopped = threading.Event()
-        pool = ThreadPoolExecutor(min(self.workers, len(jobs)), thread_name_prefix="inferscale-remote")
-        try:
-            for done in as_completed([pool.submit(self._complete, job, stopped) for job in jobs]):
-                done.result()
-        finally:
-            stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def _jobs(self, group: Sequence[RemoteSample]) -> list[list[RemoteSample]]:
-        """Samples of one node, together where the server draws them as it would one by one."""
-        if len(group) > 1 and not self.sampling.is_greedy(group[0].request) and self.support.many(self.sampling.seeds):
-            return [list(group)]
-        return [[sample] for sample in group]
-
-    def _complete(self, samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
-        """Asks until every sample has ended; those that do not end with the first answer go on alone."""
-        if len(samples) > 1:
-            self._ask(samples, stopped)
-        for sample in samples:
-            while sample.finish is None:
-                self._ask([sample], stopped)
-
-    def _ask(self, samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
-        asked = samples[0].left
-        try:
-            reply = self.server.ask(self._fields(samples), stopped)
-        except RemoteError as error:
-            if error.kind == "denied" or stopped.is_set():
-                raise
-            for sample in samples:
-                sample.fail(error)
-            return
-        choices = reply.choices[: len(samples)]
-        read, counts = self._counts(samples[0], reply, choices, asked)
-        for sample, choice, tokens in zip(samples, choices, counts, strict=False):
-            sample.take(choice, tokens, read)
-        self.server.count(samples=sum(sample.error is None for sample in samples[: len(choices)]))
-
-    def _fields(self, samples: Sequence[RemoteSample]) -> dict[str, Any]:
-        first, sampling, prefix = samples[0], self.sampling, samples[0].prefix()
-        more: dict[str, Any] = {}
-        if len(samples) > 1:
-            more["n"] = len(samples)
-        if first.request.until == "step":
-            more["stop"] = [sampling.delimiter]
-        if self.support.logprobs if sampling.logprobs is None else sampling.logprobs:
-            more["logprobs"] = self.server.logprobs_field
-        if prefix.ids is not None:
-            more["return_token_ids"] = True
-        if self.server.chat and prefix.answer:
-            more.update(CONTINUE)
-        if sampling.is_greedy(first.request):
-            return self.server.fields(prefix, first.left, 0.0, **more)
-        if sampling.seeds and self.support.seeds:
-            more["seed"] = first.seed
-        return self.server.fields(prefix, first.left, sampling.temperature, top_p=sampling.top_p, **more)
-
-    def _counts(
-        self, sample: RemoteSample, reply: Reply, choices: Sequence[Choice], asked: int
-    ) -> tuple[int, list[int]]:
-        """Tokens of the prefix and of each choice, by the server's word or the tokenizer's count."""
-        read, total = reply.prompt_tokens, reply.generated_tokens
-        if self.reading is not None:
-            if not read:  # a prefix is never empty
-                read = self.reading.count(sample.prefix())
-            if total is None:
-                total = sum(self.reading.count_sampled(choice) for choice in reply.choices)
-        return read or 0, tokens_of(choices, total or 0, asked)
-
-
-_BLANKS = 3
-
-
 class TextSample(RemoteSample):
-    """A sample of which only the text is known.
-
-    Attributes:
-        forced: Tokens of the forced text; ``None`` estimates them by their share of the characters.
-    """
+    """A sample of which only the text is known."""
 
     def __init__(
         self,
@@ -319,14 +164,15 @@ class TextSample(RemoteSample):
         index: int,
         limits: Limits,
         delimiter: str,
-        server_stops: Stops,
-        forced: int | None,
+        stop_handling: StopHandling,
+        forced_tokens: int | None,
     ) -> None:
+        """Starts with the forced text, whose tokens are estimated where no tokenizer has counted them."""
         path = sum(step.generated_tokens for step in request.node.steps)
         super().__init__(request, index, limits, limits.room(0, path))
-        self.forced = forced
         self._delimiter = delimiter
-        self._server_stops = server_stops
+        self._stop_handling = stop_handling
+        self._forced_tokens = forced_tokens
         self._text = request.forced
         self._blanks = 0
 
@@ -337,57 +183,59 @@ class TextSample(RemoteSample):
 
     @property
     def forced_tokens(self) -> int:
-        """Tokens of the forced text."""
-        forced = self.forced
+        """Tokens of the forced text, counted or by their share of the characters; a prefix has at least one more."""
+        forced = self._forced_tokens
         if forced is None:
             node = self.request.node
             whole = len(node.problem.prompt) + len(node.text) + len(self.request.forced)
-            forced = round(self.read * len(self.request.forced) / whole)
-        return max(min(forced, self.read - 1), 0)
+            forced = round(self.prefix_tokens * len(self.request.forced) / whole)
+        return max(min(forced, self.prefix_tokens - 1), 0)
 
     def _extend(self, choice: Choice, cut_short: bool) -> None:
         self._text += choice.text
-        stops = self.request.until == "step"
-        if stops and self._cut(choice):
-            self.finish = self._end_of_step
+        by_steps = self.request.until == "step"
+        if by_steps and self._cut_at_step_end(choice):
+            self.finish = self._reason_at_step_end
         elif choice.finish == "length":
             self.finish = self._reason_at_length(cut_short)
-        elif stops and self._at_delimiter(choice):
+        elif by_steps and self._ended_by_delimiter(choice):
+            # With the delimiter put back, a text with something in it is a step; a blank one goes on.
             self._text += "" if self._delimiter in choice.text else self._delimiter
-            self.finish = self._end_of_step if self._cut(choice) else None
+            self.finish = self._reason_at_step_end if self._cut_at_step_end(choice) else None
         else:
             self._text = self._text if self._text.strip() else self.request.forced
             self.finish = "eos"
 
     @property
-    def _end_of_step(self) -> FinishReason:
+    def _reason_at_step_end(self) -> FinishReason:
         return "length" if self._spent >= self._room else "step"
 
-    def _cut(self, choice: Choice) -> bool:
-        """Whether the text has come to the end of a step.
+    def _cut_at_step_end(self, choice: Choice) -> bool:
+        """True if the text has come to the end of a step, beyond which it is cut.
 
         What follows the delimiter belongs to its token where the server stopped there; what a server that overlooks
-        stop strings sends beyond it is cut.
+        stop strings sends beyond it is cut, and paid for.
         """
         end = step_end(self._text, self._delimiter, len(self.request.forced))
-        if 0 <= end < len(self._text) and not (self._server_stops == "kept" and choice.finish == "stop"):
+        if 0 <= end < len(self._text) and not (self._stop_handling == "kept" and choice.finish == "stop"):
             self._text, self._logprobs = self._text[:end], None
         return end >= 0
 
-    def _at_delimiter(self, choice: Choice) -> bool:
-        """Whether the delimiter ended the answer, and not the model.
+    def _ended_by_delimiter(self, choice: Choice) -> bool:
+        """True if the delimiter ended the choice, and not the model.
 
-        A server that takes the delimiter off and does not say what ended a sample leaves that open. A text is then a
-        step: if the model had ended, it will end again. Nothing, several times in a row, is the end.
+        A server that takes the delimiter off and does not say what ended a sample (OpenAI's own, llama.cpp) leaves
+        that open. A text is then a step: if the model had ended, it will end again. Nothing, several times in a row,
+        is the end.
         """
         if self._delimiter in choice.text:
             return True
-        if choice.tells_stop or self._server_stops != "hidden":
+        if choice.tells_stop or self._stop_handling != "hidden":
             return choice.stopped_by == self._delimiter
         self._blanks = 0 if choice.text.strip() else self._blanks + 1
-        return self._blanks <= _BLANKS
+        return self._blanks <= _MOST_BLANKS
 
-    def _made(self) -> Step:
+    def _bare_step(self) -> Step:
         reason: FinishReason = self.finish or "length"
         if reason in ("step", "length") and not self._text.strip():
             reason = "empty"
@@ -425,12 +273,12 @@ class IdSample(RemoteSample):
                 break
         if branch.finish is None and choice.finish == "length":
             branch.finish = self._reason_at_length(cut_short)
-        elif branch.finish is None and not self._at_delimiter(choice):
+        elif branch.finish is None and not self._ended_by_delimiter(choice):
             branch.finish = "eos"
         self.finish = branch.finish
 
-    def _at_delimiter(self, choice: Choice) -> bool:
-        """Whether a delimiter ended the answer that ends no step, since nothing but white space stands before it."""
+    def _ended_by_delimiter(self, choice: Choice) -> bool:
+        """True if a delimiter ended the choice that ends no step, since nothing but white space stands before it."""
         text = self._branch.text
         if not choice.token_ids or self.request.until == "end":
             return False
@@ -438,86 +286,163 @@ class IdSample(RemoteSample):
             return choice.stopped_by == text.delimiter
         return text.delimiter in text.decode(choice.token_ids, final=True)
 
-    def _made(self) -> Step:
+    def _bare_step(self) -> Step:
         self._branch.finish = self.finish
         step = self._branch.step(lambda branch: (0, 0))
         return step if self.sampled == step.generated_tokens else replace(step, num_tokens=self.sampled)
 
 
-def open_samples(request: GenerateRequest, asking: Asking, limits: Limits) -> list[RemoteSample]:
-    """The samples of `request`, in order.
+def tokens_per_choice(choices: Sequence[Choice], total: int, asked: int) -> list[int]:
+    """Tokens of each choice of a request for at most `asked` tokens each, which add up to `total`.
 
-    Raises:
-        ValueError: If the server cannot go on with what stands before them, or the node has no token ids.
+    The protocol counts all choices of a request together. Ids tell the share of each, or log-probabilities; without
+    them, choices cut by their length have what was asked for, and the rest is divided by the lengths of the texts.
     """
-    node, reading, support = request.node, asking.reading, asking.support
-    if reading is not None and _takes_ids(node, reading, asking):
-        return [IdSample(branch) for branch in open_branches(request, reading.encode, reading.text, limits)]
-    if (node.text or request.forced) and not support.continuing:
-        raise ValueError(
-            "this server's chat endpoint cannot go on with an answer that has begun: use "
-            'endpoint="completions" (with tokenizer=... for the chat template), or a strategy of whole answers'
-        )
-    stops = support.stops if request.until == "step" else "hidden"
-    forced = None if reading is None else len(forced_ids(request, reading.text))
-    delimiter = asking.sampling.delimiter
-    return [TextSample(request, index, limits, delimiter, stops, forced) for index in range(request.n)]
+    if all(choice.token_ids is not None for choice in choices):
+        return [len(choice.token_ids or ()) for choice in choices]
+    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) == total:
+        return known
+    cut = [choice.finish == "length" for choice in choices]
+    full = min(asked, total // sum(cut)) if any(cut) else 0
+    weights = [0 if is_cut else len(choice.text) + 1 for choice, is_cut in zip(choices, cut, strict=True)]
+    rest, whole = total - full * sum(cut), max(sum(weights), 1)
+    ends = [rest * sum(weights[: place + 1]) // whole for place in range(len(weights))]  # rounded sums add up
+    starts = [0, *ends[:-1]]
+    parts = [full if is_cut else end - start for start, end, is_cut in zip(starts, ends, cut, strict=True)]
+    parts[0] += total - sum(parts)  # sampled beyond what was asked for, and paid for all the same
+    return parts
 
 
-def _takes_ids(node: Node, reading: Reading, asking: Asking) -> bool:
-    if asking.server.chat:
-        return False
-    takes = asking.support.ids(reading.encode(node.problem.prompt), reading.text.decode)
-    if not takes and reading.chat:
-        raise ValueError(
-            "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
-            'endpoint="chat", or chat_template=False'
-        )
-    return takes
+@dataclass(frozen=True)
+class SampleScheduler:
+    """Draws samples: which of them share a request, what it asks for, and how its answer is divided among them.
 
-
-_OURS = frozenset({"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"}
-                  | {"n", "seed", "stop", "logprobs", "return_token_ids", "stream"})  # fmt: skip
-"""Fields that follow from what is asked for: another value would make something else of it."""
-
-
-def check_address(base_url: str, endpoint: str) -> None:
-    """Refuses what names no endpoint."""
-    if not base_url.startswith(("http://", "https://")):
-        raise ValueError(f'base_url={base_url!r}: give an address such as "http://localhost:8000/v1"')
-    if endpoint not in get_args(Endpoint):
-        raise ValueError(f'endpoint={endpoint!r}: choose "completions" or "chat"')
-
-
-def check_sampling(delimiter: str, temperature: float, top_p: float, extra_body: Mapping[str, Any] | None) -> None:
-    """Refuses what names no way of sampling."""
-    if not delimiter:
-        raise ValueError(f'step_delimiter={delimiter!r}: give the text that ends a step, for example "\\n"')
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature}: it cannot be negative or infinite")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p}: give a number above 0 and at most 1")
-    if ours := sorted(_OURS & set(extra_body or ())):
-        raise ValueError(f"extra_body holds {', '.join(ours)}: the generator sets these; use its options")
-
-
-def address_of(base_url: str) -> str:
-    """`base_url` without a user's name, password or query."""
-    parts = urlsplit(base_url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def client_of(base_url: str, key: str) -> Any:
-    """A client of the ``openai`` package, which repeats nothing by itself.
-
-    Raises:
-        ImportError: If the package is missing.
+    Attributes:
+        server: Takes the requests.
+        tokenizer: Counts and ids, if there is one.
+        limits: Lengths.
+        delimiter: Text that ends a step.
+        temperature: Sampling temperature.
+        top_p: Nucleus sampling.
+        logprobs: True asks for log-probabilities; ``None`` where the server returns them.
+        seeds: True sends seeds, where the server takes them.
+        workers: Most requests at a time.
     """
-    openai: Any = require("openai", "openai")
-    return openai.OpenAI(base_url=base_url, api_key=key or "none", max_retries=0)
 
+    server: OpenAIServer
+    tokenizer: ServerTokenizer | None
+    limits: Limits
+    delimiter: str
+    temperature: float
+    top_p: float
+    logprobs: bool | None
+    seeds: bool
+    workers: int
 
-_ENOUGH_ALIKE = 4
+    def is_greedy(self, request: GenerateRequest) -> bool:
+        """True if the likeliest tokens are taken."""
+        return request.greedy or self.temperature == 0
+
+    def open(self, request: GenerateRequest) -> list[RemoteSample]:
+        """The samples of `request`, in order, none of them drawn yet.
+
+        Raises:
+            ValueError: If the server cannot go on with what stands before them, or the node has no token ids.
+        """
+        node, server, tokenizer = request.node, self.server, self.tokenizer
+        if tokenizer is not None and not server.chat:
+            branches = tokenizer.branches
+            if server.takes_ids(branches.encode(node.problem.prompt), branches.text.decode):
+                return [IdSample(branch) for branch in branches.open(request)]
+            if tokenizer.chat:
+                raise ValueError(
+                    "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
+                    'endpoint="chat", or chat_template=False'
+                )
+        if (node.text or request.forced) and not server.continues_answers():
+            raise ValueError(
+                "this server's chat endpoint cannot go on with an answer that has begun: use "
+                'endpoint="completions" (with tokenizer=... for the chat template), or a strategy of whole answers'
+            )
+        stops = server.stop_handling() if request.until == "step" else "hidden"
+        forced = None if tokenizer is None else tokenizer.count_text(request.forced)
+        return [TextSample(request, i, self.limits, self.delimiter, stops, forced) for i in range(request.n)]
+
+    def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
+        """Asks for the samples of each group, which continue one node, until every one has ended.
+
+        Samples of a node share a request where the server draws them as it would one by one.
+
+        Raises:
+            RemoteError: If the server takes no requests of this kind, whatever they hold.
+        """
+        jobs: list[list[RemoteSample]] = []
+        for group in groups:
+            together = len(group) > 1 and not self.is_greedy(group[0].request) and self.server.takes_n(self.seeds)
+            jobs += [list(group)] if together else [[sample] for sample in group]
+        if not jobs:
+            return
+        stopped = threading.Event()
+
+        def complete(samples: Sequence[RemoteSample]) -> None:
+            if len(samples) > 1:
+                self._ask(samples, stopped)
+            for sample in samples:  # those that did not end with the first answer, or were left out of it, go on alone
+                while sample.finish is None:
+                    self._ask([sample], stopped)
+
+        pool = ThreadPoolExecutor(min(self.workers, len(jobs)), thread_name_prefix="inferscale-remote")
+        try:
+            for done in as_completed([pool.submit(complete, job) for job in jobs]):
+                done.result()
+        finally:
+            # After an error or an interrupt nobody waits: what is under way ends by itself, pauses end now.
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _body(self, samples: Sequence[RemoteSample], prefix: Prefix) -> dict[str, Any]:
+        """The request for samples that continue the same prefix, with nothing in it that the server does not serve."""
+        first, server = samples[0], self.server
+        more: dict[str, Any] = {}
+        if len(samples) > 1:
+            more["n"] = len(samples)
+        if first.request.until == "step":
+            more["stop"] = [self.delimiter]
+        if server.returns_logprobs() if self.logprobs is None else self.logprobs:
+            more["logprobs"] = server.logprobs_field
+        if prefix.ids is not None:
+            more["return_token_ids"] = True
+        if server.chat and prefix.answer:
+            more.update(CONTINUE)
+        temperature = 0.0
+        if not self.is_greedy(first.request):
+            temperature, more["top_p"] = self.temperature, self.top_p
+            if self.seeds and server.takes_seeds():
+                more["seed"] = first.seed
+        return server.body(prefix, first.left, temperature, **more)
+
+    def _ask(self, samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
+        """Gives each sample what one request for all of them brings."""
+        prefix, asked = samples[0].prefix(), samples[0].left
+        try:
+            reply = self.server.ask(self._body(samples, prefix), stopped)
+        except RemoteError as error:
+            if error.kind == "denied" or stopped.is_set():
+                raise
+            for sample in samples:
+                sample.fail(error)
+            return
+        prefix_tokens, total = reply.prompt_tokens, reply.generated_tokens
+        if self.tokenizer is not None:
+            prefix_tokens = prefix_tokens or self.tokenizer.count(prefix)  # a prefix is never empty
+            if total is None:
+                total = sum(map(self.tokenizer.count_sampled, reply.choices))
+        # Choices beyond those asked for are left, but paid for; samples without a choice stay open.
+        choices = reply.choices[: len(samples)]
+        counts = tokens_per_choice(choices, total or 0, asked)
+        for sample, choice, tokens in zip(samples, choices, counts, strict=False):
+            sample.take(choice, tokens, prefix_tokens or 0)
+        self.server.count(samples=sum(sample.error is None for sample in samples[: len(choices)]))
 
 
 class OpenAIGenerator(Generator):
@@ -602,43 +527,48 @@ class OpenAIGenerator(Generator):
             ValueError: If an option is bad.
             UnknownArchitectureError: If `config` has no closed form.
         """
-        check_address(base_url, endpoint)
-        check_sampling(step_delimiter, temperature, top_p, extra_body)
-        if max_concurrency < 1:
-            raise ValueError(f"max_concurrency={max_concurrency}: at least one request must be made at a time")
+        if not step_delimiter:
+            raise ValueError(f'step_delimiter={step_delimiter!r}: give the text that ends a step, for example "\\n"')
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature={temperature}: it cannot be negative or infinite")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p}: give a number above 0 and at most 1")
         if tokenizer is None and endpoint == "completions" and (chat_template or system_prompt):
             raise ValueError('chat_template and system_prompt need tokenizer=..., or endpoint="chat"')
         self.temperature = temperature
         self.limits = Limits(max_step_tokens, max_new_tokens, None)
         self._spec = None if config is None else model_spec(config)
-        self._name = f"{address_of(base_url)!r}, {model!r}, endpoint={endpoint!r}"
-        self._warned = threading.Event()
-        self._plain = not extra_body  # further fields may well be filters
-        reading = None
-        if tokenizer is not None:
-            system = system_prompt if endpoint == "completions" else None
-            reading = Reading.of(tokenizer, step_delimiter, chat_template, system)
-        key = api_key or os.environ.get("OPENAI_API_KEY") or ""
-        client = client_of(base_url, key)
-        weakref.finalize(self, client.close)  # before its sockets are collected, which would warn
-        server = Server(
-            client,
+        server = OpenAIServer(
+            base_url,
             model,
             endpoint,
+            api_key=api_key,
             system_prompt=system_prompt,
-            patience=Patience(timeout, deadline),
+            retry=RetryPolicy(timeout, deadline),
             max_concurrency=max_concurrency,
-            extra_body=extra_body or {},
-            secrets=(key,) if key else (),
+            extra_body=extra_body,
             needs_usage=tokenizer is None,
         )
-        sampling = Sampling(step_delimiter, temperature, top_p, logprobs, seeds)
-        self._asking = Asking(server, Support(server), sampling, reading, max_concurrency)
+        reads = None
+        if tokenizer is not None:
+            reads = ServerTokenizer(
+                tokenizer,
+                self.limits,
+                step_delimiter=step_delimiter,
+                chat_template=chat_template,
+                system_prompt=system_prompt if endpoint == "completions" else None,
+            )
+        self._scheduler = SampleScheduler(
+            server, reads, self.limits, step_delimiter, temperature, top_p, logprobs, seeds, max_concurrency
+        )
+        self._may_be_filtered = bool(extra_body)  # by fields that this class does not know
+        self._name = f"{public_address(base_url)!r}, {model!r}, endpoint={endpoint!r}"
+        self._warned = threading.Event()
 
     @property
     def stats(self) -> RemoteStats:
         """What was really asked of the server."""
-        return self._asking.server.stats
+        return self._scheduler.server.stats
 
     def __repr__(self) -> str:
         """Address, model and endpoint."""
@@ -661,26 +591,25 @@ class OpenAIGenerator(Generator):
         """
         if not requests:
             return []
-        support = self._asking.support
-        support.contact(requests[0].node.problem.prompt)
-        if self._asking.sampling.logprobs and not support.logprobs:
+        scheduler, server = self._scheduler, self._scheduler.server
+        server.contact(requests[0].node.problem.prompt)
+        if scheduler.logprobs and not server.returns_logprobs():
             raise ValueError(f"logprobs=True, but {self!r} returns no log-probabilities: leave it out, or ask another")
         before = self.stats.samples
-        groups = [open_samples(request, self._asking, self.limits) for request in requests]
-        waiting = [[sample for sample in group if sample.finish is None] for group in groups]
-        self._asking.draw(waiting)
-        self._check_alive([sample for group in waiting for sample in group], before)
-        steps = [self._steps(request, group) for request, group in zip(requests, groups, strict=True)]
+        groups = [scheduler.open(request) for request in requests]
+        drawn = [[sample for sample in group if sample.finish is None] for group in groups]
+        scheduler.draw(drawn)
+        self._check_alive([sample for group in drawn for sample in group], before)
+        steps: list[list[Step]] = []
+        for request, group in zip(requests, groups, strict=True):
+            # The first sample that has not failed pays for what its siblings share.
+            payer = next((sample for sample in group if sample.error is None), None)
+            plain = scheduler.is_greedy(request) or (scheduler.temperature == 1 and scheduler.top_p == 1)
+            plain = plain and not self._may_be_filtered
+            first = request.first == 0
+            steps.append([s.step(self._spec, s is payer and first, s is payer, plain) for s in group])
         self._warn_if_alike(requests, steps)
         return steps
-
-    def _steps(self, request: GenerateRequest, group: Sequence[RemoteSample]) -> list[Step]:
-        """The steps; the first that has not failed pays for what its siblings share."""
-        payer = next((sample for sample in group if sample.error is None), None)
-        plain = self._plain and self._asking.sampling.is_plain(request)
-        return [
-            sample.step(self._spec, sample is payer and request.first == 0, sample is payer, plain) for sample in group
-        ]
 
     def _check_alive(self, asked: Sequence[RemoteSample], before: int) -> None:
         """Counts failures; raises if all samples have failed and there is no sign that others may come.
@@ -688,7 +617,7 @@ class OpenAIGenerator(Generator):
         A prefix that is too long says nothing about others. While other calls get samples, the server is alive.
         """
         errors = [sample.error for sample in asked if sample.error is not None]
-        self._asking.server.count(failed_samples=len(errors))
+        self._scheduler.server.count(failed_samples=len(errors))
         if len(errors) < len(asked):
             return
         samples = self.stats.samples
@@ -701,10 +630,10 @@ class OpenAIGenerator(Generator):
         several = [
             [step.text for step in group]
             for request, group in zip(requests, steps, strict=True)
-            if len(group) > 1 and not self._asking.sampling.is_greedy(request)
+            if len(group) > 1 and not self._scheduler.is_greedy(request)
         ]
         alike = sum(map(len, several)) >= _ENOUGH_ALIKE and all(len(set(texts)) == 1 for texts in several)
-        if alike and not self._warned.is_set() and not self._asking.support.samples:
+        if alike and not self._warned.is_set() and not self._scheduler.server.samples():
             self._warned.set()
             warnings.warn(
                 f"{self!r} gives the same text at any temperature: all samples of a node are alike "

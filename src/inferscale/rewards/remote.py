@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from inferscale._http import ROWS, JSONServer, Patience, RemoteError, items, numbers
+from inferscale._http import JSONServer, RemoteError, RetryPolicy, finite_floats
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
@@ -20,6 +19,74 @@ from inferscale.tree import Node
 from .formats import ClassDifference, ClassProbability, Sigmoid, StepFormat, TokenPair, step_path
 from .huggingface import choose_format, load_config, refuse_constant_scores
 from .paths import Path
+
+ROWS = 256
+"""Most texts of one request."""
+
+
+class _ModelServer:
+    """A server that reads rows of token ids with one model and answers with one item for each."""
+
+    def __init__(self, base_url: str, model: str, api_key: str | None, retry: RetryPolicy) -> None:
+        self._server = JSONServer(base_url, api_key, retry)
+        self._model = model
+
+    def post(self, path: str, field: str, rows: Sequence[Sequence[int]], **more: Any) -> list[dict[str, Any]]:
+        """The items that the server makes of `rows`, in their order, asked for in requests of at most `ROWS`.
+
+        Args:
+            path: The endpoint.
+            field: The name of the rows in a request.
+            rows: Ids of each text.
+            more: Further fields of each request.
+
+        Raises:
+            RemoteError: If the server does not answer as it should, or a row is too long for it.
+        """
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(rows), ROWS):
+            chunk = [list(row) for row in rows[start : start + ROWS]]
+            try:
+                answer = self._server.post(path, {"model": self._model, field: chunk, **more})
+            except RemoteError as error:
+                if error.kind != "too long":
+                    raise
+                longest = max(map(len, chunk))
+                raise RemoteError(
+                    f"{error} (the longest of these {len(chunk)} texts has {longest} tokens: start the server with a "
+                    "longer context, or sample shorter solutions with max_new_tokens)",
+                    "too long",
+                ) from None
+            found += _in_order(answer, len(chunk))
+        return found
+
+
+def _in_order(answer: object, count: int) -> list[dict[str, Any]]:
+    """The `count` items of an answer's ``data`` (vLLM), or of the answer itself (SGLang), in the order of the inputs.
+
+    Raises:
+        RemoteError: If they are not there.
+    """
+    data = answer.get("data") if isinstance(answer, dict) else answer
+    if not isinstance(data, list) or len(data) != count or not all(isinstance(item, dict) for item in data):
+        raise RemoteError(f"the server sent no list of {count} items but {str(answer)[:200]}")
+    places = [item.get("index", place) for place, item in enumerate(data)]
+    if set(map(str, places)) != set(map(str, range(count))):
+        raise RemoteError(f"the server numbered {count} items {str(places)[:200]}")
+    by_place = dict(zip(map(int, places), data, strict=True))
+    return [by_place[place] for place in range(count)]
+
+
+def _numbers(value: object) -> list[float]:
+    """A number or a list of numbers, as a list.
+
+    Raises:
+        RemoteError: If it is something else, or one of them is not finite.
+    """
+    found = finite_floats(value if isinstance(value, list) else [value])
+    if not found:
+        raise RemoteError(f"the server sent {str(value)[:80]} where finite numbers should be")
+    return found
 
 
 class VLLMRewardModel(ProcessRewardModel):
@@ -56,7 +123,7 @@ class VLLMRewardModel(ProcessRewardModel):
         deadline: float = 900.0,
         check: bool = True,
     ) -> None:
-        """Reads tokenizer and configuration of the checkpoint, and asks the server once.
+        """Loads tokenizer and configuration of the checkpoint, and asks the server once.
 
         Args:
             base_url: Where the server is, such as ``"http://localhost:8000"``.
@@ -78,62 +145,59 @@ class VLLMRewardModel(ProcessRewardModel):
         self.reduction = reduction
         source = model if checkpoint is None else os.fspath(checkpoint)
         self.format = choose_format(source, format)
-        reads = load_tokenizer(tokenizer, source)
-        self.format.check_tokenizer(reads)
-        self._path_of = partial(step_path, encoder=self.format.layout.encoder(reads))
+        loaded = load_tokenizer(tokenizer, source)
+        self.format.check_tokenizer(loaded)
+        self._path_of = partial(step_path, encoder=self.format.layout.encoder(loaded))
         self._charges = Charges(load_config(source))
-        self._model = model
-        self._server = JSONServer(base_url, api_key or os.environ.get("VLLM_API_KEY"), Patience(timeout, deadline))
+        key = api_key or os.environ.get("VLLM_API_KEY")
+        self._server = _ModelServer(base_url, model, key, RetryPolicy(timeout, deadline))
         if check:
             refuse_constant_scores(self)
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, one number for each of its steps."""
         paths = [self._path_of(node) for node in nodes]
-        scores: list[list[float]] = []
-        for start in range(0, len(paths), ROWS):
-            chunk = paths[start : start + ROWS]
-            body = {"model": self._model, "task": "token_classify", "input": [list(path.ids) for path in chunk]}
-            answers = items(self._server.post("/pooling", body), len(chunk))
-            scores += [self._read(path, answer.get("data")) for path, answer in zip(chunk, answers, strict=True)]
-        return scores
+        answers = self._server.post("/pooling", "input", [path.ids for path in paths], task="token_classify")
+        return [self._scores(path, answer.get("data")) for path, answer in zip(paths, answers, strict=True)]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """What scoring each node costs: its whole text is read."""
         paths = [self._path_of(node) for node in nodes]
         return [self._charges.scoring(len(path), len(path.marks)) for path in paths]
 
-    def _read(self, path: Path, data: object) -> list[float]:
-        marks = path.marks
+    def _scores(self, path: Path, data: object) -> list[float]:
+        """The score of each step, out of the probabilities that the server has made of the model's outputs.
+
+        A server with a ``step_tag_id`` sends one row for each tag, `[steps, labels]`; without one it sends a row for
+        each token, `[tokens, labels]`, of which those at the marks count.
+        """
         rows = data if isinstance(data, list) else []
         if len(rows) == len(path):
-            rows = [rows[mark] for mark in marks]
-        if len(rows) != len(marks):
+            rows = [rows[mark] for mark in path.marks]
+        if len(rows) != len(path.marks):
             raise RemoteError(
-                f"the server sent {len(rows)} scores for {len(marks)} steps and {len(path)} tokens: start it with "
+                f"the server sent {len(rows)} scores for {len(path.marks)} steps and {len(path)} tokens: start it with "
                 f"--runner pooling, and --pooler-config with the step_tag_id of format {self.format.name!r}"
             )
-        return [_score(self.format, numbers(row)) for row in rows]
-
-
-def _score(step_format: StepFormat, row: list[float]) -> float:
-    """The step's score out of the probabilities that the server has made of the model's outputs."""
-    if not all(0.0 <= value <= 1.0 for value in row):
-        raise RemoteError(f"the server sent {row} where probabilities should be: leave its activation on")
-    kind = step_format.score
-    wanted = 1 if isinstance(kind, Sigmoid) else 2
-    if len(row) != wanted:
-        raise RemoteError(
-            f"the server sent {len(row)} numbers for each step where format {step_format.name!r} needs {wanted}: this "
-            "is another model, or it is not served as VLLMRewardModel says"
-        )
-    match kind:
-        case TokenPair() | Sigmoid():
-            return row[0]
-        case ClassProbability(index):
-            return row[index]
-        case ClassDifference():
-            return row[1] - row[0]
+        kind = self.format.score
+        wanted = 1 if isinstance(kind, Sigmoid) else 2
+        scores = []
+        for row in map(_numbers, rows):
+            if not all(0.0 <= value <= 1.0 for value in row):
+                raise RemoteError(f"the server sent {row} where probabilities should be: leave its activation on")
+            if len(row) != wanted:
+                raise RemoteError(
+                    f"the server sent {len(row)} numbers for each step where format {self.format.name!r} needs "
+                    f"{wanted}: this is another model, or it is not served as VLLMRewardModel says"
+                )
+            match kind:
+                case TokenPair() | Sigmoid():  # served as a classifier of the two tokens, good first
+                    scores.append(row[0])
+                case ClassProbability(index):
+                    scores.append(row[index])
+                case ClassDifference():
+                    scores.append(row[1] - row[0])
+        return scores
 
 
 class _RemoteOutcomeRewardModel(RewardModel):
@@ -145,6 +209,8 @@ class _RemoteOutcomeRewardModel(RewardModel):
 
     concurrent = True
     _key_name: ClassVar[str]  # the environment variable that holds the key
+    _rows_field: ClassVar[str]  # of a request
+    _outputs_field: ClassVar[str]  # of an answer's item
 
     def __init__(
         self,
@@ -160,7 +226,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         timeout: float = 300.0,
         deadline: float = 900.0,
     ) -> None:
-        """Reads tokenizer and configuration of the checkpoint.
+        """Loads tokenizer and configuration of the checkpoint.
 
         Args:
             base_url: Where the server is, such as ``"http://localhost:8000"``.
@@ -184,19 +250,14 @@ class _RemoteOutcomeRewardModel(RewardModel):
         source = model if checkpoint is None else os.fspath(checkpoint)
         self._prompts = PromptFormat.choose(load_tokenizer(tokenizer, source), chat_template, system_prompt)
         self._charges = Charges(load_config(source))
-        self._model, self._label = model, label
-        self._server = JSONServer(base_url, api_key or os.environ.get(self._key_name), Patience(timeout, deadline))
-
-    @abstractmethod
-    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
-        """The model's outputs for each row of ids."""
+        self._label = label
+        key = api_key or os.environ.get(self._key_name)
+        self._server = _ModelServer(base_url, model, key, RetryPolicy(timeout, deadline))
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """One number for each node's prompt and text."""
-        rows = [self._ids(node) for node in nodes]
-        outputs: list[list[float]] = []
-        for start in range(0, len(rows), ROWS):
-            outputs += self._outputs(rows[start : start + ROWS])
+        items = self._server.post("/classify", self._rows_field, [self._ids(node) for node in nodes])
+        outputs = [_numbers(item.get(self._outputs_field)) for item in items]
         fewest = min(map(len, outputs), default=self._label + 1)
         if fewest <= self._label:
             raise ValueError(f"label={self._label}, but the server's model has {fewest} outputs")
@@ -206,8 +267,8 @@ class _RemoteOutcomeRewardModel(RewardModel):
         """What scoring each node costs: its whole text is read."""
         return [self._charges.scoring(len(self._ids(node)), 1) for node in nodes]
 
-    def _ids(self, node: Node) -> list[int]:
-        return list(self._prompts.encode(node.problem.prompt, node.text))
+    def _ids(self, node: Node) -> tuple[int, ...]:
+        return self._prompts.encode(node.problem.prompt, node.text)
 
 
 class VLLMOutcomeRewardModel(_RemoteOutcomeRewardModel):
@@ -218,10 +279,8 @@ class VLLMOutcomeRewardModel(_RemoteOutcomeRewardModel):
     """
 
     _key_name = "VLLM_API_KEY"
-
-    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
-        answer = self._server.post("/classify", {"model": self._model, "input": rows})
-        return [numbers(item.get("probs")) for item in items(answer, len(rows))]
+    _rows_field = "input"
+    _outputs_field = "probs"
 
 
 class SGLangRewardModel(_RemoteOutcomeRewardModel):
@@ -231,7 +290,5 @@ class SGLangRewardModel(_RemoteOutcomeRewardModel):
     """
 
     _key_name = "SGLANG_API_KEY"
-
-    def _outputs(self, rows: list[list[int]]) -> list[list[float]]:
-        answer = self._server.post("/classify", {"model": self._model, "input_ids": rows})
-        return [numbers(item.get("embedding")) for item in items(answer, len(rows))]
+    _rows_field = "input_ids"
+    _outputs_field = "embedding"

@@ -230,6 +230,7 @@ class BranchFactory:
         tokenizer: The tokenizer.
         limits: Lengths.
         text: What ids mean.
+        chat: True if prompts go through the tokenizer's chat template.
         encode: From a prompt to its ids.
     """
 
@@ -247,6 +248,7 @@ class BranchFactory:
         self.limits = limits
         self.text = TokenText(tokenizer, step_delimiter, eos_ids)
         prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self.chat = prompts.chat
         self.encode: EncodePrompt = lru_cache(maxsize=4096)(prompts.encode)
 
     def open(self, request: GenerateRequest) -> list[Branch]:
