@@ -55,7 +55,7 @@ Force = Annotated[bool, typer.Option(help="Go on in a folder of another configur
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What all runs of a command have in common."""
+    """Options that all runs of a command share."""
 
     dataset: Dataset = "embedded"
     data: Data = None

@@ -103,7 +103,7 @@ class PromptStyle:
         return Problem(self.prompt(example.question), example.answer, example.id or None)
 
     def reader(self) -> AnswerReader:
-        """What to pass as `extract_answer` with prompts of this style."""
+        """Reader of answers for prompts of this style, to pass as `extract_answer`."""
         return AnswerReader(self.stop)
 
     def _filled(self, question: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether an answer is right, without ever executing it.
+"""Grading answers without ever executing them.
 
 Two graders, both functions of two answers: `inferscale.answers.same_answer` (exact normal forms, standard library,
 microseconds) and `MathGrader` (symbolic equivalence by math-verify, in a process that is killed when it hangs).
@@ -128,7 +128,7 @@ _CACHE_SIZE = 65536
 
 @dataclass
 class GradingStats:
-    """What a `MathGrader` has done.
+    """Counters of a `MathGrader`.
 
     Attributes:
         compared: Pairs asked for, repeated ones not counted.
@@ -201,7 +201,7 @@ class MathGrader:
         weakref.finalize(self, _kill_all, self._workers)  # also at the interpreter's exit
 
     def __call__(self, first: str, second: str) -> bool:
-        """Whether the two answers are the same."""
+        """Return True if the two answers are the same."""
         return self.judge(first, second) == "same"
 
     def judge(self, first: str, second: str) -> Verdict:

@@ -22,7 +22,7 @@ _Parts: TypeAlias = tuple[Generator, SearchStrategy, RewardModel | None, Aggrega
 
 
 class SearchProvider:
-    """What inspect_ai asks of a provider, answered by a search; `provider` joins it to inspect_ai's base class."""
+    """Provider for inspect_ai whose answers are results of searches; `provider` joins it to inspect_ai's base class."""
 
     model_name: str
 

@@ -1,4 +1,4 @@
-"""What inspect_ai loads by the entry point ``inferscale`` of the group ``inspect_ai``: importing it registers us."""
+"""Entry point ``inferscale`` of the group ``inspect_ai``: importing it registers the provider."""
 
 from .inspect_ai import provider
 

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class SearchModel:
-    """What lm-eval asks of a model, answered by a search; `model_class` joins it to lm-eval's base class."""
+    """Model for lm-eval whose answers are results of searches; `model_class` joins it to lm-eval's base class."""
 
     cache_hook: Any
 

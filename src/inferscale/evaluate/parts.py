@@ -170,7 +170,7 @@ def _checked(known: Mapping[str, object], name: str, what: str) -> str:
 
 
 def _made(text: str, home: str, what: str) -> Any:
-    """What a call such as ``REBASE(width=8)`` would make: the syntax is read, nothing is executed."""
+    """Object that a call such as ``REBASE(width=8)`` would make: the syntax is read, nothing is executed."""
     try:
         return _value(ast.parse(text, mode="eval").body, home, what)
     except (SyntaxError, MemoryError, RecursionError):  # the last two: nested thousands deep

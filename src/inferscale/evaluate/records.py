@@ -267,7 +267,7 @@ def _is_plain(part: object) -> bool:
 
 
 def _describes(value: object) -> bool:
-    """Whether a public attribute says what a part is; a list that holds no part may be one that grows."""
+    """True if a public attribute says what a part is; a list that holds no part may be one that grows."""
     if isinstance(value, list):
         return any(isinstance(item, _PARTS) for item in value)
     if isinstance(value, tuple):
@@ -326,7 +326,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every problem has been solved."""
+        """True once every problem has been solved."""
         return len(self.finished) == int(self.about["identity"]["problems"]["count"])
 
     @property
@@ -427,7 +427,7 @@ def make_record(index: int, key: str, result: SearchResult, same_answer: SameAns
 
 
 def graded(answers: list[str | None], problem: Problem, same_answer: SameAnswer = same_answer) -> list[bool] | None:
-    """Whether each answer is right (``None`` never is), or ``None`` if the problem has no gold answer."""
+    """Grade each answer (``None`` is never right); return ``None`` if the problem has no gold answer."""
     gold = problem.answer
     if gold is None:
         return None

@@ -56,7 +56,7 @@ class ChangedRunError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """What is run in a folder.
+    """Problems of a run, and how they are graded and recorded.
 
     Attributes:
         folder: The folder.

@@ -1,4 +1,4 @@
-"""Whether one method is better than another on the same problems, and problems by difficulty."""
+"""Paired comparison of two methods on the same problems, and problems by difficulty."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PairedDifference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """True if the interval leaves out 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -50,7 +50,7 @@ def paired_difference(
     resamples: int = 10_000,
     confidence_level: float = 0.95,
 ) -> PairedDifference:
-    """How much better `first` is than `second`, with a percentile bootstrap over problems.
+    """Difference of accuracy between `first` and `second`, with a percentile bootstrap over problems.
 
     Args:
         first: A point, or the correctness (0 to 1) of each problem.

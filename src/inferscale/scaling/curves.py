@@ -24,7 +24,7 @@ _SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles",
 
 
 def is_sampling(strategy: SearchStrategy | str) -> bool:
-    """Whether a strategy draws independent samples, so that a part of them is a smaller run."""
+    """True if a strategy draws independent samples, so that a part of them is a smaller run."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     return name.split("(")[0] == "RepeatedSampling"
 
@@ -114,7 +114,7 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one search found for one problem.
+    """Answers, verdicts, scores and costs of one search.
 
     Attributes:
         ids: `[N]`, answers as numbers, -1 for an abstention.
@@ -305,7 +305,7 @@ def cost_ratio(
     baseline: Callable[[CurvePoint], bool],
     cost: CostName = "flops",
 ) -> float | None:
-    """How many times less `better` needs to be as accurate as `baseline` ever gets; ``None`` if it never is.
+    """Factor by which `better` is cheaper where it is as accurate as `baseline` ever gets; ``None`` if it never is.
 
     This is the figure of table 1 of Wu et al.: the cheapest point of the one at or above the best of the other.
 

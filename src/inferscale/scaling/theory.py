@@ -1,4 +1,4 @@
-"""What voting and sampling can reach: limits, finite samples, rates and coverage.
+"""Theory of voting and sampling: limits, finite samples, rates and coverage.
 
 Theorems 1 and 2 of Wu et al. 2024 (arXiv:2408.00724): with more samples, the accuracy of a (weighted) majority vote
 goes to the share of problems on which the right answer has the greatest (weighted) probability, and the distance
@@ -238,7 +238,7 @@ def _check_n(n: int) -> None:
 
 
 def _occurs(p: Floats, gold: int, n: int) -> bool:
-    """Whether the right answer is among those that samples may have."""
+    """True if the right answer is among those that samples may have."""
     _check_n(n)
     if not -1 <= gold < len(p):
         raise ValueError(f"gold={gold}: give the index of one of {len(p)} answers, or -1 if the right one never occurs")
@@ -403,7 +403,7 @@ def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) 
 
 
 def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, int]:
-    """Where the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
+    """Number of calls at which the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
 
     Theorem 2, for ``1 > easy > 1/2 > hard``, ``easy + hard > 1`` and items of both kinds.
 

@@ -44,7 +44,7 @@ class Scale:
         return cls(min(known[1:]), max(known[1:]))
 
     def share(self, score: float) -> float:
-        """Where a score lies, from 0 to 1; 0.5 where all are equal."""
+        """Position of a score in the scale, from 0 to 1; 0.5 where all are equal."""
         span = self.high / 2 - self.low / 2  # halves, so that no range is too great
         return min(1.0, max(0.0, (score / 2 - self.low / 2) / span)) if span > 0 else 0.5
 
@@ -105,7 +105,7 @@ def tidy_rows(children: Sequence[Sequence[int]]) -> list[float]:
 
 
 def _room(outline: _Outline, following: _Outline) -> float:
-    """How far down a subtree must go to clear those before it."""
+    """Distance by which a subtree must go down to clear those before it."""
     pairs = zip(outline, following, strict=False)
     return max(
         (last - first + (COUSINS_APART if level else APART) for level, ((_, last), (first, _)) in enumerate(pairs)),
@@ -177,7 +177,7 @@ _DRAWN = {"pruned": 0, "kept": 1, "chosen": 2}  # later ones lie on top
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where everything goes, in pixels.
+    """Places of everything drawn, in pixels.
 
     Attributes:
         x: Of each depth.
@@ -279,7 +279,7 @@ def _shape(mark: Mark, x: float, y: float, plan: _Plan, scale: Scale) -> str:
 
 
 def _text(mark: Mark, letters: int) -> str:
-    """What is written on the branch."""
+    """Text on the branch."""
     if mark.is_folded:
         return f"{len(mark.nodes)} {_KINDS[mark.state]}"
     step = mark.nodes[0].step
@@ -287,7 +287,7 @@ def _text(mark: Mark, letters: int) -> str:
 
 
 def _end(mark: Mark) -> str:
-    """What is written behind the mark: the answer of a leaf, or why it has none."""
+    """Text behind the mark: the answer of a leaf, or why it has none."""
     if mark.answer is not None:
         return one_line(mark.answer, 16)
     step = mark.nodes[0].step
@@ -405,7 +405,7 @@ def _details(title: str, marks: Sequence[Mark], scale: Scale, is_open: bool) -> 
 
 
 def _legend(marks: Sequence[Mark], scale: Scale) -> Iterator[str]:
-    """What the colours, lines and shapes that occur in a picture mean."""
+    """Legend of the colours, lines and shapes that occur in a picture."""
     if any(mark.scores for mark in marks):
         ramp = f'<span class="ramp" style="background:linear-gradient(90deg,{",".join(RAMP)})"></span>'
         yield f"<span>score {scale.low:.3g} {ramp} {scale.high:.3g}</span>"

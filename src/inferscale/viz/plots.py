@@ -258,7 +258,7 @@ def _finish_tree(ax: Axes, marks: Sequence[Mark], scale: Scale) -> None:
 
 
 def plot_answers(result: SearchResult, ax: Axes = None) -> Axes:
-    """How many trajectories gave which answer, as bars with their mean scores as colours; the reported one is framed.
+    """Draw how many trajectories gave each answer as bars, coloured by mean score; the reported one is framed.
 
     Args:
         result: A search.

@@ -88,7 +88,7 @@ class Votes:
 
     @property
     def number(self) -> int:
-        """How many there are."""
+        """Number of nodes that it stands for."""
         return len(self.members)
 
     @property
@@ -103,7 +103,7 @@ class Votes:
         return sum(score / len(scores) for score in scores) if scores else None
 
     def has(self, trajectory: Trajectory) -> bool:
-        """Whether a trajectory is one of them."""
+        """True if a trajectory is one of them."""
         return trajectory in self.members
 
 
@@ -195,7 +195,7 @@ class Mark:
 
     @property
     def is_folded(self) -> bool:
-        """Whether it stands for several nodes."""
+        """True if it stands for several nodes."""
         return len(self.nodes) > 1
 
 

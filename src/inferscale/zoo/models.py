@@ -20,7 +20,7 @@ _CARD = "card.json"
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known about an embedded model.
+    """Card of an embedded model: kind, size and measured figures.
 
     Attributes:
         name: The name that `load` takes.
@@ -58,7 +58,7 @@ def path(name: str) -> Path:
 
 
 def card(name: str) -> ModelCard:
-    """What is known about one model.
+    """Return the card of a model.
 
     Raises:
         ValueError: If there is no such model.

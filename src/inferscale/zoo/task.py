@@ -190,7 +190,7 @@ def read_events(prompt: str) -> list[Event]:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How hard a problem is.
+    """Difficulty of a problem.
 
     Attributes:
         min_steps: Fewest operations.
@@ -424,7 +424,7 @@ def stated_answer(completion: str) -> str | None:
 
 
 def is_correct(prompt: str, completion: str) -> bool:
-    """Whether the completion states the right answer, however it got there."""
+    """True if the completion states the right answer, however it got there."""
     return stated_answer(completion) == str(reference(prompt)[1])
 
 
