@@ -7,7 +7,7 @@ import time
 from contextlib import closing, contextmanager
 
 from inferscale.base import Generator
-from inferscale.serve.service import make_server
+from inferscale.serve.app import make_server
 from inferscale.testing import ToyGenerator
 
 JSON = {"Content-Type": "application/json"}

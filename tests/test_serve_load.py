@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from inferscale.serve import Limits, Service, make_app
-from inferscale.serve.schema import Answer
+from inferscale.serve.schema import Reply
 from inferscale.testing import ToyGenerator
 from tests.serve_tools import JSON, GatedToy, ask, call, running_app, serving, until
 
@@ -115,7 +115,7 @@ def test_what_nobody_thought_of_is_counted(monkeypatch, stream):
     def broken(self, *found):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Answer, "found" if stream else "whole", broken)
+    monkeypatch.setattr(Reply, "found" if stream else "whole", broken)
     with serving(Service(ToyGenerator(), strategy="sampling:2")) as running:
         if stream:
             with pytest.raises(http.client.IncompleteRead):

@@ -4,6 +4,46 @@
 `run_server`, or turned into an ASGI application by `make_app`.
 """
 
-from .service import Limits, Service, make_app, run_server
+from typing import Any
+
+from inferscale._compat import require
+
+from .service import Limits, Service
 
 __all__ = ["Limits", "Service", "make_app", "run_server"]
+
+
+def make_app(service: Service) -> Any:
+    """Return an ASGI application (Starlette's) that serves `service`, to be mounted or run by a server of your own.
+
+    Searches begin with the first request. Where it is mounted nobody tells it of the server's end: searches that run
+    then are lost.
+
+    Raises:
+        ImportError: If the packages of the extra ``serve`` are not there.
+    """
+    for package in ("starlette", "prometheus_client"):
+        require(package, "serve")
+    from .app import App
+
+    return App(service).asgi()
+
+
+def run_server(service: Service, host: str = "127.0.0.1", port: int = 8000, shutdown_seconds: int = 60) -> None:
+    """Serve until told to end (SIGINT or SIGTERM): searches that run then go on, and new ones are refused.
+
+    Args:
+        service: What is served.
+        host: Address to listen at.
+        port: Port; 0 takes a free one, which the log tells.
+        shutdown_seconds: Searches that have not ended after so long are cancelled.
+
+    Raises:
+        ValueError: If others than this machine could connect, and there is no API key.
+        ImportError: If the packages of the extra ``serve`` are not there.
+    """
+    for package in ("uvicorn", "starlette", "prometheus_client"):
+        require(package, "serve")
+    from .app import make_server
+
+    make_server(service, host, port, shutdown_seconds).run()

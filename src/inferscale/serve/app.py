@@ -1,4 +1,4 @@
-"""The endpoints, who may use them, and how they wait for searches."""
+"""The endpoints: authentication, waiting for searches, and the server that runs them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import hmac
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, cast
+from types import FrameType
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -19,17 +20,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from inferscale.engine.result import SearchResult
+from inferscale._compat import require
+from inferscale.engine import SearchResult
 
 from .dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
-from .schema import Answer, APIError, Endpoint, read_ask
-from .service import LOOPBACK, Service
+from .schema import APIError, CompletionRequest, Endpoint, Reply
+from .service import LOOPBACK, Service, check_host
 
+GONE = 499
+"""Status of a request whose client did not wait; nobody reads it but the metrics."""
+
+# The name or address in a Host header, which `request.url` would pass over where it is none.
 _HOST = re.compile(r"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/?#@\[\]]+))(?::[0-9]*)?")
 
 
-def check_client(request: Request, api_key: str | None) -> None:
-    """Refuses clients without the key; without a key, those that did not come by this machine's own name.
+def authenticate(request: Request, api_key: str | None) -> None:
+    """Refuse clients without the key; without a key, those that did not come by this machine's own name.
 
     A web page that had its own name resolved to this machine (DNS rebinding) still sends that name.
 
@@ -38,7 +44,8 @@ def check_client(request: Request, api_key: str | None) -> None:
     """
     if api_key is None:
         host = request.headers.get("host", "")
-        if _name_of(host) not in LOOPBACK:
+        found = _HOST.fullmatch(host)
+        if found is None or (found["address"] or found["name"]).lower() not in LOOPBACK:
             raise APIError(403, f"the host {host[:80]!r} is not served without an API key", kind="permission_error")
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -49,14 +56,8 @@ def check_client(request: Request, api_key: str | None) -> None:
         )  # fmt: skip
 
 
-def _name_of(host: str) -> str | None:
-    """The name or address in a Host header; ``None`` if it is none, which ``request.url`` would pass over."""
-    found = _HOST.fullmatch(host)
-    return None if found is None else (found["address"] or found["name"]).lower()
-
-
-async def read_json(request: Request, most: int) -> Any:
-    """The body, which must say that it is JSON: a web page cannot send that here without being asked first.
+async def load_json(request: Request, most: int) -> Any:
+    """Return the body, which must say that it is JSON: a web page cannot send that here without being asked first.
 
     Raises:
         APIError: If it is something else, or larger than `most` bytes.
@@ -98,12 +99,12 @@ class Metrics:
         self._waiting = Gauge("inferscale_searches_waiting", "Searches that wait for a place.", registry=place)
 
     def watch(self, dispatcher: Dispatcher) -> None:
-        """Reads the gauges from the dispatcher."""
+        """Take the gauges from the dispatcher."""
         self._active.set_function(lambda: dispatcher.num_active)
         self._waiting.set_function(lambda: dispatcher.num_waiting)
 
     def ended(self, job: Job, outcome: str) -> None:
-        """Counts a search."""
+        """Count a search."""
         self._searches.labels(outcome).inc()
         cost = job.cost
         for kind in ("prompt", "generated", "thought", "scored"):
@@ -111,81 +112,18 @@ class Metrics:
         for part in ("generator", "reward"):
             self._flops.labels(part).inc(getattr(cost, f"{part}_flops"))
 
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        """Counts a request."""
+    def answered(self, path: str, started: float, status: int) -> None:
+        """Count a request that came at `started`, on the clock of `time.perf_counter`."""
         self._requests.labels(path, str(status)).inc()
-        self._seconds.labels(path).observe(seconds)
+        self._seconds.labels(path).observe(time.perf_counter() - started)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-async def results_of(request: Request, jobs: list[Job]) -> list[SearchResult]:
-    """The results; searches whose client has gone are cancelled.
-
-    Raises:
-        APIError: If one failed.
-        ClientDisconnect: If the client has gone.
-    """
-    futures = [asyncio.wrap_future(job.future) for job in jobs]
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        left: set[asyncio.Future[Any]] = {*futures}
-        while left:
-            done, _ = await asyncio.wait({*left, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if gone in done:
-                raise ClientDisconnect
-            for future in done:
-                result_of(future)
-            left -= done
-        return [future.result() for future in futures]
-    finally:
-        gone.cancel()
-        cancel(jobs, futures)
-
-
-def result_of(future: asyncio.Future[Any]) -> SearchResult:
-    """The result of a search that has ended.
-
-    Raises:
-        APIError: If it failed.
-    """
-    error = future.exception()
-    if error is not None:
-        raise failure_of(error) from error
-    return cast(SearchResult, future.result())
-
-
-def failure_of(error: BaseException) -> APIError:
-    """What a client is told of a search that failed."""
-    if isinstance(error, UnreadablePromptError):
-        return APIError(400, str(error), code="context_length_exceeded", param="prompt")
-    if isinstance(error, ClosedError):
-        return APIError(503, str(error), kind="server_error", code="shutting_down", headers={"Retry-After": "10"})
-    return APIError(500, f"the search failed: {error}", kind="server_error", code="search_failed")
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def cancel(jobs: Iterable[Job], futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Ends the searches that nobody waits for any more."""
-    for job, future in zip(jobs, futures, strict=True):
-        job.future.cancel()
-        future.cancel()
-        if not future.cancelled():
-            future.exception()  # seen: asyncio warns of errors that nobody looked at
-
-
-_GONE = 499
-"""Status of a request whose client did not wait; nobody reads it but the metrics."""
-
-
 class App:
-    """Reads requests, hands their searches to the dispatcher, and writes the answers.
+    """Takes requests, hands their searches to the dispatcher, and sends the replies.
 
     Attributes:
         service: What is served.
@@ -198,7 +136,8 @@ class App:
         limits = service.limits
         self.dispatcher = Dispatcher(service.make_solver(), limits.max_active, limits.max_waiting, self.metrics.ended)
         self.metrics.watch(self.dispatcher)
-        self._created = int(time.time())
+        card = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "inferscale"}
+        self._card: dict[str, Any] = card
 
     def asgi(self) -> Starlette:
         """The application."""
@@ -207,8 +146,8 @@ class App:
             Route("/metrics", self._metrics),
             Route("/v1/models", self._models),
             Route("/v1/models/{model:path}", self._model),
-            Route("/v1/chat/completions", partial(self._answer, "chat"), methods=["POST"]),
-            Route("/v1/completions", partial(self._answer, "text"), methods=["POST"]),
+            Route("/v1/chat/completions", partial(self._completions, "chat"), methods=["POST"]),
+            Route("/v1/completions", partial(self._completions, "text"), methods=["POST"]),
         ]
         handlers: dict[Any, Callable[[Request, Any], Response]] = {
             APIError: lambda request, error: _refusal(error),
@@ -226,92 +165,140 @@ class App:
     # -- what costs nothing --------------------------------------------------------------------------------------
 
     async def _healthz(self, request: Request) -> Response:
-        """Whether searches are taken; open to everybody, for those who watch over the server."""
+        """Says if searches are taken; open to everybody, for those who watch over the server."""
         ready = self.dispatcher.is_open
         return JSONResponse({"status": "ok" if ready else "shutting down"}, 200 if ready else 503)
 
     async def _metrics(self, request: Request) -> Response:
-        check_client(request, self.service.api_key)
+        authenticate(request, self.service.api_key)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _models(self, request: Request) -> Response:
-        check_client(request, self.service.api_key)
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        authenticate(request, self.service.api_key)
+        return JSONResponse({"object": "list", "data": [self._card]})
 
     async def _model(self, request: Request) -> Response:
-        check_client(request, self.service.api_key)
+        authenticate(request, self.service.api_key)
         if request.path_params["model"] != self.service.name:
             raise APIError(404, f"{self.service.name!r} is served, and no other model", code="model_not_found")
-        return JSONResponse(self._card())
-
-    def _card(self) -> dict[str, Any]:
-        return {"id": self.service.name, "object": "model", "created": self._created, "owned_by": "inferscale"}
+        return JSONResponse(self._card)
 
     # -- searches ------------------------------------------------------------------------------------------------
 
-    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
-        """The answer, or the first event of a stream of events."""
-        answered = partial(self._answered, request.url.path, time.perf_counter())
+    async def _completions(self, endpoint: Endpoint, request: Request) -> Response:
+        """The reply, or the first event of a stream of events."""
+        answered = partial(self.metrics.answered, request.url.path, time.perf_counter())
         try:
-            check_client(request, self.service.api_key)
-            body = await read_json(request, self.service.limits.max_body_bytes)
-            ask = read_ask(body, endpoint, self.service)
-            jobs, answer = ask.jobs(), Answer(ask, self.service.name)
-            self._submit(jobs)
-            if ask.stream:
-                events = self._events(answer, jobs, answered)
+            authenticate(request, self.service.api_key)
+            body = await load_json(request, self.service.limits.max_body_bytes)
+            asked = CompletionRequest.parse(body, endpoint, self.service)
+            jobs, reply = asked.jobs(), Reply(asked, self.service.name)
+            try:
+                self.dispatcher.submit(jobs)
+            except BusyError as error:
+                raise APIError(
+                    429, f"{error}: try again in {error.retry_after} s", kind="rate_limit_error",
+                    code="too_many_searches", headers={"Retry-After": str(error.retry_after)},
+                ) from None  # fmt: skip
+            except ClosedError as error:
+                raise _failure(error) from None
+            if asked.stream:
+                events = self._events(reply, jobs, answered)
                 return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-            response: Response = _JSON(answer.whole(await results_of(request, jobs)))
+            response: Response = _JSON(reply.whole(await _results(request.receive, jobs)))
         except APIError as error:
             response = _refusal(error)
         except ClientDisconnect:
-            response = Response(status_code=_GONE)
+            response = Response(status_code=GONE)
         except BaseException:
             answered(500)
             raise
         answered(response.status_code)
         return response
 
-    def _answered(self, path: str, started: float, status: int) -> None:
-        self.metrics.answered(path, status, time.perf_counter() - started)
-
-    def _submit(self, jobs: list[Job]) -> None:
-        try:
-            self.dispatcher.submit(jobs)
-        except BusyError as error:
-            raise APIError(
-                429, f"{error}: try again in {error.retry_after} s", kind="rate_limit_error", code="too_many_searches",
-                headers={"Retry-After": str(error.retry_after)},
-            ) from None  # fmt: skip
-        except ClosedError as error:
-            raise failure_of(error) from None
-
-    async def _events(self, answer: Answer, jobs: list[Job], answered: Callable[[int], None]) -> AsyncIterator[bytes]:
+    async def _events(self, reply: Reply, jobs: list[Job], answered: Callable[[int], None]) -> AsyncIterator[bytes]:
         """Progress while the searches run, each answer when it is there, then the bill if it is wanted."""
         futures = {asyncio.wrap_future(job.future): index for index, job in enumerate(jobs)}
         open_futures, status = set(futures), 500
         try:
             while open_futures:
                 waiting = sorted(futures[future] for future in open_futures)
-                yield _event(answer.progress({index: jobs[index].progress() for index in waiting}))
-                wait = self.service.limits.progress_seconds
-                done, open_futures = await asyncio.wait(open_futures, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                yield _event(reply.progress({index: jobs[index].progress() for index in waiting}))
+                seconds = self.service.limits.progress_seconds
+                done, open_futures = await asyncio.wait(
+                    open_futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+                )
                 for future in done:
-                    for event in answer.found(futures[future], result_of(future)):
+                    for event in reply.found(futures[future], _result(future)):
                         yield _event(event)
-            if answer.ask.include_usage:
-                yield _event(answer.total([future.result() for future in futures]))
+            if reply.request.include_usage:
+                yield _event(reply.total([future.result() for future in futures]))
             yield b"data: [DONE]\n\n"
             status = 200
         except APIError as error:
             status = error.status
             yield _event(error.body())
         except (asyncio.CancelledError, GeneratorExit):
-            status = _GONE
+            status = GONE
             raise
         finally:
-            cancel(jobs, futures)
+            _cancel(jobs, futures)
             answered(status)
+
+
+async def _results(receive: Callable[[], Awaitable[Any]], jobs: list[Job]) -> list[SearchResult]:
+    """The results; when one fails or the client goes, the searches that are left are cancelled.
+
+    Raises:
+        APIError: If one failed.
+        ClientDisconnect: If the client has gone.
+    """
+
+    async def disconnected() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    futures = [asyncio.wrap_future(job.future) for job in jobs]
+    gone = asyncio.ensure_future(disconnected())
+    try:
+        left: set[asyncio.Future[Any]] = {*futures}
+        while left:
+            done, _ = await asyncio.wait({*left, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if gone in done:
+                raise ClientDisconnect
+            for future in done:
+                _result(future)
+            left -= done
+        return [future.result() for future in futures]
+    finally:
+        gone.cancel()
+        _cancel(jobs, futures)
+
+
+def _result(future: asyncio.Future[SearchResult]) -> SearchResult:
+    """The result of a search that has ended; an `APIError` if it failed."""
+    error = future.exception()
+    if error is not None:
+        raise _failure(error) from error
+    return future.result()
+
+
+def _failure(error: BaseException) -> APIError:
+    """What a client is told of a search that failed."""
+    if isinstance(error, UnreadablePromptError):
+        return APIError(400, str(error), code="context_length_exceeded", param="prompt")
+    if isinstance(error, ClosedError):
+        return APIError(503, str(error), kind="server_error", code="shutting_down", headers={"Retry-After": "10"})
+    return APIError(500, f"the search failed: {error}", kind="server_error", code="search_failed")
+
+
+def _cancel(jobs: Iterable[Job], futures: Iterable[asyncio.Future[Any]]) -> None:
+    """End the searches that nobody waits for any more."""
+    for job, future in zip(jobs, futures, strict=True):
+        job.future.cancel()
+        future.cancel()
+        if not future.cancelled():
+            future.exception()  # seen: asyncio warns of errors that nobody looked at
 
 
 class _JSON(JSONResponse):
@@ -329,3 +316,27 @@ def _refusal(error: APIError) -> Response:
 
 def _event(body: dict[str, Any]) -> bytes:
     return b"data: " + _JSON(body).body + b"\n\n"
+
+
+def make_server(service: Service, host: str, port: int, shutdown_seconds: int) -> Any:
+    """The server that `inferscale.serve.run_server` runs (uvicorn's).
+
+    Raises:
+        ValueError: If others than this machine could connect, and there is no API key.
+    """
+    check_host(host, service.api_key)
+    uvicorn: Any = require("uvicorn", "serve")
+    app = App(service)
+
+    class Server(uvicorn.Server):  # type: ignore[misc]
+        """Refuses new searches as soon as it is told to end, also those of connections that are open."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.dispatcher.drain()
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app.asgi(), host=host, port=port, timeout_graceful_shutdown=shutdown_seconds, server_header=False, ws="none",
+        lifespan="on",
+    )  # fmt: skip
+    return Server(config)

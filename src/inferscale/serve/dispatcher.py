@@ -45,9 +45,11 @@ class Job:
     Attributes:
         problem: The problem.
         solver: Strategy, vote, budget and seed.
-        occurrence: How many equal prompts came before it in the same request.
+        occurrence: Number of equal prompts before it in the same request.
         future: The result.
         search: The search, once it has begun.
+        is_suspect: True if it was among searches of which one made a model fail; it then runs alone.
+        created: When it was made, on the clock of `time.perf_counter`.
     """
 
     problem: Problem
@@ -55,12 +57,8 @@ class Job:
     occurrence: int = 0
     future: Future[SearchResult] = field(default_factory=Future)
     search: Search | None = field(default=None, init=False)
-    _created: float = field(default_factory=time.perf_counter, init=False)
-
-    @property
-    def seconds(self) -> float:
-        """Time since the request."""
-        return time.perf_counter() - self._created
+    is_suspect: bool = field(default=False, init=False)
+    created: float = field(default_factory=time.perf_counter, init=False)
 
     @property
     def cost(self) -> Cost:
@@ -76,12 +74,16 @@ class Job:
 class Dispatcher:
     """Takes searches, gives each its turn, and hands the results over.
 
-    Whatever a model, a strategy or a vote raises fails the search that is to blame, and no other.
     Searches of any strategy, budget and seed share one generate call and one score call at each wave; in float32 a
-    result does not depend on what is searched beside it.
+    result does not depend on what is searched beside it. Searches begin in the order in which they came, and each that
+    has begun takes part in every wave.
+
+    Whatever a model, a strategy or a vote raises fails the search that is to blame, and no other. An error out of a
+    shared call does not say which one that is: then all of them become suspects, which begin again, one at a time and
+    before anything else; the one to blame fails when it is alone.
 
     Attributes:
-        accepting: Whether new searches are taken.
+        accepting: True while new searches are taken.
     """
 
     def __init__(
@@ -102,18 +104,18 @@ class Dispatcher:
         self.accepting = True
         self._solver = solver
         self._max_active, self._max_waiting, self._ended = max_active, max_waiting, ended
+        # What is below is shared with the threads that submit: it changes under this lock alone.
         self._changed = threading.Condition()
         self._closing = False
         self._waiting: deque[Job] = deque()
-        self._suspects: deque[Job] = deque()
         self._active: dict[Search, Job] = {}
-        self._recent: deque[float] = deque([1.0], maxlen=32)
+        self._recent: deque[float] = deque([1.0], maxlen=32)  # seconds that searches took, waiting included
         self._thread = threading.Thread(target=self._run, name="inferscale-search", daemon=True)
 
     @property
     def num_active(self) -> int:
         """Searches that have begun."""
-        return len(self._suspects) or len(self._active)
+        return len(self._active)
 
     @property
     def num_waiting(self) -> int:
@@ -122,22 +124,22 @@ class Dispatcher:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the searching thread runs."""
+        """True while the searching thread runs."""
         return self._thread.is_alive()
 
     @property
     def is_open(self) -> bool:
-        """Whether searches are taken: it was not told to end, and its thread has not died."""
+        """True while searches are taken: it was not told to end, and its thread has not died."""
         return self.accepting and (self._thread.ident is None or self.is_alive)
 
     def start(self) -> None:
-        """Begins to work, unless it has; the first search begins it too, where nobody else did."""
+        """Begin to work, unless it has; the first search begins it too, where nobody else did."""
         with self._changed:
             if self._thread.ident is None:
                 self._thread.start()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Takes all of the jobs, or none.
+        """Take all of the jobs, or none.
 
         Raises:
             BusyError: If there is no room for them.
@@ -146,19 +148,18 @@ class Dispatcher:
         with self._changed:
             if not self.is_open:
                 raise ClosedError("the server is shutting down")
-            room = self._max_active + self._max_waiting - self.num_active - self.num_waiting
-            if len(jobs) > room:
+            if len(jobs) > self._max_active + self._max_waiting - self.num_active - self.num_waiting:
                 raise BusyError(min(60, math.ceil(fmean(self._recent))))
             self._waiting.extend(jobs)
             self.start()
             self._changed.notify()
 
     def drain(self) -> None:
-        """Takes no more searches; those that it has go on."""
+        """Take no more searches; those that it has go on."""
         self.accepting = False
 
     def close(self) -> None:
-        """Ends the thread after the call that is under way; searches that have not ended fail."""
+        """End the thread after the call that is under way; searches that have not ended fail."""
         self.drain()
         with self._changed:
             self._closing = True
@@ -171,51 +172,59 @@ class Dispatcher:
     def _run(self) -> None:
         with self._solver.session() as session:
             try:
-                while self._next(session):
-                    if self._active:
+                while not self._closing:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._active or self._waiting or self._closing)
+                        jobs = [*self._active.values(), *self._waiting]
+                    for job in jobs:
+                        if job.future.cancelled():
+                            self._end(session, job, "cancelled")
+                    self._begin_waiting(session)
+                    if self._active and not self._closing:
                         self._wave(session)
             finally:
                 with self._changed:
                     self.accepting = False
-                    left = self._all()
-                for job in left:
+                    jobs = [*self._active.values(), *self._waiting]
+                for job in jobs:
                     self._end(session, job, "failed", error=ClosedError("the server ended before the search did"))
 
-    def _next(self, session: Session) -> bool:
-        """Waits for work and gives it its turn; false when there shall be no more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._active or self._suspects or self._waiting or self._closing)
-        for job in [job for job in self._all() if job.future.cancelled()]:
-            self._end(session, job, "cancelled")
-        if self._suspects and not self._active:
-            self._begin(session, self._suspects[0])
-        while not self._suspects and self._waiting and len(self._active) < self._max_active:
-            self._begin(session, self._waiting[0])
-        return not self._closing
-
-    def _all(self) -> list[Job]:
-        return list(dict.fromkeys([*self._active.values(), *self._suspects, *self._waiting]))
-
-    def _begin(self, session: Session, job: Job) -> None:
-        try:
+    def _begin_waiting(self, session: Session) -> None:
+        """Begin searches while there is room; a suspect has all of it."""
+        while self._waiting and len(self._active) < self._max_active:
+            job = self._waiting[0]
+            if self._active and (job.is_suspect or any(other.is_suspect for other in self._active.values())):
+                return
             try:
-                job.solver.generator.max_sample_tokens(GenerateRequest(Node(job.problem)))
-            except ValueError as error:
-                raise UnreadablePromptError(str(error)) from None
-            job.search = session.start(job.problem, job.solver, occurrence=job.occurrence)
-        except Exception as error:
-            self._end(session, job, "failed", error=error)
-            return
-        with self._changed:
-            self._active[job.search] = job
-            if job in self._waiting:
+                try:
+                    job.solver.generator.max_sample_tokens(GenerateRequest(Node(job.problem)))
+                except ValueError as error:
+                    raise UnreadablePromptError(str(error)) from None
+                search = session.start(job.problem, job.solver, occurrence=job.occurrence)
+            except Exception as error:
+                self._end(session, job, "failed", error=error)
+                continue
+            with self._changed:
                 self._waiting.remove(job)
+                self._active[search], job.search = job, search
 
     def _wave(self, session: Session) -> None:
         try:
             ended = session.advance()
         except Exception as error:
-            self._find_culprit(session, error)
+            begun = list(self._active.items())
+            if len(begun) == 1:
+                self._end(session, begun[0][1], "failed", error=error)
+                return
+            with self._changed:
+                self._active.clear()
+                self._waiting.extendleft(job for _, job in reversed(begun))
+            for search, job in begun:
+                job.is_suspect = True
+                try:
+                    session.cancel(search)
+                except Exception as failure:
+                    self._end(session, job, "failed", error=failure)
             return
         for search in ended:
             job = self._active[search]
@@ -226,34 +235,17 @@ class Dispatcher:
             else:
                 self._end(session, job, "finished", result)
 
-    def _find_culprit(self, session: Session, error: BaseException) -> None:
-        """Fails a search that was alone; of several, which one is to blame shows when each begins again alone.
-
-        They are suspects until they have ended, and nothing else is begun until then.
-        """
-        if len(self._active) == 1:
-            self._end(session, next(iter(self._active.values())), "failed", error=error)
-            return
-        for search, job in list(self._active.items()):
-            try:
-                session.cancel(search)
-            except Exception as failure:
-                self._end(session, job, "failed", error=failure)
-        with self._changed:
-            self._suspects.extend(self._active.values())
-            self._active.clear()
-
     def _end(
         self, session: Session, job: Job, outcome: str, result: SearchResult | None = None,
         error: BaseException | None = None,
     ) -> None:  # fmt: skip
+        """Take a job out, have the models forget its search, and tell who waits for it."""
         with self._changed:
-            if job.search is not None:
-                self._active.pop(job.search, None)
-            for queue in (self._suspects, self._waiting):
-                if job in queue:
-                    queue.remove(job)
-            self._recent.append(job.seconds)
+            if job in self._waiting:
+                self._waiting.remove(job)
+            elif job.search is not None:
+                del self._active[job.search]
+            self._recent.append(time.perf_counter() - job.created)
         try:
             if job.search is not None:
                 session.cancel(job.search)

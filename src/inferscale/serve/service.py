@@ -1,13 +1,11 @@
-"""What is served, how much of it a request may have, and the server that does it."""
+"""The models that are served, and limits of what a request may have of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from types import FrameType
 from typing import Any
 
-from inferscale._compat import require
 from inferscale.answers import extract_answer as default_extract_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
@@ -20,8 +18,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _NO_REWARD_MODEL = "this server has no reward model (--reward)"
 
-_LONGEST_TEXT = 300
-"""Characters of a strategy or a vote that a request names."""
+_MAX_CHARACTERS = 300
+"""Most characters of a strategy or a vote that a request names."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,9 @@ class Service:
 
 
 def _short(text: str) -> str:
-    if len(text) > _LONGEST_TEXT:
-        raise ValueError(f"{text[:40]!r}...: a strategy or vote has at most {_LONGEST_TEXT} characters here")
+    """`text`, unless it is so long that reading it as a call would take long."""
+    if len(text) > _MAX_CHARACTERS:
+        raise ValueError(f"{text[:40]!r}...: a strategy or vote has at most {_MAX_CHARACTERS} characters here")
     return text
 
 
@@ -161,54 +160,6 @@ def _check_size(part: Any, most: int) -> None:
             raise ValueError(f"{option.name}={value} of {type(part).__name__} is more than this server's {most}")
 
 
-def make_app(service: Service) -> Any:
-    """An ASGI application (Starlette's) that serves `service`, to be mounted or run by a server of your own.
-
-    Searches begin with the first request. Where it is mounted nobody tells it of the server's end: searches that run
-    then are lost.
-
-    Raises:
-        ImportError: If the packages of the extra ``serve`` are not there.
-    """
-    return _app(service).asgi()
-
-
-def run_server(service: Service, host: str = "127.0.0.1", port: int = 8000, shutdown_seconds: int = 60) -> None:
-    """Serves until it is told to end (SIGINT or SIGTERM): searches that run then go on, and new ones are refused.
-
-    Args:
-        service: What is served.
-        host: Address to listen at.
-        port: Port; 0 takes a free one, which the log tells.
-        shutdown_seconds: Searches that have not ended after so long are cancelled.
-
-    Raises:
-        ValueError: If others than this machine could connect, and there is no API key.
-        ImportError: If the packages of the extra ``serve`` are not there.
-    """
-    make_server(service, host, port, shutdown_seconds).run()
-
-
-def make_server(service: Service, host: str, port: int, shutdown_seconds: int) -> Any:
-    """The server that `run_server` runs (uvicorn's)."""
-    check_host(host, service.api_key)
-    uvicorn: Any = require("uvicorn", "serve")
-    app = _app(service)
-
-    class Server(uvicorn.Server):  # type: ignore[misc]
-        """Refuses new searches as soon as it is told to end, also those of connections that are open."""
-
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            app.dispatcher.drain()
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(
-        app.asgi(), host=host, port=port, timeout_graceful_shutdown=shutdown_seconds, server_header=False, ws="none",
-        lifespan="on",
-    )  # fmt: skip
-    return Server(config)
-
-
 def check_host(host: str, api_key: str | None) -> None:
     """Raises a `ValueError` where anybody could come in."""
     if api_key is None and host not in LOOPBACK:
@@ -216,11 +167,3 @@ def check_host(host: str, api_key: str | None) -> None:
             f"{host} can be reached from other machines: set INFERSCALE_API_KEY to the key that clients must present, "
             "or listen at 127.0.0.1"
         )
-
-
-def _app(service: Service) -> Any:
-    for package in ("starlette", "prometheus_client"):
-        require(package, "serve")
-    from .app import App
-
-    return App(service)
