@@ -31,6 +31,7 @@ from inferscale.quiet_star.cache import CachedText, think_once
 from inferscale.quiet_star.generator import ThinkingDecoder, Trace
 from inferscale.quiet_star.head import mix
 from inferscale.quiet_star.parallel import open_session, read_text
+from inferscale.quiet_star.thoughts import branch_numbers
 from inferscale.runtime.branch import Branch
 from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, root_key
@@ -60,7 +61,8 @@ class Recomputing(ThinkingDecoder):
     def _again(self) -> Tensor:
         for branch in self._live:
             self.traces[branch.key].thought.append(True)
-        base, after = self._states(self._numbers(list(range(len(self._live)))))
+        numbers = branch_numbers(self._live, 1, self.settings.length, self.quiet.backbone.device)
+        base, after = self._states(numbers)
         return self.quiet.logits(mix(base, after, self.quiet.head(base, after)))
 
     def _states(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +126,7 @@ def run(quiet: QuietSTaR, way: type[ThinkingDecoder], batch: int, prompt: int, n
     options = {"max_step_tokens": new, "max_new_tokens": new, "eos_token_id": 0, "step_delimiter": "\n"}
     generator = QuietSTaRGenerator(quiet, build_tokenizer(), **options)
     if way is not ThinkingDecoder:
-        decoder = way(quiet, generator.thinking, generator.stats)
+        decoder = way(quiet, generator.settings, generator.stats)
         generator._decoder = generator._runner._plain = decoder
     requests = [
         GenerateRequest(Node(Problem(text), key=root_key(text)), until="end") for text in prompts(batch, prompt)

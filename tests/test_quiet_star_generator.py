@@ -1,6 +1,7 @@
 """Cached thinking against recomputing everything, and what a search sees of it."""
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from inferscale.quiet_star import (
     Never,
     QuietSTaRGenerator,
     StepStarts,
+    ThinkingRule,
+    TokenContext,
     UnsupportedModelError,
     mix,
 )
@@ -217,6 +220,32 @@ def test_never_thinking_is_the_plain_model_and_high_entropy_is_in_between():
     assert 0 < thought < 5 * sum(step.generated_tokens for step in some)
 
 
+@torch.no_grad()
+def test_a_rule_of_ones_own_sees_where_the_next_token_stands():
+    @dataclass(frozen=True)
+    class SecondTokens(ThinkingRule):
+        seen: list[TokenContext]
+
+        def thinks(self, context):
+            self.seen.append(context)
+            return context.step_tokens == 1
+
+    rule = SecondTokens([])
+    gen = generator(when=rule, record_thoughts=True)
+    child = grow(gen, root("a b"))[0]
+    count = len(child.step.token_ids)
+    assert rule.seen == [TokenContext(number, number) for number in range(count)]
+    assert [len(records) for records in gen.thoughts_of(child)] == [int(number == 1) for number in range(count)]
+    assert child.step.thought_tokens == 5
+
+
+def test_a_sampler_draws_the_visible_tokens_and_not_the_thoughts():
+    quiet = wrapped("llama", 3)
+    one, other = generator(quiet, sampler=Sampler(0.0)), generator(quiet, temperature=0.0)
+    requests = [_request(root("a b")), _request(root("x"))]
+    assert [s.token_ids for (s,) in one.generate(requests)] == [s.token_ids for (s,) in other.generate(requests)]
+
+
 # -- the bill ----------------------------------------------------------------------------------------------------------
 
 
@@ -318,6 +347,12 @@ def test_the_context_has_room_for_thoughts():
 
 
 def test_bad_options_are_told():
+    with pytest.raises(
+        TypeError, match=r"takes a QuietSTaR, not LlamaForCausalLM: wrap a model with QuietSTaR\(model\)"
+    ):
+        generator(wrapped("llama", 3).model)
+    with pytest.raises(ValueError, match="put temperature and filters into the sampler"):
+        generator(sampler=Sampler(0.5), temperature=0.7)
     with pytest.raises(ValueError, match="num_thoughts=0"):
         generator(num_thoughts=0)
     with pytest.raises(ValueError, match="thought_length=-1"):

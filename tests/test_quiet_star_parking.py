@@ -88,7 +88,7 @@ def test_parked_keys_are_those_of_the_plain_model():
     quiet = wrapped("llama", 3)
     gen = generator(quiet)
     child = next(child for child in grow(gen, root("a b"), 4) if not child.is_finished)
-    store = gen._decoder._prefixes.cache
+    store = gen._decoder._prefixes
     ids = [*byte_tokenizer()("a b")["input_ids"], *child.token_ids]
     from transformers import DynamicCache
 

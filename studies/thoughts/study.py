@@ -288,7 +288,7 @@ class ThoughtStudy:
             plain = HFGenerator(self.model, self.tokenizer, **options)
             return released.ReleasedPaths(plain, scored and rules.digit_leaves)
         thinker = QuietSTaRGenerator(self.quiet, self.tokenizer, **options, **thinking)
-        each = 1 + thinker.thinking.tokens
+        each = 1 + thinker.settings.tokens
         return released.ReleasedPaths(thinker, scored and rules.digit_leaves, released.ANSWER_TOKENS * each)
 
     def _row(self, name: str, results: Sequence[SearchResult], by_node: bool) -> StudyRow:

@@ -1,7 +1,7 @@
 """Quiet-STaR: thoughts before every token, for any causal language model."""
 
 from .backbone import UnsupportedModelError
-from .generator import EveryToken, HighEntropy, Never, QuietSTaRGenerator, StepStarts, ThinkingRule
+from .generator import EveryToken, HighEntropy, Never, QuietSTaRGenerator, StepStarts, ThinkingRule, TokenContext
 from .head import ThoughtMixingHead, mix
 from .losses import PUBLISHED_OBJECTIVE, Objective, advantages, quiet_star_loss
 from .model import QuietSTaR
@@ -20,8 +20,9 @@ __all__ = [
     "Recipe",
     "StepStarts",
     "ThinkingRule",
-    "ThoughtUtility",
     "ThoughtMixingHead",
+    "ThoughtUtility",
+    "TokenContext",
     "UnsupportedModelError",
     "WithThoughts",
     "advantages",

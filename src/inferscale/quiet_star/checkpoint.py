@@ -130,12 +130,12 @@ class ThoughtCheckpoint:
         }
         (self.source / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
-    def load_base(self, model: Any = None, **loading: Any) -> Any:
+    def load_base(self, model: Any = None, **load_options: Any) -> Any:
         """Load the base model, or `model` in its place (an object, a folder, or a hub id).
 
         Args:
             model: The base, if it is at hand.
-            loading: ``device``, ``dtype`` and options of ``from_pretrained``.
+            load_options: ``device``, ``dtype`` and options of ``from_pretrained``.
 
         Raises:
             CheckpointError: If it is not known where the base lies.
@@ -147,7 +147,7 @@ class ThoughtCheckpoint:
         from transformers import AutoModelForCausalLM
 
         auto_class = _PublishedBase if model is None and self.published else AutoModelForCausalLM
-        return load_model(self.base if model is None else model, auto_class, **loading)
+        return load_model(self.base if model is None else model, auto_class, **load_options)
 
     def check_base(self, model: Any, dtype: torch.dtype) -> None:
         """Raise ``CheckpointError`` if a base of the saved dtype is not the one that was saved."""

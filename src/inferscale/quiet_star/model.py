@@ -127,7 +127,7 @@ class QuietSTaR(nn.Module):
         rows_at_once: int = 256,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        **loading: Any,
+        **load_options: Any,
     ) -> QuietSTaR:
         """Load what `save_pretrained` wrote, or a checkpoint of the released code (``ezelikman/quietstar-8-ahead``).
 
@@ -143,14 +143,14 @@ class QuietSTaR(nn.Module):
             rows_at_once: As for the class.
             device: Where to run; by default a GPU if there is one, and where it is for a `model` object.
             dtype: Of the base; by default float32 on a CPU and the checkpoint's own elsewhere.
-            loading: Passed on to ``from_pretrained`` of the base, for example ``trust_remote_code``.
+            load_options: Passed on to ``from_pretrained`` of the base, for example ``trust_remote_code``.
 
         Raises:
             CheckpointError: If there is neither layout or one of another version, a tensor is missing, or the base is
                 not the one that the thoughts were trained with.
         """
         saved = ThoughtCheckpoint.read(path_or_id)
-        base = saved.load_base(model, device=device, dtype=dtype, **loading)
+        base = saved.load_base(model, device=device, dtype=dtype, **load_options)
         quiet = cls(
             base,
             saved.thought_length if thought_length is None else thought_length,
