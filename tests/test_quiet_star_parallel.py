@@ -97,19 +97,86 @@ def test_parallel_thoughts_are_single_thoughts_under_flex_attention(family):
 @pytest.mark.timeout(1200)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
 @pytest.mark.skipif(which("g++") is None and not torch.cuda.is_available(), reason="nothing to compile the kernel with")
-def test_compiled_flex_attention_is_right_or_folded_and_told():
+def test_compiled_flex_attention_is_right_or_left_and_told():
     quiet = wrapped("llama", changes={"attn_implementation": "flex_attention"})
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        way = quiet.parallel_check.way
-    if way == "fold":  # a kernel for shapes that change does not compile everywhere
-        assert any("cannot run parallel thoughts through a mask" in str(warning.message) for warning in told)
+        assert quiet.parallel_check.way == "mask"
+    # a kernel for shapes that change does not compile everywhere, and is not right everywhere
+    assert was_told(told) == (quiet.backbone.attention == "sdpa")
     with torch.no_grad():
         thoughts = quiet.think(IDS, positions=torch.tensor([2, 6]))
         found, wanted = quiet.talk(IDS, None, thoughts), wrapped("llama").talk(IDS, None, thoughts)
     assert relative_error(found.thought, wanted.thought) < 1e-5
-    with torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=64):
-        assert check_parallel(quiet.backbone, "mask").errors["mask"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.skipif(which("g++") is None and not torch.cuda.is_available(), reason="nothing to compile the kernel with")
+def test_flex_attention_compiled_for_each_shape_is_right_or_left_and_told():
+    backbone = wrapped("llama", changes={"attn_implementation": "flex_attention"}).backbone
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=64):
+            assert check_parallel(backbone, "mask").errors["mask"] < 1e-5
+    assert was_told(told) == (backbone.attention == "sdpa")
+
+
+def was_told(warned):
+    return any("runs under 'sdpa' attention" in str(warning.message) for warning in warned)
+
+
+def does_not_compile(*_):
+    raise RuntimeError("does not compile")
+
+
+def nobody_sees_thoughts(query, key, keep=None, window=None):
+    """A block mask that is wrong in silence."""
+    return block_mask(query, Slots(torch.full_like(key.owner, 99), key.anchor, key.step), keep, window)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("broken", [does_not_compile, nobody_sees_thoughts], ids=lambda broken: broken.__name__)
+def test_where_flex_attention_fails_the_model_runs_under_sdpa_and_it_is_told(monkeypatch, family, broken):
+    monkeypatch.setattr(parallel, "block_mask", broken)
+    with torch.compiler.set_stance("force_eager"):
+        quiet = wrapped(family, changes={"attn_implementation": "flex_attention"})
+        assert quiet.backbone.attention == "flex_attention"
+        with pytest.warns(UserWarning, match="from now on this model runs under 'sdpa' attention"):
+            way = quiet.parallel_check.way
+    assert way.startswith("mask")
+    assert quiet.model.config._attn_implementation == "sdpa"
+    check_family(quiet)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
+def test_nothing_is_folded_under_flex_attention_on_a_cpu():
+    """Its kernel may read what lies behind short texts, and a trial may or may not show it."""
+    with torch.compiler.set_stance("force_eager"):
+        quiet = wrapped("llama", parallel="fold", changes={"attn_implementation": "flex_attention"})
+        with pytest.warns(UserWarning, match="from now on this model runs under 'sdpa' attention"):
+            assert quiet.parallel_check.way == "fold"
+    assert quiet.backbone.attention == "sdpa"
+    check_family(quiet)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
+def test_plain_text_that_flex_attention_gets_wrong_is_seen_by_the_check(monkeypatch):
+    """The kernel without AVX-512: what is not finite is the truth that the ways are compared with."""
+    with torch.compiler.set_stance("force_eager"):
+        backbone = wrapped("llama", changes={"attn_implementation": "flex_attention"}).backbone
+        right = backbone.states
+
+        def wrong(embeds, *rest):
+            states = right(embeds, *rest)
+            return states * torch.nan if backbone.attention == "flex_attention" and embeds.shape[1] == 8 else states
+
+        monkeypatch.setattr(backbone, "states", wrong)
+        with pytest.warns(UserWarning, match="mask: not finite.*runs under 'sdpa' attention"):
+            check = check_parallel(backbone)
+    assert (check.way, backbone.attention) == ("mask", "sdpa")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention has gradients on a GPU alone")
