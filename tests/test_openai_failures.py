@@ -121,16 +121,17 @@ def test_fewer_choices_than_asked_for_are_made_up_for(expected):
     assert record(results) == expected
 
 
-def test_more_choices_than_asked_for_are_left_and_paid_for(expected):
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+def test_more_choices_than_asked_for_are_left_and_paid_for(tokenizer, expected):
     def misbehave(body, before):
         def more(answer):
-            answer["choices"].append({**answer["choices"][-1], "index": 99, "text": "beyond"})
+            answer["choices"].append({**answer["choices"][-1], "index": 99, "text": "beyond", "token_ids": [65] * 5})
             answer["usage"]["completion_tokens"] += 5
 
         return changed(more) if is_sample(body) else None
 
     stub = Stub(misbehave=misbehave)
-    results, _ = results_of(stub)
+    results, _ = results_of(stub, tokenizer=tokenizer)
     assert [tree for tree, *_ in record(results)] == [tree for tree, *_ in expected]
     extra = 5 * sum(map(is_sample, stub.requests))
     assert sum(r.cost.tokens for r in results) == sum(tokens for _, tokens, *_ in expected) + extra

@@ -18,7 +18,7 @@ from ._compat import require
 
 T = TypeVar("T")
 Kind: TypeAlias = Literal["busy", "broken", "refused", "too long", "denied"]
-"""What a failure means for the next request.
+"""The meaning of a failure for the next request.
 
 ``"busy"``: overloaded, restarting or out of reach; asked again until the deadline. ``"broken"``: an answer that makes
 no sense, or an internal error; asked again a few times. ``"refused"``: this request will never be served.

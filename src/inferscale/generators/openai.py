@@ -76,7 +76,7 @@ class RemoteSample(ABC):
 
     @abstractmethod
     def prefix(self) -> Prefix:
-        """What the next request continues."""
+        """The prefix that the next request continues."""
 
     @abstractmethod
     def _extend(self, choice: Choice, cut_short: bool) -> None:
@@ -437,12 +437,12 @@ class SampleScheduler:
             prefix_tokens = prefix_tokens or self.tokenizer.count(prefix)  # a prefix is never empty
             if total is None:
                 total = sum(map(self.tokenizer.count_sampled, reply.choices))
-        # Choices beyond those asked for are left, but paid for; samples without a choice stay open.
-        choices = reply.choices[: len(samples)]
-        counts = tokens_per_choice(choices, total or 0, asked)
-        for sample, choice, tokens in zip(samples, choices, counts, strict=False):
+        counts = tokens_per_choice(reply.choices, total or 0, asked)
+        samples[0].sampled += sum(counts[len(samples) :])  # choices beyond those asked for are left, but paid for
+        served = samples[: len(counts)]  # the others stay open, and ask again
+        for sample, choice, tokens in zip(served, reply.choices, counts, strict=False):
             sample.take(choice, tokens, prefix_tokens or 0)
-        self.server.count(samples=sum(sample.error is None for sample in samples[: len(choices)]))
+        self.server.count(samples=sum(sample.error is None for sample in served))
 
 
 class OpenAIGenerator(Generator):
@@ -503,7 +503,7 @@ class OpenAIGenerator(Generator):
             api_key: The key; by default that in the environment variable ``OPENAI_API_KEY``, if there is one.
             tokenizer: The model's tokenizer, or a folder or hub id to load it from: makes prompts ids, and counts
                 tokens where the server does not.
-            chat_template: Whether the prompt is a user turn of the tokenizer's chat template (completions endpoint);
+            chat_template: True makes the prompt a user turn of the tokenizer's chat template (completions endpoint);
                 by default if it has one.
             system_prompt: System turn of the chat.
             step_delimiter: Text that ends a step.
@@ -511,8 +511,9 @@ class OpenAIGenerator(Generator):
             max_new_tokens: Most tokens of a whole path, forced text included where ids are known.
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
-            logprobs: Whether to ask for log-probabilities; by default where the server returns them.
-            seeds: Whether to send seeds. Without them a server that takes ``n`` is asked for all samples of a node at
+            logprobs: True asks for log-probabilities, and raises where the server returns none; False does not ask; by
+                default they are asked for where the server returns them.
+            seeds: True sends seeds. Without them a server that takes ``n`` is asked for all samples of a node at
                 once, whatever its rule for seeds, and results cannot be repeated.
             config: The model's transformers configuration, its dictionary or a `ModelSpec`: FLOPs are computed from
                 it, and are 0 without it.
@@ -567,7 +568,7 @@ class OpenAIGenerator(Generator):
 
     @property
     def stats(self) -> RemoteStats:
-        """What was really asked of the server."""
+        """Counts of requests, retries, samples and probes, and the last error."""
         return self._scheduler.server.stats
 
     def __repr__(self) -> str:

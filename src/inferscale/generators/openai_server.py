@@ -132,7 +132,7 @@ def _is_count(value: object) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What a sample continues: a prompt and the answer begun after it, as text or as ids.
+    """The start of a sample: a prompt and the answer begun after it, as text or as ids.
 
     Attributes:
         prompt: The problem's prompt.
@@ -147,7 +147,7 @@ class Prefix:
 
 @dataclass
 class RemoteStats:
-    """What was really asked of a server, probes included.
+    """Counts of what was really asked of a server, probes included.
 
     Attributes:
         requests: Requests answered or given up.
@@ -356,7 +356,7 @@ class OpenAIServer:
         return self._once("n", same)
 
     def stop_handling(self) -> StopHandling:
-        """What a server does with a stop string in a text, if it does not name the one that ended it.
+        """The place of a stop string in the text of a server that does not name the one that ended it.
 
         A character in the middle of the first reply, where it stands for the first time, serves as the stop string of
         the same greedy request: the text must end before it, with it, or go on as before. With none, or where the

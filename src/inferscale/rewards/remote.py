@@ -136,7 +136,7 @@ class VLLMRewardModel(ProcessRewardModel):
             api_key: What the server wants as a bearer token; by default the environment variable ``VLLM_API_KEY``.
             timeout: Most seconds to wait for one answer.
             deadline: Most seconds for an answer and all repetitions of its request.
-            check: Whether to score two short solutions, and refuse a model that gives all steps the same score.
+            check: True scores two short solutions, and refuses a model that gives all steps the same score.
 
         Raises:
             ValueError: If the format cannot be told, or does not fit the tokenizer.
@@ -161,7 +161,7 @@ class VLLMRewardModel(ProcessRewardModel):
         return [self._scores(path, answer.get("data")) for path, answer in zip(paths, answers, strict=True)]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: its whole text is read."""
+        """The cost of scoring each node: its whole text is read."""
         paths = [self._path_of(node) for node in nodes]
         return [self._charges.scoring(len(path), len(path.marks)) for path in paths]
 
@@ -234,8 +234,8 @@ class _RemoteOutcomeRewardModel(RewardModel):
             tokenizer: The model's tokenizer; by default the one in `checkpoint`.
             checkpoint: The local folder or hub id with the model's configuration; by default `model`. Weights are not
                 read.
-            chat_template: Whether prompt and solution are turns of the tokenizer's chat template; by default if it
-                has one. Else the solution's text follows the prompt's.
+            chat_template: True makes prompt and solution turns of the tokenizer's chat template; by default if it has
+                one. Else the solution's text follows the prompt's.
             system_prompt: System turn of the chat.
             label: Which of the model's outputs is the score.
             api_key: What the server wants as a bearer token; by default out of the environment.
@@ -264,7 +264,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         return [values[self._label] for values in outputs]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: its whole text is read."""
+        """The cost of scoring each node: its whole text is read."""
         return [self._charges.scoring(len(self._ids(node)), 1) for node in nodes]
 
     def _ids(self, node: Node) -> tuple[int, ...]:
