@@ -12,33 +12,12 @@ import argparse
 import importlib.util
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.engine import solve_batch
 from inferscale.flow import GenerateRequest
-from inferscale.strategies import (
-    ABMCTS,
-    DVTS,
-    MCTS,
-    REBASE,
-    AdaptiveConsistency,
-    BeamSearch,
-    BestFirst,
-    BudgetForcing,
-    ComputeOptimal,
-    DeepConf,
-    DepthFirst,
-    EarlyStoppingConsistency,
-    Greedy,
-    ParallelSequential,
-    ParticleFilter,
-    ParticleGibbs,
-    RepeatedSampling,
-    Restart,
-    SelfRefine,
-    StepwiseGreedy,
-    Then,
-)
+from inferscale.strategies import ABMCTS, MCTS, AdaptiveConsistency, DeepConf, ParticleFilter, SelfRefine, registry
 from inferscale.tree import Node, Step
 
 OPEN = Step("3 + 4 = 7\n", (3, 4, 7, 1), -1.0, -0.3, flops=1000)
@@ -75,39 +54,21 @@ class InstantReward(RewardModel):
 
 
 def strategies(width: int) -> list[SearchStrategy]:
-    """Every strategy at about `width` samples or expansions."""
+    """Every strategy at about `width` samples or expansions, and those whose options change what is computed."""
     quarter = max(1, width // 4)
     return [
-        REBASE(width),
-        BeamSearch(quarter, 4),
-        DVTS(quarter, 4),
-        RepeatedSampling(width),
-        Greedy(),
-        StepwiseGreedy(width),
-        BestFirst(width),
-        DepthFirst(width, max_finished=None),
-        MCTS(width),
+        *(entry.make(width) for entry in registry().values()),
         MCTS(width, selection="puct", prior="logprob"),
         MCTS(width, selection="gumbel"),
         MCTS(width, evaluate="rollout"),
         MCTS(width, widening=0.5),
         MCTS(width, num_parallel=8),
-        ABMCTS(width),
         ABMCTS(width, posterior="beta"),
         ABMCTS(width, until="step"),
-        ParticleFilter(width),
         ParticleFilter(width, 1.0, "residual", tempering="entropy"),
-        ParticleGibbs(quarter, 4),
-        AdaptiveConsistency(width),
         AdaptiveConsistency(width, rule="dirichlet"),
-        EarlyStoppingConsistency(8, width),
         DeepConf(quarter, width, consensus=None),
-        BudgetForcing(n=width),
         SelfRefine(4, n=quarter, stop=""),
-        ParallelSequential(8, max(1, width // 8)),
-        ComputeOptimal((RepeatedSampling(width), REBASE(width)), (0.5,)),
-        Then(REBASE(width, max_depth=3), RepeatedSampling(2)),
-        Restart(REBASE(width)),
     ]
 
 
@@ -124,8 +85,7 @@ def microseconds_per_step(strategy: SearchStrategy, problems: int, depth: int) -
 
 def treequest_microseconds_per_node(nodes: int) -> float:
     """Cost of treequest per node for one tree of its standard MCTS on an instant action."""
-    import treequest
-
+    treequest: Any = importlib.import_module("treequest")
     algorithm = treequest.StandardMCTS(samples_per_action=2)
     state = algorithm.init_tree()
     start = time.process_time()

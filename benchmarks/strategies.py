@@ -15,7 +15,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from inferscale import zoo
 from inferscale.aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote
@@ -25,26 +26,7 @@ from inferscale.cost import Cost
 from inferscale.engine import SearchResult, solve_batch
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel
-from inferscale.strategies import (
-    ABMCTS,
-    DVTS,
-    MCTS,
-    REBASE,
-    AdaptiveConsistency,
-    BeamSearch,
-    BestFirst,
-    BudgetForcing,
-    ComputeOptimal,
-    DeepConf,
-    DepthFirst,
-    EarlyStoppingConsistency,
-    ParallelSequential,
-    ParticleFilter,
-    ParticleGibbs,
-    RepeatedSampling,
-    SelfRefine,
-    StepwiseGreedy,
-)
+from inferscale.strategies import REBASE, ComputeOptimal, RepeatedSampling, SelfRefine, registry
 from inferscale.tree import Node, Problem
 
 MAX_SIZE = 512
@@ -59,12 +41,19 @@ class Family:
         votes: Names and aggregators; all read the same search.
         smallest: The least size that makes sense.
         judged: Whether votes read scores; otherwise the reward model is left out and not charged.
+        unit: Sizes above it are multiples of it.
     """
 
     make: Callable[[int], SearchStrategy]
     votes: Sequence[tuple[str, Aggregator]]
     smallest: int = 1
     judged: bool = True
+    unit: int = 1
+
+
+def named(name: str, **options: Any) -> Callable[[int], SearchStrategy]:
+    """A strategy of the registry, in any size, with options of its own."""
+    return lambda n: cast(SearchStrategy, replace(cast(Any, registry()[name].make(n)), **options))
 
 
 WEIGHTED, MAJORITY = MajorityVote(weighted=True), MajorityVote()
@@ -72,48 +61,46 @@ WEIGHTED, MAJORITY = MajorityVote(weighted=True), MajorityVote()
 
 def families() -> list[Family]:
     """The table's rows, in order."""
+    answer = zoo.task.ANSWER_PREFIX.strip()
     return [
-        Family(RepeatedSampling, [("sampling, majority", MAJORITY)], judged=False),
+        Family(named("sampling"), [("sampling, majority", MAJORITY)], judged=False),
         Family(
-            RepeatedSampling,
+            named("sampling"),
             [("sampling, weighted", WEIGHTED), ("sampling, best of n", BestOfN()), ("sampling, Borda", BordaVote())],
         ),
-        Family(lambda n: AdaptiveConsistency(n, num_parallel=4), [("adaptive consistency", MAJORITY)], 4, judged=False),
-        Family(lambda n: EarlyStoppingConsistency(4, n), [("early stopping", MAJORITY)], 4, judged=False),
+        Family(named("adaptive-consistency", num_parallel=4), [("adaptive consistency", MAJORITY)], 4, judged=False),
+        Family(named("early-stopping", window=4), [("early stopping", MAJORITY)], 4, judged=False),
         Family(
-            lambda n: DeepConf(max(2, n // 4), n, window=16, consensus=0.95, num_parallel=8),
+            named("deepconf", window=16, num_parallel=8),
             [("DeepConf, majority", MAJORITY), ("DeepConf, confidence", ConfidenceVote(reduction="min"))],
             4,
             judged=False,
         ),
-        Family(lambda n: BeamSearch(max(1, n // 4), min(n, 4)), [("beam search", WEIGHTED)]),
-        Family(lambda n: BeamSearch(max(1, n // 4), min(n, 4), lookahead=1), [("beam search, look-ahead 1", WEIGHTED)]),
-        Family(lambda n: DVTS(max(1, n // 4), min(n, 4)), [("DVTS", WEIGHTED)]),
-        Family(REBASE, [("REBASE", WEIGHTED), ("REBASE, best of n", BestOfN())]),
-        Family(StepwiseGreedy, [("step-wise greedy", WEIGHTED)]),
-        Family(lambda n: BestFirst(n, 2), [("best first", WEIGHTED)]),
-        Family(lambda n: DepthFirst(n, 2, max_finished=None), [("depth first", WEIGHTED)]),
-        Family(lambda n: MCTS(n), [("MCTS (paper's rule)", WEIGHTED)]),
-        Family(lambda n: MCTS(n, c_uct=0.1), [("MCTS, C = 0.1", WEIGHTED)]),
-        Family(lambda n: MCTS(n, evaluate="rollout"), [("MCTS, roll-outs", WEIGHTED)]),
-        Family(lambda n: MCTS(n, selection="puct"), [("MCTS, PUCT", WEIGHTED)]),
-        Family(lambda n: MCTS(n, selection="gumbel"), [("MCTS, Gumbel root", WEIGHTED)]),
-        Family(lambda n: MCTS(n, widening=0.5, c_uct=0.1), [("MCTS, widening, C = 0.1", WEIGHTED)]),
-        Family(lambda n: ABMCTS(n, num_parallel=4), [("AB-MCTS", WEIGHTED)]),
-        Family(lambda n: ABMCTS(n, until="step", num_parallel=4), [("AB-MCTS over steps", WEIGHTED)]),
-        Family(ParticleFilter, [("particle filter", MAJORITY)]),
+        Family(named("beam"), [("beam search", WEIGHTED)], unit=4),
+        Family(named("beam", lookahead=1), [("beam search, look-ahead 1", WEIGHTED)], unit=4),
+        Family(named("dvts"), [("DVTS", WEIGHTED)], unit=4),
+        Family(named("rebase"), [("REBASE", WEIGHTED), ("REBASE, best of n", BestOfN())]),
+        Family(named("stepwise"), [("step-wise greedy", WEIGHTED)]),
+        Family(named("best-first"), [("best first", WEIGHTED)]),
+        Family(named("depth-first", branching=2, max_finished=None), [("depth first", WEIGHTED)]),
+        Family(named("mcts"), [("MCTS (paper's rule)", WEIGHTED)]),
+        Family(named("mcts", c_uct=0.1), [("MCTS, C = 0.1", WEIGHTED)]),
+        Family(named("mcts", evaluate="rollout"), [("MCTS, roll-outs", WEIGHTED)]),
+        Family(named("mcts", selection="puct"), [("MCTS, PUCT", WEIGHTED)]),
+        Family(named("mcts", selection="gumbel"), [("MCTS, Gumbel root", WEIGHTED)]),
+        Family(named("mcts", widening=0.5, c_uct=0.1), [("MCTS, widening, C = 0.1", WEIGHTED)]),
+        Family(named("ab-mcts", num_parallel=4), [("AB-MCTS", WEIGHTED)]),
+        Family(named("ab-mcts", until="step", num_parallel=4), [("AB-MCTS over steps", WEIGHTED)]),
+        Family(named("particle-filter"), [("particle filter", MAJORITY)]),
         Family(
-            lambda n: ParticleFilter(n, resampling="multinomial", weighting="its_hub"),
+            named("particle-filter", resampling="multinomial", weighting="its_hub"),
             [("particle filter, its_hub", MAJORITY)],
         ),
-        Family(lambda n: ParticleGibbs(max(2, n // 4), 4), [("particle Gibbs", MAJORITY)], 8),
+        Family(named("particle-gibbs"), [("particle Gibbs", MAJORITY)], 8),
         Family(lambda n: SelfRefine(1, n=n), [("self-refine", WEIGHTED)]),
+        Family(named("parallel-sequential"), [("parallel x sequential", WEIGHTED)]),
         Family(
-            lambda n: ParallelSequential(max(1, round(n**0.5)), max(1, round(n / max(1, round(n**0.5))))),
-            [("parallel x sequential", WEIGHTED)],
-        ),
-        Family(
-            lambda n: BudgetForcing(None, 1, end_of_thinking=zoo.task.ANSWER_PREFIX.strip(), wait="", n=n),
+            named("budget-forcing", max_thinking_tokens=None, end_of_thinking=answer, wait=""),
             [("budget forcing", MAJORITY)],
             judged=False,
         ),
@@ -169,7 +156,8 @@ def mean_flops(results: Sequence[SearchResult]) -> float:
 
 def resized(family: Family, size: int, spent: float, budget: float) -> int:
     """The size that would spend the budget if cost grew in proportion to it."""
-    return min(MAX_SIZE, max(family.smallest, round(size * budget / spent)))
+    wanted = min(MAX_SIZE, max(family.smallest, round(size * budget / spent)))
+    return wanted if wanted < family.unit else wanted - wanted % family.unit
 
 
 def run(

@@ -12,7 +12,6 @@ from inferscale.engine import SearchResult, solve
 from inferscale.flow import expand, score
 from inferscale.strategies import (
     ABMCTS,
-    DVTS,
     MCTS,
     REBASE,
     AdaptiveConsistency,
@@ -24,7 +23,6 @@ from inferscale.strategies import (
     DepthFirst,
     EarlyStoppingConsistency,
     Fallback,
-    Greedy,
     Limited,
     ParallelSequential,
     ParticleFilter,
@@ -32,55 +30,41 @@ from inferscale.strategies import (
     RepeatedSampling,
     Restart,
     SelfRefine,
-    StepwiseGreedy,
     Then,
+    registry,
 )
 from inferscale.testing import ToyGenerator, ToyReward, check_strategy
 
-STRATEGIES = [
-    ABMCTS(8),
+STRATEGIES = [entry.make(6) for entry in registry().values()] + [
     ABMCTS(8, posterior="beta", num_parallel=3),
     ABMCTS(8, until="step", num_parallel=2),
-    AdaptiveConsistency(8),
     AdaptiveConsistency(8, rule="dirichlet", num_parallel=3),
-    BeamSearch(2, 2),
     BeamSearch(1, 2, lookahead=2),
     BeamSearch(2, 3, filter_duplicates=True),
-    BestFirst(6, 2),
     BestFirst(6, 2, num_parallel=3, max_finished=1),
     BudgetForcing(9, num_waits=1, end_of_thinking="The answer"),
     BudgetForcing(None, num_waits=1, end_of_thinking="", n=2, max_depth=8),
     ComputeOptimal((RepeatedSampling(2), MCTS(4), REBASE(4)), (0.4, 0.6), num_probes=3),
     ComputeOptimal((RepeatedSampling(2), BeamSearch(1, 2)), (0.5,), num_probes=3, measure="agreement"),
-    DVTS(2, 2),
     DeepConf(3, 8, keep=0.5, window=4, num_parallel=2),
-    DepthFirst(6, 2),
     DepthFirst(6, 2, threshold=0.3, max_finished=None),
     EarlyStoppingConsistency(2, 7),
     Fallback(BeamSearch(1, 2, max_depth=2), MCTS(6)),
-    Greedy(),
     Limited(ParticleFilter(4), 9),
-    MCTS(6),
     MCTS.paper(32),
     MCTS(6, selection="puct", prior="logprob", noise=0.25),
     MCTS(6, selection="gumbel", num_parallel=2),
     MCTS(6, evaluate="rollout"),
     MCTS(6, evaluate="mix", num_parallel=3),
     MCTS(12, widening=0.5, num_parallel=4),
-    ParticleFilter(4),
     ParticleFilter(4, 1.0, "residual", tempering="ess"),
     ParticleFilter(4, resampling="multinomial", weighting="its_hub"),
     ParticleFilter(4, resampling="stratified", weighting="paper"),
     ParticleGibbs(3, 2),
-    ParallelSequential(2, 2),
     ParallelSequential(2, 2, best_of_chain=True),
-    REBASE(6),
     REBASE(6, truncate_ratio=0.5),
-    RepeatedSampling(4),
     Restart(BeamSearch(1, 2, max_depth=3), 3),
     SelfRefine(2, n=2),
-    StepwiseGreedy(3),
-    Then(REBASE(4, max_depth=2), RepeatedSampling(2)),
     Then(ParticleFilter(3, max_depth=2), ParticleFilter(2)),
 ]
 
@@ -127,14 +111,17 @@ def ours():
     return {kind for kind in found if not kind.__name__.startswith("_")}
 
 
-def test_every_strategy_is_checked():
-    assert ours() == {type(strategy) for strategy in STRATEGIES}
+def test_the_registry_holds_every_strategy_under_a_name_and_in_any_size():
+    entries = registry()
+    assert {entry.cls for entry in entries.values()} == ours()
+    assert [entry.name for entry in entries.values()] == list(entries)
+    assert all(type(entry.make(n)) is entry.cls for entry in entries.values() for n in (1, 2, 3, 4, 16, 64))
 
 
 def test_the_public_strategies_are_sorted_and_all_there():
     public = inferscale.strategies.__all__
     assert public == sorted(public)
-    assert {type(strategy).__name__ for strategy in STRATEGIES} <= set(public)
+    assert {entry.cls.__name__ for entry in registry().values()} <= set(public)
 
 
 def test_equal_strategies_are_equal_and_can_be_keys():

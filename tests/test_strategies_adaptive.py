@@ -22,7 +22,7 @@ from inferscale.strategies import (
     RepeatedSampling,
     plan_sampling,
 )
-from inferscale.strategies.adaptive import beta_probability, dirichlet_probability, expected_stop, expected_windows
+from inferscale.strategies.sampling import beta_probability, dirichlet_probability, expected_stop
 from inferscale.testing import BrokenGenerator, ToyGenerator
 from inferscale.tree import Problem, Step
 from tests.strategy_fakes import search
@@ -218,11 +218,12 @@ def test_expected_samples_are_exact(strategy, chances):
 
 
 def test_expected_windows_of_the_paper():
-    assert expected_windows((0.7, 0.2, 0.1), 5, 40) == pytest.approx(22.9001, abs=1e-4)
+    windows = EarlyStoppingConsistency(5, 40)
+    assert windows.expected_samples((0.7, 0.2, 0.1)) == pytest.approx(22.9001, abs=1e-4)
     assert sum(p**5 for p in (0.7, 0.2, 0.1)) == pytest.approx(0.1684, abs=1e-4)
     q = 0.3
-    assert expected_windows((q**0.2,), 5, 40) == pytest.approx(15.7059, abs=1e-4)
-    assert (expected_windows((1.0,), 5, 40), expected_windows((1e-9,), 5, 40)) == (5.0, pytest.approx(40))
+    assert windows.expected_samples((q**0.2,)) == pytest.approx(15.7059, abs=1e-4)
+    assert (windows.expected_samples((1.0,)), windows.expected_samples((1e-9,))) == (5.0, pytest.approx(40))
 
 
 def test_simulation_agrees_with_exact_counting():

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inferscale.evaluate.parts import (
-    STRATEGIES,
     VOTES,
     check_scores,
     embedded,
@@ -20,12 +19,13 @@ from inferscale.evaluate.parts import (
     make_strategy,
     make_vote,
 )
+from inferscale.strategies import registry
 
 if TYPE_CHECKING:
     from inferscale.engine.result import SearchResult
 
 
-STRATEGY_HELP = f"One of {', '.join(STRATEGIES)} (with a size: rebase:16), or one in full: 'MCTS(num_simulations=64)'."
+STRATEGY_HELP = f"One of {', '.join(registry())} (with a size: rebase:16), or one in full: 'MCTS(num_simulations=64)'."
 
 Model = Annotated[str, typer.Option(help="A local path, a hub id, or an embedded policy.")]
 Reward = Annotated[

@@ -5,14 +5,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from inferscale import base
+from inferscale.aggregators import BestOfN, MajorityVote
+from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.strategies import registry
 
-if TYPE_CHECKING:
-    from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
-
-STRATEGIES = ("greedy", "sampling", "beam", "dvts", "rebase")
 VOTES = ("majority", "weighted", "best-of-n")
 
 
@@ -24,10 +23,8 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
     Raises:
         ValueError: If there is none, or its options do not fit.
     """
-    from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
-
     if "(" in text:
-        made: SearchStrategy = _made(text, "inferscale.strategies", "strategy")
+        made: SearchStrategy = _made(text, SearchStrategy, "inferscale.strategies")
         return made
     name, _, size = text.partition(":")
     if size and not size.isdecimal():
@@ -35,31 +32,10 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
     width = int(size) if size else width
     if width < 1:
         raise ValueError(f"width={width}: give at least 1")
-    branching = _branching(name, width) if name in ("beam", "dvts") else 1
-    beams = width // branching
-    known: dict[str, SearchStrategy] = {
-        "greedy": Greedy(),
-        "sampling": RepeatedSampling(width),
-        "beam": BeamSearch(beams, branching),
-        "dvts": DVTS(beams, branching),
-        "rebase": REBASE(width),
-    }
     if name == "greedy" and size:
         raise ValueError(f"strategy {text!r}: greedy search is one path, and has no size")
-    return known[_checked(known, name, "strategy")]
-
-
-def _branching(name: str, width: int) -> int:
-    """Children of a beam, so that beams times children are the width."""
-    for children in (4, 3, 2):
-        if width % children == 0:
-            return children
-    if width == 1:
-        return 1
-    raise ValueError(
-        f"{name} with a width of {width}: beams have 4, 3 or 2 children, which do not divide it: give another width, "
-        "or the strategy in full, such as 'BeamSearch(beam_width=2, branching=4)'"
-    )
+    known = registry()
+    return known[_checked(known, name, "strategy")].make(width)
 
 
 def make_vote(text: str) -> Aggregator:
@@ -68,10 +44,8 @@ def make_vote(text: str) -> Aggregator:
     Raises:
         ValueError: If there is none, or its options do not fit.
     """
-    from inferscale.aggregators import BestOfN, MajorityVote
-
     if "(" in text:
-        made: Aggregator = _made(text, "inferscale.aggregators", "vote")
+        made: Aggregator = _made(text, Aggregator, "inferscale.aggregators")
         return made
     known: dict[str, Aggregator] = {
         "majority": MajorityVote(),
@@ -169,27 +143,30 @@ def _checked(known: Mapping[str, object], name: str, what: str) -> str:
     return name
 
 
-def _made(text: str, home: str, what: str) -> Any:
-    """Object that a call such as ``REBASE(width=8)`` would make: the syntax is read, nothing is executed."""
+def _made(text: str, kind: type[Any], home: str) -> Any:
+    """The part that a call such as ``REBASE(width=8)`` would make: the syntax is read, nothing is executed."""
+    what = "strategy" if kind is SearchStrategy else "vote"
+    known = {name: value for name, value in vars(import_module(home)).items() if _is_part(value, kind)}
+
+    def value(node: ast.expr) -> Any:
+        if not isinstance(node, ast.Call):
+            try:
+                return ast.literal_eval(node)
+            except (ValueError, TypeError):
+                raise ValueError(f"{ast.unparse(node)!r} in the {what}: options are numbers, texts, or calls") from None
+        part = known[_checked(known, ast.unparse(node.func), what)]
+        arguments = [value(argument) for argument in node.args]
+        options = {str(option.arg): value(option.value) for option in node.keywords}
+        try:
+            return part(*arguments, **options)
+        except TypeError as error:
+            raise ValueError(f"{what} {ast.unparse(node)}: {error}") from None
+
     try:
-        return _value(ast.parse(text, mode="eval").body, home, what)
+        return value(ast.parse(text, mode="eval").body)
     except (SyntaxError, MemoryError, RecursionError):  # the last two: nested thousands deep
         raise ValueError(f"{what} {text[:200]!r} is not written like REBASE(width=16)") from None
 
 
-def _value(node: ast.expr, home: str, what: str) -> Any:
-    if not isinstance(node, ast.Call):
-        try:
-            return ast.literal_eval(node)
-        except (ValueError, TypeError):
-            raise ValueError(f"{ast.unparse(node)!r} in the {what}: options are numbers, texts, or calls") from None
-    name, module = ast.unparse(node.func), import_module(home)
-    if name not in module.__all__ or not isinstance(getattr(module, name), type):
-        classes = [n for n in module.__all__ if isinstance(getattr(module, n), type)]
-        raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(classes)}")
-    arguments = [_value(argument, home, what) for argument in node.args]
-    options = {str(option.arg): _value(option.value, home, what) for option in node.keywords}
-    try:
-        return getattr(module, name)(*arguments, **options)
-    except TypeError as error:
-        raise ValueError(f"{what} {ast.unparse(node)}: {error}") from None
+def _is_part(value: object, kind: type[Any]) -> bool:
+    return isinstance(value, type) and issubclass(value, kind) and value is not kind

@@ -1,7 +1,6 @@
 """Search strategies: frozen dataclasses of hyperparameters with one `search` each."""
 
 from .abmcts import ABMCTS
-from .adaptive import AdaptiveConsistency, DeepConf, EarlyStoppingConsistency, SamplingPlan, plan_sampling
 from .combinators import (
     ComputeOptimal,
     ComputeOptimalFit,
@@ -15,8 +14,17 @@ from .combinators import (
 from .levels import DVTS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
 from .mcts import MCTS
 from .particles import ParticleFilter, ParticleGibbs
+from .registry import Registered, registry
 from .revising import BudgetForcing, ParallelSequential, SelfRefine
-from .sampling import Greedy, RepeatedSampling
+from .sampling import (
+    AdaptiveConsistency,
+    DeepConf,
+    EarlyStoppingConsistency,
+    Greedy,
+    RepeatedSampling,
+    SamplingPlan,
+    plan_sampling,
+)
 
 __all__ = [
     "ABMCTS",
@@ -38,6 +46,7 @@ __all__ = [
     "ParticleFilter",
     "ParticleGibbs",
     "REBASE",
+    "Registered",
     "RepeatedSampling",
     "Restart",
     "SamplingPlan",
@@ -47,4 +56,5 @@ __all__ = [
     "difficulty",
     "fit_compute_optimal",
     "plan_sampling",
+    "registry",
 ]

@@ -18,10 +18,10 @@ from .revising import attempts_in, revision_prompt
 
 
 class Posterior(Protocol):
-    """What is believed about the mean score of an arm."""
+    """A belief about the mean score of an arm."""
 
     def observe(self, value: float) -> None:
-        """Takes a score in."""
+        """Take a score in."""
 
     def draw(self, rng: random.Random) -> float:
         """A mean score drawn from the belief."""
@@ -43,7 +43,7 @@ class NormalPosterior:
         self._scale = math.sqrt(self.tau2 / 2)
 
     def observe(self, value: float) -> None:
-        """Takes a score in (Welford's update)."""
+        """Take a score in (Welford's update)."""
         n, delta = self.nu, value - self._mean  # nu is one more than the scores so far
         self._mean += delta / n
         self._squares += delta * (value - self._mean)
@@ -66,7 +66,7 @@ class BetaPosterior:
         self.a = self.b = 0.5
 
     def observe(self, value: float) -> None:
-        """Takes a score in."""
+        """Take a score in."""
         self.a += value
         self.b += 1 - value
 
@@ -76,7 +76,7 @@ class BetaPosterior:
 
 
 class _Place:
-    """A node where a child can be made, and what is believed about its arms."""
+    """A node where a child can be made, and the beliefs about its arms."""
 
     __slots__ = ("answer", "belief", "deeper", "kids", "node", "parent", "wider")
 
@@ -88,8 +88,8 @@ class _Place:
         self.deeper: Posterior = kind()  # CONT
 
     def learn(self, value: float) -> None:
-        """Takes the score of a new child in, up to the root."""
-        self.wider.observe(value)
+        """Take the score of a new child in, up to the root."""
+        self.wider.observe(value)  # the child was made here
         place = self
         while place.parent is not None:
             place.belief.observe(value)
@@ -119,9 +119,9 @@ class ABMCTS(SearchStrategy):
     Attributes:
         n: Children made.
         posterior: ``"normal"``, the normal-inverse-chi-squared belief, or ``"beta"`` with Jeffreys' prior.
-        until: What a sample is: a whole answer (``"end"``), or one ``"step"``.
+        until: ``"end"`` samples whole answers, ``"step"`` one step at a time.
         num_parallel: Children made at a time, before their scores are known; more than 1 saves model calls.
-        instruction: What asks for a revision, with ``until="end"``.
+        instruction: The text that asks for a revision, with ``until="end"``.
         max_depth: Most steps in a path, or revisions in a row.
     """
 
@@ -134,7 +134,6 @@ class ABMCTS(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "n", "num_parallel", "max_depth")
         check_choice(self, "posterior", ("normal", "beta"))
         check_choice(self, "until", ("step", "end"))
@@ -149,7 +148,10 @@ class ABMCTS(SearchStrategy):
             made = yield from self._sample(root, picks)
             yield from score(node for _, node, _ in made)
             for pick, node, answer in made:
-                self._check(node)
+                if not 0 <= node.score <= 1:
+                    raise ValueError(
+                        f"ABMCTS needs scores in [0, 1], and {node!r} has {node.score:.4g}: rescale the reward"
+                    )
                 if self.until == "end" or not node.is_finished:
                     pick.kids.append(_Place(node, pick, kind, answer))
                     pick.kids[-1].belief.observe(node.score)
@@ -158,11 +160,11 @@ class ABMCTS(SearchStrategy):
         return answers if self.until == "end" and answers else root.leaves()
 
     def _select(self, top: _Place, rng: random.Random) -> _Place:
-        """The place that gets a child."""
+        """The place that gets a child: Thompson sampling on every level from the root down."""
         place = top
         for _ in range(self.max_depth - 1):
             kids = place.kids
-            if not kids or place.wider.draw(rng) >= place.deeper.draw(rng):
+            if not kids or place.wider.draw(rng) >= place.deeper.draw(rng):  # theta_GEN >= theta_CONT
                 break
             draws = [kid.belief.draw(rng) for kid in kids]
             place = kids[draws.index(max(draws))]
@@ -186,7 +188,3 @@ class ABMCTS(SearchStrategy):
             for pick, text, group in zip(counts, forced, groups, strict=True)
             for node, answer in attempts_in([node for node in group if not node.is_failed], text)
         ]
-
-    def _check(self, node: Node) -> None:
-        if not 0 <= node.score <= 1:
-            raise ValueError(f"ABMCTS needs scores in [0, 1], and {node!r} has {node.score:.4g}: rescale the reward")

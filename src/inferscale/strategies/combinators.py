@@ -17,14 +17,14 @@ from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, expand, gather, limit, score
 from inferscale.tree import Node
 
-from .adaptive import ExtractAnswer, answers_of
 from .checks import check_choice, check_counts, check_members
+from .sampling import ExtractAnswer, answers_of
 
 Accept: TypeAlias = Callable[[Sequence[Node]], bool]
 
 
 def any_finished(leaves: Sequence[Node]) -> bool:
-    """Whether a leaf has finished with a usable text."""
+    """True if a leaf has finished with a usable text."""
     return any(leaf.is_finished and not leaf.is_failed for leaf in leaves)
 
 
@@ -52,12 +52,11 @@ class _Pair(SearchStrategy):
     second: SearchStrategy
 
     def __post_init__(self) -> None:
-        """Refuses what is no strategy."""
         check_members(self, self.first, self.second)
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
-        """Whether one of the two scores nodes."""
+        """True if one of the two scores nodes."""
         return self.first.needs_scores or self.second.needs_scores
 
 
@@ -68,8 +67,8 @@ class Then(_Pair):
     ``Then(BeamSearch(4, 4, max_depth=3), RepeatedSampling(2))`` spends search on the beginning only.
 
     Attributes:
-        first: Where it begins.
-        second: How open leaves go on.
+        first: The strategy that begins.
+        second: The strategy that goes on from open leaves.
     """
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -86,9 +85,9 @@ class Fallback(_Pair):
     """`first`, and `second` as well if the leaves of the first are not accepted.
 
     Attributes:
-        first: What is tried.
-        second: What is done if that was not enough.
-        accept: Whether the leaves of `first` will do; by default if one has finished.
+        first: The strategy that is tried.
+        second: The strategy that runs too if that was not enough.
+        accept: Tells whether the leaves of `first` will do; by default if one has finished.
     """
 
     accept: Accept = field(default=any_finished, repr=False)
@@ -106,9 +105,9 @@ class Restart(SearchStrategy):
     """`strategy` again and again, each time from the root with new samples, until its leaves are accepted.
 
     Attributes:
-        strategy: What is run.
-        n: How often at most.
-        accept: Whether the leaves of a run will do; by default if one has finished.
+        strategy: The strategy that is run.
+        n: Most runs.
+        accept: Tells whether the leaves of a run will do; by default if one has finished.
     """
 
     strategy: SearchStrategy
@@ -116,13 +115,12 @@ class Restart(SearchStrategy):
     accept: Accept = field(default=any_finished, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses ``n < 1`` and what is no strategy."""
         check_members(self, self.strategy)
         check_counts(self, "n")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
-        """Whether the strategy scores nodes."""
+        """True if the strategy scores nodes."""
         return self.strategy.needs_scores
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -141,7 +139,7 @@ class Limited(SearchStrategy):
     """`strategy`, ended with its best effort before it asks for more than `n` samples.
 
     Attributes:
-        strategy: What is run.
+        strategy: The strategy that is run.
         n: Most samples drawn (steps or whole completions).
     """
 
@@ -149,13 +147,12 @@ class Limited(SearchStrategy):
     n: int
 
     def __post_init__(self) -> None:
-        """Refuses ``n < 1`` and what is no strategy."""
         check_members(self, self.strategy)
         check_counts(self, "n")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
-        """Whether the strategy scores nodes."""
+        """True if the strategy scores nodes."""
         return self.strategy.needs_scores
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -168,7 +165,7 @@ Measure: TypeAlias = Literal["score", "agreement"]
 
 
 def difficulty(scores: Sequence[float] = (), answers: Sequence[str | None] = (), measure: Measure = "score") -> float:
-    """How hard a problem looks from a few samples of it; greater is harder.
+    """The difficulty of a problem as a few samples of it show it; greater is harder.
 
     Args:
         scores: The samples' final scores, read for ``"score"`` (the predicted difficulty of Snell et al.).
@@ -203,7 +200,7 @@ class ComputeOptimal(SearchStrategy):
         strategies: One for each bin, the easiest first.
         thresholds: Difficulties between the bins, ascending; one fewer than strategies.
         num_probes: Samples that estimate the difficulty.
-        measure: How they do, see `difficulty`.
+        measure: As in `difficulty`.
         extract_answer: The function given to `solve`; read for ``measure="agreement"`` alone.
     """
 
@@ -214,7 +211,6 @@ class ComputeOptimal(SearchStrategy):
     extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters that do not fit together."""
         check_counts(self, "num_probes")
         check_choice(self, "measure", ("score", "agreement"))
         object.__setattr__(self, "strategies", tuple(self.strategies))
@@ -230,7 +226,7 @@ class ComputeOptimal(SearchStrategy):
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
-        """Whether probes or a member's nodes are scored."""
+        """True if probes or a member's nodes are scored."""
         return self.measure == "score" or any(strategy.needs_scores for strategy in self.strategies)
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -240,7 +236,7 @@ class ComputeOptimal(SearchStrategy):
             yield from score(probes)
         chosen = self.bin_of(probes)
         root.stats["difficulty_bin"] = chosen
-        leaves = yield from self.strategies[chosen].search(root, random.Random(rng.getrandbits(64)))
+        leaves = yield from self.strategies[chosen].search(root, _stream(rng))
         return joined(probes, leaves)
 
     def bin_of(self, probes: Sequence[Node]) -> int:
@@ -253,7 +249,7 @@ class ComputeOptimal(SearchStrategy):
 
 @dataclass(frozen=True)
 class ComputeOptimalFit:
-    """What was learned on the problems with known answers.
+    """A strategy for each difficulty, chosen on problems with known answers.
 
     Attributes:
         strategy: The strategy to use from now on.
@@ -281,7 +277,7 @@ def fit_compute_optimal(
     measure: Measure = "score",
     seed: int = 0,
 ) -> ComputeOptimalFit:
-    """The best candidate for each difficulty bin, and what that is worth by cross-validation.
+    """The best candidate for each difficulty bin, and its accuracy by cross-validation.
 
     Args:
         difficulties: Of each problem, estimated as at answer time: by `difficulty` from `num_probes` samples.
@@ -297,56 +293,46 @@ def fit_compute_optimal(
     Raises:
         ValueError: If counts differ, a number is not finite, or a bin has fewer than two problems.
     """
-    candidates = tuple(outcomes)
+    candidates, rows = tuple(outcomes), [list(row) for row in outcomes.values()]
     if not candidates or num_bins < 1:
         raise ValueError("fit_compute_optimal needs at least one candidate strategy and one bin")
-    rows = [_checked_row(candidate, outcomes[candidate], len(difficulties)) for candidate in candidates]
-    thresholds, bins = _quantile_bins(difficulties, num_bins)
-    rng = random.Random(seed)
-    right = [_cross_validated(rows, members, rng) for members in bins]
-    table = tuple(tuple(_mean(row, members) for row in rows) for members in bins)
-    best = tuple(candidates[max(range(len(rows)), key=means.__getitem__)] for means in table)
-    return ComputeOptimalFit(
-        ComputeOptimal(best, thresholds, num_probes, measure),
-        math.fsum(right) / len(difficulties),
-        tuple(total / len(members) for total, members in zip(right, bins, strict=True)),
-        table,
-        candidates,
-        tuple(len(members) for members in bins),
-    )
-
-
-def _checked_row(candidate: SearchStrategy, row: Sequence[float], num_problems: int) -> list[float]:
-    if len(row) != num_problems:
-        raise ValueError(f"{candidate!r} has {len(row)} outcomes for {num_problems} problems: give one for each")
-    if not all(map(math.isfinite, row)):
-        raise ValueError(f"{candidate!r} has an outcome that is no finite number: give 0 to 1 for each problem")
-    return list(row)
-
-
-def _quantile_bins(difficulties: Sequence[float], num_bins: int) -> tuple[tuple[float, ...], list[list[int]]]:
-    """Thresholds between the bins, and the problems of each bin."""
+    for candidate, row in zip(candidates, rows, strict=True):
+        if len(row) != len(difficulties):
+            problems = f"{len(difficulties)} problems: give one for each"
+            raise ValueError(f"{candidate!r} has {len(row)} outcomes for {problems}")
+        if not all(map(math.isfinite, row)):
+            raise ValueError(f"{candidate!r} has an outcome that is no finite number: give 0 to 1 for each problem")
     if not all(map(math.isfinite, difficulties)):
         raise ValueError("a difficulty is no finite number: give one for each problem, by difficulty()")
     shares = np.arange(1, num_bins) / num_bins
     thresholds = tuple(np.quantile(np.asarray(difficulties, dtype=float), shares).tolist())
     bins = [[i for i, d in enumerate(difficulties) if bisect_left(thresholds, d) == b] for b in range(num_bins)]
-    sizes = [len(members) for members in bins]
+    sizes = tuple(map(len, bins))
     if min(sizes) < 2:
-        raise ValueError(f"bins of {sizes} problems: every one needs two; give more problems or num_bins < {num_bins}")
-    return thresholds, bins
+        raise ValueError(
+            f"bins of {list(sizes)} problems: every one needs two; give more problems or num_bins < {num_bins}"
+        )
 
+    def mean(row: Sequence[float], members: Sequence[int]) -> float:
+        return math.fsum(row[i] for i in members) / len(members)
 
-def _cross_validated(rows: Sequence[Sequence[float]], members: Sequence[int], rng: random.Random) -> float:
-    """Sum of outcomes when each half of `members` is answered by the candidate that is best on the other half."""
-    shuffled = rng.sample(list(members), len(members))
-    halves = shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
-    total = 0.0
-    for choose_on, judge_on in (halves, halves[::-1]):
-        best = max(rows, key=lambda row: _mean(row, choose_on))
-        total += math.fsum(best[i] for i in judge_on)
-    return total
-
-
-def _mean(row: Sequence[float], members: Sequence[int]) -> float:
-    return math.fsum(row[i] for i in members) / len(members)
+    # argmax_theta of the mean outcome in each bin; the first candidate of equals
+    table = tuple(tuple(mean(row, members) for row in rows) for members in bins)
+    best = tuple(candidates[max(range(len(rows)), key=means.__getitem__)] for means in table)
+    rng, right = random.Random(seed), []
+    for members in bins:  # each half is answered by the candidate that is best on the other half
+        shuffled = rng.sample(members, len(members))
+        halves = shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
+        total = 0.0
+        for choose_on, judge_on in (halves, halves[::-1]):
+            chosen = max(rows, key=lambda row: mean(row, choose_on))
+            total += math.fsum(chosen[i] for i in judge_on)
+        right.append(total)
+    return ComputeOptimalFit(
+        ComputeOptimal(best, thresholds, num_probes, measure),
+        math.fsum(right) / len(difficulties),
+        tuple(total / size for total, size in zip(right, sizes, strict=True)),
+        table,
+        candidates,
+        sizes,
+    )

@@ -29,17 +29,9 @@ def look_ahead(nodes: Sequence[Node], depth: int) -> Flow[list[float]]:
         if not rolled:
             break
         next_of = {node.parent: node for node in rolled}
-        ends = [next_of.get(end, end) for end in ends]
+        ends = [next_of.get(end, end) for end in ends]  # a path that ended, or whose next sample failed, stays put
     yield from score(ends)
     return [end.score for end in ends]
-
-
-def first_of_each_text(nodes: Sequence[Node]) -> list[Node]:
-    """The nodes without those whose whole text another one had before them, in order."""
-    first: dict[str, Node] = {}
-    for node in nodes:
-        first.setdefault(node.text, node)
-    return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,6 @@ class BeamSearch(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "beam_width", "branching", "max_depth")
         check_counts(self, "lookahead", minimum=0)
 
@@ -78,21 +69,24 @@ class BeamSearch(SearchStrategy):
 
     def survivors(self, root: Node) -> Flow[list[Node]]:
         """All finished leaves, or the last beam, which is empty if every sample from it failed."""
-        beam, counts, done = [root], [self.beam_width * self.branching], list[Node]()
+        beam, branching, done = [root], self.beam_width * self.branching, list[Node]()
         value: dict[Node, float] = {}
         for _ in range(self.max_depth):
             alive = [node for node in beam if not node.is_finished]
             if not alive:
                 break
-            children = yield from expand(alive, counts)
+            children = yield from expand(alive, branching)
+            branching = self.branching
             value.update(zip(children, (yield from look_ahead(children, self.lookahead)), strict=True))
             done += [node for node in children if node.is_finished]
             candidates = [node for node in beam if node.is_finished] + children
             if self.filter_duplicates:
-                candidates = first_of_each_text(candidates)
+                first: dict[str, Node] = {}
+                for node in candidates:
+                    first.setdefault(node.text, node)
+                candidates = list(first.values())
             # Python's sort is stable: among equal values the older node keeps its place.
             beam = sorted(candidates, key=lambda node: -value[node])[: self.beam_width]
-            counts = [self.branching] * sum(not node.is_finished for node in beam)
         return done or beam
 
 
@@ -121,7 +115,6 @@ class DVTS(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_subtrees", "branching", "max_depth")
         check_counts(self, "lookahead", minimum=0)
 
@@ -149,22 +142,11 @@ class StepwiseGreedy(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "n", "max_depth")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """All finished leaves, or the path so far if none has finished."""
-        node, done = root, list[Node]()
-        for _ in range(self.max_depth):
-            children = yield from expand([node], self.n)
-            yield from score(children)
-            done += [child for child in children if child.is_finished]
-            if not children:
-                return done or root.leaves()
-            node = max(children, key=lambda child: child.score)
-            if node.is_finished:
-                break
-        return done or [node]
+        return BeamSearch(1, self.n, self.max_depth).search(root, rng)
 
 
 @dataclass(frozen=True)
@@ -198,7 +180,6 @@ class REBASE(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "width", "max_depth")
         check_positive(self, "softmax_temperature")
         check_choice(self, "rounding", ("exact", "paper", "released"))
@@ -214,19 +195,17 @@ class REBASE(SearchStrategy):
             yield from score(children)
             finished += [node for node in children if node.is_finished]
             frontier = [node for node in children if not node.is_finished]
-            width_left = self.width - len(finished)
+            width_left = self.width - len(finished)  # a finished leaf keeps its unit of the width
             if not frontier or width_left <= 0:
                 break
-            counts = self._allocate([node.score for node in frontier], width_left)
+            # W_j = Round(width_left * exp(R_j / T_b) / sum_k exp(R_k / T_b)), a node with W_j = 0 is pruned
+            counts = rebase_allocation(
+                [node.score for node in frontier], width_left, self.softmax_temperature, self.rounding,
+                truncate_ratio=self.truncate_ratio,
+            ).tolist()  # fmt: skip
             for node, count in zip(frontier, counts, strict=True):
                 node.stats["allocated"] = count
         return finished + frontier or root.leaves()
-
-    def _allocate(self, scores: list[float], width_left: int) -> list[int]:
-        counts = rebase_allocation(
-            scores, width_left, self.softmax_temperature, rounding=self.rounding, truncate_ratio=self.truncate_ratio
-        )
-        return [int(count) for count in counts]
 
 
 @dataclass(frozen=True)
@@ -252,14 +231,13 @@ class BestFirst(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_expansions", "branching", "num_parallel", "max_depth")
         if self.max_finished is not None:
             check_counts(self, "max_finished")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The leaves of the whole tree."""
-        heap = [(0.0, 0, root)]
+        heap = [(0.0, 0, root)]  # (minus the score, age, open node): the age keeps ties in order
         pushed, finished, left = 1, 0, self.num_expansions
         while heap and left and (self.max_finished is None or finished < self.max_finished):
             batch = [heapq.heappop(heap)[2] for _ in range(min(self.num_parallel, left, len(heap)))]
@@ -301,7 +279,6 @@ class DepthFirst(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_expansions", "branching", "max_depth")
         if self.threshold is not None and math.isnan(self.threshold):
             raise ValueError("DepthFirst(threshold=nan) would prune every child: give a score, or None")
@@ -320,8 +297,6 @@ class DepthFirst(SearchStrategy):
                 children = yield from expand([node], self.branching)
                 yield from score(children)
                 ranked = sorted(children, key=lambda child: -child.score)
-                stack += reversed([child for child in ranked if self._is_promising(child)])
+                # Reversed, so that the best child is on top of the stack and its subtree is searched first.
+                stack += [c for c in reversed(ranked) if self.threshold is None or c.score >= self.threshold]
         return root.leaves()
-
-    def _is_promising(self, child: Node) -> bool:
-        return self.threshold is None or child.score >= self.threshold

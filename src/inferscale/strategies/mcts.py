@@ -19,14 +19,17 @@ from .checks import check_choice, check_counts, check_positive
 class MCTSTree:
     """Counts of one search. A path is a list of nodes from the root of the search down.
 
+    Invariant: a node is closed when it has finished, is at the depth limit, or has been expanded and has no open
+    child; closing the last open child closes the parent, so that a search is over when its root is closed.
+
     Attributes:
-        root: Where the search starts.
+        root: The node that the search starts from.
         kids: Children of each node that was expanded, roll-outs left out.
         visits: N, the number of values that were backed up through a node.
         value: Q, their mean.
         in_flight: Simulations under way through a node: virtual losses.
         passes: Simulations that went through a node, the one that made it included.
-        closed: Nodes that are not selected: finished, at the depth limit, without an open child, or in flight.
+        closed: Nodes that are not selected; while they are expanded, also those that get all their children at once.
     """
 
     def __init__(self, root: Node) -> None:
@@ -54,31 +57,31 @@ class MCTSTree:
         return self.value[node] * visits / (visits + losses) if losses else self.value[node]
 
     def begin(self, path: Sequence[Node]) -> None:
-        """A simulation is under way along `path`."""
+        """Put virtual losses on `path`: a simulation is under way along it."""
         for node in path:
             self.in_flight[node] += 1
             self.passes[node] += 1
 
     def end(self, path: Sequence[Node]) -> None:
-        """The simulation has come back: its virtual losses are taken off."""
+        """Take the virtual losses of a simulation that has come back off `path`."""
         for node in path:
             self.in_flight[node] -= 1
         self.kids.setdefault(path[-1], [])
 
     def add(self, path: Sequence[Node], kid: Node, value: float, is_closed: bool) -> None:
-        """Hangs a new child under the path's last node and backs its value up to the root."""
+        """Hang a new child under the path's last node and back its value up to the root."""
         self.kids[path[-1]].append(kid)
         self.passes[kid] = 1
         if is_closed:
             self.closed.add(kid)
         else:
             self._num_open[path[-1]] += 1
-        for node in (*path, kid):
+        for node in (*path, kid):  # N += 1, Q += (V - Q) / N
             self.visits[node] += 1
             self.value[node] += (value - self.value[node]) / self.visits[node]
 
     def close(self, path: Sequence[Node]) -> None:
-        """Takes the path's last node out of selection, with the ancestors that lose their last open child."""
+        """Take the path's last node out of selection, with the ancestors that lose their last open child."""
         for depth in range(len(path) - 1, -1, -1):
             self.closed.add(path[depth])
             if depth:
@@ -87,7 +90,7 @@ class MCTSTree:
                     return
 
     def reopen(self, path: Sequence[Node]) -> None:
-        """Undoes `close` if the path's last node has an open child by now."""
+        """Undo `close` if the path's last node has an open child by now."""
         if not self._num_open[path[-1]]:
             return
         for depth in range(len(path) - 1, -1, -1):
@@ -96,17 +99,6 @@ class MCTSTree:
             self.closed.remove(path[depth])
             if depth:
                 self._num_open[path[depth - 1]] += 1
-
-    def annotate(self) -> None:
-        """Writes visits and values on the nodes, for people to read."""
-        for node, visits in self.visits.items():
-            node.stats.update(visits=visits, value=self.value[node])
-
-
-_PUCT_BASE = 19652
-_GUMBEL_VISITS = 50  # c_visit and c_scale of Danihelka et al. 2022, section 3.4
-_GUMBEL_SCALE = 0.1
-_GUMBEL_CANDIDATES = 16
 
 
 class Rule(Protocol):
@@ -118,12 +110,12 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class UCT:
-    """``Q(c) + c_uct * sqrt(ln N(node) / N(c))``."""
+    """``Q(c) + c_uct * sqrt(ln N(node) / N(c))`` (Kocsis and Szepesvari 2006)."""
 
     c_uct: float
 
     def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
-        """The child with the greatest upper confidence bound."""
+        """The child with the greatest upper bound; N(c) is at least 1, since being sampled is a visit."""
         log_visits = math.log(tree.visits_now(node))
 
         def bound(kid: Node) -> float:
@@ -132,16 +124,19 @@ class UCT:
         return max(kids, key=bound)
 
 
+_PUCT_BASE = 19652  # c_base of AlphaZero (Silver et al. 2018)
+
+
 @dataclass
 class PUCT:
     """``Q(c) + c(N) * P(c) * sqrt(N) / (1 + N(c))`` with ``c(N) = c_puct + ln((N + 19653) / 19652)``.
 
     Attributes:
         c_puct: The constant part of c(N).
-        prior: What P is: ``"uniform"`` or ``"logprob"``.
+        prior: P: ``"uniform"`` or ``"logprob"``.
         noise: Weight of the Dirichlet noise in the priors of the root's children.
         noise_alpha: Its concentration.
-        rng: Where the noise comes from.
+        rng: Source of the noise.
     """
 
     c_puct: float
@@ -154,7 +149,7 @@ class PUCT:
     def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
         """The child with the greatest bound."""
         priors = self._priors.get(node)
-        if priors is None or len(priors) != len(tree.kids[node]):
+        if priors is None or len(priors) != len(tree.kids[node]):  # progressive widening has added a child
             priors = self._priors[node] = self._new_priors(tree.kids[node], node is tree.root)
         visits = tree.visits_now(node)
         factor = (self.c_puct + math.log((visits + _PUCT_BASE + 1) / _PUCT_BASE)) * math.sqrt(visits)
@@ -166,7 +161,7 @@ class PUCT:
 
     def _new_priors(self, kids: Sequence[Node], is_root: bool) -> dict[Node, float]:
         priors = [1 / len(kids)] * len(kids) if self.prior == "uniform" else logprob_priors(kids)
-        if is_root and self.noise:
+        if is_root and self.noise:  # (1 - noise) P + noise eta with eta ~ Dirichlet(alpha): gammas over their sum
             draws = [self.rng.gammavariate(self.noise_alpha, 1.0) for _ in kids]
             total = math.fsum(draws) or 1.0
             mix = zip(priors, draws, strict=True)
@@ -182,20 +177,17 @@ def logprob_priors(kids: Sequence[Node]) -> list[float]:
     """
     copies: dict[str, list[int]] = {}
     for index, kid in enumerate(kids):
-        copies.setdefault(kid.step.text if kid.step else "", []).append(index)
-    means = [_mean_logprob(kids[group[0]]) for group in copies.values()]
+        if kid.step is None or kid.step.logprob is None:
+            raise ValueError(f'{kid!r} has no log-probability: the generator gives none, so use prior="uniform"')
+        copies.setdefault(kid.step.text, []).append(index)
+    firsts = [kids[group[0]].step for group in copies.values()]
+    means = [(step.logprob or 0.0) / max(1, step.generated_tokens) for step in firsts if step is not None]
     weights = [math.exp(mean - max(means)) for mean in means]
     priors = [0.0] * len(kids)
     for group, weight in zip(copies.values(), weights, strict=True):
         for index in group:
             priors[index] = weight / math.fsum(weights) / len(group)
     return priors
-
-
-def _mean_logprob(kid: Node) -> float:
-    if kid.step is None or kid.step.logprob is None:
-        raise ValueError(f'{kid!r} has no log-probability: the generator gives none, so use prior="uniform"')
-    return kid.step.logprob / max(1, kid.step.generated_tokens)
 
 
 def sequential_halving(num_candidates: int, num_visits: int) -> list[int]:
@@ -216,6 +208,11 @@ def sequential_halving(num_candidates: int, num_visits: int) -> list[int]:
     return schedule[:num_visits]
 
 
+_GUMBEL_VISITS = 50  # c_visit and c_scale of Danihelka et al. 2022, section 3.4
+_GUMBEL_SCALE = 0.1
+_GUMBEL_CANDIDATES = 16
+
+
 def scaled_values(values: Sequence[float], most_visits: int) -> list[float]:
     """The sigma of Danihelka et al. 2022, equation 8: values scaled to [0, 1] times ``(50 + max N) * 0.1``."""
     low, high = min(values), max(values)
@@ -227,19 +224,22 @@ def scaled_values(values: Sequence[float], most_visits: int) -> list[float]:
 class Gumbel:
     """Sequential halving over Gumbel-sampled candidates at the root, the improved policy below.
 
+    The paper's logits are 0 here: children are samples of the model, so that its prior is in them already. Its
+    completed values need no completion: every child was evaluated when it was sampled.
+
     Attributes:
         num_simulations: Simulations of the whole search, the root's expansion included.
-        rng: Where the Gumbel numbers come from.
+        rng: Source of the Gumbel numbers.
     """
 
     num_simulations: int
     rng: random.Random
     _gumbels: dict[Node, float] = field(default_factory=dict)
-    _turns: dict[Node, int] = field(default_factory=dict)
-    _schedule: list[int] = field(default_factory=list)
+    _turns: dict[Node, int] = field(default_factory=dict)  # visits that the schedule gave to each candidate
+    _schedule: list[int] = field(default_factory=list)  # of the visits to come, the next one last
 
     def __call__(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> Node:
-        """The scheduled candidate at the root; below, where visits lag most behind the improved policy."""
+        """The scheduled candidate at the root; below, the child whose visits lag most behind the improved policy."""
         if node is not tree.root:
             return self._below(tree, kids)
         if not self._turns:
@@ -259,6 +259,7 @@ class Gumbel:
         return self._best(tree, finalists) if finalists else None
 
     def _draw(self, kids: Sequence[Node]) -> None:
+        # g = -ln(-ln u) with u in (0, 1), never 0 or 1; the m greatest are a sample without replacement
         self._gumbels = {kid: -math.log(-math.log((self.rng.getrandbits(52) + 0.5) / 2**52)) for kid in kids}
         candidates = sorted(kids, key=lambda kid: -self._gumbels[kid])[:_GUMBEL_CANDIDATES]
         self._turns = {kid: 1 for kid in kids if kid in candidates}
@@ -267,12 +268,17 @@ class Gumbel:
         self._schedule = sequential_halving(m, m + self.num_simulations - 1)[m:][::-1]
 
     def _best(self, tree: MCTSTree, kids: Sequence[Node]) -> Node:
+        """``argmax_c g(c) + logit(c) + sigma(Q(c))`` among `kids`, with values scaled over all of the root's."""
         everyone = tree.kids[tree.root]
         most = max(tree.passes[kid] for kid in everyone)
         scaled = dict(zip(everyone, scaled_values([tree.value[kid] for kid in everyone], most), strict=True))
-        return max(kids, key=lambda kid: self._gumbels[kid] + scaled[kid])  # the logit of a sampled child is 0
+        return max(kids, key=lambda kid: self._gumbels[kid] + scaled[kid])
 
     def _below(self, tree: MCTSTree, kids: Sequence[Node]) -> Node:
+        """``argmax_c pi'(c) - N(c) / (1 + sum_b N(b))`` with ``pi' = softmax(logits + sigma(Q))`` (section 5).
+
+        The 1 in the denominator is the visit to come: the frequencies after it are to be nearest to pi'.
+        """
         passes = [tree.passes[kid] for kid in kids]
         scaled = scaled_values([tree.value[kid] for kid in kids], max(passes))
         weights = [math.exp(value - max(scaled)) for value in scaled]
@@ -339,7 +345,6 @@ class MCTS(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_simulations", "root_branching", "branching", "num_parallel", "max_depth")
         check_positive(self, "c_uct", "c_puct", "noise_alpha", finite=True)
         check_choice(self, "selection", ("uct", "puct", "gumbel"))
@@ -362,79 +367,68 @@ class MCTS(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The leaves of the whole tree; nodes carry their visits and values in `stats`."""
-        tree, rule = MCTSTree(root), self._rule(rng)
-        left = self.num_simulations
+        tree, left = MCTSTree(root), self.num_simulations
+        rule: Rule = UCT(self.c_uct) if self.selection == "uct" else Gumbel(left, rng)
+        if self.selection == "puct":
+            rule = PUCT(self.c_puct, self.prior, self.noise, self.noise_alpha, rng)
         try:
             while left and root not in tree.closed:
-                wave = self._wave(tree, rule, min(left, self.num_parallel))
+                # Selection: paths down to nodes that get children, one for each simulation under way.
+                wave: list[list[Node]] = []
+                while len(wave) < min(left, self.num_parallel) and root not in tree.closed:
+                    path = self._select(tree, rule)
+                    if path is None:
+                        break
+                    tree.begin(path)
+                    if self.widening is None:
+                        tree.close(path)
+                    wave.append(path)
                 left -= len(wave)
-                yield from self._simulate(tree, wave)
-        finally:
-            tree.annotate()
+                # Expansion: all children at once, or with widening one for each path that ends at the node.
+                counts = dict.fromkeys((path[-1] for path in wave), 0)
+                for node in (path[-1] for path in wave):
+                    if self.widening is None:
+                        counts[node] = self.root_branching if node is root else self.branching
+                    else:
+                        counts[node] += 1
+                children = yield from expand(list(counts), list(counts.values()))
+                values = yield from self._evaluate(children)
+                # Backup: the losses come off, and each child's value goes up its path.
+                for path in wave:
+                    tree.end(path)
+                path_to = {path[-1]: path for path in wave}
+                for child, value in zip(children, values, strict=True):
+                    at_limit = child.depth - root.depth >= self.max_depth
+                    tree.add(path_to[child.parent or root], child, value, child.is_finished or at_limit)
+                if self.widening is None:
+                    for path in wave:
+                        tree.reopen(path)
+        finally:  # also where a budget ends the search
+            for node, visits in tree.visits.items():
+                node.stats.update(visits=visits, value=tree.value[node])
             if isinstance(rule, Gumbel) and (choice := rule.choice(tree)) is not None:
                 root.stats["choice"] = root.children.index(choice)
         return root.leaves()
 
-    def _rule(self, rng: random.Random) -> Rule:
-        if self.selection == "puct":
-            return PUCT(self.c_puct, self.prior, self.noise, self.noise_alpha, rng)
-        return UCT(self.c_uct) if self.selection == "uct" else Gumbel(self.num_simulations, rng)
-
-    def _wave(self, tree: MCTSTree, rule: Rule, size: int) -> list[list[Node]]:
-        """Paths to the nodes to expand next; at least one."""
-        wave: list[list[Node]] = []
-        while len(wave) < size and tree.root not in tree.closed:
-            path = self._descend(tree, rule)
-            if path is None:
-                break
-            tree.begin(path)
-            if self.widening is None:
-                tree.close(path)
-            wave.append(path)
-        return wave
-
-    def _descend(self, tree: MCTSTree, rule: Rule) -> list[Node] | None:
+    def _select(self, tree: MCTSTree, rule: Rule) -> list[Node] | None:
         """The path from the root to a node that gets children, or ``None`` if it must wait for those under way."""
         path = [tree.root]
         while True:
-            node = path[-1]
-            kids = tree.open_kids(node)
-            if self._grows(tree, node, kids):
+            node, kids = path[-1], tree.open_kids(path[-1])
+            if self.widening is None:
+                grows = node not in tree.kids
+            else:
+                # Under way through a node but through none of its children: new children of its own.
+                coming = tree.in_flight[node] - sum(tree.in_flight[kid] for kid in tree.kids.get(node, ()))
+                allowed = math.ceil(tree.visits_now(node) ** self.widening - 1e-9)  # ceil(N^a)
+                grows = len(tree.kids.get(node, ())) + coming < allowed or not (kids or coming)
+            if grows:
                 return path
             if not kids:
                 return None
             path.append(rule(tree, node, kids))
 
-    def _grows(self, tree: MCTSTree, node: Node, kids: Sequence[Node]) -> bool:
-        if self.widening is None:
-            return node not in tree.kids
-        # Under way through a node but through none of its children: new children of its own.
-        coming = tree.in_flight[node] - sum(tree.in_flight[kid] for kid in tree.kids.get(node, ()))
-        allowed = math.ceil(tree.visits_now(node) ** self.widening - 1e-9)
-        return len(tree.kids.get(node, ())) + coming < allowed or not (kids or coming)
-
-    def _simulate(self, tree: MCTSTree, wave: Sequence[list[Node]]) -> Flow[None]:
-        counts = dict.fromkeys((path[-1] for path in wave), 0)
-        for path in wave:
-            counts[path[-1]] += self._num_children(tree, path[-1])
-        children = yield from expand(list(counts), list(counts.values()))
-        values = yield from self._values(children)
-        for path in wave:
-            tree.end(path)
-        path_to = {path[-1]: path for path in wave}
-        for child, value in zip(children, values, strict=True):
-            at_limit = child.depth - tree.root.depth >= self.max_depth
-            tree.add(path_to[child.parent or tree.root], child, value, child.is_finished or at_limit)
-        if self.widening is None:
-            for path in wave:
-                tree.reopen(path)
-
-    def _num_children(self, tree: MCTSTree, node: Node) -> int:
-        if self.widening is not None:
-            return 1
-        return self.root_branching if node is tree.root else self.branching
-
-    def _values(self, children: Sequence[Node]) -> Flow[list[float]]:
+    def _evaluate(self, children: Sequence[Node]) -> Flow[list[float]]:
         """V of each new child."""
         if self.evaluate == "reward":
             yield from score(children)

@@ -16,7 +16,7 @@ from inferscale.tree import Node
 
 from .checks import check_choice, check_counts, check_positive
 
-DEAD = -math.inf  # the log-weight of a particle whose sample failed or was scored 0
+DEAD = -math.inf  # log-weight of a particle whose sample failed or was scored 0
 
 
 def extend(particles: Sequence[Node], which: Sequence[int]) -> Flow[dict[int, Node]]:
@@ -27,7 +27,7 @@ def extend(particles: Sequence[Node], which: Sequence[int]) -> Flow[dict[int, No
     counts = Counter(particles[i] for i in which)
     children = yield from expand(list(counts), list(counts.values()))
     yield from score(children)
-    waiting: defaultdict[Node | None, deque[Node]] = defaultdict(deque)
+    waiting: defaultdict[Node | None, deque[Node]] = defaultdict(deque)  # children that no particle has moved to yet
     for child in children:
         waiting[child.parent].append(child)
     return {i: waiting[particles[i]].popleft() for i in which if waiting[particles[i]]}
@@ -55,21 +55,12 @@ def log_increment(new: Node, old: Node, root: Node) -> float:
     return log_potential(new, root) - (0.0 if before == DEAD else before)
 
 
-def revived(log_weights: Sequence[float]) -> tuple[list[float], bool]:
-    """The log-weights, equal ones if all are 0 in weight, and whether that was so: an answer is still returned."""
-    died = max(log_weights) == DEAD
-    return ([0.0] * len(log_weights) if died else list(log_weights)), died
-
-
 def equally_weighted(particles: Sequence[Node], log_weights: Sequence[float], rng: random.Random) -> list[Node]:
     """Particles of equal weight: a systematic resampling where the weights differ."""
     if max(log_weights) - min(log_weights) < 1e-12:
         return list(particles)
     ancestors = resample(softmax(log_weights), len(particles), "systematic", rng)
     return [particles[i] for i in ancestors]
-
-
-_ODDS_CLIP = 1e-7
 
 
 @dataclass(frozen=True)
@@ -118,7 +109,6 @@ class ParticleFilter(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_particles", "max_depth")
         check_positive(self, "softmax_temperature")
         check_choice(self, "resampling", ("systematic", "stratified", "residual", "multinomial"))
@@ -144,39 +134,31 @@ class ParticleFilter(SearchStrategy):
             if not alive:
                 break
             new = yield from extend(particles, alive)
-            log_weights = self._reweighted(particles, log_weights, alive, new, root)
+            for i in alive:  # w_i *= phi(new_i) / phi(old_i), in logarithms
+                log_weights[i] += log_increment(new[i], particles[i], root) if i in new else DEAD
             particles = [new.get(i, node) for i, node in enumerate(particles)]
-            log_weights, died = revived(log_weights)
-            lost = lost or died
+            if self.weighting != "incremental":
+                log_weights = [
+                    w if w == DEAD else self._published(node, root)
+                    for node, w in zip(particles, log_weights, strict=True)
+                ]
+            if max(log_weights) == DEAD:
+                log_weights, lost = [0.0] * n, True
             sizes.append(float(effective_sample_size(log_weights, log=True)))
             if self.weighting != "incremental" or sizes[-1] < self.ess_threshold * n:
                 particles, log_weights = self._resampled(particles, log_weights, sizes[-1], level, rng)
         root.stats["ess"] = sizes
         if self.weighting == "incremental":
+            # Z = (1/N) sum_i w_i: resampling puts the mean weight back, so the product over levels is in it.
             root.stats["log_evidence"] = None if lost else float(logsumexp(log_weights)) - math.log(n)
         return particles, log_weights
 
-    def _reweighted(
-        self,
-        particles: Sequence[Node],
-        log_weights: Sequence[float],
-        alive: Sequence[int],
-        new: dict[int, Node],
-        root: Node,
-    ) -> list[float]:
-        weights = list(log_weights)
-        for i in alive:
-            weights[i] = weights[i] + log_increment(new[i], particles[i], root) if i in new else DEAD
-        if self.weighting == "incremental":
-            return weights
-        current = [new.get(i, node) for i, node in enumerate(particles)]
-        return [DEAD if w == DEAD else self._published(node, root) for node, w in zip(current, weights, strict=True)]
-
     def _published(self, node: Node, root: Node) -> float:
+        """The log-weight of the paper's or its_hub's sampler: the score, or its log-odds, over the temperature."""
         log_potential(node, root)  # refuses negative scores
         value = node.score
         if self.weighting == "its_hub":
-            clipped = min(max(value, _ODDS_CLIP), 1 - _ODDS_CLIP)
+            clipped = min(max(value, 1e-7), 1 - 1e-7)
             value = math.log(clipped) - math.log1p(-clipped)
         return value / self.softmax_temperature
 
@@ -187,7 +169,7 @@ class ParticleFilter(SearchStrategy):
         tau = self._temperature([math.exp(w - total) for w in log_weights], size, level)
         flat_total = float(logsumexp([w / tau for w in log_weights]))
         ancestors = resample(softmax(log_weights, tau), n, self.resampling, rng).tolist()
-        # Drawn with p instead of w: log w/p is put back as a weight. It is 0 without tempering.
+        # Drawn with p ~ w^(1/tau) instead of w: log w/p is put back as a weight. It is 0 without tempering.
         corrections = [(log_weights[i] - total) - (log_weights[i] / tau - flat_total) for i in ancestors]
         return [particles[i] for i in ancestors], [total - math.log(n) + correction for correction in corrections]
 
@@ -200,7 +182,7 @@ class ParticleFilter(SearchStrategy):
             return 2 - progress
         if self.tempering == "ess":
             return max(1.0, n / size * (1 - progress))
-        entropy = -math.fsum(w * math.log(w) for w in weights if w) / math.log(n)
+        entropy = -math.fsum(w * math.log(w) for w in weights if w) / math.log(n)  # 1 for equal weights
         beta = entropy + (1 - entropy) * progress
         return max(1.0, 1 / max(beta, 1e-6))
 
@@ -235,7 +217,6 @@ class ParticleGibbs(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_particles", minimum=2)
         check_counts(self, "num_iterations", "max_depth")
         if not 0 <= self.ess_threshold <= 1:
@@ -269,17 +250,14 @@ class ParticleGibbs(SearchStrategy):
             for i in [0, *alive] if level < len(replay) else alive:
                 log_weights[i] += log_increment(new[i], particles[i], root) if i in new else DEAD
             particles = [new.get(i, node) for i, node in enumerate(particles)]
-            log_weights, _ = revived(log_weights)
+            if max(log_weights) == DEAD:
+                log_weights = [0.0] * n
             if float(effective_sample_size(log_weights, log=True)) < self.ess_threshold * n:
-                particles, log_weights = self._resampled(particles, log_weights, rng)
+                # Conditional multinomial resampling: particle 0 is its own ancestor, the others draw among all N.
+                ancestors = resample(softmax(log_weights), n - 1, "multinomial", rng).tolist()
+                particles = [particles[i] for i in (0, *ancestors)]
+                log_weights = [float(logsumexp(log_weights))] * n
         return particles, log_weights
-
-    def _resampled(
-        self, particles: Sequence[Node], log_weights: Sequence[float], rng: random.Random
-    ) -> tuple[list[Node], list[float]]:
-        n = len(particles)
-        ancestors = resample(softmax(log_weights), n - 1, "multinomial", rng).tolist()
-        return [particles[i] for i in (0, *ancestors)], [float(logsumexp(log_weights))] * n
 
 
 def draw_reference(particles: Sequence[Node], log_weights: Sequence[float], rng: random.Random) -> Node:

@@ -1,4 +1,4 @@
-"""Strategies that go on from a finished answer: budget forcing and self-refinement."""
+"""Strategies that go on from a finished answer: budget forcing, self-refinement, chains of revisions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def attempts_in(nodes: Sequence[Node], forced: str) -> list[tuple[Node, str]]:
 
 
 def revision_prompt(attempts: Sequence[str], instruction: str) -> str:
-    """What is forced before a revision: each earlier attempt, followed by the instruction to try again."""
+    """The text forced before a revision: each earlier attempt, followed by the instruction to try again."""
     return "".join(attempt + instruction for attempt in attempts)
 
 
@@ -50,9 +50,9 @@ class BudgetForcing(SearchStrategy):
 
     Attributes:
         max_thinking_tokens: Most tokens of thinking; ``None`` sets no cap.
-        num_waits: How often an end of thinking is dropped.
+        num_waits: Ends of thinking that are dropped.
         end_of_thinking: The text that ends thinking; ``""`` for models without one: then the end of the answer does.
-        wait: What takes its place.
+        wait: The text that takes its place.
         final: Forced after `end_of_thinking` when the allowance is spent.
         n: Independent chains.
         greedy: Take the likeliest token each time (as in the paper).
@@ -69,7 +69,6 @@ class BudgetForcing(SearchStrategy):
     max_depth: int = 400
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "n", "max_depth")
         check_counts(self, "num_waits", minimum=0)
         if self.max_thinking_tokens is not None:
@@ -83,57 +82,37 @@ class BudgetForcing(SearchStrategy):
         return [answer for chain in chains for answer in chain] or root.leaves()
 
     def _chain(self, root: Node) -> Flow[list[Node]]:
+        # What is sampled next continues `node` after `forced`; `left` tokens of thinking may still be spent.
         node, forced, waits, left = root, "", self.num_waits, self.max_thinking_tokens
         for _ in range(self.max_depth):
             if left is not None and left <= 0:
                 break
-            step = yield from self._step(node, forced, left)
-            if step is None:
+            request = GenerateRequest(node, greedy=self.greedy, forced=forced, max_tokens=left)
+            groups: list[list[Node]] = yield Generate((request,))
+            new, step = groups[0][0], groups[0][0].step
+            if step is None or new.is_failed:
                 return []
-            left = None if left is None else left - tokens_of(step)
-            thought = self._thought(step, forced)
-            if thought is None:  # still thinking
-                cut = step.is_finished
-                node, forced = (node, _text(step)) if cut else (step, "")
-                if cut and not _was_capped(step):
-                    return [step]  # the path is full
-            elif waits:
+            if left is not None:
+                left -= step.generated_tokens
+            # The thought is the step's text up to the end of thinking, forced text included; None while it goes on.
+            end = step.text.find(self.end_of_thinking, len(forced)) if self.end_of_thinking else -1
+            thought = step.text[:end] if end >= 0 else step.text if step.finish_reason == "eos" else None
+            if thought is not None and waits:  # drop the end of thinking, and wait
                 forced, waits = thought + self.wait, waits - 1
-            elif _was_capped(step):
-                return (yield from self._answer(node, _text(step)))
+            elif thought is not None:
+                if step.finish_reason == "budget":  # spent in the middle of the answer: it is sampled to its end
+                    return (yield from self._answer(node, step.text))
+                return [new] if new.is_finished else (yield from self._answer(new, ""))
+            elif not new.is_finished:
+                node, forced = new, ""
+            elif step.finish_reason == "budget":
+                forced = step.text
             else:
-                return [step] if step.is_finished else (yield from self._answer(step, ""))
+                return [new]  # the path is full
         return (yield from self._answer(node, forced + self.end_of_thinking + self.final))
-
-    def _thought(self, step: Node, forced: str) -> str | None:
-        """The text of the step up to the end of thinking, forced text included; ``None`` if thinking goes on."""
-        text = _text(step)
-        start = len(text) - len(sampled_text(step, forced))
-        end = text.find(self.end_of_thinking, start) if self.end_of_thinking else -1
-        if end >= 0:
-            return text[:end]
-        return text if step.step is not None and step.step.finish_reason == "eos" else None
-
-    def _step(self, node: Node, forced: str, left: int | None) -> Flow[Node | None]:
-        request = GenerateRequest(node, greedy=self.greedy, forced=forced, max_tokens=left)
-        groups: list[list[Node]] = yield Generate((request,))
-        return None if groups[0][0].is_failed else groups[0][0]
 
     def _answer(self, node: Node, forced: str) -> Flow[list[Node]]:
         return expand([node], until="end", greedy=self.greedy, forced=forced)
-
-
-def tokens_of(node: Node) -> int:
-    """Tokens sampled in the node's last step."""
-    return 0 if node.step is None else node.step.generated_tokens
-
-
-def _text(node: Node) -> str:
-    return "" if node.step is None else node.step.text
-
-
-def _was_capped(node: Node) -> bool:
-    return node.step is not None and node.step.finish_reason == "budget"
 
 
 @dataclass(frozen=True)
@@ -150,8 +129,8 @@ class SelfRefine(SearchStrategy):
     Attributes:
         num_iterations: Most revisions of each chain (4 in the paper).
         n: Independent chains.
-        feedback: What asks for feedback.
-        revise: What asks for a revision.
+        feedback: The text that asks for feedback.
+        revise: The text that asks for a revision.
         stop: A chain ends when its feedback holds this text (case does not matter); ``""`` never stops.
     """
 
@@ -162,7 +141,6 @@ class SelfRefine(SearchStrategy):
     stop: str = "the solution is correct"
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "num_iterations", "n")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -201,8 +179,8 @@ class ParallelSequential(SearchStrategy):
     Attributes:
         n: Independent chains.
         chain_length: Answers of each chain, the first included.
-        context: How many earlier answers a revision sees (4 in the paper).
-        instruction: What is put after each of them.
+        context: Earlier answers that a revision sees (4 in the paper).
+        instruction: Text put after each of them.
         best_of_chain: Return only the best-scored answer of each chain, which needs a reward model.
     """
 
@@ -213,12 +191,11 @@ class ParallelSequential(SearchStrategy):
     best_of_chain: bool = False
 
     def __post_init__(self) -> None:
-        """Refuses hyperparameters out of range."""
         check_counts(self, "n", "chain_length", "context")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
-        """Whether `search` scores nodes."""
+        """True if the best of each chain is wanted."""
         return self.best_of_chain
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
