@@ -17,22 +17,22 @@ class Generator(ABC):
     """Samples continuations. The only part that runs the language model.
 
     Attributes:
-        concurrent: Whether `generate` may be called from several threads at a time, as ``schedule="stream"`` does. If
-            so, `release` may come while calls for its search, whose answers nobody will read, are still running.
+        concurrent: True if `generate` may be called from several threads at a time, as ``schedule="stream"`` does. Then
+            `release` may come while calls for its search, whose answers nobody will read, are still running.
     """
 
     concurrent: bool = False
 
     @abstractmethod
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
-        """``request.n`` steps for each request, in order.
+        """Return ``request.n`` steps for each request, in order.
 
         The `i`-th sample of a request must depend on nothing but the prefix and
         ``branch_key(request.node.key, request.first + i)``; then results do not depend on the batch.
         """
 
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
-        """The most tokens that one sample of `request` can have; ``None`` if there is no bound.
+        """Return the most tokens that one sample of `request` can have; ``None`` if there is no bound.
 
         The engine uses it to fill a token budget without passing it: with no bound, samples are drawn one at a
         time once there is a token budget.
@@ -40,45 +40,45 @@ class Generator(ABC):
         return None
 
     def release(self, root: Node) -> None:
-        """Called when the search of ``root.problem`` has ended: what was cached for it can go."""
+        """Forget what was cached for the search of ``root.problem``, which has ended."""
 
 
 class RewardModel(ABC):
     """Scores partial or complete solutions; higher is better.
 
     Attributes:
-        concurrent: Whether `cost` and `score` may be called from several threads at a time; see `Generator`.
+        concurrent: True if `cost` and `score` may be called from several threads at a time; see `Generator`.
     """
 
     concurrent: bool = False
 
     @abstractmethod
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """One finite number for each node."""
+        """Return one finite number for each node."""
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs (`scored_tokens` and `reward_flops`), asked before it is scored."""
+        """Return the price of scoring each node (`scored_tokens` and `reward_flops`), asked before it is scored."""
         return [Cost()] * len(nodes)
 
     def release(self, root: Node) -> None:
-        """Called when the search of ``root.problem`` has ended: what was cached for it can go."""
+        """Forget what was cached for the search of ``root.problem``, which has ended."""
 
 
 class ProcessRewardModel(RewardModel):
     """Judges every step of a solution.
 
     Attributes:
-        reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
+        reduction: The way from step scores to one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
     """
 
     reduction: Reduction = "last"
 
     @abstractmethod
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node, one finite number for each of ``node.inner_steps()``, in order."""
+        """Return for each node one finite number for each of ``node.inner_steps()``, in order."""
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The step scores of each node, reduced."""
+        """Return the step scores of each node, reduced."""
         return [float(reduce_steps(scores, self.reduction)) for scores in self.step_scores(nodes)]
 
 
@@ -87,26 +87,26 @@ class Aggregator(ABC):
 
     @property
     def needs_scores(self) -> bool:
-        """Whether trajectories must have scores."""
+        """True if trajectories must have scores."""
         return False
 
     @abstractmethod
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
-        """One of `trajectories`."""
+        """Return one of `trajectories`."""
 
 
 class SearchStrategy(ABC):
     """Decides what to sample next. Subclasses are frozen dataclasses of hyperparameters only.
 
     Attributes:
-        needs_scores: Whether `search` scores nodes, so that a reward model must be given.
+        needs_scores: True if `search` scores nodes, so that a reward model must be given.
     """
 
     needs_scores: ClassVar[bool] = False
 
     @abstractmethod
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """The leaves to vote over; a Python generator that yields requests (see `inferscale.flow`)."""
+        """Return the leaves to vote over, as a Python generator that yields requests (see `inferscale.flow`)."""
 
 
 def check_scores(

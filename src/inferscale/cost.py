@@ -1,4 +1,4 @@
-"""What a search has cost, and what it may cost (standard library only)."""
+"""The cost of a search, and the budget that it is given (standard library only)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Cost:
     num_scored: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """The sum, field by field."""
+        """Return the sum, field by field."""
         if not isinstance(other, Cost):
             return NotImplemented
         return Cost(
@@ -52,7 +52,7 @@ class Cost:
         )
 
     def __radd__(self, other: object) -> Cost:
-        """Makes ``sum(costs)`` work, which starts from 0."""
+        """Make ``sum(costs)`` work, which starts from 0."""
         return self if other == 0 else NotImplemented
 
     @property
@@ -88,14 +88,14 @@ class Budget:
     calls: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses caps that are not positive or are no counts; numbers of other libraries become Python's."""
+        """Refuse caps that are not positive or are no counts; numbers of other libraries become Python's."""
         for name in ("tokens", "flops", "seconds", "calls"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _checked_cap(name, value))
 
     def exhausted(self, cost: Cost, elapsed: float) -> str | None:
-        """The name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``."""
+        """Return the name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``."""
         spent = {"tokens": cost.tokens, "flops": cost.flops, "seconds": elapsed, "calls": cost.num_generated}
         for name, value in spent.items():
             cap = getattr(self, name)

@@ -21,7 +21,7 @@ Until: TypeAlias = Literal["step", "end"]
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A wish for samples that continue one node.
+    """A request for samples that continue one node.
 
     Attributes:
         node: The prefix to continue.
@@ -30,7 +30,7 @@ class GenerateRequest:
         greedy: Take the likeliest token each time, whatever the generator's temperature.
         forced: Text put after the prefix before sampling; it becomes part of the step's text and is charged as
             prompt tokens.
-        attach: Whether the samples become children of the node. Look-ahead is not attached: it is charged, scored
+        attach: True if the samples become children of the node. Look-ahead is not attached: it is charged, scored
             and forgotten.
         first: Number of samples drawn from the node before; sample ``i`` of this request has the key
             ``branch_key(node.key, first + i)``. Set by the engine.
@@ -48,7 +48,7 @@ class GenerateRequest:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses requests that no generator can serve."""
+        """Refuse requests that no generator can serve."""
         if not isinstance(self.node, Node):
             raise TypeError(f"a search can only expand nodes, not {type(self.node).__name__}")
         if self.n < 1:
@@ -80,7 +80,7 @@ Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
 
 
 def as_score(request: object) -> Score:
-    """The request itself, once it is neither a `Generate` nor a mistake.
+    """Return `request`, which is no `Generate`, if it is a `Score`.
 
     Raises:
         TypeError: If a search yielded something that is no request; the message says what to write.
@@ -101,7 +101,7 @@ def expand(
     forced: str = "",
     attach: bool = True,
 ) -> Flow[list[Node]]:
-    """New nodes sampled from `nodes`, the first node's first; write ``children = yield from expand(...)``.
+    """Sample new nodes from `nodes`, the first node's first; write ``children = yield from expand(...)``.
 
     Args:
         nodes: Unfinished nodes.
@@ -109,7 +109,7 @@ def expand(
         until: ``"step"`` for one step, ``"end"`` for whole completions.
         greedy: Take the likeliest token each time.
         forced: Text put after each prefix before sampling.
-        attach: Whether the samples become part of the tree.
+        attach: True if the samples become part of the tree.
 
     Returns:
         The new nodes. Failed samples (nothing but white space, or an error) stay in the tree and are left out here.
@@ -140,14 +140,18 @@ def _whole(count: float) -> int:
 
 
 def score(nodes: Iterable[Node]) -> Flow[None]:
-    """Gives every node a score; nodes that have one are not scored again. Write ``yield from score(nodes)``."""
+    """Give every node a score; nodes that have one are not scored again. Write ``yield from score(nodes)``."""
     unscored = tuple(dict.fromkeys(node for node in nodes if not node.is_scored))
     if unscored:
         yield Score(unscored)
 
 
 def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
-    """Runs several searches side by side and returns their results in order; their requests share calls."""
+    """Run several searches side by side and return their results in order; their requests share calls.
+
+    Searches that want samples are all answered before any that wants scores, so that those that catch up are scored
+    together with the others. Each search is sent answers in its own order, whatever runs beside it.
+    """
     running = list(flows)
     results: dict[int, T] = {}
     generating: dict[int, Generate] = {}
@@ -182,7 +186,7 @@ def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
 
 
 def rewrite(flow: Flow[T], change: Callable[[Generate], Generate]) -> Flow[T]:
-    """The result of `flow`, whose requests for samples are changed by `change` before they are answered."""
+    """Return the result of `flow`, whose requests for samples are changed by `change` before they are answered."""
     answer: Any = None
     while True:
         try:

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
-"""Why a step ended.
+"""The reason why a step ended.
 
 ``"step"``: at the step delimiter or at ``max_step_tokens``; the path can go on. ``"eos"``: the model ended its
 answer. ``"length"``: the path reached ``max_new_tokens``. ``"budget"``: the caller's budget ended it. ``"empty"``:
@@ -21,7 +21,7 @@ class Problem:
     """A prompt to answer.
 
     Attributes:
-        prompt: What the model reads, without special tokens or chat template.
+        prompt: The text that the model is given, without special tokens or chat template.
         answer: The gold answer; evaluation and oracle rewards read it, strategies never do.
         id: A name for tables and files.
     """
@@ -31,7 +31,7 @@ class Problem:
     id: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuses an empty prompt, and an answer that is no text."""
+        """Refuse an empty prompt, and an answer that is no text."""
         if not isinstance(self.prompt, str) or not self.prompt:
             raise ValueError(f"a problem needs a prompt, a string that is not empty; got {self.prompt!r}")
         if self.answer is not None and not isinstance(self.answer, str):
@@ -77,7 +77,7 @@ class Step:
         return len(self.token_ids) if self.num_tokens is None else self.num_tokens
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Text and ids of each inner step, in order; steps of white space alone are joined to the next one."""
+        """Return text and ids of each inner step, in order; steps of white space alone are joined to the next one."""
         pieces, text_start, id_start = [], 0, 0
         for text_end, id_end in self.inner_ends or ((len(self.text), len(self.token_ids)),):
             piece = self.text[text_start:text_end]
@@ -112,7 +112,7 @@ class Trajectory:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the path had ended."""
+        """True if the path had ended."""
         return bool(self.steps) and self.steps[-1].finish_reason != "step"
 
     @property
@@ -138,7 +138,7 @@ class Node:
         parent: The node before; ``None`` at the root.
         children: Nodes sampled from here, in the order of sampling; look-ahead is not among them.
         depth: Number of steps from the root.
-        step_scores: What a process reward model gave to each step of the path, or ``None``.
+        step_scores: A process reward model's score of each step of the path, or ``None``.
         stats: Numbers for people (visits, values); the library never reads them back.
         key: A 64-bit name of the path; random streams of samples from here derive from it.
         num_draws: Samples drawn from here so far, look-ahead included.
@@ -177,17 +177,17 @@ class Node:
 
     @property
     def is_scored(self) -> bool:
-        """Whether a reward model has scored this node."""
+        """True if a reward model has scored this node."""
         return self._score is not None
 
     @property
     def is_finished(self) -> bool:
-        """Whether the path has ended: it cannot be expanded."""
+        """True if the path has ended: it cannot be expanded."""
         return self.step is not None and self.step.finish_reason != "step"
 
     @property
     def is_failed(self) -> bool:
-        """Whether the path ended without a usable sample (nothing but white space, or an error)."""
+        """True if the path ended without a usable sample (nothing but white space, or an error)."""
         return self.step is not None and self.step.finish_reason in ("empty", "error")
 
     @property
@@ -223,11 +223,11 @@ class Node:
         return tuple(token for step in self.steps for token in step.token_ids)
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Text and ids of every step of the solution, completions split where their inner steps end."""
+        """Return text and ids of every step of the solution, completions split where their inner steps end."""
         return [piece for step in self.steps for piece in step.inner_steps()]
 
     def walk(self) -> Iterator[Node]:
-        """This node and all below, parents first, children in the order of sampling."""
+        """Yield this node and all below, parents first, children in the order of sampling."""
         stack = [self]
         while stack:
             node = stack.pop()
@@ -235,7 +235,7 @@ class Node:
             stack.extend(reversed(node.children))
 
     def leaves(self) -> list[Node]:
-        """The finished leaves below, or all leaves if none has finished: the one meaning of "best effort".
+        """Return the finished leaves below, or all leaves if none has finished: the one meaning of "best effort".
 
         A path whose further samples all failed ends before them; failed samples count only where nothing else is.
         """
@@ -251,13 +251,18 @@ class Node:
         return f"<Node depth={self.depth} {score} {reason} {text[:40]!r}>"
 
 
+# Keys name random streams. That of a sample is a hash of its parent's key and of its number among all draws from that
+# parent, so it depends on the seed, the problem and the path alone: not on the batch, on the order in which nodes are
+# expanded, or on what other nodes were sampled. Blake2b rather than `hash`, which Python salts anew in each process.
+
+
 def branch_key(parent_key: int, draw: int) -> int:
-    """The 64-bit key of the `draw`-th sample from the node with `parent_key`."""
+    """Return the 64-bit key of the `draw`-th sample from the node with `parent_key`."""
     return int.from_bytes(blake2b(b"%d/%d" % (parent_key, draw), digest_size=8).digest(), "little")
 
 
 def root_key(stream: str) -> int:
-    """The 64-bit key of a problem's root, from ``f"{seed}/{prompt}"``."""
+    """Return the 64-bit key of a problem's root, from ``f"{seed}/{prompt}"``."""
     return int.from_bytes(blake2b(stream.encode(), digest_size=8).digest(), "little")
 
 

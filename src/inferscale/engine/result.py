@@ -1,4 +1,4 @@
-"""What a search returns: the chosen trajectory, all others, the tree and the cost."""
+"""The result of a search: the chosen trajectory, all others, the tree and the cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SearchResult:
         trajectories: One for each leaf that the search returned, in order.
         leaves: The leaves themselves, in the order of `trajectories`.
         root: The root of the search tree.
-        cost: What the search cost.
+        cost: The cost of the search.
         stopped_by: The cap that ended it (``"tokens"``, ``"flops"``, ``"seconds"``, ``"calls"``), ``"error"`` for
             the best so far of a search that was broken off, or ``None``.
     """
@@ -60,11 +60,11 @@ class SearchResult:
         return self.leaves[self._place]
 
     def reaggregate(self, aggregator: Aggregator) -> SearchResult:
-        """The same search with another vote; nothing is generated or scored."""
+        """Return the same search with another vote; nothing is generated or scored."""
         return replace(self, selected=voted(aggregator, self.trajectories))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the result with its whole tree as versioned JSON; returns the path."""
+        """Write the result with its whole tree as versioned JSON; return the path."""
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
         temporary.write_text(json.dumps(self.to_dict(), allow_nan=False, default=as_plain), encoding="utf-8")
@@ -73,7 +73,7 @@ class SearchResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SearchResult:
-        """Reads what `save` wrote.
+        """Load what `save` wrote.
 
         Raises:
             ValueError: If the file is not a result, or was written by a newer version.
@@ -85,16 +85,31 @@ class SearchResult:
         return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the tree as a flat table of nodes, parents first."""
+        """Return plain data for JSON: the tree as a flat table of nodes, parents first."""
         nodes = list(self.root.walk())
         index = {node: i for i, node in enumerate(nodes)}
+        rows = []
+        for node in nodes:
+            row: dict[str, Any] = {"parent": None if node.parent is None else index[node.parent], "key": node.key}
+            if node.step is not None:
+                row["step"] = step_to_dict(node.step)
+            if node.is_scored:
+                row["score"] = node.score
+            if node.step_scores is not None:
+                row["step_scores"] = node.step_scores
+            if node.stats:
+                row["stats"] = finite(node.stats)
+            # Children are counted again when they are loaded; look-ahead is in no table.
+            if node.num_draws > len(node.children):
+                row["unattached_draws"] = node.num_draws - len(node.children)
+            rows.append(row)
         return {
             "format": FORMAT,
             "version": VERSION,
             "problem": asdict(self.problem),
             "cost": asdict(self.cost),
             "stopped_by": self.stopped_by,
-            "nodes": [_node_to_dict(node, index) for node in nodes],
+            "nodes": rows,
             "trajectories": [
                 {"node": index[leaf], "answer": t.answer, "score": t.score, "step_scores": t.step_scores}
                 for leaf, t in zip(self.leaves, self.trajectories, strict=True)
@@ -104,7 +119,7 @@ class SearchResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
-        """The inverse of `to_dict`."""
+        """Return the result that `to_dict` turned into `data`."""
         form = data.get("format") if isinstance(data, Mapping) else type(data).__name__
         if form != FORMAT:
             raise ValueError(f"not a saved search result: format is {form!r}, expected {FORMAT!r}")
@@ -115,7 +130,17 @@ class SearchResult:
         problem = Problem(**data["problem"])
         nodes: list[Node] = []
         for row in data["nodes"]:
-            nodes.append(_node_from_dict(row, problem, nodes))
+            parent = None if row["parent"] is None else nodes[row["parent"]]
+            node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"])
+            node.num_draws = row.get("unattached_draws", 0)
+            if parent is not None:
+                parent.children.append(node)
+                parent.num_draws += 1
+            if "score" in row:
+                node.score = row["score"]
+            node.step_scores = _as_tuple(row.get("step_scores"))
+            node.stats.update(row.get("stats", {}))
+            nodes.append(node)
         leaves = tuple(nodes[row["node"]] for row in data["trajectories"])
         trajectories = tuple(
             Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"])
@@ -125,7 +150,7 @@ class SearchResult:
         return cls(problem, selected, trajectories, leaves, nodes[0], Cost(**data["cost"]), data["stopped_by"])
 
     def to_html(self) -> str:
-        """Answer, votes, cost and tree as a piece of HTML: no script, nothing from outside, all model text escaped.
+        """Return answer, votes, cost and tree as a piece of HTML: no script, nothing from outside, model text escaped.
 
         It is ASCII, so that ``Path("result.html").write_text(result.to_html())`` shows the same in any browser.
         """
@@ -144,11 +169,11 @@ class SearchResult:
         return page(self.root, self.leaves, self.trajectories, self._place, facts)
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """Return `to_html`, for notebooks."""
         return self.to_html()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickles the table of nodes: the linked nodes of a deep tree would pass Python's recursion limit."""
+        """Pickle the table of nodes: the linked nodes of a deep tree would pass Python's recursion limit."""
         return SearchResult.from_dict, (self.to_dict(),)
 
     @property
@@ -157,7 +182,7 @@ class SearchResult:
 
 
 def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
-    """The record of a leaf; an unfinished or failed leaf abstains."""
+    """Return the record of a leaf; an unfinished or failed leaf abstains."""
     step_scores = leaf.step_scores
     if step_scores is None and leaf.step is not None and all(node.is_scored for node in leaf.path):
         step_scores = tuple(node.score for node in leaf.path)
@@ -169,7 +194,7 @@ def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
 
 
 def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Trajectory:
-    """What `aggregator` picks; one that needs scores is shown the trajectories that have one, if there are any.
+    """Return the pick of `aggregator`; one that needs scores is shown the trajectories that have one, if any does.
 
     Raises:
         ValueError: If it picks something else than one of them.
@@ -183,37 +208,8 @@ def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Traject
     return selected
 
 
-def _node_to_dict(node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
-    row: dict[str, Any] = {"parent": None if node.parent is None else index[node.parent], "key": node.key}
-    if node.step is not None:
-        row["step"] = step_to_dict(node.step)
-    if node.is_scored:
-        row["score"] = node.score
-    if node.step_scores is not None:
-        row["step_scores"] = node.step_scores
-    if node.stats:
-        row["stats"] = finite(node.stats)
-    if node.num_draws > len(node.children):
-        row["unattached_draws"] = node.num_draws - len(node.children)
-    return row
-
-
-def _node_from_dict(row: Mapping[str, Any], problem: Problem, nodes: list[Node]) -> Node:
-    parent = None if row["parent"] is None else nodes[row["parent"]]
-    node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"])
-    node.num_draws = row.get("unattached_draws", 0)
-    if parent is not None:
-        parent.children.append(node)
-        parent.num_draws += 1
-    if "score" in row:
-        node.score = row["score"]
-    node.step_scores = _as_tuple(row.get("step_scores"))
-    node.stats.update(row.get("stats", {}))
-    return node
-
-
 def as_plain(value: Any) -> Any:
-    """A number or an array of NumPy or torch as Python's, for ``json.dumps(..., default=as_plain)``."""
+    """Return a number or an array of NumPy or torch as Python's, for ``json.dumps(..., default=as_plain)``."""
     try:
         return value.tolist()
     except AttributeError:
@@ -221,13 +217,13 @@ def as_plain(value: Any) -> Any:
 
 
 def step_to_dict(step: Step) -> dict[str, Any]:
-    """The step as plain data; a log-probability or confidence that is not finite is not known."""
+    """Return the step as plain data; a log-probability or confidence that is not finite is not known."""
     row = {field.name: getattr(step, field.name) for field in fields(step)}
     return {**row, "logprob": finite(step.logprob), "confidence": finite(step.confidence)}
 
 
 def finite(value: Any) -> Any:
-    """Plain data in which ``None`` stands for numbers that JSON does not have."""
+    """Return plain data in which ``None`` stands for numbers that JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -238,7 +234,7 @@ def finite(value: Any) -> Any:
 
 
 def step_from_dict(row: Mapping[str, Any]) -> Step:
-    """The `Step` that `step_to_dict` turned into `row`; JSON's lists become tuples again."""
+    """Return the `Step` that `step_to_dict` turned into `row`; JSON's lists become tuples again."""
     ends = tuple((text_end, id_end) for text_end, id_end in row["inner_ends"])
     return Step(**{**row, "token_ids": tuple(row["token_ids"]), "inner_ends": ends})
 

@@ -173,21 +173,6 @@ MAX_CALLS = 64
 """Most calls of the models under way at a time."""
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of a model for one search.
-
-    Attributes:
-        search: Who waits for it.
-        run: Runs the model, in any thread.
-        take: Hands the answer over.
-    """
-
-    search: Search
-    run: Callable[[], list[Any]]
-    take: Callable[[Any], None]
-
-
 class StreamScheduler:
     """Resumes each search as soon as its own answer is there, with a call for each in a thread.
 
@@ -199,15 +184,15 @@ class StreamScheduler:
     def __init__(self, calls: ModelCalls) -> None:
         self._calls = calls
         self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="inferscale")
-        self._under_way: dict[Future[list[Any]], _Call] = {}
+        # For each call the search that waits for it, and its method that takes the answer.
+        self._under_way: dict[Future[Any], tuple[Search, Callable[[Any], None]]] = {}
 
     def advance(self, active: Collection[Search]) -> None:
         """Send what idle searches ask for; if all of them wait then, wait for the next answers."""
-        busy = {call.search for call in self._under_way.values()}
+        busy = {search for search, _ in self._under_way.values()}
         for search in active:
-            call = None if search in busy else self._next_call(search)
-            if call is not None:
-                self._under_way[self._pool.submit(copy_context().run, call.run)] = call
+            if search not in busy:
+                self._send(search)
         if len(self._under_way) < len(active):
             return  # one has ended: its result goes out first
         answered, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
@@ -216,7 +201,7 @@ class StreamScheduler:
 
     def cancel(self, search: Search) -> None:
         """Forget the call that `search` has under way; its thread ends by itself."""
-        self._under_way = {future: call for future, call in self._under_way.items() if call.search is not search}
+        self._under_way = {future: call for future, call in self._under_way.items() if call[0] is not search}
 
     def close(self, patient: bool) -> None:
         """End the threads.
@@ -230,17 +215,21 @@ class StreamScheduler:
             if not future.cancelled() and future.exception() is None:
                 self._take(future)
 
-    def _next_call(self, search: Search) -> _Call | None:
-        """The call that `search` waits for; ``None`` if it has ended."""
+    def _send(self, search: Search) -> None:
+        """Submit the call that `search` waits for, unless it has ended."""
+        context, calls = copy_context(), self._calls
         while search.leaves is None:
-            if requests := search.next_samples(self._calls.generator):
-                run = partial(self._calls.generate, [requests])
-                return _Call(search, run, partial(search.take_samples, requests))
+            if requests := search.next_samples(calls.generator):
+                samples = self._pool.submit(context.run, calls.generate, [requests])
+                self._under_way[samples] = (search, partial(search.take_samples, requests))
+                return
             if nodes := search.next_nodes():
-                return _Call(search, partial(self._calls.score, [nodes]), partial(search.take_scores, nodes))
-        return None
+                scores = self._pool.submit(context.run, calls.score, [nodes])
+                self._under_way[scores] = (search, partial(search.take_scores, nodes))
+                return
+            # It went on without a model, and may wait for the other one now.
 
-    def _take(self, future: Future[list[Any]]) -> None:
-        call = self._under_way.pop(future)
+    def _take(self, future: Future[Any]) -> None:
+        _, take = self._under_way.pop(future)
         (answer,) = future.result()
-        call.take(answer)
+        take(answer)

@@ -28,7 +28,7 @@ class Search:
     Attributes:
         index: Number of searches that its session started before.
         root: The root of the tree.
-        cost: What it has cost until now.
+        cost: Its cost until now.
         stopped_by: The cap of the budget that ended it, or ``None``.
         leaves: The leaves to vote over once it has ended; ``None`` until then.
     """

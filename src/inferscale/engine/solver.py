@@ -25,7 +25,7 @@ from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
 from .search import Search
 
 Schedule: TypeAlias = Literal["wave", "stream"]
-"""When searches are resumed: all together, or each when its own answers are there."""
+"""The order in which searches are resumed: all together, or each when its own answers are there."""
 
 STREAM_SIZE = 64
 """Problems searched at the same time where their number is not known and none is given."""
@@ -43,7 +43,7 @@ class Solver:
     Use `dataclasses.replace` for a solver with another option.
 
     Attributes:
-        strategy: What to sample next.
+        strategy: Decides what is sampled next.
         generator: Samples the steps.
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
@@ -74,15 +74,21 @@ class Solver:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuses parts that are not what they should be, or do not fit each other."""
-        _check_part("strategy", self.strategy, SearchStrategy, "give an instance such as REBASE(width=16)")
-        _check_part("generator", self.generator, Generator, "wrap a model: HFGenerator(model, tokenizer)")
-        if self.aggregator is not None:
-            _check_part("aggregator", self.aggregator, Aggregator, "give an instance such as MajorityVote()")
-        if self.reward_model is not None:
-            _check_part("reward_model", self.reward_model, RewardModel, "wrap a function: RewardFunction(f)")
-        if self.budget is not None:
-            _check_part("budget", self.budget, Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...)")
+        """Refuse parts that are not what they should be, or do not fit each other."""
+        hints: dict[str, tuple[type, str]] = {
+            "strategy": (SearchStrategy, "give an instance such as REBASE(width=16)"),
+            "generator": (Generator, "wrap a model: HFGenerator(model, tokenizer)"),
+            "reward_model": (RewardModel, "wrap a function: RewardFunction(f)"),
+            "aggregator": (Aggregator, "give an instance such as MajorityVote()"),
+            "budget": (Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...)"),
+        }
+        for name, (kind, hint) in hints.items():
+            part = getattr(self, name)
+            if isinstance(part, kind) or (part is None and name not in ("strategy", "generator")):
+                continue
+            given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
+            article = "an" if kind is Aggregator else "a"
+            raise TypeError(f"{name} must be {article} {kind.__name__}, not {given}: {hint}")
         if not callable(self.extract_answer):
             raise TypeError(f"extract_answer must be a function of the completion, not {self.extract_answer!r}")
         seed: object = self.seed
@@ -101,9 +107,9 @@ class Solver:
             raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f'schedule={self.schedule!r}: choose "wave" or "stream"')
-        for part in (self.generator, self.reward_model):
-            if self.schedule == "stream" and part is not None and not part.concurrent:
-                name = type(part).__name__
+        for model in (self.generator, self.reward_model):
+            if self.schedule == "stream" and model is not None and not model.concurrent:
+                name = type(model).__name__
                 raise ValueError(
                     f'schedule="stream" calls {name} from several threads at a time, and its `concurrent` is False: '
                     f'use schedule="wave", or set `concurrent = True` on a {name} that can be called so'
@@ -111,7 +117,7 @@ class Solver:
 
     @property
     def vote(self) -> Aggregator:
-        """What picks the trajectory to report."""
+        """The aggregator that picks the trajectory to report."""
         return self.aggregator or MajorityVote()
 
     def solve(
@@ -231,7 +237,7 @@ class Solver:
                     record.close()
 
     def fingerprint(self) -> dict[str, str]:
-        """What a journal must have been written with to be continued; the schedule does not matter."""
+        """Return the options that a journal must have been written with to be continued: not the schedule."""
         return {"strategy": repr(self.strategy), "budget": repr(self.budget), "seed": repr(self.seed)}
 
     def result(self, search: Search) -> SearchResult:
@@ -331,7 +337,7 @@ class Session:
 
 
 def as_problem(problem: Problem | str) -> Problem:
-    """The problem, of which a prompt may stand alone.
+    """Return the problem, of which a prompt may stand alone.
 
     Raises:
         TypeError: If it is neither.
@@ -351,7 +357,7 @@ def as_problem(problem: Problem | str) -> Problem:
 
 
 def as_problems(problems: Sequence[Problem | str], caller: str) -> list[Problem]:
-    """The problems that were given to the function `caller`; see `as_problem`."""
+    """Return the problems that were given to the function `caller`; see `as_problem`."""
     if isinstance(problems, str):
         raise TypeError(f"{caller}() takes a list of problems; for one prompt call solve()")
     return [as_problem(problem) for problem in problems]
@@ -359,13 +365,6 @@ def as_problems(problems: Sequence[Problem | str], caller: str) -> list[Problem]
 
 def _no_answer(text: str) -> None:
     """Reads nothing."""
-
-
-def _check_part(name: str, part: object, kind: type, hint: str) -> None:
-    if not isinstance(part, kind):
-        given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise TypeError(f"{name} must be {article} {kind.__name__}, not {given}: {hint}")
 
 
 def solve(

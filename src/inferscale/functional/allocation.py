@@ -7,8 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from .arrays import NUMPY, Array, Arrays, arrays_of, require, require_items, whole_numbers
-from .reductions import check_temperature
+from .arrays import NUMPY, Array, Arrays, arrays_of, check_temperature, require, require_items, whole_numbers
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
 """How shares become whole numbers; only ``"exact"`` spends exactly the budget."""

@@ -155,3 +155,14 @@ def require(condition: Array, message: str) -> None:
     """Raise a ValueError with `message` unless all of `condition` is true (waits for a GPU to answer)."""
     if not bool(condition.all()):
         raise ValueError(message)
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` as a float.
+
+    Raises:
+        ValueError: If it is not above 0 (infinity is allowed: all scores weigh the same).
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature!r}; for all to the best use a small one, 1e-6")
+    return float(temperature)

@@ -7,21 +7,10 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from .arrays import Array, Arrays, arrays_of, require, require_items
+from .arrays import Array, Arrays, arrays_of, check_temperature, require, require_items
 
 Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
 """How step scores become one score: the last one, the least, the product or the mean."""
-
-
-def check_temperature(temperature: float) -> float:
-    """`temperature` as a float.
-
-    Raises:
-        ValueError: If it is not above 0 (infinity is allowed: all scores weigh the same).
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature!r}; for all to the best use a small one, 1e-6")
-    return float(temperature)
 
 
 def logsumexp(values: Array) -> Array:
