@@ -8,7 +8,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,99 +91,79 @@ class Decoder(ABC):
         """The tree with this root key will not grow any more."""
 
 
-_ROOM = 64  # tokens of a row that the arrays start with
+# What is known of a row: the key of its random stream, the tokens drawn (those included that its branch was not told of
+# yet), the counts at which a length ends a step and the path, and whether it takes likeliest tokens or has ended.
+_ROW = np.dtype([("key", "u8"), ("count", "i8"), ("due", "i8"), ("room", "i8"), ("greedy", "?"), ("ended", "?")])
 
 
-class Drafts:
+class TokenBuffer:
     """Rows of drawn tokens, each with its branch.
+
+    Most tokens can end nothing: a branch is told of its tokens only when one of them may end a step, or a length does.
 
     Attributes:
         branches: The branch of each row.
-        keys: Keys of their random streams.
-        counts: Tokens drawn in each row, those included that its branch has not heard of.
-        greedy: Which rows take the likeliest tokens.
+        rows: What is known of each row, with the fields ``key``, ``count``, ``due``, ``room``, ``greedy``, ``ended``.
     """
 
     def __init__(self) -> None:
         self.branches: list[Branch] = []
-        self.keys = np.zeros(0, dtype=np.uint64)
-        self.counts = np.zeros(0, dtype=np.int64)
-        self.greedy = np.zeros(0, dtype=bool)
-        self._goes_on = np.zeros(0, dtype=bool)
-        self._due = np.zeros(0, dtype=np.int64)  # counts at which a length ends a step
-        self._room = np.zeros(0, dtype=np.int64)  # counts that a path's length and the context allow
-        self._drawn = np.zeros((3, 0, _ROOM))  # ids, log-probabilities, confidences
-        self._may_end = np.zeros((0, _ROOM), dtype=bool)
+        self.rows = np.zeros(0, _ROW)
+        # ids, log-probabilities, confidences, and whether a step may end there: `[4, rows, room]`
+        self._drawn = np.zeros((4, 0, 64))
 
     def add(self, branches: Sequence[Branch]) -> None:
         """Adds rows for branches that have no tokens yet."""
+        new = [(b.key, 0, b.due, b.room, b.request.greedy, False) for b in branches]
         self.branches = [*self.branches, *branches]
-        count, room = len(branches), self._drawn.shape[2]
-        self.keys = np.append(self.keys, np.array([branch.key for branch in branches], dtype=np.uint64))
-        self.counts = np.append(self.counts, np.zeros(count, dtype=np.int64))
-        self.greedy = np.append(self.greedy, [branch.request.greedy for branch in branches])
-        self._goes_on = np.append(self._goes_on, np.ones(count, dtype=bool))
-        self._due = np.append(self._due, [branch.due for branch in branches])
-        self._room = np.append(self._room, [branch.room for branch in branches])
-        self._drawn = np.concatenate([self._drawn, np.zeros((3, count, room))], axis=1)
-        self._may_end = np.concatenate([self._may_end, np.zeros((count, room), dtype=bool)])
+        self.rows = np.concatenate([self.rows, np.array(new, _ROW)])
+        self._drawn = np.pad(self._drawn, ((0, 0), (0, len(new)), (0, 0)))
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drops all rows but these."""
         self.branches = [self.branches[row] for row in rows]
-        self.keys, self.counts = self.keys[rows], self.counts[rows]
-        self.greedy, self._goes_on = self.greedy[rows], self._goes_on[rows]
-        self._due, self._room = self._due[rows], self._room[rows]
-        self._drawn, self._may_end = self._drawn[:, rows], self._may_end[rows]
-
-    def rows(self, going_on: bool) -> NDArray[np.int64]:
-        """Rows whose branch goes on, or those whose branch has ended."""
-        return np.flatnonzero(self._goes_on == going_on)
+        self.rows, self._drawn = self.rows[rows], self._drawn[:, rows]
 
     def most_ahead(self, wanted: int) -> int:
         """How many of `wanted` tokens can be drawn without a look: no row leaves its room, some row needs them all."""
-        return int(min(wanted, (self._room - self.counts).min(), (self._due - self.counts).max()))
+        rows = self.rows
+        return int(min(wanted, (rows["room"] - rows["count"]).min(), (rows["due"] - rows["count"]).max()))
 
     def record(self, drawn: NDArray[np.float64], tell_all: bool) -> None:
         """Takes the next tokens of every row; branches that may have ended, or all of them, are told.
 
         Args:
             drawn: Ids, log-probabilities and confidences, `[3, rows, tokens]`.
-            tell_all: Whether every branch hears of every token.
+            tell_all: True if every branch is told of every token.
         """
-        count = drawn.shape[2]
-        self._reserve(int(self.counts.max()) + count)
+        counts, new, room = self.rows["count"], drawn.shape[2], self._drawn.shape[2]
+        short = int(counts.max()) + new - room
+        if short > 0:
+            self._drawn = np.pad(self._drawn, ((0, 0), (0, 0), (0, max(short, room))))
         rows = np.arange(len(self.branches))[:, None]
-        places = self.counts[:, None] + np.arange(count)
+        places = counts[:, None] + np.arange(new)
         flags = self.branches[0].text.may_end(drawn[0].astype(np.int64))
-        self._drawn[:, rows, places] = drawn
-        self._may_end[rows, places] = flags
-        self.counts += count
-        told = flags.any(axis=1) | (self.counts >= self._due)
-        for row in range(len(rows)) if tell_all else np.flatnonzero(told).tolist():
+        self._drawn[:3, rows, places] = drawn
+        self._drawn[3, rows, places] = flags
+        counts += new
+        told = flags.any(axis=1) | (counts >= self.rows["due"]) | tell_all
+        for row in np.flatnonzero(told).tolist():
             self._tell(row, tell_all)
 
     def _tell(self, row: int, everything: bool) -> None:
-        """Hands a branch its new tokens up to each place where it, or a step, may end."""
-        branch, count = self.branches[row], int(self.counts[row])
+        """Tells a branch of its new tokens up to each place where it, or a step, may end; or of all of them."""
+        branch, count = self.branches[row], int(self.rows["count"][row])
         while branch.finish is None:
             start = len(branch.tokens)
-            flagged = np.flatnonzero(self._may_end[row, start:count])
+            flagged = np.flatnonzero(self._drawn[3, row, start:count])
             stop = min(start + int(flagged[0]) + 1, branch.due) if len(flagged) else branch.due
             if stop > count:
                 if not everything or start == count:
                     break
                 stop = count
-            ids, logprobs, confidences = self._drawn[:, row, start:stop].tolist()
+            ids, logprobs, confidences = self._drawn[:3, row, start:stop].tolist()
             branch.take([int(i) for i in ids], logprobs, confidences)
-        self._due[row], self._goes_on[row] = branch.due, branch.finish is None
-
-    def _reserve(self, tokens: int) -> None:
-        room = self._drawn.shape[2]
-        if tokens > room:
-            more = max(tokens - room, room)
-            self._drawn = np.pad(self._drawn, ((0, 0), (0, 0), (0, more)))
-            self._may_end = np.pad(self._may_end, ((0, 0), (0, more)))
+        self.rows["due"][row], self.rows["ended"][row] = branch.due, branch.finish is not None
 
 
 def sample_branches(
@@ -204,65 +185,61 @@ def sample_branches(
         stats: Counts tokens.
         check_every: Tokens drawn between two looks at which branches have ended. A look waits for the device; what was
             drawn beyond an end is wasted.
+
+    Raises:
+        FloatingPointError: If the logits hold NaN or infinity.
     """
     waiting = deque(branch for branch in branches if branch.finish is None)
     for branch in waiting:
         branch.restart()
-    drafts = Drafts()
-    logits: Tensor | None = None
+    buffer = TokenBuffer()
+    logits: Tensor | None = None  # [rows, vocabulary], after the newest token of every row of the buffer
     try:
-        while waiting or drafts.branches:
-            live = len(drafts.branches)
+        while waiting or buffer.branches:
+            live = len(buffer.branches)
             if waiting and (not live or (decoder.refills and 2 * live <= rows)):
                 new = [waiting.popleft() for _ in range(min(rows - live, len(waiting)))]
                 first = decoder.start(new)
                 logits = first if logits is None else torch.cat([logits, first])
-                drafts.add(new)
+                buffer.add(new)
             assert logits is not None
-            ahead = 1 if decoder.follows_branches else drafts.most_ahead(check_every)
-            draws = _draw_ahead(drafts, logits, decoder, sampler, ahead)
-            drafts.record(_to_host(draws, logits.dtype), tell_all=decoder.follows_branches)
-            logits = _go_on(drafts, draws[-1].tokens.to(logits.device), decoder, stats)
+
+            # Draw some tokens of every row, without a look at them. Token t of a branch takes number t of its stream.
+            ahead = 1 if decoder.follows_branches else buffer.most_ahead(check_every)
+            home = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
+            places = buffer.rows["count"][:, None] + np.arange(ahead)
+            numbers = torch.from_numpy(uniforms(buffer.rows["key"][:, None], places.astype(np.uint64))).to(home)
+            greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if buffer.rows["greedy"].any() else None
+            draws: list[Draws] = []
+            for place in range(ahead):
+                if draws:
+                    logits = decoder.step(draws[-1].tokens.to(logits.device))
+                draws.append(sampler.draw_mixed(logits.to(home), numbers[:, place], greedy))
+
+            # Look at them, in one copy from the device, [3, rows, tokens]: steps end in text, which is the host's.
+            columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
+            drawn: NDArray[np.float64] = torch.stack(columns, dim=2).cpu().numpy()
+            if np.isnan(drawn[1]).any():
+                raise FloatingPointError(
+                    f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"
+                )
+            buffer.record(drawn, tell_all=decoder.follows_branches)
+
+            # Take the rows of ended branches out, and go on with the others.
+            tokens, ended = draws[-1].tokens.to(logits.device), buffer.rows["ended"]
+            left = np.flatnonzero(~ended)
+            if len(left) < len(ended):
+                kept = sum(len(buffer.branches[row].tokens) for row in np.flatnonzero(ended))
+                stats.decoded_tokens += kept
+                stats.wasted_tokens += int(buffer.rows["count"][ended].sum()) - kept
+                decoder.keep(left.tolist())
+                buffer.keep(left)
+                tokens = tokens[torch.from_numpy(left).to(tokens.device)]
+            logits = decoder.step(tokens) if len(left) else None
     finally:
-        if drafts.branches:  # interrupted
-            stats.wasted_tokens += int(drafts.counts.sum())
+        if buffer.branches:  # interrupted
+            stats.wasted_tokens += int(buffer.rows["count"].sum())
             decoder.keep([])
-
-
-def _draw_ahead(drafts: Drafts, logits: Tensor, decoder: Decoder, sampler: TokenSampler, count: int) -> list[Draws]:
-    """The next `count` tokens of every row, drawn without a look at them."""
-    home = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
-    positions = drafts.counts[:, None] + np.arange(count)
-    numbers = torch.from_numpy(uniforms(drafts.keys[:, None], positions.astype(np.uint64))).to(home)
-    greedy = torch.from_numpy(drafts.greedy).to(home) if drafts.greedy.any() else None
-    draws: list[Draws] = []
-    for place in range(count):
-        if draws:
-            logits = decoder.step(draws[-1].tokens.to(logits.device))
-        draws.append(sampler.draw_mixed(logits.to(home), numbers[:, place], greedy))
-    return draws
-
-
-def _to_host(draws: Sequence[Draws], dtype: torch.dtype) -> NDArray[np.float64]:
-    """Ids, log-probabilities and confidences, `[3, rows, draws]`: one copy from the device."""
-    columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
-    drawn: NDArray[np.float64] = torch.stack(columns, dim=2).cpu().numpy()
-    if np.isnan(drawn[1]).any():
-        raise FloatingPointError(f"the model's logits hold NaN or infinity ({dtype}): load it in bfloat16 or float32")
-    return drawn
-
-
-def _go_on(drafts: Drafts, tokens: Tensor, decoder: Decoder, stats: GeneratorStats) -> Tensor | None:
-    """Takes the branches that have ended out; logits after the newest token of the others, if there are any."""
-    ended, rows = drafts.rows(going_on=False), drafts.rows(going_on=True)
-    if len(ended):
-        decoded = sum(len(drafts.branches[row].tokens) for row in ended)
-        stats.decoded_tokens += decoded
-        stats.wasted_tokens += int(drafts.counts[ended].sum()) - decoded
-        decoder.keep(rows.tolist())
-        drafts.keep(rows)
-        tokens = tokens[torch.from_numpy(rows).to(tokens.device)]
-    return decoder.step(tokens) if len(rows) else None
 
 
 class StatelessDecoder(Decoder):
@@ -295,7 +272,8 @@ class StatelessDecoder(Decoder):
         self._ids = torch.tensor(ids, device=self._model.device)
         self._mask = torch.tensor(mask, device=self._model.device)
         logits = self._forward(self._ids)
-        self._caches = _can_drop_rows(self._cache)
+        layers = getattr(self._cache, "layers", ())
+        self._caches = bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
         return logits
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -332,22 +310,6 @@ class StatelessDecoder(Decoder):
         return logits
 
 
-def _can_drop_rows(cache: Any) -> bool:
-    """Whether the cache is there, and each of its layers can go on with some of its rows."""
-    layers = getattr(cache, "layers", ())
-    return bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """A branch that decodes: its path, its row in the batch, and the place of its own first token in that row."""
-
-    branch: Branch
-    path: KeyedPath
-    row: int
-    start: int
-
-
 class TreeDecoder(Decoder):
     """Reads every prompt and every path once, whatever the order in which a search visits its nodes.
 
@@ -367,8 +329,8 @@ class TreeDecoder(Decoder):
         self.cache = cache
         self._stats = stats
         self._batch: RowBatch | None = None
-        self._live: list[_Live] = []
-        self._rows = np.zeros(0, dtype=np.int64)
+        self._live: list[tuple[Branch, KeyedPath]] = []  # each branch that decodes, and the path to its node
+        self._rows = np.zeros(0, dtype=np.int64)  # and its row in the batch
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; what is held of their prefixes is not read again."""
@@ -389,28 +351,17 @@ class TreeDecoder(Decoder):
         self._stats.prefill_tokens += read
         self._stats.reused_tokens += sum(len(branch.prefix) for branch in branches) - read
         index = [places[key] for key in keys]
-        new = [
-            _Live(branch, paths[row], row, len(ids[row]) - len(branch.forced))
-            for row, branch in zip(index, branches, strict=True)
-        ]
-        self._add(batch, index, new)
-        return logits if index == list(range(len(logits))) else logits[index]
-
-    def _add(self, batch: RowBatch, index: Sequence[int], new: Sequence[_Live]) -> None:
-        """Puts rows of `batch` behind those that decode."""
         parts = [(batch, index)]
-        if self._batch is not None:
-            parts.insert(0, (self._batch, [live.row for live in self._live]))
-        if len(parts) > 1 or index != list(range(len(batch))):
-            room = max(live.branch.most_tokens for live in new)
-            batch = RowBatch.gathered(parts, min(room, ROOM))
+        if self._batch is not None:  # the new rows stand behind those that decode
+            parts.insert(0, (self._batch, self._rows.tolist()))
+        in_place = index == list(range(len(batch)))
+        if len(parts) > 1 or not in_place:
+            batch = RowBatch.gathered(parts, min(max(branch.most_tokens for branch in branches), ROOM))
         self._batch = batch
-        self._set_live([*self._live, *new], compact=True)
+        self._live += [(branch, paths[row]) for branch, row in zip(branches, index, strict=True)]
+        self._rows = np.arange(len(batch))
         self._watch_memory()
-
-    def _set_live(self, live: Sequence[_Live], compact: bool) -> None:
-        self._live = [replace(one, row=row) for row, one in enumerate(live)] if compact else list(live)
-        self._rows = np.array([one.row for one in self._live], dtype=np.int64)
+        return logits if in_place else logits[index]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits after one more token in each live row."""
@@ -419,31 +370,26 @@ class TreeDecoder(Decoder):
 
     def keep(self, rows: Sequence[int]) -> None:
         """Parks what the branches that end have read, and compacts the batch when half of it is idle."""
-        assert self._batch is not None
+        batch = self._batch
+        assert batch is not None
         for place in sorted(set(range(len(self._live))) - set(rows)):
-            self._park(self._batch, self._live[place])
+            branch, path = self._live[place]
+            if branch.finish == "step":  # the node can grow; its last token is read when it does
+                path = path.grown((*branch.forced, *branch.tokens)[:-1])
+            if branch.finish is not None:  # else it was interrupted: memory may have run out
+                self.cache.park(path, partial(batch.piece, int(self._rows[place])))
         self._watch_memory()
-        left = [self._live[place] for place in rows]
-        compact = 2 * len(rows) <= len(self._batch)
+        self._live, self._rows = [self._live[place] for place in rows], self._rows[list(rows)]
         if not rows:
-            self._batch.close()
+            batch.close()
             self._batch = None
-        elif compact:
-            self._batch = self._batch.select([live.row for live in left])
-        self._set_live(left, compact)
-
-    def _park(self, batch: RowBatch, live: _Live) -> None:
-        branch, path = live.branch, live.path
-        if branch.finish is None:  # interrupted: memory may have run out
-            return
-        if branch.finish == "step":  # the node can grow; its last token is read when it does
-            path = path.grown((*branch.forced, *branch.tokens)[:-1])
-        self.cache.park(path, lambda start, stop: batch.piece(live.row, start, stop))
+        elif 2 * len(rows) <= len(batch):
+            self._batch = batch.select(self._rows.tolist())
+            self._rows = np.arange(len(rows))
 
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
-        self._batch = None
-        self._set_live([], compact=True)
+        self._batch, self._live, self._rows = None, [], self._rows[:0]
         self.session.buffers.clear()
         self.cache.shrink(0)
 

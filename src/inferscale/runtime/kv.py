@@ -202,29 +202,33 @@ class RowBatch:
         self.segments, self.lengths = [], self.lengths[:0]
 
 
-NAME = "inferscale_tree"
-_CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
-
-
 class UnsupportedModelError(RuntimeError):
     """This model's attention is not what the shared-prefix decoder computes."""
 
 
-class Plan(ABC):
-    """Where a forward's keys and values go, and what its queries see."""
+class Plan(Cache, ABC):
+    """Where a forward's keys and values go, and what its queries see: the cache that the model is given.
+
+    Attributes:
+        layer: The layer that is running.
+        attended: Layers that have called `tree_attention`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.layer = -1
+        self.attended = 0
 
     @property
     @abstractmethod
-    def work(self) -> PackedRows:
-        """What attention does in this forward, for a `FlopCounter`."""
+    def packed_rows(self) -> PackedRows:
+        """What attention does in this forward, for a `FlopCounter`: one sequence stands for many rows."""
 
     @abstractmethod
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Stores the new keys and values of a layer; returns the outputs.
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Stores the new keys and values of `layer`; returns the outputs.
 
         Args:
-            layer: Index of the layer.
             query: `[heads, tokens, head_dim]`.
             key: `[kv_heads, tokens, head_dim]`.
             value: `[kv_heads, tokens, head_dim]`.
@@ -234,31 +238,10 @@ class Plan(ABC):
             `[heads, tokens, head_dim]`.
         """
 
-
-class PlanCache(Cache):
-    """Hands a model's keys and values through to the running plan, layer by layer.
-
-    Attributes:
-        plan: Where they go.
-        layer: The layer that is running.
-        attended: Layers that have called `tree_attention`.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        super().__init__(layers=[])
-        self.plan = plan
-        self.layer = -1
-        self.attended = 0
-
-    @property
-    def packed_rows(self) -> PackedRows:
-        """What attention does in this forward: one sequence stands for many rows."""
-        return self.plan.work
-
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The new keys and values alone; `tree_attention` brings in the others."""
+        """The new keys and values alone; `attend` brings in the others."""
         self.layer = layer_idx
         return key_states, value_states
 
@@ -267,17 +250,24 @@ class PlanCache(Cache):
         return 0
 
 
-_running: ContextVar[PlanCache | None] = ContextVar("inferscale_running_plan", default=None)
+NAME = "inferscale_tree"
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+_running: ContextVar[Plan | None] = ContextVar("inferscale_running_plan", default=None)
 
 
 @contextmanager
-def running(cache: PlanCache) -> Iterator[None]:
-    """Lets `tree_attention` know which plan is running."""
-    token = _running.set(cache)
+def attending(plan: Plan, configs: Sequence[Any]) -> Iterator[None]:
+    """Lets a model, whose parts have these configurations, attend by `plan`."""
+    before = [config._attn_implementation for config in configs]
+    token = _running.set(plan)
     try:
+        for config in configs:
+            config._attn_implementation = NAME
         yield
     finally:
         _running.reset(token)
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation = name
 
 
 def tree_attention(
@@ -290,17 +280,19 @@ def tree_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls; outputs `[1, tokens, heads, head_dim]`."""
-    cache = _running.get()
+    plan = _running.get()
     asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if cache is None or asked or query.shape[-1] != value.shape[-1]:
+    if plan is None or asked or query.shape[-1] != value.shape[-1]:
         raise UnsupportedModelError(f"attention with {', '.join(asked) or 'an unknown layout'}")
-    cache.attended += 1
+    plan.attended += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = cache.plan.attend(cache.layer, query[0], key[0], value[0], scale)
+    out = plan.attend(query[0], key[0], value[0], scale)
     return out.transpose(0, 1)[None].contiguous(), None
 
 
 AttentionInterface.register(NAME, tree_attention)
+
+_CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
 def partial_attention(
@@ -329,43 +321,6 @@ def partial_attention(
     return torch.matmul(weights.to(value.dtype), value), lse
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention of a sequence's last tokens to all tokens up to themselves.
-
-    Args:
-        query: `[heads, new, head_dim]`.
-        key: `[kv_heads, tokens, head_dim]`, the new tokens last.
-        value: `[kv_heads, tokens, head_dim]`.
-        scale: Factor of the scores.
-
-    Returns:
-        `[heads, new, head_dim]`.
-    """
-    new, tokens = query.shape[1], key.shape[1]
-    mask = None
-    if new < tokens:
-        mask = torch.ones(new, tokens, dtype=torch.bool, device=query.device).tril_(tokens - new)
-    out: Tensor = torch.nn.functional.scaled_dot_product_attention(
-        query[None],
-        key[None],
-        value[None],
-        attn_mask=mask,
-        is_causal=mask is None,
-        scale=scale,
-        enable_gqa=query.shape[0] != key.shape[0],
-    )
-    return out[0]
-
-
-def join(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
-    """Attention over two disjoint sets of keys, from its two parts."""
-    share = torch.sigmoid(other_lse - lse).to(out.dtype)[..., None]
-    return torch.lerp(out, other, share)
-
-
-_BLOCK = 16  # rows whose private parts are padded to the same length
-
-
 class PromptPlan(Plan):
     """Several prompts in one packed sequence, each causal on its own, all after the same prefix (it may be empty).
 
@@ -374,157 +329,160 @@ class PromptPlan(Plan):
     """
 
     def __init__(self, lengths: Sequence[int], layers: int, prefix: Segment) -> None:
+        super().__init__()
         ends = list(accumulate(lengths))
-        self._spans = list(zip([0, *ends], ends, strict=False))
-        self._lengths = list(lengths)
+        self._spans = list(zip([0, *ends], ends, strict=False))  # of each prompt in the packed sequence
         self._layers = layers
         self._prefix = prefix
         self.kv: list[Tensor] = []
 
     @property
-    def work(self) -> PackedRows:
-        """Each prompt's square, half of which a causal mask lets through, and every query against the prefix."""
-        shared = sum(self._lengths) * self._prefix.length
-        causal = sum(n * (n + 1) // 2 for n in self._lengths)
-        squares = sum(n * n for n in self._lengths)
-        return PackedRows(len(self._lengths), causal + shared, squares + shared, self._prefix.length)
+    def packed_rows(self) -> PackedRows:
+        """Each prompt is a square, half of which a causal mask lets through, and every query against the prefix."""
+        lengths = [stop - start for start, stop in self._spans]
+        shared = sum(lengths) * self._prefix.length
+        causal = sum(n * (n + 1) // 2 for n in lengths)
+        return PackedRows(len(lengths), causal + shared, sum(n * n for n in lengths) + shared, self._prefix.length)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Each prompt against itself and the prefix."""
         past = self._prefix.length
         if not self.kv:
             self.kv = [key.new_empty(self._layers, 2, key.shape[0], past + b - a, key.shape[2]) for a, b in self._spans]
         outputs = []
         for (start, stop), kv in zip(self._spans, self.kv, strict=True):
-            kv[layer, 0, :, past:], kv[layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
+            kv[self.layer, 0, :, past:], kv[self.layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
+            mask = None
             if self._prefix.kv is not None:
-                kv[layer, :, :, :past] = self._prefix.kv[layer]
-            outputs.append(causal_attention(query[:, start:stop], kv[layer, 0], kv[layer, 1], scale))
+                kv[self.layer, :, :, :past] = self._prefix.kv[self.layer]
+                mask = torch.ones(stop - start, kv.shape[3], dtype=torch.bool, device=key.device).tril_(past)
+            outputs.append(
+                torch.nn.functional.scaled_dot_product_attention(
+                    query[None, :, start:stop],
+                    kv[None, self.layer, 0],
+                    kv[None, self.layer, 1],
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    scale=scale,
+                    enable_gqa=query.shape[0] != key.shape[0],
+                )[0]
+            )
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+_BLOCK = 16  # rows whose private parts are padded to the same length
 
 
 class RowPlan(Plan):
     """New tokens of some rows of a batch, in ascending order, packed row by row.
+
+    In the shapes below `rows` are all rows of the batch, those that do not run included: their keys are not worth a
+    copy. What is computed for them is thrown away; they see one key, or in a padded block all of them.
 
     Attributes:
         absolute: Position in the whole sequence of each new token.
     """
 
     def __init__(self, batch: RowBatch, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
+        super().__init__()
         device = batch.kv.device
-        starts = batch.lengths[rows]
-        place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        position = np.repeat(starts, counts) + place
+        starts, ends = batch.lengths[rows], np.cumsum(counts)
+        place = np.arange(ends[-1]) - np.repeat(ends - counts, counts)  # of each token among its row's new ones
+        position = np.repeat(starts, counts) + place  # and among its row's private ones
         self.absolute = position + np.repeat(batch.bases[rows], counts)
-        self._batch, self._rows, self._past = batch, len(rows), int(starts.sum())
+        self._batch, self._count, self._past = batch, len(rows), int(starts.sum())
         self._most = int(counts.max())
+        # The packed tokens that continue each segment: the first one, and the one after the last.
+        edges = [0, *ends.tolist()]
+        self._spans = [(segment, edges[start], edges[stop]) for segment, start, stop in batch.runs(rows)]
+        # Blocks of neighbouring rows, and the keys that their longest row sees. A GPU runs them as one.
         seen = np.ones(len(batch), dtype=np.int64)
         seen[rows] = starts + counts
-        self._keys = int(seen.max())
-        self._blocks = _row_blocks(seen) if device.type == "cpu" else [(0, len(batch), self._keys)]
-        self._spans = _token_spans(batch.runs(rows), np.cumsum(counts))
+        keys = int(seen.max())
+        self._blocks = [(0, len(batch), keys)]
+        if device.type == "cpu":
+            self._blocks = []
+            for start, most in enumerate(np.maximum.reduceat(seen, np.arange(0, len(seen), _BLOCK)).tolist()):
+                first = start * _BLOCK
+                if self._blocks and self._blocks[-1][2] == most:
+                    first = self._blocks.pop()[0]
+                self._blocks.append((first, min((start + 1) * _BLOCK, len(batch)), most))
+        # The usual decode step: one token for every row, and all at the same place. Then no mask is needed.
         self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
         self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
-        self._bias = None
+        self._bias: Tensor | None = None
         if self._step is None:
             self._row = torch.from_numpy(np.repeat(rows, counts)).to(device)
             self._position = torch.from_numpy(position).to(device)
             self._place = torch.from_numpy(place).to(device)
-            self._bias = self._make_bias()
+            # -inf where a key comes after the query, `[rows, 1, queries, keys]`; idle rows and padding see every key
+            last = torch.full((len(batch), self._most), keys, device=device)
+            last[self._row, self._place] = self._position
+            hidden = torch.arange(keys, device=device) > last[..., None]
+            dtype = batch.kv.dtype if device.type == "cpu" else torch.float32
+            self._bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)[:, None]
 
     @property
-    def work(self) -> PackedRows:
+    def packed_rows(self) -> PackedRows:
         """Every query against its prompt, and the private parts padded to the longest of their block."""
         shared = sum((stop - start) * segment.length for segment, start, stop in self._spans)
         private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
         read = sum({id(segment.kv): segment.length for segment, _, _ in self._spans}.values()) + self._past
-        return PackedRows(self._rows, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
+        return PackedRows(self._count, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
 
-    def _make_bias(self) -> Tensor:
-        """-inf where a key comes after the query, `[rows, 1, queries, keys]`; rows that do not run see every key."""
-        kv = self._batch.kv
-        last = torch.full((len(self._batch), self._most), self._keys, device=kv.device)
-        last[self._row, self._place] = self._position
-        hidden = torch.arange(self._keys, device=kv.device) > last[..., None]
-        dtype = kv.dtype if kv.device.type == "cpu" else torch.float32
-        return torch.zeros(hidden.shape, dtype=dtype, device=kv.device).masked_fill_(hidden, -torch.inf)[:, None]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Each token against its problem's prompt and its row's own tokens up to itself."""
-        keys, values = self._batch.kv[layer]
+        keys, values = self._batch.kv[self.layer]  # [rows, kv_heads, capacity, head_dim]
         if self._step is not None:
             keys[:, :, self._step], values[:, :, self._step] = key.transpose(0, 1), value.transpose(0, 1)
         else:
             keys[self._row, :, self._position] = key.transpose(0, 1)
             values[self._row, :, self._position] = value.transpose(0, 1)
         heads, tokens, width = query.shape
-        grouped = query.view(key.shape[0], heads // key.shape[0], tokens, width)
+        grouped = query.view(key.shape[0], heads // key.shape[0], tokens, width)  # [kv_heads, group, tokens, head_dim]
         out, lse = self._private(grouped, keys, values, scale)
-        shared, shared_lse = self._shared(layer, grouped, scale)
-        return join(out, lse, shared, shared_lse).reshape(heads, tokens, width)
 
-    def _private(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """Each row against its own tokens; `query` is `[kv_heads, group, tokens, head_dim]`."""
-        by_token = query.permute(2, 0, 1, 3)
-        if self._one_each:
-            out, lse = self._by_blocks(by_token, keys, values, self._bias, scale)
-            return out.permute(1, 2, 0, 3), lse.permute(1, 2, 0)
-        group, most = query.shape[1], self._most
-        ragged = query.new_zeros(len(self._batch), query.shape[0], group, most, query.shape[3])
-        ragged[self._row, :, :, self._place] = by_token
-        bias = None if self._bias is None else self._bias.repeat(1, 1, group, 1)
-        out, lse = self._by_blocks(ragged.flatten(2, 3), keys, values, bias, scale)
-        out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
-        return (
-            out[self._row, :, :, self._place].permute(1, 2, 0, 3),
-            lse[self._row, :, :, self._place].permute(1, 2, 0),
-        )
-
-    def _by_blocks(
-        self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """`partial_attention` with each block of rows reading no further than its longest row."""
-        parts = [
-            partial_attention(
-                query[start:stop],
-                keys[start:stop, :, :most],
-                values[start:stop, :, :most],
-                None if bias is None else bias[start:stop, :, :, :most],
-                scale,
-            )
-            for start, stop, most in self._blocks
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
-
-    def _shared(self, layer: int, query: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """All queries of a problem against its prompt, as one product for each kv head."""
+        # All queries of a problem against its prompt: one product for each kv head.
         outputs, sums = [], []
         for segment, start, stop in self._spans:
-            part = query[:, :, start:stop]
+            part = grouped[:, :, start:stop]
             if segment.kv is None:
-                out, lse = torch.zeros_like(part), torch.full(part.shape[:3], -torch.inf, device=part.device)
+                shared, shared_lse = torch.zeros_like(part), torch.full(part.shape[:3], -torch.inf, device=part.device)
             else:
-                keys, values = segment.kv[layer]
-                out, lse = partial_attention(part.flatten(1, 2)[None], keys[None], values[None], None, scale)
-            outputs.append(out.view(part.shape))
-            sums.append(lse.view(part.shape[:3]))
-        return (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+                k, v = segment.kv[self.layer]
+                shared, shared_lse = partial_attention(part.flatten(1, 2)[None], k[None], v[None], None, scale)
+            outputs.append(shared.view(part.shape))
+            sums.append(shared_lse.view(part.shape[:3]))
+        shared, shared_lse = (
+            (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+        )
+        # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
+        share = torch.sigmoid(shared_lse - lse).to(out.dtype)[..., None]
+        return torch.lerp(out, shared, share).reshape(heads, tokens, width)
 
-
-def _row_blocks(seen: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Blocks of rows, start and stop, with the most keys that one of their rows sees; neighbours are often alike."""
-    starts = np.arange(0, len(seen), _BLOCK)
-    most = np.maximum.reduceat(seen, starts)
-    edges = [0, *(np.flatnonzero(np.diff(most)) + 1).tolist()]
-    stops = [*(edges[1:]), len(starts)]
-    return [
-        (start * _BLOCK, min(stop * _BLOCK, len(seen)), int(most[start]))
-        for start, stop in zip(edges, stops, strict=True)
-    ]
-
-
-def _token_spans(runs: Sequence[tuple[Segment, int, int]], ends: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:
-    """The packed tokens of runs of rows; `ends` holds where the tokens of each row end."""
-    return [(segment, int(ends[start - 1]) if start else 0, int(ends[stop - 1])) for segment, start, stop in runs]
+    def _private(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Each row against its own tokens: outputs, as `query`, and log-sum-exps `[kv_heads, group, tokens]`."""
+        by_token = query.permute(2, 0, 1, 3)  # [tokens, kv_heads, group, head_dim]
+        bias, group = self._bias, query.shape[1]
+        if self._one_each:
+            queries = by_token  # tokens are rows
+        else:
+            ragged = query.new_zeros(len(self._batch), query.shape[0], group, self._most, query.shape[3])
+            ragged[self._row, :, :, self._place] = by_token
+            queries = ragged.flatten(2, 3)  # [rows, kv_heads, group * most, head_dim]
+            bias = None if bias is None else bias.repeat(1, 1, group, 1)
+        parts = [
+            partial_attention(
+                queries[start:stop],
+                keys[start:stop, :, :seen],
+                values[start:stop, :, :seen],
+                None if bias is None else bias[start:stop, :, :, :seen],
+                scale,
+            )
+            for start, stop, seen in self._blocks
+        ]
+        out, lse = parts[0] if len(parts) == 1 else (torch.cat([o for o, _ in parts]), torch.cat([s for _, s in parts]))
+        if not self._one_each:
+            out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
+            out, lse = out[self._row, :, :, self._place], lse[self._row, :, :, self._place]
+        return out.permute(1, 2, 0, 3), lse.permute(1, 2, 0)

@@ -12,7 +12,6 @@ import inspect
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from inferscale._compat import cache_argument
 
-from .kv import NAME, Buffers, Plan, PlanCache, PromptPlan, RowBatch, RowPlan, Segment, UnsupportedModelError, running
+from .kv import Buffers, Plan, PromptPlan, RowBatch, RowPlan, Segment, UnsupportedModelError, attending
 from .loading import evaluating
 
 _PREFILL_TOKENS = 8192  # packed prompt tokens in one forward
@@ -136,17 +135,16 @@ class Session:
         index = None if kept is None or len(kept) == len(ids) else torch.from_numpy(kept).to(device)
         if index is not None and "logits_to_keep" in self._parameters:
             options["logits_to_keep"], index = index, None
-        cache = PlanCache(plan)
-        with self._lock, _attending(self._configs), running(cache):
+        with self._lock, attending(plan, self._configs):
             output = self.model(
                 input_ids=ids[None],
                 position_ids=torch.from_numpy(positions).to(device)[None],
                 use_cache=True,
-                **{self._cache_argument: cache},
+                **{self._cache_argument: plan},
                 **options,
             )
-        if cache.attended != self._layers:
-            raise UnsupportedModelError(f"{cache.attended} of {self._layers} layers attend through AttentionInterface")
+        if plan.attended != self._layers:
+            raise UnsupportedModelError(f"{plan.attended} of {self._layers} layers attend through AttentionInterface")
         logits: Tensor = output.logits[0]
         return logits if index is None else logits[index]
 
@@ -155,19 +153,6 @@ def _configs(model: Any) -> list[Any]:
     """The configurations that the model's parts look their attention up in."""
     found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
     return [config for config in found.values() if hasattr(config, "_attn_implementation")]
-
-
-@contextmanager
-def _attending(configs: Sequence[Any]) -> Iterator[None]:
-    """Lets the model use `tree_attention` for one forward."""
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = NAME
-        yield
-    finally:
-        for config, name in zip(configs, before, strict=True):
-            config._attn_implementation = name
 
 
 def _common_length(prompts: Sequence[Sequence[int]]) -> int:
