@@ -29,7 +29,7 @@ from .tree import Problem
 
 
 def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]]:
-    """The places of the problems of each batch.
+    """Divide problems into batches; return the places of the problems of each.
 
     Equal prompts stay together in their order: what tells their random streams apart is how many came before.
 
@@ -52,12 +52,12 @@ def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]
 
 
 def row_of(batch: Sequence[int], problems: Sequence[Problem]) -> dict[str, str]:
-    """What an actor is sent of a batch."""
+    """Return the row that stands for a batch, for an actor."""
     return {"places": json.dumps(batch), "problems": json.dumps([asdict(problems[index]) for index in batch])}
 
 
 def results_of(rows: Iterator[Mapping[str, str]], total: int, progress: bool) -> Iterator[tuple[int, SearchResult]]:
-    """The results of all rows; a result that is lost or comes twice is an error."""
+    """Yield places and results of all rows; a result that is lost or comes twice is an error."""
     missing = set(range(total))
     with ProgressBar(total) if progress else nullcontext() as bar:
         for row in rows:
@@ -80,7 +80,7 @@ class Journals:
     Attributes:
         folder: The folder; earlier calls may have left journals there.
         call: A name for this call.
-        max_attempts: How often a batch is begun in it.
+        max_attempts: Most times that a batch is begun in it.
     """
 
     folder: Path
@@ -89,13 +89,13 @@ class Journals:
 
     @classmethod
     def at(cls, folder: str | os.PathLike[str], max_attempts: int) -> Journals:
-        """The journals of a new call."""
+        """Return the journals of a new call."""
         path = Path(folder).resolve()
         path.mkdir(parents=True, exist_ok=True)
         return cls(path, uuid.uuid4().hex[:8], max_attempts)
 
     def own(self, problems: str) -> Path:
-        """A journal for another attempt at a batch, which begins with what the longest earlier one holds.
+        """Make a journal for another attempt at a batch, which begins with what the longest earlier one holds.
 
         Raises:
             RuntimeError: If there were too many attempts.
@@ -113,7 +113,7 @@ class Journals:
         return own
 
     def keep(self, own: Path, problems: str) -> None:
-        """Deletes the journals of other attempts, unless one of them has deleted this one: the first to end wins."""
+        """Delete the journals of other attempts, unless one of them has deleted this one: the first to end wins."""
         if not own.exists():
             return
         for path in self._of(problems):
@@ -146,26 +146,26 @@ def solve_dataset(
     storage: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> list[SearchResult]:
-    """One `SearchResult` for each problem, in order; in float32 the results are those of `solve_batch`.
+    """Return one `SearchResult` for each problem, in order; in float32 the results are those of `solve_batch`.
 
     An actor that dies is started again, and its batch goes on from its journal, or begins anew without `storage`. The
     same call with the same `storage` goes on where an earlier one was ended, and asks the models for nothing twice.
 
     Args:
         problems: Problems, or prompts.
-        strategy: What to sample next.
+        strategy: Decides what is sampled next.
         make_generator: Makes the generator, in the actor; a function that can be sent there.
         make_reward_model: Makes the reward model, in the actor.
-        aggregator: As in `solve_batch`.
-        extract_answer: As in `solve_batch`.
-        budget: As in `solve_batch`.
-        seed: As in `solve_batch`.
+        aggregator: Picks the trajectory to report; see `Solver` for this and the next three.
+        extract_answer: Reads the answer out of a completion.
+        budget: The most that each problem may cost.
+        seed: Any integer.
         num_actors: Actors, each with models of its own.
         batch_size: Problems that an actor searches at the same time; equal prompts stay together, however many.
         num_cpus: CPUs of an actor.
         num_gpus: GPUs of an actor.
-        max_attempts: How often a batch is begun before the call fails, because its actor dies each time; kept where
-            there is a `storage` (Ray alone would try for ever).
+        max_attempts: Most times that a batch is begun before the call fails, because its actor dies each time; kept
+            where there is a `storage` (Ray alone would try for ever).
         storage: A folder for journals that all machines can write to. Each attempt writes a file of its own, so that
             an actor that was only thought dead does no harm.
         progress: Show a progress bar.
@@ -204,7 +204,7 @@ def stream_dataset(
     storage: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, SearchResult]]:
-    """Places of problems and their results, batch by batch as they finish; see `solve_dataset` for the arguments."""
+    """Yield places of problems and their results, batch by batch as they finish; see `solve_dataset`."""
     check_scores(
         make_reward_model, strategy, *([aggregator] if aggregator else []), advice="pass make_reward_model=..."
     )
@@ -216,26 +216,24 @@ def stream_dataset(
     data: Any = require("ray.data", "ray")
     journals = None if storage is None else Journals.at(storage, max_attempts)
     options = {"aggregator": aggregator, "extract_answer": extract_answer, "budget": budget, "seed": seed}
-    actors = {
-        "fn_constructor_args": (strategy, make_generator, make_reward_model, options, journals),
-        "compute": data.ActorPoolStrategy(size=num_actors),
-        "num_cpus": num_cpus,
-        "num_gpus": num_gpus,
-    }
-    return results_of(_solved(data, batches, actors), len(given), progress)
+    arguments = (strategy, make_generator, make_reward_model, options, journals)
 
+    def rows() -> Iterator[Mapping[str, str]]:
+        context = data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        with data.DataContext.current(context):
+            # A block for each batch, or else Ray would hand several batches to one actor.
+            dataset = data.from_items(batches, override_num_blocks=len(batches))
+            actors = data.ActorPoolStrategy(size=num_actors)
+            yield from dataset.map(
+                _Actor, fn_constructor_args=arguments, compute=actors, num_cpus=num_cpus, num_gpus=num_gpus
+            ).iter_rows()
 
-def _solved(data: Any, batches: Sequence[Mapping[str, str]], actors: Mapping[str, Any]) -> Iterator[Mapping[str, str]]:
-    """What the actors made of the batches, as they finish."""
-    context = data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with data.DataContext.current(context):
-        dataset = data.from_items(list(batches), override_num_blocks=len(batches))
-        yield from dataset.map(_Actor, **actors).iter_rows()
+    return results_of(rows(), len(given), progress)
 
 
 class _Actor:
-    """What an actor does: it makes its models once, and solves batch after batch."""
+    """An actor: makes its models once, and solves batch after batch."""
 
     def __init__(
         self,
@@ -250,7 +248,7 @@ class _Actor:
         self._journals = journals
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
-        """The results of one batch, as JSON."""
+        """Return the results of one batch, as JSON."""
         problems = [Problem(**problem) for problem in json.loads(row["problems"])]
         journal = None if self._journals is None else self._journals.own(row["problems"])
         results = self._solver.solve_batch(problems, journal=journal)

@@ -183,10 +183,10 @@ class SearchResult:
 
 def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
     """Return the record of a leaf; an unfinished or failed leaf abstains."""
-    step_scores = leaf.step_scores
-    if step_scores is None and leaf.step is not None and all(node.is_scored for node in leaf.path):
-        step_scores = tuple(node.score for node in leaf.path)
-    steps = leaf.steps
+    path, step_scores = leaf.path, leaf.step_scores
+    if step_scores is None and path and all(node.is_scored for node in path):
+        step_scores = tuple(node.score for node in path)  # of an outcome model, which scored each prefix
+    steps = tuple(node.step for node in path if node.step is not None)
     answer = extract_answer("".join(step.text for step in steps)) if leaf.is_finished and not leaf.is_failed else None
     if answer is not None and not isinstance(answer, str):
         raise TypeError(f"extract_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")

@@ -294,10 +294,14 @@ class Session:
 
         Args:
             problem: The problem, or its prompt.
-            solver: Another strategy, aggregator, budget, seed or way to read answers for this search; its models are
-                not called. Not together with a journal.
+            solver: Another strategy, aggregator, budget, seed or way to read answers for this search. The session's
+                models are called; leaves are scored if this solver has a reward model.
             occurrence: Number of equal prompts before this one, which are different problems with random streams of
                 their own; counted by the session by default.
+
+        Raises:
+            ValueError: If the session has a journal, which knows one strategy, budget and seed, and `solver` another,
+                or what the journal holds does not fit the search.
         """
         given, chosen = as_problem(problem), solver or self.solver
         foreign = chosen is not self.solver and self._journal is not None

@@ -33,7 +33,7 @@ def run_server(service: Service, host: str = "127.0.0.1", port: int = 8000, shut
     """Serve until told to end (SIGINT or SIGTERM): searches that run then go on, and new ones are refused.
 
     Args:
-        service: What is served.
+        service: The models, and limits.
         host: Address to listen at.
         port: Port; 0 takes a free one, which the log tells.
         shutdown_seconds: Searches that have not ended after so long are cancelled.

@@ -126,7 +126,7 @@ class App:
     """Takes requests, hands their searches to the dispatcher, and sends the replies.
 
     Attributes:
-        service: What is served.
+        service: The models, and limits.
         metrics: Counts.
         dispatcher: Runs the searches.
     """
@@ -284,7 +284,7 @@ def _result(future: asyncio.Future[SearchResult]) -> SearchResult:
 
 
 def _failure(error: BaseException) -> APIError:
-    """What a client is told of a search that failed."""
+    """The error that a client is sent for a search that failed."""
     if isinstance(error, UnreadablePromptError):
         return APIError(400, str(error), code="context_length_exceeded", param="prompt")
     if isinstance(error, ClosedError):

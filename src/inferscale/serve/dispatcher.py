@@ -62,7 +62,7 @@ class Job:
 
     @property
     def cost(self) -> Cost:
-        """What has been spent so far."""
+        """The cost until now."""
         return Cost() if self.search is None else self.search.cost
 
     def progress(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Fields:
 
     Attributes:
         values: The object.
-        path: What stands before its fields in errors: ``"inferscale."``, say.
+        path: Its own name in errors, before those of its fields: ``"inferscale."``, say.
     """
 
     def __init__(self, values: Mapping[str, Any], path: str = "") -> None:
@@ -149,12 +149,12 @@ class CompletionRequest:
     Attributes:
         endpoint: Chat or text.
         prompts: One search each.
-        solver: How they are searched.
-        strategy: What the client asked for, without the cap on lengths.
+        solver: Their searches' options.
+        strategy: The strategy that the client asked for, without the cap on lengths.
         stops: Texts at which answers end.
-        stream: Whether the answer comes in events.
-        include_usage: Whether the last event is the bill.
-        trajectories: Whether all trajectories are reported.
+        stream: True if the answer comes in events.
+        include_usage: True if the last event is the bill.
+        trajectories: True if all trajectories are reported.
         ignored: Fields that were given and mean nothing here.
     """
 
@@ -300,7 +300,7 @@ class Shortened(SearchStrategy):
     A path that ends a step exactly there is given one token more, so that it ends.
 
     Attributes:
-        strategy: What is run.
+        strategy: The strategy.
         max_tokens: Most sampled tokens of a path.
     """
 
@@ -390,7 +390,7 @@ class Reply:
         return read_until(result.text, self.request.stops)
 
     def _end(self, result: SearchResult) -> dict[str, Any]:
-        """Why the text ended, and how the search went."""
+        """The reason why the text ended, and the outcome of the search."""
         selected = result.selected
         ended = bool(selected.steps) and selected.steps[-1].finish_reason in ("eos", "empty")
         stopped = ended or len(read_until(result.text, self.request.stops)) < len(result.text)
@@ -409,7 +409,7 @@ class Reply:
         return {"finish_reason": "stop" if stopped else "length", "inferscale": told}
 
     def _bill(self, results: Sequence[SearchResult]) -> dict[str, Any]:
-        """What was spent on all prompts: tokens that are in no answer count as reasoning."""
+        """The cost of all prompts; tokens that are in no answer count as reasoning."""
         cost = sum((result.cost for result in results), Cost())
         reported = sum(step.generated_tokens for result in results for step in result.selected.steps)
         usage = {

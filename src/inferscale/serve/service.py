@@ -24,7 +24,7 @@ _MAX_CHARACTERS = 300
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is served at a time, and to one request.
+    """Limits of all requests together, and of each.
 
     Attributes:
         max_active: Searches that share the model's batches.
@@ -45,14 +45,14 @@ class Limits:
     progress_seconds: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuses limits under which nothing could be served."""
+        """Refuse limits under which nothing could be served."""
         for limit in fields(self):
             value = getattr(self, limit.name)
             if limit.name != "budget" and not value > 0:
                 raise ValueError(f"Limits({limit.name}={value!r}): give a number greater than 0")
 
     def capped(self, wanted: Budget) -> Budget:
-        """The wanted budget, lowered to what a prompt may cost."""
+        """Return the wanted budget, lowered to what a prompt may cost."""
         caps = {}
         for cap in fields(Budget):
             given = [v for v in (getattr(wanted, cap.name), getattr(self.budget, cap.name)) if v is not None]
@@ -73,9 +73,9 @@ class Service:
         vote: The aggregator of requests that name none.
         seed: The seed of requests that give none.
         presets: Strategies of your own by the name that requests give.
-        limits: How much is served.
-        api_key: What a client must present (``Authorization: Bearer ...``); without it only clients on this machine
-            are served.
+        limits: Limits of all requests together, and of each.
+        api_key: The key that clients must present (``Authorization: Bearer ...``); without it only clients on this
+            machine are served.
         prompt_end: Text that every prompt must end with; it is added where it is missing.
         extract_answer: Reads the answer out of a completion.
     """
@@ -94,21 +94,21 @@ class Service:
     extract_answer: ExtractAnswer = default_extract_answer
 
     def __post_init__(self) -> None:
-        """Refuses a default that could not be served."""
+        """Refuse a default that could not be served."""
         self.make_strategy()
         self.make_vote()
         if self.api_key is not None and not self.api_key.isascii():
             raise ValueError("the API key holds characters that no HTTP header can carry: use letters and digits")
 
     def make_solver(self) -> Solver:
-        """The search that requests get which say nothing of it."""
+        """Return the search that requests get which say nothing of it."""
         return Solver(
             self.make_strategy(), self.generator, self.reward_model, self.make_vote(),
             extract_answer=self.extract_answer, budget=self.limits.budget, seed=self.seed,
         )  # fmt: skip
 
     def make_strategy(self, text: str | None = None, width: int | None = None) -> SearchStrategy:
-        """The strategy that a request names, or the service's own.
+        """Return the strategy that a request names, or the service's own.
 
         Raises:
             ValueError: If there is none, it is too large, or there is no reward model for it.
@@ -131,7 +131,7 @@ class Service:
         return made
 
     def make_vote(self, text: str | None = None) -> Aggregator:
-        """The aggregator that a request names, or the service's own.
+        """Return the aggregator that a request names, or the service's own.
 
         Raises:
             ValueError: If there is none, or there is no reward model for it.
@@ -151,7 +151,7 @@ def _short(text: str) -> str:
 
 
 def _check_size(part: Any, most: int) -> None:
-    """Refuses whole numbers that would make a strategy larger than is served, also in strategies within it."""
+    """Refuse whole numbers that would make a strategy larger than is served, also in strategies within it."""
     for option in fields(part):
         value = getattr(part, option.name)
         if is_dataclass(value):
@@ -161,7 +161,7 @@ def _check_size(part: Any, most: int) -> None:
 
 
 def check_host(host: str, api_key: str | None) -> None:
-    """Raises a `ValueError` where anybody could come in."""
+    """Raise a ValueError where anybody could come in."""
     if api_key is None and host not in LOOPBACK:
         raise ValueError(
             f"{host} can be reached from other machines: set INFERSCALE_API_KEY to the key that clients must present, "
