@@ -372,10 +372,10 @@ def test_parts_see_the_callers_context():
 
 def test_no_thread_is_left_behind():
     streamed(PROMPTS, REBASE(4))
-    deadline = time.monotonic() + LONG
-    while ours() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert not ours()
+    threads = ours()
+    for thread in threads:
+        thread.join(10 * LONG)
+    assert not any(thread.is_alive() for thread in threads)
 
 
 def ours():
