@@ -109,7 +109,7 @@ def _check(ops: Arrays, weights: Array) -> Array:
     """`weights`, if each row is a distribution up to a factor."""
     require_items("weights", weights)
     require(ops.xp.isfinite(weights) & (weights >= 0), "weights must be finite numbers, 0 or more")
-    require(weights.sum(-1) > 0, "all weights of a row are 0: nothing can be drawn")
+    require(ops.xp.amax(weights, -1) > 0, "all weights of a row are 0: nothing can be drawn")
     return weights
 
 
@@ -122,6 +122,7 @@ def _invert(ops: Arrays, weights: Array, u: Array) -> Array:
 
 
 def _residual(ops: Arrays, weights: Array, n: int, u: Array) -> Array:
+    weights = weights / ops.xp.amax(weights, -1, keepdims=True)  # their sum may be beyond float64
     expected = weights / weights.sum(-1, keepdims=True) * n
     whole = ops.xp.floor(expected + _SLACK)
     places = ops.cumsum(whole)
