@@ -372,9 +372,9 @@ def test_parts_see_the_callers_context():
 
 def test_no_thread_is_left_behind():
     streamed(PROMPTS, REBASE(4))
-    threads = ours()
+    threads, deadline = ours(), time.monotonic() + 10 * LONG
     for thread in threads:
-        thread.join(10 * LONG)
+        thread.join(max(0.0, deadline - time.monotonic()))
     assert not any(thread.is_alive() for thread in threads)
 
 
