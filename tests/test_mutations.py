@@ -5,11 +5,8 @@ import math
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
-from tests.quiet_star_tools import wrapped
-from tests.strategy_fakes import TextReward, TreeGenerator, drive, root, search
 
 from inferscale.base import SearchStrategy
 from inferscale.engine import solve
@@ -24,14 +21,15 @@ from inferscale.functional import (
     softmax,
     weighted_majority_at_k,
 )
-from inferscale.generators.kv_plans import RowPlan
-from inferscale.generators.kv_rows import Buffers, RowBatch, Segment
-from inferscale.generators.sampling import Sampler, filter_threshold, inverse_cdf
 from inferscale.quiet_star import Objective, quiet_star_loss
 from inferscale.quiet_star.head import ThoughtMixingHead, mix
+from inferscale.runtime.kv import Buffers
+from inferscale.runtime.sampling import Sampler, filter_threshold, inverse_cdf
 from inferscale.strategies import MCTS, AdaptiveConsistency, BeamSearch, ParticleFilter
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from inferscale.tree import Step
+from tests.quiet_star_tools import wrapped
+from tests.strategy_fakes import TextReward, TreeGenerator, drive, root, search
 
 # -- strategies --------------------------------------------------------------------------------------------------------
 
@@ -173,8 +171,8 @@ def test_odds_of_a_certain_score_are_great_and_finite():
 
 
 def test_adaptive_consistency_stops_at_its_confidence_not_above_it():
-    assert AdaptiveConsistency(confidence=1 - 2**-5).decides([4, 0])  # P(p1 > p2) is 31/32
-    assert not AdaptiveConsistency(confidence=1 - 2**-5).decides([3, 0])
+    assert AdaptiveConsistency(confidence_level=1 - 2**-5).decides([4, 0])  # P(p1 > p2) is 31/32
+    assert not AdaptiveConsistency(confidence_level=1 - 2**-5).decides([3, 0])
 
 
 # -- arithmetic on arrays ----------------------------------------------------------------------------------------------
@@ -275,7 +273,7 @@ def test_no_number_draws_a_token_without_weight_however_the_sums_are_rounded():
 def test_greedy_rows_have_their_plain_log_probability_whatever_is_filtered():
     logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
     numbers, greedy = torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([True, False])
-    draws = Sampler(0.5, top_k=1).draw(logits, numbers, greedy)
+    draws = Sampler(0.5, top_k=1).draw_mixed(logits, numbers, greedy)
     assert draws.tokens.tolist() == [2, 2]
     assert draws.logprobs[0].item() == pytest.approx(float(logits[0].log_softmax(-1)[2]), abs=1e-6)
     assert draws.logprobs[1].item() == pytest.approx(0.0, abs=1e-6)
@@ -284,7 +282,7 @@ def test_greedy_rows_have_their_plain_log_probability_whatever_is_filtered():
 def test_a_vocabulary_may_be_smaller_than_what_a_sampler_looks_at():
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     numbers = torch.tensor([0.1], dtype=torch.float64)
-    wide, plain = Sampler(top_k=50, confidence="deepconf").draw(logits, numbers), Sampler().draw(logits, numbers)
+    wide, plain = Sampler(top_k=50, confidence_level="deepconf").draw(logits, numbers), Sampler().draw(logits, numbers)
     assert torch.equal(wide.tokens, plain.tokens)
     assert torch.equal(wide.logprobs, plain.logprobs)
     assert wide.confidences.item() == pytest.approx(-float(logits.log_softmax(-1).mean()), abs=1e-6)
@@ -308,15 +306,6 @@ def test_memory_of_one_kind_is_not_handed_out_for_another():
     assert buffers.bytes > 0
     assert buffers.take(torch.zeros(kind), 1, 4).dtype == torch.float32
     assert buffers.bytes == 0
-
-
-@pytest.mark.parametrize(("rows", "read"), [([0, 1, 2], 5 + 7 + 3 + 1 + 2), ([0, 1], 5 + 3 + 1), ([2], 7 + 2)])
-def test_a_step_reads_a_shared_prefix_once_and_the_private_tokens_of_the_rows_that_run(rows, read):
-    one, other = (Segment(torch.zeros(1, 2, 1, length, 2), length) for length in (5, 7))
-    batch = RowBatch([one, one, other], torch.zeros(1, 2, 3, 1, 8, 2), [3, 1, 2], Buffers())
-    plan = RowPlan(batch, np.array(rows), np.ones(len(rows), dtype=np.int64))
-    assert plan.work.read_tokens == read
-    assert plan.work.rows == len(rows)
 
 
 # -- Quiet-STaR --------------------------------------------------------------------------------------------------------
