@@ -171,8 +171,8 @@ def test_odds_of_a_certain_score_are_great_and_finite():
 
 
 def test_adaptive_consistency_stops_at_its_confidence_not_above_it():
-    assert AdaptiveConsistency(confidence_level=1 - 2**-5).decides([4, 0])  # P(p1 > p2) is 31/32
-    assert not AdaptiveConsistency(confidence_level=1 - 2**-5).decides([3, 0])
+    assert AdaptiveConsistency(threshold=1 - 2**-5).decides([4, 0])  # P(p1 > p2) is 31/32
+    assert not AdaptiveConsistency(threshold=1 - 2**-5).decides([3, 0])
 
 
 # -- arithmetic on arrays ----------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_greedy_rows_have_their_plain_log_probability_whatever_is_filtered():
 def test_a_vocabulary_may_be_smaller_than_what_a_sampler_looks_at():
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     numbers = torch.tensor([0.1], dtype=torch.float64)
-    wide, plain = Sampler(top_k=50, confidence_level="deepconf").draw(logits, numbers), Sampler().draw(logits, numbers)
+    wide, plain = Sampler(top_k=50, confidence="deepconf").draw(logits, numbers), Sampler().draw(logits, numbers)
     assert torch.equal(wide.tokens, plain.tokens)
     assert torch.equal(wide.logprobs, plain.logprobs)
     assert wide.confidences.item() == pytest.approx(-float(logits.log_softmax(-1).mean()), abs=1e-6)
