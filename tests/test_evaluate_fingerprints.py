@@ -9,7 +9,7 @@ import pytest
 from inferscale import Budget
 from inferscale.evaluate import records as fingerprints
 from inferscale.evaluate.records import describe, git_state, model_fingerprint
-from inferscale.rewards import CachedReward, CheckerReward, EnsembleReward, RewardFunction, WeightedReward
+from inferscale.rewards import CachedProcessReward, CheckerReward, EnsembleReward, RewardFunction, WeightedReward
 from inferscale.strategies import REBASE
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
 from studies.thoughts.released import ReleasedPaths
@@ -34,7 +34,7 @@ def test_parts_are_described_by_what_they_do():
     [
         (WeightedReward([ToyReward()], [1]), WeightedReward([ToyReward()], [2])),
         (EnsembleReward([CheckerReward()]), EnsembleReward([ToyProcessReward()])),
-        (CachedReward(CheckerReward()), CachedReward(CheckerReward("min"))),
+        (CachedProcessReward(CheckerReward()), CachedProcessReward(CheckerReward("min"))),
         (ReleasedPaths(ToyGenerator(), True), ReleasedPaths(ToyGenerator(depth=2), True)),
     ],
     ids=lambda part: type(part).__name__,

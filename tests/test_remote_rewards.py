@@ -231,7 +231,7 @@ def outcome_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcome(outcome_folder):
-    return HFOutcomeRewardModel(outcome_folder)
+    return HFOutcomeRewardModel.from_pretrained(outcome_folder)
 
 
 class OneByOne:

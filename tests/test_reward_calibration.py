@@ -17,11 +17,11 @@ from inferscale.rewards import (
     LabelledSolution,
     PlattCalibration,
     diagnose,
-    read_labelled,
-    write_labelled,
+    load_labelled,
+    save_labelled,
 )
 from inferscale.rewards.calibration import calibration_error
-from inferscale.rewards.labels import read_big_bench_mistake, read_prmbench, read_rollout_trees
+from inferscale.rewards.labels import load_big_bench_mistake, load_prmbench, load_rollout_trees
 from inferscale.testing import ToyReward
 from inferscale.tree import Problem
 from inferscale.zoo.models import simulated_score
@@ -85,14 +85,14 @@ def test_labels_that_do_not_fit_are_refused():
 
 def test_files_come_back_as_they_were(tmp_path):
     items = [solution([1, 0.25, None], True), solution([0], prompt="ü\n?")]
-    write_labelled(items, tmp_path / "labels.jsonl")
+    save_labelled(items, tmp_path / "labels.jsonl")
     named = LabelledSolution(Problem("p", "4", "one"), ("a\ud800",), (1.0,), False)
     items.append(named)  # gold answers and ids come back too, and what is no valid text
-    write_labelled(items, tmp_path / "labels.jsonl")
-    assert read_labelled(tmp_path / "labels.jsonl") == items
+    save_labelled(items, tmp_path / "labels.jsonl")
+    assert load_labelled(tmp_path / "labels.jsonl") == items
     (tmp_path / "labels.jsonl").write_text('\n{"problem": "p", "steps": ["a"]}\n')
     with pytest.raises(ValueError, match=r"labels\.jsonl:2: .*KeyError: 'labels'"):
-        read_labelled(tmp_path / "labels.jsonl")
+        load_labelled(tmp_path / "labels.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_files_come_back_as_they_were(tmp_path):
 def test_a_bad_line_is_named_by_its_number(tmp_path, line):
     (tmp_path / "labels.jsonl").write_text('{"problem": "p", "steps": ["a"], "labels": [1]}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"labels\.jsonl:2: "):
-        read_labelled(tmp_path / "labels.jsonl")
+        load_labelled(tmp_path / "labels.jsonl")
 
 
 def test_platt_recovers_the_curve_that_labels_were_drawn_from():
@@ -139,13 +139,13 @@ def test_isotonic_is_the_best_growing_function(pairs):
     if len(set(labels)) < 2:
         return
     found = IsotonicCalibration.fit(scores, labels)
-    assert list(found.chances) == sorted(found.chances)
-    assert [found(s) for s in found.scores] == pytest.approx(found.chances)
-    assert found(-9) == found.chances[0]
+    assert list(found.probabilities) == sorted(found.probabilities)
+    assert [found(s) for s in found.scores] == pytest.approx(found.probabilities)
+    assert found(-9) == found.probabilities[0]
     # max-min formula of isotonic regression, by brute force over blocks of knots
     knots = sorted(set(scores))
     groups = [[y for s, y in pairs if s == knot] for knot in knots]
-    for i, chance in enumerate(found.chances):
+    for i, chance in enumerate(found.probabilities):
         best = max(
             min(float(np.mean(list(itertools.chain(*groups[a : b + 1])))) for b in range(i, len(knots)))
             for a in range(i + 1)
@@ -252,7 +252,7 @@ def test_what_cannot_be_diagnosed_is_refused():
     ("name", "wrong"), [("bbmistake_multistep_arithmetic", 238), ("bbmistake_tracking_shuffled_objects", 260)]
 )
 def test_on_recorded_mistakes_a_judge_of_known_quality_gets_its_auc(shared_data, name, wrong):
-    items = read_big_bench_mistake(shared_data / "steps" / f"{name}.jsonl")
+    items = load_big_bench_mistake(shared_data / "steps" / f"{name}.jsonl")
     assert len(items) == 300
     assert sum(item.first_error is not None for item in items) == wrong
     with_mistake = [item for item in items if item.first_error is not None]
@@ -265,7 +265,7 @@ def test_on_recorded_mistakes_a_judge_of_known_quality_gets_its_auc(shared_data,
 
 
 def test_on_recorded_injected_errors(shared_data):
-    items = read_prmbench(shared_data / "steps" / "prmbench_sample.jsonl")
+    items = load_prmbench(shared_data / "steps" / "prmbench_sample.jsonl")
     assert len(items) == 160
     clean = [item for item in items if item.first_error is None]
     assert len(clean) >= 80
@@ -274,7 +274,7 @@ def test_on_recorded_injected_errors(shared_data):
 
 def test_recorded_rollout_trees_are_paths_with_shares(shared_data):
     path = shared_data / "steps" / "openr_omegaprm_tree.jsonl"
-    items = read_rollout_trees(path)
+    items = load_rollout_trees(path)
     shares = {label for item in items for label in item.labels}
     assert all(float(share * 32).is_integer() for share in shares)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

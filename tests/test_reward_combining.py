@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from inferscale import REBASE, BestOfN, RepeatedSampling, solve, solve_batch
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
-from inferscale.rewards import CachedReward, EnsembleReward, RewardFunction, WeightedReward
+from inferscale.rewards import (
+    CachedProcessReward,
+    CachedReward,
+    EnsembleProcessReward,
+    EnsembleReward,
+    RewardFunction,
+    WeightedReward,
+)
 from inferscale.rewards.combining import content_key
 from inferscale.testing import PROMPTS, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Node, Problem, Step
@@ -57,14 +64,14 @@ A, B = (0.9, 0.4, 0.8), (0.5, 0.6, 0.2)
 
 def test_ensembles_of_process_models_join_step_by_step():
     node = node_of("a\n", "b\n", "c\n")
-    mean = EnsembleReward([Judge(*A), Judge(*B)])
+    mean = EnsembleProcessReward([Judge(*A), Judge(*B)])
     assert isinstance(mean, ProcessRewardModel)
     assert mean.step_scores([node])[0] == pytest.approx([0.7, 0.5, 0.5])
     assert mean.score([node]) == pytest.approx([0.5])
-    least = EnsembleReward([Judge(*A), Judge(*B)], "min", reduction="mean")
+    least = EnsembleProcessReward([Judge(*A), Judge(*B)], "min", reduction="mean")
     assert least.step_scores([node])[0] == [0.5, 0.4, 0.2]
     assert least.score([node]) == pytest.approx([1.1 / 3])
-    weighted = EnsembleReward([Judge(*A, reduction="min"), Judge(*B)], weights=[3, 1])
+    weighted = EnsembleProcessReward([Judge(*A, reduction="min"), Judge(*B)], weights=[3, 1])
     assert weighted.step_scores([node])[0] == pytest.approx([0.8, 0.45, 0.65])
     assert weighted.reduction == "min"
     assert weighted.score([node]) == pytest.approx([0.45])
@@ -78,8 +85,11 @@ def test_ensembles_with_an_outcome_model_join_scores():
     mixed = EnsembleReward([Judge(*A), Outcome(2.0)])
     assert not isinstance(mixed, ProcessRewardModel)
     assert mixed.score([node, node]) == pytest.approx([1.2, 1.2])
-    with pytest.raises(ValueError, match="not all members are process reward models"):
-        EnsembleReward([Judge(*A), Outcome(2.0)], reduction="min")
+    with pytest.raises(TypeError, match="Outcome is not a process reward model: use EnsembleReward"):
+        EnsembleProcessReward([Judge(*A), Outcome(2.0)], reduction="min")
+    whole = EnsembleReward([Judge(*A, reduction="min"), Judge(*B, reduction="mean")])
+    assert not isinstance(whole, ProcessRewardModel)
+    assert whole.score([node]) == pytest.approx([(0.4 + 0.55) / 2])
 
 
 @settings(max_examples=50, deadline=None)
@@ -101,7 +111,7 @@ def test_ensembles_that_cannot_be_are_refused():
         EnsembleReward([])
     with pytest.raises(TypeError, match="function is not a reward model: wrap a function"):
         EnsembleReward([lambda nodes: [1.0]])
-    with pytest.raises(ValueError, match="join='max'"):
+    with pytest.raises(ValueError, match="member_reduction='max'"):
         EnsembleReward([Outcome(1)], "max")
     with pytest.raises(ValueError, match="2 weights for 1 members"):
         EnsembleReward([Outcome(1)], weights=[1, 2])
@@ -115,7 +125,7 @@ def test_ensembles_that_cannot_be_are_refused():
             return [scores[:1] for scores in super().step_scores(nodes)]
 
     with pytest.raises(ValueError, match=r"gave \[2, 1\] step scores to <Node"):
-        EnsembleReward([Judge(*A), Short(*B)]).step_scores([node_of("a\n", "b\n")])
+        EnsembleProcessReward([Judge(*A), Short(*B)]).step_scores([node_of("a\n", "b\n")])
 
 
 def test_functions_that_abstain_are_left_out_of_the_sum():
@@ -179,7 +189,7 @@ def test_models_and_functions_add_up_in_a_search():
 
 def test_what_is_known_is_not_asked_again_and_costs_nothing():
     model = Judge(*A)
-    cached = CachedReward(model)
+    cached = CachedProcessReward(model)
     assert isinstance(cached, ProcessRewardModel)
     first, twin, other = node_of("a\n", "b\n"), node_of("a\n", "b\n"), node_of("a\n")
     assert cached.cost([first, twin, other]) == [
@@ -193,6 +203,10 @@ def test_what_is_known_is_not_asked_again_and_costs_nothing():
     cached.step_scores([twin])[0].append(7.0)
     assert cached.score([twin]) == [0.4]
     assert (cached.hits, cached.misses) == (3, 2)
+    with pytest.raises(TypeError, match=r"Judge gives step scores: CachedProcessReward\(model\) keeps them"):
+        CachedReward(model)
+    with pytest.raises(TypeError, match="Outcome is not a process reward model: use CachedReward"):
+        CachedProcessReward(Outcome(0.3))
     plain = CachedReward(Outcome(0.3))
     assert not isinstance(plain, ProcessRewardModel)
     assert plain.score([first, twin]) == [0.3, 0.3]
@@ -235,11 +249,14 @@ def test_a_function_is_not_asked_about_nothing():
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
 def test_what_is_made_of_models_can_be_copied_and_sent(again):
     node = node_of("a\n", "b\n")
-    for model in (ToyReward(), ToyProcessReward()):
-        for made in (EnsembleReward([model, model]), CachedReward(model), WeightedReward([model])):
-            other = again(made)
-            assert type(other) is type(made)
-            assert other.score([node]) == made.score([node])
+    outcome, process = ToyReward(), ToyProcessReward()
+    for made in (
+        *(EnsembleReward([outcome, process]), CachedReward(outcome), WeightedReward([outcome, process])),
+        *(EnsembleProcessReward([process, process]), CachedProcessReward(process)),
+    ):
+        other = again(made)
+        assert type(other) is type(made)
+        assert other.score([node]) == made.score([node])
 
 
 def test_an_ensemble_names_the_member_that_abstains():
@@ -250,7 +267,7 @@ def test_an_ensemble_names_the_member_that_abstains():
 
 def test_a_search_with_a_memory_is_the_same_search():
     plain = solve_batch(PROMPTS, REBASE(6), ToyGenerator(), reward_model=ToyProcessReward())
-    cached = CachedReward(ToyProcessReward())
+    cached = CachedProcessReward(ToyProcessReward())
     for _ in range(2):
         again = solve_batch(PROMPTS, REBASE(6), ToyGenerator(), reward_model=cached)
         assert [[t.step_scores for t in r.trajectories] for r in again] == [

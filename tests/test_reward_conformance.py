@@ -7,8 +7,10 @@ import pytest
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.rewards import (
+    CachedProcessReward,
     CachedReward,
     CalibratedReward,
+    EnsembleProcessReward,
     EnsembleReward,
     HFOutcomeRewardModel,
     HFProcessRewardModel,
@@ -32,9 +34,9 @@ MODELS = {
     "toy process": ToyProcessReward,
     "function": lambda: RewardFunction(length),
     "weighted": lambda: WeightedReward([ToyReward(), length], [1, 2]),
-    "ensemble": lambda: EnsembleReward([ToyProcessReward(), ToyProcessReward("mean")], "min", reduction="prod"),
+    "ensemble": lambda: EnsembleProcessReward([ToyProcessReward(), ToyProcessReward("mean")], "min", reduction="prod"),
     "mixed ensemble": lambda: EnsembleReward([ToyProcessReward(), ToyReward()]),
-    "cached": lambda: CachedReward(ToyProcessReward("min")),
+    "cached": lambda: CachedProcessReward(ToyProcessReward("min")),
     "cached outcome": lambda: CachedReward(ToyReward()),
     "calibrated": lambda: CalibratedReward(ToyProcessReward(), PlattCalibration(2, -1)),
     "outcome": lambda: HFOutcomeRewardModel(
@@ -42,8 +44,8 @@ MODELS = {
     ),
     "likelihood": lambda: LikelihoodReward(tiny_model(), byte_tokenizer()),
     "implicit": lambda: ImplicitReward(tiny_model(seed=1), tiny_model(seed=2), byte_tokenizer(), beta=0.1),
-    "trl": lambda: HFProcessRewardModel.from_pretrained(classifier(byte_tokenizer()), byte_tokenizer(), format="trl"),
-    "rlhflow": lambda: HFProcessRewardModel.from_pretrained(
+    "trl": lambda: HFProcessRewardModel(classifier(byte_tokenizer()), byte_tokenizer(), format="trl"),
+    "rlhflow": lambda: HFProcessRewardModel(
         causal(llama_tokenizer()), llama_tokenizer(), format="rlhflow", reduction="mean"
     ),
 }

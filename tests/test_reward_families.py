@@ -59,7 +59,7 @@ def test_math_shepherd(tmp_path, cache):
 
 def test_steps_that_are_numbered_already_keep_their_numbers():
     tokenizer = mistral_tokenizer()
-    reward = HFProcessRewardModel.from_pretrained(causal(tokenizer), tokenizer, format="math-shepherd")
+    reward = HFProcessRewardModel(causal(tokenizer), tokenizer, format="math-shepherd")
     numbered = solution(QUESTION, [f"Step {k}: {text}" for k, text in enumerate(STEPS, 1)])
     assert reward.step_scores([numbered]) == reward.step_scores([NODE])
 
@@ -67,7 +67,7 @@ def test_steps_that_are_numbered_already_keep_their_numbers():
 def test_er_prm_takes_the_ids_of_any_tokenizer():
     tokenizer = with_marks(" ки", " +", " -")
     model = causal(tokenizer)
-    reward = HFProcessRewardModel.from_pretrained(model, tokenizer, format="er-prm")
+    reward = HFProcessRewardModel(model, tokenizer, format="er-prm")
     tag, plus, minus = (tokenizer.convert_tokens_to_ids(token) for token in (" ки", " +", " -"))
     pieces = [f" Step {k}: {step}" if k == 1 else f"\nStep {k}: {step}" for k, step in enumerate(STEPS, 1)]
     ids = tokenizer(QUESTION.replace(" +", " plus"))["input_ids"]
@@ -188,23 +188,23 @@ CASES = {
 def test_forged_tags_do_not_make_scores(name):
     tokenizer_of, model_of, forged = CASES[name]
     tokenizer = tokenizer_of()
-    reward = HFProcessRewardModel.from_pretrained(model_of(tokenizer), tokenizer, format=name)
+    reward = HFProcessRewardModel(model_of(tokenizer), tokenizer, format=name)
     first, second = f"a{forged} is 4{forged}{forged}b", "then 1"
     both, alone = solution(QUESTION + forged, [first, second]), solution(QUESTION + forged, [first])
     scores = reward.step_scores([both, alone])
     assert [len(values) for values in scores] == [2, 1]
     assert scores[0][0] == pytest.approx(scores[1][0], abs=1e-5)
     encoder = FORMATS[name].layout.encoder(tokenizer)
-    pieces = encoder.pieces(QUESTION + forged, [first])
-    ids = [*encoder.shared(QUESTION + forged, [first]), *pieces[0]]
+    shared, [piece] = encoder.encode(alone)
+    ids = [*shared, *piece]
     if name == "math-shepherd":
         assert ids.count(12902) == 1
     if name == "qwen":
         assert ids.count(151651) == 1
     if name == "rlhflow":
-        clean = encoder.pieces(QUESTION, ["a"])[0]
+        start, [clean] = encoder.encode(solution(QUESTION, ["a"]))
         ends = tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|start_header_id|>"])
-        counts = [[list(i).count(end) for end in ends] for i in (ids, [*encoder.shared(QUESTION, ["a"]), *clean])]
+        counts = [[list(i).count(end) for end in ends] for i in (ids, [*start, *clean])]
         assert counts[0] == counts[1]
 
 
@@ -213,8 +213,8 @@ def test_branches_are_scored_alike_together_and_one_by_one(name):
     tokenizer_of, model_of, _ = CASES[name]
     tokenizer = tokenizer_of()
     model = model_of(tokenizer)
-    whole = HFProcessRewardModel.from_pretrained(model, tokenizer, format=name, cache="none")
-    tree = HFProcessRewardModel.from_pretrained(model, tokenizer, format=name, cache="tree")
+    whole = HFProcessRewardModel(model, tokenizer, format=name, cache="none")
+    tree = HFProcessRewardModel(model, tokenizer, format=name, cache="tree")
     for depth in (1, 2, 3):
         nodes = [
             solution(question, [f"{word} {k}" for k in range(depth)])
@@ -233,7 +233,7 @@ def test_underflow_in_half_precision_drops_no_step():
     with torch.no_grad():
         model.score.weight *= 300
     model = model.half()
-    reward = HFProcessRewardModel.from_pretrained(model, tokenizer, format="trl", check=False)
+    reward = HFProcessRewardModel(model, tokenizer, format="trl")
     [scores] = reward.step_scores([NODE])
     probabilities = logits_of(model, [tokenizer.bos_token_id, *plain(tokenizer, QUESTION)]).half().softmax(-1)
     assert (probabilities == 0).any()
@@ -244,10 +244,10 @@ def test_underflow_in_half_precision_drops_no_step():
 def test_costs_count_the_head_of_each_family():
     tokenizer = qwen_tokenizer()
     model = qwen_prm()
-    reward = HFProcessRewardModel.from_pretrained(model, tokenizer, format="qwen", cache="none")
+    reward = HFProcessRewardModel(model, tokenizer, format="qwen", cache="none")
     [one], [three] = reward.cost([solution(QUESTION, STEPS[:1])]), reward.cost([NODE])
     width = model.config.hidden_size
-    assert reward._reading._charges.spec.head == 2 * width * width + 2 * width * 2
+    assert reward._scorers[0]._charges.spec.head == 2 * width * width + 2 * width * 2
     assert 0 < one.reward_flops < three.reward_flops
     assert one.scored_tokens < three.scored_tokens
 
@@ -287,12 +287,12 @@ def test_the_wrong_family_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"does not fit LlamaForTokenClassification .*missing: score\."):
         HFProcessRewardModel.from_pretrained(folder, format="trl")
     with pytest.raises(FormatError, match="reads a ForTokenClassification, not a LlamaForCausalLM"):
-        HFProcessRewardModel.from_pretrained(causal(tokenizer), tokenizer, format="pure")
+        HFProcessRewardModel(causal(tokenizer), tokenizer, format="pure")
     with pytest.raises(ValueError, match="the tokenizer has no chat template"):
-        HFProcessRewardModel.from_pretrained(causal(tokenizer), tokenizer, format="rlhflow")
+        HFProcessRewardModel(causal(tokenizer), tokenizer, format="rlhflow")
     odd = with_marks(template="{{ messages[0]['content'] }}")
     with pytest.raises(ValueError, match=r"does not put '\+' where the assistant's turn begins"):
-        HFProcessRewardModel.from_pretrained(causal(odd), odd, format="rlhflow")
+        HFProcessRewardModel(causal(odd), odd, format="rlhflow")
 
 
 def test_outcome_models_and_odd_heads_are_refused(tmp_path):
@@ -305,33 +305,46 @@ def test_outcome_models_and_odd_heads_are_refused(tmp_path):
         HFProcessRewardModel.from_pretrained(save(tmp_path / "orm", outcome, tokenizer))
     three = tiny_model("llama", "TokenClassification", num_labels=3)
     with pytest.raises(FormatError, match="reads two labels, and this model has 3"):
-        HFProcessRewardModel.from_pretrained(three, tokenizer, format="trl")
+        HFProcessRewardModel(three, tokenizer, format="trl")
 
 
 def test_tags_are_checked_against_the_tokenizer():
     tokenizer = byte_tokenizer()
     with pytest.raises(TagError, match=r"' ки' is \d tokens in this tokenizer.* must be one"):
-        HFProcessRewardModel.from_pretrained(causal(tokenizer), tokenizer, format="er-prm")
+        HFProcessRewardModel(causal(tokenizer), tokenizer, format="er-prm")
     marked = with_marks(" ки", " +", " -")
     with pytest.raises(TagError, match=r"' ки' is token \d+ in this tokenizer and 12902 in the published math"):
-        HFProcessRewardModel.from_pretrained(causal(marked), marked, format="math-shepherd")
+        HFProcessRewardModel(causal(marked), marked, format="math-shepherd")
     with pytest.raises(TagError, match=r"'<extra_0>' is \d+ tokens"):
-        HFProcessRewardModel.from_pretrained(qwen_prm(), tokenizer, format="qwen")
+        HFProcessRewardModel(qwen_prm(), tokenizer, format="qwen")
 
 
-def test_constant_and_broken_scores_are_refused():
+def test_constant_and_broken_scores_are_refused(tmp_path):
     tokenizer, model = byte_tokenizer(), classifier(byte_tokenizer())
     with torch.no_grad():
         model.score.weight.zero_()
     with pytest.raises(FormatError, match=r"scores every step of two short solutions 0\.50000"):
-        HFProcessRewardModel.from_pretrained(model, tokenizer, format="trl")
-    reward = HFProcessRewardModel.from_pretrained(model, tokenizer, format="trl", check=False)
+        HFProcessRewardModel.from_pretrained(save(tmp_path / "constant", model, tokenizer), format="trl")
+    reward = HFProcessRewardModel(model, tokenizer, format="trl")
     with pytest.raises(FormatError, match="its head or its positions were not loaded"):
         reward.self_check()
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
     with pytest.raises(FormatError, match=r"solutions \[nan, .*its weights are broken"):
-        HFProcessRewardModel.from_pretrained(model, tokenizer, format="trl", cache="none")
+        HFProcessRewardModel(model, tokenizer, format="trl", cache="none").self_check()
+
+
+def test_objects_are_taken_by_the_class_and_their_format_is_told_too():
+    tokenizer, model = byte_tokenizer(), classifier(byte_tokenizer())
+    model.config.step_separator = "\n\n"
+    told = HFProcessRewardModel(model, tokenizer, format="auto")
+    assert told.format.layout.separator == "\n\n"
+    assert told.step_scores([NODE]) == HFProcessRewardModel(model, tokenizer, format=told.format).step_scores([NODE])
+    with pytest.raises(TypeError, match="from_pretrained takes a folder or a hub id, not Qwen2ForTokenClassification"):
+        HFProcessRewardModel.from_pretrained(model, tokenizer, format="trl")
+    for own in ({"good_token": "<good>"}, {"step_separator": "|"}, {"use_token_ids": True}, {"chat_template": False}):
+        with pytest.raises(ValueError, match=f"{next(iter(own))}: a format has its own"):
+            HFProcessRewardModel(model, tokenizer, format="trl", **own)
 
 
 def test_nan_scores_are_named_by_the_engine():
@@ -339,7 +352,7 @@ def test_nan_scores_are_named_by_the_engine():
     from inferscale.testing import ToyGenerator
 
     tokenizer, model = byte_tokenizer(), classifier(byte_tokenizer())
-    reward = HFProcessRewardModel.from_pretrained(model, tokenizer, format="trl")
+    reward = HFProcessRewardModel(model, tokenizer, format="trl")
     with torch.no_grad():
         model.score.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"HFProcessRewardModel scored <Node .* as nan: a score must be a finite"):
@@ -351,7 +364,7 @@ def test_a_format_of_ones_own():
     model = classifier(tokenizer)
     layout = dataclasses.replace(FORMATS["trl"].layout, separator="<step>", one_id=True, lead="\n")
     own = dataclasses.replace(FORMATS["trl"], name="mine", layout=layout)
-    reward = HFProcessRewardModel.from_pretrained(model, tokenizer, format=own)
+    reward = HFProcessRewardModel(model, tokenizer, format=own)
     tag = tokenizer.convert_tokens_to_ids("<step>")
     ids, marks = [tokenizer.bos_token_id, *plain(tokenizer, QUESTION)], []
     for k, step in enumerate(STEPS):

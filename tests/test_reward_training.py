@@ -10,10 +10,11 @@ from inferscale.rewards import (
     LabelledSolution,
     TrainingRecipe,
     diagnose,
+    save_labelled,
     train_process_reward_model,
-    write_labelled,
 )
-from inferscale.rewards.training import format_for, load_for_training, make_example, step_loss
+from inferscale.rewards.formats import separated_by
+from inferscale.rewards.training import load_for_training, make_example, step_loss
 from inferscale.tree import Problem
 from tests.reward_checkpoints import causal, classifier, save
 from tests.tiny_models import byte_tokenizer
@@ -39,7 +40,7 @@ def labelled(count, seed=0):
 def test_examples_are_what_scoring_reads():
     tokenizer = byte_tokenizer()
     item = LabelledSolution(Problem("b"), ("a is 4", "b", "c"), (1.0, None, 0.25))
-    example = make_example(item, format_for("\n\n").encoder(tokenizer), 999)
+    example = make_example(item, separated_by("\n\n").layout.encoder(tokenizer), 999)
     ids = [tokenizer.bos_token_id, *plain(tokenizer, "b")]
     marks = []
     for step in item.steps:
@@ -48,13 +49,13 @@ def test_examples_are_what_scoring_reads():
     assert example.ids == tuple(ids)
     assert example.marks == (marks[0], marks[2])
     assert example.labels == (1.0, 0.25)
-    assert make_example(item, format_for("\n\n").encoder(tokenizer), marks[0] + 1).marks == (marks[0],)
+    assert make_example(item, separated_by("\n\n").layout.encoder(tokenizer), marks[0] + 1).marks == (marks[0],)
 
 
 def test_the_loss_by_hand():
     tokenizer = byte_tokenizer()
     model = classifier(tokenizer)
-    encoder = format_for("\n").encoder(tokenizer)
+    encoder = separated_by("\n").layout.encoder(tokenizer)
     items = [
         LabelledSolution(Problem("b"), ("a is 4", "b"), (1.0, 0.25)),
         LabelledSolution(Problem("the 12"), ("x",), (0.0,)),
@@ -88,6 +89,11 @@ def test_training_learns_saves_and_is_read_back(tmp_path):
     assert found.first_error_auc > 0.95
 
 
+def test_only_folders_and_hub_ids_are_loaded_for_training():
+    with pytest.raises(TypeError, match="takes a folder or a hub id, not Qwen2ForTokenClassification"):
+        load_for_training(classifier(byte_tokenizer()))
+
+
 def test_the_same_seed_trains_the_same_model(tmp_path):
     save(tmp_path / "policy", causal(byte_tokenizer()), byte_tokenizer())
 
@@ -110,7 +116,7 @@ def test_training_by_command(tmp_path):
 
     tokenizer = byte_tokenizer()
     save(tmp_path / "policy", causal(tokenizer), tokenizer)
-    write_labelled(labelled(24), tmp_path / "data.jsonl")
+    save_labelled(labelled(24), tmp_path / "data.jsonl")
     arguments = [str(tmp_path / "policy"), str(tmp_path / "data.jsonl"), "--output", str(tmp_path / "prm")]
     arguments += ["--held-out", "0.5", "--batch-size", "4", "--learning-rate", "0.001"]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -34,19 +34,19 @@ def plain(tokenizer, text):
 
 
 def test_a_verifier_is_read_after_its_verification():
-    reward = verifier(chains=3)
+    reward = verifier(n=3)
     [found] = reward.verify([NODE])
     assert len({item.text for item in found}) > 1
     prompt = THINK_PRM_PROMPT.format(problem="What is 2 + 2?", solution="Step 1: a is 4\nStep 2: b is 12")
     assert reward.prompt_of(NODE) == prompt
-    assert reward.score([NODE]) == pytest.approx([sum(item.chance for item in found) / 3])
+    assert reward.score([NODE]) == pytest.approx([sum(item.probability for item in found) / 3])
 
 
 def test_the_chance_is_that_of_the_ids_that_were_sampled(monkeypatch):
-    reward = verifier(chains=2)
+    reward = verifier(n=2)
     seen = []
-    read = reward._reader.read
-    monkeypatch.setattr(reward._reader, "read", lambda paths: seen.extend(paths) or read(paths))
+    score = reward._scorer.score
+    monkeypatch.setattr(reward._scorer, "score", lambda paths: seen.extend(paths) or score(paths))
     found = reward.verify([NODE])[0]
     tokenizer, model = reward.runner.branches.tokenizer, reward.runner.model
     yes, no = tokenizer.convert_tokens_to_ids([" yes", " no"])
@@ -57,11 +57,11 @@ def test_the_chance_is_that_of_the_ids_that_were_sampled(monkeypatch):
         assert tokenizer.decode(ids[len(path.shared) : -len(question)], skip_special_tokens=True) == item.text
         assert path.shared == tuple(tokenizer(reward.prompt_of(NODE))["input_ids"])
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
-        assert item.chance == pytest.approx(logits[[yes, no]].softmax(-1)[0].item(), abs=1e-5)
+        assert item.probability == pytest.approx(logits[[yes, no]].softmax(-1)[0].item(), abs=1e-5)
 
 
 def test_a_verification_is_bought_once_and_depends_on_its_node_alone(monkeypatch):
-    reward = verifier(chains=2)
+    reward = verifier(n=2)
     other = solution("b", ["a\n"])
     costs = reward.cost([NODE, other])
     asked = []
@@ -87,23 +87,21 @@ def test_chains_are_cut_where_they_ask_themselves_and_rounds_go_on(monkeypatch):
     root = Node(Problem("p"))
     text = "Step 1 is fine.\nIs the solution correct? no"
     ids = tuple(plain(reward.runner.branches.tokenizer, text))
-    cut = reward._chain(root, 0, Step(text, ids, finish_reason="eos"))
+    cut = reward._cut(root, 0, Step(text, ids, finish_reason="eos"))
     assert cut.text == "Step 1 is fine."
     assert list(cut.token_ids) == plain(reward.runner.branches.tokenizer, "Step 1 is fine.")
     assert not cut.is_finished
-    closed = reward._chain(root, 0, Step("ab</think> c", (1, 2), finish_reason="eos"))
+    closed = reward._cut(root, 0, Step("ab</think> c", (1, 2), finish_reason="eos"))
     assert closed.text == "ab"
     end = reward.runner.branches.tokenizer.eos_token_id
     assert (
-        reward._chain(
-            root, 0, Step("b", (*plain(reward.runner.branches.tokenizer, "b"), end), finish_reason="eos")
-        ).text
+        reward._cut(root, 0, Step("b", (*plain(reward.runner.branches.tokenizer, "b"), end), finish_reason="eos")).text
         == "b"
     )
-    again = verifier(rounds=2)
+    again = verifier(num_rounds=2)
     ends = []
-    asked = again._asked
-    monkeypatch.setattr(again, "_asked", lambda end: ends.append(end) or asked(end))
+    asked = again._question_path
+    monkeypatch.setattr(again, "_question_path", lambda end: ends.append(end) or asked(end))
     [item] = again.verify([NODE])[0]
     assert again._known[NODE][1].scored_tokens > 0
     shown = [step.text for step in ends[0].steps]
@@ -112,7 +110,7 @@ def test_chains_are_cut_where_they_ask_themselves_and_rounds_go_on(monkeypatch):
 
 
 def test_a_verifier_in_a_search_alone_and_together():
-    reward = verifier(chains=1)
+    reward = verifier(n=1)
     together = solve_batch(PROMPTS[:2], REBASE(3), ToyGenerator(depth=2), reward_model=reward)
     alone = solve_batch(PROMPTS[:1], REBASE(3), ToyGenerator(depth=2), reward_model=reward)
     assert together[0].cost.scored_tokens == alone[0].cost.scored_tokens > 0
@@ -126,9 +124,9 @@ def test_verifiers_that_cannot_answer_are_refused():
     tokenizer = byte_tokenizer()
     with pytest.raises(TagError, match=r"the tag ' yes' is \d tokens"):
         GenerativeVerifier(causal(tokenizer), tokenizer)
-    with pytest.raises(ValueError, match="chains=0, rounds=1"):
-        GenerativeVerifier(causal(tokenizer), tokenizer, chains=0)
-    with pytest.raises(ValueError, match="every chain would be cut at its start"):
+    with pytest.raises(ValueError, match="n=0, num_rounds=1"):
+        GenerativeVerifier(causal(tokenizer), tokenizer, n=0)
+    with pytest.raises(ValueError, match="every verification would be cut at its start"):
         GenerativeVerifier(causal(tokenizer), tokenizer, question="\n")
 
 

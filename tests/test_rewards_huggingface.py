@@ -1,6 +1,7 @@
 """Transformers reward models against forwards of one sequence at a time."""
 
 import copy
+import inspect
 import math
 
 import pytest
@@ -8,8 +9,14 @@ import torch
 
 from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.generators import HFGenerator
-from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
-from inferscale.rewards import paths as readers
+from inferscale.rewards import (
+    GenerativeVerifier,
+    HFOutcomeRewardModel,
+    HFProcessRewardModel,
+    ImplicitReward,
+    LikelihoodReward,
+    scorer,
+)
 from inferscale.tree import Node, Step
 from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
@@ -122,11 +129,11 @@ def test_a_completion_gets_the_scores_of_its_steps():
 
 
 @pytest.mark.parametrize("cache", ["tree", "none"])
-@pytest.mark.parametrize("pooling", ["min", "mean"])
+@pytest.mark.parametrize("token_reduction", ["min", "mean"])
 @pytest.mark.parametrize("use_ids", [False, True])
-def test_likelihood_of_steps(pooling, use_ids, cache):
+def test_likelihood_of_steps(token_reduction, use_ids, cache):
     model = tiny_model("qwen3")
-    options = {"pooling": pooling, "use_token_ids": use_ids, "cache": cache}
+    options = {"token_reduction": token_reduction, "use_token_ids": use_ids, "cache": cache}
     reward = LikelihoodReward(model, byte_tokenizer(), micro_batch=4, **options)
     nodes = sampled_nodes()
     for node, scores in zip(nodes, reward.step_scores(nodes), strict=True):
@@ -138,7 +145,7 @@ def test_likelihood_of_steps(pooling, use_ids, cache):
             with torch.no_grad():
                 log_p = model(input_ids=torch.tensor([ids + piece])).logits[0].double().log_softmax(-1)
             values = [log_p[len(ids) + i - 1, token] for i, token in enumerate(piece)]
-            expected.append((min(values) if pooling == "min" else sum(values) / len(values)).exp().item())
+            expected.append((min(values) if token_reduction == "min" else sum(values) / len(values)).exp().item())
             ids = ids + piece
         assert scores == pytest.approx(expected, rel=1e-3)
 
@@ -183,12 +190,12 @@ def test_outcome_models_with_a_chat_template():
     assert score == pytest.approx(model(input_ids=ids).logits[0, 0].item(), abs=1e-5)
 
 
-@pytest.mark.parametrize(("cache", "name"), [("tree", "TreeReader"), ("none", "BatchReader")])
+@pytest.mark.parametrize(("cache", "name"), [("tree", "TreeScorer"), ("none", "BatchScorer")])
 def test_out_of_memory_halves_the_batch(monkeypatch, cache, name):
     model = tiny_model("llama", "TokenClassification", num_labels=2)
     nodes = sampled_nodes()
     expected = HFProcessRewardModel(model, byte_tokenizer()).step_scores(nodes)
-    kind = getattr(readers, name)
+    kind = getattr(scorer, name)
     run = kind._run
 
     def tight(self, batch, *args):
@@ -208,14 +215,44 @@ def test_checkpoints_are_loaded_whole_or_refused(tmp_path):
     model.save_pretrained(tmp_path / "prm")
     byte_tokenizer().save_pretrained(tmp_path / "prm")
     node = node_of("b", " a\n")
-    loaded = HFProcessRewardModel(tmp_path / "prm", device="cpu")
+    loaded = HFProcessRewardModel.from_pretrained(tmp_path / "prm", format=None, device="cpu")
     assert loaded.score([node]) == HFProcessRewardModel(model, byte_tokenizer()).score([node])
     tiny_model().save_pretrained(tmp_path / "lm")
     byte_tokenizer().save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match=r"does not fit LlamaForTokenClassification .*missing: score\."):
-        HFProcessRewardModel(tmp_path / "lm")
+        HFProcessRewardModel.from_pretrained(tmp_path / "lm", format=None)
     with pytest.raises(ValueError, match=r"does not fit LlamaForSequenceClassification .*score\.weight"):
-        HFOutcomeRewardModel(tmp_path / "lm")
+        HFOutcomeRewardModel.from_pretrained(tmp_path / "lm")
+
+
+def test_classes_take_objects_and_from_pretrained_loads_them(tmp_path):
+    policy, outcome = tiny_model(), tiny_model("llama", "SequenceClassification", num_labels=1)
+    for name, model in (("lm", policy), ("orm", outcome)):
+        model.save_pretrained(tmp_path / name)
+        byte_tokenizer().save_pretrained(tmp_path / name)
+    node = node_of("b", " a\n", " b is 12\n")
+    lm, orm = tmp_path / "lm", tmp_path / "orm"
+    pair = {"good_token": "<good>", "bad_token": "<bad>", "use_token_ids": True}
+    likelihood = {"token_reduction": "min", "step_separator": None}
+    for loaded, given in (
+        (HFProcessRewardModel.from_pretrained(lm, **pair), HFProcessRewardModel(policy, byte_tokenizer(), **pair)),
+        (LikelihoodReward.from_pretrained(lm, **likelihood), LikelihoodReward(policy, byte_tokenizer(), **likelihood)),
+        (ImplicitReward.from_pretrained(lm, lm, beta=1), ImplicitReward(policy, policy, byte_tokenizer(), beta=1)),
+        (HFOutcomeRewardModel.from_pretrained(orm), HFOutcomeRewardModel(outcome, byte_tokenizer())),
+    ):
+        assert loaded.score([node]) == given.score([node])
+        assert not set(inspect.signature(type(given)).parameters) & {"options", "load_options", "device"}
+    for kind, folders in (
+        (HFProcessRewardModel, [lm, None]),
+        (LikelihoodReward, [str(lm), None]),
+        (ImplicitReward, [lm, lm, None]),
+        (HFOutcomeRewardModel, [orm, None]),
+        (GenerativeVerifier, [lm, None]),
+    ):
+        with pytest.raises(TypeError, match=rf"{kind.__name__}\.from_pretrained\('.*m'\) loads"):
+            kind(*folders)
+        with pytest.raises(TypeError, match="from_pretrained takes a folder or a hub id, not LlamaFor"):
+            kind.from_pretrained(*[policy for _ in folders[:-1]])
 
 
 def test_heads_that_give_no_score_are_refused():
@@ -231,8 +268,8 @@ def test_heads_that_give_no_score_are_refused():
         HFProcessRewardModel(tiny_model(), byte_tokenizer(), good_token="good grief", bad_token="<bad>")
     with pytest.raises(ValueError, match="token id 9999 is outside"):
         HFProcessRewardModel(tiny_model(), byte_tokenizer(), good_token=9999, bad_token=4)
-    with pytest.raises(ValueError, match="pooling='max'"):
-        LikelihoodReward(tiny_model(), byte_tokenizer(), pooling="max")
+    with pytest.raises(ValueError, match="token_reduction='max'"):
+        LikelihoodReward(tiny_model(), byte_tokenizer(), token_reduction="max")
     start = root("b")
     bare = Node(start.problem, Step(" a\n"), start)
     reward = LikelihoodReward(tiny_model(), byte_tokenizer(), use_token_ids=True)

@@ -86,7 +86,7 @@ def test_little_memory_changes_nothing(max_cache_bytes, micro_batch):
 def test_each_node_is_read_and_paid_for_once():
     model = tiny_model("llama", "TokenClassification", num_labels=2)
     reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=True, step_separator=None)
-    session = reward._reading._tree._session
+    session = reward._scorers[0]._tree._session
     trees, found = rounds_of_search()
     before, costs = session.tokens, []
     for nodes in found:
@@ -100,7 +100,7 @@ def test_each_node_is_read_and_paid_for_once():
         tokens += past[tree]
         flops += forward_flops(spec, past[tree], logits=0).causal
         for node in tree.walk():
-            parts = reward._reading._path_of(node).parts
+            parts = reward._scorers[0]._path_of(node).parts
             steps = parts[-1].marks if parts else ()
             count = len(parts[-1].ids) if parts else 0
             if node.step is not None:
@@ -130,10 +130,10 @@ def test_release_forgets_a_tree():
     trees, found = rounds_of_search()
     first = reward.cost(found[0])
     scores = reward.step_scores(found[0])
-    assert reward._reading._tree._store.bytes > 0
+    assert reward._scorers[0]._tree._store.bytes > 0
     for tree in trees:
         reward.release(tree)
-    assert reward._reading._tree._store.bytes == 0
+    assert reward._scorers[0]._tree._store.bytes == 0
     assert reward.cost(found[0]) == first
     assert reward.step_scores(found[0]) == scores
 

@@ -15,7 +15,7 @@ from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
 from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
 from inferscale.evaluate import runs as runs_module
 from inferscale.evaluate.records import locked, problem_keys, read_records
-from inferscale.rewards import CachedReward
+from inferscale.rewards import CachedProcessReward
 from inferscale.strategies import REBASE
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem
@@ -346,7 +346,7 @@ def test_folders_without_a_run(tmp_path):
 
 
 def test_a_memory_of_scores_is_no_other_configuration_once_it_is_used(tmp_path):
-    cached = CachedReward(ToyProcessReward())
+    cached = CachedProcessReward(ToyProcessReward())
     run_evaluation(TEN, SAMPLING, ToyGenerator(), tmp_path, reward_model=cached)
     assert cached.misses > 0
     run_evaluation(TEN, SAMPLING, ToyGenerator(), tmp_path, reward_model=cached)

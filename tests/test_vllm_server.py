@@ -93,7 +93,7 @@ def test_a_language_model_that_judges_with_two_tokens_is_served_as_a_classifier_
 def test_outcome_rewards_are_the_sigmoids_of_transformers(tmp_path):
     model = tiny_model("qwen2", "SequenceClassification", num_labels=1, **SIZES)
     folder = save(tmp_path / "outcome", model, byte_tokenizer())
-    expected = torch.tensor(HFOutcomeRewardModel(folder).score(NODES)).sigmoid().tolist()
+    expected = torch.tensor(HFOutcomeRewardModel.from_pretrained(folder).score(NODES)).sigmoid().tolist()
     with vllm_server(folder, "--runner", "pooling") as url:
         found = VLLMOutcomeRewardModel(url, "tiny", checkpoint=folder).score(NODES)
     assert found == pytest.approx(expected, abs=1e-5)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from inferscale.rewards.calibration import first_error_auc
 from inferscale.zoo import task
 from studies.embedded import figures
 
@@ -15,9 +16,9 @@ WRONG = RIGHT.rsplit(" ", 1)[0] + " 7777"
 def test_first_error_auc_by_hand():
     chains = [([0.9, 0.8], None), ([0.9, 0.3], 1), ([0.4], 0), ([0.9, 0.9, 0.1], 2), ([0.7, 0.8], 1)]
     # line 0: right 0.9 0.9 0.9 0.7, wrong 0.4. line 1: right 0.8 0.9 against wrong 0.3 0.8, one tie
-    assert figures.first_error_auc(chains, 0) == (1.0, 4, 1)
-    assert figures.first_error_auc(chains, 1) == (3.5 / 4, 2, 2)
-    auc, right, wrong = figures.first_error_auc(chains, 2)
+    assert first_error_auc(chains, 0) == (1.0, 4, 1)
+    assert first_error_auc(chains, 1) == (3.5 / 4, 2, 2)
+    auc, right, wrong = first_error_auc(chains, 2)
     assert math.isnan(auc)
     assert (right, wrong) == (0, 1)
 

@@ -9,7 +9,7 @@ import random
 import inferscale as isc
 from inferscale.rewards import (
     CalibratedReward,
-    EnsembleReward,
+    EnsembleProcessReward,
     LabelledSolution,
     RewardFunction,
     WeightedReward,
@@ -89,8 +89,8 @@ for judge in (DigitSum(), Noisy()):
     print("   best of 8", round(found.selection[-1].best_of_n, 2), "oracle", round(found.selection[-1].oracle, 2))
 
 # %% [markdown]
-# Its numbers are not chances: all lie near 0.5. Calibrated on the other half of the problems, they are, and two models
-# can be joined on one scale.
+# Its numbers are not probabilities: all lie near 0.5. Calibrated on the other half of the problems, they are, and two
+# models can be combined on one scale.
 
 # %%
 train = [item for group in groups[:half] for item in group]
@@ -98,6 +98,6 @@ calibrated = CalibratedReward.fit(Noisy(), train)
 held_out = [item for group in groups[half:] for item in group]
 for judge in (Noisy(), calibrated):
     print(type(judge).__name__, "calibration error", round(diagnose(judge, held_out).calibration_error, 3))
-both = EnsembleReward([calibrated, CalibratedReward.fit(DigitSum(), train)], weights=[3, 1])
+both = EnsembleProcessReward([calibrated, CalibratedReward.fit(DigitSum(), train)], weights=[3, 1])
 [result] = isc.solve_batch(problems[:1], isc.REBASE(width=8), generator, reward_model=both)
 print(result.answer, "of", problems[0].answer)

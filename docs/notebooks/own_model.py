@@ -67,7 +67,7 @@ print("the same tree:", trees[0] == trees[1])
 
 # %%
 likelihood = isc.LikelihoodReward(
-    model, tokenizer, pooling="min", reduction="min", use_token_ids=True, step_separator=None
+    model, tokenizer, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
 )
 for strategy in (isc.RepeatedSampling(8), isc.REBASE(width=8)):
     results = isc.solve_batch(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu
 
 from inferscale.functional import best_of_k, majority_at_k, pass_at_k, reduce_steps, weighted_majority_at_k
+from inferscale.rewards.calibration import first_error_auc
 from inferscale.tree import Problem
 from inferscale.zoo import task
 
@@ -71,23 +71,6 @@ def policy_figures(samples: Samples) -> dict[str, float]:
             figures[f"pass@1 level {level}"] = round(float(at_level.mean()), 4)
             figures[f"pass@{total} level {level}"] = round(float(at_level.any(1).mean()), 4)
     return figures
-
-
-def first_error_auc(chains: Sequence[tuple[Sequence[float], int | None]], line: int) -> tuple[float, int, int]:
-    """Chance that a chain right through `line` outscores, there, one whose first error is there; ties count half.
-
-    Args:
-        chains: Step scores of each solution and the index of its first wrong line, ``None`` if there is none.
-        line: Which line, from 0.
-
-    Returns:
-        The AUC, and the numbers of right and wrong chains that it compares; NaN when one of them is 0.
-    """
-    right = [scores[line] for scores, error in chains if len(scores) > line and (error is None or error > line)]
-    wrong = [scores[line] for scores, error in chains if error == line]
-    if not right or not wrong:
-        return float("nan"), len(right), len(wrong)
-    return float(mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong)), len(right), len(wrong)
 
 
 def judge_figures(samples: Samples, step_scores: Sequence[Sequence[float]], k: int = 16) -> dict[str, float]:

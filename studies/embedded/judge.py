@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from inferscale.rewards.calibration import first_error_auc
 from inferscale.tree import Problem
 from inferscale.zoo import task
 from inferscale.zoo.tokenizer import BAD, BOS, EOS, GOOD, encode
 
 from .data import Row, collate, corrupt, cut_batches, drill_line, write_line, wrong_number
-from .figures import first_error_auc, paired_wins
+from .figures import paired_wins
 from .loop import JudgeRecipe, Run, make_optimizers
 
 ANSWER_ENDS = ("", "\n")  # half of the answers end with </s>, as sampled, half with the separator of steps

@@ -42,7 +42,7 @@ def reward_of(name: str) -> RewardModel:
     """
     if name == "likelihood":
         return LikelihoodReward(
-            *zoo.load("policy-m"), pooling="min", reduction="min", use_token_ids=True, step_separator=None
+            *zoo.load("policy-m"), token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
         )
     return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>", reduction="min")
 

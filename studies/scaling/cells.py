@@ -85,7 +85,7 @@ def reward_model(name: str) -> RewardModel:
     if name.startswith("likelihood"):
         # Steps are read as they were sampled: no policy writes a separator after the answer.
         parts = zoo.load(name.removeprefix("likelihood").removeprefix(":") or "policy-m")
-        return LikelihoodReward(*parts, pooling="min", reduction="min", use_token_ids=True, step_separator=None)
+        return LikelihoodReward(*parts, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None)
     if name.startswith("simulated-"):
         return SimulatedReward(float(name.removeprefix("simulated-")))
     return HFProcessRewardModel(*zoo.load(name), good_token="<good>", bad_token="<bad>", reduction="min")

@@ -92,13 +92,16 @@ def make_reward(text: str, policy: str = "") -> RewardModel:
         return CheckerReward()
     if text == "likelihood":
         # Its own judge reads the ids that it sampled; a separator that it never wrote would decide every vote.
-        own: dict[str, Any] = {"pooling": "min", "reduction": "min", "use_token_ids": True, "step_separator": None}
-        return LikelihoodReward(*(zoo.load(policy) if policy in embedded() else (policy,)), **own)
+        own: dict[str, Any] = {"token_reduction": "min", "reduction": "min"}
+        own |= {"use_token_ids": True, "step_separator": None}
+        if policy in embedded():
+            return LikelihoodReward(*zoo.load(policy), **own)
+        return LikelihoodReward.from_pretrained(policy, **own)
     if text in embedded():
         return HFProcessRewardModel(*zoo.load(text), good_token="<good>", bad_token="<bad>", reduction="min")
     before, at, path = text.partition("@")
     if before == "outcome" and at:
-        return HFOutcomeRewardModel(path)
+        return HFOutcomeRewardModel.from_pretrained(path)
     return HFProcessRewardModel.from_pretrained(path if at else text, format=before if at else "auto")
 
 

@@ -1,12 +1,12 @@
-"""Reward models: where scores come from."""
+"""Reward models: functions, transformers models, servers, and what is made of others."""
 
 from .calibration import CalibratedReward, Diagnosis, IsotonicCalibration, PlattCalibration, diagnose
-from .combining import CachedReward, EnsembleReward, WeightedReward
+from .combining import CachedProcessReward, CachedReward, EnsembleProcessReward, EnsembleReward, WeightedReward
 from .formats import FORMATS, StepFormat
 from .functions import CheckerReward, RewardFunction
 from .generative import GenerativeVerifier
 from .huggingface import HFProcessRewardModel
-from .labels import LabelledSolution, label_by_rollouts, read_labelled, write_labelled
+from .labels import LabelledSolution, label_by_rollouts, load_labelled, save_labelled
 from .likelihood import ImplicitReward, LikelihoodReward
 from .outcome import HFOutcomeRewardModel
 from .remote import SGLangRewardModel, VLLMOutcomeRewardModel, VLLMRewardModel
@@ -14,10 +14,12 @@ from .training import TrainingRecipe, train_process_reward_model
 
 __all__ = [
     "FORMATS",
+    "CachedProcessReward",
     "CachedReward",
     "CalibratedReward",
     "CheckerReward",
     "Diagnosis",
+    "EnsembleProcessReward",
     "EnsembleReward",
     "GenerativeVerifier",
     "HFOutcomeRewardModel",
@@ -36,7 +38,7 @@ __all__ = [
     "WeightedReward",
     "diagnose",
     "label_by_rollouts",
-    "read_labelled",
+    "load_labelled",
+    "save_labelled",
     "train_process_reward_model",
-    "write_labelled",
 ]

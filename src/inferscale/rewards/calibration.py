@@ -1,10 +1,10 @@
-"""How good a reward model is on labelled steps, and making its scores mean chances of being right."""
+"""Diagnosis of a reward model on labelled steps, and calibration: scores that are probabilities of being right."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -18,20 +18,6 @@ from inferscale.tree import Node
 from .labels import LabelledSolution
 
 
-def labelled_scores(
-    model: ProcessRewardModel, solutions: Sequence[LabelledSolution]
-) -> list[list[tuple[float, float]]]:
-    """For each solution, score and label of its judged steps.
-
-    Raises:
-        ValueError: If the model gives another number of scores than there are steps.
-    """
-    rows = []
-    for item, scores in zip(solutions, solution_scores(model, solutions), strict=True):
-        rows.append([(score, label) for score, label in zip(scores, item.labels, strict=True) if label is not None])
-    return rows
-
-
 def solution_scores(model: ProcessRewardModel, solutions: Sequence[LabelledSolution]) -> list[list[float]]:
     """The step scores of each solution.
 
@@ -42,30 +28,43 @@ def solution_scores(model: ProcessRewardModel, solutions: Sequence[LabelledSolut
     lists = model.step_scores(nodes)
     for node in {node.root.key: node.root for node in nodes}.values():
         model.release(node)
+    name = type(model).__name__
     if len(lists) != len(solutions):
-        raise ValueError(f"{type(model).__name__} scored {len(lists)} of {len(solutions)} solutions")
+        raise ValueError(f"{name} scored {len(lists)} of {len(solutions)} solutions")
     for item, scores in zip(solutions, lists, strict=True):
         if len(scores) != len(item.steps):
-            name = type(model).__name__
             raise ValueError(
                 f"{name} gave {len(scores)} scores for {len(item.steps)} steps of {item.problem.prompt!r:.80}"
             )
     return lists
 
 
+def judged_steps(
+    solutions: Sequence[LabelledSolution], lists: Sequence[Sequence[float]]
+) -> tuple[list[float], list[float]]:
+    """Scores and labels of all steps that have a label."""
+    pairs = [
+        (score, label)
+        for item, scores in zip(solutions, lists, strict=True)
+        for score, label in zip(scores, item.labels, strict=True)
+        if label is not None
+    ]
+    return [score for score, _ in pairs], [label for _, label in pairs]
+
+
 Floats = NDArray[np.float64]
 
 
 class Calibration(Protocol):
-    """A growing function from scores to chances."""
+    """A growing function from scores to probabilities."""
 
     @classmethod
     def fit(cls, scores: Sequence[float], labels: Sequence[float]) -> Self:
-        """Learns it from scores and labels between 0 and 1."""
+        """The function that fits scores and labels between 0 and 1."""
         ...
 
     def __call__(self, score: float) -> float:
-        """The chance that a step with this score is right."""
+        """The probability that a step with this score is right."""
         ...
 
 
@@ -87,7 +86,7 @@ class PlattCalibration:
 
         Args:
             scores: Any finite numbers.
-            labels: Chances between 0 and 1 of the same length.
+            labels: Numbers between 0 and 1, one for each score.
 
         Raises:
             ValueError: If there are no labels of both kinds.
@@ -98,12 +97,15 @@ class PlattCalibration:
         x, y = _checked(scores, labels)
         good = float(y.sum())
         bad = len(y) - good
-        # Platt's targets: (N+ + 1) / (N+ + 2) for right steps and 1 / (N- + 2) for wrong ones
+        # Platt's targets, the posterior means under a uniform prior: (N+ + 1) / (N+ + 2) for right steps and
+        # 1 / (N- + 2) for wrong ones. With 1 and 0 the slope of separable labels would have no bound.
         target = y * (good + 1) / (good + 2) + (1 - y) / (bad + 2)
+        # standardised scores, so that the solver's steps fit whatever scale they come in
         centre, spread = float(x.mean()), float(x.std()) or 1.0
         z = (x - centre) / spread
 
         def loss(parameters: Floats) -> tuple[float, Floats]:
+            # cross-entropy of p = sigmoid(m) is log(1 + exp(m)) - target * m, its derivative by m is p - target
             margin = parameters[0] * z + parameters[1]
             error = expit(margin) - target
             total = float(np.logaddexp(0, margin).sum() - (target * margin).sum())
@@ -111,12 +113,12 @@ class PlattCalibration:
 
         start = np.array([1.0, math.log((good + 1) / (bad + 1))])
         found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
-        slope = float(found[0]) / spread
+        slope = float(found[0]) / spread  # a z + b = (a / spread) x + (b - a centre / spread)
         return cls(slope, float(found[1]) - slope * centre)
 
     def __call__(self, score: float) -> float:
-        """The chance that a step with this score is right."""
-        margin = self.slope * score + self.intercept
+        """The probability that a step with this score is right."""
+        margin = self.slope * score + self.intercept  # the exponent is never positive: no overflow
         return 1 / (1 + math.exp(-margin)) if margin >= 0 else math.exp(margin) / (1 + math.exp(margin))
 
 
@@ -126,11 +128,11 @@ class IsotonicCalibration:
 
     Attributes:
         scores: Knots, growing.
-        chances: The value at each.
+        probabilities: The value at each.
     """
 
     scores: tuple[float, ...]
-    chances: tuple[float, ...]
+    probabilities: tuple[float, ...]
 
     @classmethod
     def fit(cls, scores: Sequence[float], labels: Sequence[float]) -> Self:
@@ -142,24 +144,25 @@ class IsotonicCalibration:
         from scipy.optimize import isotonic_regression
 
         x, y = _checked(scores, labels)
+        # equal scores must get one value: their mean label, weighted by their number
         knots, place, counts = np.unique(x, return_inverse=True, return_counts=True)
         means = np.bincount(place, weights=y) / counts
         return cls(tuple(knots.tolist()), tuple(isotonic_regression(means, weights=counts).x.tolist()))
 
     def __call__(self, score: float) -> float:
-        """The chance that a step with this score is right."""
-        return float(np.interp(score, self.scores, self.chances))
+        """The probability that a step with this score is right."""
+        return float(np.interp(score, self.scores, self.probabilities))
 
 
 class CalibratedReward(ProcessRewardModel):
-    """A process reward model whose step scores are chances of being right.
+    """A process reward model whose step scores are probabilities of being right.
 
     Calibrated scores can be multiplied (``reduction="prod"``), compared with those of another model and joined with
     them. The order of steps does not change, but for ties of `IsotonicCalibration`.
 
     Attributes:
         model: The model.
-        calibration: From its step scores to chances.
+        calibration: From its step scores to probabilities.
         reduction: How calibrated step scores become one score.
     """
 
@@ -195,11 +198,10 @@ class CalibratedReward(ProcessRewardModel):
         Raises:
             ValueError: If there are no labels of both kinds.
         """
-        pairs = [pair for row in labelled_scores(model, solutions) for pair in row]
-        return cls(model, method.fit([score for score, _ in pairs], [label for _, label in pairs]), reduction)
+        return cls(model, method.fit(*judged_steps(solutions, solution_scores(model, solutions))), reduction)
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """The chance of each step."""
+        """The probability of each step."""
         return [[self.calibration(score) for score in scores] for scores in self.model.step_scores(nodes)]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
@@ -222,16 +224,14 @@ def _checked(scores: Sequence[float], labels: Sequence[float]) -> tuple[Floats, 
     return x, y
 
 
-_BINS = 10
-
-
 @dataclass(frozen=True, slots=True)
 class StepAUC:
-    """How well the first errors at one step are told from right steps at the same place.
+    """Separation of first errors at one step from right steps at the same place.
 
     Attributes:
-        step: Which step, from 0.
-        auc: Chance that a solution right up to there outscores, there, one whose first error is there; ties count half.
+        step: The step, from 0.
+        auc: Probability that a solution right up to there outscores, there, one whose first error is there (ties count
+            half).
         right: Solutions of the first kind.
         wrong: Solutions of the second kind.
     """
@@ -244,7 +244,7 @@ class StepAUC:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What picking the best of n candidates gives, unbiased over all subsets of n.
+    """Accuracy of picking the best of n candidates, unbiased over all subsets of n.
 
     Attributes:
         n: Candidates.
@@ -259,7 +259,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What `diagnose` found; what could not be measured is ``None`` or empty.
+    """Findings of `diagnose`; what could not be measured is ``None`` or empty.
 
     Attributes:
         auc_by_step: For every step with right and wrong solutions.
@@ -299,7 +299,7 @@ def diagnose(
     solutions: Sequence[LabelledSolution] = (),
     candidates: Sequence[Sequence[LabelledSolution]] = (),
 ) -> Diagnosis:
-    """What a reward model can tell apart, whether its numbers are chances, and what its choices are worth.
+    """Discrimination, calibration and best-of-n accuracy of a reward model.
 
     Args:
         reward_model: The model; only a process reward model is measured on `solutions`.
@@ -313,53 +313,61 @@ def diagnose(
     """
     if not solutions and not candidates:
         raise ValueError("give solutions with step labels, or candidates for each problem, or both")
-    auc: tuple[StepAUC, ...] = ()
-    error = brier = None
-    if solutions:
-        if not isinstance(reward_model, ProcessRewardModel):
-            raise TypeError(f"{type(reward_model).__name__} gives no step scores: pass only candidates=...")
-        auc = first_error_aucs(reward_model, solutions)
-        error, brier = _calibration(reward_model, solutions)
-    return Diagnosis(auc, error, brier, _selection(reward_model, candidates) if candidates else ())
-
-
-def first_error_aucs(model: ProcessRewardModel, solutions: Sequence[LabelledSolution]) -> tuple[StepAUC, ...]:
-    """The same-step first-error AUC of every step that has right and wrong solutions."""
-    from studies.embedded.figures import first_error_auc
-
-    chains = []
-    for item, scores in zip(solutions, solution_scores(model, solutions), strict=True):
+    found = Diagnosis(selection=_selection(reward_model, candidates) if candidates else ())
+    if not solutions:
+        return found
+    if not isinstance(reward_model, ProcessRewardModel):
+        raise TypeError(f"{type(reward_model).__name__} gives no step scores: pass only candidates=...")
+    lists = solution_scores(reward_model, solutions)
+    chains: list[tuple[Sequence[float], int | None]] = []
+    for item, scores in zip(solutions, lists, strict=True):
+        # nothing is known of the steps from the first one without a label on
         judged = next((place for place, label in enumerate(item.labels) if label is None), len(scores))
-        chains.append((scores[:judged], item.first_error if (item.first_error or 0) < judged else None))
-    found = []
-    for step in range(max((len(scores) for scores, _ in chains), default=0)):
-        auc, right, wrong = first_error_auc(chains, step)
-        if right and wrong:
-            found.append(StepAUC(step, auc, right, wrong))
-    return tuple(found)
+        error = item.first_error
+        chains.append((scores[:judged], error if error is not None and error < judged else None))
+    longest = max(len(scores) for scores, _ in chains)
+    aucs = [StepAUC(step, *first_error_auc(chains, step)) for step in range(longest)]
+    found = replace(found, auc_by_step=tuple(item for item in aucs if item.right and item.wrong))
+    values, labels = judged_steps(solutions, lists)
+    if not values or not all(0 <= value <= 1 for value in values):
+        return found
+    brier = float(np.mean((np.asarray(values) - np.asarray(labels)) ** 2))
+    return replace(found, calibration_error=calibration_error(values, labels), brier=brier)
 
 
-def calibration_error(scores: Sequence[float], labels: Sequence[float], bins: int = _BINS) -> float:
+def first_error_auc(chains: Sequence[tuple[Sequence[float], int | None]], step: int) -> tuple[float, int, int]:
+    """Probability that a chain right through `step` outscores, there, one whose first error is there; ties count half.
+
+    Args:
+        chains: Step scores of each solution and the place of its first wrong step, ``None`` if there is none.
+        step: The step, from 0.
+
+    Returns:
+        The AUC, and the numbers of right and wrong chains that it compares; NaN when one of them is 0.
+    """
+    from scipy.stats import mannwhitneyu
+
+    right = [scores[step] for scores, error in chains if len(scores) > step and (error is None or error > step)]
+    wrong = [scores[step] for scores, error in chains if error == step]
+    if not right or not wrong:
+        return math.nan, len(right), len(wrong)
+    # U counts the pairs in which the right one is higher: U / (pairs) is the area under the ROC curve
+    return float(mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong)), len(right), len(wrong)
+
+
+def calibration_error(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> float:
     """Expected calibration error: over equal bins of scores, the mean gap between mean score and mean label.
 
     Args:
-        scores: Chances in [0, 1].
+        scores: Probabilities in [0, 1].
         labels: In [0, 1], one for each.
-        bins: How many.
+        bins: Number of bins.
     """
     x, y = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
     place = np.minimum((x * bins).astype(int), bins - 1)
+    # sum over bins of (n_b / n) |mean score - mean label| = sum of |sum of differences in b| / n
     gaps = np.bincount(place, weights=x - y, minlength=bins)
     return float(np.abs(gaps).sum() / len(x))
-
-
-def _calibration(model: ProcessRewardModel, solutions: Sequence[LabelledSolution]) -> tuple[float | None, float | None]:
-    pairs = [pair for row in labelled_scores(model, solutions) for pair in row]
-    scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
-    if not pairs or not all(0 <= score <= 1 for score in scores):
-        return None, None
-    brier = float(np.mean((np.asarray(scores) - np.asarray(labels)) ** 2))
-    return calibration_error(scores, labels), brier
 
 
 def _selection(model: RewardModel, candidates: Sequence[Sequence[LabelledSolution]]) -> tuple[Selection, ...]:
@@ -374,7 +382,7 @@ def _selection(model: RewardModel, candidates: Sequence[Sequence[LabelledSolutio
     for node in nodes:
         model.release(node.root)
     correct = np.asarray([bool(item.correct) for item in kept]).reshape(scores.shape)
-    sizes = sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
+    sizes = sorted({most, *(2**power for power in range(most.bit_length()))})
     return tuple(
         Selection(n, float(np.mean(best_of_k(scores, correct, n))), float(np.mean(pass_at_k(correct, n))))
         for n in sizes

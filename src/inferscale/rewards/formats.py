@@ -9,20 +9,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import accumulate
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
 
-from inferscale.runtime.prefix_cache import chain_key
 from inferscale.tree import Node
 
-from .paths import Part, Path, Read, read_pair, read_sigmoid
-
-Ids = tuple[int, ...]
+from .scorer import Ids, StepEncoder, TokenScore, pair_probability, sigmoid
 
 
 class TagError(ValueError):
@@ -36,13 +31,11 @@ class TextEncoder:
 
     Attributes:
         tokenizer: The tokenizer.
-        bos: The id that the tokenizer names as the beginning of sequence, or ``None``.
         specials: Ids of control tokens.
     """
 
     def __init__(self, tokenizer: Any, tags: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.bos: int | None = tokenizer.bos_token_id
         self.specials = frozenset(tokenizer.all_special_ids)
         visible = [tag.strip() for tag in tags if tag.strip()]
         self._guarded = self.specials | {self.one_id(tag) for tag in tags if tag.strip()}
@@ -68,11 +61,11 @@ class TextEncoder:
         """
         if not text:
             return ()
-        whole = self._after(text, [after] if after is not None else _NEUTRAL[text[0].isspace()])
-        if whole is None and after is not None:
+        ids = self._after(text, [after] if after is not None else _NEUTRAL[text[0].isspace()])
+        if ids is None and after is not None:
             raise ValueError(f"this tokenizer merges {after!r} with the start of {text[:40]!r}: strip the text")
-        tail = self._raw(text) if whole is None else whole
-        return tail if self._guarded.isdisjoint(tail) else self._as_letters(text)
+        ids = self._raw(text) if ids is None else ids
+        return ids if self._guarded.isdisjoint(ids) else self._as_letters(text)
 
     def _after(self, text: str, before: Sequence[str]) -> Ids | None:
         """Ids of `text` after the first of `before` that does not merge with it."""
@@ -93,14 +86,8 @@ class TextEncoder:
             raise TagError(f"the tag {text!r} is {len(ids)} tokens in this tokenizer, {list(ids)}, and must be one")
         return ids[0]
 
-    def specials_before(self) -> Ids:
-        """Ids that the tokenizer puts before a text by itself."""
-        plain, whole = self._raw("a"), tuple(self.tokenizer("a")["input_ids"])
-        starts = [i for i in range(len(whole)) if whole[i : i + len(plain)] == plain]
-        return whole[: starts[0]] if starts else ()
-
-    def chat(self, messages: Sequence[Mapping[str, str]], answer_follows: bool) -> Ids:
-        """Ids of a chat, up to where the assistant's turn begins if `answer_follows`.
+    def chat(self, messages: Sequence[Mapping[str, str]]) -> Ids:
+        """Ids of a chat, up to where the assistant's turn begins.
 
         Raises:
             ValueError: If the tokenizer has no chat template.
@@ -115,7 +102,7 @@ class TextEncoder:
             forbidden = self._words
         turns = [{**turn, "content": " ".join(_cut(forbidden, turn["content"]))} for turn in messages]
         encoded = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=answer_follows, tokenize=True, return_dict=True, **options
+            turns, add_generation_prompt=True, tokenize=True, return_dict=True, **options
         )
         return tuple(encoded["input_ids"])
 
@@ -142,21 +129,6 @@ def _cut(pattern: re.Pattern[str] | None, text: str) -> list[str]:
     return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
 
 
-_NUMBERED = re.compile(r"Step \d+:")
-
-
-class PieceEncoder(Protocol):
-    """Gives the ids of a problem and of its steps."""
-
-    def shared(self, problem: str, texts: Sequence[str]) -> Ids:
-        """Ids before the first step's piece."""
-        ...
-
-    def pieces(self, problem: str, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each step; the last one is where its score is read."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class PlainPrompt:
     """The problem as text.
@@ -172,9 +144,13 @@ class PlainPrompt:
 
     def ids(self, problem: str, text: TextEncoder) -> Ids:
         """Ids of the prompt."""
-        before: Ids = text.specials_before() if self.bos == "tokenizer" else ()
-        if self.bos == "always" and text.bos is not None:
-            before = (text.bos,)
+        before: Ids = ()
+        if self.bos == "tokenizer":  # what stands before a word that is encoded with special tokens
+            word, whole = text.plain("a"), tuple(text.tokenizer("a")["input_ids"])
+            start = next((i for i in range(len(whole)) if whole[i : i + len(word)] == word), 0)
+            before = whole[:start]
+        elif self.bos == "always" and text.tokenizer.bos_token_id is not None:
+            before = (text.tokenizer.bos_token_id,)
         return before + text.plain(self.template.replace("{problem}", problem))
 
 
@@ -191,12 +167,20 @@ class ChatPrompt:
     def ids(self, problem: str, text: TextEncoder) -> Ids:
         """Ids up to where the assistant's turn begins."""
         messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return text.chat([*messages, {"role": "user", "content": problem}], answer_follows=True)
+        return text.chat([*messages, {"role": "user", "content": problem}])
+
+
+_NUMBERED = re.compile(r"Step \d+:")
 
 
 @dataclass(frozen=True, slots=True)
 class RunningText:
     """Steps as a text after the prompt, each ended by a separator at whose last id it is scored.
+
+    ::
+
+        prompt | lead + step 1 + separator | join + step 2 + separator | ...
+                                         ^ score 1                    ^ score 2
 
     Attributes:
         prompt: What comes before.
@@ -204,8 +188,8 @@ class RunningText:
         separator: Text after every step, the last one included.
         lead: Text between the prompt and the first step.
         join: Text between a separator and the next step.
-        alone: Whether step and separator are each tokenised alone; else they have the ids of one running text.
-        one_id: Whether the separator must be one token.
+        alone: True if step and separator are each tokenised alone; else they have the ids of one running text.
+        one_id: True if the separator must be one token.
     """
 
     prompt: PlainPrompt | ChatPrompt = PlainPrompt()
@@ -216,32 +200,26 @@ class RunningText:
     alone: bool = False
     one_id: bool = True
 
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Texts that a solution must not be able to write."""
-        return (self.separator,) if self.one_id else ()
-
-    def encoder(self, tokenizer: Any) -> PieceEncoder:
-        """What encodes by this layout.
+    def encoder(self, tokenizer: Any) -> StepEncoder:
+        """The encoder of this layout.
 
         Raises:
             TagError: If the separator must be one token and is not.
         """
-        return _RunningTextEncoder(self, TextEncoder(tokenizer, self.tags))
+        return _RunningTextEncoder(self, tokenizer)
 
 
 class _RunningTextEncoder:
-    def __init__(self, layout: RunningText, text: TextEncoder) -> None:
+    def __init__(self, layout: RunningText, tokenizer: Any) -> None:
+        # a separator of one token is a tag: no solution may write it
+        self._text = text = TextEncoder(tokenizer, (layout.separator,) if layout.one_id else ())
         self._layout = layout
-        self._text = text
         self._separator: Ids = (text.one_id(layout.separator),) if layout.one_id else text.plain(layout.separator)
         self._prompt = lru_cache(maxsize=4096)(lambda problem: layout.prompt.ids(problem, text))
 
-    def shared(self, problem: str, texts: Sequence[str]) -> Ids:
-        return self._prompt(problem)
-
-    def pieces(self, problem: str, texts: Sequence[str]) -> list[Ids]:
-        return [self._piece(number, text.strip()) for number, text in enumerate(texts, 1)]
+    def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
+        steps = enumerate((text.strip() for text, _ in node.inner_steps()), 1)
+        return self._prompt(node.problem.prompt), [self._piece(number, step) for number, step in steps]
 
     def _piece(self, number: int, step: str) -> Ids:
         layout = self._layout
@@ -255,25 +233,16 @@ class _RunningTextEncoder:
         return self._text.continued(body, after) + self._separator
 
 
-def step_path(node: Node, encoder: PieceEncoder) -> Path:
-    """The path of `node` as the encoder lays it out, read at the last id of each step's piece."""
-    problem = node.problem.prompt
-    texts = [text for text, _ in node.inner_steps()]
-    pieces, parts = iter(encoder.pieces(problem, texts)), []
-    shared = encoder.shared(problem, texts)
-    key = chain_key(0, shared)
-    for place in node.path:
-        own = [next(pieces) for _ in place.step.inner_steps()] if place.step is not None else []
-        ends = tuple(end - 1 for end in accumulate(map(len, own)))
-        ids = tuple(i for piece in own for i in piece)
-        key = chain_key(chain_key(key, ids), ends, kind=place.is_finished)
-        parts.append(Part(key, ids, ends, (), (1,) * len(own), place.is_finished))
-    return Path(node.root.key, shared, tuple(parts))
-
-
 @dataclass(frozen=True, slots=True)
 class Turns:
     """Every step a user's turn of a chat, every verdict the assistant's answer, scored where it is about to answer.
+
+    ::
+
+        user: problem step 1 | assistant: + | user: step 2 | assistant: + ...
+                             ^ score 1                     ^ score 2
+
+    Whatever the steps deserve, the answers before the one that is predicted are good: so the models were trained.
 
     Attributes:
         first: The first turn, with ``{problem}`` and ``{step}``; later turns are the bare step.
@@ -283,60 +252,45 @@ class Turns:
     first: str = "{problem} {step}"
     answer: str = "+"
 
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Texts that a solution must not be able to write: the chat template guards them."""
-        return ()
-
-    def encoder(self, tokenizer: Any) -> PieceEncoder:
-        """What encodes by this layout.
+    def encoder(self, tokenizer: Any) -> StepEncoder:
+        """The encoder of this layout.
 
         Raises:
             ValueError: If there is no chat template, or it does not put the answer where it will be predicted.
         """
-        encoder = _TurnsEncoder(self, TextEncoder(tokenizer))
-        encoder.check()
-        return encoder
+        return _TurnsEncoder(self, tokenizer)
 
 
 class _TurnsEncoder:
-    def __init__(self, layout: Turns, text: TextEncoder) -> None:
+    def __init__(self, layout: Turns, tokenizer: Any) -> None:
         self._layout = layout
-        self._text = text
+        self._text = TextEncoder(tokenizer)  # the chat template guards its own tags
         self._up_to = lru_cache(maxsize=4096)(self._render)
+        answer = self._text.one_id(layout.answer)
+        first, second = self._up_to("a", ("b",)), self._up_to("a", ("b", "c"))
+        if second[: len(first)] != first or second[len(first) : len(first) + 1] != (answer,):
+            raise ValueError(
+                f"this chat template does not put {layout.answer!r} where the assistant's turn begins: "
+                "its model does not read steps as turns"
+            )
 
-    def shared(self, problem: str, texts: Sequence[str]) -> Ids:
-        if not texts:
-            return ()
-        ids, common = self._up_to(problem, (texts[0].strip(),)), self._common(problem)
-        return common if ids[: len(common)] == common else ()
-
-    def pieces(self, problem: str, texts: Sequence[str]) -> list[Ids]:
-        steps = tuple(text.strip() for text in texts)
-        before, pieces = self.shared(problem, texts), []
+    def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
+        problem = node.problem.prompt
+        steps = tuple(text.strip() for text, _ in node.inner_steps())
+        if not steps:
+            return (), []
+        # the problem is inside of the first turn: its branches share what two different first steps have in common
+        one, other = self._up_to(problem, ("a",)), self._up_to(problem, ("1",))
+        same = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), len(one))
+        shared = one[:same] if self._up_to(problem, steps[:1])[:same] == one[:same] else ()
+        before, pieces = shared, []
         for count in range(1, len(steps) + 1):
             ids = self._up_to(problem, steps[:count])
             if ids[: len(before)] != before:
                 raise ValueError("this chat template rewrites earlier turns: its scores cannot be read step by step")
             pieces.append(ids[len(before) :])
             before = ids
-        return pieces
-
-    def check(self) -> None:
-        """Refuses a tokenizer whose template does not answer at the place that is read."""
-        answer = self._text.one_id(self._layout.answer)
-        first, second = self._up_to("a", ("b",)), self._up_to("a", ("b", "c"))
-        if second[: len(first)] != first or second[len(first) : len(first) + 1] != (answer,):
-            raise ValueError(
-                f"this chat template does not put {self._layout.answer!r} where the assistant's turn begins: "
-                "its model does not read steps as turns"
-            )
-
-    def _common(self, problem: str) -> Ids:
-        """Ids that all first turns of a problem start with."""
-        one, other = self._up_to(problem, ("a",)), self._up_to(problem, ("1",))
-        same = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), len(one))
-        return one[:same]
+        return shared, pieces
 
     def _render(self, problem: str, steps: tuple[str, ...]) -> Ids:
         messages = []
@@ -346,7 +300,7 @@ class _TurnsEncoder:
             head, _, tail = turn.rpartition("{step}")
             messages.append({"role": "user", "content": head + step + tail})
             messages.append({"role": "assistant", "content": self._layout.answer})
-        return self._text.chat(messages[:-1], answer_follows=True)
+        return self._text.chat(messages[:-1])
 
 
 Head: TypeAlias = Literal["causal", "classifier", "value", "mlp"]
@@ -366,14 +320,14 @@ class TokenPair:
     good: str
     bad: str
 
-    def read(self, tokenizer: Any) -> Read:
-        """What reads the score.
+    def token_score(self, tokenizer: Any) -> TokenScore:
+        """The score out of the outputs.
 
         Raises:
             TagError: If one of them is not a single token.
         """
         text = TextEncoder(tokenizer)
-        return read_pair(text.one_id(self.good), text.one_id(self.bad))
+        return pair_probability(text.one_id(self.good), text.one_id(self.bad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,45 +340,37 @@ class ClassProbability:
 
     index: int = 1
 
-    def read(self, tokenizer: Any) -> Read:
-        """What reads the score."""
-        index = self.index
-
-        def read(outputs: Tensor, targets: Tensor) -> Tensor:
-            return outputs.softmax(dim=-1)[:, index]
-
-        return read
+    def token_score(self, tokenizer: Any) -> TokenScore:
+        """The score out of the outputs."""
+        return lambda outputs, targets: outputs.softmax(dim=-1)[:, self.index]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassDifference:
     """P(class 1) - P(class 0), in [-1, 1]; PURE's step reward (Cheng et al. 2025, arXiv:2504.15275)."""
 
-    def read(self, tokenizer: Any) -> Read:
-        """What reads the score."""
-
-        def read(outputs: Tensor, targets: Tensor) -> Tensor:
-            return torch.tanh((outputs[:, 1] - outputs[:, 0]) / 2)
-
-        return read
+    def token_score(self, tokenizer: Any) -> TokenScore:
+        """The score out of the outputs."""
+        # with z = output 1 - output 0: sigmoid(z) - sigmoid(-z) = tanh(z / 2)
+        return lambda outputs, targets: torch.tanh((outputs[:, 1] - outputs[:, 0]) / 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Sigmoid:
     """The sigmoid of a single output."""
 
-    def read(self, tokenizer: Any) -> Read:
-        """What reads the score."""
-        return read_sigmoid
+    def token_score(self, tokenizer: Any) -> TokenScore:
+        """The score out of the outputs."""
+        return sigmoid
 
 
 @dataclass(frozen=True, slots=True)
 class StepFormat:
-    """How a family of process reward models reads a solution; write your own for a model that is not listed.
+    """Layout and score of a family of process reward models; write your own for a model that is not listed.
 
     Attributes:
-        name: What it is called.
-        layout: How problem and steps become ids; each step is read at the last id of its piece.
+        name: Its name in `FORMATS` and in errors.
+        layout: How problem and steps become ids; each step is scored at the last id of its piece.
         score: How the outputs there become a number.
         head: What the checkpoint must have after its last layer.
         token_ids: Tags and the ids that the published checkpoint has for them, checked at load; ``()`` checks only
@@ -514,6 +460,13 @@ PQM = StepFormat(
 
 Differs from the paper: the published value has no bound; its sigmoid keeps the order and can be multiplied.
 """
+
+
+def separated_by(separator: str) -> StepFormat:
+    """The format `TRL` with another separator."""
+    assert isinstance(TRL.layout, RunningText)
+    return replace(TRL, layout=replace(TRL.layout, separator=separator))
+
 
 FORMATS: dict[str, StepFormat] = {
     item.name: item for item in (ER_PRM, MATH_SHEPHERD, PQM, PURE, QWEN, RLHFLOW, SKYWORK, TRL)

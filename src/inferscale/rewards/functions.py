@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 from inferscale.base import ProcessRewardModel, RewardModel
@@ -22,7 +23,7 @@ class RewardFunction(RewardModel):
 
     Attributes:
         function: The function.
-        conversational: Whether prompts and completions are given as lists of message dictionaries.
+        conversational: True if prompts and completions are given as lists of message dictionaries.
         columns: Further keyword arguments. A callable is called with each node; anything else is repeated.
     """
 
@@ -42,7 +43,16 @@ class RewardFunction(RewardModel):
         self._parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
         self._in_trl_style = "completions" in self._parameters
-        self._check_signature()
+        variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        required = [n for n, p in self._parameters.items() if p.default is p.empty and p.kind not in variadic]
+        if self._in_trl_style:
+            unknown = sorted(set(required) - set(self._arguments([])))
+            if unknown:
+                raise ValueError(f"{self.name} needs {', '.join(unknown)}: pass columns={{{unknown[0]!r}: ...}}")
+        elif len(required) > 1 or not self._parameters:
+            raise ValueError(
+                f"{self.name}({', '.join(self._parameters)}) is neither f(nodes) nor TRL's f(prompts, completions, ...)"
+            )
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """What the function returns for `nodes`; the engine checks the numbers.
@@ -52,7 +62,14 @@ class RewardFunction(RewardModel):
         """
         answer = self.function(**self._arguments(nodes)) if self._in_trl_style else self.function(list(nodes))
         if inspect.isawaitable(answer):
-            answer = _finish(answer)
+            awaitable = answer
+
+            async def run() -> Any:
+                return await awaitable
+
+            # in a thread and a loop of its own: the caller may already be inside a running loop
+            with ThreadPoolExecutor(max_workers=1) as pool:
+                answer = pool.submit(asyncio.run, run()).result()
         answer = answer.tolist() if hasattr(answer, "tolist") else answer
         if not isinstance(answer, Iterable) or isinstance(answer, str | Mapping):
             raise TypeError(f"{self.name} returned {answer!r:.80}: return a list with one number for each node")
@@ -61,21 +78,6 @@ class RewardFunction(RewardModel):
     def __repr__(self) -> str:
         """Names the function."""
         return f"RewardFunction({self.name})"
-
-    def _check_signature(self) -> None:
-        required = [
-            name
-            for name, p in self._parameters.items()
-            if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        ]
-        if self._in_trl_style:
-            unknown = sorted(set(required) - set(self._arguments([])))
-            if unknown:
-                raise ValueError(f"{self.name} needs {', '.join(unknown)}: pass columns={{{unknown[0]!r}: ...}}")
-        elif len(required) > 1 or not self._parameters:
-            raise ValueError(
-                f"{self.name}({', '.join(self._parameters)}) is neither f(nodes) nor TRL's f(prompts, completions, ...)"
-            )
 
     def _arguments(self, nodes: Sequence[Node]) -> dict[str, Any]:
         prompts: list[Any] = [node.problem.prompt for node in nodes]
@@ -90,8 +92,8 @@ class RewardFunction(RewardModel):
             "answer": [node.problem.answer for node in nodes],
             "id": [node.problem.id for node in nodes],
             "trainer_state": None,
-            "log_extra": _ignore,
-            "log_metric": _ignore,
+            "log_extra": lambda *args, **kwargs: None,
+            "log_metric": lambda *args, **kwargs: None,
         }
         for name, column in self.columns.items():
             offered[name] = [column(node) if callable(column) else column for node in nodes]
@@ -113,28 +115,10 @@ class CheckerReward(ProcessRewardModel):
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, 1.0 or 0.0 for each of its steps."""
-        return [self._scores(node) for node in nodes]
-
-    @staticmethod
-    def _scores(node: Node) -> list[float]:
         from inferscale.zoo.task import step_labels
 
-        scores, text = [], ""
-        for piece, _ in node.inner_steps():
-            text += piece
-            scores.append(float(all(step_labels(node.problem.prompt, text))))
-        return scores
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def _finish(awaitable: Any) -> Any:
-    """The result of `awaitable`, run in a loop of its own: the caller may already be inside a running one."""
-
-    async def run() -> Any:
-        return await awaitable
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, run()).result()
+        texts = [list(accumulate(piece for piece, _ in node.inner_steps())) for node in nodes]
+        return [
+            [float(all(step_labels(node.problem.prompt, text))) for text in prefixes]
+            for node, prefixes in zip(nodes, texts, strict=True)
+        ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -16,12 +17,12 @@ from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.decoding import ModelRunner
-from inferscale.runtime.loading import context_length, eos_ids, evaluating, load_model, tokenizer_of
+from inferscale.runtime.loading import check_pair, context_length, eos_ids, evaluating, load_pair
 from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, Step, branch_key
 
 from .formats import TextEncoder
-from .paths import BatchReader, Part, Path, read_pair
+from .scorer import BatchScorer, EncodedPath, PathPart, pair_probability
 
 THINK_PRM_PROMPT = (
     "You are given a math problem and a proposed step-by-step solution:\n\n[Math Problem]\n\n{problem}\n\n"
@@ -39,35 +40,39 @@ class Verification:
 
     Attributes:
         text: What the verifier wrote.
-        chance: P("yes") against P("no") after it.
+        probability: P("yes") against P("no") after it.
     """
 
     text: str
-    chance: float
+    probability: float
 
 
 class GenerativeVerifier(RewardModel):
-    """Samples a verification of the solution so far, asks "Is the solution correct?", and reads the chance of "yes".
+    """Samples verifications of the solution so far, and scores P("yes") after "Is the solution correct?".
 
-    ThinkPRM (Khalifa et al. 2025, arXiv:2504.16828). Several chains are averaged; or one chain is taken up again for
-    some rounds. The whole solution is in the prompt, so nothing is shared between a path and its prefix: every node
+    ThinkPRM (Khalifa et al. 2025, arXiv:2504.16828). Several verifications are averaged; or each goes on for some
+    rounds. The whole solution is in the prompt, so nothing is shared between a path and its prefix: every node
     costs its verification, in `scored_tokens` and `reward_flops`. A node is verified once, whatever asks for it.
 
-    Differs from the paper: a step that the verifier invents beyond the last one does not end its chain.
+    Differs from the paper: a step that the verifier invents beyond the last one does not end its verification.
 
     Attributes:
         runner: Samples the verifications.
-        chains: How many for each node.
-        rounds: How often each chain is taken up.
+        n: Verifications of each node.
+        num_rounds: Rounds of each.
+        prompt: The verifier's task.
+        step: A line of the solution in it.
+        question: Put after a verification.
+        again: Put before a further round.
     """
 
     def __init__(
         self,
         model: Any,
-        tokenizer: Any = None,
+        tokenizer: Any,
         *,
-        chains: int = 1,
-        rounds: int = 1,
+        n: int = 1,
+        num_rounds: int = 1,
         temperature: float = 0.7,
         max_new_tokens: int = 8192,
         prompt: str = THINK_PRM_PROMPT,
@@ -79,66 +84,116 @@ class GenerativeVerifier(RewardModel):
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         micro_batch: int | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        **load_options: Any,
     ) -> None:
-        """Loads the verifier and checks its answers.
+        """Checks that the verifier can answer.
 
         Args:
-            model: A causal language model: an object, a local folder or a hub id.
-            tokenizer: Its tokenizer; by default the one beside the model.
-            chains: Verifications of each node, averaged.
-            rounds: Times that a chain goes on after `again`.
+            model: A causal language model; it stays where it is.
+            tokenizer: Its tokenizer.
+            n: Verifications of each node, averaged.
+            num_rounds: Rounds of each verification; all but the first begin with `again`.
             temperature: Of sampling.
-            max_new_tokens: Most tokens of a chain.
-            prompt: What the verifier is asked, with ``{problem}`` and ``{solution}``.
+            max_new_tokens: Most tokens of a verification.
+            prompt: The verifier's task, with ``{problem}`` and ``{solution}``.
             step: Each line of the solution, with ``{number}`` and ``{step}``.
-            question: Put after the chain; a chain that asks it itself, or closes its thoughts, is cut there.
+            question: Put after the verification; one that asks it itself, or closes its thoughts, is cut there.
             again: Put before a further round.
-            yes: The answer whose chance is the score, one token as it stands after `question`.
+            yes: The answer whose probability is the score, one token as it stands after `question`.
             no: The other answer.
             chat_template: Whether the prompt is a user's turn; by default if the tokenizer has a template.
             system_prompt: System turn of the chat.
             micro_batch: Most rows decoded at a time.
-            device: Where to run; by default a GPU if there is one (a model object stays where it is).
-            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            load_options: Passed on to ``from_pretrained``.
 
         Raises:
+            TypeError: If a path or hub id is given: `from_pretrained` loads.
             TagError: If an answer is not one token.
-            ValueError: If `chains` or `rounds` is not positive, or there is no question.
+            ValueError: If `n` or `num_rounds` is not positive, there is no question, or another option does not fit.
         """
-        from transformers import AutoModelForCausalLM
-
-        if chains < 1 or rounds < 1:
-            raise ValueError(f"chains={chains}, rounds={rounds}: at least one of each is needed")
-        if not question.strip():
-            raise ValueError(f"question={question!r}: every chain would be cut at its start; give a question")
-        self.chains, self.rounds = chains, rounds
-        verifier = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
-        tokenizer = tokenizer_of(verifier, model, tokenizer)
+        _check_verification(n, num_rounds, question)
+        check_pair(model, tokenizer, type(self).__name__)
+        self.n, self.num_rounds = n, num_rounds
         branches = BranchFactory(
             tokenizer,
-            eos_ids(verifier, tokenizer, None),
-            Limits(max_new_tokens, max_new_tokens, context_length(verifier.config)),
+            eos_ids(model, tokenizer, None),
+            Limits(max_new_tokens, max_new_tokens, context_length(model.config)),
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
-        self.runner = ModelRunner(verifier, branches, Sampler(temperature), micro_batch=micro_batch)
+        self.runner = ModelRunner(model, branches, Sampler(temperature), micro_batch=micro_batch)
         self._text = TextEncoder(tokenizer)
-        self._layout = (prompt, step)
-        self._again = again
-        self._question = self._text.continued(question)
+        self.prompt, self.step, self.question, self.again = prompt, step, question, again
+        self._question_ids = self._text.continued(question)
         self._stops = (question.strip(), "</think>")
-        read = read_pair(self._text.one_id(yes), self._text.one_id(no))
-        self._reader = BatchReader(self.runner.model, read, micro_batch or 32)
-        self._charges = Charges(self.runner.model)
+        probability = pair_probability(self._text.one_id(yes), self._text.one_id(no))
+        self._scorer = BatchScorer(model, probability, micro_batch or 32)
+        self._charges = Charges(model)
         self._known: dict[Node, tuple[list[Verification], Cost]] = {}
 
+    @classmethod
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
+        cls,
+        path_or_id: str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        n: int = 1,
+        num_rounds: int = 1,
+        temperature: float = 0.7,
+        max_new_tokens: int = 8192,
+        prompt: str = THINK_PRM_PROMPT,
+        step: str = "Step {number}: {step}",
+        question: str = "\nIs the solution correct?",
+        again: str = "\nWait, let me double check...\n",
+        yes: str = " yes",
+        no: str = " no",
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        micro_batch: int | None = None,
+        **load_options: Any,
+    ) -> Self:
+        """A verifier that is loaded; the options that are not named here are those of the class.
+
+        Args:
+            path_or_id: A local folder (never touches the network) or a hub id.
+            tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+            device: Where to run; by default a GPU if there is one.
+            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
+            load_options: Passed on to transformers' ``from_pretrained``.
+
+        Raises:
+            TypeError: If an object is given in place of a folder or hub id.
+            TagError: If an answer is not one token.
+            ValueError: If an option or the tokenizer does not fit.
+            CheckpointError: If the checkpoint lacks weights.
+        """
+        from transformers import AutoModelForCausalLM
+
+        _check_verification(n, num_rounds, question)  # told before the model is loaded
+        model, tokenizer = load_pair(
+            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+        )
+        return cls(
+            model,
+            tokenizer,
+            n=n,
+            num_rounds=num_rounds,
+            temperature=temperature,
+            max_new_tokens=max_new_tokens,
+            prompt=prompt,
+            step=step,
+            question=question,
+            again=again,
+            yes=yes,
+            no=no,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            micro_batch=micro_batch,
+        )
+
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The mean chance of "yes" over each node's chains."""
-        return [fmean(item.chance for item in found) for found in self.verify(nodes)]
+        """The mean probability of "yes" over each node's verifications."""
+        return [fmean(item.probability for item in found) for found in self.verify(nodes)]
 
     def verify(self, nodes: Sequence[Node]) -> list[list[Verification]]:
         """The verifications of each node; nodes that have some are not verified again until their search ends."""
@@ -158,37 +213,42 @@ class GenerativeVerifier(RewardModel):
             del self._known[node]
 
     def prompt_of(self, node: Node) -> str:
-        """What the verifier is asked about a node."""
-        prompt, line = self._layout
+        """The verifier's task for a node."""
         texts = [re.sub(r"^\s*Step \d+:", "", text).strip() for text, _ in node.inner_steps()]
-        lines = [line.replace("{number}", str(k)).replace("{step}", text) for k, text in enumerate(texts, 1)]
-        head, _, tail = prompt.partition("{solution}")
+        lines = [self.step.replace("{number}", str(k)).replace("{step}", text) for k, text in enumerate(texts, 1)]
+        head, _, tail = self.prompt.partition("{solution}")
         # filled in from the end: nothing written in a problem or a step is taken for a field
         return head.replace("{problem}", node.problem.prompt) + "\n".join(lines) + tail
 
     def _verify(self, nodes: Sequence[Node]) -> None:
-        asked = [Problem(self.prompt_of(node)) for node in nodes]
-        roots = [Node(p, key=branch_key(node.key, _DRAW)) for p, node in zip(asked, nodes, strict=True)]
-        answers = self.runner.generate([GenerateRequest(root, self.chains, until="end") for root in roots])
+        problems = [Problem(self.prompt_of(node)) for node in nodes]
+        roots = [Node(p, key=branch_key(node.key, _DRAW)) for p, node in zip(problems, nodes, strict=True)]
+        answers = self.runner.generate([GenerateRequest(root, self.n, until="end") for root in roots])
         ends = [
-            self._chain(root, draw, step)
+            self._cut(root, draw, step)
             for root, steps in zip(roots, answers, strict=True)
             for draw, step in enumerate(steps)
         ]
-        for _ in range(self.rounds - 1):
-            more = self.runner.generate([GenerateRequest(e, until="end", forced=self._again) for e in ends])
-            ends = [self._chain(end, 0, steps[0]) for end, steps in zip(ends, more, strict=True)]
-        paths = [self._asked(end) for end in ends]
+        for _ in range(self.num_rounds - 1):
+            more = self.runner.generate([GenerateRequest(e, until="end", forced=self.again) for e in ends])
+            ends = [self._cut(end, 0, steps[0]) for end, steps in zip(ends, more, strict=True)]
+        paths = [self._question_path(end) for end in ends]
         with evaluating(self.runner.model), torch.inference_mode():
-            chances = [values[0] for values in self._reader.read(paths)]
+            probabilities = [values[0] for values in self._scorer.score(paths)]
         for root in roots:
             self.runner.release(root)
         for place, node in enumerate(nodes):
-            own = slice(place * self.chains, (place + 1) * self.chains)
-            found = [Verification(end.text, chance) for end, chance in zip(ends[own], chances[own], strict=True)]
-            self._known[node] = found, self._bill(ends[own], paths[own])
+            own = slice(place * self.n, (place + 1) * self.n)
+            found = [Verification(end.text, p) for end, p in zip(ends[own], probabilities[own], strict=True)]
+            sampled = [step for end in ends[own] for step in end.steps]
+            cost = Cost(
+                scored_tokens=sum(step.prompt_tokens + step.generated_tokens for step in sampled),
+                reward_flops=sum(step.flops for step in sampled),
+            )
+            # the question is scored on the whole text, once for each verification
+            self._known[node] = found, sum((self._charges.scoring(len(path), 1) for path in paths[own]), cost)
 
-    def _chain(self, parent: Node, draw: int, step: Step) -> Node:
+    def _cut(self, parent: Node, draw: int, step: Step) -> Node:
         """The node after a sample, cut where the verifier asks or closes, and open for what comes next."""
         text, ids = step.text, step.token_ids
         while ids and ids[-1] in self._text.specials:  # the end of sequence
@@ -202,13 +262,15 @@ class GenerativeVerifier(RewardModel):
         )
         return Node(parent.problem, kept, parent, branch_key(parent.key, draw))
 
-    def _asked(self, end: Node) -> Path:
-        ids = (*end.token_ids, *self._question)
-        part = Part(end.key, ids, (len(ids) - 1,), (), (1,), True)
-        return Path(end.root.key, self.runner.branches.encode(end.problem.prompt), (part,))
+    def _question_path(self, end: Node) -> EncodedPath:
+        """Prompt, verification and question, scored at the question's last id."""
+        ids = (*end.token_ids, *self._question_ids)
+        part = PathPart(end.key, ids, (len(ids) - 1,), (0,), (1,), True)
+        return EncodedPath(end.root.key, self.runner.branches.encode(end.problem.prompt), (part,))
 
-    def _bill(self, ends: Sequence[Node], paths: Sequence[Path]) -> Cost:
-        steps = [step for end in ends for step in end.steps]
-        sampled = sum(step.prompt_tokens + step.generated_tokens for step in steps)
-        total = Cost(scored_tokens=sampled, reward_flops=sum(step.flops for step in steps))
-        return sum((self._charges.scoring(len(path), 1) for path in paths), total)
+
+def _check_verification(n: int, num_rounds: int, question: str) -> None:
+    if n < 1 or num_rounds < 1:
+        raise ValueError(f"n={n}, num_rounds={num_rounds}: at least one of each is needed")
+    if not question.strip():
+        raise ValueError(f"question={question!r}: every verification would be cut at its start; give a question")

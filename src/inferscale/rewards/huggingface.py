@@ -5,115 +5,147 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from inferscale._compat import cache_argument
 from inferscale.base import ProcessRewardModel
 from inferscale.functional import Reduction
-from inferscale.runtime.loading import load_model, tokenizer_of
+from inferscale.runtime.loading import check_pair, load_pair, require_path
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node, Problem, Step
 
-from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, Head, RunningText, StepFormat, step_path
-from .paths import CacheKind, Path, Read, SingleReading, StepEncoder, StepReading, read_pair, read_sigmoid, step_ends
+from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, Head, StepFormat, separated_by
+from .scorer import (
+    CacheKind,
+    Ids,
+    LocalProcessReward,
+    StepEncoder,
+    TextStepEncoder,
+    TokenScore,
+    pair_probability,
+    sigmoid,
+    step_ends,
+)
 
-if TYPE_CHECKING:
-    from .formats import StepFormat
 
+class HFProcessRewardModel(LocalProcessReward):
+    """Scores every step of a path by the model's outputs at the step's last token, in float32.
 
-class HFProcessRewardModel(SingleReading):
-    """Scores every step of a path by reading a model at the step's last token, in float32.
-
-    Three kinds of model are read: a token classifier with two labels (softmax, class 1), one with a single label
-    (sigmoid), and a causal language model with a token for "good" and one for "bad" (softmax over the two).
+    Three kinds of model need no format: a token classifier with two labels (softmax, class 1), one with a single label
+    (sigmoid), and a causal language model with a token for "good" and one for "bad" (softmax over the two). Published
+    models are scored as their authors do, by a format out of `inferscale.rewards.FORMATS`.
 
     Attributes:
         model: The model.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer.
         reduction: How step scores become one score.
+        format: How problem and steps are laid out, and outputs become a score; ``None`` for prompt, steps, separators.
     """
 
     def __init__(
         self,
         model: Any,
-        tokenizer: Any = None,
+        tokenizer: Any,
         *,
+        format: str | StepFormat | None = None,  # noqa: A002
         good_token: str | int | None = None,
         bad_token: str | int | None = None,
         reduction: Reduction = "last",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
-        chat_template: bool | None = False,
+        chat_template: bool | None = None,
         system_prompt: str | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
         cache: CacheKind = "tree",
         max_cache_bytes: int | None = None,
-        **load_options: Any,
     ) -> None:
-        """Loads the model and checks its head.
+        """Checks that head, tokenizer and options fit.
 
         Args:
-            model: A token classifier or a causal language model: an object, a local folder or a hub id.
-            tokenizer: Its tokenizer; by default the one beside the model.
-            good_token: The token (or id) whose probability is the score; makes the model a causal language model.
+            model: A token classifier or a causal language model; it stays where it is.
+            tokenizer: Its tokenizer.
+            format: A name out of `inferscale.rewards.FORMATS`, ``"auto"`` (told by the model), or a format of your own;
+                then the six options that follow `reduction` and the two before it are the format's.
+            good_token: The token (or id) whose probability is the score, for causal language models.
             bad_token: The token (or id) that it is weighed against.
             reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
-            step_separator: Text that ends every step as the model was trained on it; the score is read at its last
-                token. ``None``: steps are read at their own last token.
-            use_token_ids: Read the ids that the generator sampled; only where both have the same tokenizer.
-            chat_template: Whether the prompt is a user turn of the tokenizer's chat template (``None``: if it has
-                one); the steps follow it.
+            step_separator: Text that ends every step as the model was trained on it; the score stands at its last
+                token. ``None``: at the step's own last token.
+            use_token_ids: Use the ids that the generator sampled; only where both have the same tokenizer.
+            chat_template: Whether the prompt is a user turn of the tokenizer's chat template, which the steps follow;
+                by default if it has one.
             system_prompt: System turn of the chat.
-            device: Where to run; by default a GPU if there is one (a model object stays where it is).
-            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            micro_batch: Most rows read at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
-            cache: ``"tree"`` reads every node once; ``"none"`` reads whole texts each time.
+            micro_batch: Most rows run at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
+            cache: ``"tree"`` runs every node once; ``"none"`` runs whole texts each time.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
-            load_options: Passed on to ``from_pretrained``.
 
         Raises:
-            ValueError: If the tokens or the number of labels do not fit.
-            CheckpointError: If the checkpoint lacks the head's weights.
+            TypeError: If a path or hub id is given: `from_pretrained` loads.
+            ValueError: If tokens, number of labels, format or tokenizer do not fit.
         """
-        import transformers
-
-        if (good_token is None) != (bad_token is None):
-            raise ValueError("give both good_token and bad_token (a causal language model), or neither (a classifier)")
-        causal = good_token is not None
-        auto_class = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForTokenClassification
-        self.reduction = reduction
-        self.model = load_model(model, auto_class, device=device, dtype=dtype, **load_options)
-        self.tokenizer = tokenizer_of(self.model, model, tokenizer)
-        prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
-        self._reading = StepReading(
-            self.model,
-            partial(step_ends, encoder=StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids)),
-            self._choose_read(good_token, bad_token),
-            rows=micro_batch,
+        check_pair(model, tokenizer, type(self).__name__)
+        self.model = model
+        self.format: StepFormat | None = None
+        if format is None:
+            if (good_token is None) != (bad_token is None):
+                raise ValueError("give both good_token and bad_token (a causal language model), or neither")
+            prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+            encoder: StepEncoder = TextStepEncoder(tokenizer, prompts, step_separator, use_token_ids)
+            token_score = _own_score(model, tokenizer, good_token, bad_token)
+        else:
+            own = {"good_token": good_token, "bad_token": bad_token, "use_token_ids": use_token_ids or None}
+            own |= {"chat_template": chat_template, "system_prompt": system_prompt}
+            own |= {"step_separator": None if step_separator == "\n" else step_separator}
+            extra = [name for name, value in own.items() if value is not None]
+            if extra:
+                raise ValueError(f"{', '.join(extra)}: a format has its own: leave it out, or use format=None")
+            self.format = choose_format(model, format)
+            _check_head(model, self.format)
+            self.format.check_tokenizer(tokenizer)
+            encoder = self.format.layout.encoder(tokenizer)
+            token_score = self.format.score.token_score(tokenizer)
+        self.step_separator, self.use_token_ids = step_separator, use_token_ids
+        super().__init__(
+            [model],
+            tokenizer,
+            partial(step_ends, encoder=encoder),
+            token_score,
+            reduction=reduction,
+            micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
         cls,
-        model: Any,
+        path_or_id: str | os.PathLike[str],
         tokenizer: Any = None,
         *,
-        format: str | StepFormat = "auto",  # noqa: A002
+        format: str | StepFormat | None = "auto",  # noqa: A002
+        good_token: str | int | None = None,
+        bad_token: str | int | None = None,
         reduction: Reduction = "last",
+        step_separator: str | None = "\n",
+        use_token_ids: bool = False,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
@@ -122,34 +154,48 @@ class HFProcessRewardModel(SingleReading):
         check: bool = True,
         **load_options: Any,
     ) -> Self:
-        """A published process reward model, read as its authors read it.
+        """A published process reward model, or one of your own, loaded; options not named here are those of the class.
 
         Args:
-            model: A local folder, a hub id, or a model object.
-            tokenizer: Its tokenizer; by default the one beside the model.
-            format: A name out of `inferscale.rewards.FORMATS`, a format of your own, or ``"auto"``.
-            reduction: How step scores become one score.
-            device: As for the class.
-            dtype: As for the class.
-            micro_batch: As for the class.
-            cache: As for the class.
-            max_cache_bytes: As for the class.
+            path_or_id: A local folder (never touches the network) or a hub id.
+            tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+            format: ``"auto"``: told by the checkpoint's architecture, weights and name, unless `good_token` is given.
+                ``None``: a model that needs no format.
+            device: Where to run; by default a GPU if there is one.
+            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
             check: Whether to run `self_check`.
             load_options: Passed on to transformers' ``from_pretrained``.
 
         Raises:
+            TypeError: If an object is given in place of a folder or hub id.
             ValueError: If the format cannot be told, does not fit the checkpoint or its tokenizer, or all scores are
                 the same.
             CheckpointError: If the checkpoint lacks weights or has some left over.
         """
-        family = load_family(model, tokenizer, format, device=device, dtype=dtype, **load_options)
-        reward = cls.__new__(cls)
-        reward.reduction, reward.model, reward.tokenizer = reduction, family.model, family.tokenizer
-        reward._reading = StepReading(
-            family.model,
-            family.path_of,
-            family.read,
-            rows=micro_batch,
+        require_path(path_or_id)
+        if format == "auto" and good_token is not None:
+            format = None  # noqa: A001
+        kind: Head = "classifier" if good_token is None else "causal"
+        if format is not None:
+            format = choose_format(path_or_id, format, load_options)  # noqa: A001
+            kind = format.head
+        if kind in ("value", "mlp"):  # native classes: AutoConfig tells the backbone's type
+            load_options.setdefault("config", load_config(path_or_id, load_options))
+        if kind == "value":
+            load_options.setdefault("key_mapping", VALUE_KEYS)
+        model, tokenizer = load_pair(path_or_id, _HEADS[kind][0], tokenizer, device=device, dtype=dtype, **load_options)
+        reward = cls(
+            model,
+            tokenizer,
+            format=format,
+            good_token=good_token,
+            bad_token=bad_token,
+            reduction=reduction,
+            step_separator=step_separator,
+            use_token_ids=use_token_ids,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
@@ -159,22 +205,24 @@ class HFProcessRewardModel(SingleReading):
 
     def self_check(self) -> None:
         """Raises ``ValueError`` if every step of two short solutions gets the same score, or none that is a number."""
-        refuse_constant_scores(self)
+        refuse_constant_scores(self, lambda text: tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
-    def _choose_read(self, good: str | int | None, bad: str | int | None) -> Read:
-        if good is not None and bad is not None:
-            return read_pair(_token_id(self.tokenizer, good), _token_id(self.tokenizer, bad))
-        labels = getattr(self.model, "num_labels", None)
-        if not type(self.model).__name__.endswith("ForTokenClassification") or labels not in (1, 2):
-            raise ValueError(
-                f"{type(self.model).__name__} with {labels} labels has no step score: give a token classifier with 1 "
-                "or 2 labels, or a causal language model with good_token=... and bad_token=..."
-            )
-        return read_sigmoid if labels == 1 else read_pair(1, 0)
 
-    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node, the score of each of its steps: the probability that it is good, in most formats."""
-        return [[values[0] for values in steps] for steps in self._reading.values(nodes)]
+def _own_score(model: Any, tokenizer: Any, good: str | int | None, bad: str | int | None) -> TokenScore:
+    """The score of a model without a format.
+
+    Raises:
+        ValueError: If the head gives none, or a token is none.
+    """
+    if good is not None and bad is not None:
+        return pair_probability(_token_id(tokenizer, good), _token_id(tokenizer, bad))
+    labels = getattr(model, "num_labels", None)
+    if not type(model).__name__.endswith("ForTokenClassification") or labels not in (1, 2):
+        raise ValueError(
+            f"{type(model).__name__} with {labels} labels has no step score: give a token classifier with 1 or 2 "
+            "labels, a causal language model with good_token=... and bad_token=..., or a format"
+        )
+    return sigmoid if labels == 1 else pair_probability(1, 0)
 
 
 def _token_id(tokenizer: Any, token: str | int) -> int:
@@ -202,6 +250,7 @@ _NAMES = (
 )
 """What is in the name of a published checkpoint, and its format."""
 
+_LEAST_SPREAD = 1e-4  # between the highest and the lowest score of the probes
 _PROBES = (
     ("What is 2 + 2?", ("2 + 2 = 4\n", "The answer is 4.\n")),
     ("What is 3 * 5?", ("3 * 5 = 99\n", "So bananas are blue, and the answer is -1.\n", "The answer is 7.\n")),
@@ -210,49 +259,6 @@ _PROBES = (
 
 class FormatError(ValueError):
     """A checkpoint is not what its format says, or its format cannot be told."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A loaded checkpoint and how to read it.
-
-    Attributes:
-        model: The model.
-        tokenizer: Its tokenizer.
-        path_of: The ids and marks of a node's path.
-        read: From the outputs at a mark to a score.
-    """
-
-    model: Any
-    tokenizer: Any
-    path_of: Callable[[Node], Path]
-    read: Read
-
-
-def load_family(
-    model: Any, tokenizer: Any, step_format: str | StepFormat, *, device: Any, dtype: Any, **load_options: Any
-) -> Family:
-    """A checkpoint, loaded with the class that its format names, and checked.
-
-    Args:
-        model: A local folder, a hub id, or a model object.
-        tokenizer: Its tokenizer; by default the one beside the model.
-        step_format: A format, its name, or ``"auto"``.
-        device: Where to run.
-        dtype: Of the weights.
-        load_options: Passed on to ``from_pretrained``.
-
-    Raises:
-        FormatError: If the format is unknown, cannot be told, or is that of another class of model.
-        TagError: If the tokenizer does not have the format's tags.
-        CheckpointError: If weights are missing or left over.
-    """
-    chosen = choose_format(model, step_format, load_options)
-    loaded = _load(model, chosen, device, dtype, load_options)
-    reads = tokenizer_of(loaded, model, tokenizer)
-    chosen.check_tokenizer(reads)
-    path_of = partial(step_path, encoder=chosen.layout.encoder(reads))
-    return Family(loaded, reads, path_of, chosen.score.read(reads))
 
 
 def choose_format(model: Any, step_format: str | StepFormat, load_options: dict[str, Any] | None = None) -> StepFormat:
@@ -269,22 +275,22 @@ def choose_format(model: Any, step_format: str | StepFormat, load_options: dict[
         return FORMATS[step_format]
     config = load_config(model, load_options)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else str(getattr(model, "name_or_path", ""))
-    return _detect(name, config, model)
-
-
-def _detect(name: str, config: Any, model: Any) -> StepFormat:
     architecture = str((getattr(config, "architectures", None) or [type(model).__name__])[0])
     named = next((found for pattern, found in _NAMES if re.search(pattern, _own_name(name))), None)
     if architecture == "Qwen2ForProcessRewardModel":
         return QWEN
     if architecture.endswith("ForTokenClassification"):
-        return PURE if named == "pure" else _with_separator(getattr(config, "step_separator", None))
+        if named == "pure":
+            return PURE
+        separator = getattr(config, "step_separator", None)  # `inferscale.rewards.training` notes it there
+        return TRL if separator is None else separated_by(separator)
     if architecture.endswith("ForSequenceClassification"):
         raise FormatError(f"{name!r} is a {architecture}, which scores whole solutions: use HFOutcomeRewardModel")
     if named is not None:
         return FORMATS[named]
-    if any("v_head.summary" in key for key in _weight_names(name)):
-        return PQM if "[PRM]" in _tokenizer_text(name) else SKYWORK
+    if any("v_head.summary" in key for key in _weight_names(Path(name))):
+        tokenizer = Path(name) / "tokenizer.json"
+        return PQM if tokenizer.is_file() and "[PRM]" in tokenizer.read_text(encoding="utf-8") else SKYWORK
     raise FormatError(
         f"the format of {name!r}, a {architecture}, cannot be told: pass format=, one of {', '.join(FORMATS)}"
     )
@@ -294,33 +300,23 @@ def _own_name(source: str) -> str:
     """The name of a checkpoint without the folders that it lies in; in a hub's cache the id that it was fetched by."""
     if not os.path.isdir(source):
         return source.lower()
-    parts = [part.lower() for part in FilePath(os.path.abspath(source)).parts]
+    parts = [part.lower() for part in Path(os.path.abspath(source)).parts]
     cached = next((part.removeprefix("models--") for part in parts if part.startswith("models--")), None)
     return parts[-1] if cached is None else cached.replace("--", "/")
 
 
-def _with_separator(separator: str | None) -> StepFormat:
-    """The format of TRL's token classifiers, with the separator that the checkpoint was trained with."""
-    if separator is None or not isinstance(TRL.layout, RunningText):
-        return TRL
-    return replace(TRL, layout=replace(TRL.layout, separator=separator))
-
-
 def load_config(model: Any, load_options: dict[str, Any] | None = None) -> Any:
     """The configuration of a model object, a local folder or a hub id."""
-    from transformers import AutoConfig
-
     if not isinstance(model, str | os.PathLike):
         return model.config
     given = load_options or {}
     kept = {key: given[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in given}
-    local = FilePath(model).exists()
+    local = Path(model).exists()
     return AutoConfig.from_pretrained(os.fspath(model), trust_remote_code=False, local_files_only=local, **kept)
 
 
-def _weight_names(name: str) -> Iterable[str]:
+def _weight_names(folder: Path) -> list[str]:
     """Names of the weights in a local folder; none if they cannot be seen."""
-    folder = FilePath(name)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return list(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -332,45 +328,26 @@ def _weight_names(name: str) -> Iterable[str]:
         return list(file.keys())
 
 
-def _tokenizer_text(name: str) -> str:
-    file = FilePath(name) / "tokenizer.json"
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-def _load(model: Any, step_format: StepFormat, device: Any, dtype: Any, load_options: dict[str, Any]) -> Any:
-    import transformers
-
-    classes: dict[Head, tuple[Any, str]] = {
-        "causal": (transformers.AutoModelForCausalLM, "ForCausalLM"),
-        "classifier": (transformers.AutoModelForTokenClassification, "ForTokenClassification"),
-        "value": (ValueHeadForTokenClassification, "ValueHeadForTokenClassification"),
-        "mlp": (Qwen2ForProcessRewardModel, "Qwen2ForProcessRewardModel"),
-    }
-    auto_class, ending = classes[step_format.head]
-    options = dict(load_options)
-    if isinstance(model, str | os.PathLike) and step_format.head in ("value", "mlp"):
-        options.setdefault("config", load_config(model, load_options))
-    if isinstance(model, str | os.PathLike) and step_format.head == "value":
-        options.setdefault("key_mapping", VALUE_KEYS)
-    loaded = load_model(model, auto_class, device=device, dtype=dtype, **options)
-    if not type(loaded).__name__.endswith((ending, "LMHeadModel") if step_format.head == "causal" else ending):
+def _check_head(model: Any, step_format: StepFormat) -> None:
+    """Refuses a model whose head is not the format's."""
+    ending = _HEADS[step_format.head][1]
+    if not type(model).__name__.endswith(ending):
         raise FormatError(
-            f"format {step_format.name!r} reads a {ending}, not a {type(loaded).__name__}: give the folder or hub id, "
-            "or another format"
+            f"format {step_format.name!r} reads a {ending[0]}, not a {type(model).__name__}: load it with "
+            "HFProcessRewardModel.from_pretrained(folder or hub id), or choose another format"
         )
-    if step_format.head == "classifier" and loaded.num_labels != 2:
-        raise FormatError(f"format {step_format.name!r} reads two labels, and this model has {loaded.num_labels}")
-    return loaded
+    if step_format.head == "classifier" and model.num_labels != 2:
+        raise FormatError(f"format {step_format.name!r} reads two labels, and this model has {model.num_labels}")
 
 
-def refuse_constant_scores(reward: ProcessRewardModel, smallest_spread: float = 1e-4) -> None:
+def refuse_constant_scores(reward: ProcessRewardModel, encode: Callable[[str], Ids] = lambda text: ()) -> None:
     """Raises when a process reward model gives every step the same score, or none that is a number.
 
     A head that was never loaded, or rotary embeddings left at zero, look like this and fail no other check.
 
     Args:
         reward: The model.
-        smallest_spread: Least difference between its highest and lowest score on two short solutions.
+        encode: Ids of a step, for models that use those that a generator sampled.
 
     Raises:
         FormatError: If it does.
@@ -380,21 +357,21 @@ def refuse_constant_scores(reward: ProcessRewardModel, smallest_spread: float = 
     for root, (_, texts) in zip(roots, _PROBES, strict=True):
         node = root
         for place, text in enumerate(texts, 1):
-            node = Node(root.problem, Step(text), node, 1000 * place + root.key)
+            node = Node(root.problem, Step(text, encode(text)), node, 1000 * place + root.key)
         nodes.append(node)
     scores = [score for step_scores in reward.step_scores(nodes) for score in step_scores]
     for root in roots:
         reward.release(root)
     if not all(abs(score) < float("inf") for score in scores):
         raise FormatError(f"the model scores two short solutions {scores}: its weights are broken, or its dtype is")
-    if max(scores) - min(scores) < smallest_spread:
+    if max(scores) - min(scores) < _LEAST_SPREAD:
         raise FormatError(
             f"the model scores every step of two short solutions {scores[0]:.5f}: its head or its positions were not "
             "loaded, or its format is another one"
         )
 
 
-class _StepModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class _HeadedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """A backbone called ``model`` and a head that gives outputs for every position."""
 
     base_model_prefix = "model"
@@ -415,6 +392,7 @@ class _StepModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         raise NotImplementedError
 
     def _outputs(self, hidden: Tensor) -> Tensor:
+        """From hidden states `[batch, positions, width]` to outputs `[batch, positions, outputs]`."""
         raise NotImplementedError
 
     def get_input_embeddings(self) -> nn.Module:
@@ -445,13 +423,14 @@ class _StepModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return TokenClassifierOutput(logits=self._outputs(hidden[:, kept, :]))
 
 
-class Qwen2ForProcessRewardModel(_StepModel):  # type: ignore[no-untyped-call]
+class Qwen2ForProcessRewardModel(_HeadedModel):  # type: ignore[no-untyped-call]
     """Qwen2.5-Math-PRM: a Qwen2 backbone and ``score``, two linear layers with a ReLU between them.
 
     The published remote code leaves the rotary embeddings at zero under transformers 5, and then scores every step
     0.5; it is not needed here.
     """
 
+    # the checkpoint keeps the language model's head, which no score comes from
     _keys_to_ignore_on_load_unexpected: list[str] | set[str] | None = [r"^lm_head\."]  # noqa: RUF012
 
     def _add_head(self, config: Any) -> None:
@@ -469,11 +448,11 @@ class _ValueHead(nn.Module):
         self.summary = nn.Linear(width, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        outputs: Tensor = self.summary(hidden.to(self.summary.weight.dtype))
+        outputs: Tensor = self.summary(hidden.to(self.summary.weight.dtype))  # value heads may stay in float32
         return outputs
 
 
-class ValueHeadForTokenClassification(_StepModel):  # type: ignore[no-untyped-call]
+class ValueHeadForTokenClassification(_HeadedModel):  # type: ignore[no-untyped-call]
     """A backbone and ``v_head.summary``, one linear output: Skywork-o1-Open-PRM and PQM.
 
     The checkpoint's language model head is not loaded.
@@ -492,3 +471,11 @@ class ValueHeadForTokenClassification(_StepModel):  # type: ignore[no-untyped-ca
 
 VALUE_KEYS = {r"^pretrained_model\.model\.": "model."}
 """Names in value-head checkpoints that were saved with their wrapper's prefix, and what they are called here."""
+
+_HEADS: dict[Head, tuple[Any, tuple[str, ...]]] = {
+    "causal": (AutoModelForCausalLM, ("ForCausalLM", "LMHeadModel")),
+    "classifier": (AutoModelForTokenClassification, ("ForTokenClassification",)),
+    "value": (ValueHeadForTokenClassification, ("ValueHeadForTokenClassification",)),
+    "mlp": (Qwen2ForProcessRewardModel, ("Qwen2ForProcessRewardModel",)),
+}
+"""For each head the class that loads it, and how the names of models that have it end."""

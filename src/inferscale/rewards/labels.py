@@ -1,4 +1,4 @@
-"""Solutions with a label for every step: read from files, or made by sampling on from each step."""
+"""Solutions with a label for every step: loaded from files, or labelled by completions sampled after each step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class LabelledSolution:
         return node
 
 
-def write_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> None:
+def save_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> None:
     """Writes solutions, one JSON object a line, with the gold answers and ids of problems that have them."""
     lines = []
     for item in solutions:
@@ -67,47 +67,40 @@ def write_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> N
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
-def read_labelled(path: str | Path) -> list[LabelledSolution]:
-    """Solutions out of a file of `write_labelled`.
+def load_labelled(path: str | Path) -> list[LabelledSolution]:
+    """Solutions out of a file of `save_labelled`.
 
     Raises:
         ValueError: If a line is not what it should be; the message has its number.
     """
-    return [_labelled(row, f"{path}:{number}") for number, row in _rows(path)]
+    solutions = []
+    for number, row in _rows(path):
+        try:
+            problem = Problem(row["problem"], row.get("answer"), row.get("id"))
+            if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
+                raise TypeError("steps are a list of texts")
+            solutions.append(LabelledSolution(problem, tuple(row["steps"]), tuple(row["labels"]), row.get("correct")))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}:{number}: a line is an object with problem, steps and labels ({type(error).__name__}: {error})"
+            ) from error
+    return solutions
 
 
-def _labelled(row: dict[str, Any], where: str) -> LabelledSolution:
-    try:
-        problem = Problem(row["problem"], row.get("answer"), row.get("id"))
-        if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
-            raise TypeError("steps are a list of texts")
-        return LabelledSolution(problem, tuple(row["steps"]), tuple(row["labels"]), row.get("correct"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{where}: a line is an object with problem, steps and labels ({type(error).__name__}: {error})"
-        ) from error
-
-
-def read_big_bench_mistake(path: str | Path) -> list[LabelledSolution]:
+def load_big_bench_mistake(path: str | Path) -> list[LabelledSolution]:
     """BIG-Bench-Mistake (Tyen et al. 2023, arXiv:2311.08516): chains whose first mistake is marked.
 
     Steps after the first mistake are not judged.
     """
     solutions = []
     for _, row in _rows(path):
-        steps, mistake = tuple(row["steps"]), row["mistake_index"]
-        solutions.append(
-            LabelledSolution(
-                Problem(row["input"], row["target"]),
-                steps,
-                _until_error(len(steps), mistake),
-                row["answer"] == row["target"],
-            )
-        )
+        problem, steps = Problem(row["input"], row["target"]), tuple(row["steps"])
+        labels = _until_error(len(steps), row["mistake_index"])
+        solutions.append(LabelledSolution(problem, steps, labels, row["answer"] == row["target"]))
     return solutions
 
 
-def read_prmbench(path: str | Path) -> list[LabelledSolution]:
+def load_prmbench(path: str | Path) -> list[LabelledSolution]:
     """PRMBench (Song et al. 2025, arXiv:2501.03124): solutions with injected errors, and their originals without.
 
     Steps after the first error are not judged. Errors that are listed beyond the last step are left out.
@@ -123,27 +116,29 @@ def read_prmbench(path: str | Path) -> list[LabelledSolution]:
     return solutions
 
 
-def read_rollout_trees(path: str | Path) -> list[LabelledSolution]:
+def load_rollout_trees(path: str | Path) -> list[LabelledSolution]:
     """OpenR's OmegaPRM trees: every path to a leaf, labelled with the share of roll-outs that succeeded."""
     solutions = []
     for _, row in _rows(path):
         problem = Problem(row["question"], row["gold"])
-        for steps, values in _tree_paths(row["tree"]):
-            kept = [(text, value) for text, value in zip(steps, values, strict=True) if text.strip()]
-            texts, labels = [text for text, _ in kept], [value for _, value in kept]
-            solutions.append(LabelledSolution(problem, tuple(texts), tuple(labels)))
+        for path_to_leaf in _tree_paths(row["tree"]):
+            steps = [child for child in path_to_leaf if child["t"].strip()]
+            texts, labels = tuple(child["t"] for child in steps), tuple(child["mc"] for child in steps)
+            solutions.append(LabelledSolution(problem, texts, labels))
     return solutions
 
 
-def _tree_paths(tree: dict[str, Any]) -> Iterator[tuple[list[str], list[float]]]:
+def _tree_paths(tree: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Paths below a node to each leaf; a node has text ``t``, share ``mc`` of right roll-outs and children ``c``."""
     for child in tree["c"]:
         if not child["c"]:
-            yield [child["t"]], [child["mc"]]
-        for steps, values in _tree_paths(child):
-            yield [child["t"], *steps], [child["mc"], *values]
+            yield [child]
+        for path in _tree_paths(child):
+            yield [child, *path]
 
 
 def _until_error(count: int, error: int | None) -> tuple[float | None, ...]:
+    """Labels of `count` steps: right up to the first error, which is wrong, and unknown after it."""
     return tuple(1.0 if error is None or place < error else 0.0 if place == error else None for place in range(count))
 
 
@@ -158,17 +153,14 @@ def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise ValueError(f"{path}:{number}: the line is not JSON ({error})") from None
 
 
-IsCorrect = Callable[[Problem, str], bool]
-
-
 def answers_gold(problem: Problem, text: str) -> bool:
-    """Whether the answer read out of `text` is the problem's gold answer.
+    """True if the answer that stands in `text` is the problem's gold answer.
 
     Raises:
         ValueError: If the problem has none.
     """
     if problem.answer is None:
-        raise ValueError(f"the problem {problem.prompt!r:.80} has no gold answer: give one, or is_correct=...")
+        raise ValueError(f"the problem {problem.prompt!r:.80} has no gold answer: give one, or check_solution=...")
     found = extract_answer(text)
     return found is not None and same_answer(found, problem.answer)
 
@@ -176,7 +168,7 @@ def answers_gold(problem: Problem, text: str) -> bool:
 def label_by_rollouts(
     nodes: Sequence[Node],
     generator: Generator,
-    is_correct: IsCorrect = answers_gold,
+    check_solution: Callable[[Problem, str], bool] = answers_gold,
     *,
     n: int = 8,
     target: Literal["soft", "hard", "first_error"] = "soft",
@@ -192,9 +184,9 @@ def label_by_rollouts(
     Args:
         nodes: Sampled solutions, as a generator or a search made them (inner steps of completions count as steps).
         generator: Samples the completions, with its own temperature.
-        is_correct: Whether a whole solution of a problem ends right.
+        check_solution: True for a problem and a whole solution that ends right.
         n: Completions after each step.
-        target: What the labels are.
+        target: Kind of the labels.
 
     Returns:
         One for each node, in order. A finished step has no completions: it is labelled by its own answer.
@@ -207,94 +199,75 @@ def label_by_rollouts(
         raise ValueError(f"n={n}: sample at least one completion")
     if target not in ("soft", "hard", "first_error"):
         raise ValueError(f'target={target!r}: choose "soft", "hard" or "first_error"')
-    chains = [_Chain.of(node, place) for place, node in enumerate(nodes)]
-    judge = _Judge(generator, is_correct, n)
-    correct = [is_correct(node.problem, node.text) if node.is_finished else None for node in nodes]
+    solutions = [_prefixes(node, place) for place, node in enumerate(nodes)]
+
+    def shares(prefixes: Sequence[Node]) -> list[float]:
+        """The share of right completions of each prefix, in one call; a finished one is its own completion."""
+        requests = [GenerateRequest(node, n, until="end") for node in prefixes if not node.is_finished]
+        answers = iter(generator.generate(requests) if requests else [])
+        found = []
+        for node in prefixes:
+            if node.is_finished:
+                found.append(float(check_solution(node.problem, node.text)))
+                continue
+            steps = next(answers)
+            given = [step for step in steps if step.finish_reason != "error"]  # of a server that gave no answer
+            if not given:
+                raise RuntimeError(f"all {len(steps)} completions of {node!r} failed: {steps[0].text[:200]}")
+            # what was cut at a length has no answer, whatever stands in it
+            ended = [node.text + step.text for step in given if step.finish_reason == "eos"]
+            found.append(sum(check_solution(node.problem, text) for text in ended) / len(given))
+        return found
+
+    correct = [check_solution(node.problem, node.text) if node.is_finished else None for node in nodes]
+    labels: list[tuple[float | None, ...]]
     try:
         if target == "first_error":
-            labels = _first_errors(chains, correct, judge)
+            errors = _first_errors(solutions, correct, shares)
+            labels = [_until_error(len(own), error) for own, error in zip(solutions, errors, strict=True)]
         else:
-            values = iter(judge.values([prefix for chain in chains for prefix in chain.prefixes]))
-            shares = [[next(values) for _ in chain.prefixes] for chain in chains]
-            labels = [tuple(own if target == "soft" else [float(value > 0) for value in own]) for own in shares]
+            values = iter(shares([prefix for own in solutions for prefix in own]))
+            found = [[next(values) for _ in own] for own in solutions]
+            labels = [tuple(own if target == "soft" else [float(value > 0) for value in own]) for own in found]
     finally:
-        for chain in chains:
-            generator.release(chain.root)
+        for own in solutions:
+            generator.release(own[0].root)
     return [
-        LabelledSolution(node.problem, chain.texts, found, right)
-        for node, chain, found, right in zip(nodes, chains, labels, correct, strict=True)
+        LabelledSolution(node.problem, tuple(text for text, _ in node.inner_steps()), own, right)
+        for node, own, right in zip(nodes, labels, correct, strict=True)
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Chain:
-    """A solution as a path of its own, one node for each step.
-
-    Attributes:
-        root: Where it starts.
-        prefixes: The node after each step.
-        texts: Text of each step.
-    """
-
-    root: Node
-    prefixes: tuple[Node, ...]
-    texts: tuple[str, ...]
-
-    @classmethod
-    def of(cls, source: Node, place: int) -> _Chain:
-        pieces = source.inner_steps()
-        if not pieces or source.is_failed:
-            raise ValueError(f"{source!r} has no steps to label, or a failed sample for its last one: leave it out")
-        # equal solutions are different samples: their completions must not be the same
-        root = Node(source.problem, key=root_key(f"rollouts/{place}/{source.key}/{source.problem.prompt}"))
-        node, prefixes = root, []
-        for number, (text, ids) in enumerate(pieces, 1):
-            last = number == len(pieces) and source.step is not None
-            reason = source.step.finish_reason if last and source.step is not None else "step"
-            node = Node(source.problem, Step(text, ids, finish_reason=reason), node, branch_key(node.key, 0))
-            prefixes.append(node)
-        return cls(root, tuple(prefixes), tuple(text for text, _ in pieces))
-
-
-@dataclass(frozen=True, slots=True)
-class _Judge:
-    generator: Generator
-    is_correct: IsCorrect
-    n: int
-
-    def values(self, prefixes: Sequence[Node]) -> list[float]:
-        """The share of completions of each prefix that end right."""
-        requests = [GenerateRequest(node, self.n, until="end") for node in prefixes if not node.is_finished]
-        answers = iter(self.generator.generate(requests) if requests else [])
-        return [self._own(node) if node.is_finished else self._share(node, next(answers)) for node in prefixes]
-
-    def _own(self, node: Node) -> float:
-        return float(self.is_correct(node.problem, node.text))
-
-    def _share(self, node: Node, steps: Sequence[Step]) -> float:
-        given = [step for step in steps if step.finish_reason != "error"]  # of a server that gave no answer
-        if not given:
-            raise RuntimeError(f"all {len(steps)} completions of {node!r} failed: {steps[0].text[:200]}")
-        right = [step.finish_reason == "eos" and self.is_correct(node.problem, node.text + step.text) for step in given]
-        return sum(right) / len(right)
+def _prefixes(source: Node, place: int) -> list[Node]:
+    """The node after each step, on a path of its own with one node for each inner step."""
+    pieces = source.inner_steps()
+    if not pieces or source.step is None or source.is_failed:
+        raise ValueError(f"{source!r} has no steps to label, or a failed sample for its last one: leave it out")
+    # equal solutions are different samples: their completions must not be the same
+    node = Node(source.problem, key=root_key(f"rollouts/{place}/{source.key}/{source.problem.prompt}"))
+    prefixes = []
+    for number, (text, ids) in enumerate(pieces, 1):
+        reason = source.step.finish_reason if number == len(pieces) else "step"
+        node = Node(source.problem, Step(text, ids, finish_reason=reason), node, branch_key(node.key, 0))
+        prefixes.append(node)
+    return prefixes
 
 
 def _first_errors(
-    chains: Sequence[_Chain], correct: Sequence[bool | None], judge: _Judge
-) -> list[tuple[float | None, ...]]:
-    """Labels by halving; in each round one call serves all solutions that are still open."""
+    solutions: Sequence[Sequence[Node]],
+    correct: Sequence[bool | None],
+    shares: Callable[[Sequence[Node]], list[float]],
+) -> list[int]:
+    """Place of each first error by halving, or the number of steps; a round is one call for all that are still open."""
     # steps before low are right, and so far no step before high is known to be the first error
-    low = [len(chain.texts) if right else 0 for chain, right in zip(chains, correct, strict=True)]
-    high = [len(chain.texts) for chain in chains]
-    while open_ones := [i for i in range(len(chains)) if low[i] < high[i]]:
+    low = [len(prefixes) if right else 0 for prefixes, right in zip(solutions, correct, strict=True)]
+    high = [len(prefixes) for prefixes in solutions]
+    while open_ones := [i for i in range(len(solutions)) if low[i] < high[i]]:
         middles = [(low[i] + high[i]) // 2 for i in open_ones]
-        values = judge.values([chains[i].prefixes[middle] for i, middle in zip(open_ones, middles, strict=True)])
+        values = shares([solutions[i][middle] for i, middle in zip(open_ones, middles, strict=True)])
         for i, middle, value in zip(open_ones, middles, values, strict=True):
             if value > 0:
                 low[i] = middle + 1
             else:
                 high[i] = middle
-    return [
-        tuple(1.0 if place < first else 0.0 if place == first else None for place in range(len(chain.texts)))
-        for chain, first in zip(chains, low, strict=True)
-    ]
+    return low

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from itertools import accumulate
+from typing import Any, Literal, Self
 
 import torch
 
-from inferscale.base import ProcessRewardModel
-from inferscale.cost import Cost
 from inferscale.functional import Reduction
-from inferscale.runtime.loading import load_model, tokenizer_of
+from inferscale.runtime.loading import check_pair, load_pair
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node
 
-from .paths import CacheKind, SingleReading, StepEncoder, StepReading, predictions, read_likelihood, read_self_certainty
+from .scorer import CacheKind, LocalProcessReward, TextStepEncoder, log_likelihood, self_certainty, token_predictions
 
 
-class LikelihoodReward(SingleReading):
+class LikelihoodReward(LocalProcessReward):
     """Scores every step by its token probabilities under a causal language model.
 
     A step's score is ``exp`` of the mean or the least log-probability of its tokens. Cheap to have (any stronger
@@ -29,21 +29,80 @@ class LikelihoodReward(SingleReading):
 
     Attributes:
         model: The model.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer.
+        token_reduction: How the numbers of a step's tokens become its score.
+        measure: The number at every token.
         reduction: How step scores become one score.
     """
 
     def __init__(
         self,
         model: Any,
-        tokenizer: Any = None,
+        tokenizer: Any,
         *,
-        pooling: Literal["min", "mean"] = "mean",
+        token_reduction: Literal["min", "mean"] = "mean",
         measure: Literal["likelihood", "self-certainty"] = "likelihood",
         reduction: Reduction = "last",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
-        chat_template: bool | None = False,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        micro_batch: int | None = None,
+        cache: CacheKind = "tree",
+        max_cache_bytes: int | None = None,
+    ) -> None:
+        """Checks that tokenizer and options fit.
+
+        Args:
+            model: A causal language model; it stays where it is.
+            tokenizer: Its tokenizer.
+            token_reduction: Which value of a step counts: the ``"mean"`` or the ``"min"`` of its tokens.
+            measure: The number at every token: its ``"likelihood"``, or the ``"self-certainty"`` of the prediction.
+            reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
+            step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
+            use_token_ids: Use the ids that the generator sampled; only where both have the same tokenizer.
+            chat_template: Whether the prompt is a user turn of the tokenizer's chat template, which the steps follow;
+                by default if it has one.
+            system_prompt: System turn of the chat.
+            micro_batch: Most rows run at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
+            cache: ``"tree"`` runs every node once; ``"none"`` runs whole texts each time.
+            max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
+                memory); what does not fit is computed again.
+
+        Raises:
+            TypeError: If a path or hub id is given: `from_pretrained` loads.
+            ValueError: If `token_reduction` or `measure` is unknown, or the tokenizer is another model's.
+        """
+        _check_measure(token_reduction, measure)
+        check_pair(model, tokenizer, type(self).__name__)
+        self.model = model
+        self.token_reduction, self.measure = token_reduction, measure
+        self.step_separator, self.use_token_ids = step_separator, use_token_ids
+        prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        encoder = TextStepEncoder(tokenizer, prompts, step_separator, use_token_ids)
+        super().__init__(
+            [model],
+            tokenizer,
+            partial(token_predictions, encoder=encoder),
+            log_likelihood if measure == "likelihood" else self_certainty,
+            reduction=reduction,
+            micro_batch=micro_batch,
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+        )
+
+    @classmethod
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
+        cls,
+        path_or_id: str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        token_reduction: Literal["min", "mean"] = "mean",
+        measure: Literal["likelihood", "self-certainty"] = "likelihood",
+        reduction: Reduction = "last",
+        step_separator: str | None = "\n",
+        use_token_ids: bool = False,
+        chat_template: bool | None = None,
         system_prompt: str | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -51,62 +110,58 @@ class LikelihoodReward(SingleReading):
         cache: CacheKind = "tree",
         max_cache_bytes: int | None = None,
         **load_options: Any,
-    ) -> None:
-        """Loads the model.
+    ) -> Self:
+        """A likelihood under a model that is loaded; the options that are not named here are those of the class.
 
         Args:
-            model: A causal language model: an object, a local folder or a hub id.
-            tokenizer: Its tokenizer; by default the one beside the model.
-            pooling: Which value of a step counts: the ``"mean"`` or the ``"min"`` of its tokens.
-            measure: What is read at every token: its ``"likelihood"``, or the ``"self-certainty"`` of the prediction.
-            reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
-            step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
-            use_token_ids: Read the ids that the generator sampled; only where both have the same tokenizer.
-            chat_template: Whether the prompt is a user turn of the tokenizer's chat template (``None``: if it has
-                one); the steps follow it.
-            system_prompt: System turn of the chat.
-            device: Where to run; by default a GPU if there is one (a model object stays where it is).
+            path_or_id: A local folder (never touches the network) or a hub id.
+            tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+            device: Where to run; by default a GPU if there is one.
             dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            micro_batch: Most rows read at a time (default 64); halved when memory runs out.
-            cache: ``"tree"`` reads every node once; ``"none"`` reads whole texts each time.
-            max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
-                memory); what does not fit is computed again.
-            load_options: Passed on to ``from_pretrained``.
+            load_options: Passed on to transformers' ``from_pretrained``.
 
         Raises:
-            ValueError: If `pooling` or `measure` is unknown.
+            TypeError: If an object is given in place of a folder or hub id.
+            ValueError: If an option or the tokenizer does not fit.
             CheckpointError: If the checkpoint lacks weights.
         """
         from transformers import AutoModelForCausalLM
 
-        if pooling not in ("min", "mean"):
-            raise ValueError(f'pooling={pooling!r}: choose "min" or "mean"')
-        if measure not in ("likelihood", "self-certainty"):
-            raise ValueError(f'measure={measure!r}: choose "likelihood" or "self-certainty"')
-        self.pooling, self.measure = pooling, measure
-        self.reduction = reduction
-        self.model = load_model(model, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
-        self.tokenizer = tokenizer_of(self.model, model, tokenizer)
-        prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
-        self._reading = StepReading(
-            self.model,
-            partial(predictions, encoder=StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids)),
-            read_likelihood if measure == "likelihood" else read_self_certainty,
-            rows=micro_batch,
+        _check_measure(token_reduction, measure)  # told before the model is loaded
+        model, tokenizer = load_pair(
+            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+        )
+        return cls(
+            model,
+            tokenizer,
+            token_reduction=token_reduction,
+            measure=measure,
+            reduction=reduction,
+            step_separator=step_separator,
+            use_token_ids=use_token_ids,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
 
-    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node and step the pooled probability of its tokens, in (0, 1], or self-certainty, in nats."""
-        return [[self._pooled(values) for values in steps] for steps in self._reading.values(nodes)]
+    def _step_score(self, *tokens: Sequence[float]) -> float:
+        """The reduced probability of a step's tokens, in (0, 1], or their self-certainty, in nats."""
+        [values] = tokens
+        # the mean is of logarithms: exp of it is the geometric mean, and does not fall with the number of tokens
+        reduced = min(values) if self.token_reduction == "min" else math.fsum(values) / len(values)
+        return math.exp(reduced) if self.measure == "likelihood" else reduced
 
-    def _pooled(self, values: Sequence[float]) -> float:
-        pooled = min(values) if self.pooling == "min" else math.fsum(values) / len(values)
-        return math.exp(pooled) if self.measure == "likelihood" else pooled
+
+def _check_measure(token_reduction: str, measure: str) -> None:
+    if token_reduction not in ("min", "mean"):
+        raise ValueError(f'token_reduction={token_reduction!r}: choose "min" or "mean"')
+    if measure not in ("likelihood", "self-certainty"):
+        raise ValueError(f'measure={measure!r}: choose "likelihood" or "self-certainty"')
 
 
-class ImplicitReward(ProcessRewardModel):
+class ImplicitReward(LocalProcessReward):
     """A step's score is ``beta * sum(log p_model(token) - log p_reference(token))`` over its tokens.
 
     Free process rewards (Yuan et al. 2024, arXiv:2412.01981), for models trained on outcomes by DPO or
@@ -120,7 +175,7 @@ class ImplicitReward(ProcessRewardModel):
         reference: What it was trained from.
         tokenizer: The tokenizer of both.
         beta: Scale of the scores.
-        cumulative: Whether a step's score is that of the whole solution up to it.
+        cumulative: True if a step's score is that of the whole solution up to it.
         reduction: How step scores become one score.
     """
 
@@ -128,6 +183,64 @@ class ImplicitReward(ProcessRewardModel):
         self,
         model: Any,
         reference: Any,
+        tokenizer: Any,
+        *,
+        beta: float = 0.001,
+        cumulative: bool = False,
+        reduction: Reduction = "mean",
+        step_separator: str | None = "\n\n",
+        use_token_ids: bool = False,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        micro_batch: int | None = None,
+        cache: CacheKind = "tree",
+        max_cache_bytes: int | None = None,
+    ) -> None:
+        """Checks that both models, tokenizer and options fit.
+
+        Args:
+            model: A causal language model; it stays where it is.
+            reference: The other one, with the same tokenizer.
+            tokenizer: Their tokenizer.
+            beta: Scale; 0.001 is EurusPRM's.
+            cumulative: Whether a step's score is the sum up to it (Q) instead of its own part.
+            reduction: How step scores become one score.
+            step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
+            use_token_ids: Use the ids that the generator sampled; only where all have the same tokenizer.
+            chat_template: Whether the prompt is a user's turn; by default if the tokenizer has a template.
+            system_prompt: System turn of the chat.
+            micro_batch: Most rows run at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
+            cache: ``"tree"`` runs every node once; ``"none"`` runs whole texts each time.
+            max_cache_bytes: Most keys and values kept between calls, for each of the two models.
+
+        Raises:
+            TypeError: If a path or hub id is given: `from_pretrained` loads.
+            ValueError: If `beta` is not positive, or the vocabularies differ.
+        """
+        _check_beta(beta)
+        for one in (model, reference):
+            check_pair(one, tokenizer, type(self).__name__)
+        self.model, self.reference = model, reference
+        self.beta, self.cumulative = beta, cumulative
+        self.step_separator, self.use_token_ids = step_separator, use_token_ids
+        prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        encoder = TextStepEncoder(tokenizer, prompts, step_separator, use_token_ids)
+        super().__init__(
+            [model, reference],
+            tokenizer,
+            partial(token_predictions, encoder=encoder),
+            log_likelihood,
+            reduction=reduction,
+            micro_batch=micro_batch,
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+        )
+
+    @classmethod
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
+        cls,
+        path_or_id: str | os.PathLike[str],
+        reference: str | os.PathLike[str],
         tokenizer: Any = None,
         *,
         beta: float = 0.001,
@@ -143,73 +256,56 @@ class ImplicitReward(ProcessRewardModel):
         cache: CacheKind = "tree",
         max_cache_bytes: int | None = None,
         **load_options: Any,
-    ) -> None:
-        """Loads both models.
+    ) -> Self:
+        """A ratio of two models that are loaded; the options that are not named here are those of the class.
 
         Args:
-            model: A causal language model: an object, a local folder or a hub id.
-            reference: The other one, with the same tokenizer.
-            tokenizer: Their tokenizer; by default the one beside the model.
-            beta: Scale; 0.001 is EurusPRM's.
-            cumulative: Whether a step's score is the sum up to it (Q) instead of its own part.
-            reduction: How step scores become one score.
-            step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
-            use_token_ids: Read the ids that the generator sampled; only where all have the same tokenizer.
-            chat_template: Whether the prompt is a user's turn; by default if the tokenizer has a template.
-            system_prompt: System turn of the chat.
-            device: Where to run; by default a GPU if there is one (a model object stays where it is).
-            dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            micro_batch: Most rows read at a time (default 64); halved when memory runs out.
-            cache: ``"tree"`` reads every node once; ``"none"`` reads whole texts each time.
-            max_cache_bytes: Most keys and values kept between calls, for each of the two models.
-            load_options: Passed on to ``from_pretrained``.
+            path_or_id: A local folder (never touches the network) or a hub id.
+            reference: Another one, of what the model was trained from.
+            tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+            device: Where both run; by default a GPU if there is one.
+            dtype: Of both; by default float32 on a CPU and the checkpoints' own elsewhere.
+            load_options: Passed on to transformers' ``from_pretrained``, for both.
 
         Raises:
-            ValueError: If `beta` is not positive, or the vocabularies differ.
+            TypeError: If an object is given in place of a folder or hub id.
+            ValueError: If an option does not fit, or the vocabularies differ.
             CheckpointError: If a checkpoint lacks weights.
         """
         from transformers import AutoModelForCausalLM
 
-        if not (math.isfinite(beta) and beta > 0):
-            raise ValueError(f"beta={beta}: give a positive number")
-        self.beta, self.cumulative, self.reduction = beta, cumulative, reduction
-        self.model, self.reference = (
-            load_model(one, AutoModelForCausalLM, device=device, dtype=dtype, **load_options)
-            for one in (model, reference)
+        _check_beta(beta)  # told before the models are loaded
+        model, tokenizer = load_pair(
+            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
         )
-        self.tokenizer = tokenizer_of(self.model, model, tokenizer)
-        tokenizer_of(self.reference, reference, self.tokenizer)
-        prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
-        encoder = StepEncoder(self.tokenizer, prompts, step_separator, use_token_ids)
-        self._readings = [
-            StepReading(
-                one,
-                partial(predictions, encoder=encoder),
-                read_likelihood,
-                rows=micro_batch,
-                cache=cache,
-                max_cache_bytes=max_cache_bytes,
-            )
-            for one in (self.model, self.reference)
-        ]
+        loaded, _ = load_pair(reference, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options)
+        return cls(
+            model,
+            loaded,
+            tokenizer,
+            beta=beta,
+            cumulative=cumulative,
+            reduction=reduction,
+            step_separator=step_separator,
+            use_token_ids=use_token_ids,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            micro_batch=micro_batch,
+            cache=cache,
+            max_cache_bytes=max_cache_bytes,
+        )
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, the scaled log-ratio of each of its steps, or their running sums."""
-        ours, theirs = (reading.values(nodes) for reading in self._readings)
-        return [self._ratios(one, other) for one, other in zip(ours, theirs, strict=True)]
+        ratios = super().step_scores(nodes)
+        return [list(accumulate(steps)) for steps in ratios] if self.cumulative else ratios
 
-    def _ratios(self, ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:
-        ratios = [
-            self.beta * math.fsum([*one, *(-value for value in other)]) for one, other in zip(ours, theirs, strict=True)
-        ]
-        return [math.fsum(ratios[: end + 1]) for end in range(len(ratios))] if self.cumulative else ratios
+    def _step_score(self, *tokens: Sequence[float]) -> float:
+        ours, theirs = tokens
+        # one sum of all terms: near-equal models cancel without rounding
+        return self.beta * math.fsum([*ours, *(-value for value in theirs)])
 
-    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: both models read it."""
-        first, second = (reading.cost(nodes) for reading in self._readings)
-        return [one + other for one, other in zip(first, second, strict=True)]
 
-    def release(self, root: Node) -> None:
-        """Lets go of what was kept for a search that has ended."""
-        for reading in self._readings:
-            reading.release(root)
+def _check_beta(beta: float) -> None:
+    if not (math.isfinite(beta) and beta > 0):
+        raise ValueError(f"beta={beta}: give a positive number")

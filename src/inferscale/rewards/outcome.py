@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 
 from inferscale.base import RewardModel
 from inferscale.cost import Cost
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.loading import evaluating, load_model, tokenizer_of
-from inferscale.runtime.memory import run_in_pieces
+from inferscale.runtime.loading import check_pair, evaluating, load_pair
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node
 
-from .paths import padded
-
-_ROWS = 32
+from .scorer import Ids, checked_rows, padded, shortest_first
 
 
 class HFOutcomeRewardModel(RewardModel):
@@ -27,12 +23,49 @@ class HFOutcomeRewardModel(RewardModel):
 
     Attributes:
         model: The model.
-        tokenizer: Its tokenizer.
+        tokenizer: The tokenizer.
     """
 
     def __init__(
         self,
         model: Any,
+        tokenizer: Any,
+        *,
+        chat_template: bool | None = None,
+        system_prompt: str | None = None,
+        micro_batch: int | None = None,
+    ) -> None:
+        """Checks that head and tokenizer fit.
+
+        Args:
+            model: A sequence classifier with one label; it stays where it is.
+            tokenizer: Its tokenizer.
+            chat_template: Whether prompt and solution are turns of the tokenizer's chat template; by default if it
+                has one. Else the solution's text follows the prompt's.
+            system_prompt: System turn of the chat.
+            micro_batch: Most rows run at a time (default 32); halved when memory runs out.
+
+        Raises:
+            TypeError: If a path or hub id is given: `from_pretrained` loads.
+            ValueError: If the model has not exactly one label, or an option or the tokenizer does not fit.
+        """
+        check_pair(model, tokenizer, type(self).__name__)
+        labels = getattr(model, "num_labels", None)
+        if not type(model).__name__.endswith("ForSequenceClassification") or labels != 1:
+            raise ValueError(
+                f"{type(model).__name__} with {labels} labels has no outcome score: "
+                "give a sequence classifier with one label"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self._prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self._rows = checked_rows(micro_batch) or 32
+        self._charges = Charges(model)
+
+    @classmethod
+    def from_pretrained(  # noqa: D417 (options of the class are described there)
+        cls,
+        path_or_id: str | os.PathLike[str],
         tokenizer: Any = None,
         *,
         chat_template: bool | None = None,
@@ -41,76 +74,56 @@ class HFOutcomeRewardModel(RewardModel):
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
         **load_options: Any,
-    ) -> None:
-        """Loads the model and checks its head.
+    ) -> Self:
+        """An outcome reward model that is loaded; the options that are not named here are those of the class.
 
         Args:
-            model: A sequence classifier with one label: an object, a local folder or a hub id.
-            tokenizer: Its tokenizer; by default the one beside the model.
-            chat_template: Whether prompt and solution are turns of the tokenizer's chat template; by default if it
-                has one. Else the solution's text follows the prompt's.
-            system_prompt: System turn of the chat.
-            device: Where to run; by default a GPU if there is one (a model object stays where it is).
+            path_or_id: A local folder (never touches the network) or a hub id.
+            tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+            device: Where to run; by default a GPU if there is one.
             dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            micro_batch: Most rows read at a time (default 32); halved when memory runs out.
-            load_options: Passed on to ``from_pretrained``.
+            load_options: Passed on to transformers' ``from_pretrained``.
 
         Raises:
-            ValueError: If the model has not exactly one label.
+            TypeError: If an object is given in place of a folder or hub id.
+            ValueError: If the model has not exactly one label, or an option or the tokenizer does not fit.
             CheckpointError: If the checkpoint lacks the head's weights.
         """
         from transformers import AutoModelForSequenceClassification
 
-        if isinstance(model, str | os.PathLike):
-            load_options.setdefault("num_labels", 1)
-        self.model = load_model(model, AutoModelForSequenceClassification, device=device, dtype=dtype, **load_options)
-        labels = getattr(self.model, "num_labels", None)
-        if not type(self.model).__name__.endswith("ForSequenceClassification") or labels != 1:
-            raise ValueError(
-                f"{type(self.model).__name__} with {labels} labels has no outcome score: "
-                "give a sequence classifier with one label"
-            )
-        self.tokenizer = tokenizer_of(self.model, model, tokenizer)
-        self._prompts = PromptFormat.choose(self.tokenizer, chat_template, system_prompt)
-        self._rows = micro_batch or _ROWS
-        self._charges = Charges(self.model)
+        load_options.setdefault("num_labels", 1)
+        model, tokenizer = load_pair(
+            path_or_id, AutoModelForSequenceClassification, tokenizer, device=device, dtype=dtype, **load_options
+        )
+        return cls(model, tokenizer, chat_template=chat_template, system_prompt=system_prompt, micro_batch=micro_batch)
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """The model's output for each node's prompt and text."""
-        rows = [self._ids(node) for node in nodes]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        found: dict[int, float] = {}
-
-        def run(piece: Sequence[int]) -> None:
-            found.update(zip(piece, self._run([rows[i] for i in piece]), strict=True))
-
         with evaluating(self.model), torch.inference_mode():
-            self._rows = run_in_pieces(order, self._rows, run, lambda i: f"{len(rows[i])} tokens")
-        return [found[i] for i in range(len(rows))]
+            scores, self._rows = shortest_first(
+                [self._ids(node) for node in nodes], self._rows, self._run, str(self.model.dtype)
+            )
+        return scores
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: its whole text is read."""
+        """What scoring each node costs: its whole text is run."""
+        # transformers applies the head at every position, and then takes the last one
         lengths = [len(self._ids(node)) for node in nodes]
         return [self._charges.scoring(length, length) for length in lengths]
 
-    def _ids(self, node: Node) -> tuple[int, ...]:
+    def _ids(self, node: Node) -> Ids:
         return self._prompts.encode(node.problem.prompt, node.text)
 
-    def _run(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        # transformers reads the last id that is not the pad id: take one that ends no row.
+    def _run(self, rows: Sequence[Ids]) -> list[float]:
+        # transformers takes the output at the last id that is not the pad id, wherever padding stands: choose, for this
+        # call, a pad id that ends no row.
         lasts = {row[-1] for row in rows}
         pad = next(i for i in range(len(lasts) + 1) if i not in lasts)
         ids, mask = padded(rows, pad, self.model.device)
-        with _pad_token(self.model.config, pad):
+        config = self.model.config.get_text_config()
+        before, config.pad_token_id = config.pad_token_id, pad
+        try:
             scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        finally:
+            config.pad_token_id = before
         return scores
-
-
-@contextmanager
-def _pad_token(config: Any, pad: int) -> Iterator[None]:
-    text_config = config.get_text_config()
-    before, text_config.pad_token_id = text_config.pad_token_id, pad
-    try:
-        yield
-    finally:
-        text_config.pad_token_id = before

@@ -16,9 +16,9 @@ from inferscale.runtime.loading import load_tokenizer
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node
 
-from .formats import ClassDifference, ClassProbability, Sigmoid, StepFormat, TokenPair, step_path
+from .formats import ClassDifference, ClassProbability, Sigmoid, StepFormat, TokenPair
 from .huggingface import choose_format, load_config, refuse_constant_scores
-from .paths import Path
+from .scorer import EncodedPath, step_ends
 
 ROWS = 256
 """Most texts of one request."""
@@ -147,7 +147,7 @@ class VLLMRewardModel(ProcessRewardModel):
         self.format = choose_format(source, format)
         loaded = load_tokenizer(tokenizer, source)
         self.format.check_tokenizer(loaded)
-        self._path_of = partial(step_path, encoder=self.format.layout.encoder(loaded))
+        self._path_of = partial(step_ends, encoder=self.format.layout.encoder(loaded))
         self._charges = Charges(load_config(source))
         key = api_key or os.environ.get("VLLM_API_KEY")
         self._server = _ModelServer(base_url, model, key, RetryPolicy(timeout, deadline))
@@ -165,7 +165,7 @@ class VLLMRewardModel(ProcessRewardModel):
         paths = [self._path_of(node) for node in nodes]
         return [self._charges.scoring(len(path), len(path.marks)) for path in paths]
 
-    def _scores(self, path: Path, data: object) -> list[float]:
+    def _scores(self, path: EncodedPath, data: object) -> list[float]:
         """The score of each step, out of the probabilities that the server has made of the model's outputs.
 
         A server with a ``step_tag_id`` sends one row for each tag, `[steps, labels]`; without one it sends a row for

@@ -1,7 +1,7 @@
 """Training a process reward model: a token classifier, taught at the ends of labelled steps.
 
 From Python, or by ``python -m inferscale.rewards.training MODEL DATA --output FOLDER``, where DATA is a file of
-`inferscale.rewards.write_labelled`: one JSON object a line with ``problem``, ``steps`` and ``labels`` (1 right, 0
+`inferscale.rewards.save_labelled`: one JSON object a line with ``problem``, ``steps`` and ``labels`` (1 right, 0
 wrong, between for shares of roll-outs, null for not judged).
 """
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import os
 import random
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,69 +20,58 @@ import typer
 from torch import Tensor
 from torch.nn import functional
 
-from inferscale.runtime.loading import CheckpointError, tokenizer_of
+from inferscale.runtime.loading import CheckpointError, check_vocabulary, load_tokenizer, require_path
 
-from .formats import TRL, PieceEncoder, RunningText
-from .labels import LabelledSolution
-from .paths import padded
+from .formats import separated_by
+from .labels import LabelledSolution, load_labelled
+from .scorer import StepEncoder, padded
 
 
 def load_for_training(
-    model: str | os.PathLike[str] | Any, tokenizer: Any = None, *, seed: int = 0, **options: Any
+    path_or_id: str | os.PathLike[str], tokenizer: Any = None, *, seed: int = 0, **load_options: Any
 ) -> tuple[Any, Any]:
     """A token classifier with two labels on a language model's weights, and its tokenizer.
 
     A model that has such a head already goes on with it; else the head starts at random, and nothing but the head may.
 
     Args:
-        model: A folder or hub id, or a token classifier, which is used as it is.
-        tokenizer: Its tokenizer; by default the one beside the model.
+        path_or_id: A local folder or a hub id.
+        tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
         seed: Of the head's first weights.
-        options: Passed on to ``from_pretrained``.
+        load_options: Passed on to ``from_pretrained``.
 
     Raises:
+        TypeError: If an object is given in place of a folder or hub id.
         CheckpointError: If other weights than the head's are missing.
     """
     from transformers import AutoModelForTokenClassification
 
-    if not isinstance(model, str | os.PathLike):
-        return model, tokenizer_of(model, model, tokenizer)
-    local = Path(model).exists()
+    require_path(path_or_id)
+    source = os.fspath(path_or_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loaded, info = AutoModelForTokenClassification.from_pretrained(
-            os.fspath(model), num_labels=2, dtype="float32", output_loading_info=True, local_files_only=local, **options
+            source,
+            num_labels=2,
+            dtype="float32",
+            output_loading_info=True,
+            local_files_only=Path(source).exists(),
+            **load_options,
         )
     foreign = sorted(key for key in info["missing_keys"] if not key.startswith(("score.", "classifier.")))
     if foreign:
-        raise CheckpointError(f"{os.fspath(model)!r} lacks weights beside the head: {', '.join(foreign[:5])}")
-    return loaded, tokenizer_of(loaded, model, tokenizer)
-
-
-def with_lora(model: Any, rank: int) -> Any:
-    """The model with LoRA adapters of this rank in all linear layers; they and the head are trained."""
-    try:
-        from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "lora_rank needs peft: pip install peft, or lora_rank=0 to train all weights"
-        ) from error
-    config = LoraConfig(
-        task_type="TOKEN_CLS",
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules="all-linear",
-        modules_to_save=["score"],
-    )
-    return get_peft_model(model, config)
+        raise CheckpointError(f"{source!r} lacks weights beside the head: {', '.join(foreign[:5])}")
+    tokenizer = load_tokenizer(tokenizer, path_or_id)
+    check_vocabulary(loaded, tokenizer)
+    return loaded, tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecipe:
-    """How to train.
+    """Options of a training.
 
     Attributes:
-        separator: Text that ends every step; the model is read at its last token.
+        separator: Text that ends every step; the score stands at its last token.
         epochs: Passes over the data.
         batch_size: Solutions for each update.
         learning_rate: Highest rate of AdamW, reached after `warmup` and decayed linearly to 0.
@@ -117,12 +105,12 @@ class TrainingRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A solution as the model is taught it.
+    """A solution as ids with labels.
 
     Attributes:
         ids: Prompt and steps.
         marks: Places of labelled step ends in `ids`.
-        labels: For each mark the chance that the solution is right so far.
+        labels: For each mark the probability that the solution is right so far.
     """
 
     ids: tuple[int, ...]
@@ -130,11 +118,11 @@ class Example:
     labels: tuple[float, ...]
 
 
-def make_example(item: LabelledSolution, encoder: PieceEncoder, max_tokens: int) -> Example:
-    """The ids that scoring will read, and the labels of judged steps within `max_tokens`."""
-    problem = item.problem.prompt
-    ids, marks, labels = list(encoder.shared(problem, item.steps)), [], []
-    for piece, label in zip(encoder.pieces(problem, item.steps), item.labels, strict=True):
+def make_example(item: LabelledSolution, encoder: StepEncoder, max_tokens: int) -> Example:
+    """The ids that will be scored, and the labels of judged steps within `max_tokens`."""
+    shared, pieces = encoder.encode(item.node())
+    ids, marks, labels = list(shared), [], []
+    for piece, label in zip(pieces, item.labels, strict=True):
         if len(ids) + len(piece) > max_tokens:
             break
         ids += piece
@@ -151,7 +139,7 @@ def train_process_reward_model(
     recipe: TrainingRecipe | None = None,
     report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Any:
-    """The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` reads it when it is saved.
+    """The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` loads it when it is saved.
 
     The loss is binary cross-entropy between the label and the probability of class 1, at the last token of every
     judged step (Lightman et al. 2023, arXiv:2305.20050, §2.6, with soft labels allowed).
@@ -160,7 +148,7 @@ def train_process_reward_model(
         model: A token classifier with two labels; it is changed.
         tokenizer: Its tokenizer.
         solutions: Labelled solutions.
-        recipe: How to train.
+        recipe: Options.
         report: Called after each update with its number, the number of updates and the loss in nats.
 
     Raises:
@@ -171,84 +159,84 @@ def train_process_reward_model(
     recipe = recipe or TrainingRecipe()
     if getattr(model, "num_labels", None) != 2:
         raise ValueError(f"{type(model).__name__} has {getattr(model, 'num_labels', None)} labels: it must have two")
-    encoder = format_for(recipe.separator).encoder(tokenizer)
+    encoder = separated_by(recipe.separator).layout.encoder(tokenizer)
     examples = [make_example(item, encoder, recipe.max_tokens) for item in solutions]
     examples = [example for example in examples if example.marks]
     if not examples:
         raise ValueError("no judged step to train on: labels are all None, or max_tokens is too small")
-    trained = with_lora(model, recipe.lora_rank) if recipe.lora_rank else model
-    _run(trained, examples, recipe, report)
-    finished = trained.merge_and_unload() if recipe.lora_rank else trained
-    finished.config.step_separator = recipe.separator
-    return finished.eval()
-
-
-def format_for(separator: str) -> RunningText:
-    """The layout of token classifiers that are trained here and with TRL."""
-    assert isinstance(TRL.layout, RunningText)
-    return replace(TRL.layout, separator=separator)
-
-
-def step_loss(model: Any, batch: Sequence[Example]) -> Tensor:
-    """Mean binary cross-entropy in nats over all judged steps of a batch."""
-    ids, mask = padded([example.ids for example in batch], 0, model.device)
-    logits = model(input_ids=ids, attention_mask=mask).logits.float()
-    rows = [row for row, example in enumerate(batch) for _ in example.marks]
-    columns = [mark for example in batch for mark in example.marks]
-    labels = torch.tensor([label for example in batch for label in example.labels], device=logits.device)
-    outputs = logits[rows, columns]
-    return functional.binary_cross_entropy_with_logits(outputs[:, 1] - outputs[:, 0], labels)
-
-
-def _run(
-    model: Any, examples: Sequence[Example], recipe: TrainingRecipe, report: Callable[[int, int, float], None]
-) -> None:
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    decayed = [weight for weight in weights if weight.dim() > 1]
-    others = [weight for weight in weights if weight.dim() <= 1]
+    trained = _with_lora(model, recipe.lora_rank) if recipe.lora_rank else model
+    weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    # biases and norms are vectors, and are not decayed
+    decayed, others = ([w for w in weights if (w.dim() > 1) is wanted] for wanted in (True, False))
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=recipe.learning_rate,
     )
     total = recipe.epochs * math.ceil(len(examples) / recipe.batch_size)
     warm = max(1, int(recipe.warmup * total))
+    # linear up to 1 at update `warm`, then linear down, to reach 0 after the last update
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (total - step) / max(1, total - warm + 1))
     )
-    model.train()
-    with torch.random.fork_rng(devices=_cuda_devices(model)):  # dropout
+    order, number = random.Random(recipe.seed), 0
+    trained.train()
+    device = trained.device
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):  # dropout
         torch.manual_seed(recipe.seed)
-        for number, batch in enumerate(_batches(examples, recipe), 1):
-            loss = step_loss(model, batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise RuntimeError(f"update {number}: the loss is {value}: lower learning_rate, or train in float32")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
-            optimizer.step()
-            schedule.step()
-            report(number, total, value)
+        for _ in range(recipe.epochs):
+            shuffled = list(examples)
+            order.shuffle(shuffled)
+            for start in range(0, len(shuffled), recipe.batch_size):
+                number += 1
+                loss = step_loss(trained, shuffled[start : start + recipe.batch_size])
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise RuntimeError(
+                        f"update {number}: the loss is {value}: lower learning_rate, or train in float32"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+                optimizer.step()
+                schedule.step()
+                report(number, total, value)
+    finished = trained.merge_and_unload() if recipe.lora_rank else trained
+    finished.config.step_separator = recipe.separator  # `from_pretrained` tells the format by it
+    return finished.eval()
 
 
-def _batches(examples: Sequence[Example], recipe: TrainingRecipe) -> Iterator[list[Example]]:
-    rng = random.Random(recipe.seed)
-    for _ in range(recipe.epochs):
-        order = list(examples)
-        rng.shuffle(order)
-        yield from (order[at : at + recipe.batch_size] for at in range(0, len(order), recipe.batch_size))
+def step_loss(model: Any, batch: Sequence[Example]) -> Tensor:
+    """Mean binary cross-entropy in nats over all judged steps of a batch."""
+    ids, mask = padded([example.ids for example in batch], 0, model.device)
+    logits = model(input_ids=ids, attention_mask=mask).logits.float()  # [rows, positions, 2]
+    rows = [row for row, example in enumerate(batch) for _ in example.marks]
+    columns = [mark for example in batch for mark in example.marks]
+    labels = torch.tensor([label for example in batch for label in example.labels], device=logits.device)
+    outputs = logits[rows, columns]  # [marks, 2]
+    # P(class 1) of a softmax over two outputs is the sigmoid of their difference: the cross-entropy with a soft label y
+    # is -y log p - (1 - y) log(1 - p)
+    return functional.binary_cross_entropy_with_logits(outputs[:, 1] - outputs[:, 0], labels)
 
 
-def _cuda_devices(model: Any) -> list[int]:
-    return [model.device.index or 0] if model.device.type == "cuda" else []
+def _with_lora(model: Any, rank: int) -> Any:
+    """The model with LoRA adapters of this rank in all linear layers; they and the head are trained."""
+    try:
+        from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "lora_rank needs peft: pip install peft, or lora_rank=0 to train all weights"
+        ) from error
+    config = LoraConfig(
+        task_type="TOKEN_CLS",
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules="all-linear",
+        modules_to_save=["score"],
+    )
+    return get_peft_model(model, config)
 
 
 app = typer.Typer(add_completion=False)
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 @app.command()
@@ -272,9 +260,8 @@ def train(
     """Trains a token classifier at step ends, measures it on held-out problems, and writes it."""
     from .calibration import diagnose
     from .huggingface import HFProcessRewardModel
-    from .labels import read_labelled
 
-    solutions = [item for path in data for item in read_labelled(path)]
+    solutions = [item for path in data for item in load_labelled(path)]
     prompts = sorted({item.problem.prompt for item in solutions})
     random.Random(seed).shuffle(prompts)
     kept = set(prompts[int(held_out * len(prompts)) :])
@@ -290,19 +277,19 @@ def train(
     classifier, tokenizer = load_for_training(model, seed=seed)
     taught = [item for item in solutions if item.problem.prompt in kept]
     measured = [item for item in solutions if item.problem.prompt not in kept]
-    _say(f"{len(taught)} solutions to train on, {len(measured)} held out")
+    typer.echo(f"{len(taught)} solutions to train on, {len(measured)} held out")
 
     def report(number: int, total: int, loss: float) -> None:
         if number % every == 0 or number == total:
-            _say(f"update {number} of {total}  loss {loss:.4f}")
+            typer.echo(f"update {number} of {total}  loss {loss:.4f}")
 
     trained = train_process_reward_model(classifier.to(device), tokenizer, taught, recipe, report)
     trained.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    _say(f"wrote {output}")
+    typer.echo(f"wrote {output}")
     if measured:
         found = diagnose(HFProcessRewardModel.from_pretrained(output, device=device, check=False), measured)
-        _say(
+        typer.echo(
             f"held out: same-step first-error AUC {found.first_error_auc}, "
             f"calibration error {found.calibration_error}, Brier {found.brier}"
         )

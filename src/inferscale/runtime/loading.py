@@ -108,16 +108,21 @@ def load_pair(
         CheckpointError: If weights are missing, unexpected, or of another shape.
         ValueError: If a path does not exist, or the tokenizer is another model's.
     """
-    if not isinstance(path_or_id, str | os.PathLike):
-        raise TypeError(
-            f"from_pretrained takes a folder or a hub id, not {type(path_or_id).__name__}: give objects to "
-            "the class itself"
-        )
+    require_path(path_or_id)
     model = load_model(path_or_id, auto_class, device=device, dtype=dtype, **load_options)
     shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, path_or_id) else set())
     tokenizer = load_tokenizer(tokenizer, path_or_id, **{k: v for k, v in load_options.items() if k in shared})
     check_vocabulary(model, tokenizer)
     return model, tokenizer
+
+
+def require_path(path_or_id: Any) -> None:
+    """Raises a `TypeError` for objects, which `from_pretrained` does not take."""
+    if not isinstance(path_or_id, str | os.PathLike):
+        raise TypeError(
+            f"from_pretrained takes a folder or a hub id, not {type(path_or_id).__name__}: give objects to "
+            "the class itself"
+        )
 
 
 def check_pair(model: Any, tokenizer: Any, owner: str) -> None:

@@ -1,0 +1,530 @@
+"""Scores of the tokens of a path: paths as ids, two ways to run a model along them, and the base of step scores.
+
+A path is laid out in pieces of ids: one for the prompt, one for each step. Pieces do not change when more steps follow,
+so that the ids of a longer path start with those of its prefix, and every node is scored once (`TreeScorer`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from inferscale.base import ProcessRewardModel
+from inferscale.cost import Cost
+from inferscale.functional import Reduction
+from inferscale.runtime.charges import Charges
+from inferscale.runtime.kv import RowBatch, Segment
+from inferscale.runtime.loading import evaluating
+from inferscale.runtime.memory import run_in_pieces
+from inferscale.runtime.prefix_cache import KVStore, Piece, chain_key, check_cache_options, default_cache_bytes
+from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.session import Session, checked_session, length_bound
+from inferscale.tree import Node
+
+Ids: TypeAlias = tuple[int, ...]
+T = TypeVar("T")
+
+
+class StepEncoder(Protocol):
+    """Lays out a problem and the steps of a solution as ids."""
+
+    def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
+        """Ids before the first step, and of each of ``node.inner_steps()`` those that end where it is scored."""
+        ...
+
+
+class TextStepEncoder:
+    """Encodes the prompt once and each step on its own, followed by a separator.
+
+    A text that is encoded as a whole can get other ids at its step ends: with a Qwen-style tokenizer that happens at
+    two of three.
+
+    Attributes:
+        separator: Text that ends every encoded step; a step that does not end with it gets it.
+        use_token_ids: True if the steps' own ids are used (the generator has the same tokenizer).
+    """
+
+    def __init__(self, tokenizer: Any, prompts: PromptFormat, separator: str | None, use_token_ids: bool) -> None:
+        self.separator = separator
+        self.use_token_ids = use_token_ids
+        self._tokenizer = tokenizer
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._prompt = lru_cache(maxsize=4096)(prompts.encode)
+        self._plain = lru_cache(maxsize=65536)(self._encode_plain)
+
+    def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
+        """Ids of the problem's prompt, and of each step with its separator.
+
+        Raises:
+            ValueError: If steps have no ids of their own, and those are to be used.
+        """
+        return self._prompt(node.problem.prompt), [self._step(text, ids) for text, ids in node.inner_steps()]
+
+    def _step(self, text: str, ids: Ids) -> Ids:
+        end = self._plain(self.separator) if self.separator else ()
+        if not self.use_token_ids:
+            body = text.removesuffix(self.separator).rstrip() if self.separator else text
+            return self._plain(body) + end
+        if not ids:
+            raise ValueError(f"use_token_ids=True, but the step {text[:60]!r} carries no ids: pass use_token_ids=False")
+        while ids and ids[-1] in self._special:  # the end of sequence belongs to no step
+            ids = ids[:-1]
+        return ids if self.separator and text.endswith(self.separator) else ids + end
+
+    def _encode_plain(self, text: str) -> Ids:
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class PathPart:
+    """What one node adds to its path.
+
+    Attributes:
+        key: Name of the path up to here.
+        ids: Ids that the model reads.
+        marks: Places in `ids` whose outputs are scored.
+        targets: For each mark the id that is predicted there; zeros where none is asked for.
+        counts: Marks of each inner step.
+        ends: True if the path ends with this node.
+    """
+
+    key: int
+    ids: Ids
+    marks: Ids
+    targets: Ids
+    counts: tuple[int, ...]
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPath:
+    """A node's whole path.
+
+    Attributes:
+        root: Key of its root.
+        shared: Ids that all paths of the problem start with.
+        parts: What each node adds, first to last.
+    """
+
+    root: int
+    shared: Ids
+    parts: tuple[PathPart, ...]
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return len(self.shared) + sum(len(part.ids) for part in self.parts)
+
+    @property
+    def ids(self) -> Ids:
+        """All ids."""
+        return (*self.shared, *(i for part in self.parts for i in part.ids))
+
+    @property
+    def marks(self) -> list[int]:
+        """Places in `ids` whose outputs are scored."""
+        marks, start = [], len(self.shared)
+        for part in self.parts:
+            marks += [start + mark for mark in part.marks]
+            start += len(part.ids)
+        return marks
+
+
+def step_ends(node: Node, encoder: StepEncoder) -> EncodedPath:
+    """The path of `node`, scored at the last id of each step."""
+    shared, pieces = encoder.encode(node)
+    key, parts = chain_key(0, shared), []
+    for place, steps in _pieces_of_nodes(node, pieces):
+        ids = tuple(i for step in steps for i in step)
+        ends = tuple(end - 1 for end in accumulate(map(len, steps)))
+        key = chain_key(chain_key(key, ids), ends, kind=place.is_finished)
+        parts.append(PathPart(key, ids, ends, (0,) * len(ends), (1,) * len(ends), place.is_finished))
+    return EncodedPath(node.root.key, shared, tuple(parts))
+
+
+def token_predictions(node: Node, encoder: StepEncoder) -> EncodedPath:
+    """The path of `node`, scored where each id of its steps is predicted.
+
+    Token t is predicted by the output at t - 1. So everything is shifted by one: the prompt's last id is the first that
+    belongs to a step, each node is read from the last id of the one before it, and the very last id is never read.
+    Every id of a step counts, its separator included; the prompt's do not.
+    """
+    prompt, pieces = encoder.encode(node)
+    key, last, parts = chain_key(0, prompt[:-1]), prompt[-1], []
+    for place, steps in _pieces_of_nodes(node, pieces):
+        targets = tuple(i for step in steps for i in step)
+        ids = (last, *targets[:-1]) if targets else ()
+        counts = tuple(map(len, steps))
+        key = chain_key(chain_key(key, targets), counts, kind=place.is_finished)
+        parts.append(PathPart(key, ids, tuple(range(len(ids))), targets, counts, place.is_finished))
+        last = targets[-1] if targets else last
+    return EncodedPath(node.root.key, prompt[:-1], tuple(parts))
+
+
+def _pieces_of_nodes(node: Node, pieces: Sequence[Ids]) -> Iterator[tuple[Node, list[Ids]]]:
+    """Each node of the path with the pieces of its own inner steps."""
+    left = iter(pieces)
+    for place in node.path:
+        yield place, [next(left) for _ in (place.step.inner_steps() if place.step is not None else ())]
+
+
+TokenScore: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From float32 outputs `[marks, outputs]` and target ids `[marks]` to one number for each mark `[marks]`."""
+
+
+def pair_probability(good: int, bad: int) -> TokenScore:
+    """P(good) in a softmax over the two outputs, which is the sigmoid of their difference."""
+
+    def score(outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.sigmoid(outputs[:, good] - outputs[:, bad])
+
+    return score
+
+
+def sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The sigmoid of a single output."""
+    return torch.sigmoid(outputs[:, 0])
+
+
+def log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability of each target, in nats."""
+    return outputs.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
+
+
+def self_certainty(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The distance of each prediction from uniform, in nats: ``KL(uniform || p)`` (Kang et al. 2025, arXiv:2502.18581).
+
+    With V outputs that is ``-mean(log p) - log V``; the targets do not matter.
+    """
+    return -outputs.log_softmax(dim=-1).mean(dim=-1) - math.log(outputs.shape[-1])
+
+
+class PathScorer(ABC):
+    """Gives a number for every mark of a path."""
+
+    @abstractmethod
+    def score(self, paths: Sequence[EncodedPath]) -> list[list[float]]:
+        """For each path, the numbers at the marks of all its parts, in order."""
+
+    def unscored(self, paths: Sequence[EncodedPath]) -> list[tuple[int, int, int]]:
+        """For each path the new ids, the ids before them and the new marks that scoring it takes."""
+        return [(len(path), 0, sum(len(part.marks) for part in path.parts)) for path in paths]
+
+    def release(self, root: int) -> None:
+        """Called when the tree with this root key will not be scored any more."""
+
+
+class BatchScorer(PathScorer):
+    """Runs whole texts, right-padded, shortest first: simple, and for every model."""
+
+    def __init__(self, model: Any, token_score: TokenScore, rows: int) -> None:
+        self._model = model
+        self._token_score = token_score
+        self._rows = rows
+        self._parameters = inspect.signature(model.forward).parameters
+
+    def score(self, paths: Sequence[EncodedPath]) -> list[list[float]]:
+        """For each path, the numbers at its marks."""
+        found, self._rows = shortest_first(paths, self._rows, self._run, str(self._model.dtype))
+        return found
+
+    def _run(self, batch: Sequence[EncodedPath]) -> list[list[float]]:
+        marks = [path.marks for path in batch]
+        if not any(marks):
+            return [[] for _ in batch]
+        ids, mask = padded([path.ids for path in batch], 0, self._model.device)
+        positions = sorted({mark for places in marks for mark in places})
+        options: dict[str, Any] = {}
+        if "logits_to_keep" in self._parameters:  # the head runs only where some row has a mark
+            options["logits_to_keep"] = torch.tensor(positions, dtype=torch.long, device=ids.device)
+        else:
+            positions = list(range(ids.shape[1]))
+        if "position_ids" in self._parameters:
+            options["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
+        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+        # logits: [rows, positions, outputs]; out of them [marks of all rows, outputs]
+        column = {position: i for i, position in enumerate(positions)}
+        row_index = [i for i, places in enumerate(marks) for _ in places]
+        columns = [column[mark] for places in marks for mark in places]
+        targets = [t for path in batch for part in path.parts for t in part.targets]
+        values = self._token_score(
+            logits[row_index, columns].float(), torch.tensor(targets, dtype=torch.long, device=ids.device)
+        ).tolist()
+        return split(values, [len(places) for places in marks])
+
+
+class TreeScorer(PathScorer):
+    """Scores every node once: a path's earlier nodes are held with their numbers, its prompt with all its branches."""
+
+    def __init__(self, session: Session, store: KVStore, token_score: TokenScore, rows: int) -> None:
+        self._session = session
+        self._store = store
+        self._token_score = token_score
+        self._rows = rows
+        self._billed: dict[int, set[int]] = {}
+
+    def score(self, paths: Sequence[EncodedPath]) -> list[list[float]]:
+        """For each path, the numbers at its marks."""
+        known: dict[tuple[int, int], Piece] = {}
+        depth = [self._held(path, known) for path in paths]
+        for level in range(min(depth, default=0), max((len(path.parts) for path in paths), default=0)):
+            wanted: dict[tuple[int, int], EncodedPath] = {}
+            for path, held in zip(paths, depth, strict=True):
+                if held <= level < len(path.parts):
+                    wanted.setdefault((path.root, path.parts[level].key), path)
+            missing = [path for key, path in wanted.items() if key not in known]
+            self._score_level(missing, level, known)
+        for path in paths:
+            self._billed.setdefault(path.root, set()).update(part.key for part in path.parts)
+        return [[value for part in path.parts for value in known[path.root, part.key].note] for path in paths]
+
+    def unscored(self, paths: Sequence[EncodedPath]) -> list[tuple[int, int, int]]:
+        """What each path adds to those scored before and to those before it in `paths`.
+
+        Nodes dropped for room and run again are not counted: the price of a result does not depend on the memory.
+        """
+        billed = {path.root: set(self._billed.get(path.root, ())) for path in paths}
+        bills = []
+        for path in paths:
+            seen = billed[path.root]
+            new = [part for part in path.parts if part.key not in seen]
+            prompt = 0 if seen else len(path.shared)
+            count = prompt + sum(len(part.ids) for part in new)
+            bills.append((count, len(path) - count, sum(len(part.marks) for part in new)))
+            seen.update(part.key for part in path.parts)
+        return bills
+
+    def release(self, root: int) -> None:
+        """Drops what is held for a tree."""
+        self._store.release(root)
+        if not len(self._store):
+            self._session.buffers.clear()
+        self._billed.pop(root, None)
+
+    def _held(self, path: EncodedPath, known: dict[tuple[int, int], Piece]) -> int:
+        """How many parts need not be run, which are put into `known`."""
+        for place, part in enumerate(path.parts):
+            piece = self._store.piece(path.root, part.key, part.ids)
+            lacks_kv = piece is not None and piece.kv is None and bool(part.ids) and place + 1 < len(path.parts)
+            if piece is None or len(piece.ids) < len(part.ids) or lacks_kv:
+                return place
+            known[path.root, part.key] = piece
+        return len(path.parts)
+
+    def _score_level(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
+        """Runs the part at `level` of each path; those before it are known."""
+        full = [path for path in paths if path.parts[level].ids]
+        for path in paths:
+            if not path.parts[level].ids:
+                known[path.root, path.parts[level].key] = Piece((), None)
+
+        def run(piece: Sequence[EncodedPath]) -> None:
+            self._run(piece, level, known)
+
+        self._rows = run_in_pieces(
+            sorted(full, key=lambda path: path.root), self._rows, run, lambda p: f"{len(p)} tokens", self._make_room
+        )
+
+    def _run(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
+        parts = [path.parts[level] for path in paths]
+        batch = self._open(paths, level, known)
+        starts = list(batch.lengths)
+        logits = self._session.extend(batch, [part.ids for part in parts], [part.marks for part in parts])
+        targets = torch.tensor([t for part in parts for t in part.targets], dtype=torch.long, device=logits.device)
+        values = self._token_score(logits.float(), targets)
+        notes = split(values.tolist(), [len(part.marks) for part in parts])
+        for row, (path, part, note) in enumerate(zip(paths, parts, notes, strict=True)):
+            kv = None if part.ends else batch.piece(row, starts[row], starts[row] + len(part.ids))
+            piece = Piece(part.ids, kv, tuple(note))
+            known[path.root, part.key] = piece
+            self._store.put(path.root, part.key, piece)
+        batch.close()
+
+    def _open(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> RowBatch:
+        """Rows that hold everything before `level`."""
+        segments = self._segments(paths)
+        most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path in paths)
+        batch = self._session.open([segments[path.root, path.shared] for path in paths], most)
+        for row, path in enumerate(paths):
+            for part in path.parts[:level]:
+                piece = known[path.root, part.key]
+                if piece.kv is not None:
+                    batch.load(row, batch.lengths[row], piece.kv)
+        return batch
+
+    def _segments(self, paths: Sequence[EncodedPath]) -> dict[tuple[int, Ids], Segment]:
+        wanted = dict.fromkeys((path.root, path.shared) for path in paths)
+        found = {key: self._store.segment(*key) for key in wanted}
+        missing = [key for key, segment in found.items() if segment is None]
+        for key, segment in zip(missing, self._session.prefill([ids for _, ids in missing]), strict=True):
+            self._store.put_segment(*key, segment)
+            found[key] = segment
+        return {key: segment for key, segment in found.items() if segment is not None}
+
+    def _make_room(self) -> None:
+        self._session.buffers.clear()
+        self._store.shrink(0)
+
+
+def shortest_first(
+    rows: Sequence[Any], size: int, run: Callable[[Sequence[Any]], list[T]], note: str
+) -> tuple[list[T], int]:
+    """What `run` gives for each of `rows`, and the batch size that did fit into memory.
+
+    Args:
+        rows: Anything with a length in tokens; neighbours in length share a batch, so that little is padded.
+        size: Most rows in a batch; halved while memory runs out.
+        run: Runs a batch.
+        note: What an error says of a row beside its length.
+    """
+    found: dict[int, T] = {}
+
+    def run_piece(piece: Sequence[int]) -> None:
+        found.update(zip(piece, run([rows[i] for i in piece]), strict=True))
+
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    size = run_in_pieces(order, size, run_piece, lambda i: f"{len(rows[i])} tokens, {note}")
+    return [found[i] for i in range(len(rows))], size
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask `[rows, longest]`, padded on the right."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
+def split(values: Sequence[float], counts: Sequence[int]) -> list[list[float]]:
+    """`values` cut into consecutive lists of the given lengths."""
+    ends = list(accumulate(counts, initial=0))
+    return [list(values[a:b]) for a, b in pairwise(ends)]
+
+
+CacheKind: TypeAlias = Literal["tree", "none"]
+PathOf: TypeAlias = Callable[[Node], EncodedPath]
+
+
+class StepScorer:
+    """One model, run along the paths of nodes.
+
+    With ``cache="tree"`` every node is run once, whatever is scored when; what a node costs is what it adds to the
+    nodes scored before. Otherwise whole texts are run, and paid for, each time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        path_of: PathOf,
+        token_score: TokenScore,
+        *,
+        micro_batch: int | None,
+        cache: CacheKind,
+        max_cache_bytes: int | None,
+    ) -> None:
+        check_cache_options(cache, max_cache_bytes)
+        rows = checked_rows(micro_batch)
+        self._model, self._path_of = model, path_of
+        self._charges = Charges(model)
+        self._whole: PathScorer = BatchScorer(model, token_score, rows or 32)
+        self._tree: PathScorer | None = None
+        self._lock = threading.Lock()
+        self._bound = length_bound(model.config)
+        session = checked_session(model) if cache == "tree" else None
+        if session is not None:
+            size = default_cache_bytes(model) if max_cache_bytes is None else max_cache_bytes
+            self._tree = TreeScorer(session, KVStore(size), token_score, rows or 64)
+
+    def token_scores(self, nodes: Sequence[Node]) -> list[list[list[float]]]:
+        """For each node and each of its steps, the numbers at the step's marks."""
+        paths = [self._path_of(node) for node in nodes]
+        found: dict[int, list[float]] = {}
+        with self._lock, evaluating(self._model), torch.inference_mode():
+            for scorer, chosen in self._assigned(paths):
+                found.update(zip(chosen, scorer.score([paths[i] for i in chosen]), strict=True))
+        counts = [[count for part in path.parts for count in part.counts] for path in paths]
+        return [split(found[i], counts[i]) for i in range(len(paths))]
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What scoring each node costs."""
+        paths = [self._path_of(node) for node in nodes]
+        bills: dict[int, tuple[int, int, int]] = {}
+        for scorer, chosen in self._assigned(paths):
+            bills.update(zip(chosen, scorer.unscored([paths[i] for i in chosen]), strict=True))
+        return [self._charges.scoring(new, marks, past) for new, past, marks in (bills[i] for i in range(len(paths)))]
+
+    def release(self, root: Node) -> None:
+        """Lets go of what was kept for a search that has ended."""
+        if self._tree is not None:
+            with self._lock:
+                self._tree.release(root.key)
+
+    def _assigned(self, paths: Sequence[EncodedPath]) -> list[tuple[PathScorer, list[int]]]:
+        """Which scorer runs which paths: those beyond an attention window do not share prefixes."""
+        every = list(range(len(paths)))
+        if self._tree is None:
+            return [(self._whole, every)]
+        bound = self._bound
+        short = [i for i in every if bound is None or len(paths[i]) <= bound]
+        long = [i for i in every if bound is not None and len(paths[i]) > bound]
+        return [(self._tree, short), (self._whole, long)]
+
+
+def checked_rows(micro_batch: int | None) -> int | None:
+    """`micro_batch`, once it is a number of rows or ``None``."""
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"micro_batch={micro_batch}: give a positive number")
+    return micro_batch
+
+
+class LocalProcessReward(ProcessRewardModel):
+    """A process reward model that runs transformers models in this process, one or several along the same paths.
+
+    Attributes:
+        tokenizer: The tokenizer of all.
+        reduction: How step scores become one score.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Any],
+        tokenizer: Any,
+        path_of: PathOf,
+        token_score: TokenScore,
+        *,
+        reduction: Reduction,
+        micro_batch: int | None,
+        cache: CacheKind,
+        max_cache_bytes: int | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.reduction = reduction
+        options: dict[str, Any] = {"micro_batch": micro_batch, "cache": cache, "max_cache_bytes": max_cache_bytes}
+        self._scorers = [StepScorer(model, path_of, token_score, **options) for model in models]
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """For each node, the score of each of its steps."""
+        of_models = zip(*(scorer.token_scores(nodes) for scorer in self._scorers), strict=True)
+        return [[self._step_score(*tokens) for tokens in zip(*steps, strict=True)] for steps in of_models]
+
+    def _step_score(self, *tokens: Sequence[float]) -> float:
+        """The score of one step, given under each model the numbers at its marks."""
+        return tokens[0][0]
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
+        return [sum(costs, Cost()) for costs in zip(*(scorer.cost(nodes) for scorer in self._scorers), strict=True)]
+
+    def release(self, root: Node) -> None:
+        """Lets go of what was kept for a search that has ended."""
+        for scorer in self._scorers:
+            scorer.release(root)
