@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,24 +38,27 @@ from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, root_key
 from inferscale.zoo.tokenizer import build_tokenizer
 
+Sampled: TypeAlias = tuple[tuple[int, ...], int, int]
+"""Ids, FLOPs and thought tokens of a sample."""
+
 
 class Recomputing(ThinkingDecoder):
-    """Reads the whole text again in every pass; a thought at its end."""
+    """Decoder that reads the whole text again in every pass; a thought at its end."""
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
-        """Logits of the first tokens."""
+        """Compute logits of the first tokens."""
         self._live = list(branches)
         self.traces.update({branch.key: Trace(branch) for branch in branches})
         self._rows = [list(branch.prefix) for branch in branches]
         return self._again()
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits after one more token."""
+        """Compute logits after one more token."""
         self._rows = [[*row, token] for row, token in zip(self._rows, tokens.tolist(), strict=True)]
         return self._again()
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these."""
+        """Drop all rows but these."""
         self._live = [self._live[row] for row in rows]
         self._rows = [self._rows[row] for row in rows]
 
@@ -81,7 +85,7 @@ class Recomputing(ThinkingDecoder):
 
 
 class Everywhere(Recomputing):
-    """Thinks at every position of the text for every visible token and uses the last one."""
+    """Decoder that thinks at every position of the text for every visible token and uses the last one."""
 
     def _states(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         quiet = self.quiet
@@ -97,7 +101,7 @@ class Everywhere(Recomputing):
 
 
 def thinker(length: int, seed: int = 0) -> QuietSTaR:
-    """A random model of 4 layers and width 256 with a head that mixes."""
+    """Make a random model of 4 layers and width 256 with a head that mixes."""
     tokenizer = build_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -110,21 +114,20 @@ def thinker(length: int, seed: int = 0) -> QuietSTaR:
         initializer_range=0.1,
     )
     torch.manual_seed(seed)
-    quiet = QuietSTaR(LlamaForCausalLM(config).eval(), length, start_token_id=10, end_token_id=11)
+    quiet = QuietSTaR(LlamaForCausalLM(config), length, start_token_id=10, end_token_id=11)
     with torch.no_grad():
         quiet.head.last.weight.normal_(std=0.1)
     return quiet.eval()
 
 
 def prompts(count: int, tokens: int) -> list[str]:
-    """Prompts of exactly so many tokens (digits; ``<s>`` in front counts)."""
+    """Make prompts of exactly so many tokens (digits; ``<s>`` in front counts)."""
     return ["".join(str((7 * i + j) % 10) for i in range(tokens - 1)) for j in range(count)]
 
 
-def run(quiet: QuietSTaR, way: type[ThinkingDecoder], batch: int, prompt: int, new: int) -> tuple[float, list[object]]:
-    """Seconds, and the tokens sampled."""
-    options = {"max_step_tokens": new, "max_new_tokens": new, "eos_token_id": 0, "step_delimiter": "\n"}
-    generator = QuietSTaRGenerator(quiet, build_tokenizer(), **options)
+def run(quiet: QuietSTaR, way: type[ThinkingDecoder], batch: int, prompt: int, new: int) -> tuple[float, list[Sampled]]:
+    """Return seconds, and the samples."""
+    generator = QuietSTaRGenerator(quiet, build_tokenizer(), max_step_tokens=new, max_new_tokens=new, eos_token_id=0)
     if way is not ThinkingDecoder:
         decoder = way(quiet, generator.settings, generator.stats)
         generator._decoder = generator._runner._plain = decoder
@@ -137,16 +140,17 @@ def run(quiet: QuietSTaR, way: type[ThinkingDecoder], batch: int, prompt: int, n
 
 
 def closed_form(quiet: QuietSTaR, context: int, length: int) -> int:
-    """FLOPs of one visible token with `context` tokens before the newest one, written out."""
+    """Compute FLOPs of one visible token with `context` tokens before the newest one, written out."""
     config = quiet.model.config
     d, layers, vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
-    body = layers * (4 * d * d + 3 * d * config.intermediate_size)
-    attention = sum(4 * layers * d * (context + i + 1) for i in range(length + 3))
-    return (length + 3) * 2 * body + attention + (length + 1) * 2 * d * vocabulary + 6 * d * d + 2 * d
+    body: int = layers * (4 * d * d + 3 * d * config.intermediate_size)
+    attention: int = sum(4 * layers * d * (context + i + 1) for i in range(length + 3))
+    heads: int = (length + 1) * 2 * d * vocabulary + 6 * d * d + 2 * d
+    return (length + 3) * 2 * body + attention + heads
 
 
 def check_bill(length: int, prompt: int, new: int) -> None:
-    """Charged FLOPs per visible token against the closed form; executed ones of a token against its passes."""
+    """Compare charged FLOPs per visible token with the closed form; executed ones of a token with its passes."""
     quiet = thinker(length)
     _, answers = run(quiet, ThinkingDecoder, 1, prompt, new)
     tokens, flops, _ = answers[0]
@@ -164,7 +168,7 @@ def check_bill(length: int, prompt: int, new: int) -> None:
 
 @torch.no_grad()
 def _one_token(quiet: QuietSTaR, context: int, length: int) -> tuple[int, int]:
-    """FLOPs of one visible token: what a dispatch-mode counter sees, and the sum of the passes."""
+    """Return FLOPs of one visible token: what a dispatch-mode counter sees, and the sum of the passes."""
     quiet.model.set_attn_implementation("eager")
     text = CachedText.read(quiet.backbone, [list(range(10, 10 + context))])
     newest = quiet.backbone.embed(torch.tensor([[9]]))
@@ -183,7 +187,7 @@ def _one_token(quiet: QuietSTaR, context: int, length: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Prints the ratios and the bills."""
+    """Print the ratios and the bills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--thought-length", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each prompt")

@@ -1,51 +1,38 @@
-# %% [markdown]
-# # Quiet-STaR, REBASE, and both
-# The study of arXiv:2412.16260 (AbdElhameed and Halim) on any Hugging Face model and any GSM8K file:
-#
-#     python examples/03_quiet_star_vs_rebase.py --model mistralai/Mistral-7B-v0.1 --quiet path/of/quietstar-8-ahead \
-#         --reward peiyi9979/math-shepherd-mistral-7b-prm --data test.jsonl --problems 128 --max-new-tokens 384 \
-#         --preset published
-#
-# Without options it takes about a minute on embedded models: a short training of thoughts, then ten problems. That is
-# enough to see the parts work and far too little to compare accuracies: read the intervals.
+"""Quiet-STaR, REBASE, and both (arXiv:2412.16260) in small: votes and search, with and without thoughts.
 
-# %%
-import argparse
+It takes about a minute on embedded models: a short training of thoughts, then ten problems. That is enough to see the
+parts work and far too little to compare accuracies. The whole study, with the published rules and its ablations, for
+any models and any GSM8K file, is `python -m studies.thoughts`.
+"""
 
-from studies.thoughts import ABLATIONS, PRESETS, ThoughtStudy
+import inferscale as isc
+from inferscale.quiet_star import Objective, QuietSTaR, QuietSTaRGenerator, Recipe
+from inferscale.quiet_star.train import start, task_batches, train
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--model", default="policy-s", help="an embedded policy, a model folder, or a hub id")
-parser.add_argument("--quiet", help="folder of a trained wrapper; by default one is trained for --train-steps")
-parser.add_argument("--reward", default="simulated", help="prm-s, prm-xs, or a process reward model's folder or hub id")
-parser.add_argument("--data", help="GSM8K as .jsonl; by default the embedded task")
-parser.add_argument("--preset", choices=PRESETS, default="corrected")
-parser.add_argument("--problems", type=int, default=10)
-parser.add_argument("--votes", type=int, default=6)
-parser.add_argument("--widths", type=int, nargs="+", default=[3, 6, 16])
-parser.add_argument("--step-tokens", type=int, default=96, help="where the published rules cut a step")
-parser.add_argument("--max-new-tokens", type=int, default=160)
-parser.add_argument("--thought-length", type=int, default=3, help="of thoughts trained here (published: 5)")
-parser.add_argument("--train-steps", type=int, default=10)
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--ablation", choices=ABLATIONS)
-options = vars(parser.parse_known_args()[0])
-ablation = options.pop("ablation")
+MODEL, REWARD, PROBLEMS, TRAIN_STEPS, WIDTH = "policy-s", "prm-s", 10, 10, 4
 
-# %% [markdown]
-# `published` follows the released settings: a step is 96 tokens, a path ends as soon as its last sentences hold a
-# digit, nodes that score 0.1 or less are dropped, the best-scored fragment answers, and start and end of a thought are
-# overwritten. `corrected` keeps steps whole, lets paths end where the model ends them, and votes.
+base, tokenizer = isc.zoo.load(MODEL)
+quiet = QuietSTaR(isc.zoo.load(MODEL)[0], thought_length=3)
+objective = Objective(talk_length=1, num_thoughts=2, reinforce_temperature=1.0)
+recipe = Recipe(objective, lr=3e-4, head_lr_scale=10.0, embedding_lr_scale=10.0, steps=TRAIN_STEPS, accumulation=1)
+for report in train(start(quiet, recipe), task_batches(4, talk_length=1, level=1)):
+    print(f"step {report.step}: {report.base:.3f} nats a token, thinking {report.talk:.3f}")
 
-# %%
-study = ThoughtStudy.load(**options)
+generators = {
+    "plain": isc.HFGenerator(base, tokenizer, max_new_tokens=160),
+    "with thoughts": QuietSTaRGenerator(quiet.eval(), tokenizer, max_new_tokens=160),
+}
+judge = isc.HFProcessRewardModel(*isc.zoo.load(REWARD), good_token="<good>", bad_token="<bad>", reduction="min")
+problems = isc.zoo.problems("dev")[:PROBLEMS]
 
-# %% [markdown]
-# In the paper: baseline 10.16 %, Quiet-STaR 32.03 %, REBASE 10.94, 10.16 and 12.50 % at width 3, 6 and 16, both
-# together 9.38 %, each of 128 questions, where the standard error is 2.7 points. `--ablation rules` mends one published
-# rule after the other, with thoughts and without, and so shows which of them the fall comes from.
-
-# %%
-print(f"{options['preset']} settings, {len(study.problems)} problems")
-for row in ABLATIONS[ablation](study) if ablation else study.table():
-    print(row, flush=True)
+print(f"{MODEL} judged by {REWARD}, {len(problems)} problems; means for a problem")
+for strategy in (isc.RepeatedSampling(WIDTH), isc.REBASE(WIDTH)):
+    for name, generator in generators.items():
+        reward = judge if strategy.needs_scores else None
+        results = isc.solve_batch(problems, strategy, generator, reward_model=reward)
+        right = sum(r.answer is not None and isc.same_answer(r.answer, r.problem.answer or "") for r in results)
+        cost, n = sum((r.cost for r in results), isc.Cost()), len(results)
+        print(
+            f"{type(strategy).__name__:16} {name:13} {right:2} right  {cost.generated_tokens / n:4.0f} tokens "
+            f"+ {cost.thought_tokens / n:5.0f} thought  {cost.generator_flops / n:.3g} FLOPs"
+        )

@@ -18,10 +18,11 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from inferscale import Cost, Greedy, HFGenerator, MajorityVote, RepeatedSampling, SearchResult, solve_batch, zoo
+from inferscale import Cost, Greedy, HFGenerator, MajorityVote, RepeatedSampling, solve_batch, zoo
 from inferscale.base import Generator, SearchStrategy
 from inferscale.quiet_star import Never, QuietSTaR, QuietSTaRGenerator
 from inferscale.quiet_star.train import task_batches
@@ -29,16 +30,12 @@ from inferscale.tree import Problem
 from inferscale.zoo.models import load_model, load_tokenizer
 
 
-def is_right(result: SearchResult) -> bool:
-    """Whether the answer is the gold one."""
-    return result.answer is not None and result.answer == result.problem.answer
-
-
 def row(name: str, problems: list[Problem], strategy: SearchStrategy, generator: Generator) -> list[bool]:
-    """Prints one row; which problems were right."""
+    """Print one row, and return True for each problem that was right."""
     started = time.perf_counter()
     results = solve_batch(problems, strategy, generator, aggregator=MajorityVote(), batch_size=100)
-    right, cost = [is_right(result) for result in results], sum((r.cost for r in results), Cost())
+    right = [result.answer is not None and result.answer == result.problem.answer for result in results]
+    cost = sum((r.cost for r in results), Cost())
     n, seconds = len(right), time.perf_counter() - started
     share = sum(right) / n
     error = (share * (1 - share) / n) ** 0.5
@@ -51,12 +48,13 @@ def row(name: str, problems: list[Problem], strategy: SearchStrategy, generator:
 
 
 def likelihood(quiet: QuietSTaR, batches: int) -> None:
-    """Prints nats a token without and with thoughts, and their paired difference."""
+    """Print nats a token without and with thoughts, and their paired difference."""
     base, mixed = [], []
     batch_of = task_batches(16, talk_length=1, seed=1)
     for number in range(batches):
         batch = batch_of(number)
         assert batch.in_loss is not None
+        assert batch.positions is not None
         found = quiet.score(batch.input_ids, batch.attention_mask, positions=batch.positions, temperature=1.0)
         counted = batch.in_loss[:, batch.positions + 1]
         base.append(-found.base[counted])
@@ -73,14 +71,14 @@ def likelihood(quiet: QuietSTaR, batches: int) -> None:
 
 
 def paired(name: str, one: list[bool], other: list[bool]) -> None:
-    """Prints the difference of two rows with its paired standard error."""
+    """Print the difference of two rows with its paired standard error."""
     differences = torch.tensor([float(a) - float(b) for a, b in zip(one, other, strict=True)])
     error = float(differences.std()) / len(one) ** 0.5
     print(f"{name}: {100 * float(differences.mean()):+.1f} ± {100 * error:.1f} points (paired)")
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="what the training command wrote")
     parser.add_argument("--policy", default="policy-s", help="embedded policy that it was trained from, or its folder")
@@ -95,7 +93,7 @@ def main() -> None:
     model, tokenizer = load_model(policy), load_tokenizer(policy)
     quiet = QuietSTaR.from_pretrained(given.folder).eval()
     problems = zoo.problems("test")[: given.problems]
-    options = {"max_new_tokens": 160, "temperature": 1.0}
+    options: dict[str, Any] = {"max_new_tokens": 160, "temperature": 1.0}
     base = HFGenerator(model, tokenizer, **options)
     silent = QuietSTaRGenerator(quiet, tokenizer, when=Never(), **options)
     thinking = QuietSTaRGenerator(quiet, tokenizer, **options)

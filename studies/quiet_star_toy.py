@@ -33,7 +33,7 @@ _FIRST_STATE = 4
 
 @dataclass(frozen=True)
 class PermutationTask:
-    """The task; a seed fixes its permutations.
+    """Composition of permutations; a seed fixes which they are.
 
     Attributes:
         states: Number of states.
@@ -49,7 +49,7 @@ class PermutationTask:
 
     @cached_property
     def tables(self) -> Tensor:
-        """Where each permutation sends each state, `[moves, states]`."""
+        """Table of where each permutation sends each state, `[moves, states]`."""
         draw = torch.Generator().manual_seed(self.seed)
         return torch.stack([torch.randperm(self.states, generator=draw) for _ in range(self.moves)])
 
@@ -64,7 +64,7 @@ class PermutationTask:
         return self.length + 2
 
     def problems(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Prompts up to ``=``, `[count, length + 3]`, and the states after each move, `[count, length]`, as ids."""
+        """Draw prompts up to ``=``, `[count, length + 3]`, and the states after each move, `[count, length]` (ids)."""
         state = torch.randint(self.states, (count,), generator=draw)
         moves = torch.randint(self.moves, (count, self.length), generator=draw)
         first, chain = state, []
@@ -76,12 +76,12 @@ class PermutationTask:
         return torch.cat(prompts, dim=1), torch.stack(chain, dim=1) + _FIRST_STATE
 
     def direct(self, count: int, draw: torch.Generator) -> Tensor:
-        """Rows of the direct form, `[count, length + 5]`."""
+        """Draw rows of the direct form, `[count, length + 5]`."""
         prompts, chain = self.problems(count, draw)
         return torch.cat([prompts, chain[:, -1:], torch.full((count, 1), DOT)], dim=1)
 
     def worked(self, count: int, draw: torch.Generator) -> Tensor:
-        """Rows with states in between, true for about half and random for the others, `[count, 2 * length + 6]`."""
+        """Draw rows with states in between, true for half and random for the others, `[count, 2 * length + 6]`."""
         prompts, chain = self.problems(count, draw)
         filler = torch.randint(self.states, chain.shape, generator=draw) + _FIRST_STATE
         middle = torch.where(torch.rand(count, 1, generator=draw) < 0.5, chain, filler)
@@ -90,7 +90,7 @@ class PermutationTask:
 
 
 def toy_model(task: PermutationTask, seed: int = 0) -> Any:
-    """A random Llama of two layers and about 84,000 weights."""
+    """Make a random Llama of two layers and about 84,000 weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -113,7 +113,7 @@ def toy_model(task: PermutationTask, seed: int = 0) -> Any:
 def pretrain(
     model: Any, task: PermutationTask, steps: int = 3000, batch_size: int = 64, lr: float = 2e-3, seed: int = 0
 ) -> Iterator[float]:
-    """Teaches both forms; yields the loss (nats a token) of each step.
+    """Teach both forms, and yield the loss (nats a token) of each step.
 
     Args:
         model: Changed in place.
@@ -144,18 +144,18 @@ def pretrain(
 
 
 def toy_quiet(model: Any, task: PermutationTask, **options: Any) -> QuietSTaR:
-    """The model wrapped for thoughts as long as the chain; start and end begin as ``:`` and ``.``."""
+    """Wrap the model for thoughts as long as the chain; start and end begin as ``:`` and ``.``."""
     return QuietSTaR(model, task.length, start_token_id=COLON, end_token_id=DOT, **options)
 
 
 def toy_batch(task: PermutationTask, batch_size: int, number: int) -> Batch:
-    """A batch of the direct form alone: what Quiet-STaR trains on."""
+    """Draw a batch of the direct form alone: what Quiet-STaR trains on."""
     return Batch(task.direct(batch_size, torch.Generator().manual_seed(1_000_003 + number)))
 
 
 @dataclass(frozen=True, slots=True)
 class ToyScore:
-    """How well the answer after ``=`` is predicted.
+    """Quality of the predictions of the answer after ``=``.
 
     Attributes:
         plain_nll: Nats, without a thought.
@@ -176,7 +176,7 @@ class ToyScore:
 def toy_score(
     quiet: QuietSTaR, task: PermutationTask, problems: int = 2000, temperature: float = 1.0, random: bool = False
 ) -> ToyScore:
-    """The score on fresh problems.
+    """Score fresh problems.
 
     Args:
         quiet: The model.
@@ -208,14 +208,23 @@ TASK = PermutationTask()
 
 
 def recipe(steps: int, seed: int = 0, **objective: Any) -> Recipe:
-    """The settings of every row: 4 thoughts for each position, unbiased REINFORCE, learning rate 3e-4."""
+    """Return the settings of every row: 4 thoughts for each position, unbiased REINFORCE, learning rate 3e-4."""
     settings = {"talk_length": 1, "num_thoughts": 4, "reinforce_temperature": 1.0, **objective}
-    scales = {"lr": 3e-4, "head_lr_scale": 10.0, "embedding_lr_scale": 10.0, "weight_decay": 0.0}
-    return Recipe(Objective(**settings), steps=steps, seed=seed, accumulation=1, warmup_steps=0, **scales)
+    return Recipe(
+        Objective(**settings),
+        lr=3e-4,
+        head_lr_scale=10.0,
+        embedding_lr_scale=10.0,
+        weight_decay=0.0,
+        warmup_steps=0,
+        steps=steps,
+        accumulation=1,
+        seed=seed,
+    )
 
 
 def taught(state: dict[str, torch.Tensor], given: Recipe) -> QuietSTaR:
-    """A copy of the taught model after Quiet-STaR."""
+    """Return a copy of the pretrained model after Quiet-STaR."""
     model = toy_model(TASK)
     model.load_state_dict(state)
     quiet = toy_quiet(model, TASK).eval()
@@ -233,7 +242,7 @@ def show(name: str, score: ToyScore) -> None:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pretrain-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=100)

@@ -13,6 +13,7 @@ from inferscale.quiet_star import QuietSTaRGenerator
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Problem
 from studies.thoughts import ABLATIONS, PRESETS, StudyRow, ThoughtStudy
+from studies.thoughts.__main__ import main
 from studies.thoughts.released import CUE, REPAIRS, CuedVotes, FlooredREBASE, ReleasedPaths, is_leaf, released_answer
 from studies.thoughts.study import study_problems
 from tests.quiet_star_tools import wrapped
@@ -160,6 +161,17 @@ def test_every_ablation_gives_its_rows(name):
         ]
     if name == "when":
         assert rows[0].cost.thought_tokens > rows[1].cost.thought_tokens > rows[3].cost.thought_tokens == 0
+
+
+def test_the_command_prints_the_rows(monkeypatch, capsys):
+    sizes = ["--problems", "1", "--votes", "1", "--widths", "1", "--train-steps", "1", "--max-new-tokens", "8"]
+    monkeypatch.setattr("sys.argv", ["studies.thoughts", "--model", "policy-xs", *sizes])
+    main()
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "corrected settings, 1 problems"
+    assert [row.split("  ")[0] for row in rows] == [
+        *("baseline, majority of 1", "Quiet-STaR, majority of 1", "REBASE-1", "REBASE-1 + Quiet-STaR")
+    ]
 
 
 def test_a_row_with_wilsons_interval():

@@ -4,7 +4,7 @@
 # ([Quiet-STaR](https://arxiv.org/abs/2403.09629)), or search over the steps
 # ([REBASE](https://arxiv.org/abs/2408.00724)); and both at once, as in
 # [AbdElhameed and Halim](https://arxiv.org/abs/2412.16260). This notebook shows the parts on ten problems;
-# `examples/03_quiet_star_vs_rebase.py` is the study for any model.
+# `python -m studies.thoughts` is the study for any model.
 
 # %%
 import inferscale as isc

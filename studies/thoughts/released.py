@@ -34,7 +34,7 @@ STEP_TOKENS = 96
 NO_DELIMITER = "\u241e"
 """In no text: steps end at their length alone."""
 PROMPTS = PromptStyle("Q: {question}\nA: Let's think step by step.", stop="\nQ:")
-"""How questions are asked."""
+"""Prompt of a question."""
 
 _ANSWER_PHRASES = ("the answer is", "####", "\\boxed")
 _NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})*|\d+)")
@@ -42,7 +42,7 @@ _NUMBER = re.compile(r"(\d{1,3}(?:,\d{3})*|\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which of the released rules hold; all of them by default.
+    """Rules of the released study that hold; all of them by default.
 
     Attributes:
         cut_steps: Steps of REBASE are cut at a number of tokens; else they end at newlines.
@@ -65,7 +65,7 @@ PRESETS = {
     "published": Rules(),
     "corrected": Rules(False, False, False, False, False, False),
 }
-"""The study as it was released, and with whole steps, paths that end where the model ends them, and votes."""
+"""Rules as they were released; and whole steps, paths that end where the model ends them, and votes."""
 
 REPAIRS: tuple[tuple[str, dict[str, bool]], ...] = (
     ("as published", {}),
@@ -79,13 +79,13 @@ REPAIRS: tuple[tuple[str, dict[str, bool]], ...] = (
 
 
 def is_leaf(text: str) -> bool:
-    """Whether the released code ends a path: at an answer phrase, or any digit in the last two sentences."""
+    """True if the released code ends a path: at an answer phrase, or any digit in the last two sentences."""
     last = re.split(r"(?<=[.!?\n])\s+", text.strip())[-2:]
     return any(phrase in text for phrase in _ANSWER_PHRASES) or any(c.isdigit() for c in " ".join(last))
 
 
 def released_answer(text: str) -> str | None:
-    """The answer as the released code reads it, which takes 1248 for 8; ``None`` if there is no number."""
+    """Extract an answer as the released code does, which takes 1248 for 8; ``None`` if there is no number."""
     found = _NUMBER.findall(text)
     return found[-1].replace(",", "") if found else None
 
@@ -104,11 +104,11 @@ def overwrite_marks(quiet: QuietSTaR, token_id: int) -> None:
 
 
 class ReleasedPaths(Generator):
-    """A generator whose paths end where the released code would end them.
+    """Generator whose paths end where the released code would end them.
 
     Attributes:
         generator: Samples.
-        digit_leaves: Whether paths end at digits.
+        digit_leaves: True if paths end at digits.
         answer_tokens: Most tokens of an answer after the cue, thoughts included.
     """
 
@@ -118,18 +118,18 @@ class ReleasedPaths(Generator):
         self.answer_tokens = answer_tokens
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
-        """``request.n`` steps for each request; those at which a path ends say ``"eos"``."""
+        """Sample ``request.n`` steps for each request; those at which a path ends say ``"eos"``."""
         capped = [replace(r, max_tokens=self.answer_tokens) if r.forced else r for r in requests]
         answers = self.generator.generate(capped)
         return [[self._ended(r, step) for step in steps] for r, steps in zip(requests, answers, strict=True)]
 
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
-        """The most tokens that one sample can have."""
+        """Return the most tokens that one sample can have."""
         most = self.generator.max_sample_tokens(request)
         return min(most, self.answer_tokens) if request.forced and most is not None else most
 
     def release(self, root: Node) -> None:
-        """Forgets a search that has ended."""
+        """Forget a search that has ended."""
         self.generator.release(root)
 
     def _ended(self, request: GenerateRequest, step: Step) -> Step:
@@ -156,7 +156,7 @@ class FlooredREBASE(SearchStrategy):
     needs_scores: ClassVar[bool] = True
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """Finished leaves that were kept; what is left of a search that kept none."""
+        """Return the finished leaves that were kept, or the leaves there are if none was."""
         leaves: list[Node] = []
         nodes, counts = [root], [self.width]
         for _ in range(self.max_depth):
@@ -174,7 +174,7 @@ class FlooredREBASE(SearchStrategy):
 
 @dataclass(frozen=True)
 class CuedVotes(SearchStrategy):
-    """Samples up to the token limit, then asks for the answers after a cue.
+    """Samples up to the token limit, whose answers are then asked for with a cue.
 
     Attributes:
         n: Samples.
@@ -183,7 +183,7 @@ class CuedVotes(SearchStrategy):
     n: int = 6
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """The samples that ended by themselves, and the answers of the others."""
+        """Return the samples that ended by themselves, and the answers of the others."""
         first = yield from expand([root], self.n)
         open_nodes = [node for node in first if not node.is_finished]
         answers = (yield from expand(open_nodes, 1, forced=CUE)) if open_nodes else []

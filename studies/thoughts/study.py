@@ -1,14 +1,8 @@
-"""One row of the study's table.
-
-The models and problems of a study, by names.
-
-The study of arXiv:2412.16260 for any models: thoughts, reward-balanced search, and both (`ThoughtStudy`).
+"""The study of arXiv:2412.16260 for any models (`ThoughtStudy`), and its ablations, one thing changed at a time.
 
 Two prices stand in every row: what the paper charges (its constant for every emitted token; for REBASE the cap of a
 step for every node, summed again along the path; thoughts, prompts and the reward model are free), and what is
 computed.
-
-One thing changed at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +19,7 @@ from inferscale.aggregators import BestOfN, BordaVote, MajorityVote
 from inferscale.answers import extract_answer, same_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Cost
-from inferscale.engine import SearchResult, solve_batch
+from inferscale.engine import solve_batch
 from inferscale.evaluate.datasets import load_problems
 from inferscale.evaluate.parts import embedded, make_reward
 from inferscale.flops import CONVENTIONS, model_spec
@@ -47,9 +41,22 @@ from inferscale.quiet_star.train import start, task_batches, train
 from inferscale.strategies import REBASE, RepeatedSampling
 from inferscale.tree import Problem
 from studies.experiments import SimulatedReward
-from studies.thoughts import released
 
-from .released import PRESETS, PROMPTS, REPAIRS, STEP_TOKENS, CuedVotes
+from .released import (
+    ANSWER_TOKENS,
+    CUE,
+    NO_DELIMITER,
+    PRESETS,
+    PROMPTS,
+    REPAIRS,
+    STEP_TOKENS,
+    CuedVotes,
+    FlooredREBASE,
+    ReleasedPaths,
+    Rules,
+    overwrite_marks,
+    released_answer,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ class StudyRow:
         return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
     def __str__(self) -> str:
-        """The row as one line."""
+        """Return the row as one line."""
         low, high = self.interval
         n, cost = self.problems, self.cost
         return (
@@ -93,51 +100,8 @@ class StudyRow:
         )
 
 
-_SHUFFLE_SEED = 42  # of the released code
-
-
-def load_models(
-    model: str, quiet: str | PathLike[str] | None, thought_length: int, train_steps: int, overwrite: bool
-) -> tuple[Any, Any, QuietSTaR]:
-    """The base model, its tokenizer, and the model that thinks; see `ThoughtStudy.load`."""
-    source = zoo.path(model) if model in embedded() else model
-    plain = HFGenerator.from_pretrained(source, cache="none")
-    if quiet is not None:
-        thinking = QuietSTaR.from_pretrained(quiet)
-    elif isinstance(source, Path):
-        thinking = _taught(source, plain.tokenizer, thought_length, train_steps)
-    else:
-        raise ValueError(
-            f"quiet=None: {model} has no trained thoughts, and an untrained wrapper is the model itself: give the "
-            "folder of a trained one (python -m inferscale.quiet_star.train), or a published checkpoint"
-        )
-    if overwrite:
-        released.overwrite_marks(thinking, plain.tokenizer("---", add_special_tokens=False)["input_ids"][0])
-    return plain.model, plain.tokenizer, thinking.eval()
-
-
-def _taught(source: Path, tokenizer: Any, thought_length: int, steps: int) -> QuietSTaR:
-    """An embedded policy with thoughts that were trained for a few steps."""
-    first = tokenizer("---", add_special_tokens=False)["input_ids"][0]
-    quiet = QuietSTaR(HFGenerator.from_pretrained(source, cache="none").model, thought_length, start_token_id=first)
-    objective = Objective(talk_length=1, num_thoughts=2, reinforce_temperature=1.0)
-    recipe = Recipe(
-        objective, lr=3e-4, head_lr_scale=10.0, embedding_lr_scale=10.0, steps=steps, accumulation=1, warmup_steps=0
-    )
-    for _ in train(start(quiet, recipe), task_batches(4, talk_length=1, level=1)):
-        pass
-    return quiet
-
-
-def load_reward(name: str, policy: str, embedded_task: bool) -> RewardModel:
-    """The reward model of that name; the simulated one and the checker only know the embedded task."""
-    if name in ("simulated", "checker") and not embedded_task:
-        raise ValueError(f"reward={name!r} only judges the embedded task: give a process reward model for this data")
-    return SimulatedReward(auc=0.85) if name == "simulated" else make_reward(name, policy)
-
-
 def study_problems(data: str | PathLike[str] | None, count: int) -> list[Problem]:
-    """The first problems of the embedded task's development set, or of a shuffled GSM8K file.
+    """Return the first problems of the embedded task's development set, or of a shuffled GSM8K file.
 
     Raises:
         ValueError: If `count` is not positive.
@@ -147,13 +111,13 @@ def study_problems(data: str | PathLike[str] | None, count: int) -> list[Problem
     if data is None:
         return zoo.problems("dev")[:count]
     problems = load_problems("gsm8k", data, style=PROMPTS)
-    random.Random(_SHUFFLE_SEED).shuffle(problems)
+    random.Random(42).shuffle(problems)  # the seed of the released code
     return problems[:count]
 
 
 @dataclass(frozen=True)
 class ThoughtStudy:
-    """The models, problems and rules of a study; `table` and `ablation` run it row by row.
+    """Models, problems and rules of a study; `table` and the functions of `ABLATIONS` run it row by row.
 
     Attributes:
         model: The base model.
@@ -161,12 +125,12 @@ class ThoughtStudy:
         quiet: The model that thinks.
         reward: Scores steps.
         problems: Problems with gold answers.
-        rules: Which rules of the released study hold.
+        rules: Rules of the released study that hold.
         votes: Samples of a majority vote.
         widths: Of REBASE.
         step_tokens: Where steps are cut, if they are.
         max_new_tokens: Most tokens of a solution (384 in the paper).
-        read_answer: Reads an answer, unless the released pattern does.
+        read_answer: Answer reader, unless the released pattern is used.
         seed: Any integer.
     """
 
@@ -175,10 +139,10 @@ class ThoughtStudy:
     quiet: QuietSTaR
     reward: RewardModel
     problems: Sequence[Problem]
-    rules: released.Rules = field(default_factory=released.Rules)
+    rules: Rules = field(default_factory=Rules)
     votes: int = 6
     widths: Sequence[int] = (3, 6, 16)
-    step_tokens: int = released.STEP_TOKENS
+    step_tokens: int = STEP_TOKENS
     max_new_tokens: int = 160
     read_answer: Callable[[str], str | None] = extract_answer
     seed: int = 0
@@ -197,7 +161,7 @@ class ThoughtStudy:
         train_steps: int = 10,
         **options: Any,
     ) -> ThoughtStudy:
-        """A study by names.
+        """Load a study by names.
 
         Args:
             model: An embedded policy, a folder, or a hub id.
@@ -215,28 +179,58 @@ class ThoughtStudy:
         Raises:
             ValueError: If there is no such preset, or a part is missing that the others need.
         """
-        if preset not in released.PRESETS:
-            raise ValueError(f"preset={preset!r}: choose one of {', '.join(released.PRESETS)}")
-        base, tokenizer, thinking = load_models(model, quiet, thought_length, train_steps, preset == "published")
-        judge = load_reward(reward, model, embedded_task=data is None)
+        if preset not in PRESETS:
+            raise ValueError(f"preset={preset!r}: choose one of {', '.join(PRESETS)}")
+        source = zoo.path(model) if model in embedded() else model
+        plain = HFGenerator.from_pretrained(source, cache="none")
+        first = plain.tokenizer("---", add_special_tokens=False)["input_ids"][0]
+        if quiet is not None:
+            thinking = QuietSTaR.from_pretrained(quiet)
+        elif isinstance(source, Path):
+            untaught = HFGenerator.from_pretrained(source, cache="none").model  # its weights will change
+            thinking = QuietSTaR(untaught, thought_length, start_token_id=first)
+            objective = Objective(talk_length=1, num_thoughts=2, reinforce_temperature=1.0)
+            recipe = Recipe(
+                objective,
+                lr=3e-4,
+                head_lr_scale=10.0,
+                embedding_lr_scale=10.0,
+                steps=train_steps,
+                accumulation=1,
+                warmup_steps=0,
+            )
+            for _ in train(start(thinking, recipe), task_batches(4, talk_length=1, level=1)):
+                pass
+        else:
+            raise ValueError(
+                f"quiet=None: {model} has no trained thoughts, and an untrained wrapper is the model itself: give the "
+                "folder of a trained one (python -m inferscale.quiet_star.train), or a published checkpoint"
+            )
+        if preset == "published":
+            overwrite_marks(thinking, first)
+        if reward in ("simulated", "checker") and data is not None:
+            raise ValueError(
+                f"reward={reward!r} only judges the embedded task: give a process reward model for this data"
+            )
+        judge = SimulatedReward(auc=0.85) if reward == "simulated" else make_reward(reward, model)
         if data is not None:
-            options.setdefault("read_answer", released.PROMPTS.reader())
+            options.setdefault("read_answer", PROMPTS.reader())
         found = study_problems(data, problems)
-        return cls(base, tokenizer, thinking, judge, found, rules=released.PRESETS[preset], **options)
+        return cls(plain.model, plain.tokenizer, thinking.eval(), judge, found, rules=PRESETS[preset], **options)
 
     def table(self) -> Iterator[StudyRow]:
-        """Baseline, Quiet-STaR, REBASE of every width, and both (published: at width 6)."""
-        votes = released.CuedVotes(self.votes) if self.rules.cue else RepeatedSampling(self.votes)
+        """Measure the baseline, Quiet-STaR, REBASE of every width, and both (published: at width 6)."""
+        votes = CuedVotes(self.votes) if self.rules.cue else RepeatedSampling(self.votes)
         yield self.measure(f"baseline, majority of {self.votes}", votes, thinks=False)
         yield self.measure(f"Quiet-STaR, majority of {self.votes}", votes, thinks=True)
         for width in self.widths:
             yield self.measure(f"REBASE-{width}", self.rebase(width), thinks=False)
-        for width in [6] if self.rules == released.PRESETS["published"] else self.widths:
+        for width in [6] if self.rules == PRESETS["published"] else self.widths:
             yield self.measure(f"REBASE-{width} + Quiet-STaR", self.rebase(width), thinks=True)
 
     def rebase(self, width: int, softmax_temperature: float = 0.2) -> SearchStrategy:
-        """REBASE by the rules."""
-        kind = released.FlooredREBASE if self.rules.floor else REBASE
+        """Make REBASE by the rules."""
+        kind = FlooredREBASE if self.rules.floor else REBASE
         return kind(width, softmax_temperature)
 
     def measure(
@@ -250,12 +244,12 @@ class ThoughtStudy:
         step_tokens: int | None = None,
         **thinking: Any,
     ) -> StudyRow:
-        """One row.
+        """Measure one row.
 
         Args:
             name: Its name.
             strategy: REBASE, or a vote of samples, which needs no scores.
-            thinks: Whether the model thinks.
+            thinks: True for the model that thinks, False for the base.
             reward: Instead of the study's.
             aggregator: Instead of the rules'.
             step_tokens: Most tokens of a step, instead of the rules'.
@@ -268,36 +262,18 @@ class ThoughtStudy:
             self._generator(scored, thinks, step_tokens, thinking),
             reward_model=(reward or self.reward) if scored else None,
             aggregator=aggregator or (BestOfN() if scored and rules.best_of else MajorityVote(weighted=scored)),
-            extract_answer=released.released_answer if rules.released_answers else self.read_answer,
+            extract_answer=released_answer if rules.released_answers else self.read_answer,
             seed=self.seed,
         )
-        return self._row(name, results, by_node=scored and rules.cut_steps and not thinks)
-
-    def _generator(self, scored: bool, thinks: bool, step_tokens: int | None, thinking: dict[str, Any]) -> Generator:
-        options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": self.max_new_tokens}
-        rules = self.rules
-        if rules.cut_steps if scored else rules.cue:
-            options["step_delimiter"] = released.NO_DELIMITER
-            options["max_step_tokens"] = self.step_tokens if scored else self.max_new_tokens
-        if not scored and rules.cue:
-            cue = self.tokenizer(released.CUE, add_special_tokens=False)["input_ids"]
-            options["max_new_tokens"] += len(cue) + released.ANSWER_TOKENS
-        if step_tokens is not None:
-            options["max_step_tokens"] = step_tokens
-        if not thinks:
-            plain = HFGenerator(self.model, self.tokenizer, **options)
-            return released.ReleasedPaths(plain, scored and rules.digit_leaves)
-        thinker = QuietSTaRGenerator(self.quiet, self.tokenizer, **options, **thinking)
-        each = 1 + thinker.settings.tokens
-        return released.ReleasedPaths(thinker, scored and rules.digit_leaves, released.ANSWER_TOKENS * each)
-
-    def _row(self, name: str, results: Sequence[SearchResult], by_node: bool) -> StudyRow:
         cost = sum((result.cost for result in results), Cost())
-        nodes = [node for result in results for node in result.root.walk() if node.step]
-        emitted = sum(self.step_tokens * node.depth for node in nodes) if by_node else cost.generated_tokens
+        emitted = cost.generated_tokens
+        if scored and rules.cut_steps and not thinks:  # the paper's count: the cap of a step, again along every path
+            nodes = [node for result in results for node in result.root.walk() if node.step]
+            emitted = sum(self.step_tokens * node.depth for node in nodes)
+        pairs = [(result.answer, result.problem.answer) for result in results]
         return StudyRow(
             name,
-            right=sum(map(_is_right, results)),
+            right=sum(found is not None and gold is not None and same_answer(found, gold) for found, gold in pairs),
             problems=len(results),
             cost=cost,
             charged_flops=CONVENTIONS["abdelhameed2024"](Tally(sampled=emitted), model_spec(self.model.config)),
@@ -305,14 +281,27 @@ class ThoughtStudy:
             trajectories=sum(len(r.trajectories) for r in results),
         )
 
-
-def _is_right(result: SearchResult) -> bool:
-    gold = result.problem.answer
-    return gold is not None and result.answer is not None and same_answer(result.answer, gold)
+    def _generator(self, scored: bool, thinks: bool, step_tokens: int | None, thinking: dict[str, Any]) -> Generator:
+        options: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": self.max_new_tokens}
+        rules = self.rules
+        if rules.cut_steps if scored else rules.cue:
+            options["step_delimiter"] = NO_DELIMITER
+            options["max_step_tokens"] = self.step_tokens if scored else self.max_new_tokens
+        if not scored and rules.cue:
+            cue = self.tokenizer(CUE, add_special_tokens=False)["input_ids"]
+            options["max_new_tokens"] += len(cue) + ANSWER_TOKENS
+        if step_tokens is not None:
+            options["max_step_tokens"] = step_tokens
+        if not thinks:
+            plain = HFGenerator(self.model, self.tokenizer, **options)
+            return ReleasedPaths(plain, scored and rules.digit_leaves)
+        thinker = QuietSTaRGenerator(self.quiet, self.tokenizer, **options, **thinking)
+        each = 1 + thinker.settings.tokens
+        return ReleasedPaths(thinker, scored and rules.digit_leaves, ANSWER_TOKENS * each)
 
 
 def rules(study: ThoughtStudy) -> Iterator[StudyRow]:
-    """From the published rules of REBASE-6 to the corrected ones, one more mended in every row; both models."""
+    """Go from the published rules of REBASE-6 to the corrected ones, one more mended in every row; both models."""
     published = replace(study, rules=PRESETS["published"])
     for thinks, kind in ((False, "base"), (True, "Quiet-STaR")):
         yield published.measure(f"{kind}, majority of {study.votes}", CuedVotes(study.votes), thinks)
@@ -323,7 +312,7 @@ def rules(study: ThoughtStudy) -> Iterator[StudyRow]:
 
 
 def pruning(study: ThoughtStudy) -> Iterator[StudyRow]:
-    """Softmax temperature, width and step length, with thoughts."""
+    """Vary softmax temperature, width and step length, with thoughts."""
     for width in study.widths:
         for temperature in (0.05, 0.2, 1.0):
             yield study.measure(f"width {width}, T_b {temperature}", study.rebase(width, temperature), True)
@@ -332,19 +321,19 @@ def pruning(study: ThoughtStudy) -> Iterator[StudyRow]:
 
 
 def length(study: ThoughtStudy) -> Iterator[StudyRow]:
-    """Tokens of a thought."""
+    """Vary the tokens of a thought."""
     for tokens in (0, 1, 3, 5, 9):
         yield study.measure(f"thoughts of {tokens} tokens", study.rebase(6), True, thought_length=tokens)
 
 
 def when(study: ThoughtStudy) -> Iterator[StudyRow]:
-    """Before every token, at step starts, where the model is unsure, never."""
+    """Think before every token, at step starts, where the model is unsure, never."""
     for rule in (EveryToken(), StepStarts(), HighEntropy(0.5), Never()):
         yield study.measure(repr(rule), study.rebase(6), True, when=rule)
 
 
 def reward(study: ThoughtStudy) -> Iterator[StudyRow]:
-    """Steps scored without and with what thoughts add to their tokens; votes by rank, since sums can be negative."""
+    """Score steps without and with what thoughts add to their tokens; vote by rank, since sums can be negative."""
     utility = ThoughtUtility(study.quiet, study.tokenizer)
     for weight in (0.0, 0.5, 2.0):
         both = WithThoughts(study.reward, utility, weight)
