@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForTokenClassification, PreTrainedTok
 from inferscale.rewards import HFProcessRewardModel
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "s": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 688},
     "m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
 }
@@ -31,17 +31,17 @@ VOCABULARY = 4096
 
 def make_model(size: str) -> Any:
     """A token classifier with two labels."""
-    config = LlamaConfig(**SIZES[size], vocab_size=VOCABULARY, max_position_embeddings=4096, num_labels=2)
+    options = {**SIZES[size], "vocab_size": VOCABULARY, "max_position_embeddings": 4096, "num_labels": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForTokenClassification(config).eval()
+        return LlamaForTokenClassification(LlamaConfig(**options)).eval()  # type: ignore[no-untyped-call]
 
 
 def make_tokenizer() -> Any:
     """One word for each id."""
     core = Tokenizer(models.WordLevel({"<s>": 0, "|": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}, unk_token="|"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")  # type: ignore[no-untyped-call]
 
 
 def make_levels(prompt: int, branches: int, steps: int, tokens: int) -> list[list[Node]]:

@@ -12,8 +12,9 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import accumulate, pairwise
+from operator import add
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -522,7 +523,7 @@ class LocalProcessReward(ProcessRewardModel):
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
-        return [sum(costs, Cost()) for costs in zip(*(scorer.cost(nodes) for scorer in self._scorers), strict=True)]
+        return [reduce(add, costs) for costs in zip(*(scorer.cost(nodes) for scorer in self._scorers), strict=True)]
 
     def release(self, root: Node) -> None:
         """Lets go of what was kept for a search that has ended."""
