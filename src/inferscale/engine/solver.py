@@ -256,7 +256,7 @@ class Solver:
         try:
             return self.result(search)
         except Exception:
-            return replace(self, extract_answer=_no_answer, aggregator=None).result(search)
+            return replace(self, extract_answer=lambda text: None, aggregator=None).result(search)
 
     def release(self, root: Node) -> None:
         """Tell the models that the search of `root` has ended."""
@@ -365,10 +365,6 @@ def as_problems(problems: Sequence[Problem | str], caller: str) -> list[Problem]
     if isinstance(problems, str):
         raise TypeError(f"{caller}() takes a list of problems; for one prompt call solve()")
     return [as_problem(problem) for problem in problems]
-
-
-def _no_answer(text: str) -> None:
-    """Reads nothing."""
 
 
 def solve(
