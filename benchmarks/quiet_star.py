@@ -31,7 +31,7 @@ from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
 from inferscale.quiet_star.cache import CachedText, think_once
 from inferscale.quiet_star.generator import ThinkingDecoder, Trace
 from inferscale.quiet_star.head import mix
-from inferscale.quiet_star.parallel import open_session, read_text
+from inferscale.quiet_star.parallel import open_session, run_text
 from inferscale.quiet_star.thoughts import branch_numbers
 from inferscale.runtime.branch import Branch
 from inferscale.runtime.sampling import Sampler
@@ -90,7 +90,7 @@ class Everywhere(Recomputing):
     def _states(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         quiet = self.quiet
         ids = torch.tensor(self._rows)
-        text = read_text(quiet.backbone, quiet.backbone.embed(ids), None, "mask")
+        text = run_text(quiet.backbone, quiet.backbone.embed(ids), None, "mask")
         positions = torch.arange(ids.shape[1])
         session = open_session(quiet.backbone, text, positions, "mask", 256)
         spread = numbers[:, None].expand(-1, len(positions), -1)
@@ -170,7 +170,7 @@ def check_bill(length: int, prompt: int, new: int) -> None:
 def _one_token(quiet: QuietSTaR, context: int, length: int) -> tuple[int, int]:
     """Return FLOPs of one visible token: what a dispatch-mode counter sees, and the sum of the passes."""
     quiet.model.set_attn_implementation("eager")
-    text = CachedText.read(quiet.backbone, [list(range(10, 10 + context))])
+    text = CachedText.prefill(quiet.backbone, [list(range(10, 10 + context))])
     newest = quiet.backbone.embed(torch.tensor([[9]]))
     with FlopCounterMode(display=False) as counter:
         thought = think_once(quiet, text, newest, torch.full((1, length), 0.5, dtype=torch.float64), Sampler())

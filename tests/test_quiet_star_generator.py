@@ -365,13 +365,13 @@ def test_bad_options_are_told():
 @torch.no_grad()
 def test_after_a_rollback_nothing_of_a_thought_is_left():
     quiet = wrapped("llama", 4)
-    text = CachedText.read(quiet.backbone, [[5, 6, 7], [9]])
+    text = CachedText.prefill(quiet.backbone, [[5, 6, 7], [9]])
     before = [(layer.keys.clone(), layer.values.clone()) for layer in text.cache.layers]
     newest = quiet.backbone.embed(torch.tensor([[8], [10]]))
     numbers = torch.rand(2, 4, dtype=torch.float64)
     thought = think_once(quiet, text, newest, numbers, Sampler())
     text.rollback(6)
-    plain = CachedText.read(quiet.backbone, [[5, 6, 7], [9]])
+    plain = CachedText.prefill(quiet.backbone, [[5, 6, 7], [9]])
     wanted = plain.feed(newest)[:, 0]
     torch.testing.assert_close(thought.before, wanted, rtol=1e-5, atol=1e-5)
     for (keys, values), layer, other in zip(before, text.cache.layers, plain.cache.layers, strict=True):
@@ -413,7 +413,7 @@ def test_rollback_of_every_cache_is_exact_or_raises(family):
 @torch.no_grad()
 def test_recurrent_states_are_forked_and_never_cropped():
     quiet = wrapped("mamba", 2, parallel="fold")
-    text = CachedText.read(quiet.backbone, [[5, 6, 7]])
+    text = CachedText.prefill(quiet.backbone, [[5, 6, 7]])
     assert not text.can_roll_back
     with pytest.raises(RollbackError, match="think on a fork"):
         text.rollback(1)

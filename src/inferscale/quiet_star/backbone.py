@@ -19,7 +19,7 @@ from inferscale._compat import cache_argument, evaluating
 
 
 class RollbackError(RuntimeError):
-    """A cache cannot be put back as it was."""
+    """Failure to put a cache back as it was."""
 
 
 def is_croppable(cache: Any) -> bool:
@@ -85,11 +85,11 @@ _RECURRENT_FIELDS = ("ssm_cfg", "state_size", "mamba_d_state", "conv_L_cache", "
 
 
 class UnsupportedModelError(ValueError):
-    """The model cannot be wrapped: something about it cannot be done from outside."""
+    """Failure to wrap a model: something about it cannot be done from outside."""
 
 
 class Backbone:
-    """What Quiet-STaR needs of a causal language model; its modeling file is neither subclassed nor patched.
+    """Causal language model, as Quiet-STaR needs it; its modeling file is neither subclassed nor patched.
 
     Attributes:
         model: The model.

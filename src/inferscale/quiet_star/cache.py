@@ -42,7 +42,7 @@ class CachedText:
         self.passes = 0
 
     @classmethod
-    def read(
+    def prefill(
         cls, backbone: Backbone, texts: Sequence[Sequence[int]], held: Sequence[Sequence[Tensor]] = ()
     ) -> CachedText:
         """Run texts through the model, in one pass; an empty text is a row of padding.
@@ -192,7 +192,7 @@ def check_cached(quiet: QuietSTaR) -> None:
     numbers = torch.full((2, 2), 0.4, dtype=torch.float64, device=device)
     worst = 0.0
     with evaluating(backbone.model), torch.autocast(device.type, enabled=False):
-        text = CachedText.read(backbone, texts)
+        text = CachedText.prefill(backbone, texts)
         for turn in range(2):  # the second thought shows what the first one has left behind
             embeds = backbone.embed(torch.tensor(newest, device=device)[:, None])
             if text.can_roll_back:

@@ -54,8 +54,8 @@ class ThoughtCheckpoint:
     base_fingerprint: str | None = None
 
     @classmethod
-    def read(cls, path_or_id: str | os.PathLike[str]) -> ThoughtCheckpoint:
-        """Read a folder of either layout, or a repository of the hub that holds one.
+    def load(cls, path_or_id: str | os.PathLike[str]) -> ThoughtCheckpoint:
+        """Load a folder of either layout, or a repository of the hub that holds one.
 
         Raises:
             CheckpointError: If there is none, it holds neither layout or one of another version, or a tensor is
@@ -83,7 +83,7 @@ class ThoughtCheckpoint:
 
     @classmethod
     def _published(cls, source: Path) -> ThoughtCheckpoint:
-        """Read the layout of the released code: a base model with ``talk_head`` and two embeddings among its weights.
+        """Load the layout of the released code: a base model with ``talk_head`` and two embeddings among its weights.
 
         The released code copies an untrained embedding over start and end when it runs; here the trained ones are used.
         """

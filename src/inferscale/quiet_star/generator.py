@@ -63,7 +63,7 @@ class EveryToken(ThinkingRule):
     """A thought before every token (the paper)."""
 
     def thinks(self, context: TokenContext) -> bool:
-        """Return True."""
+        """Return True, always."""
         return True
 
 
@@ -103,7 +103,7 @@ class Never(ThinkingRule):
     """No thoughts: the plain model, for comparisons."""
 
     def thinks(self, context: TokenContext) -> bool:
-        """Return False."""
+        """Return False, always."""
         return False
 
 
@@ -256,7 +256,7 @@ class ThinkingDecoder(Decoder):
                 rows[prefix] = len(rows)
                 held.append(self._held(branch, len(prefix)))
                 missing.append(prefix[sum(part.shape[3] for part in held[-1]) :])
-        self._text = CachedText.read(self.quiet.backbone, missing, held)
+        self._text = CachedText.prefill(self.quiet.backbone, missing, held)
         self._text.select([rows[prefix] for prefix in prefixes])
         read = sum(map(len, missing))
         self._stats.prefill_tokens += read + len(branches)

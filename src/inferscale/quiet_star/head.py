@@ -12,7 +12,7 @@ _INIT_STD = 0.02
 
 
 class ThoughtMixingHead(nn.Module):
-    """Predicts the weight of a thought at each position: 0 keeps the base prediction, 1 takes the thought's.
+    """Network for the weight of a thought at each position: 0 keeps the base prediction, 1 takes the thought's.
 
     Three linear layers with ReLU between them read the base and the thought hidden state side by side
     (arXiv:2403.09629, section 4.3). The last layer starts at zero, so an untrained head leaves the base model as it is.

@@ -75,7 +75,7 @@ PUBLISHED_OBJECTIVE = Objective(policy_weight=1e6)
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The terms of the loss for one batch, unweighted; scalars with gradients unless said.
+    """Terms of the loss of one batch, unweighted; scalars with gradients unless said.
 
     Attributes:
         total: The weighted sum.

@@ -19,7 +19,7 @@ from inferscale.runtime.sampling import Sampler
 from .backbone import Backbone
 from .checkpoint import ThoughtCheckpoint, fingerprint
 from .head import ThoughtMixingHead, mean_of_thoughts, mix
-from .parallel import ParallelCheck, Session, TextPass, check_parallel, open_session, read_text
+from .parallel import ParallelCheck, Session, TextPass, check_parallel, open_session, run_text
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, row_keys, thought_numbers
 
 _UNLIKELY = 200.0  # nats below the likeliest token: probability 0 in float32
@@ -149,7 +149,7 @@ class QuietSTaR(nn.Module):
             CheckpointError: If there is neither layout or one of another version, a tensor is missing, or the base is
                 not the one that the thoughts were trained with.
         """
-        saved = ThoughtCheckpoint.read(path_or_id)
+        saved = ThoughtCheckpoint.load(path_or_id)
         base = saved.load_base(model, device=device, dtype=dtype, **load_options)
         quiet = cls(
             base,
@@ -275,7 +275,7 @@ class QuietSTaR(nn.Module):
         batch, length = len(input_ids), self.thought_length
         numbers = thought_numbers(row_keys(seed, batch), num_thoughts, positions, length)
         with evaluating(self.model):
-            text = self._read(input_ids, attention_mask).repeated(num_thoughts)
+            text = self._run_text(input_ids, attention_mask).repeated(num_thoughts)
             pieces = [
                 self.sample_thoughts(session, numbers[:, part], sampler)
                 for part, session in self._sessions(text, positions, length + 2)
@@ -299,7 +299,7 @@ class QuietSTaR(nn.Module):
             raise ValueError(f"talk_length={talk_length}: give at least one")
         positions = _checked(thoughts.positions, input_ids, talk_length - 1)
         batch, num_thoughts, _, length = thoughts.tokens.shape
-        text = self._read(input_ids, attention_mask)
+        text = self._run_text(input_ids, attention_mask)
         states = text.hidden
         # index of the token at position j and look-ahead k, `[positions, n]`
         index = positions[:, None] + torch.arange(talk_length, device=positions.device)
@@ -362,7 +362,7 @@ class QuietSTaR(nn.Module):
             numbers = thought_numbers(row_keys(seed, len(input_ids)), num_thoughts, positions, self.thought_length)
         pieces = []
         with evaluating(self.model):
-            text = self._read(input_ids, attention_mask)
+            text = self._run_text(input_ids, attention_mask)
             keep, base = text.keep, text.hidden[:, None, positions]  # [batch, 1, positions, hidden]
             for part, session in self._sessions(text.repeated(num_thoughts), positions, numbers.shape[2] + 2):
                 tokens, _ = self.sample_thoughts(session, numbers[:, part], sampler)
@@ -403,10 +403,10 @@ class QuietSTaR(nn.Module):
             embeds = self.backbone.embed(tokens[:, :, step, None])
         return tokens, logprobs
 
-    def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextPass:
+    def _run_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> TextPass:
         """Run the plain model over a text, ready to be thought about."""
         keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        return read_text(self.backbone, self.backbone.embed(input_ids), keep, self.parallel_check.way)
+        return run_text(self.backbone, self.backbone.embed(input_ids), keep, self.parallel_check.way)
 
     def _sessions(self, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
         """Open sessions that take the positions piece by piece, each with its part of them.

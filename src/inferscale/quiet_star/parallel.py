@@ -124,7 +124,7 @@ Way: TypeAlias = Literal["mask", "mask_by_kind", "fold"]
 
 @dataclass
 class TextPass:
-    """A text that the model has read.
+    """Result of a pass of the model over a text.
 
     Attributes:
         embeds: Input embeddings, `[rows, text, hidden]`.
@@ -149,7 +149,7 @@ class TextPass:
         return TextPass(self.embeds[rows], keep, self.hidden[rows], self.cache)
 
 
-def read_text(backbone: Backbone, embeds: Tensor, keep: Tensor | None, way: Way) -> TextPass:
+def run_text(backbone: Backbone, embeds: Tensor, keep: Tensor | None, way: Way) -> TextPass:
     """Run the model's own forward over a text, without any mask of ours: its states are those of the plain model."""
     cached = way != "fold" and not backbone.recomputes
     cache = backbone.new_cache() if cached else None
@@ -269,7 +269,7 @@ _PROBE_ERRORS = (ValueError, RuntimeError, TypeError, KeyError, IndexError, Attr
 
 @dataclass(frozen=True)
 class ParallelCheck:
-    """Result of the self-check.
+    """Result of the self-check of parallel thoughts.
 
     Attributes:
         way: The way that is used.
@@ -361,7 +361,7 @@ def _first_right(backbone: Backbone, wanted: str) -> tuple[Way | None, dict[str,
         return torch.stack(columns, dim=1).double()
 
     def together(way: Way) -> Tensor:
-        text = read_text(backbone, backbone.embed(ids), None, way)
+        text = run_text(backbone, backbone.embed(ids), None, way)
         session = open_session(backbone, text, torch.arange(5, device=device), way, max_rows=10)
         embeds = backbone.embed(thought_ids)
         states = torch.cat([session.feed(embeds[:, :, :1]), session.feed(embeds[:, :, 1:])], dim=2)

@@ -21,7 +21,7 @@ from .thoughts import thought_numbers
 
 
 class ThoughtUtility(ProcessRewardModel):
-    """Mean over a step's tokens of what a thought adds to their log-probability (nats): the reward of training.
+    """Mean gain in log-probability (nats) of a step's tokens from a thought before each: the reward of training.
 
     The text may come from any generator with the same tokenizer. Each node's own step is scored once.
 

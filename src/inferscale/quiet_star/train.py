@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from torch import Tensor
@@ -187,7 +188,7 @@ def span_batches(
         raise ValueError(f"none of the {len(texts)} texts has {span} tokens: lower the span")
 
     def batch_of(number: int) -> Batch:
-        draws = uniforms([((seed << 32) + number) % 2**64], torch.arange(2 * batch_size).numpy().astype("uint64"))
+        draws = uniforms([((seed << 32) + number) % 2**64], np.arange(2 * batch_size, dtype=np.uint64))
         rows = []
         for which, where in draws.reshape(batch_size, 2).tolist():
             ids = encoded[int(which * len(encoded))]
