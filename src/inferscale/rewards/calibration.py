@@ -205,7 +205,7 @@ class CalibratedReward(ProcessRewardModel):
         return [[self.calibration(score) for score in scores] for scores in self.model.step_scores(nodes)]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What the model costs."""
+        """The costs of the model."""
         return self.model.cost(nodes)
 
     def release(self, root: Node) -> None:
@@ -284,7 +284,7 @@ class Diagnosis:
 
     @property
     def over_optimisation(self) -> float | None:
-        """How far best-of-n has fallen from its highest value to that of the largest n.
+        """Fall of best-of-n from its highest value to that of the largest n.
 
         Above 0: with more candidates the model finds those that it mistakes for right ones (Gao et al. 2023,
         arXiv:2210.10760), and less search is better.

@@ -39,7 +39,7 @@ class _CombinedReward(RewardModel):
             raise ValueError(f"weights={list(self.weights)}: give finite numbers")
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What all members cost together."""
+        """The costs of all members together."""
         return [sum(costs, Cost()) for costs in zip(*(member.cost(nodes) for member in self._members), strict=True)]
 
     def release(self, root: Node) -> None:
@@ -269,7 +269,7 @@ class CachedReward(RewardModel):
         return answer
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What the model charges for contents that are not known; nothing for others."""
+        """The costs of the model for contents that are not known; nothing for others."""
         keys = [content_key(node) for node in nodes]
         first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self._entries}
         places = sorted(first.values())

@@ -1,7 +1,7 @@
-"""The published formats of process reward models: small declarations, and what encodes texts by them.
+"""The published formats of process reward models: small declarations, and encoders of texts by them.
 
 Every layout puts the place where a step is scored at the last id of that step's piece, and a piece never changes when
-more steps follow: so whole texts and growing trees are read alike.
+more steps follow: so whole texts and growing trees are scored alike.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class _TurnsEncoder:
         if second[: len(first)] != first or second[len(first) : len(first) + 1] != (answer,):
             raise ValueError(
                 f"this chat template does not put {layout.answer!r} where the assistant's turn begins: "
-                "its model does not read steps as turns"
+                "its model was not trained on steps as turns"
             )
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
@@ -287,7 +287,7 @@ class _TurnsEncoder:
         for count in range(1, len(steps) + 1):
             ids = self._up_to(problem, steps[:count])
             if ids[: len(before)] != before:
-                raise ValueError("this chat template rewrites earlier turns: its scores cannot be read step by step")
+                raise ValueError("this chat template rewrites earlier turns: it cannot be scored step by step")
             pieces.append(ids[len(before) :])
             before = ids
         return shared, pieces
@@ -304,7 +304,7 @@ class _TurnsEncoder:
 
 
 Head: TypeAlias = Literal["causal", "classifier", "value", "mlp"]
-"""What the checkpoint has after its last layer: a language model's head, a token classifier's, a value head
+"""The part of a checkpoint after its last layer: a language model's head, a token classifier's, a value head
 (``v_head.summary``), or two linear layers with a ReLU between them (``score.0``, ``score.2``)."""
 
 

@@ -55,7 +55,7 @@ class RewardFunction(RewardModel):
             )
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """What the function returns for `nodes`; the engine checks the numbers.
+        """The numbers that the function returns for `nodes`; the engine checks them.
 
         Raises:
             TypeError: If that is no list.

@@ -203,7 +203,7 @@ class GenerativeVerifier(RewardModel):
         return [list(self._known[node][0]) for node in nodes]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What verifying each node costs: it has to be done to be known."""
+        """The cost of verifying each node, which has to be done for it to be known."""
         self.verify(nodes)
         return [self._known[node][1] for node in nodes]
 

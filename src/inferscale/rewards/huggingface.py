@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +25,6 @@ from inferscale._compat import cache_argument
 from inferscale.base import ProcessRewardModel
 from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair, require_path
-from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node, Problem, Step
 
 from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, Head, StepFormat, separated_by
@@ -79,8 +77,9 @@ class HFProcessRewardModel(LocalProcessReward):
         Args:
             model: A token classifier or a causal language model; it stays where it is.
             tokenizer: Its tokenizer.
-            format: A name out of `inferscale.rewards.FORMATS`, ``"auto"`` (told by the model), or a format of your own;
-                then the six options that follow `reduction` and the two before it are the format's.
+            format: A name out of `inferscale.rewards.FORMATS`, ``"auto"`` (told by the model), or a format of your own.
+                A format has its own tokens, separator and prompt: no `good_token`, `bad_token`, `step_separator`,
+                `use_token_ids`, `chat_template` and `system_prompt` then.
             good_token: The token (or id) whose probability is the score, for causal language models.
             bad_token: The token (or id) that it is weighed against.
             reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
@@ -100,31 +99,31 @@ class HFProcessRewardModel(LocalProcessReward):
             ValueError: If tokens, number of labels, format or tokenizer do not fit.
         """
         check_pair(model, tokenizer, type(self).__name__)
+        if (good_token is None) != (bad_token is None):
+            raise ValueError("give both good_token and bad_token (a causal language model), or neither (a classifier)")
         self.model = model
-        self.format: StepFormat | None = None
-        if format is None:
-            if (good_token is None) != (bad_token is None):
-                raise ValueError("give both good_token and bad_token (a causal language model), or neither")
-            prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-            encoder: StepEncoder = TextStepEncoder(tokenizer, prompts, step_separator, use_token_ids)
-            token_score = _own_score(model, tokenizer, good_token, bad_token)
+        self.format = None if format is None else choose_format(model, format)
+        if self.format is None:
+            encoder: StepEncoder = TextStepEncoder(
+                tokenizer, step_separator, use_token_ids, chat_template, system_prompt
+            )
+            token_score = _score_without_format(model, tokenizer, good_token, bad_token)
         else:
-            own = {"good_token": good_token, "bad_token": bad_token, "use_token_ids": use_token_ids or None}
-            own |= {"chat_template": chat_template, "system_prompt": system_prompt}
-            own |= {"step_separator": None if step_separator == "\n" else step_separator}
-            extra = [name for name, value in own.items() if value is not None]
-            if extra:
-                raise ValueError(f"{', '.join(extra)}: a format has its own: leave it out, or use format=None")
-            self.format = choose_format(model, format)
+            own = {"good_token and bad_token": good_token is not None, "step_separator": step_separator != "\n"}
+            own |= {"use_token_ids": use_token_ids, "chat_template": chat_template is not None}
+            own |= {"system_prompt": system_prompt is not None}
+            if any(own.values()):
+                given = ", ".join(name for name, is_given in own.items() if is_given)
+                raise ValueError(f"{given}: a format has its own: leave it out, or use format=None")
             _check_head(model, self.format)
             self.format.check_tokenizer(tokenizer)
             encoder = self.format.layout.encoder(tokenizer)
             token_score = self.format.score.token_score(tokenizer)
-        self.step_separator, self.use_token_ids = step_separator, use_token_ids
         super().__init__(
             [model],
             tokenizer,
-            partial(step_ends, encoder=encoder),
+            encoder,
+            step_ends,
             token_score,
             reduction=reduction,
             micro_batch=micro_batch,
@@ -208,7 +207,7 @@ class HFProcessRewardModel(LocalProcessReward):
         refuse_constant_scores(self, lambda text: tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
-def _own_score(model: Any, tokenizer: Any, good: str | int | None, bad: str | int | None) -> TokenScore:
+def _score_without_format(model: Any, tokenizer: Any, good: str | int | None, bad: str | int | None) -> TokenScore:
     """The score of a model without a format.
 
     Raises:
@@ -248,7 +247,7 @@ _NAMES = (
     (r"(^|[-_/])pqm", "pqm"),
     (r"(^|[-_/])pure", "pure"),
 )
-"""What is in the name of a published checkpoint, and its format."""
+"""Patterns of the names of published checkpoints, and their formats."""
 
 _LEAST_SPREAD = 1e-4  # between the highest and the lowest score of the probes
 _PROBES = (
@@ -292,7 +291,8 @@ def choose_format(model: Any, step_format: str | StepFormat, load_options: dict[
         tokenizer = Path(name) / "tokenizer.json"
         return PQM if tokenizer.is_file() and "[PRM]" in tokenizer.read_text(encoding="utf-8") else SKYWORK
     raise FormatError(
-        f"the format of {name!r}, a {architecture}, cannot be told: pass format=, one of {', '.join(FORMATS)}"
+        f"the format of {name!r}, a {architecture}, cannot be told: pass format=, one of {', '.join(FORMATS)}, or "
+        "good_token=... and bad_token=..."
     )
 
 
@@ -337,7 +337,9 @@ def _check_head(model: Any, step_format: StepFormat) -> None:
             "HFProcessRewardModel.from_pretrained(folder or hub id), or choose another format"
         )
     if step_format.head == "classifier" and model.num_labels != 2:
-        raise FormatError(f"format {step_format.name!r} reads two labels, and this model has {model.num_labels}")
+        raise FormatError(
+            f"format {step_format.name!r} reads two labels, and this model has {model.num_labels}: use format=None"
+        )
 
 
 def refuse_constant_scores(reward: ProcessRewardModel, encode: Callable[[str], Ids] = lambda text: ()) -> None:

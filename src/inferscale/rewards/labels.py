@@ -23,7 +23,7 @@ class LabelledSolution:
         steps: Text of each step.
         labels: For each step 1.0 (right so far), 0.0 (wrong), something between (a share of roll-outs that succeeded),
             or ``None`` (not judged).
-        correct: Whether the final answer is right; ``None`` if that is not known.
+        correct: True if the final answer is right; ``None`` if that is not known.
     """
 
     problem: Problem

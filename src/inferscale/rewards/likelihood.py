@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
 from itertools import accumulate
 from typing import Any, Literal, Self
 
@@ -13,7 +12,6 @@ import torch
 
 from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair
-from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node
 
 from .scorer import CacheKind, LocalProcessReward, TextStepEncoder, log_likelihood, self_certainty, token_predictions
@@ -77,13 +75,11 @@ class LikelihoodReward(LocalProcessReward):
         check_pair(model, tokenizer, type(self).__name__)
         self.model = model
         self.token_reduction, self.measure = token_reduction, measure
-        self.step_separator, self.use_token_ids = step_separator, use_token_ids
-        prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-        encoder = TextStepEncoder(tokenizer, prompts, step_separator, use_token_ids)
         super().__init__(
             [model],
             tokenizer,
-            partial(token_predictions, encoder=encoder),
+            TextStepEncoder(tokenizer, step_separator, use_token_ids, chat_template, system_prompt),
+            token_predictions,
             log_likelihood if measure == "likelihood" else self_certainty,
             reduction=reduction,
             micro_batch=micro_batch,
@@ -222,13 +218,11 @@ class ImplicitReward(LocalProcessReward):
             check_pair(one, tokenizer, type(self).__name__)
         self.model, self.reference = model, reference
         self.beta, self.cumulative = beta, cumulative
-        self.step_separator, self.use_token_ids = step_separator, use_token_ids
-        prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-        encoder = TextStepEncoder(tokenizer, prompts, step_separator, use_token_ids)
         super().__init__(
             [model, reference],
             tokenizer,
-            partial(token_predictions, encoder=encoder),
+            TextStepEncoder(tokenizer, step_separator, use_token_ids, chat_template, system_prompt),
+            token_predictions,
             log_likelihood,
             reduction=reduction,
             micro_batch=micro_batch,

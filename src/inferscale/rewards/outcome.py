@@ -106,7 +106,7 @@ class HFOutcomeRewardModel(RewardModel):
         return scores
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: its whole text is run."""
+        """The cost of scoring each node: its whole text is run."""
         # transformers applies the head at every position, and then takes the last one
         lengths = [len(self._ids(node)) for node in nodes]
         return [self._charges.scoring(length, length) for length in lengths]

@@ -53,14 +53,23 @@ class TextStepEncoder:
     Attributes:
         separator: Text that ends every encoded step; a step that does not end with it gets it.
         use_token_ids: True if the steps' own ids are used (the generator has the same tokenizer).
+        prompts: Encodes the prompt.
     """
 
-    def __init__(self, tokenizer: Any, prompts: PromptFormat, separator: str | None, use_token_ids: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        separator: str | None,
+        use_token_ids: bool,
+        chat_template: bool | None,
+        system_prompt: str | None,
+    ) -> None:
         self.separator = separator
         self.use_token_ids = use_token_ids
+        self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
         self._tokenizer = tokenizer
         self._special = frozenset(tokenizer.all_special_ids)
-        self._prompt = lru_cache(maxsize=4096)(prompts.encode)
+        self._prompt = lru_cache(maxsize=4096)(self.prompts.encode)
         self._plain = lru_cache(maxsize=65536)(self._encode_plain)
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
@@ -88,11 +97,11 @@ class TextStepEncoder:
 
 @dataclass(frozen=True, slots=True)
 class PathPart:
-    """What one node adds to its path.
+    """The part of a path that one node adds.
 
     Attributes:
         key: Name of the path up to here.
-        ids: Ids that the model reads.
+        ids: Its ids, in the order in which the model runs on them.
         marks: Places in `ids` whose outputs are scored.
         targets: For each mark the id that is predicted there; zeros where none is asked for.
         counts: Marks of each inner step.
@@ -156,7 +165,7 @@ def token_predictions(node: Node, encoder: StepEncoder) -> EncodedPath:
     """The path of `node`, scored where each id of its steps is predicted.
 
     Token t is predicted by the output at t - 1. So everything is shifted by one: the prompt's last id is the first that
-    belongs to a step, each node is read from the last id of the one before it, and the very last id is never read.
+    belongs to a step, each node starts with the last id of the one before it, and the very last id is never run.
     Every id of a step counts, its separator included; the prompt's do not.
     """
     prompt, pieces = encoder.encode(node)
@@ -379,7 +388,7 @@ class TreeScorer(PathScorer):
 def shortest_first(
     rows: Sequence[Any], size: int, run: Callable[[Sequence[Any]], list[T]], note: str
 ) -> tuple[list[T], int]:
-    """What `run` gives for each of `rows`, and the batch size that did fit into memory.
+    """The results of `run` for each of `rows`, and the batch size that did fit into memory.
 
     Args:
         rows: Anything with a length in tokens; neighbours in length share a batch, so that little is padded.
@@ -456,7 +465,7 @@ class StepScorer:
         return [split(found[i], counts[i]) for i in range(len(paths))]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs."""
+        """The cost of scoring each node."""
         paths = [self._path_of(node) for node in nodes]
         bills: dict[int, tuple[int, int, int]] = {}
         for scorer, chosen in self._assigned(paths):
@@ -499,7 +508,8 @@ class LocalProcessReward(ProcessRewardModel):
         self,
         models: Sequence[Any],
         tokenizer: Any,
-        path_of: PathOf,
+        encoder: StepEncoder,
+        path_of: Callable[[Node, StepEncoder], EncodedPath],
         token_score: TokenScore,
         *,
         reduction: Reduction,
@@ -509,8 +519,11 @@ class LocalProcessReward(ProcessRewardModel):
     ) -> None:
         self.tokenizer = tokenizer
         self.reduction = reduction
+        self._encoder = encoder
         options: dict[str, Any] = {"micro_batch": micro_batch, "cache": cache, "max_cache_bytes": max_cache_bytes}
-        self._scorers = [StepScorer(model, path_of, token_score, **options) for model in models]
+        self._scorers = [
+            StepScorer(model, lambda node: path_of(node, encoder), token_score, **options) for model in models
+        ]
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, the score of each of its steps."""
@@ -522,7 +535,7 @@ class LocalProcessReward(ProcessRewardModel):
         return tokens[0][0]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """What scoring each node costs: with ``cache="tree"`` the tokens that it adds, else its whole text."""
+        """The cost of scoring each node: with ``cache="tree"`` the tokens that it adds, else its whole text."""
         return [reduce(add, costs) for costs in zip(*(scorer.cost(nodes) for scorer in self._scorers), strict=True)]
 
     def release(self, root: Node) -> None:
