@@ -55,6 +55,7 @@ def test_outside_of_a_checkout_there_is_no_state():
 def test_a_model_is_known_by_its_weights():
     torch = pytest.importorskip("torch")
     from inferscale import HFGenerator, LikelihoodReward, solve_batch
+    from inferscale.rewards import ImplicitReward
     from tests.tiny_models import byte_tokenizer, tiny_model
 
     model, twin, other = tiny_model(seed=0), tiny_model(seed=0), tiny_model(seed=1)
@@ -76,6 +77,8 @@ def test_a_model_is_known_by_its_weights():
     assert describe(reward) == before != describe(LikelihoodReward(other, byte_tokenizer()))
     for option in ({"step_separator": "\n\n"}, {"step_separator": None}, {"use_token_ids": True}):
         assert describe(LikelihoodReward(model, byte_tokenizer(), **option)) != before, option
+        ratio = [describe(ImplicitReward(model, other, byte_tokenizer(), **own)) for own in ({}, option)]
+        assert ratio[0] != ratio[1] or option == {"step_separator": "\n\n"}, "that is its default"
     with torch.no_grad():
         twin.get_input_embeddings().weight[0, 0] += 1
     assert model_fingerprint(twin) != model_fingerprint(model)
