@@ -35,10 +35,10 @@ def uniforms(keys: Sequence[int] | NDArray[np.uint64], positions: int | NDArray[
         keys: 64-bit unsigned integers.
         positions: Counter in each key's stream, 0 and up.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64
         state = _mix(np.asarray(keys, dtype=np.uint64) ^ _GOLDEN)
         mixed = _mix(state + _GOLDEN * (np.asarray(positions, dtype=np.uint64) + np.uint64(1)))
-    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # the half keeps 0 and 1 out
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -214,13 +214,15 @@ def inverse_cdf(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     batch, size = weights.shape
     padded = torch.nn.functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights
     blocks = padded.view(batch, -1, _BLOCK)
-    cumulated = blocks.sum(dim=-1).double().cumsum(dim=-1)
+    # First level: the block in which u * total falls. `right=True` finds the first sum that exceeds the target, so that
+    # a block (below: an id) of weight 0, whose sum equals the one before it, is never taken.
+    cumulated = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [batch, blocks]
     target = numbers[:, None] * cumulated[:, -1:]
     index = torch.searchsorted(cumulated, target, right=True).clamp_(max=blocks.shape[1] - 1)
     before = torch.where(index > 0, cumulated.gather(1, (index - 1).clamp_(min=0)), 0.0)
-    rows = torch.arange(batch, device=weights.device)
-    inside = blocks[rows, index[:, 0]].double().cumsum(dim=-1)
-    # A block's float32 sum may exceed its float64 cumulated sum by rounding: stay below the latter.
+    # Second level: the id in that block. Block sums are rounded to float32, so that what is left of the target may reach
+    # the block's float64 sum; held just below that, it finds the last id of positive weight, and not the one after.
+    inside = blocks[torch.arange(batch, device=weights.device), index[:, 0]].double().cumsum(dim=-1)  # [batch, _BLOCK]
     end = inside[:, -1:]
     rest = torch.minimum(target - before, torch.nextafter(end, torch.zeros_like(end)))
     tokens = (index * _BLOCK + torch.searchsorted(inside, rest, right=True))[:, 0].clamp_(max=size - 1)  # for NaNs
@@ -237,23 +239,24 @@ def filter_threshold(weights: Tensor, top_k: int, top_p: float) -> Tensor:
     """
     size = weights.shape[-1]
     if top_k:
-        best = weights.topk(min(top_k, size), dim=-1).values
-        return best[:, -1] if top_p == 1.0 else _nucleus_edge(best, best.sum(dim=-1, keepdim=True), top_p)
-    total = weights.sum(dim=-1, keepdim=True)
-    count = min(_PREFILTER, size)
-    while True:  # a few hundred candidates nearly always hold the nucleus; where they do not, look at more
+        best = weights.topk(min(top_k, size), dim=-1).values  # [batch, candidates], descending
+        total = best.sum(dim=-1, keepdim=True)  # top-p is of what top-k has kept
+    else:
+        total, count = weights.sum(dim=-1, keepdim=True), min(_PREFILTER, size)
         best = weights.topk(count, dim=-1).values
-        if count == size or bool((best.sum(dim=-1, keepdim=True) >= top_p * total).all()):
-            return _nucleus_edge(best, total, top_p)
-        count = min(8 * count, size)
-
-
-def _nucleus_edge(best: Tensor, total: Tensor, top_p: float) -> Tensor:
-    """Last weight of the descending `best` `[batch, k]` whose predecessors hold less than `top_p` of `total`."""
+        # A few hundred candidates nearly always hold the nucleus; where they do not, look at more.
+        while count < size and bool((best.sum(dim=-1, keepdim=True) < top_p * total).any()):
+            count = min(8 * count, size)
+            best = weights.topk(count, dim=-1).values
+    if top_p == 1.0:
+        return best[:, -1]
+    # A token is kept while the likelier ones hold less than top_p: the one that reaches top_p is the last, and where
+    # they hold exactly top_p none is added.
     share = best / total
     kept = ((share.cumsum(dim=-1) - share) < top_p).sum(dim=-1).clamp_(min=1)
     return _pick(best, kept - 1)
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """``values[row, index[row]]`` for each row."""
     return values.gather(1, index[:, None])[:, 0]

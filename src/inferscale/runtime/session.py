@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,7 +49,9 @@ class Session:
         if "position_ids" not in self._parameters:
             raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids")
         self._layers = int(model.config.get_text_config().num_hidden_layers)
-        self._configs = _configs(model)
+        # The configurations that the model's parts look their attention up in.
+        configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
+        self._configs = [config for config in configs.values() if hasattr(config, "_attn_implementation")]
         self._lock = _locks.setdefault(model, threading.RLock())
         self._like: Tensor | None = None
 
@@ -58,14 +60,20 @@ class Session:
 
         The segments hold what the prompts have in common each on its own.
         """
-        common = _common_length(prompts)
-        prefix = Segment(None, 0)
-        if common:
+        common, prefix = 0, Segment(None, 0)
+        if len(prompts) > 1:
+            first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # all begin with what these two begin with
+            common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        if common >= _LEAST_COMMON:  # else it is not worth a forward of its own
             [prefix] = self._prefill([prompts[0][:common]], prefix)
         segments: list[Segment] = []
-        for chunk in _chunks([ids[common:] for ids in prompts], _PREFILL_TOKENS):
-            segments += self._prefill(chunk, prefix)
-        return segments
+        chunk: list[Sequence[int]] = []
+        for ending in (ids[prefix.length :] for ids in prompts):
+            if chunk and sum(map(len, chunk)) + len(ending) > _PREFILL_TOKENS:
+                segments += self._prefill(chunk, prefix)
+                chunk = []
+            chunk.append(ending)
+        return segments + self._prefill(chunk, prefix)
 
     def _prefill(self, endings: Sequence[Sequence[int]], prefix: Segment) -> list[Segment]:
         """The segments of `prefix` followed by each of `endings`, in one forward."""
@@ -101,7 +109,7 @@ class Session:
         """
         counts = np.array([len(ids) for ids in tokens])
         ends = np.cumsum(counts)
-        kept = ends - 1
+        kept = ends - 1  # places in the packed sequence
         if marks is not None:
             starts = (ends - counts).tolist()
             kept = np.array([a + mark for a, places in zip(starts, marks, strict=True) for mark in places], dtype=int)
@@ -131,7 +139,7 @@ class Session:
         """Logits `[kept, outputs]` of one packed forward; of every token where `kept` is ``None``."""
         device = self.model.device
         self.tokens += len(ids)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {self._cache_argument: plan}
         index = None if kept is None or len(kept) == len(ids) else torch.from_numpy(kept).to(device)
         if index is not None and "logits_to_keep" in self._parameters:
             options["logits_to_keep"], index = index, None
@@ -140,44 +148,12 @@ class Session:
                 input_ids=ids[None],
                 position_ids=torch.from_numpy(positions).to(device)[None],
                 use_cache=True,
-                **{self._cache_argument: plan},
                 **options,
             )
         if plan.attended != self._layers:
             raise UnsupportedModelError(f"{plan.attended} of {self._layers} layers attend through AttentionInterface")
         logits: Tensor = output.logits[0]
         return logits if index is None else logits[index]
-
-
-def _configs(model: Any) -> list[Any]:
-    """The configurations that the model's parts look their attention up in."""
-    found = {id(config): config for m in model.modules() if (config := getattr(m, "config", None)) is not None}
-    return [config for config in found.values() if hasattr(config, "_attn_implementation")]
-
-
-def _common_length(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of several prompts begin with, if it is worth a forward of its own."""
-    if len(prompts) < 2:
-        return 0
-    ordered = sorted(map(tuple, prompts))
-    first, last = ordered[0], ordered[-1]  # the others begin with whatever these two begin with
-    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return same if same >= _LEAST_COMMON else 0
-
-
-def _chunks(prompts: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
-    """Consecutive prompts, at most `most` tokens together unless one alone has more."""
-    chunk: list[Sequence[int]] = []
-    for ids in prompts:
-        if chunk and sum(map(len, chunk)) + len(ids) > most:
-            yield chunk
-            chunk = []
-        chunk.append(ids)
-    if chunk:
-        yield chunk
-
-
-_LONGEST = 12
 
 
 def length_bound(config: Any) -> int | None:
@@ -226,39 +202,25 @@ def check_session(session: Session) -> None:
     """
     model = session.model
     size = model.get_input_embeddings().weight.shape[0]
-    ids = [(7919 * (i + 1)) % size for i in range(_LONGEST)]
+    ids = [(7919 * (i + 1)) % size for i in range(12)]
     try:
-        ours, whole = _forked_run(session, ids)
-        plain = [_plain_logits(model, row) for row in whole]
+        # Two prompts, a ragged extension, a fork with a prune, a step of all rows and one of some.
+        batch = session.open(session.prefill([ids[:5], ids[3:5]]), 2)
+        session.extend(batch, [ids[5:8], ids[5:6]])
+        batch = batch.select([0, 0, 1])
+        rows = [ids[:8], ids[:8], ids[3:6]]
+        for live in ([0, 1, 2], [1, 2]):
+            for row in live:
+                rows[row] = [*rows[row], ids[8 + row]]
+            logits = session.step(batch, live, torch.tensor([rows[row][-1] for row in live], device=model.device))
+        plain = []
+        for row in live:
+            whole = torch.tensor([rows[row]], device=model.device)
+            plain.append(model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False).logits[0, -1])
     except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModelError(f"a probe failed: {type(error).__name__}: {error}") from error
-    found, expected = torch.stack(ours), torch.stack(plain)
+    expected = torch.stack(plain).float()
     spread = float(expected.std(correction=0)) or 1.0
-    worst = float((found - expected).abs().max())
-    if not worst <= _tolerance(model.dtype) * spread:
+    worst = float((logits.float() - expected).abs().max())
+    if not worst <= max(1e-3, 16 * torch.finfo(model.dtype).eps) * spread:  # about a hundred roundings; NaN fails
         raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} where their spread is {spread:.2g}")
-
-
-def _forked_run(session: Session, ids: list[int]) -> tuple[list[torch.Tensor], list[list[int]]]:
-    """Logits after two prompts, a ragged extension, a fork with a prune, a step of all rows and one of some."""
-    segments = session.prefill([ids[:5], ids[3:5]])
-    batch = session.open(segments, 2)
-    session.extend(batch, [ids[5:8], ids[5:6]])
-    batch = batch.select([0, 0, 1])
-    rows = [ids[:8], ids[:8], ids[3:6]]
-    for live in ([0, 1, 2], [1, 2]):
-        new = [ids[8 + row] for row in live]
-        logits = session.step(batch, live, torch.tensor(new, device=session.model.device))
-        rows = [[*row, ids[8 + i]] if i in live else row for i, row in enumerate(rows)]
-    return list(logits.float()), [rows[i] for i in live]
-
-
-def _plain_logits(model: Any, ids: list[int]) -> torch.Tensor:
-    row = torch.tensor([ids], device=model.device)
-    logits: torch.Tensor = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False).logits
-    return logits[0, -1].float()
-
-
-def _tolerance(dtype: torch.dtype) -> float:
-    """Largest difference in units of the logits' spread: about a hundred roundings."""
-    return max(1e-3, 16 * torch.finfo(dtype).eps)
