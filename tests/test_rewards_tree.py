@@ -86,7 +86,7 @@ def test_little_memory_changes_nothing(max_cache_bytes, micro_batch):
 def test_each_node_is_read_and_paid_for_once():
     model = tiny_model("llama", "TokenClassification", num_labels=2)
     reward = HFProcessRewardModel(model, byte_tokenizer(), use_token_ids=True, step_separator=None)
-    session = reward._scorers[0]._tree._session
+    session = reward._scorers[0]._tree.session
     trees, found = rounds_of_search()
     before, costs = session.tokens, []
     for nodes in found:
@@ -130,10 +130,10 @@ def test_release_forgets_a_tree():
     trees, found = rounds_of_search()
     first = reward.cost(found[0])
     scores = reward.step_scores(found[0])
-    assert reward._scorers[0]._tree._store.bytes > 0
+    assert reward._scorers[0]._tree.cache.bytes > 0
     for tree in trees:
         reward.release(tree)
-    assert reward._scorers[0]._tree._store.bytes == 0
+    assert reward._scorers[0]._tree.cache.bytes == 0
     assert reward.cost(found[0]) == first
     assert reward.step_scores(found[0]) == scores
 

@@ -24,10 +24,16 @@ from inferscale.base import ProcessRewardModel
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.kv import RowBatch, Segment
 from inferscale.runtime.loading import evaluating
 from inferscale.runtime.memory import run_in_pieces
-from inferscale.runtime.prefix_cache import KVStore, Piece, chain_key, check_cache_options, default_cache_bytes
+from inferscale.runtime.prefix_cache import (
+    KeyedPath,
+    Piece,
+    PrefixCache,
+    chain_key,
+    check_cache_options,
+    default_cache_bytes,
+)
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.runtime.session import Session, checked_session, length_bound
 from inferscale.tree import Node
@@ -138,6 +144,11 @@ class EncodedPath:
     def ids(self) -> Ids:
         """All ids."""
         return (*self.shared, *(i for part in self.parts for i in part.ids))
+
+    @property
+    def keyed(self) -> KeyedPath:
+        """The path by the names of its parts, under which they are cached."""
+        return KeyedPath(self.root, self.shared, tuple((part.key, part.ids) for part in self.parts))
 
     @property
     def marks(self) -> list[int]:
@@ -275,24 +286,26 @@ class BatchScorer(PathScorer):
 class TreeScorer(PathScorer):
     """Scores every node once: a path's earlier nodes are held with their numbers, its prompt with all its branches."""
 
-    def __init__(self, session: Session, store: KVStore, token_score: TokenScore, rows: int) -> None:
-        self._session = session
-        self._store = store
+    def __init__(self, session: Session, cache: PrefixCache, token_score: TokenScore, rows: int) -> None:
+        self.session = session
+        self.cache = cache
         self._token_score = token_score
         self._rows = rows
         self._billed: dict[int, set[int]] = {}
 
     def score(self, paths: Sequence[EncodedPath]) -> list[list[float]]:
         """For each path, the numbers at its marks."""
+        held = [self.cache.find(path.keyed) for path in paths]
         known: dict[tuple[int, int], Piece] = {}
-        depth = [self._held(path, known) for path in paths]
-        for level in range(min(depth, default=0), max((len(path.parts) for path in paths), default=0)):
-            wanted: dict[tuple[int, int], EncodedPath] = {}
-            for path, held in zip(paths, depth, strict=True):
-                if held <= level < len(path.parts):
-                    wanted.setdefault((path.root, path.parts[level].key), path)
-            missing = [path for key, path in wanted.items() if key not in known]
-            self._score_level(missing, level, known)
+        for path, pieces in zip(paths, held, strict=True):
+            known |= {(path.root, part.key): piece for part, piece in zip(path.parts, pieces, strict=False)}
+        # Level by level, so that what several paths lack is run once.
+        for level in range(max((len(path.parts) for path in paths), default=0)):
+            lacking: dict[tuple[int, int], EncodedPath] = {}
+            for path, pieces in zip(paths, held, strict=True):
+                if len(pieces) <= level < len(path.parts):
+                    lacking.setdefault((path.root, path.parts[level].key), path)
+            self._score_level([path for key, path in lacking.items() if key not in known], level, known)
         for path in paths:
             self._billed.setdefault(path.root, set()).update(part.key for part in path.parts)
         return [[value for part in path.parts for value in known[path.root, part.key].note] for path in paths]
@@ -315,24 +328,13 @@ class TreeScorer(PathScorer):
 
     def release(self, root: int) -> None:
         """Drops what is held for a tree."""
-        self._store.release(root)
-        if not len(self._store):
-            self._session.buffers.clear()
+        self.cache.release(root)
+        if not len(self.cache):
+            self.session.buffers.clear()
         self._billed.pop(root, None)
-
-    def _held(self, path: EncodedPath, known: dict[tuple[int, int], Piece]) -> int:
-        """How many parts need not be run, which are put into `known`."""
-        for place, part in enumerate(path.parts):
-            piece = self._store.piece(path.root, part.key, part.ids)
-            lacks_kv = piece is not None and piece.kv is None and bool(part.ids) and place + 1 < len(path.parts)
-            if piece is None or len(piece.ids) < len(part.ids) or lacks_kv:
-                return place
-            known[path.root, part.key] = piece
-        return len(path.parts)
 
     def _score_level(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
         """Runs the part at `level` of each path; those before it are known."""
-        full = [path for path in paths if path.parts[level].ids]
         for path in paths:
             if not path.parts[level].ids:
                 known[path.root, path.parts[level].key] = Piece((), None)
@@ -340,15 +342,20 @@ class TreeScorer(PathScorer):
         def run(piece: Sequence[EncodedPath]) -> None:
             self._run(piece, level, known)
 
-        self._rows = run_in_pieces(
-            sorted(full, key=lambda path: path.root), self._rows, run, lambda p: f"{len(p)} tokens", self._make_room
-        )
+        def make_room() -> None:
+            self.session.buffers.clear()
+            self.cache.shrink(0)
+
+        filled = sorted((path for path in paths if path.parts[level].ids), key=lambda path: path.root)
+        self._rows = run_in_pieces(filled, self._rows, run, lambda path: f"{len(path)} tokens", make_room)
 
     def _run(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
         parts = [path.parts[level] for path in paths]
-        batch = self._open(paths, level, known)
-        starts = list(batch.lengths)
-        logits = self._session.extend(batch, [part.ids for part in parts], [part.marks for part in parts])
+        held = [[known[path.root, part.key] for part in path.parts[:level]] for path in paths]
+        most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path in paths)
+        batch = self.cache.open(self.session, [path.keyed for path in paths], held, most)
+        starts = batch.lengths.tolist()
+        logits = self.session.extend(batch, [part.ids for part in parts], [part.marks for part in parts])
         targets = torch.tensor([t for part in parts for t in part.targets], dtype=torch.long, device=logits.device)
         values = self._token_score(logits.float(), targets)
         notes = split(values.tolist(), [len(part.marks) for part in parts])
@@ -356,33 +363,8 @@ class TreeScorer(PathScorer):
             kv = None if part.ends else batch.piece(row, starts[row], starts[row] + len(part.ids))
             piece = Piece(part.ids, kv, tuple(note))
             known[path.root, part.key] = piece
-            self._store.put(path.root, part.key, piece)
+            self.cache.put(path.root, part.key, piece)
         batch.close()
-
-    def _open(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> RowBatch:
-        """Rows that hold everything before `level`."""
-        segments = self._segments(paths)
-        most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path in paths)
-        batch = self._session.open([segments[path.root, path.shared] for path in paths], most)
-        for row, path in enumerate(paths):
-            for part in path.parts[:level]:
-                piece = known[path.root, part.key]
-                if piece.kv is not None:
-                    batch.load(row, batch.lengths[row], piece.kv)
-        return batch
-
-    def _segments(self, paths: Sequence[EncodedPath]) -> dict[tuple[int, Ids], Segment]:
-        wanted = dict.fromkeys((path.root, path.shared) for path in paths)
-        found = {key: self._store.segment(*key) for key in wanted}
-        missing = [key for key, segment in found.items() if segment is None]
-        for key, segment in zip(missing, self._session.prefill([ids for _, ids in missing]), strict=True):
-            self._store.put_segment(*key, segment)
-            found[key] = segment
-        return {key: segment for key, segment in found.items() if segment is not None}
-
-    def _make_room(self) -> None:
-        self._session.buffers.clear()
-        self._store.shrink(0)
 
 
 def shortest_first(
@@ -452,7 +434,7 @@ class StepScorer:
         session = checked_session(model) if cache == "tree" else None
         if session is not None:
             size = default_cache_bytes(model) if max_cache_bytes is None else max_cache_bytes
-            self._tree = TreeScorer(session, KVStore(size), token_score, rows or 64)
+            self._tree = TreeScorer(session, PrefixCache(size), token_score, rows or 64)
 
     def token_scores(self, nodes: Sequence[Node]) -> list[list[list[float]]]:
         """For each node and each of its steps, the numbers at the step's marks."""

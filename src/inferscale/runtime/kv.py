@@ -128,11 +128,6 @@ class RowBatch:
         per_token = self.bytes // max(len(self) * self.kv.shape[4], 1)
         return int(self.lengths.sum()) * per_token + sum(shared.values())
 
-    def load(self, row: int, start: int, kv: Tensor) -> None:
-        """Copies `kv`, `[layers, 2, kv_heads, tokens, head_dim]`, into a row's private tokens from `start` on."""
-        self.kv[:, :, row, :, start : start + kv.shape[3]] = kv
-        self.lengths[row] = start + kv.shape[3]
-
     def fill(self, row: int, pieces: Sequence[Tensor]) -> None:
         """Makes copies of `pieces`, each `[layers, 2, kv_heads, tokens, head_dim]`, a row's first private tokens."""
         self.lengths[row] = sum(kv.shape[3] for kv in pieces)

@@ -214,9 +214,6 @@ class PrefixCache:
             del self._roots[key[0]]
 
 
-KVStore = PrefixCache
-
-
 def default_cache_bytes(model: Any) -> int:
     """2 GiB on a CPU, a quarter of the memory of a GPU."""
     device = model.device

@@ -220,8 +220,8 @@ def inverse_cdf(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
     target = numbers[:, None] * cumulated[:, -1:]
     index = torch.searchsorted(cumulated, target, right=True).clamp_(max=blocks.shape[1] - 1)
     before = torch.where(index > 0, cumulated.gather(1, (index - 1).clamp_(min=0)), 0.0)
-    # Second level: the id in that block. Block sums are rounded to float32, so that what is left of the target may reach
-    # the block's float64 sum; held just below that, it finds the last id of positive weight, and not the one after.
+    # Second level: the id in that block. Block sums are rounded to float32, so that what is left of the target may
+    # reach the block's float64 sum; held just below, it finds the last id of positive weight, and not the one after.
     inside = blocks[torch.arange(batch, device=weights.device), index[:, 0]].double().cumsum(dim=-1)  # [batch, _BLOCK]
     end = inside[:, -1:]
     rest = torch.minimum(target - before, torch.nextafter(end, torch.zeros_like(end)))
