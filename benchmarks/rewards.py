@@ -34,14 +34,14 @@ def make_model(size: str) -> Any:
     options = {**SIZES[size], "vocab_size": VOCABULARY, "max_position_embeddings": 4096, "num_labels": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForTokenClassification(LlamaConfig(**options)).eval()  # type: ignore[no-untyped-call]
+        return LlamaForTokenClassification(LlamaConfig(**options)).eval()
 
 
 def make_tokenizer() -> Any:
     """One word for each id."""
     core = Tokenizer(models.WordLevel({"<s>": 0, "|": 1, **{f"w{i}": i for i in range(2, VOCABULARY)}}, unk_token="|"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>")
 
 
 def make_levels(prompt: int, branches: int, steps: int, tokens: int) -> list[list[Node]]:

@@ -20,7 +20,9 @@ sampled = isc.solve_batch(problems, isc.RepeatedSampling(16), generator, reward_
 
 
 def accuracy(results: list[isc.SearchResult]) -> float:
-    return sum(r.answer is not None and isc.same_answer(r.answer, r.problem.answer) for r in results) / len(results)
+    return sum(r.answer is not None and isc.same_answer(r.answer, str(r.problem.answer)) for r in results) / len(
+        results
+    )
 
 
 for vote in (isc.MajorityVote(), isc.MajorityVote(weighted=True), isc.BestOfN()):

@@ -32,8 +32,14 @@ generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=16
 # No reward model at hand? The model's own likelihood is one: here the least likely token of the least likely step.
 
 # %%
-own = {"use_token_ids": True, "step_separator": None}  # it reads the very tokens that it sampled
-likelihood = isc.LikelihoodReward(model, tokenizer, token_reduction="min", reduction="min", **own)
+likelihood = isc.LikelihoodReward(
+    model,
+    tokenizer,
+    token_reduction="min",
+    reduction="min",
+    use_token_ids=True,  # it judges the very tokens that it sampled
+    step_separator=None,
+)
 result = isc.solve(QUESTION, isc.REBASE(width=8), generator, reward_model=likelihood)
 print(result.answer, "expected:", QUESTION.answer)
 print(f"{result.cost.generator_flops:,} FLOPs to sample, {result.cost.reward_flops:,} to judge")

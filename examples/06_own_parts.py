@@ -54,5 +54,5 @@ generator = isc.HFGenerator(*isc.zoo.load("policy-s"), temperature=0.8, max_new_
 problems = isc.zoo.problems("test")[:20]
 for strategy in (isc.RepeatedSampling(8), SuccessiveHalving(16), isc.REBASE(width=8)):
     results = isc.solve_batch(problems, strategy, generator, reward_model=reward, aggregator=isc.BestOfN())
-    right = sum(isc.same_answer(r.answer or "", r.problem.answer) for r in results)
+    right = sum(isc.same_answer(r.answer or "", r.problem.answer or "") for r in results)
     print(f"{right} of {len(results)} right, {sum(r.cost.tokens for r in results):,} tokens  {strategy}")

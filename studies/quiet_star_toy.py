@@ -136,7 +136,7 @@ def pretrain(
         logits = model(input_ids=labels.clamp(min=0), use_cache=False).logits
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         yield float(loss.detach())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from inferscale.engine import solve_batch
@@ -65,7 +65,11 @@ def rebase(size: str, repeats: int, machine: Machine, work: Work) -> None:
     def solve(prompts: list[str]) -> None:
         solve_batch(prompts, REBASE(work.rows), ours.generator, reward_model=ToyReward())
 
-    ways = {"one at a time": lambda: [solve([p]) for p in ours.prompts], "together": lambda: solve(ours.prompts)}
+    def one_by_one(prompts: list[str]) -> None:
+        for prompt in prompts:
+            solve([prompt])
+
+    ways = {"one at a time": lambda: one_by_one(ours.prompts), "together": lambda: solve(ours.prompts)}
     solve(ours.prompts[:1])
     _pair(model, f"REBASE({work.rows}), {work.problems} problems", work, ways, repeats, machine)
 
@@ -130,7 +134,7 @@ def sampler(size: str, repeats: int, machine: Machine, work: Work) -> None:
 
 
 def _pair(
-    model: Any, title: str, work: Work, ways: dict[str, Callable[[], object]], repeats: int, machine: Machine
+    model: Any, title: str, work: Work, ways: Mapping[str, Callable[[], object]], repeats: int, machine: Machine
 ) -> None:
     """Two ways, and how much faster the second one is."""
     times = compare(ways, repeats, machine)

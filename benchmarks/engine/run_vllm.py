@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
 os.environ |= {
     "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -15,7 +16,7 @@ os.environ |= {
 }
 
 
-def work(llm, sampling, task):
+def work(llm: Any, sampling: Any, task: dict[str, Any]) -> None:
     """Steps of all rows, parents chosen between them; equal prefixes stand together and share blocks."""
     rows = [task["prompt"]] * task["rows"]
     for parents in task["parents"]:
@@ -25,7 +26,7 @@ def work(llm, sampling, task):
         rows = [grown[parent] for parent in parents]
 
 
-def main():
+def main() -> None:
     """Reads a task, prints the CPU seconds of its second run."""
     task = json.load(sys.stdin)
     from vllm import LLM, SamplingParams

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, GenerationConfig
-from transformers.generation import ContinuousBatchingConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from inferscale._compat import cache_argument
 from inferscale.flow import GenerateRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from inferscale.flops.spec import forward_flops, model_spec
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "s": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 688},
     "m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
     "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
@@ -125,16 +125,16 @@ def floor_bytes(model: Any, work: Work) -> int:
     if not model.config.tie_word_embeddings:
         weights -= model.get_input_embeddings().weight.numel() * model.dtype.itemsize
     suffixes = work.rows * (work.tokens - 1) / 2
-    return round(work.tokens * (weights + work.problems * (work.prompt + suffixes) * bytes_per_token(model)))
+    return int(work.tokens * (weights + work.problems * (work.prompt + suffixes) * bytes_per_token(model)))
 
 
 def bytes_per_token(model: Any) -> int:
     """Keys and values of one token."""
     config = model.config
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    return int(2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize)
 
 
-def compare(ways: dict[str, Callable[[], object]], repeats: int, machine: Machine) -> dict[str, float]:
+def compare(ways: Mapping[str, Callable[[], object]], repeats: int, machine: Machine) -> dict[str, float]:
     """Median seconds of each way, the ways taking turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():

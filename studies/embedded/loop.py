@@ -279,7 +279,7 @@ def train(run: Run, until: int, loss_of: Callable[[Run], tuple[Tensor, int]] | N
             raise FloatingPointError(
                 f"the loss of step {run.step + 1} is {loss.item()}: go on from the last checkpoint"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for optimizer in run.optimizers:
             optimizer.step()
             optimizer.zero_grad()

@@ -445,7 +445,7 @@ def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
 
 def _disable(hook: Callable[..., None]) -> Callable[..., None]:
     """`hook`, called from compiled code and never traced."""
-    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    disabled: Callable[..., None] = torch.compiler.disable(hook)
     return disabled
 
 

@@ -210,7 +210,7 @@ class Sink(Protocol):
         """One call of an operator that may hold a matrix product and has no formula."""
 
 
-class ExactMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class ExactMode(TorchDispatchMode):
     """Counts the operators of the thread that it is pushed in.
 
     Compiled graphs run as they are (``ignore_compile_internals``); their calls of library kernels are seen, fused

@@ -195,7 +195,7 @@ class Backbone:
             return DynamicCache()
         cache = DynamicCache(config=self.model.config)
         if hasattr(cache, "activate_past_recording"):
-            cache.activate_past_recording()  # type: ignore[no-untyped-call]
+            cache.activate_past_recording()
         return cache
 
     def states(self, embeds: Tensor, mask: Any = None, position_ids: Tensor | None = None, cache: Any = None) -> Tensor:

@@ -380,7 +380,7 @@ class ThinkingDecoder(Decoder):
             records = [ThoughtRecord(tuple(ids), logprob, w) for ids, logprob, w in zip(*columns, strict=True)]
             for number, branch in enumerate(live):
                 self.traces[branch.key].records[-1] = tuple(records[number * count : (number + 1) * count])
-        return mean_of_thoughts(logits.unflatten(0, (len(rows), count)))  # type: ignore[no-untyped-call]
+        return mean_of_thoughts(logits.unflatten(0, (len(rows), count)))
 
 
 class QuietSTaRGenerator(Generator):

@@ -34,7 +34,7 @@ class ThoughtMixingHead(nn.Module):
         self.bounded = bounded
         sizes = ((2 * hidden_size, hidden_size, True), (hidden_size, hidden_size, True), (hidden_size, 1, False))
         # skip_init: the layers' own first weights would draw from the global random state
-        first, second, last = (skip_init(nn.Linear, *size) for size in sizes)  # type: ignore[no-untyped-call]
+        first, second, last = (skip_init(nn.Linear, *size) for size in sizes)
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -70,7 +70,7 @@ class ThoughtMixingHead(nn.Module):
                 raise ValueError(
                     f"{name} has shape {tuple(states.shape)}, but this head mixes states of width {self.hidden_size}"
                 )
-        shape = torch.broadcast_shapes(base_hidden.shape, thought_hidden.shape)  # type: ignore[no-untyped-call]
+        shape = torch.broadcast_shapes(base_hidden.shape, thought_hidden.shape)
         pair = torch.cat([base_hidden.expand(shape), thought_hidden.expand(shape)], dim=-1)  # [..., 2 * hidden]
         weight: Tensor = self.layers(pair.to(self.last.weight.dtype))
         return weight.tanh() if self.bounded else weight

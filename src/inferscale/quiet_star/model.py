@@ -370,7 +370,7 @@ class QuietSTaR(nn.Module):
                 start, end = (vector.expand(*tokens.shape[:2], 1, -1) for vector in (self.start, self.end))
                 last = self.backbone.embed(tokens[:, :, -1:]) if numbers.shape[2] else start
                 pieces.append(session.feed(torch.cat([last, end], dim=2))[:, :, -1])
-            thought = torch.cat(pieces, dim=1).unflatten(0, (len(input_ids), -1))  # type: ignore[no-untyped-call]
+            thought = torch.cat(pieces, dim=1).unflatten(0, (len(input_ids), -1))
             weights = self.head(base, thought)  # [batch, thoughts, positions, 1]
             wanted = input_ids[:, None, positions + 1]
             each = self.token_logprobs(mix(base, thought, weights), wanted)

@@ -332,7 +332,7 @@ def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) 
         # Batches are numbered through the whole run: data, thoughts and dropout depend on the number alone.
         for number in range(run.step * recipe.accumulation, (run.step + 1) * recipe.accumulation):
             found = batch_loss(quiet, batch_of(number), recipe, number)
-            (found.total / recipe.accumulation).backward()  # type: ignore[no-untyped-call]
+            (found.total / recipe.accumulation).backward()
             terms.append(found)
         # Apart, so that neither the base nor the thoughts set the other's clip factor.
         base_norm, thought_norm = (

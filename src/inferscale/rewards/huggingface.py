@@ -373,7 +373,7 @@ def refuse_constant_scores(reward: ProcessRewardModel, encode: Callable[[str], I
         )
 
 
-class _HeadedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class _HeadedModel(PreTrainedModel):
     """A backbone called ``model`` and a head that gives outputs for every position."""
 
     base_model_prefix = "model"
@@ -386,7 +386,7 @@ class _HeadedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        self.model = AutoModel.from_config(config)
         self._add_head(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -425,7 +425,7 @@ class _HeadedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return TokenClassifierOutput(logits=self._outputs(hidden[:, kept, :]))
 
 
-class Qwen2ForProcessRewardModel(_HeadedModel):  # type: ignore[no-untyped-call]
+class Qwen2ForProcessRewardModel(_HeadedModel):
     """Qwen2.5-Math-PRM: a Qwen2 backbone and ``score``, two linear layers with a ReLU between them.
 
     The published remote code leaves the rotary embeddings at zero under transformers 5, and then scores every step
@@ -454,7 +454,7 @@ class _ValueHead(nn.Module):
         return outputs
 
 
-class ValueHeadForTokenClassification(_HeadedModel):  # type: ignore[no-untyped-call]
+class ValueHeadForTokenClassification(_HeadedModel):
     """A backbone and ``v_head.summary``, one linear output: Skywork-o1-Open-PRM and PQM.
 
     The checkpoint's language model head is not loaded.

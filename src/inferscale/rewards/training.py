@@ -195,7 +195,7 @@ def train_process_reward_model(
                         f"update {number}: the loss is {value}: lower learning_rate, or train in float32"
                     )
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
                 optimizer.step()
                 schedule.step()

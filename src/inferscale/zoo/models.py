@@ -134,9 +134,7 @@ def export(model: LlamaForCausalLM, folder: Path, **about: object) -> ModelCard:
     half = LlamaForCausalLM(model.config)
     half.load_state_dict(model.state_dict())
     half.to(dtype=torch.float16)  # type: ignore[call-arg]
-    half.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD
-    )
+    half.generation_config = GenerationConfig(bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
     half.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     size = (folder / "model.safetensors").stat().st_size
