@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -9,7 +10,7 @@ from email.utils import format_datetime
 import pytest
 
 from inferscale import REBASE, OpenAIGenerator, RemoteError, RepeatedSampling, _http, solve_batch
-from inferscale._http import error_of_status, retry_after_seconds
+from inferscale._http import RetryPolicy, error_of_status, retry_after_seconds
 from inferscale.flow import GenerateRequest
 from inferscale.generators import openai_server
 from inferscale.generators.openai_server import parse_reply
@@ -289,6 +290,63 @@ def test_what_a_status_means(status, message, code, kind):
     error = error_of_status(status, message, {}, code)
     assert error.kind == kind
     assert f"status {status}: {message}" in str(error)
+
+
+class Pauses(threading.Event):
+    """Never waits, and keeps how long it should have."""
+
+    def __init__(self):
+        super().__init__()
+        self.seconds = []
+
+    def wait(self, timeout=None):
+        self.seconds.append(timeout)
+        return self.is_set()
+
+
+def failing(*errors):
+    """Raises these errors one after the other, then answers with the seconds that its last attempt was given."""
+    left = list(errors)
+
+    def send(seconds):
+        if left:
+            raise left.pop(0)
+        return seconds
+
+    return send
+
+
+def test_pauses_double_and_the_server_may_ask_for_longer_ones():
+    busy, asked = RemoteError("later", "busy"), RemoteError("later", "busy", retry_after=7.0)
+    pauses, seen = Pauses(), []
+    send = failing(*[busy] * 20, asked)
+    assert RetryPolicy(timeout=3.0).run(send, pauses, seen.append) == 3.0
+    assert seen == [*[busy] * 20, asked]
+    for attempt, pause in enumerate(pauses.seconds[:-1]):
+        longest = min(_http.FIRST_PAUSE * 2**attempt, _http.LONGEST_PAUSE)
+        assert longest / 2 <= pause <= longest
+    assert pauses.seconds[-1] >= 7.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "retry_after", "attempts"),
+    [("broken", None, 4), ("refused", None, 1), ("denied", None, 1), ("too long", None, 1), ("busy", 11.0, 1)],
+)
+def test_when_a_request_is_given_up(kind, retry_after, attempts):
+    pauses = Pauses()
+    with pytest.raises(RemoteError, match="no") as caught:
+        RetryPolicy(deadline=10.0).run(failing(*[RemoteError("no", kind, retry_after)] * 9), pauses)
+    assert len(pauses.seconds) == attempts - 1
+    assert (caught.value.kind, caught.value.retry_after) == (kind, retry_after)
+    assert str(caught.value) == ("no" if attempts == 1 else f"no (after {attempts} attempts)")
+
+
+def test_a_request_that_nobody_waits_for_is_not_made_again():
+    pauses = Pauses()
+    pauses.set()
+    with pytest.raises(RemoteError, match="later"):
+        RetryPolicy().run(failing(RemoteError("later", "busy")), pauses)
+    assert pauses.seconds == []
 
 
 def test_retry_after_is_a_number_or_a_date():
