@@ -281,6 +281,83 @@ def test_lengths():
         assert (empty.finish_reason, empty.generated_tokens) == ("empty", 0)
 
 
+class Blank(Letters):
+    """Nothing but ends of lines."""
+
+    def next(self, ids, noise):
+        return ord("\n")
+
+
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+@pytest.mark.parametrize("stops", ["told", "kept", "cut", "ignored"])
+def test_a_model_that_writes_nothing_but_blank_lines_ends(stops, tokenizer):
+    stub = Stub(language=Blank(), stops=stops)
+    with serving(stub) as address:
+        generator = OpenAIGenerator(address, "toy", tokenizer=tokenizer, max_step_tokens=20)
+        capped, full = (
+            generator.generate(requests_of(Node(Problem("x"), key=1), max_tokens=m))[0][0] for m in (17, None)
+        )
+    assert capped.generated_tokens <= 17
+    assert full.generated_tokens <= 20
+    assert full.finish_reason in ("empty", "eos")
+    assert not full.text.strip()
+    assert len(stub.requests) < 60
+
+
+def test_an_answer_without_tokens_cannot_be_asked_for_for_ever():
+    def nothing(answer):
+        for choice in answer["choices"]:
+            choice |= {"text": "", "finish_reason": "stop", "stop_reason": "\n", "logprobs": None}
+        answer["usage"]["completion_tokens"] = 0
+        return answer
+
+    stub = Stub(misbehave=lambda body, before: nothing if "stop" in body else None)
+    with serving(stub) as address:
+        step = OpenAIGenerator(address, "toy", max_step_tokens=5).generate(requests_of(Node(Problem("x"), key=1)))[0][0]
+    assert (step.finish_reason, step.generated_tokens) == ("empty", 0)
+    assert sum("stop" in body for body in stub.requests) == 5
+
+
+def test_a_sample_that_the_server_cuts_early_has_met_the_end_of_the_context():
+    def cut(answer):
+        for choice in answer["choices"]:
+            choice |= {"text": choice["text"][:3], "finish_reason": "length", "logprobs": None}
+        answer["usage"]["completion_tokens"] = 3
+        return answer
+
+    stub = Stub(misbehave=lambda body, before: cut if body["max_tokens"] > 16 else None)
+    with serving(stub) as address:
+        step = OpenAIGenerator(address, "toy").generate(requests_of(Node(Problem("x"), key=1), until="end"))[0][0]
+    assert (step.finish_reason, step.generated_tokens) == ("length", 3)
+    assert len(drawn(stub)) == 1
+
+
+def test_every_request_has_a_seed_of_its_own():
+    stub = Stub(n="ignored")
+    results, _ = search(stub)
+    seeds = [body["seed"] for body in drawn(stub)]
+    assert len(seeds) > sum(result.cost.num_generated for result in results)  # blank lines are gone on with
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) <= max(seeds) < 2**31
+
+
+def test_fields_that_may_be_filters_leave_no_logprob():
+    with serving(Stub(fields=frozenset({"seed", "logprobs", "top_k"}))) as address:
+        step = OpenAIGenerator(address, "toy", extra_body={"top_k": 3}).generate(
+            requests_of(Node(Problem("How many?"), key=5))
+        )[0][0]
+    assert step.logprob is None
+    assert step.confidence < 0
+
+
+def test_a_later_draw_pays_for_forced_text_and_never_for_the_whole_prefix():
+    request = GenerateRequest(Node(Problem("x"), key=5), forced="So then, step by step: ", first=1)
+    few = {"prompt_tokens": 3, "completion_tokens": 4}
+    with serving(Stub(misbehave=lambda body, before: lambda answer: {**answer, "usage": few})) as address:
+        (step,) = OpenAIGenerator(address, "toy").generate([request])[0]
+    assert step.prompt_tokens == 2
+
+
 def test_inner_steps_of_a_completion():
     with serving(Stub()) as address:
         step = OpenAIGenerator(address, "toy").generate(requests_of(Node(Problem("x"), key=1), until="end"))[0][0]

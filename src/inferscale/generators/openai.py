@@ -199,9 +199,10 @@ class TextSample(RemoteSample):
         elif choice.finish == "length":
             self.finish = self._reason_at_length(cut_short)
         elif by_steps and self._ended_by_delimiter(choice):
-            # With the delimiter put back, a text with something in it is a step; a blank one goes on.
+            # With the delimiter put back, a text with something in it is a step; a blank one goes on while it may.
             self._text += "" if self._delimiter in choice.text else self._delimiter
-            self.finish = self._reason_at_step_end if self._cut_at_step_end(choice) else None
+            at_end = self._cut_at_step_end(choice)
+            self.finish = self._reason_at_step_end if at_end else self._reason_at_length(cut_short=False)
         else:
             self._text = self._text if self._text.strip() else self.request.forced
             self.finish = "eos"
