@@ -66,14 +66,15 @@ class ModelCalls:
             # Scores are computed here from the step scores, so that the model reads each node once.
             lists = self.reward_model.step_scores(nodes)
             _check_count(lists, nodes, name)
-            step_scores = [
+            checked = [
                 [_checked_score(value, node, name) for value in of_node]
                 for node, of_node in zip(nodes, lists, strict=True)
             ]
-            for node, of_node in zip(nodes, step_scores, strict=True):
+            for node, of_node in zip(nodes, checked, strict=True):
                 if not of_node:
                     raise ValueError(f"{name} gave no step score to {node!r}: give one for each step of the path")
-            values = [float(reduce_steps(of_node, self.reward_model.reduction)) for of_node in step_scores]
+            values = [float(reduce_steps(of_node, self.reward_model.reduction)) for of_node in checked]
+            step_scores = [*checked]
         else:
             scores = self.reward_model.score(nodes)
             _check_count(scores, nodes, name)

@@ -6,12 +6,15 @@ results given in float64, whole numbers in int64, whatever the precision of the 
 """
 
 from .allocation import Rounding, rebase_allocation
+from .arrays import Array, ArrayLike
 from .estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
 from .reductions import Reduction, logsumexp, reduce_steps, softmax
 from .resampling import Resampling, effective_sample_size, resample
 from .voting import majority_vote
 
 __all__ = [
+    "Array",
+    "ArrayLike",
     "Reduction",
     "Resampling",
     "Rounding",

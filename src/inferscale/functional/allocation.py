@@ -1,13 +1,14 @@
-"""How many children each node gets: reward-balanced allocation."""
+"""Children for each node: reward-balanced allocation."""
 
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from .arrays import NUMPY, Array, Arrays, arrays_of, check_temperature, require, require_items, whole_numbers
+from .arrays import NUMPY, Array, ArrayLike, NumpyOps, check_temperature, ops_for, require, require_items, whole_numbers
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
 """How shares become whole numbers; only ``"exact"`` spends exactly the budget."""
@@ -16,14 +17,14 @@ _SLACK = 1e-9  # a share that is whole up to rounding errors, 5.000000000000001,
 
 
 def rebase_allocation(
-    scores: Array,
-    budget: int | Array,
+    scores: ArrayLike,
+    budget: int | ArrayLike,
     temperature: float,
     rounding: Rounding = "exact",
-    mask: Array | None = None,
+    mask: ArrayLike | None = None,
     truncate_ratio: float | None = None,
 ) -> Array:
-    """How many children each node gets so that all together get exactly `budget`.
+    """Number of children of each node, so that all together get exactly `budget`.
 
     Shares are ``softmax(scores / temperature)``. In descending order of score each node takes the ceiling of its
     share of what is left (arXiv:2408.00724, section 3.1.2); equal scores keep their order.
@@ -55,35 +56,29 @@ def rebase_allocation(
     temperature = check_temperature(temperature)
     if truncate_ratio is not None and not 0 < truncate_ratio <= 1:
         raise ValueError(f"truncate_ratio must be in (0, 1], got {truncate_ratio!r}")
-    ops = arrays_of(scores, budget, mask)
-    scores = ops.float64(scores)
-    require_items("scores", scores)
-    if ops is NUMPY and scores.ndim == 1 and rounding == "exact" and mask is None and truncate_ratio is None:
-        return np.asarray(_exact_row(scores.tolist(), _whole(budget), temperature), dtype=np.int64)
-    budget = whole_numbers(ops, "budget", _whole(budget) if isinstance(budget, (int, float, np.generic)) else budget)
-    present = _present(ops, scores, budget, mask)
-    scores = ops.xp.where(present, scores + 0.0, ops.float64(-math.inf))  # + 0.0: minus zero sorts as zero
-    if truncate_ratio is not None:
-        scores, present = _truncate(ops, scores, present, truncate_ratio)
+    ops = ops_for(scores, budget, mask)
+    x = ops.float64(scores)
+    require_items("scores", x)
+    if isinstance(budget, (int, float, np.generic)):
+        if not 0 <= budget < math.inf or budget != int(budget):
+            raise ValueError(f"budget must be a whole number, 0 or more; got {budget!r}")
+        budget = int(budget)
+        if ops is NUMPY and x.ndim == 1 and rounding == "exact" and mask is None and truncate_ratio is None:
+            return np.asarray(_exact_row(x.tolist(), budget, temperature), dtype=np.int64)
+    total = whole_numbers(ops, "budget", budget)
+    present = ops.xp.ones_like(x, dtype=ops.xp.bool) if mask is None else ops.boolean(mask)
+    require(ops.xp.isfinite(x) | ~present, "scores must be finite numbers; one is NaN or infinite")
+    require(total >= 0, "budget must be 0 or more in every row")
+    require(present.any(-1) | (total == 0), "a row has a budget and no node: its mask is false everywhere")
+    x = ops.xp.where(present, x + 0.0, ops.float64(-math.inf))  # + 0.0: minus zero sorts as zero
+    if truncate_ratio is not None:  # the best ceil(ratio * nodes) of each row; earlier ones on ties
+        rank = ops.argsort(ops.argsort(x, descending=True))
+        kept = rank < ops.xp.ceil(truncate_ratio * ops.float64(present.sum(-1, keepdims=True)) - _SLACK)
+        present = present & kept
+        x = ops.xp.where(present, x, ops.float64(-math.inf))
     allocate = {"exact": _exact, "paper": _paper, "released": _released}[rounding]
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        return allocate(ops, scores, present, budget, temperature)
-
-
-def _whole(budget: int | Array) -> int:
-    """One budget as an int."""
-    if not 0 <= budget < math.inf or budget != int(budget):
-        raise ValueError(f"budget must be a whole number, 0 or more; got {budget!r}")
-    return int(budget)
-
-
-def _present(ops: Arrays, scores: Array, budget: Array, mask: Array | None) -> Array:
-    """Where there is a node, after the checks that need the numbers."""
-    present = ops.xp.ones_like(scores, dtype=ops.xp.bool) if mask is None else ops.boolean(mask)
-    require(ops.xp.isfinite(scores) | ~present, "scores must be finite numbers; one is NaN or infinite")
-    require(budget >= 0, "budget must be 0 or more in every row")
-    require(present.any(-1) | (budget == 0), "a row has a budget and no node: its mask is false everywhere")
-    return present
+        return allocate(ops, x, present, total, temperature)
 
 
 def _exact_row(scores: list[float], budget: int, temperature: float) -> list[int]:
@@ -94,21 +89,18 @@ def _exact_row(scores: list[float], budget: int, temperature: float) -> list[int
     top = max(scores)
     order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)  # stable also in reverse
     weights = [math.exp((scores[i] - top) / temperature) for i in order]
-    suffix_sums, running = [0.0] * len(order), 0.0
-    for position in range(len(order) - 1, -1, -1):
-        running += weights[position]
-        suffix_sums[position] = running
+    suffix_sums = list(accumulate(reversed(weights)))[::-1]  # the softmax of what is left: no cancellation
     counts, left = [0] * len(scores), budget
     for i, weight, remaining in zip(order, weights, suffix_sums, strict=True):
         if left == 0:
             return counts
         counts[i] = min(left, math.ceil(left * weight / remaining - _SLACK))
         left -= counts[i]
-    counts[order[-1]] += left
+    counts[order[-1]] += left  # what the slack has kept back
     return counts
 
 
-def _exact(ops: Arrays, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
+def _exact(ops: NumpyOps, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
     """Sequential ceil over suffix sums, which has no cancellation: sums to the budget by construction."""
     xp = ops.xp
     order = ops.argsort(scores, descending=True)
@@ -125,7 +117,7 @@ def _exact(ops: Arrays, scores: Array, present: Array, budget: Array, temperatur
     return ops.gather(xp.stack(counts, -1), ops.argsort(order))
 
 
-def _paper(ops: Arrays, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
+def _paper(ops: NumpyOps, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
     """``Round(B * softmax_i)``, half up."""
     top = ops.xp.amax(scores, -1, keepdims=True)
     weights = ops.xp.where(present, ops.xp.exp((scores - top) / temperature), ops.float64(0.0))
@@ -133,7 +125,7 @@ def _paper(ops: Arrays, scores: Array, present: Array, budget: Array, temperatur
     return ops.int64(ops.xp.floor(weights / total[..., None] * budget[..., None] + 0.5))
 
 
-def _released(ops: Arrays, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
+def _released(ops: NumpyOps, scores: Array, present: Array, budget: Array, temperature: float) -> Array:
     """The published code: float32, no shift, running remainders, ties in reverse order."""
     xp = ops.xp
     order = ops.flip(ops.argsort(scores))
@@ -151,10 +143,3 @@ def _released(ops: Arrays, scores: Array, present: Array, budget: Array, tempera
         left, remaining = left - counts[-1], remaining - weights[..., i]
     require(finite, 'rounding="released" divided by a remainder of 0 (the published code crashes here): use "exact"')
     return ops.gather(xp.stack(counts, -1), ops.argsort(order))
-
-
-def _truncate(ops: Arrays, scores: Array, present: Array, ratio: float) -> tuple[Array, Array]:
-    """Scores and presence of the best ``ceil(ratio * nodes)`` of each row; earlier ones on ties."""
-    rank = ops.argsort(ops.argsort(scores, descending=True))
-    kept = present & (rank < ops.xp.ceil(ratio * ops.float64(present.sum(-1, keepdims=True)) - _SLACK))
-    return ops.xp.where(kept, scores, ops.float64(-math.inf)), kept

@@ -1,4 +1,4 @@
-"""What NumPy and torch spell differently, so that each function of the package is written once.
+"""One set of names for operations that NumPy and torch spell differently, so that each function is written once.
 
 torch is never imported here: it is used only when the caller passed a tensor, so it is loaded already.
 """
@@ -6,138 +6,141 @@ torch is never imported here: it is used only when the caller passed a tensor, s
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+
+class ArrayOrTensor(Protocol):
+    """What is read of an array of numbers that is passed in: NumPy's, or torch's on any device."""
+
+    @property
+    def shape(self) -> Any:
+        """Lengths of the axes."""
+
+    @property
+    def dtype(self) -> Any:
+        """Kind of the numbers."""
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+    def tolist(self) -> Any:
+        """The numbers in nested lists."""
+
+
+ArrayLike: TypeAlias = ArrayOrTensor | Sequence[Any]
+"""An array or a tensor, or a (nested) list of numbers, which becomes a NumPy array."""
+
 Array: TypeAlias = Any
-"""A NumPy array or a torch tensor; as an argument also a (nested) list of numbers."""
+"""A NumPy array, or a torch tensor on the same device where a tensor was passed."""
 
 
-def is_torch(value: object) -> bool:
-    """Whether `value` is a torch tensor, found out without importing torch."""
-    return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "device")
-
-
-class Arrays:
-    """Operations on NumPy arrays; `TorchArrays` gives the same ones on tensors."""
+class NumpyOps:
+    """Operations on the last axis of NumPy arrays, and conversions."""
 
     xp: Any = np
 
-    def float64(self, value: Array) -> Array:
+    def cast(self, value: Any, kind: str) -> Any:
+        """`value` in another kind of numbers; fractions are cut off where it is a whole one."""
+        return np.asarray(value, dtype=getattr(np, kind))
+
+    def float64(self, value: Any) -> Any:
         """`value` in float64."""
-        return np.asarray(value, dtype=np.float64)
+        return self.cast(value, "float64")
 
-    def float32(self, value: Array) -> Array:
+    def float32(self, value: Any) -> Any:
         """`value` in float32."""
-        return np.asarray(value, dtype=np.float32)
+        return self.cast(value, "float32")
 
-    def int64(self, value: Array) -> Array:
-        """`value` in int64; fractions are cut off."""
-        return np.asarray(value).astype(np.int64)
+    def int64(self, value: Any) -> Any:
+        """`value` in int64."""
+        return self.cast(value, "int64")
 
-    def boolean(self, value: Array) -> Array:
+    def boolean(self, value: Any) -> Any:
         """`value` as booleans."""
-        return np.asarray(value).astype(np.bool_)
+        return self.cast(value, "bool")
 
-    def arange(self, n: int) -> Array:
+    def arange(self, n: int) -> Any:
         """0, 1, ..., n - 1 in int64."""
-        return np.arange(n, dtype=np.int64)
+        return self.int64(np.arange(n))
 
-    def flip(self, value: Array) -> Array:
+    def flip(self, value: Any) -> Any:
         """`value` with its last axis reversed."""
         return np.flip(value, -1)
 
-    def gather(self, value: Array, index: Array) -> Array:
+    def gather(self, value: Any, index: Any) -> Any:
         """``value[..., index]`` along the last axis, row by row."""
         return np.take_along_axis(value, index, axis=-1)
 
-    def argsort(self, value: Array, descending: bool = False) -> Array:
+    def argsort(self, value: Any, descending: bool = False) -> Any:
         """Stable order of the last axis; among equal values the earlier position comes first."""
         return np.argsort(-value if descending else value, axis=-1, kind="stable")
 
-    def cumsum(self, value: Array) -> Array:
+    def cumsum(self, value: Any) -> Any:
         """Running sums of the last axis."""
         return np.cumsum(value, axis=-1)
 
-    def searchsorted(self, rows: Array, values: Array, side: str) -> Array:
-        """Insertion points of `values` into the ascending `rows`, both ``[..., n]``, row by row."""
+    def searchsorted(self, rows: Any, values: Any, side: Any) -> Any:
+        """Insertion points of `values` into the ascending `rows`, both `[..., n]`, row by row."""
         flat_rows, flat_values = rows.reshape(-1, rows.shape[-1]), values.reshape(-1, values.shape[-1])
-        found = [np.searchsorted(row, value, side=side) for row, value in zip(flat_rows, flat_values, strict=True)]  # type: ignore[call-overload]
+        found = [np.searchsorted(row, value, side=side) for row, value in zip(flat_rows, flat_values, strict=True)]
         return np.asarray(found, dtype=np.int64).reshape(values.shape)
 
 
-class TorchArrays(Arrays):
-    """Operations on torch tensors of one device."""
+class _TorchOps(NumpyOps):
+    """The same operations on torch tensors of one device."""
 
     def __init__(self, device: Any) -> None:
         self.xp = sys.modules["torch"]
         self.device = device
 
-    def _convert(self, value: Array, dtype: Any) -> Array:
-        return self.xp.as_tensor(value, device=self.device).to(dtype)
+    def cast(self, value: Any, kind: str) -> Any:
+        value = value if is_torch(value) else np.asarray(value)  # lists become float64, as in NumPy, not float32
+        return self.xp.as_tensor(value, dtype=getattr(self.xp, kind), device=self.device)
 
-    def float64(self, value: Array) -> Array:
-        """`value` in float64."""
-        return self._convert(
-            np.asarray(value, np.float64) if isinstance(value, (list, tuple)) else value, self.xp.float64
-        )
-
-    def float32(self, value: Array) -> Array:
-        """`value` in float32."""
-        return self._convert(value, self.xp.float32)
-
-    def int64(self, value: Array) -> Array:
-        """`value` in int64; fractions are cut off."""
-        return self._convert(value, self.xp.int64)
-
-    def boolean(self, value: Array) -> Array:
-        """`value` as booleans."""
-        return self._convert(value, self.xp.bool)
-
-    def arange(self, n: int) -> Array:
-        """0, 1, ..., n - 1 in int64."""
-        return self.xp.arange(n, dtype=self.xp.int64, device=self.device)
-
-    def flip(self, value: Array) -> Array:
-        """`value` with its last axis reversed."""
+    def flip(self, value: Any) -> Any:
         return self.xp.flip(value, (-1,))
 
-    def gather(self, value: Array, index: Array) -> Array:
-        """``value[..., index]`` along the last axis, row by row."""
+    def gather(self, value: Any, index: Any) -> Any:
         return self.xp.take_along_dim(value, index, dim=-1)
 
-    def argsort(self, value: Array, descending: bool = False) -> Array:
-        """Stable order of the last axis; among equal values the earlier position comes first."""
+    def argsort(self, value: Any, descending: bool = False) -> Any:
         return self.xp.argsort(value, dim=-1, descending=descending, stable=True)
 
-    def cumsum(self, value: Array) -> Array:
-        """Running sums of the last axis."""
+    def cumsum(self, value: Any) -> Any:
         return self.xp.cumsum(value, dim=-1)
 
-    def searchsorted(self, rows: Array, values: Array, side: str) -> Array:
-        """Insertion points of `values` into the ascending `rows`, both ``[..., n]``, row by row."""
+    def searchsorted(self, rows: Any, values: Any, side: Any) -> Any:
         return self.xp.searchsorted(rows.contiguous(), values.contiguous(), side=side)
 
 
-NUMPY = Arrays()
+NUMPY = NumpyOps()
 
 
-def arrays_of(*values: object) -> Arrays:
+def is_torch(value: object) -> bool:
+    """True if `value` is a torch tensor, found out without importing torch."""
+    return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "device")
+
+
+def ops_for(*values: Any) -> NumpyOps:
     """The operations for `values`: those of the first tensor's device, or NumPy's if there is none."""
-    for value in values:
-        if is_torch(value):
-            return TorchArrays(value.device)  # type: ignore[attr-defined]
-    return NUMPY
+    return next((_TorchOps(value.device) for value in values if is_torch(value)), NUMPY)
 
 
-def require_items(name: str, value: Array) -> None:
-    """Raise unless `value` has a last axis with something on it."""
+def require(condition: Any, message: str) -> None:
+    """Raise a ValueError with `message` unless all of `condition` is true (waits for a GPU to answer)."""
+    if not bool(condition.all()):
+        raise ValueError(message)
+
+
+def require_items(name: str, value: Any) -> None:
+    """Raise a ValueError unless `value` has a last axis with something on it."""
     if value.ndim == 0 or value.shape[-1] == 0:
         raise ValueError(f"{name} is empty (shape {tuple(value.shape)}): give at least one number on the last axis")
 
 
-def whole_numbers(ops: Arrays, name: str, value: Array) -> Array:
+def whole_numbers(ops: NumpyOps, name: str, value: Any) -> Any:
     """`value` in int64.
 
     Raises:
@@ -149,12 +152,6 @@ def whole_numbers(ops: Arrays, name: str, value: Array) -> Array:
     if not is_torch(value) and value.dtype == np.uint64 and (value > np.iinfo(np.int64).max).any():
         raise ValueError(f"{name} must be at most 2**63 - 1: greater ones would be negative in int64")
     return ops.int64(value)
-
-
-def require(condition: Array, message: str) -> None:
-    """Raise a ValueError with `message` unless all of `condition` is true (waits for a GPU to answer)."""
-    if not bool(condition.all()):
-        raise ValueError(message)
 
 
 def check_temperature(temperature: float) -> float:

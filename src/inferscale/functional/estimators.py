@@ -8,16 +8,15 @@ import random
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
-from .arrays import Array, Arrays, arrays_of, require, require_items, whole_numbers
+from .arrays import Array, ArrayLike, NumpyOps, ops_for, require, require_items, whole_numbers
 from .resampling import draw_uniforms
 from .voting import group_totals, vote_arrays, vote_leaders
 
 
-def pass_at_k(correct: Array, k: int | Sequence[int]) -> Array:
+def pass_at_k(correct: ArrayLike, k: int | Sequence[int]) -> Array:
     """Probability that at least one of k samples is correct (coverage).
 
     ``1 - C(N - c, k) / C(N, k)`` with c correct of N, from exact integers (Chen et al. 2021, arXiv:2107.03374).
@@ -33,13 +32,13 @@ def pass_at_k(correct: Array, k: int | Sequence[int]) -> Array:
     Raises:
         ValueError: If a k is not in 1..N, or `correct` holds anything but 0 and 1.
     """
-    ops = arrays_of(correct)
-    correct = labels(ops, correct)
-    total, count = correct.shape[-1], ops.int64(correct.sum(-1))
+    ops = ops_for(correct)
+    right = labels(ops, correct)
+    total, count = right.shape[-1], ops.int64(right.sum(-1))
     return for_each_k(ops, k, total, lambda k: ops.float64(_pass_table(total, k))[count])
 
 
-def best_of_k(scores: Array, correct: Array, k: int | Sequence[int], mask: Array | None = None) -> Array:
+def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int | Sequence[int], mask: ArrayLike | None = None) -> Array:
     """Probability that the best-scored of k samples is correct; equal scores share the credit.
 
     Args:
@@ -56,61 +55,62 @@ def best_of_k(scores: Array, correct: Array, k: int | Sequence[int], mask: Array
         ValueError: If a k is not in 1..N, shapes differ, a score is not finite, or `correct` holds anything but 0
             and 1.
     """
-    ops = arrays_of(scores, correct, mask)
-    correct, scores = labels(ops, correct), ops.float64(scores)
-    same_shape(scores=scores, correct=correct)
-    if mask is not None:
-        mask = ops.boolean(mask)
-        scores, correct = ops.xp.where(mask, scores, ops.float64(0.0)), ops.xp.where(mask, correct, ops.float64(0.0))
-    require(ops.xp.isfinite(scores), "scores must be finite numbers; one is NaN or infinite")
-    if mask is not None:
-        scores = ops.xp.where(mask, scores, ops.float64(-math.inf))
-    ranked = ops.gather(scores, ops.argsort(scores))
-    below, up_to = (ops.searchsorted(ranked, scores, side) for side in ("left", "right"))
-    share = correct / ops.float64(up_to - below)
+    ops = ops_for(scores, correct, mask)
+    right, x = labels(ops, correct), ops.float64(scores)
+    same_shape(scores=x, correct=right)
+    present = ops.xp.ones_like(x, dtype=ops.xp.bool) if mask is None else ops.boolean(mask)
+    require(ops.xp.isfinite(x) | ~present, "scores must be finite numbers; one is NaN or infinite")
+    right = ops.xp.where(present, right, ops.float64(0.0))
+    x = ops.xp.where(present, x, ops.float64(-math.inf))
+    ranked = ops.gather(x, ops.argsort(x))
+    below, up_to = (ops.searchsorted(ranked, x, side) for side in ("left", "right"))
+    share = right / ops.float64(up_to - below)  # of the credit of its tied scores
 
     def estimate(k: int) -> Array:
-        # the best of k is among the first j in ascending order with probability C(j, k) / C(N, k)
-        among_first = ops.float64(_first_table(correct.shape[-1], k))
+        # The best of k is among the first j in ascending order with probability C(j, k) / C(N, k).
+        among_first = ops.float64(_first_table(right.shape[-1], k))
         return (share * (among_first[up_to] - among_first[below])).sum(-1)
 
-    return for_each_k(ops, k, correct.shape[-1], estimate)
+    return for_each_k(ops, k, right.shape[-1], estimate)
 
 
-def labels(ops: Arrays, correct: Array) -> Array:
+def labels(ops: NumpyOps, correct: ArrayLike) -> Array:
     """`correct` in float64, checked."""
-    correct = ops.float64(correct)
-    require_items("correct", correct)
-    require((correct == 0) | (correct == 1), "correct must hold 0 and 1 only: threshold graded scores first")
-    return correct
+    right = ops.float64(correct)
+    require_items("correct", right)
+    require((right == 0) | (right == 1), "correct must hold 0 and 1 only: threshold graded scores first")
+    return right
 
 
 def same_shape(**arrays: Array) -> None:
-    """Raises a `ValueError` that names the shapes unless all are the same."""
+    """Raise a ValueError that names the shapes unless all are the same."""
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"arguments must have one shape, got {shapes}")
 
 
-def check_k(k: int, total: int) -> None:
-    """Raises a `ValueError` unless `k` samples can be drawn out of `total`."""
+def check_k(k: float, total: int) -> int:
+    """`k` as an int.
+
+    Raises:
+        ValueError: If so many samples cannot be drawn out of `total`.
+    """
     if not 1 <= k <= total or k != int(k):
         raise ValueError(f"k must be a whole number between 1 and the {total} samples given, got {k!r}")
+    return int(k)
 
 
-def for_each_k(ops: Arrays, k: int | Sequence[int], total: int, estimate: Callable[[int], Array]) -> Array:
+def for_each_k(ops: NumpyOps, k: int | Sequence[int], total: int, estimate: Callable[[int], Array]) -> Array:
     """`estimate` of one k, or of several along a new last axis."""
-    several = np.ndim(k) > 0
-    ks = [k] if not several else list(k)  # type: ignore[arg-type]
-    for value in ks:
-        check_k(value, total)  # type: ignore[arg-type]
-    columns = [estimate(int(value)) for value in ks]  # type: ignore[arg-type]
-    return ops.xp.stack(columns, -1) if several else columns[0]
+    if isinstance(k, int) or np.ndim(k) == 0:
+        return estimate(check_k(k, total))  # type: ignore[arg-type]
+    ks = [check_k(value, total) for value in k]
+    return ops.xp.stack([estimate(value) for value in ks], -1)
 
 
 @lru_cache(maxsize=256)
 def _pass_table(total: int, k: int) -> list[float]:
-    """pass@k of ``0..total`` correct, each the exact fraction rounded once."""
+    """pass@k of ``c = 0..total`` correct, ``(C(N, k) - C(N - c, k)) / C(N, k)``: exact fractions rounded once."""
     chosen = _chosen(total, k)
     return [(chosen[-1] - none_correct) / chosen[-1] for none_correct in reversed(chosen)]
 
@@ -123,7 +123,7 @@ def _first_table(total: int, k: int) -> list[float]:
 
 
 def _chosen(total: int, k: int) -> list[int]:
-    """``C(0, k)`` to ``C(total, k)``."""
+    """``C(0, k)`` to ``C(total, k)``, each from the one before: ``C(n, k) = C(n - 1, k) n / (n - k)``."""
     chosen = [0] * k + [1]
     for n in range(k + 1, total + 1):
         chosen.append(chosen[-1] * n // (n - k))
@@ -137,6 +137,10 @@ _EXACT_UP_TO = 128  # samples; beyond, probabilities in float64 stand for the in
 def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total: int, k: int) -> float:
     """Expected correctness of the majority of k samples, uniform over subsets and over tied answers.
 
+    Summed over the greatest count t of the subset: answers join it one at a time with u <= t samples each, those with
+    u = t are tied, and what has been counted is (size, tied). Exact integers for N up to 128; beyond, probabilities
+    in float64.
+
     Args:
         counts: Number of samples with each answer.
         right: How many of them are correct.
@@ -144,7 +148,7 @@ def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total:
         k: Size of the subsets.
 
     Returns:
-        Exact, rounded once, for N up to 128; beyond, to about 1e-11.
+        Rounded once for N up to 128; beyond, right to about 1e-11.
     """
     most = max(counts, default=0)
     if k == total:
@@ -165,7 +169,7 @@ def _exact_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, 
         if count < t:
             continue
         others -= count
-        choices = [math.comb(count, u) for u in range(t + 1)]
+        choices = [math.comb(count, u) for u in range(t + 1)]  # ways to take u samples of this answer
         gain = math.comb(count - 1, t - 1) * correct  # t * C(count, t) * correct / count, which is whole
         new: dict[tuple[int, int], tuple[int, int]] = {}
         for (size, tied), (number, credit) in ways.items():
@@ -175,6 +179,7 @@ def _exact_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, 
                 extra = number * gain if u == t else 0
                 new[key] = (old_number + number * choices[u], old_credit + credit * choices[u] + extra)
         ways = new
+    # The rest of the subset are answers too rare to reach t, and abstentions; `tied` answers share the credit.
     shares = (
         Fraction(credit * math.comb(others, k - size), tied * t) for (size, tied), (_, credit) in ways.items() if tied
     )
@@ -188,7 +193,7 @@ def _thinned_top(counts: Sequence[int], right: Sequence[int], total: int, k: int
     positive and at most 1: nothing cancels or overflows.
     """
     p, others = k / total, total
-    ways, credit = np.zeros((2, k + 1, k // t + 2))
+    ways, credit = np.zeros((2, k + 1, k // t + 2))  # [size, tied]
     ways[0, 0] = 1.0
     for count, correct in zip(counts, right, strict=True):
         if count < t:
@@ -203,7 +208,7 @@ def _thinned_top(counts: Sequence[int], right: Sequence[int], total: int, k: int
     return float(rest @ (credit[:, 1:] / np.arange(1, credit.shape[1])).sum(-1))
 
 
-def _convolve(table: Any, factors: Sequence[float]) -> Any:
+def _convolve(table: Array, factors: Sequence[float]) -> Array:
     """`table`, a polynomial along its first axis, times the polynomial with coefficients `factors`."""
     product = np.zeros_like(table)
     for shift, factor in enumerate(factors[: len(table)]):
@@ -220,7 +225,7 @@ def _binomial(n: int, p: float, successes: int) -> float:
     return math.exp(math.log(math.comb(n, successes)) + log_chance)
 
 
-def majority_at_k(answer_ids: Array, correct: Array, k: int | Sequence[int]) -> Array:
+def majority_at_k(answer_ids: ArrayLike, correct: ArrayLike, k: int | Sequence[int]) -> Array:
     """Expected correctness of the majority of k samples; answers tied for first share the credit.
 
     Exact over all subsets of k. It is also the expectation, over random orders, of "the earliest wins". All
@@ -237,13 +242,18 @@ def majority_at_k(answer_ids: Array, correct: Array, k: int | Sequence[int]) -> 
     Raises:
         ValueError: If a k is not in 1..N, shapes differ, or `correct` holds anything but 0 and 1.
     """
-    ops = arrays_of(answer_ids, correct)
-    ids, correct = whole_numbers(ops, "answer_ids", answer_ids), labels(ops, correct)
-    same_shape(answer_ids=ids, correct=correct)
-    total = ids.shape[-1]
-    rows = [
-        _tally(*row) for row in zip(ids.reshape(-1, total).tolist(), correct.reshape(-1, total).tolist(), strict=True)
-    ]
+    ops = ops_for(answer_ids, correct)
+    ids, right = whole_numbers(ops, "answer_ids", answer_ids), labels(ops, correct)
+    same_shape(answer_ids=ids, correct=right)
+    total, rows = ids.shape[-1], []
+    for row_ids, row_right in zip(ids.reshape(-1, total).tolist(), right.reshape(-1, total).tolist(), strict=True):
+        groups: dict[int, list[int]] = {}
+        for answer, is_right in zip(row_ids, row_right, strict=True):
+            if answer >= 0:
+                groups.setdefault(answer, []).append(int(is_right))
+        # greatest answers first: in one order, equal tallies are found in the cache
+        pairs = sorted(((len(members), sum(members)) for members in groups.values()), reverse=True)
+        rows.append((tuple(count for count, _ in pairs), tuple(number for _, number in pairs)))
 
     def estimate(k: int) -> Array:
         values = [majority_expectation(counts, right, total, k) for counts, right in rows]
@@ -253,11 +263,11 @@ def majority_at_k(answer_ids: Array, correct: Array, k: int | Sequence[int]) -> 
 
 
 def weighted_majority_at_k(
-    answer_ids: Array,
-    correct: Array,
+    answer_ids: ArrayLike,
+    correct: ArrayLike,
     k: int,
-    weights: Array | None = None,
-    scores: Array | None = None,
+    weights: ArrayLike | None = None,
+    scores: ArrayLike | None = None,
     *,
     rng: random.Random | np.random.Generator | None = None,
     max_subsets: int = 20_000,
@@ -285,15 +295,14 @@ def weighted_majority_at_k(
         ValueError: If k is not in 1..N, shapes differ, a weight is negative, no subset is asked for, or `rng` is
             missing and needed.
     """
-    ops = arrays_of(answer_ids, correct, weights, scores)
-    ids, weights, scores = vote_arrays(ops, answer_ids, weights, scores)
-    correct = labels(ops, correct)
-    same_shape(answer_ids=ids, correct=correct)
+    ops = ops_for(answer_ids, correct, weights, scores)
+    ids, w, s = vote_arrays(ops, answer_ids, weights, scores)
+    right = labels(ops, correct)
+    same_shape(answer_ids=ids, correct=right)
     total = ids.shape[-1]
-    check_k(k, total)
+    k = check_k(k, total)
     if num_subsets < 1:
         raise ValueError(f"num_subsets must be 1 or more, got {num_subsets!r}")
-    k = int(k)
     everything = math.comb(total, k) <= max_subsets
     if everything:
         subsets = np.asarray(list(itertools.combinations(range(total), k)))
@@ -301,10 +310,13 @@ def weighted_majority_at_k(
         raise ValueError(f"{total} samples have {math.comb(total, k)} subsets of {k}: pass rng= to draw {num_subsets}")
     else:
         subsets = np.argsort(draw_uniforms((num_subsets, total), rng), axis=-1)[:, :k]
-    subsets = ops.int64(subsets)
-    value = group_totals(ops, ids, correct) / _group_sizes(ops, ids)
-    picked = [None if array is None else array[..., subsets] for array in (ids, weights, scores, value)]
-    credit = _shared_credit(ops, *picked)
+    picks = ops.int64(subsets)  # [subsets, k]
+    value = group_totals(ops, ids, right) / _group_sizes(ops, ids)
+    ids, w, s, value = (None if array is None else array[..., picks] for array in (ids, w, s, value))
+    # In each subset, [..., subsets, k], the answers that lead share the credit; it is 0 where all abstain.
+    per_answer = ops.float64(vote_leaders(ops, ids, w, s)) / _group_sizes(ops, ids)
+    leading = per_answer.sum(-1)
+    credit = (per_answer * value).sum(-1) / ops.xp.where(leading > 0, leading, ops.float64(1.0))
     mean = credit.mean(-1)
     if everything:
         return mean, ops.xp.zeros_like(mean)
@@ -312,24 +324,6 @@ def weighted_majority_at_k(
     return mean, ops.xp.sqrt(spread / num_subsets)
 
 
-def _shared_credit(ops: Arrays, ids: Array, weights: Array | None, scores: Array | None, value: Array) -> Array:
-    """Mean `value` of the answers that lead the vote; 0 where all abstain."""
-    leaders = ops.float64(vote_leaders(ops, ids, weights, scores))
-    per_answer = leaders / _group_sizes(ops, ids)
-    answers = per_answer.sum(-1)
-    return (per_answer * value).sum(-1) / ops.xp.where(answers > 0, answers, ops.float64(1.0))
-
-
-def _group_sizes(ops: Arrays, ids: Array) -> Array:
+def _group_sizes(ops: NumpyOps, ids: Array) -> Array:
     """`[..., N]`: number of members with the same id."""
     return ops.float64(group_totals(ops, ids, ops.xp.ones_like(ids)))
-
-
-def _tally(ids: Sequence[int], correct: Sequence[float]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Members and correct members of each answer, greatest first (one order, so that equal tallies are cached)."""
-    groups: dict[int, list[int]] = {}
-    for answer, right in zip(ids, correct, strict=True):
-        if answer >= 0:
-            groups.setdefault(answer, []).append(int(right))
-    pairs = sorted(((len(members), sum(members)) for members in groups.values()), reverse=True)
-    return tuple(count for count, _ in pairs), tuple(right for _, right in pairs)

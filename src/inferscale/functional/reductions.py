@@ -7,13 +7,13 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from .arrays import Array, Arrays, arrays_of, check_temperature, require, require_items
+from .arrays import Array, ArrayLike, check_temperature, ops_for, require, require_items
 
 Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
 """How step scores become one score: the last one, the least, the product or the mean."""
 
 
-def logsumexp(values: Array) -> Array:
+def logsumexp(values: ArrayLike) -> Array:
     """``log(sum(exp(values)))`` over the last axis, without overflow.
 
     Args:
@@ -22,17 +22,17 @@ def logsumexp(values: Array) -> Array:
     Returns:
         `[...]` in float64; minus infinity where all of a row is.
     """
-    ops = arrays_of(values)
-    values = ops.float64(values)
-    require_items("values", values)
-    top = ops.xp.amax(values, -1, keepdims=True)
-    top = ops.xp.where(ops.xp.isfinite(top), top, ops.xp.zeros_like(top))
+    ops = ops_for(values)
+    x = ops.float64(values)
+    require_items("values", x)
+    top = ops.xp.amax(x, -1, keepdims=True)
+    top = ops.xp.where(ops.xp.isfinite(top), top, ops.xp.zeros_like(top))  # -inf - -inf would be NaN
     with np.errstate(divide="ignore", over="ignore"):
-        return (ops.xp.log(ops.xp.exp(values - top).sum(-1, keepdims=True)) + top)[..., 0]
+        return (ops.xp.log(ops.xp.exp(x - top).sum(-1, keepdims=True)) + top)[..., 0]
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def softmax(scores: Array, temperature: float = 1.0, mask: Array | None = None) -> Array:
+def softmax(scores: ArrayLike, temperature: float = 1.0, mask: ArrayLike | None = None) -> Array:
     """Weights ``exp(scores / temperature)``, normalised over the last axis.
 
     Shifted by the greatest score, so any finite scores and temperatures work.
@@ -49,22 +49,21 @@ def softmax(scores: Array, temperature: float = 1.0, mask: Array | None = None) 
         ValueError: If the temperature is not above 0, or a row has NaN, plus infinity or nothing above minus
             infinity.
     """
-    ops = arrays_of(scores, mask)
-    temperature, scores = check_temperature(temperature), ops.float64(scores)
-    require_items("scores", scores)
+    ops = ops_for(scores, mask)
+    temperature, x = check_temperature(temperature), ops.float64(scores)
+    require_items("scores", x)
     if mask is not None:
-        scores = ops.xp.where(ops.boolean(mask), scores, ops.float64(-math.inf))
-    top = ops.xp.amax(scores, -1, keepdims=True)
+        x = ops.xp.where(ops.boolean(mask), x, ops.float64(-math.inf))
+    top = ops.xp.amax(x, -1, keepdims=True)
     require(ops.xp.isfinite(top), "softmax needs scores without NaN and at least one finite score in each row")
     # at infinite temperature the quotient of an infinite difference is NaN
-    shifted = ops.xp.zeros_like(scores) if math.isinf(temperature) else (scores - top) / temperature
-    shifted = ops.xp.where(scores == -math.inf, scores, shifted)
-    weights = ops.xp.exp(shifted)
+    shifted = ops.xp.zeros_like(x) if math.isinf(temperature) else (x - top) / temperature
+    weights = ops.xp.exp(ops.xp.where(x == -math.inf, x, shifted))
     return weights / weights.sum(-1, keepdims=True)
 
 
 def reduce_steps(
-    step_scores: Array, reduction: Reduction, mask: Array | None = None, *, check_range: bool = True
+    step_scores: ArrayLike, reduction: Reduction, mask: ArrayLike | None = None, *, check_range: bool = True
 ) -> Array:
     """One score from the scores of a solution's steps, over the last axis.
 
@@ -87,23 +86,18 @@ def reduce_steps(
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f'reduction must be "last", "min", "prod" or "mean", got {reduction!r}')
-    ops = arrays_of(step_scores, mask)
-    scores = ops.float64(step_scores)
+    ops = ops_for(step_scores, mask)
+    xp, scores = ops.xp, ops.float64(step_scores)
     require_items("step_scores", scores)
-    present = ops.xp.ones_like(scores, dtype=ops.xp.bool) if mask is None else ops.boolean(mask)
+    present = xp.ones_like(scores, dtype=xp.bool) if mask is None else ops.boolean(mask)
     require(present.any(-1), "a row of step_scores has no step: its mask is false everywhere")
-    require(ops.xp.isfinite(scores) | ~present, "step scores must be finite numbers; one is NaN or infinite")
+    require(xp.isfinite(scores) | ~present, "step scores must be finite numbers; one is NaN or infinite")
     if check_range and reduction in ("min", "prod"):
         require(
             ((scores >= 0) & (scores <= 1)) | ~present,
             f'reduction "{reduction}" needs step scores in [0, 1]: rescale them, use "last" or "mean", '
             "or pass check_range=False",
         )
-    return _reduce(ops, scores, present, reduction)
-
-
-def _reduce(ops: Arrays, scores: Array, present: Array, reduction: Reduction) -> Array:
-    xp = ops.xp
     if reduction == "last":
         last = xp.amax(xp.where(present, ops.arange(scores.shape[-1]), ops.int64(-1)), -1, keepdims=True)
         return ops.gather(scores, last)[..., 0]

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from .arrays import Array, Arrays, arrays_of, require, require_items
+from .arrays import Array, ArrayLike, NumpyOps, ops_for, require, require_items
 
 Resampling: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual"]
 """How ancestors are drawn; in all four the expected count of particle i is ``n * w_i``."""
@@ -16,7 +16,7 @@ Resampling: TypeAlias = Literal["multinomial", "stratified", "systematic", "resi
 _SLACK = 1e-9  # a share that is whole up to rounding errors, 2.9999999999999996, counts as whole
 
 
-def effective_sample_size(weights: Array, *, log: bool = False) -> Array:
+def effective_sample_size(weights: ArrayLike, *, log: bool = False) -> Array:
     """``(sum w)**2 / sum(w**2)`` over the last axis: between 1 and N.
 
     Args:
@@ -29,22 +29,24 @@ def effective_sample_size(weights: Array, *, log: bool = False) -> Array:
     Raises:
         ValueError: If a weight is negative, NaN or plus infinity, or all of a row are 0.
     """
-    ops = arrays_of(weights)
-    weights = ops.float64(weights)
-    require_items("weights", weights)
-    top = ops.xp.amax(weights, -1, keepdims=True)
+    ops = ops_for(weights)
+    w = ops.float64(weights)
+    require_items("weights", w)
+    top = ops.xp.amax(w, -1, keepdims=True)
     require(ops.xp.isfinite(top), "weights must be finite numbers, and not all of a row may be 0")
-    scaled = ops.xp.exp(weights - top) if log else _check(ops, weights) / top
+    if not log:
+        _check_weights(ops, w)
+    scaled = ops.xp.exp(w - top) if log else w / top  # the ratio does not depend on the scale
     return scaled.sum(-1) ** 2 / (scaled**2).sum(-1)
 
 
 def resample(
-    weights: Array,
+    weights: ArrayLike,
     n: int,
     scheme: Resampling = "systematic",
     rng: random.Random | np.random.Generator | None = None,
     *,
-    uniforms: Array | None = None,
+    uniforms: ArrayLike | None = None,
 ) -> Array:
     """Ancestors drawn in proportion to `weights`: positions on the last axis, repeats allowed.
 
@@ -55,10 +57,10 @@ def resample(
 
     Args:
         weights: `[..., N]`, 0 or more, not necessarily normalised.
-        n: Number n of ancestors of each row.
+        n: Number of ancestors of each row.
         scheme: ``"multinomial"``, ``"stratified"``, ``"systematic"`` or ``"residual"``. Systematic counts are
             ``floor(n * w_i)`` or one more.
-        rng: Where the uniform numbers come from.
+        rng: Source of the uniform numbers.
         uniforms: Instead of `rng`: numbers in [0, 1), `[..., 1]` for ``"systematic"``, else `[..., n]`.
 
     Returns:
@@ -72,16 +74,31 @@ def resample(
         raise ValueError(f'scheme must be "multinomial", "stratified", "systematic" or "residual", got {scheme!r}')
     if not 1 <= n < math.inf or n != int(n):
         raise ValueError(f"n must be a whole number, 1 or more; got {n!r}")
-    n = int(n)
-    ops = arrays_of(weights, uniforms)
-    weights = _check(ops, ops.float64(weights))
-    shape = (*weights.shape[:-1], 1 if scheme == "systematic" else n)
-    u = _uniforms(ops, shape, rng, uniforms)
-    if scheme == "residual":
-        return _residual(ops, weights, n, u)
-    if scheme != "multinomial":
-        u = (u + ops.arange(n)) / n
-    return _invert(ops, weights, u)
+    if (rng is None) == (uniforms is None):
+        raise ValueError("resample needs its randomness: give either rng=random.Random(seed) or uniforms=...")
+    n, ops = int(n), ops_for(weights, uniforms)
+    w = ops.float64(weights)
+    require_items("weights", w)
+    _check_weights(ops, w)
+    shape = (*w.shape[:-1], 1 if scheme == "systematic" else n)
+    u = ops.float64(uniforms if rng is None else draw_uniforms(shape, rng))
+    if tuple(u.shape) != shape:
+        raise ValueError(f"uniforms must have the shape {shape}, got {tuple(u.shape)}")
+    if rng is None:
+        require((u >= 0) & (u < 1), "uniforms must be in [0, 1)")
+    if scheme == "multinomial":
+        return _invert(ops, w, u)
+    if scheme != "residual":
+        return _invert(ops, w, (u + ops.arange(n)) / n)  # one u for all strata, or one in each
+    w = w / ops.xp.amax(w, -1, keepdims=True)  # their sum may be beyond float64
+    expected = w / w.sum(-1, keepdims=True) * n
+    whole = ops.xp.floor(expected + _SLACK)  # places that are certain
+    places = ops.cumsum(whole)
+    rest = ops.xp.clip(expected - whole, 0.0, None)
+    rest = ops.xp.where(rest.sum(-1, keepdims=True) > 0, rest, w)  # nothing is left over, so none is drawn
+    position = ops.float64(ops.arange(n)) + ops.xp.zeros_like(u)
+    certain = ops.searchsorted(places, position, side="right")
+    return ops.xp.where(position < places[..., -1:], certain, _invert(ops, rest, u))
 
 
 def draw_uniforms(shape: tuple[int, ...], rng: random.Random | np.random.Generator) -> Array:
@@ -91,43 +108,14 @@ def draw_uniforms(shape: tuple[int, ...], rng: random.Random | np.random.Generat
     return np.asarray(drawn, dtype=np.float64).reshape(shape)
 
 
-def _uniforms(
-    ops: Arrays, shape: tuple[int, ...], rng: random.Random | np.random.Generator | None, uniforms: Array | None
-) -> Array:
-    if (rng is None) == (uniforms is None):
-        raise ValueError("resample needs its randomness: give either rng=random.Random(seed) or uniforms=...")
-    if rng is not None:
-        return ops.float64(draw_uniforms(shape, rng))
-    u = ops.float64(uniforms)
-    if tuple(u.shape) != shape:
-        raise ValueError(f"uniforms must have the shape {shape}, got {tuple(u.shape)}")
-    require((u >= 0) & (u < 1), "uniforms must be in [0, 1)")
-    return u
-
-
-def _check(ops: Arrays, weights: Array) -> Array:
-    """`weights`, if each row is a distribution up to a factor."""
-    require_items("weights", weights)
+def _check_weights(ops: NumpyOps, weights: Array) -> None:
     require(ops.xp.isfinite(weights) & (weights >= 0), "weights must be finite numbers, 0 or more")
     require(ops.xp.amax(weights, -1) > 0, "all weights of a row are 0: nothing can be drawn")
-    return weights
 
 
-def _invert(ops: Arrays, weights: Array, u: Array) -> Array:
+def _invert(ops: NumpyOps, weights: Array, u: Array) -> Array:
     """For each u the position where the running sum of the normalised weights first exceeds it."""
     running = ops.cumsum(weights / ops.xp.amax(weights, -1, keepdims=True))
     total = running[..., -1:]
     last = ops.searchsorted(running, total, side="left")  # of positive weight; u * total may round up to total
     return ops.xp.minimum(ops.searchsorted(running, u * total, side="right"), last)
-
-
-def _residual(ops: Arrays, weights: Array, n: int, u: Array) -> Array:
-    weights = weights / ops.xp.amax(weights, -1, keepdims=True)  # their sum may be beyond float64
-    expected = weights / weights.sum(-1, keepdims=True) * n
-    whole = ops.xp.floor(expected + _SLACK)
-    places = ops.cumsum(whole)
-    rest = ops.xp.clip(expected - whole, 0.0, None)
-    rest = ops.xp.where(rest.sum(-1, keepdims=True) > 0, rest, weights)  # nothing is left over, so none is drawn
-    position = ops.float64(ops.arange(n)) + ops.xp.zeros_like(u)
-    certain = ops.searchsorted(places, position, side="right")
-    return ops.xp.where(position < places[..., -1:], certain, _invert(ops, rest, u))

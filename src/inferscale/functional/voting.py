@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from .arrays import NUMPY, Array, Arrays, arrays_of, require, require_items, whole_numbers
-
-_TOO_GREAT = "the weights or scores of one answer sum up to more than float64 holds: rescale them"
+from .arrays import Array, ArrayLike, NumpyOps, ops_for, require, require_items, whole_numbers
 
 
-def majority_vote(answer_ids: Array, weights: Array | None = None, scores: Array | None = None) -> Array:
+def majority_vote(answer_ids: ArrayLike, weights: ArrayLike | None = None, scores: ArrayLike | None = None) -> Array:
     """The answer with the greatest total weight in each row; -1 where all abstain.
 
     Equal totals go to the greater sum of `scores`, then to the answer whose first member comes earliest. Sums do not
@@ -29,51 +26,48 @@ def majority_vote(answer_ids: Array, weights: Array | None = None, scores: Array
     Raises:
         ValueError: If a row is empty, ids are not whole, shapes differ, a weight is negative or a number is not finite.
     """
-    ops = arrays_of(answer_ids, weights, scores)
-    ids, weights, scores = vote_arrays(ops, answer_ids, weights, scores)
-    if ops is NUMPY and ids.ndim == 1:
-        lists = [None if values is None else values.tolist() for values in (weights, scores)]
-        return np.int64(_vote_row(ids.tolist(), *lists))
-    leaders = vote_leaders(ops, ids, weights, scores)
+    ops = ops_for(answer_ids, weights, scores)
+    ids, w, s = vote_arrays(ops, answer_ids, weights, scores)
+    leaders = vote_leaders(ops, ids, w, s)
     first = ops.xp.argmax(ops.int64(leaders), -1)  # the first one, in NumPy and in torch
     return ops.xp.where(leaders.any(-1), ops.gather(ids, first[..., None])[..., 0], ops.int64(-1))
 
 
 def vote_arrays(
-    ops: Arrays, answer_ids: Array, weights: Array | None, scores: Array | None
-) -> tuple[Array, Array | None, Array | None]:
-    """The three arguments of a vote, converted and checked."""
+    ops: NumpyOps, answer_ids: ArrayLike, weights: ArrayLike | None, scores: ArrayLike | None
+) -> tuple[Array, Array, Array]:
+    """The three arguments of a vote, converted and checked; ``None`` stays ``None``."""
     ids = whole_numbers(ops, "answer_ids", answer_ids)
     require_items("answer_ids", ids)
-    given = []
-    for name, values in (("weights", weights), ("scores", scores)):
-        values = None if values is None else ops.float64(values)
-        if values is not None:
-            if values.shape != ids.shape:
-                raise ValueError(
-                    f"{name} must have the shape of answer_ids, {tuple(ids.shape)}; got {tuple(values.shape)}"
-                )
-            require(ops.xp.isfinite(values), f"{name} must be finite numbers; one is NaN or infinite")
-        given.append(values)
-    if given[0] is not None:
-        require(given[0] >= 0, "weights must be 0 or more: a negative one would vote against its answer; rescale them")
-    return ids, given[0], given[1]
+    given: dict[str, Array] = {"weights": weights, "scores": scores}
+    for name, values in given.items():
+        if values is None:
+            continue
+        values = given[name] = ops.float64(values)
+        if values.shape != ids.shape:
+            raise ValueError(f"{name} must have the shape of answer_ids, {tuple(ids.shape)}; got {tuple(values.shape)}")
+        require(ops.xp.isfinite(values), f"{name} must be finite numbers; one is NaN or infinite")
+    if given["weights"] is not None:
+        negative = "weights must be 0 or more: a negative one would vote against its answer; rescale them"
+        require(given["weights"] >= 0, negative)
+    return ids, given["weights"], given["scores"]
 
 
-def vote_leaders(ops: Arrays, ids: Array, weights: Array | None, scores: Array | None) -> Array:
-    """`[..., N]`: whether a member's answer has the greatest total weight, and among those the greatest scores."""
+def vote_leaders(ops: NumpyOps, ids: Array, weights: Array, scores: Array) -> Array:
+    """`[..., N]`: true where a member's answer has the greatest total weight, and among those the greatest scores."""
     leaders = ids >= 0
     for values in (ops.xp.ones_like(ids) if weights is None else weights, scores):
         if values is not None:
             sums = ops.float64(group_totals(ops, ids, values))
-            require(ops.xp.isfinite(sums) | (ids < 0), _TOO_GREAT)
+            too_great = "the weights or scores of one answer sum up to more than float64 holds: rescale them"
+            require(ops.xp.isfinite(sums) | (ids < 0), too_great)
             totals = ops.xp.where(leaders, sums, ops.float64(-math.inf))
             leaders = leaders & (totals == ops.xp.amax(totals, -1, keepdims=True))
     return leaders
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def group_totals(ops: Arrays, ids: Array, values: Array) -> Array:
+def group_totals(ops: NumpyOps, ids: Array, values: Array) -> Array:
     """`[..., N]`: for each member the sum of `values` over the members with its id.
 
     Sums carry their rounding error along (Knuth's two-sum, so about 106 bits) and are rounded once at the end: as
@@ -83,27 +77,7 @@ def group_totals(ops: Arrays, ids: Array, values: Array) -> Array:
     for j in range(ids.shape[-1]):
         addend = ops.xp.where(ids == ids[..., j : j + 1], values[..., j : j + 1], ops.xp.zeros_like(values))
         new = total + addend
-        part = new - total
+        part = new - total  # two-sum: total + addend = new + (what rounding lost), exactly
         error = error + ((total - (new - part)) + (addend - part))
         total = new
     return total + error
-
-
-def _vote_row(ids: Sequence[int], weights: Sequence[float] | None, scores: Sequence[float] | None) -> int:
-    """`majority_vote` of one row in plain Python."""
-    members: dict[int, list[int]] = {}
-    for position, answer in enumerate(ids):
-        if answer >= 0:
-            members.setdefault(answer, []).append(position)
-
-    def total(values: Sequence[float] | None, positions: Sequence[int]) -> float:
-        try:
-            return len(positions) if values is None else math.fsum(values[i] for i in positions)
-        except OverflowError:
-            raise ValueError(_TOO_GREAT) from None
-
-    def rank(answer: int) -> tuple[float, float]:
-        positions = members[answer]
-        return total(weights, positions), 0.0 if scores is None else total(scores, positions)
-
-    return max(members, key=rank, default=-1)  # max keeps the first of equals; a dict keeps first members in order
