@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inferscale import REBASE, RepeatedSampling, solve
-from inferscale.answers import extract_answer, read_until
+from inferscale.answers import extract_answer, text_before
 from inferscale.evaluate.parts import parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
 from tests.tiny_models import byte_tokenizer, tiny_model
@@ -40,8 +40,8 @@ def tiny_folder(tmp_path_factory):
 
 
 def test_texts_end_at_the_first_stop():
-    assert read_until("a\nb. Q: c", ["Q:", "\n"]) == "a"
-    assert read_until("abc", []) == read_until("abc", ["", "x"]) == "abc"
+    assert text_before("a\nb. Q: c", ["Q:", "\n"]) == "a"
+    assert text_before("abc", []) == text_before("abc", ["", "x"]) == "abc"
 
 
 def test_parts_from_texts(tiny_folder):

@@ -1,4 +1,4 @@
-"""Votes and selections: which trajectory of a search to report."""
+"""Votes and selections: the trajectory of a search that is reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from .answers import normalize_answer
 from .answers import same_answer as _same_answer
@@ -76,19 +76,17 @@ def vote(
         return trajectories[best(candidates(trajectories, scores), scores)]
     use_scores = all(i in scores for group in groups for i in group)
 
+    def total(values: list[float]) -> float | Fraction:
+        try:
+            return math.fsum(values)  # the same in whatever order, so that ties are ties
+        except OverflowError:
+            return sum(map(Fraction, values), Fraction(0))
+
     def rank(group: Sequence[int]) -> tuple[float | Fraction, float | Fraction]:
-        return _total([weights[i] for i in group]), _total([scores[i] for i in group] if use_scores else [])
+        return total([weights[i] for i in group]), total([scores[i] for i in group] if use_scores else [])
 
     winner: list[int] = max(groups, key=rank)  # the first of equals
     return trajectories[best(winner, scores)]
-
-
-def _total(values: Sequence[float]) -> float | Fraction:
-    """The sum in whatever order; exact where it is beyond floating-point numbers."""
-    try:
-        return math.fsum(values)
-    except OverflowError:
-        return sum(map(Fraction, values), Fraction(0))
 
 
 def candidates(trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> list[int]:
@@ -111,8 +109,14 @@ def known_scores(
         ValueError: If there are no trajectories, `aggregator` needs scores and there are none, or one is not finite.
     """
     require_some(aggregator, trajectories)
-    found = ((i, _score(trajectory, reduction)) for i, trajectory in enumerate(trajectories))
-    scores = {i: score for i, score in found if score is not None}
+    scores: dict[int, float] = {}
+    for i, trajectory in enumerate(trajectories):
+        if reduction is None:
+            if trajectory.score is not None:
+                scores[i] = trajectory.score
+        elif trajectory.step_scores:
+            steps = trajectory.step_scores
+            scores[i] = float(reduction(steps) if callable(reduction) else reduce_steps(steps, reduction))
     if aggregator.needs_scores and not scores:
         missing = "scores: pass reward_model=..." if reduction is None else "step scores: use a ProcessRewardModel"
         raise ValueError(f"{aggregator!r} needs trajectories with {missing}")
@@ -149,17 +153,64 @@ def require_some(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> 
         raise ValueError(f"{aggregator!r} has no trajectories to choose from: the list is empty")
 
 
-def _score(trajectory: Trajectory, reduction: StepReduction | None) -> float | None:
-    if reduction is None:
-        return trajectory.score
-    if not trajectory.step_scores:
-        return None
-    if callable(reduction):
-        return float(reduction(trajectory.step_scores))
-    return float(reduce_steps(trajectory.step_scores, reduction))
+@dataclass(frozen=True)
+class MajorityVote(Aggregator):
+    """The answer with the most trajectories, or with the greatest sum of scores (self-consistency, arXiv:2203.11171).
+
+    Attributes:
+        weighted: Whether a trajectory counts by its score (which must be 0 or more) instead of by 1.
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
+            of each group; ``None`` compares normal forms alone.
+        normalize: Gives an answer's normal form; ``str`` compares answers as they are written.
+    """
+
+    weighted: bool = False
+    reduction: StepReduction | None = None
+    same_answer: SameAnswer | None = None
+    normalize: Normalize = field(default=normalize_answer, repr=False)
+
+    def __post_init__(self) -> None:
+        check_reduction(self, self.reduction)
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """True if trajectories must have scores."""
+        return self.weighted or self.reduction is not None
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory with the winning answer.
+
+        Raises:
+            ValueError: If there is none, or scores are needed and missing, negative (weighted) or not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        weights = as_weights(self, scores) if self.weighted else dict.fromkeys(range(len(trajectories)), 1.0)
+        return vote(trajectories, weights, scores, (self.same_answer, self.normalize))
 
 
-_MAX_EXPONENT = 700.0  # exp of it is just within float64
+@dataclass(frozen=True)
+class BestOfN(Aggregator):
+    """The trajectory with the greatest score among those with an answer; the earliest on ties.
+
+    Attributes:
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+    """
+
+    reduction: StepReduction | None = None
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_reduction(self, self.reduction)
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory.
+
+        Raises:
+            ValueError: If there is none, no trajectory has a score, or one is not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        return trajectories[best(candidates(trajectories, scores), scores)]
 
 
 @dataclass(frozen=True)
@@ -180,16 +231,12 @@ class BordaVote(Aggregator):
     reduction: StepReduction | None = None
     same_answer: SameAnswer | None = None
     normalize: Normalize = field(default=normalize_answer, repr=False)
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.p) and self.p >= 0):
             raise ValueError(f"BordaVote: p must be 0 or more, got {self.p!r}")
         check_reduction(self, self.reduction)
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether trajectories must have scores."""
-        return True
 
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
         """The best-scored trajectory with the winning answer; equal scores rank in order of appearance.
@@ -202,7 +249,7 @@ class BordaVote(Aggregator):
         ranked = sorted(voters, key=scores.__getitem__, reverse=True)
         n = len(voters)
         # Sums of whole powers are exact, so ties are ties; where n^p is beyond float64, weights are shares of it.
-        unit = 1 if (self.p + 1) * math.log(max(n, 1)) < _MAX_EXPONENT else n
+        unit = 1 if (self.p + 1) * math.log(max(n, 1)) < 700 else n  # exp(700) is just within float64
         weights = {i: ((n - rank) / unit) ** self.p for rank, i in enumerate(ranked)}
         return vote(trajectories, weights, scores, (self.same_answer, self.normalize))
 
@@ -253,72 +300,6 @@ class ConfidenceVote(Aggregator):
             return min(known) if self.reduction == "min" else known[-1]
         tokens = [max(step.generated_tokens, 1) for step in trajectory.steps]
         return math.fsum(value * count for value, count in zip(known, tokens, strict=True)) / sum(tokens)
-
-
-@dataclass(frozen=True)
-class MajorityVote(Aggregator):
-    """The answer with the most trajectories, or with the greatest sum of scores (self-consistency, arXiv:2203.11171).
-
-    Attributes:
-        weighted: Whether a trajectory counts by its score (which must be 0 or more) instead of by 1.
-        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
-        same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
-            of each group; ``None`` compares normal forms alone.
-        normalize: Gives an answer's normal form; ``str`` compares answers as they are written.
-    """
-
-    weighted: bool = False
-    reduction: StepReduction | None = None
-    same_answer: SameAnswer | None = None
-    normalize: Normalize = field(default=normalize_answer, repr=False)
-
-    def __post_init__(self) -> None:
-        check_reduction(self, self.reduction)
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether trajectories must have scores."""
-        return self.weighted or self.reduction is not None
-
-    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
-        """The best-scored trajectory with the winning answer.
-
-        Raises:
-            ValueError: If there is none, or scores are needed and missing, negative (weighted) or not finite.
-        """
-        scores = known_scores(self, trajectories, self.reduction)
-        return vote(trajectories, self._weights(trajectories, scores), scores, (self.same_answer, self.normalize))
-
-    def _weights(self, trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> Mapping[int, float]:
-        return as_weights(self, scores) if self.weighted else dict.fromkeys(range(len(trajectories)), 1.0)
-
-
-@dataclass(frozen=True)
-class BestOfN(Aggregator):
-    """The trajectory with the greatest score among those with an answer; the earliest on ties.
-
-    Attributes:
-        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
-    """
-
-    reduction: StepReduction | None = None
-
-    def __post_init__(self) -> None:
-        check_reduction(self, self.reduction)
-
-    @property
-    def needs_scores(self) -> bool:
-        """Whether trajectories must have scores."""
-        return True
-
-    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
-        """The best-scored trajectory.
-
-        Raises:
-            ValueError: If there is none, no trajectory has a score, or one is not finite.
-        """
-        scores = known_scores(self, trajectories, self.reduction)
-        return trajectories[best(candidates(trajectories, scores), scores)]
 
 
 @dataclass(frozen=True)
@@ -373,7 +354,8 @@ def answer_weights(
     if not trajectories:
         return {}
     majority = MajorityVote(weighted, reduction, same_answer)
-    weights = majority._weights(trajectories, known_scores(majority, trajectories, reduction))
+    scores = known_scores(majority, trajectories, reduction)
+    weights = as_weights(majority, scores) if weighted else dict.fromkeys(range(len(trajectories)), 1.0)
     groups = group_answers(
         (t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer, normalize
     )

@@ -1,4 +1,4 @@
-"""Reading an answer out of a text, and when two answers are the same (standard library only)."""
+"""Answers in texts: how they are read, their normal form, and when two are the same (standard library only)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ MAX_ANSWER_CHARS = 512
 CURRENCY = "$€£¥₹"
 _MAX_LAYERS = 8  # of markup around markup
 _MAX_EXPONENT = 308  # of scientific notation; beyond, a number stays a text
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # 1,250 or 1250
 _DECIMAL = rf"(?:{_PLAIN}(?:\.\d*)?|\.\d+)"
 
+# Commands around an answer; a box after a number holds its unit.
 _WRAPPERS = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathbb|mbox|boxed|fbox|operatorname)\s*\{([^{}]*)\}"
 )
 _UNIT_BOX = re.compile(r"(?<=[\d}.])\s*\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?$")
+_SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|[\u00a0\u2009\u202f]")
+
+# Numbers: sign, whole part and signed numerator and denominator of \frac; x 10^n; decimal, exponent, divisor and what
+# follows; whole part and fraction of a mixed number and what follows.
 _FRACTION = re.compile(rf"([-+]?)(\d*)\s*\\frac\{{([-+]?)({_DECIMAL})\}}\{{([-+]?)({_DECIMAL})\}}(?!\.?\d)")
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\*|×|·|x)\s*10\s*\^\s*(?:\{([-+]?\d+)\}|([-+]?\d+))")
 _SCALED = re.compile(
     rf"([-+]?)\s*({_DECIMAL})(?:e([-+]?\d+))?(?:\s*/\s*([-+]?)\s*({_DECIMAL}))?(?![\d.,/:^])(.*)", re.IGNORECASE
 )
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.,/:^])(.*)")
+
+# Units: signs, short names written to the number, or one to four words, the first of two letters or more.
 _NOT_UNITS = (  # words that make a formula, a time or a sentence of what follows a number
     r"(?:pi|and|or|to|times|plus|minus|over|choose|mod|sqrt|sin|cos|tan|log|ln|exp|am|pm|a\.m|p\.m|o'clock"
     r"|is|are|was|were|has|have|can|cannot|could|does|did|not|no|if|than|but|because|with|from)\b"
@@ -39,11 +46,10 @@ _UNIT = re.compile(
     re.IGNORECASE,
 )
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|[\u00a0\u2009\u202f]")
 
 
 def same_answer(first: str, second: str) -> bool:
-    """Whether two answers have one normal form: an equivalence relation, so groups do not depend on the order."""
+    """True if two answers have one normal form: an equivalence relation, so groups do not depend on the order."""
     return first == second or normalize_answer(first) == normalize_answer(second)
 
 
@@ -70,37 +76,43 @@ def parse_number(answer: str) -> Fraction | None:
 def _normalize(answer: str) -> str:
     text = _without_markup(answer)
     number = _number(text)
-    if number is not None:
-        return _write(number)
-    text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text.replace("∞", r"\infty"))
-    text = re.sub(r"\s*([^\w\s])\s*", r"\1", re.sub(r"\s+", " ", text))
-    return text if "\\" in text else text.casefold()
+    if number is None:
+        text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text.replace("∞", r"\infty"))
+        text = re.sub(r"\s*([^\w\s])\s*", r"\1", re.sub(r"\s+", " ", text))
+        return text if "\\" in text else text.casefold()
+    # A decimal if the denominator is 2^a 5^b, else a fraction in lowest terms.
+    twos = (number.denominator & -number.denominator).bit_length() - 1
+    rest, fives = number.denominator >> twos, 0
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    if rest != 1:
+        return f"{number.numerator}/{number.denominator}"
+    places = max(twos, fives)
+    digits = str(abs(number.numerator) * 10**places // number.denominator).rjust(places + 1, "0")
+    sign = "-" if number < 0 else ""
+    return sign + (digits if not places else f"{digits[:-places]}.{digits[-places:]}")
 
 
 def _without_markup(answer: str) -> str:
     """`answer` in ASCII digits, without LaTeX and Markdown around it, layer by layer."""
-    text = "".join(map(_ascii, answer))
+    text, before = "".join(map(_ascii, answer)), None
     for _ in range(_MAX_LAYERS):
-        bare = _unwrapped(text)
-        if bare == text:
+        if text == before:
             break
-        text = bare
+        before = text
+        text = text.strip().strip("*_`\"'“”").strip()
+        text = _SPACES.sub(lambda match: "" if match[0] in (r"\,", r"\!") else " ", text)
+        text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle", "", text)
+        # $...$ and \(...\) around the whole; a dollar before a digit is money
+        text = re.sub(r"^\\[(\[]|\\[)\]]$", "", re.sub(r"(?<!\\)\$(?!\d)|\\(?=\$)", "", text)).strip()
+        text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("{,}", ",").replace(r"\%", "%"))
+        text = re.sub(r"\s*\^\{?\\circ\}?|\\degree", "°", text)
+        text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+        text = _WRAPPERS.sub(r" \1 ", _UNIT_BOX.sub("", text)).strip()
+        text = re.sub(r"^[A-Za-z]\s*=(?!=)\s*", "", text.rstrip(".,;:? ")).strip()
+        inside = re.fullmatch(r"\(([^(),]*)\)", text)
+        text = text if inside is None else inside[1].strip()
     return text
-
-
-def _unwrapped(text: str) -> str:
-    """`text` without its outermost markup."""
-    text = text.strip().strip("*_`\"'“”").strip()
-    text = _SPACES.sub(lambda match: "" if match[0] in (r"\,", r"\!") else " ", text)
-    text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle", "", text)
-    text = re.sub(r"^\\[(\[]|\\[)\]]$", "", re.sub(r"(?<!\\)\$(?!\d)|\\(?=\$)", "", text)).strip()
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("{,}", ",").replace(r"\%", "%"))
-    text = re.sub(r"\s*\^\{?\\circ\}?|\\degree", "°", text)
-    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
-    text = _WRAPPERS.sub(r" \1 ", _UNIT_BOX.sub("", text)).strip()
-    text = re.sub(r"^[A-Za-z]\s*=(?!=)\s*", "", text.rstrip(".,;:? ")).strip()
-    inside = re.fullmatch(r"\(([^(),]*)\)", text)
-    return text if inside is None else inside[1].strip()
 
 
 def _ascii(character: str) -> str:
@@ -159,34 +171,23 @@ def _with_unit(value: Fraction, rest: str) -> Fraction | None:
     return value if not rest.strip() or _UNIT.fullmatch(rest) else None
 
 
-def _write(number: Fraction) -> str:
-    """A decimal if it ends, else a fraction in lowest terms."""
-    twos = (number.denominator & -number.denominator).bit_length() - 1
-    rest, fives = number.denominator >> twos, 0
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    if rest != 1:
-        return f"{number.numerator}/{number.denominator}"
-    places = max(twos, fives)
-    digits = str(abs(number.numerator) * 10**places // number.denominator).rjust(places + 1, "0")
-    sign = "-" if number < 0 else ""
-    return sign + (digits if not places else f"{digits[:-places]}.{digits[-places:]}")
-
-
 T = TypeVar("T")
 
 _MAX_CANDIDATES = 64  # of one kind that are looked at, last ones first
 
+# "answer is", "answer:", "answer to the question is", not "answer is not": the bare answer or a sentence follows.
 _PHRASE = re.compile(
     r"(?<![/\w])answer[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?\s*(?:\bis\b|:)(?!\s+(?:not|in)\b)[\s:=*_]*",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _INLINE_MATH = re.compile(r"\$(?!\s)([^$]*[^$\s])\$(?!\d)|\\\((.+?)\\\)")
+# The predicate of "the number of apples is 5", if it begins with a number, a formula or money.
 _LINKED = re.compile(r".*\b(?:is|are|was|were|equals)\s+([-+\u2212$€£¥₹\\]*[\d.\\].*|\$.*)", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
 _CHOICE = re.compile(r"\(?([A-Z])\)(?=\s|$)")
 _MAGNITUDE = r"(?:\s+(?:thousand|million|billion|trillion|percent)\b)?"
+# A number in running text: signed, with currency, a fraction, thousands commas, a ratio or a time, not an ordinal.
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-+\u2212]\s?)?"  # a sign, not a subtraction
     rf"[{CURRENCY}]?(?:(?<=[{CURRENCY}])[-\u2212])?"
@@ -210,7 +211,7 @@ def extract_answer(text: str) -> str | None:
         The answer as written, without markup, at most `MAX_ANSWER_CHARS` long; not yet normalised.
     """
     text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator marks
-    for candidates in (_boxed, _after_phrase, _after_hashes, _numbers):
+    for candidates in (_boxed, _after_phrase, _after_hashes, _last_number):
         for candidate in candidates(text):
             answer = candidate.strip()
             if answer and len(answer) <= MAX_ANSWER_CHARS:
@@ -262,12 +263,10 @@ def _after_hashes(text: str) -> Iterator[str]:
         yield _bare(part[: 2 * MAX_ANSWER_CHARS])
 
 
-def _numbers(text: str) -> Iterator[str]:
+def _last_number(text: str) -> Iterator[str]:
     """The last number."""
-    last = ""
-    for match in _NUMBER.finditer(text):
-        last = match[0]
-    yield last.lstrip(CURRENCY)
+    for match in deque(_NUMBER.finditer(text), maxlen=1):
+        yield match[0].lstrip(CURRENCY)
 
 
 def _bare(text: str) -> str:
@@ -292,15 +291,15 @@ def _bare(text: str) -> str:
     return sentence if number is None else number[0].lstrip(CURRENCY)
 
 
-def read_until(text: str, stops: Sequence[str]) -> str:
+def text_before(text: str, stops: Sequence[str]) -> str:
     """The text up to the first of the stop texts."""
     cut = min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))
     return text[:cut]
 
 
-def answer_until(text: str, read: Callable[[str], str | None], stops: Sequence[str]) -> str | None:
+def answer_before(text: str, read: Callable[[str], str | None], stops: Sequence[str]) -> str | None:
     """The answer that `read` finds before the first of the stop texts."""
-    return read(read_until(text, stops))
+    return read(text_before(text, stops))
 
 
 __all__ = ["MAX_ANSWER_CHARS", "extract_answer", "normalize_answer", "parse_number", "same_answer"]

@@ -83,12 +83,13 @@ class ProcessRewardModel(RewardModel):
 
 
 class Aggregator(ABC):
-    """Picks the trajectory to report out of those that a search returned."""
+    """Picks the trajectory to report out of those that a search returned.
 
-    @property
-    def needs_scores(self) -> bool:
-        """True if trajectories must have scores."""
-        return False
+    Attributes:
+        needs_scores: True if trajectories must have scores.
+    """
+
+    needs_scores: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:

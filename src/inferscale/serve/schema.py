@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from inferscale.answers import answer_until, read_until
+from inferscale.answers import answer_before, text_before
 from inferscale.base import SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.engine import SearchResult, Solver
@@ -208,7 +208,7 @@ class CompletionRequest:
             service.generator,
             service.reward_model if judged else None,
             aggregator,
-            extract_answer=partial(answer_until, read=service.extract_answer, stops=stops),
+            extract_answer=partial(answer_before, read=service.extract_answer, stops=stops),
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
         )
@@ -387,13 +387,13 @@ class Reply:
         step = result.selected.steps[-1] if result.selected.steps else None
         if step is not None and step.finish_reason == "error":
             raise APIError(502, f"the model failed: {step.text}", kind="server_error", code="model_failed")
-        return read_until(result.text, self.request.stops)
+        return text_before(result.text, self.request.stops)
 
     def _end(self, result: SearchResult) -> dict[str, Any]:
         """The reason why the text ended, and the outcome of the search."""
         selected = result.selected
         ended = bool(selected.steps) and selected.steps[-1].finish_reason in ("eos", "empty")
-        stopped = ended or len(read_until(result.text, self.request.stops)) < len(result.text)
+        stopped = ended or len(text_before(result.text, self.request.stops)) < len(result.text)
         told: dict[str, Any] = {
             "answer": result.answer,
             "score": selected.score,
