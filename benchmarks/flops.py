@@ -82,7 +82,7 @@ def ours(mode: Any) -> Callable[[Forward, int], Counted]:
     def count(forward: Forward, repeats: int) -> Counted:
         with FlopCounter(forward.model, mode=mode) as counter:
             counted = bare(forward, repeats)
-        return Counted(counter.total("full") / repeats, counted.seconds)
+        return Counted(counter.flops_of(convention="full") / repeats, counted.seconds)
 
     return count
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from inferscale.flops import FlopCounter, FlopsWarning, model_spec
 from inferscale.flops.ledger import forward_tally
@@ -42,7 +41,7 @@ def test_threads_with_a_counter_each(model, mode):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [counter.total("full") for counter in counters] == [4 * FULL, 5 * FULL, 6 * FULL]
+    assert [counter.flops_of(convention="full") for counter in counters] == [4 * FULL, 5 * FULL, 6 * FULL]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -52,7 +51,7 @@ def test_asyncio_tasks_with_a_counter_each(model, mode):
             for _ in range(times):
                 forward(model)
                 await asyncio.sleep(0)
-        return counter.total("full")
+        return counter.flops_of(convention="full")
 
     async def main():
         return await asyncio.gather(*(work(times) for times in (3, 5, 2)))
@@ -71,7 +70,7 @@ def test_asyncio_tasks_in_scopes_of_one_counter(model, mode):
     async def main():
         with FlopCounter(model, mode=mode) as counter:
             await asyncio.gather(work(counter, "a", 3), work(counter, "b", 5))
-        return counter.by("task", "full")
+        return counter.flops_by("task", convention="full")
 
     assert asyncio.run(main()) == {"a": 3 * FULL, "b": 5 * FULL}
 
@@ -81,7 +80,7 @@ def test_to_thread_follows_by_itself(model, mode):
     async def main():
         with FlopCounter(model, mode=mode) as counter, counter.scope(task=1):
             await asyncio.to_thread(forward, model)
-        return counter.by("task", "full")
+        return counter.flops_by("task", convention="full")
 
     assert asyncio.run(main()) == {1: FULL}
 
@@ -90,7 +89,7 @@ def test_to_thread_follows_by_itself(model, mode):
 def test_a_pool_with_bind(model, mode):
     with FlopCounter(model, mode=mode) as counter, counter.scope(stage="pool"), ThreadPoolExecutor(3) as pool:
         list(pool.map(counter.bind(forward), [model] * 4))
-    assert counter.by("stage", "full") == {"pool": 4 * FULL}
+    assert counter.flops_by("stage", convention="full") == {"pool": 4 * FULL}
     assert not counter.uncounted
 
 
@@ -102,7 +101,7 @@ def test_a_pool_with_scopes(model, mode):
 
     with FlopCounter(model, mode=mode) as counter, ThreadPoolExecutor(2) as pool:
         list(pool.map(work, range(3)))
-    assert counter.by("item", "full") == dict.fromkeys(range(3), FULL)
+    assert counter.flops_by("item", convention="full") == dict.fromkeys(range(3), FULL)
 
 
 @pytest.mark.parametrize("mode", ["exact", "verify"])
@@ -118,7 +117,7 @@ def test_leaving_in_another_thread_is_refused_and_leaves_no_hooks(model, mode):
 def test_an_unbound_thread_is_reported(model):
     with pytest.warns(FlopsWarning, match=r"LlamaForCausalLM in a thread.*bind\(function\)"):
         counter = _in_a_pool(model)
-    assert counter.total() == CAUSAL
+    assert counter.flops == CAUSAL
     assert counter.uncounted == {"LlamaForCausalLM in a thread or task where its counter is not active": 2}
 
 
@@ -142,7 +141,7 @@ def test_many_threads_lose_nothing(model):
         list(pool.map(counter.bind(work), range(8)))
     one = forward_tally(model_spec(small.config), 1)
     assert counter.tally().forwards == 320
-    assert counter.total("full") == 320 * (one.linear + one.head + one.attention_full)
+    assert counter.flops_of(convention="full") == 320 * (one.linear + one.head + one.attention_full)
 
 
 class Graphs:
@@ -201,7 +200,7 @@ def test_a_compiled_model_stays_compiled(graphs, mode, watch_wrapper):
     assert {count for count, _ in seen} == {made}  # and none was made again
     spec = model_spec(model.config)
     full = forward_tally(spec, 64, batch=2)
-    assert counter.total("full") == 2 * (full.linear + full.head + full.attention_full)
+    assert counter.flops_of(convention="full") == 2 * (full.linear + full.head + full.attention_full)
 
 
 def test_compiling_inside_of_a_counter_counts_once(graphs):
@@ -231,8 +230,8 @@ def test_watching_out_for_other_models_leaves_compiled_code_alone(graphs):
         compiled(IDS)
         made = graphs.made
         with FlopCounter(generator=other):
-            assert "__call__" in vars(PreTrainedModel)
-            compiled(IDS)  # compiled before the counter was opened: the one way to run unnoticed in analytic mode
+            assert model._forward_pre_hooks
+            compiled(IDS)  # what is not watched and compiled is the one thing that runs unnoticed in analytic mode
         compiled(IDS)
     assert graphs.made == made
     assert graphs.run == 3 * made
@@ -243,4 +242,4 @@ def test_a_data_parallel_wrapper_sees_the_whole_batch(model):
     wrapper = torch.nn.DataParallel(model)
     with FlopCounter(generator=wrapper) as counter:
         forward(wrapper)
-    assert counter.total() == CAUSAL
+    assert counter.flops == CAUSAL

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inferscale.flops import CONVENTIONS, estimate_flops, forward_flops, model_spec
-from inferscale.flops.ledger import Tally, forward_tally
-from inferscale.flops.report import count
+from inferscale.flops.ledger import Tally, count, forward_tally
 from tests.test_flops_formulas import LLAMA_134M, MISTRAL_7B, SMALL
 
 GPT2_SMALL = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, StaticCache
 
 from inferscale.flops import FlopCounter, FlopsWarning, VerificationError, forward_flops, model_spec
-from inferscale.flops.hooks import closed_form
+from inferscale.flops.calibration import closed_form
 from tests.flops_models import HAND, build, hand_config, hand_model, random_config
 from tests.tiny_models import cached
 
@@ -36,14 +36,18 @@ def test_hand_models(family):
     model = hand_model(family)
     ids = tokens(model, 2, 64)
     analytic, exact = both_counts(model, lambda: model(ids))
-    assert analytic.total("full") == exact.total("full") == forward_flops(model_spec(model.config), 64, batch=2).full
+    assert (
+        analytic.flops_of(convention="full")
+        == exact.flops_of(convention="full")
+        == forward_flops(model_spec(model.config), 64, batch=2).full
+    )
     analytic, exact = both_counts(
         model, lambda: model.generate(ids, max_new_tokens=24, min_new_tokens=24, do_sample=False)
     )
-    assert analytic.total("full") == exact.total("full")
+    assert analytic.flops_of(convention="full") == exact.flops_of(convention="full")
     assert analytic.tokens == exact.tokens == (2 * 64 + 2 * 23, 2 * 24, 0)
     if family == "llama":
-        assert analytic.total("full") == 78_077_952
+        assert analytic.flops_of(convention="full") == 78_077_952
 
 
 @pytest.mark.parametrize("experts", ["eager", "batched_mm", "grouped_mm"])
@@ -51,7 +55,7 @@ def test_every_way_to_run_experts_is_counted(experts):
     model = hand_model("mixtral")
     model.set_experts_implementation(experts)
     analytic, exact = both_counts(model, lambda: model(tokens(model, 2, 64)))
-    assert (exact.total("full"), analytic.total()) == (95_944_704, 91_815_936)
+    assert (exact.flops_of(convention="full"), analytic.flops) == (95_944_704, 91_815_936)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,11 @@ def test_every_way_to_run_experts_is_counted(experts):
 def test_reward_heads_run_at_every_position(task, labels, full, causal):
     model = hand_model("llama", task, num_labels=labels)
     analytic, exact = both_counts(model, lambda: model(tokens(model, 2, 64)))
-    assert (analytic.total("full"), exact.total("full"), analytic.total()) == (full, full, causal)
+    assert (analytic.flops_of(convention="full"), exact.flops_of(convention="full"), analytic.flops) == (
+        full,
+        full,
+        causal,
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +82,7 @@ def test_heads_of_published_process_reward_models(name, labels, head):
     model = getattr(native, name)(hand_config("qwen2", num_labels=labels)).eval()
     analytic, exact = both_counts(model, lambda: model(input_ids=tokens(model, 2, 64)))
     assert analytic.tally().head == exact.tally().head == 2 * 64 * 2 * head
-    assert analytic.total("full") == exact.total("full")
+    assert analytic.flops_of(convention="full") == exact.flops_of(convention="full")
     assert closed_form(model).num_layers == 4  # read off the configuration, not calibrated
     kept = torch.tensor([3, 9])
     analytic, _ = both_counts(model, lambda: model(input_ids=tokens(model, 2, 64), logits_to_keep=kept))
@@ -98,7 +106,7 @@ def test_random_models(family, seed):
         model(inputs_embeds=torch.zeros(batch, second, config.hidden_size))
 
     analytic, exact = both_counts(model, work)
-    assert analytic.total("full") == exact.total("full")
+    assert analytic.flops_of(convention="full") == exact.flops_of(convention="full")
     spec, kept = model_spec(config), min(keep, first) or first
     by_hand = (
         forward_flops(spec, first, batch=batch, logits=kept)
@@ -106,7 +114,7 @@ def test_random_models(family, seed):
         + forward_flops(spec, 1, first + second, batch)
         + forward_flops(spec, second, batch=batch)
     )
-    assert (analytic.total(), analytic.total("full")) == (by_hand.causal, by_hand.full)
+    assert (analytic.flops, analytic.flops_of(convention="full")) == (by_hand.causal, by_hand.full)
     assert spec.parameters == pytest.approx(sum(p.numel() for p in model.parameters()), rel=0.1)
     if family not in MIXTURES:  # torch's counter is blind to grouped products
         eager = build(config, attention="eager")
@@ -122,7 +130,7 @@ def test_padding_is_computed_and_counted(side):
     mask = torch.ones_like(ids)
     mask[0, slice(0, 20) if side == "left" else slice(44, 64)] = 0
     analytic, exact = both_counts(model, lambda: model(ids, attention_mask=mask))
-    assert analytic.total("full") == exact.total("full") == 60_817_408
+    assert analytic.flops_of(convention="full") == exact.flops_of(convention="full") == 60_817_408
 
 
 def test_a_body_and_a_head_called_on_their_own_are_the_whole():
@@ -130,9 +138,9 @@ def test_a_body_and_a_head_called_on_their_own_are_the_whole():
     ids = tokens(model, 2, 64)
     whole, _ = both_counts(model, lambda: model(ids, logits_to_keep=3))
     parts, _ = both_counts(model, lambda: model.lm_head(model.model(ids).last_hidden_state[:, -3:]))
-    assert parts.total() == whole.total()
-    assert parts.total("full") == whole.total("full")
-    assert set(parts.by("phase")) == {"prefill", "head"}
+    assert parts.flops == whole.flops
+    assert parts.flops_of(convention="full") == whole.flops_of(convention="full")
+    assert set(parts.flops_by("phase")) == {"prefill", "head"}
 
 
 def test_a_static_cache_runs_its_whole_buffer():
@@ -150,8 +158,12 @@ def test_a_static_cache_runs_its_whole_buffer():
     real = forward_flops(spec, 16) + sum(
         (forward_flops(spec, 1, 16 + i) for i in range(1, 3)), forward_flops(spec, 1, 16)
     )
-    assert analytic.total("full") == real.full
-    assert 0.95 * exact.total("full") < analytic.total("full") < exact.total("full")
+    assert analytic.flops_of(convention="full") == real.full
+    assert (
+        0.95 * exact.flops_of(convention="full")
+        < analytic.flops_of(convention="full")
+        < exact.flops_of(convention="full")
+    )
 
 
 def test_verify_catches_a_lie():
@@ -161,7 +173,7 @@ def test_verify_catches_a_lie():
         _forward(FlopCounter(generator=model, specs={"generator": lie}, mode="verify"), model)
     honest = FlopCounter(generator=model, mode="verify")
     _forward(honest, model)
-    assert honest.total("full") == 60_817_408
+    assert honest.flops_of(convention="full") == 60_817_408
 
 
 def test_verify_accepts_a_difference_below_a_thousandth():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscale.flops import UnknownArchitectureError, estimate_flops, forward_flops, model_spec
-from inferscale.flops.spec import Flops, causal_pairs, full_pairs, ragged_forward_flops
+from inferscale.flops.spec import Flops, causal_pairs, full_pairs
 
 LLAMA = {
     "model_type": "llama",
@@ -155,14 +155,6 @@ def test_estimates_are_sums_of_forwards(prompt, new, n, window):
             expected = forward_flops(spec, prompt, batch=rows, logits=1) + decodes
             got = estimate_flops(config, prompt=prompt, new=new, n=n, shared_prefix=shared, convention=convention)
             assert got == getattr(expected, convention)
-
-
-def test_ragged_rows_are_rows_on_their_own():
-    spec = model_spec(SMALL)
-    rows = [(3, 5, 1), (1, 0, 0), (7, 2, 7)]
-    alone = sum((forward_flops(spec, new, past, logits=kept) for new, past, kept in rows), Flops())
-    assert ragged_forward_flops(spec, *zip(*rows, strict=True)) == alone
-    assert ragged_forward_flops(spec, [3, 7], [5, 2]) == forward_flops(spec, 3, 5) + forward_flops(spec, 7, 2)
 
 
 def test_half_filled_configurations_take_the_defaults_of_their_class():

@@ -14,17 +14,17 @@ from tests.tiny_models import byte_tokenizer, tiny_model
 @pytest.mark.parametrize("strategy", [RepeatedSampling(5), REBASE(4)], ids=repr)
 def test_sampled_tokens_are_those_of_the_results(cache, strategy):
     generator = HFGenerator(tiny_model(), byte_tokenizer(), max_step_tokens=5, max_new_tokens=15, cache=cache)
-    with FlopCounter(generator=generator) as flops:
+    with FlopCounter(generator=generator) as counter:
         results = solve_batch(["Step 1: x =", "Step 2"], strategy, generator, reward_model=ToyReward())
-    assert flops.tokens.sampled == sum(result.cost.generated_tokens for result in results)
+    assert counter.tokens.sampled == sum(result.cost.generated_tokens for result in results)
 
 
 def test_what_ran_with_shared_prefixes_is_what_was_charged_but_for_a_head_or_two():
     generator = HFGenerator(tiny_model(), byte_tokenizer(), max_step_tokens=5, max_new_tokens=15, cache="tree")
-    with FlopCounter(generator=generator) as flops:
+    with FlopCounter(generator=generator) as counter:
         results = solve_batch(["Step 1: x =", "Step 2"], REBASE(4), generator, reward_model=ToyReward())
     config = generator.model.config
     head = 2 * config.hidden_size * config.vocab_size
-    surplus = flops.total() - sum(result.cost.generator_flops for result in results)
+    surplus = counter.flops - sum(result.cost.generator_flops for result in results)
     # Prompts are read together; transformers computes the logits of one position even where none is asked for.
     assert surplus == head

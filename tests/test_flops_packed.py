@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache
 
 from inferscale.flops import (
     FlopCounter,
+    Flops,
     FlopsWarning,
     PackedRows,
     VerificationError,
@@ -17,12 +18,16 @@ from inferscale.flops import (
     model_spec,
 )
 from inferscale.flops.ledger import packed_tally
-from inferscale.flops.spec import ragged_forward_flops
 from inferscale.generators import HFGenerator
 from tests.flops_models import hand_config, hand_model
 from tests.tiny_models import byte_tokenizer, cached, grow_all, root, tiny_model
 
 SPEC = model_spec(hand_config("llama"))
+
+
+def flops_of_rows(new, past):
+    """FLOPs of rows of different lengths, each on its own and with the head run at one position."""
+    return sum((forward_flops(SPEC, n, p, logits=1) for n, p in zip(new, past, strict=True)), Flops())
 
 
 class PackedCache(DynamicCache):
@@ -40,22 +45,22 @@ def test_packed_rows_cost_what_rows_cost_alone(rows):
     new, past = zip(*rows, strict=True)
     packed = PackedCache(new, past).packed_rows
     tally = packed_tally(SPEC, sum(new), len(rows), packed)
-    alone = ragged_forward_flops(SPEC, new, past, [1] * len(rows))
+    alone = flops_of_rows(new, past)
     assert tally.linear + tally.head + tally.attention_causal == alone.causal
     assert tally.sequences == len(rows)
 
 
 def test_a_forward_of_packed_rows_is_counted_row_by_row():
     model = hand_model("llama")
-    with torch.no_grad(), FlopCounter(model, mode="verify") as flops:
+    with torch.no_grad(), FlopCounter(model, mode="verify") as counter:
         model(torch.arange(6)[None], **cached(model, PackedCache([4, 2], [0, 0])), logits_to_keep=torch.tensor([3, 5]))
-    assert flops.total() == ragged_forward_flops(SPEC, [4, 2], [0, 0], [1, 1]).causal
-    assert flops.tally().sequences == 2
-    assert set(flops.by("phase")) == {"prefill"}
-    with torch.no_grad(), FlopCounter(model) as flops:
+    assert counter.flops == flops_of_rows([4, 2], [0, 0]).causal
+    assert counter.tally().sequences == 2
+    assert set(counter.flops_by("phase")) == {"prefill"}
+    with torch.no_grad(), FlopCounter(model) as counter:
         model(torch.arange(3)[None], **cached(model, PackedCache([1, 1, 1], [8, 9, 10])))
-    assert set(flops.by("phase")) == {"decode"}
-    assert flops.tokens.sampled == 3
+    assert set(counter.flops_by("phase")) == {"decode"}
+    assert counter.tokens.sampled == 3
 
 
 def test_packed_rows_that_lie_are_caught():
@@ -109,8 +114,8 @@ def test_a_cache_may_keep_what_has_left_the_window(family):
     for name, make in (("slides", lambda: DynamicCache(config=model.config)), ("keeps", DynamicCache)):
         with torch.no_grad(), FlopCounter(model, mode="verify") as analytic, FlopCounter(model, mode="exact") as exact:
             work(make())
-        assert analytic.total("full") == exact.total("full")
-        counts[name] = analytic.total("full"), analytic.total()
+        assert analytic.flops_of(convention="full") == exact.flops_of(convention="full")
+        counts[name] = analytic.flops_of(convention="full"), analytic.flops
     assert counts["keeps"][0] > counts["slides"][0]
     assert counts["keeps"][1] == counts["slides"][1]  # what the mask lets through is the same
 
@@ -132,11 +137,11 @@ class Adviser(torch.nn.Module):
 def test_layers_beside_a_wrapped_model_count_with_it(mode):
     wrapper = Adviser(hand_model("llama"))
     ids = torch.arange(128).reshape(2, 64)
-    with torch.no_grad(), FlopCounter(generator=wrapper, mode=mode) as flops:
+    with torch.no_grad(), FlopCounter(generator=wrapper, mode=mode) as counter:
         wrapper(ids)
     whole = forward_flops(SPEC, 64, batch=2).full + 128 * 2 * (64 * 16 + 16)
-    assert flops.total("full") == whole
-    assert not flops.uncounted
+    assert counter.flops_of(convention="full") == whole
+    assert not counter.uncounted
     assert closed_form(wrapper) == closed_form(wrapper.model)
 
 
@@ -154,6 +159,6 @@ def test_a_search_with_shared_prefixes_is_counted_exactly():
         with FlopCounter(generator, mode=mode) as counters[mode]:
             charged = sample(generator, 2)
         assert not counters[mode].uncounted
-    assert counters["analytic"].total("full") == counters["exact"].total("full")
+    assert counters["analytic"].flops_of(convention="full") == counters["exact"].flops_of(convention="full")
     # What ran is what is charged to the branches, but for the head at the end of each prompt's packed part.
-    assert counters["analytic"].total() == pytest.approx(charged, rel=0.01)
+    assert counters["analytic"].flops == pytest.approx(charged, rel=0.01)

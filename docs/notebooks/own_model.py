@@ -84,7 +84,7 @@ for strategy in (isc.RepeatedSampling(8), isc.REBASE(width=8)):
 # `Cost` holds closed forms for each branch. A `FlopCounter` sees what the model computed, padding included.
 
 # %%
-with isc.FlopCounter(policy=generator) as flops:
+with isc.FlopCounter(policy=generator) as counter:
     result = isc.solve(problems[0], isc.RepeatedSampling(8), generator)
-print(f"{result.cost.generator_flops:,} by closed form, {flops.total():,} ran")
-print(flops.table(depth=0))
+print(f"{result.cost.generator_flops:,} by closed form, {counter.flops:,} ran")
+print(counter.table(depth=0))

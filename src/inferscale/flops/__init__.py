@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 from inferscale._compat import late_names
 
-from .report import CONVENTIONS, PEAK_BANDWIDTH, PEAK_FLOPS, estimate_flops, measured_peak
+from .ledger import CONVENTIONS, PEAK_BANDWIDTH, PEAK_FLOPS, estimate_flops, measured_peak
 from .spec import Flops, ModelSpec, PackedRows, UnknownArchitectureError, forward_flops, model_spec
 
 if TYPE_CHECKING:
-    from .calibration import CalibrationError, calibrate
+    from .calibration import CalibrationError, calibrate, closed_form
     from .counter import FlopCounter, FlopsWarning, VerificationError, report_tokens
-    from .hooks import closed_form
     from .ops import register_flop_formula
 
 __all__ = [
@@ -48,7 +47,7 @@ _LAZY = {
     "FlopsWarning": ".counter",
     "VerificationError": ".counter",
     "calibrate": ".calibration",
-    "closed_form": ".hooks",
+    "closed_form": ".calibration",
     "register_flop_formula": ".ops",
     "report_tokens": ".counter",
 }

@@ -1,4 +1,4 @@
-"""A closed form for any architecture, from a few small forwards that are counted op by op.
+"""Closed forms of live models: from the configuration where it fits, or else from a few forwards counted op by op.
 
 One row of a decoder costs ``A·s + B·s·(s + past) + C·nl + D·past`` with s new tokens and nl logits kept: matrices,
 attention, head, and (latent attention) the expansion of the cache. Four forwards give the four constants, a fifth
@@ -7,59 +7,120 @@ decides whether the form holds. No key of the configuration is guessed.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from typing import Any, NamedTuple
+from contextvars import Context, ContextVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from inferscale._compat import cache_argument, evaluating
 
-from .ops import ExactMode, OpFlops, quietly
-from .spec import AttentionGroup, ModelSpec, UnknownArchitectureError
+from .ops import ExactMode, OpFlops
+from .spec import SPARSE, AttentionGroup, HeadKind, ModelSpec, UnknownArchitectureError, head_of_class, model_spec
 
 _TOLERANCE = 0.001
 _LONGEST = 8  # tokens in the longest probe
 _ADVICE = 'count it op by op with FlopCounter(mode="exact")'
+
+is_calibrating: ContextVar[bool] = ContextVar("inferscale_flops_is_calibrating", default=False)
+"""True where forwards are probes, which no counter counts or misses."""
 
 
 class CalibrationError(UnknownArchitectureError):
     """The four constants do not describe this model."""
 
 
-class _Constants(NamedTuple):
-    """FLOPs: A and C for a token, B for a query-key pair, D for a cached token."""
+def language_model(model: Any) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
+    """The language model in `model` (itself, or what its attribute ``model`` holds), and the layers beside it.
 
-    linear: int
-    pair: int
-    head: int
-    cached: int
+    Generators, reward models and wrappers hold a model as ``.model``; a module that wraps one may run linear layers of
+    its own beside it.
 
-    def flops(self, new: int, past: int, kept: int) -> int:
-        """FLOPs of one row by the closed form."""
-        return self.linear * new + self.pair * new * (new + past) + self.head * kept + self.cached * past
+    Raises:
+        TypeError: If there is no torch module.
+    """
+    found = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    if not isinstance(found, nn.Module):
+        raise TypeError(
+            f"FlopCounter watches torch modules, and generators and reward models that hold one as `.model`; got "
+            f"{type(model).__name__}. For a served model, count with counter.add(config, prompt=..., new=...)"
+        )
+    module: nn.Module = getattr(found, "_orig_mod", found)  # torch.compile's wrapper runs the hooks of what it wraps
+    inner = getattr(module, "model", None)
+    if is_transformers_model(module) or not (isinstance(inner, nn.Module) and is_transformers_model(inner)):
+        return module, ()
+    inside = set(map(id, inner.modules()))
+    return inner, tuple(part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in inside)
 
 
-class _Sum:
-    """Adds up what an `ExactMode` sees."""
+def is_transformers_model(module: nn.Module) -> bool:
+    """True for a whole model of transformers, or for the body of one."""
+    return hasattr(module, "base_model_prefix") and hasattr(module, "get_output_embeddings")
 
-    def __init__(self) -> None:
-        self.full = 0
-        self.unknown: set[str] = set()
 
-    def on_flops(self, flops: OpFlops) -> None:
-        """Adds one call."""
-        self.full += flops.full
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What a data-parallel wrapper holds, or the module itself."""
+    is_wrapper = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = module.module if is_wrapper else module
+    assert isinstance(inner, nn.Module)
+    return inner
 
-    def on_unknown(self, name: str) -> None:
-        """Notes that the sum is not complete."""
-        self.unknown.add(name)
+
+def closed_form(model: Any) -> ModelSpec:
+    """The closed form of a live model: from its configuration, or calibrated if there is none or it does not fit.
+
+    A configuration does not fit where the model has other matrices than its family: adapters, added layers, heads.
+
+    Args:
+        model: A torch module, or what holds one as ``.model``.
+
+    Raises:
+        UnknownArchitectureError: If there is none, and calibration failed.
+    """
+    module = unwrapped(language_model(model)[0])
+    return configured_form(module) or calibrate(module)
+
+
+def configured_form(module: nn.Module) -> ModelSpec | None:
+    """The closed form of a live model's configuration, if there is one and it has the model's matrices."""
+    config = getattr(module, "config", None)
+    if config is None:
+        return None
+    try:
+        spec = model_spec(config, head=_head_kind(module))
+    except UnknownArchitectureError:
+        return None
+    # Adapters, added layers and other heads show in the linear layers. The matrices of other towers, and of stacked
+    # experts, cannot be told apart so easily: there the configuration is believed.
+    if getattr(config, "text_config", None) is None and spec.family not in SPARSE:
+        weights = 0
+        for part in module.modules():
+            if isinstance(part, nn.Linear):
+                weights += part.in_features * part.out_features
+            elif type(part).__name__ == "Conv1D":  # GPT-2's linear layer
+                weights += int(part.nx) * int(part.nf)  # type: ignore[arg-type]
+        if weights != spec.active_weights:
+            return None
+    if getattr(config, "quantization_config", None) is not None:
+        return spec  # packed weights: their number of elements is not the number of parameters
+    return dataclasses.replace(spec, parameters=sum(parameter.numel() for parameter in module.parameters()))
+
+
+def _head_kind(module: nn.Module) -> HeadKind:
+    """The head of a live model, by the first of its classes whose name tells."""
+    names = [kind.__name__ for kind in type(module).__mro__]
+    for name in names:
+        if "For" in name or name.endswith("LMHeadModel"):
+            return head_of_class(name)
+    return head_of_class(next((name for name in names if name.endswith("Model")), names[0]))
 
 
 def calibrate(model: Any) -> ModelSpec:
     """The closed form of a causal model, measured with five forwards of at most eight tokens.
 
-    Shapes (d, L, heads) stay unknown, so conventions that need them cannot be used with it. Windows are read off the
+    Shapes (d, L, heads) stay unknown, so conventions that need them cannot be used with it. Windows are taken from the
     layers of the model's own cache.
 
     Args:
@@ -71,101 +132,93 @@ def calibrate(model: Any) -> ModelSpec:
             linear attention).
     """
     if not isinstance(model, nn.Module):
-        model = _on_meta(model)
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model)
+    context = Context()  # in it no counter is active
+    context.run(is_calibrating.set, True)
     with evaluating(model), torch.no_grad():
-        constants, windows = quietly(lambda: _solve(model))
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+        (linear, pair, head, cached), windows = context.run(_solve, model)
+    # The constants know attention as a whole; every layer of the cache has the same part of it.
+    kinds = list(dict.fromkeys(windows))
+    if len(kinds) > 1 and pair % len(windows):
+        raise CalibrationError(f"{type(model).__name__} has layers with and without windows that differ; {_ADVICE}")
+    shares = {kind: pair * windows.count(kind) // len(windows) for kind in kinds} or {None: pair}
     return ModelSpec(
         family=str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)),
-        linear=constants.linear,
-        head=constants.head,
-        attention=_groups(model, constants.pair, windows),
-        parameters=parameters,
-        active_weights=(constants.linear + constants.head) // 2,
-        cached=constants.cached,
+        linear=linear,
+        head=head,
+        attention=tuple(AttentionGroup(share, 0, kind) for kind, share in shares.items()),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        active_weights=(linear + head) // 2,
+        cached=cached,
     )
 
 
-def _solve(model: nn.Module) -> tuple[_Constants, list[int | None]]:
-    """The four constants, checked by a fifth forward, and the window of each layer."""
+def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None]]:
+    """The constants A, B, C and D, checked by a fifth forward, and the window of each layer of the cache.
+
+    With f(s, past, nl) the FLOPs of one row, the four probes are::
+
+        f(4, 0, 4) =  4·A +  16·B + 4·C            f(8, 0, 8) = 8·A + 64·B + 8·C
+        f(8, 0, 1) =  8·A +  64·B +   C            f(2, 6, 2) = 2·A + 16·B + 2·C + 6·D
+
+    so that C comes from two that differ in the logits alone, B from two of which one is twice as long, and the rest by
+    insertion. A model that always computes all logits has none kept apart: its head is a part of A, and C is 0.
+    """
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-    first, _ = _measure(model, 4, 0, 4)
-    second, _ = _measure(model, _LONGEST, 0, _LONGEST)
+    first, second = _measure(model, 4, 0, 4)[0], _measure(model, _LONGEST, 0, _LONGEST)[0]
     third = _measure(model, _LONGEST, 0, 1)[0] if keeps_logits else second
-    fourth, _ = _measure(model, 2, 6, 2)
-    check, windows = _measure(model, 5, 3, 5)
-    _check_windows(model, windows)
+    fourth = _measure(model, 2, 6, 2)[0]
+    check, cache = _measure(model, 5, 3, 5)
+    windows = [getattr(layer, "sliding_window", None) for layer in getattr(cache, "layers", ())]
+    if any(window is not None and window < _LONGEST for window in windows):  # the probes did not see everything
+        raise CalibrationError(
+            f"{type(model).__name__} has a window of {min(filter(None, windows))} tokens, and calibration needs one of "
+            f"at least {_LONGEST}; {_ADVICE}"
+        )
     head = (second - third) // 7
     pair = (second - 2 * first) // 32
     linear = (first - 16 * pair) // 4 - head
     cached = (fourth - 2 * linear - 16 * pair - 2 * head) // 6
-    constants = _Constants(linear, pair, head, cached)
-    predicted = constants.flops(5, 3, 5)
-    if min(constants) < 0 or linear == 0 or abs(predicted - check) > _TOLERANCE * check:
+    predicted = 5 * linear + 40 * pair + 5 * head + 3 * cached
+    if min(linear, pair, head, cached) < 0 or linear == 0 or abs(predicted - check) > _TOLERANCE * check:
         raise CalibrationError(
             f"{type(model).__name__} does not cost A·s + B·s·(s + past) + C·logits + D·past: 5 tokens on a cache of 3 "
             f"should be {predicted:,} FLOPs and were {check:,}; {_ADVICE}"
         )
-    return constants, windows
+    return (linear, pair, head, cached), windows
 
 
-def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, list[int | None]]:
-    """FLOPs of `new` tokens on a cache of `past`, and the window of each layer of the cache."""
-    cache = _forward(model, past, None, past)[1] if past else None
-    counted, cache = _forward(model, new, cache, kept)
-    if counted.unknown:
-        raise CalibrationError(
-            f"{type(model).__name__} runs {', '.join(sorted(counted.unknown))}, which has no formula: give it one with "
-            f"inferscale.flops.register_flop_formula and calibrate again, or {_ADVICE}"
-        )
-    layers = getattr(cache, "layers", ())
-    return counted.full, [getattr(layer, "sliding_window", None) for layer in layers]
-
-
-def _forward(model: nn.Module, new: int, cache: Any, kept: int) -> tuple[_Sum, Any]:
-    """Runs `new` tokens; what they cost, and the cache after them."""
-    device = next(model.parameters()).device
-    name = cache_argument(model)
+def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, Any]:
+    """FLOPs of `new` tokens on a cache of `past` with `kept` logits, and the cache after them."""
+    cache = _measure(model, past, 0, past)[1] if past else None
+    device, name = next(model.parameters()).device, cache_argument(model)
     options: dict[str, Any] = {name: cache, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = kept
-    counted = _Sum()
+    total, unknown = 0, set()
+
+    def record(operator: Any, flops: OpFlops | None) -> None:
+        nonlocal total
+        if flops is None:
+            unknown.add(str(operator))
+        else:
+            total += flops.full
+
     try:
-        with ExactMode(counted):
+        with ExactMode(record):
             output = model(input_ids=torch.arange(1, new + 1, device=device)[None], **options)
-        return counted, getattr(output, name)
+        cache = getattr(output, name)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CalibrationError(
             f"{type(model).__name__} cannot be calibrated: a forward of {new} tokens with a key-value cache fails "
             f"({type(error).__name__}: {error}); {_ADVICE}"
         ) from error
-
-
-def _check_windows(model: nn.Module, windows: list[int | None]) -> None:
-    """Refuses windows so short that the probes themselves did not see everything."""
-    short = [window for window in windows if window is not None and window < _LONGEST]
-    if short:
+    if unknown:
         raise CalibrationError(
-            f"{type(model).__name__} has a window of {min(short)} tokens, and calibration needs one of at least "
-            f"{_LONGEST}; {_ADVICE}"
+            f"{type(model).__name__} runs {', '.join(sorted(unknown))}, which has no formula: give it one with "
+            f"inferscale.flops.register_flop_formula and calibrate again, or {_ADVICE}"
         )
-
-
-def _groups(model: nn.Module, pair: int, windows: list[int | None]) -> tuple[AttentionGroup, ...]:
-    """The attention by window, every layer of the cache having the same part of it."""
-    kinds = list(dict.fromkeys(windows)) or [None]
-    if len(kinds) > 1 and pair % len(windows):
-        raise CalibrationError(f"{type(model).__name__} has layers with and without windows that differ; {_ADVICE}")
-    shares = [windows.count(kind) for kind in kinds] if windows else [1]
-    return tuple(
-        AttentionGroup(pair * share // sum(shares), 0, kind) for kind, share in zip(kinds, shares, strict=True)
-    )
-
-
-def _on_meta(config: Any) -> nn.Module:
-    """The causal language model of a configuration, with weights that take no memory."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
-    return model
+    return total, cache

@@ -1,45 +1,461 @@
-"""`FlopCounter`: counts the FLOPs of the models that it watches."""
+"""`FlopCounter`: the FLOPs of live models, counted by forward hooks and, in exact mode, by a dispatch mode.
+
+Three things are known for each asyncio task and thread (context variables): the open blocks of counters, with their
+scopes; the forwards that are running; and, for each thread, the dispatch mode. Hooks belong to a model, and are shared
+by all counters that watch it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import gc
+import inspect
+import itertools
 import sys
 import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import copy_context
-from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, get_args
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from .hooks import Reading, Watch, acquire, forms_of, is_watched, label_models, release, target_of, watch_of
-from .ledger import Label, Ledger, Scope, Tally
-from .ops import (
-    Call,
-    ExactMode,
-    OpFlops,
-    active,
-    enter,
-    in_unwatched_call,
-    innermost_block,
-    leave,
-    running,
-    scope_of,
-    unwatched_call,
+from inferscale._compat import CACHE_NAMES
+from inferscale.base import Generator, RewardModel
+
+from .calibration import (
+    closed_form,
+    configured_form,
+    is_calibrating,
+    is_transformers_model,
+    language_model,
+    unwrapped,
 )
-from .report import Readout, full, sampling_tallies
-from .spec import ModelSpec, model_spec
+from .ledger import (
+    Label,
+    LeafKey,
+    Ledger,
+    Phase,
+    Report,
+    Scope,
+    Tally,
+    forward_tally,
+    full,
+    packed_tally,
+    sampling_tallies,
+)
+from .ops import ExactMode, OpFlops
+from .spec import ModelSpec, PackedRows, model_spec
+
+Mode: TypeAlias = Literal["analytic", "exact", "verify"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TOLERANCE = 0.001
+
+
+class FlopsWarning(UserWarning):
+    """Something ran that a counter did not count."""
+
+
+class VerificationError(AssertionError):
+    """The closed form of a model does not agree with the operators that ran."""
+
+
+# What is known in each task and thread.
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """A ``with`` block of a counter, or of one of its scopes."""
+
+    counter: FlopCounter
+    scope: Scope
+    is_scope: bool
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A forward that is running.
+
+    Attributes:
+        hooks: The hooks of the model; ``None`` for a model that no counter watches.
+        module: What was called: the model, its body, its last matrix, or a layer beside it.
+        phase: The phase.
+        in_head: True while the last matrix runs.
+        verified: For each counter that verifies, FLOPs by the closed form and FLOPs of the operators seen so far.
+        has_mode: True if the dispatch mode was pushed for this call alone, its thread having none.
+    """
+
+    hooks: ModelHooks | None
+    module: nn.Module
+    phase: Phase
+    in_head: bool = False
+    verified: dict[FlopCounter, list[int]] | None = None
+    has_mode: bool = False
+
+
+# Tuples, never changed in place: a task that is started inside of a block inherits its parent's, and goes its own way.
+_blocks: ContextVar[tuple[Block, ...]] = ContextVar("inferscale_flops_blocks", default=())
+_calls: ContextVar[tuple[Call, ...]] = ContextVar("inferscale_flops_calls", default=())
+
+
+def active() -> dict[FlopCounter, Scope]:
+    """The counters that count here, each with its innermost scope."""
+    return {block.counter: block.scope for block in _blocks.get()}
+
+
+def running() -> tuple[Call, ...]:
+    """Forwards that are running here, outermost first."""
+    return _calls.get()
+
+
+class ThreadMode(threading.local):
+    """At most one `ExactMode` for each thread, however many counters want it.
+
+    One mode for each counter would be popped out of order by interleaved asyncio tasks, and stay on the stack.
+    """
+
+    def __init__(self) -> None:
+        self.mode = ExactMode(_on_operator)
+        self.users = 0
+
+    def push(self) -> None:
+        """Starts counting in this thread, or adds one more user."""
+        if self.users == 0:
+            self.mode.__enter__()  # type: ignore[no-untyped-call]
+        self.users += 1
+
+    def pop(self) -> None:
+        """Takes one user away, and stops counting when it was the last one."""
+        if self.users == 0:
+            raise RuntimeError("an exact FlopCounter must be left in the thread in which it was entered: use bind()")
+        self.users -= 1
+        if self.users == 0:
+            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+def _on_operator(operator: Any, flops: OpFlops | None) -> None:
+    """Hands what a thread's dispatch mode sees to the counters that are active there."""
+    for counter, scope in active().items():
+        if counter.mode != "analytic":
+            counter._on_operator(scope, operator, flops)
+
+
+_thread_mode = ThreadMode()
+
+
+# What a forward was asked to do.
+
+
+class ForwardShape(NamedTuple):
+    """The sizes of one forward.
+
+    Attributes:
+        new: New tokens in each row.
+        past: Cached tokens of each row.
+        batch: Rows.
+        logits: Positions of each row that the head runs for; ``None`` for all.
+        keeps_all: True if the cache keeps what has left the model's window.
+        packed: The rows that one sequence stands for, if the cache packs rows.
+        is_opaque: True if the cache holds its keys and values elsewhere, and does not tell what attention does.
+    """
+
+    new: int
+    past: int
+    batch: int
+    logits: int | None = None
+    keeps_all: bool = False
+    packed: PackedRows | None = None
+    is_opaque: bool = False
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the forward."""
+        new, past = self.new, self.past
+        if self.packed is not None:
+            new, past = new // self.packed.rows, self.packed.read_tokens
+        return "prefill" if past == 0 else "decode" if new == 1 else "chunk"
+
+    def tally(self, spec: ModelSpec | None) -> Tally:
+        """The tally of the forward; without a closed form, only its sizes."""
+        if self.packed is not None:
+            return packed_tally(spec, self.new, self.new if self.logits is None else self.logits, self.packed)
+        return forward_tally(spec, self.new, self.past, self.batch, self.logits, self.keeps_all)
+
+
+class Signature:
+    """The parameters of a ``forward``, and the sizes that its arguments tell.
+
+    Only Python integers are looked at, so that a GPU is never waited for. One exception: a `StaticCache` holds its
+    length on the device. It is fetched once for each forward of several tokens and counted on from there.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        names = list(inspect.signature(module.forward).parameters)
+        self._position = {name: index for index, name in enumerate(names)}
+        self._keeps_logits = "logits_to_keep" in names or "num_logits_to_keep" in names
+        config = getattr(module, "config", None)
+        text = getattr(config, "text_config", None) or config
+        self._has_window = getattr(text, "sliding_window", None) is not None
+        self._static: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def shape(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardShape | None:
+        """The sizes of a call, or ``None`` if it has neither ``input_ids`` nor ``inputs_embeds``."""
+        tokens = self._argument("input_ids", args, kwargs)
+        if tokens is None:
+            tokens = self._argument("inputs_embeds", args, kwargs)
+        if tokens is None or tokens.dim() < 2:
+            return None
+        batch, new = tokens.shape[:2]
+        kept = self._argument("logits_to_keep", args, kwargs) if self._keeps_logits else None
+        if isinstance(kept, torch.Tensor):
+            logits: int | None = kept.numel()
+        else:
+            logits = min(int(kept), new) if kept else None  # 0 means all, as in transformers
+        for name in CACHE_NAMES:
+            cache = self._argument(name, args, kwargs)
+            if cache is not None:
+                break
+        else:
+            return ForwardShape(new, 0, batch, logits)
+        packed = getattr(cache, "packed_rows", None)
+        if packed is not None:
+            return ForwardShape(new, 0, batch, logits, packed=packed)
+        # A cache of transformers holds, or will hold, keys and values in layers of its own.
+        if not getattr(cache, "layers", None) and getattr(cache, "layer_class_to_replicate", None) is None:
+            return ForwardShape(new, 0, batch, logits, is_opaque=True)
+        past = cache.get_seq_length()
+        if isinstance(past, torch.Tensor):
+            known = self._static.get(cache)
+            past = int(past) if known is None or new > 1 else known
+            self._static[cache] = past + new
+        return ForwardShape(new, int(past), batch, logits, self._has_window and not any(cache.is_sliding))
+
+    def _argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        position = self._position.get(name, len(args))
+        return args[position] if position < len(args) else None
+
+
+# Hooks on models.
+
+
+class ModelHooks:
+    """The hooks of one model, shared by all open counters that watch it.
+
+    The model may be called as a whole, or its body and its last matrix on their own; a part that runs inside of the
+    whole is not counted again. The hook on the whole is kept out of compiled graphs, where those on the parts do
+    nothing.
+
+    Attributes:
+        module: The model.
+        counters: The open counters that watch it.
+        parts: Ids of the modules inside, itself included.
+    """
+
+    def __init__(self, module: nn.Module, beside: Sequence[nn.Linear]) -> None:
+        self.module = module
+        self.counters: list[FlopCounter] = []
+        self.parts = frozenset(map(id, module.modules()))
+        self._handles: list[Any] = []
+        # Called from compiled code and never traced.
+        self._hook(module, torch.compiler.disable(self._before), torch.compiler.disable(self._after))
+        # OPT and models with other towers hold their decoder in a part of their body, and either may be called.
+        body = getattr(module, str(getattr(module, "base_model_prefix", "") or "-"), None)
+        find_decoder = getattr(module, "get_decoder", None)
+        bodies = {body, find_decoder() if callable(find_decoder) else None} - {module}
+        self._signatures = {module: Signature(unwrapped(module))}
+        for part in bodies:
+            if isinstance(part, nn.Module):
+                self._signatures[part] = Signature(part)
+                self._hook(part, self._before_body, self._after)
+        names = ("lm_head", "embed_out", "score", "classifier", "v_head") if is_transformers_model(module) else ()
+        heads = [part for name in names if isinstance(part := getattr(module, name, None), nn.Module)]
+        for head in heads[:1]:
+            self._hook(head, self._before_head, self._after_head)
+        for layer in beside:
+            self._hook(layer, self._before_layer, self._after)
+
+    def remove(self) -> None:
+        """Takes the hooks away again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, module: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+        self._handles += [
+            module.register_forward_pre_hook(before, with_kwargs=True),
+            module.register_forward_hook(after, always_call=True),
+        ]
+
+    def _running(self) -> Call | None:
+        """The innermost forward of this model that is running here."""
+        return next((call for call in reversed(_calls.get()) if call.hooks is self), None)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        shape = self._signatures[module].shape(args, kwargs)
+        self._begin(Call(self, module, "chunk" if shape is None else shape.phase), shape)
+
+    def _before_body(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and self._running() is None:
+            shape = self._signatures[module].shape(args, kwargs)
+            phase = "chunk" if shape is None else shape.phase
+            self._begin(Call(self, module, phase), shape and shape._replace(logits=0))
+
+    def _before_head(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        call = self._running()
+        if call is not None:
+            call.in_head = True
+        else:
+            states: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
+            self._begin(Call(self, module, "head", in_head=True), head_positions=states.numel() // states.shape[-1])
+
+    def _before_layer(self, module: nn.Linear, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not torch.compiler.is_compiling() and self._running() is None:
+            states: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
+            self._begin(Call(self, module, "head"), layer_flops=2 * states.numel() * module.out_features)
+
+    def _begin(
+        self, call: Call, shape: ForwardShape | None = None, *, head_positions: int = 0, layer_flops: int = 0
+    ) -> None:
+        """Tells the counters that count here of a forward: of its sizes, or of what a part of the model costs."""
+        outer = _calls.get()
+        _calls.set((*outer, call))
+        is_heard = False
+        for counter, scope in active().items():
+            label = counter._labels.get(id(self.module))
+            if label is None:
+                if not outer:
+                    counter._on_stranger(self.module)
+                continue
+            is_heard = True
+            spec = counter.ledger.specs.get(label)
+            if shape is not None:
+                if shape.is_opaque and counter.mode != "exact":
+                    counter._miss(
+                        f"attention of {label!r} over a cache without layers of its own",
+                        "the cache must tell its `packed_rows`, see inferscale.flops.PackedRows",
+                    )
+                counter._on_forward(call, scope, label, shape.tally(spec))
+            elif head_positions or layer_flops:
+                head = 0 if spec is None else head_positions * spec.head
+                counter._on_forward(call, scope, label, Tally(linear=layer_flops, head=head))
+            else:
+                counter._miss(
+                    f"{type(call.module).__name__} called with neither input_ids nor inputs_embeds", 'use mode="exact"'
+                )
+        if not is_heard and not is_calibrating.get():
+            for counter in self.counters:
+                counter._miss(
+                    f"{type(self.module).__name__} in a thread or task where its counter is not active",
+                    "give the thread counter.bind(function), or open `with counter.scope(...)` there",
+                )
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        """Ends the innermost forward of this model if it was a call of `module`, and what was left open inside.
+
+        An interrupted forward (``KeyboardInterrupt``) runs no hooks: its call is taken back with the one around it.
+        """
+        if torch.compiler.is_compiling():
+            return
+        call = self._running()
+        if call is None or call.module is not module:
+            return
+        calls = _calls.get()
+        _calls.set(calls[: calls.index(call)])
+        if call.has_mode:
+            _thread_mode.pop()
+        if call.verified and result is not None:
+            for counter in call.verified:
+                counter._compare(call)
+
+    def _after_head(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+        call = None if torch.compiler.is_compiling() else self._running()
+        if call is not None and call.module is not module:
+            call.in_head = False
+        else:
+            self._after(module, args, result)
+
+
+# Shared by all counters of the process, and changed under the lock. A hook that is running in another thread meanwhile
+# is safe: it looks at its own `ModelHooks` and at its own context, and a count goes to whoever is active there.
+_lock = threading.Lock()
+_open_counters = 0
+_hooks: dict[int, ModelHooks] = {}  # by the id of the model
+_known: WeakSet[nn.Module] | None = None  # the models of transformers that exist
+_strangers: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()  # hooks on those that no counter watches
+
+
+def _hook_strangers() -> None:
+    """Puts hooks on the transformers models that no open counter watches, and takes them from all others.
+
+    torch has hooks on all modules at once, but these run for every layer (a decoding step of a small model takes 10 %
+    longer), and compiled models complain of them. So the models are found: those that exist when the first counter
+    opens are known to the garbage collector, and later ones are seen when they are built.
+    """
+    global _known
+    if _known is None:
+        library = sys.modules.get("transformers.modeling_utils")
+        objects = [] if library is None else gc.get_objects()
+        _known = WeakSet(found for found in objects if issubclass(type(found), library.PreTrainedModel))  # type: ignore[union-attr]
+        register_module_module_registration_hook(_on_construction)
+    watched = set().union(*(hooks.parts for hooks in _hooks.values()))
+    wanted = {model for model in _known if _open_counters and id(model) not in watched}
+    for model in set(_strangers) - wanted:
+        for handle in _strangers.pop(model):
+            handle.remove()
+    for model in wanted - set(_strangers):
+        _strangers[model] = [
+            model.register_forward_pre_hook(_before_stranger),
+            model.register_forward_hook(_after_stranger, always_call=True),
+        ]
+
+
+def _on_construction(module: nn.Module, name: str, part: nn.Module | None) -> None:
+    """Gets to know a model of transformers, and looks after it if a counter is open: a part of it has been built."""
+    if _known is not None and hasattr(type(module), "base_model_prefix") and module not in _known:
+        with _lock:
+            _known.add(module)
+            if _open_counters:
+                _hook_strangers()
+
+
+def _before_stranger(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Tells the counters that count here of a model that they do not watch; its parts are part of the same news."""
+    if not torch.compiler.is_compiling() and not _calls.get():
+        counters = active()
+        for counter in counters:
+            counter._on_stranger(module)
+        if counters:
+            _calls.set((Call(None, module, "other"),))
+
+
+def _after_stranger(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+    if not torch.compiler.is_compiling():
+        calls = _calls.get()
+        if calls and calls[0].hooks is None and calls[0].module is module:
+            _calls.set(())
+
+
+# The counter.
 
 
 class Clock:
     """Adds up wall-clock seconds between `start` and `stop`; overlapping blocks count once.
 
     On a GPU the kernels of a block may still run when it ends. A pair of events on the current stream tells how long
-    they took; they are waited for when `seconds` is read, not before.
+    they took; they are waited for when `seconds` is asked for, not before.
     """
 
     def __init__(self) -> None:
@@ -104,345 +520,30 @@ def _event() -> Any:
     return event
 
 
-_memory_lock = threading.Lock()
-_memory_users = 0
-
-
-class MemoryPeak:
-    """The most bytes allocated on the current GPU between `start` and `stop`; nothing without one.
-
-    The allocator keeps a single peak: it begins anew with the first of all counters that are open together.
-    """
-
-    def __init__(self) -> None:
-        self._open = False
-        self._bytes: int | None = None
-
-    def start(self) -> None:
-        """Begins to look."""
-        global _memory_users
-        self._open = True
-        with _memory_lock:
-            _memory_users += 1
-            if _memory_users == 1 and _uses_cuda():
-                torch.cuda.reset_peak_memory_stats()
-
-    def stop(self) -> None:
-        """Notes the peak."""
-        global _memory_users
-        self._bytes = self.bytes
-        self._open = False
-        with _memory_lock:
-            _memory_users -= 1
-
-    @property
-    def bytes(self) -> int | None:
-        """The peak so far; ``None`` on a CPU."""
-        now = int(torch.cuda.max_memory_allocated()) if self._open and _uses_cuda() else None
-        return max(filter(None, (self._bytes, now)), default=None)
-
-    def add(self, other: int | None) -> None:
-        """Takes another peak into account."""
-        self._bytes = max(filter(None, (self._bytes, other)), default=None)
-
-    def reset(self) -> None:
-        """Forgets earlier blocks; in an open one the allocator goes on with its peak."""
-        self._bytes = None
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-class _Dispatcher:
-    """Hands what a thread's dispatch mode sees to the counters that are active there."""
-
-    def on_flops(self, flops: OpFlops) -> None:
-        """Tells them of a counted operator."""
-        for counter, scope in active():
-            counter.on_flops(scope, flops)
-
-    def on_unknown(self, name: str) -> None:
-        """Tells them of an operator without a formula."""
-        for counter, _ in active():
-            counter.on_unknown(name)
-
-
-class ThreadMode(threading.local):
-    """At most one `ExactMode` for each thread, however many counters want it.
-
-    One mode for each counter would be popped out of order by interleaved asyncio tasks, and stay on the stack.
-    """
-
-    def __init__(self) -> None:
-        self.mode = ExactMode(_Dispatcher())
-        self.users = 0
-
-    def push(self) -> None:
-        """Starts counting in this thread, or notes one more user."""
-        if self.users == 0:
-            self.mode.__enter__()  # type: ignore[no-untyped-call]
-        self.users += 1
-
-    def pop(self) -> None:
-        """Notes one user less, and stops counting when it was the last one."""
-        if self.users == 0:
-            raise RuntimeError("an exact FlopCounter must be left in the thread in which it was entered: use bind()")
-        self.users -= 1
-        if self.users == 0:
-            self.mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-
-thread_mode = ThreadMode()
-"""The dispatch mode of this thread."""
-
-
-def carried(function: Callable[P, R], block: Callable[[], AbstractContextManager[None]]) -> Callable[P, R]:
-    """`function`, run inside of a `block` and with the counters that are active now, whatever thread calls it."""
-    captured = copy_context()
-
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        with block():
-            return function(*args, **kwargs)
-
-    @functools.wraps(function)
-    def anywhere(*args: P.args, **kwargs: P.kwargs) -> R:
-        return captured.copy().run(inside, *args, **kwargs)
-
-    return anywhere
-
-
-_lock = threading.Lock()
-_users = 0
-_guarded: list[Any] = []  # the class that is looked after now, or nothing
-
-
-def start() -> None:
-    """Begins to watch out, or notes one more user; does not import transformers for it."""
-    global _users
-    with _lock:
-        _users += 1
-        library = sys.modules.get("transformers.modeling_utils")
-        if library is not None and not _guarded:
-            _guarded.append(library.PreTrainedModel)
-            library.PreTrainedModel.__call__ = _call
-
-
-def stop() -> None:
-    """Notes one user less, and puts everything back after the last."""
-    global _users
-    with _lock:
-        _users -= 1
-        if _users == 0 and _guarded:
-            del _guarded.pop().__call__
-
-
-def _call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The model's own result."""
-    if torch.compiler.is_compiling() or running() or not _is_missed(self):
-        return nn.Module.__call__(self, *args, **kwargs)
-    with unwatched_call():  # the models inside of this one are part of the same news
-        return nn.Module.__call__(self, *args, **kwargs)
-
-
-def _is_missed(module: nn.Module) -> bool:
-    """Whether counters that are active here do not count `module`; they are told."""
-    missed = False
-    if not in_unwatched_call():
-        for counter, _ in active():
-            if not is_watched(module, counter):
-                counter.on_unwatched(type(module).__name__)
-                missed = True
-    return missed
-
-
-Mode: TypeAlias = Literal["analytic", "exact", "verify"]
-
-_OTHER = "other"
-_TOLERANCE = 0.001
-
-
-class FlopsWarning(UserWarning):
-    """Something ran that a counter did not count."""
-
-
-class VerificationError(AssertionError):
-    """The closed form of a model does not agree with the operators that ran."""
-
-
-class Recorder:
-    """The part of a counter that hooks, dispatch mode and sentinel speak to.
-
-    Attributes:
-        mode: What to count by: closed forms, operators, or both.
-        labels: Labels of the watched models, by the id of their module.
-        ledger: The counts.
-        uncounted: What ran and was not counted, and how often.
-    """
-
-    def __init__(self, mode: Mode, labels: dict[int, str], ledger: Ledger) -> None:
-        self.mode = mode
-        self.labels = labels
-        self.ledger = ledger
-        self.uncounted: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def enter_thread(self) -> None:
-        """Begins to see the operators of this thread, if the mode needs them."""
-        if self.mode != "analytic":
-            thread_mode.push()
-
-    def leave_thread(self) -> None:
-        """Takes `enter_thread` back.
-
-        Raises:
-            RuntimeError: If it was called in another thread.
-        """
-        if self.mode != "analytic":
-            thread_mode.pop()
-
-    @contextmanager
-    def in_thread(self) -> Iterator[None]:
-        """A block between the two."""
-        self.enter_thread()
-        try:
-            yield
-        finally:
-            self.leave_thread()
-
-    def watches(self, watch: Watch) -> bool:
-        """Whether the counter counts this model."""
-        return id(watch.module) in self.labels
-
-    def write(self, scope: Scope, label: str, phase: Any, tally: Tally) -> None:
-        """Adds `tally` to a leaf."""
-        with self._lock:
-            self.ledger.leaf(scope, label, phase).add(tally)
-
-    def on_forward(self, call: Call, scope: Scope, reading: Reading) -> None:
-        """Counts a forward by its closed form, or in exact mode only its tokens."""
-        label = self.labels[id(call.watch.module)]
-        if reading.opaque and self.mode != "exact":
-            self.on_missed(
-                f"attention of {label!r} over a cache without layers of its own",
-                "the cache must tell its `packed_rows`, see inferscale.flops.PackedRows",
-            )
-        tally = reading.tally(self.ledger.specs.get(label))
-        if self.mode != "analytic":
-            self._expect(call, tally)
-        self.write(scope, label, call.phase, tally)
-
-    def on_head(self, call: Call, scope: Scope, positions: int) -> None:
-        """Counts the last matrix, run on its own."""
-        spec = self.ledger.specs.get(self.labels[id(call.watch.module)])
-        self._on_part(call, scope, Tally(head=0 if spec is None else positions * spec.head))
-
-    def on_extra(self, call: Call, scope: Scope, flops: int) -> None:
-        """Counts a linear layer that stands beside the model."""
-        self._on_part(call, scope, Tally(linear=flops))
-
-    def _on_part(self, call: Call, scope: Scope, tally: Tally) -> None:
-        if self.mode != "analytic":
-            self._expect(call, tally)
-        self.write(scope, self.labels[id(call.watch.module)], call.phase, tally)
-
-    def _expect(self, call: Call, tally: Tally) -> None:
-        """Prepares for the operators of a forward that is about to run."""
-        if not thread_mode.users:  # the context came to this thread without bind()
-            thread_mode.push()
-            call.has_mode = True
-        if self.mode == "verify":
-            call.expected = {**(call.expected or {}), self: full(tally)}
-            call.executed = call.executed or Counter()
-        else:
-            tally.linear = tally.head = tally.attention_full = tally.attention_causal = 0
-
-    def on_end(self, call: Call, completed: bool) -> None:
-        """Compares the two counts of a forward that has run to its end.
-
-        Raises:
-            VerificationError: If they differ by more than 0.1 %.
-        """
-        if call.has_mode:
-            thread_mode.pop()
-            call.has_mode = False
-        if not completed or call.expected is None or call.executed is None or self not in call.expected:
-            return
-        expected, executed = call.expected[self], call.executed[self]
-        if abs(expected - executed) > _TOLERANCE * executed:
-            raise VerificationError(
-                f"{self.labels[id(call.watch.module)]!r} ({type(call.module).__name__}, {call.phase}): the closed form "
-                f"says {expected:,} FLOPs and {executed:,} ran (ratio {expected / max(executed, 1):.4f}). Use "
-                'mode="exact", or pass specs={label: inferscale.flops.calibrate(model)}. A static cache runs its whole '
-                "buffer, and fused or replayed kernels are not seen: there the two differ by design"
-            )
-
-    def on_flops(self, scope: Scope, flops: OpFlops) -> None:
-        """Counts an operator (exact), or notes it for the comparison (verify)."""
-        if self.mode == "analytic":
-            return
-        call = next((call for call in reversed(running()) if self.watches(call.watch)), None)
-        if self.mode == "verify":
-            if call is None:
-                self.on_missed("matrix products outside of the watched models", "they are in no closed form")
-            elif call.executed is not None:
-                call.executed[self] += flops.full
-        elif call is None:
-            self.write(scope, _OTHER, "other", _op_tally(flops, in_head=False))
-        else:
-            self.write(scope, self.labels[id(call.watch.module)], call.phase, _op_tally(flops, call.in_head))
-
-    def on_unknown(self, name: str) -> None:
-        """Notes an operator without a formula."""
-        if self.mode != "analytic":
-            self.on_missed(name, "give it a formula with inferscale.flops.register_flop_formula")
-
-    def on_unwatched(self, name: str) -> None:
-        """Notes a transformers model that ran and is not watched; without any model, exact mode counts it all."""
-        if self.labels or self.mode == "analytic":
-            self.on_missed(
-                f"{name} (not watched)", "pass every model that runs, as in FlopCounter(generator=model, reward=prm)"
-            )
-
-    def on_missed(self, what: str, advice: str) -> None:
-        """Notes what was not counted, and warns the first time."""
-        with self._lock:
-            self.uncounted[what] += 1
-            is_first = self.uncounted[what] == 1
-        if is_first:
-            warnings.warn(f"not in this counter's FLOPs: {what}; {advice}", FlopsWarning, stacklevel=2)
-
-
-def _op_tally(flops: OpFlops, in_head: bool) -> Tally:
-    """The tally of one operator."""
-    if flops.is_attention:
-        return Tally(attention_full=flops.full, attention_causal=flops.causal)
-    return Tally(head=flops.full) if in_head else Tally(linear=flops.full)
-
-
 def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:
     """Tells the active counters what a generator knows and a forward does not show.
 
     Args:
         model: The model, or what holds it as ``.model``.
         sampled: Tokens drawn from its logits (several can come from one forward).
-        useful: Tokens read that are neither padding nor past the end of a sequence.
+        useful: Tokens forwarded that are neither padding nor past the end of a sequence.
     """
-    watch = watch_of(target_of(model).module)
-    for counter, scope in active():
-        if watch is not None and counter.watches(watch):
-            label = counter.labels[id(watch.module)]
-            counter.write(scope, label, "decode", Tally(reported=sampled, useful=useful))
+    counters = active()
+    module = language_model(model)[0] if counters else None
+    for counter, scope in counters.items():
+        label = counter._labels.get(id(module))
+        if label is not None:
+            counter._write(scope, label, "decode", Tally(reported=sampled, useful=useful))
 
 
-class FlopCounter(Readout):
+class FlopCounter(Report):
     """Counts FLOPs of the watched models, by scope, model and phase, as exact integers.
 
     Enter it with ``with``, as often as wanted and inside of one another; counts add up until `reset`. It follows
     asyncio tasks by itself and threads through `bind`. One multiply-add is 2 FLOPs, and only matrix products count.
 
     Modes:
-        ``"analytic"``: one hook for each model adds the closed form of every forward; no tensor is looked at.
+        ``"analytic"``: hooks on each model add the closed form of every forward; no tensor is looked at.
         ``"exact"``: a dispatch mode counts every matrix product that runs, those outside of the models too (under
         ``"other"``). It slows small models down. Attention is halved only where ``is_causal=True`` is seen.
         ``"verify"``: counts by closed forms and compares every forward with what ran; a difference over 0.1 % is a
@@ -462,18 +563,19 @@ class FlopCounter(Readout):
         display: bool = False,
         **labelled: Any,
     ) -> None:
-        """Reads the models' closed forms; nothing is counted yet.
+        """Finds the models' closed forms; nothing is counted yet.
 
         Args:
             models: Models without a label; they are called ``"model"``, ``"generator"`` or ``"reward"``.
             mode: How to count.
             specs: Closed forms by label, in the place of those that the counter finds itself.
             nominal_parameters: Sizes in the models' names by label (7e9), for the convention ``"2N_nominal"``.
-            display: Whether the table goes to standard output when the counter is left.
+            display: True to write the table to standard output when the counter is left.
             labelled: Models by label: ``FlopCounter(generator=model, reward=prm)``. A model is a torch module, or a
                 generator or reward model that holds one as ``.model``.
 
         Raises:
+            TypeError: If something is not a model.
             UnknownArchitectureError: If a model has no closed form and cannot be calibrated.
             ValueError: If an option is unknown, or a model is watched twice.
         """
@@ -481,52 +583,74 @@ class FlopCounter(Readout):
             raise ValueError(f"mode={mode!r}: choose one of {', '.join(get_args(Mode))}")
         self.mode = mode
         self.ledger = Ledger()
-        self._targets = label_models(models, labelled)
-        for label, spec in forms_of(self._targets, mode == "exact", specs, nominal_parameters).items():
+        self._models = _by_label(models, labelled)
+        self._labels = {id(module): label for label, (module, _) in self._models.items()}
+        for option, values in (("specs", specs), ("nominal_parameters", nominal_parameters)):
+            unknown = set(values or ()) - set(self._models)
+            if unknown:
+                raise ValueError(f"{option} names {sorted(unknown)}, and the watched models are {sorted(self._models)}")
+        for label, (module, _) in self._models.items():
+            spec = (specs or {}).get(label)
+            if spec is None:  # exact mode does without
+                spec = configured_form(unwrapped(module)) if mode == "exact" else closed_form(module)
+            if spec is not None and nominal_parameters and label in nominal_parameters:
+                spec = dataclasses.replace(spec, nominal_parameters=int(nominal_parameters[label]))
             self.ledger.add_model(label, spec)
-        labels = {id(target.module): label for label, target in self._targets.items()}
-        self._recorder = Recorder(mode, labels, self.ledger)
         self._display = display
-        self._clock, self._memory = Clock(), MemoryPeak()
+        self._clock = Clock()
+        self._peak: int | None = None
+        # Guards what hooks of several threads change: leaves, notes, and the number of open blocks. Reports take no
+        # lock: they copy the list of leaves in one step, and may miss a forward that is being added.
         self._lock = threading.Lock()
+        self._uncounted: Counter[str] = Counter()
         self._open = 0
-        self._watches: list[Watch] = []
+        self._watched: list[ModelHooks] = []
 
     def __enter__(self) -> Self:
         """The counter, counting."""
+        global _open_counters
         with self._lock:
             self._open += 1
             if self._open == 1:
-                self._watches = [acquire(target, self._recorder) for target in self._targets.values()]
-                start()
-                self._memory.start()
-        self._recorder.enter_thread()
-        enter(self._recorder, scope_of(self._recorder) or ())
+                with _lock:
+                    _open_counters += 1
+                    if _open_counters == 1 and _uses_cuda():  # the allocator keeps a single peak, for all counters
+                        torch.cuda.reset_peak_memory_stats()
+                    for module, beside in self._models.values():
+                        hooks = _hooks.get(id(module)) or _hooks.setdefault(id(module), ModelHooks(module, beside))
+                        hooks.counters.append(self)
+                        self._watched.append(hooks)
+                    _hook_strangers()
+        if self.mode != "analytic":
+            _thread_mode.push()
+        self._enter_block(active().get(self, ()), is_scope=False)
         self._clock.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Stops counting, unless an outer block of this counter goes on."""
+        global _open_counters
         self._clock.stop()
-        frame = innermost_block(self._recorder)
-        if frame is not None:
-            leave(frame)
+        own = [block for block in _blocks.get() if block.counter is self and not block.is_scope]
+        _leave_block(own[-1] if own else None)
         with self._lock:
-            self._open -= 1
-            closes = self._open == 0
+            closes = self._open == 1
             if closes:
-                self._take_back()
-        self._recorder.leave_thread()  # raises in a foreign thread: by then nothing else is left behind
+                self._peak = self.peak_memory
+                with _lock:
+                    _open_counters -= 1
+                    for hooks in self._watched:
+                        hooks.counters.remove(self)
+                        if not hooks.counters:
+                            hooks.remove()
+                            del _hooks[id(hooks.module)]
+                    self._watched.clear()
+                    _hook_strangers()
+            self._open -= 1
+        if self.mode != "analytic":
+            _thread_mode.pop()  # raises in a foreign thread: by then nothing else is left behind
         if closes and self._display:
             sys.stdout.write(self.table() + "\n")
-
-    def _take_back(self) -> None:
-        """Removes the hooks, and ends what runs while a counter is open."""
-        for hooks in self._watches:
-            release(hooks, self._recorder)
-        self._watches = []
-        stop()
-        self._memory.stop()
 
     @contextmanager
     def scope(self, name: str | None = None, **labels: Label) -> Iterator[None]:
@@ -543,12 +667,12 @@ class FlopCounter(Readout):
         pairs = (*((("name", name),) if name is not None else ()), *labels.items())
         if not pairs:
             raise ValueError('scope() needs a name or a label, as in scope("warm-up") or scope(problem=3)')
-        frame = enter(self._recorder, (*(scope_of(self._recorder) or ()), *pairs), is_scope=True)
+        block = self._enter_block((*active().get(self, ()), *pairs), is_scope=True)
         try:
-            with self._recorder.in_thread():
+            with self._operators():
                 yield
         finally:
-            leave(frame)
+            _leave_block(block)
 
     def bind(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, counted in whatever thread it runs, under the scope in which `bind` was called.
@@ -556,15 +680,21 @@ class FlopCounter(Readout):
         Raises:
             RuntimeError: If the counter is not counting here, or has closed by the time the function runs.
         """
-        if scope_of(self._recorder) is None:
+        if self not in active():
             raise RuntimeError("bind() where the counter is not counting: call it inside of `with FlopCounter(...)`")
+        captured = copy_context()
 
-        def counting() -> AbstractContextManager[None]:
+        def counted(*args: P.args, **kwargs: P.kwargs) -> R:
             if not self._open:
                 raise RuntimeError(f"{function!r} was bound to a counter that has closed: keep its block open longer")
-            return self._recorder.in_thread()
+            with self._operators():
+                return function(*args, **kwargs)
 
-        return carried(function, counting)
+        @functools.wraps(function)
+        def anywhere(*args: P.args, **kwargs: P.kwargs) -> R:
+            return captured.copy().run(counted, *args, **kwargs)  # a context runs in one thread at a time
+
+        return anywhere
 
     def add(
         self, config: Any, *, prompt: int, new: int, n: int = 1, shared_prefix: bool = True, model: str = "server"
@@ -576,15 +706,15 @@ class FlopCounter(Readout):
             prompt: Tokens of the prompt.
             new: Tokens of each completion.
             n: Completions.
-            shared_prefix: Whether the server read the prompt once for all of them.
+            shared_prefix: True if the server forwarded the prompt once for all of them.
             model: The model's label.
         """
         spec = model_spec(config)
         prefill, decode = sampling_tallies(spec, prompt, new, n, shared_prefix)
         self.ledger.add_model(model, spec)
-        scope = scope_of(self._recorder) or ()
-        self._recorder.write(scope, model, "prefill", prefill)
-        self._recorder.write(scope, model, "decode", decode)
+        scope = active().get(self, ())
+        self._write(scope, model, "prefill", prefill)
+        self._write(scope, model, "decode", decode)
 
     @property
     def seconds(self) -> float:
@@ -594,22 +724,23 @@ class FlopCounter(Readout):
     @property
     def peak_memory(self) -> int | None:
         """Most bytes allocated on the current GPU while the outermost open counter was open; ``None`` on a CPU."""
-        return self._memory.bytes
+        now = int(torch.cuda.max_memory_allocated()) if self._open and _uses_cuda() else None
+        return max(filter(None, (self._peak, now)), default=None)
 
     @property
     def uncounted(self) -> dict[str, int]:
         """What ran inside of the counter and is not in its FLOPs, and how often; ``{}`` is what you want to see."""
-        return dict(self._recorder.uncounted)
+        return dict(self._uncounted)
 
     def reset(self) -> None:
-        """Sets all counts, times and notes back to zero."""
+        """Sets all counts, times and notes back to zero; in an open block the allocator goes on with its peak."""
         self.ledger.leaves.clear()
-        self._recorder.uncounted.clear()
+        self._uncounted.clear()
         self._clock.reset()
-        self._memory.reset()
+        self._peak = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was counted, in JSON types; `merge` reads it."""
+        """Everything that was counted, in JSON types, as `merge` takes it."""
         return {
             "version": 1,
             **self.ledger.state_dict(),
@@ -633,9 +764,120 @@ class FlopCounter(Readout):
             state = counter.state_dict() if isinstance(counter, FlopCounter) else counter
             version = state.get("version")
             if version != 1:
-                raise ValueError(f"a FlopCounter state of version {version!r}; this inferscale reads version 1")
+                raise ValueError(f"a FlopCounter state of version {version!r}; this inferscale takes version 1")
             merged.ledger.merge(Ledger.from_state_dict(state))
-            merged._recorder.uncounted.update(state["uncounted"])
+            merged._uncounted.update(state["uncounted"])
             merged._clock.add(state["seconds"])
-            merged._memory.add(state["peak_memory"])
+            merged._peak = max(filter(None, (merged._peak, state["peak_memory"])), default=None)
         return merged
+
+    def _enter_block(self, scope: Scope, is_scope: bool) -> Block:
+        blocks = _blocks.get()
+        if not blocks:
+            _calls.set(())  # a forward that was interrupted may have left its own
+        block = Block(self, scope, is_scope)
+        _blocks.set((*blocks, block))
+        return block
+
+    @contextmanager
+    def _operators(self) -> Iterator[None]:
+        """A block in which this thread's operators are seen, if the mode needs them."""
+        if self.mode == "analytic":
+            yield
+            return
+        _thread_mode.push()
+        try:
+            yield
+        finally:
+            _thread_mode.pop()
+
+    def _write(self, scope: Scope, label: str, phase: Phase, tally: Tally) -> None:
+        with self._lock:
+            self.ledger.add(LeafKey(scope, label, phase), tally)
+
+    def _miss(self, what: str, advice: str) -> None:
+        """Notes what is not counted, and warns the first time."""
+        with self._lock:
+            self._uncounted[what] += 1
+            is_first = self._uncounted[what] == 1
+        if is_first:
+            warnings.warn(f"not in this counter's FLOPs: {what}; {advice}", FlopsWarning, stacklevel=2)
+
+    def _on_stranger(self, module: nn.Module) -> None:
+        """Notes a transformers model that is not watched; exact mode without any model counts it all the same."""
+        is_part = any(id(module) in hooks.parts for hooks in tuple(self._watched))
+        if is_transformers_model(module) and not is_part and (self._labels or self.mode == "analytic"):
+            self._miss(
+                f"{type(module).__name__} (not watched)",
+                "pass every model that runs, as in FlopCounter(generator=model, reward=prm)",
+            )
+
+    def _on_forward(self, call: Call, scope: Scope, label: str, tally: Tally) -> None:
+        """Counts a forward by its closed form, or in exact mode only its tokens: the operators are about to come."""
+        if self.mode != "analytic":
+            if not _thread_mode.users:  # the context came to this thread without bind(), as asyncio.to_thread does it
+                _thread_mode.push()
+                call.has_mode = True
+            if self.mode == "verify":
+                call.verified = {**(call.verified or {}), self: [full(tally), 0]}
+            else:
+                tally.linear = tally.head = tally.attention_full = tally.attention_causal = 0
+        self._write(scope, label, call.phase, tally)
+
+    def _on_operator(self, scope: Scope, operator: Any, flops: OpFlops | None) -> None:
+        """Counts an operator under the innermost watched model that is running (exact), or compares it (verify)."""
+        if flops is None:
+            self._miss(str(operator), "give it a formula with inferscale.flops.register_flop_formula")
+            return
+        calls = reversed(_calls.get())
+        call = next((call for call in calls if call.hooks and id(call.hooks.module) in self._labels), None)
+        if self.mode == "verify":
+            if call is None:
+                self._miss("matrix products outside of the watched models", "they are in no closed form")
+            elif call.verified and self in call.verified:
+                call.verified[self][1] += flops.full
+            return
+        if flops.is_attention:
+            tally = Tally(attention_full=flops.full, attention_causal=flops.causal)
+        else:
+            tally = Tally(head=flops.full) if call is not None and call.in_head else Tally(linear=flops.full)
+        if call is None or call.hooks is None:
+            self._write(scope, "other", "other", tally)
+        else:
+            self._write(scope, self._labels[id(call.hooks.module)], call.phase, tally)
+
+    def _compare(self, call: Call) -> None:
+        """Compares the two counts of a forward that has run to its end."""
+        assert call.hooks is not None
+        assert call.verified is not None
+        expected, executed = call.verified[self]
+        if abs(expected - executed) > _TOLERANCE * executed:
+            raise VerificationError(
+                f"{self._labels[id(call.hooks.module)]!r} ({type(call.module).__name__}, {call.phase}): the closed "
+                f"form says {expected:,} FLOPs and {executed:,} ran (ratio {expected / max(executed, 1):.4f}). Use "
+                'mode="exact", or pass specs={label: inferscale.flops.calibrate(model)}. A static cache runs its whole '
+                "buffer, and fused or replayed kernels are not seen: there the two differ by design"
+            )
+
+
+def _leave_block(block: Block | None) -> None:
+    """Takes a block away, whether or not blocks that were opened after it are still open."""
+    _blocks.set(tuple(other for other in _blocks.get() if other is not block))
+
+
+def _by_label(models: Sequence[Any], labelled: Mapping[str, Any]) -> dict[str, tuple[nn.Module, tuple[nn.Linear, ...]]]:
+    """Language models by label, with the layers beside them; those without a label are called after what they are.
+
+    Raises:
+        ValueError: If a model is given twice, or is a part of another one.
+    """
+    named: dict[str, Any] = dict(labelled)
+    for model in models:
+        base = "generator" if isinstance(model, Generator) else "reward" if isinstance(model, RewardModel) else "model"
+        labels = itertools.chain([base], (f"{base}_{number}" for number in itertools.count(2)))
+        named[next(label for label in labels if label not in named)] = model
+    found = {label: language_model(model) for label, model in named.items()}
+    for (label, (module, _)), (other, (part, _)) in itertools.permutations(found.items(), 2):
+        if any(part is inner for inner in module.modules()):
+            raise ValueError(f"{other!r} is {label!r} itself or a part of it: watch one of the two")
+    return found

@@ -1,13 +1,20 @@
-"""One ledger of integers, kept for every scope, model and phase, and the clock beside it (standard library only)."""
+"""Integers kept for every scope, model and phase, and the ways of adding them up (standard library only).
+
+A ledger never stores "the FLOPs"; a convention (ours, or that of a paper) is a pure function of a tally and the model's
+constants. The same functions estimate what a model would cost that is not there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .spec import AttentionGroup, ModelSpec, PackedRows, count_forward, full_pairs
+from .spec import AttentionGroup, ModelSpec, PackedRows, causal_pairs, count_forward, full_pairs, model_spec
 
 Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head", "other"]
 """``"prefill"``: nothing was cached yet. ``"decode"``: one token on a cache. ``"chunk"``: several tokens on a cache.
@@ -25,16 +32,16 @@ class Tally:
     Attributes:
         forwards: Calls of the model.
         sequences: Rows of those calls.
-        tokens: Tokens read, padding included.
+        tokens: Tokens forwarded, padding included.
         sampled: Tokens drawn from the logits, inferred: one for each row of a forward that kept its last logits only.
         reported: Tokens drawn, as the generator told through `report_tokens`; it replaces the inferred number.
-        useful: Tokens read that are neither padding nor past the end, as the generator told.
+        useful: Tokens forwarded that are neither padding nor past the end, as the generator told.
         pairs: Query-key pairs of the whole rectangles, windows ignored.
         linear: FLOPs in the layers' matrices.
         head: FLOPs in the last matrix.
         attention_full: FLOPs of attention over the whole rectangle.
         attention_causal: FLOPs of attention over the pairs that the mask lets through.
-        numbers_read: Weights and cached keys and values that have to be read from memory, in numbers, not bytes.
+        numbers_read: Weights and cached keys and values that have to come from memory, in numbers, not bytes.
     """
 
     forwards: int = 0
@@ -52,6 +59,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Adds `other` to this, field by field."""
+        # Spelled out, since it runs once for every forward: a loop over the fields takes four times as long.
         self.forwards += other.forwards
         self.sequences += other.sequences
         self.tokens += other.tokens
@@ -66,25 +74,36 @@ class Tally:
         self.numbers_read += other.numbers_read
 
 
-TALLY_FIELDS = tuple(item.name for item in dataclasses.fields(Tally))
-
-
 def forward_tally(
-    spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None, keeps_all: bool = False
+    spec: ModelSpec | None,
+    new: int,
+    past: int = 0,
+    batch: int = 1,
+    logits: int | None = None,
+    keeps_all: bool = False,
 ) -> Tally:
-    """The tally of one forward of `batch` equally long rows; arguments as for `forward_flops`.
+    """The tally of one forward of `batch` equally long rows.
 
-    With `keeps_all`, the cache keeps what has left a window too, and the mask alone hides it: then the rectangle of a
-    layer with a window is as large as that of one without.
+    Args:
+        spec: The model's constants; ``None`` leaves out what depends on them.
+        new: New tokens in each row.
+        past: Tokens that the key-value cache holds for each row.
+        batch: Rows.
+        logits: Positions of each row that the head runs for; ``None`` for every new one.
+        keeps_all: True if the cache keeps what has left a window too, and the mask alone hides it: then the rectangle
+            of a layer with a window is as large as that of one without.
     """
-    tally = forward_sizes(new, past, batch, logits)
+    sampled = batch if logits == 1 or (new == 1 and logits is None) else 0
+    tally = Tally(1, batch, batch * new, sampled, pairs=batch * new * (new + past))
+    if spec is None:
+        return tally
     tally.linear, tally.head, tally.attention_full, tally.attention_causal = count_forward(
         spec, new, past, batch, logits
     )
+    # A forward loads the matrices once for all rows, and each row's cache (what is kept besides the query itself).
     tally.numbers_read = spec.active_weights
     for group in spec.attention if past else ():
-        window = None if keeps_all else group.window
-        tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, window) - 1)
+        tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, None if keeps_all else group.window) - 1)
     if keeps_all:
         tally.attention_full = tally.pairs * sum(group.per_pair for group in spec.attention)
     return tally
@@ -111,15 +130,184 @@ def packed_tally(spec: ModelSpec | None, new: int, positions: int, packed: Packe
     return tally
 
 
-def forward_sizes(new: int, past: int, batch: int, logits: int | None) -> Tally:
-    """The tally of one forward without what depends on the model."""
-    sampled = batch if logits == 1 or (new == 1 and logits is None) else 0
-    return Tally(1, batch, batch * new, sampled, pairs=batch * new * (new + past))
+def sampling_tallies(
+    spec: ModelSpec, prompt: int, new: int, n: int = 1, shared_prefix: bool = True
+) -> tuple[Tally, Tally]:
+    """The tallies of prefill and decoding when `n` completions of `new` tokens follow one prompt.
+
+    The last token of a completion is sampled but never forwarded: `new` tokens are a prefill that keeps one position's
+    logits and ``new - 1`` decoding steps.
+
+    Raises:
+        ValueError: If a number is too small.
+    """
+    for name, value, least in (("prompt", prompt, 1), ("new", new, 0), ("n", n, 1)):
+        if value < least:
+            raise ValueError(f"{name}={value}: it must be at least {least}")
+    prefill = forward_tally(spec, prompt, batch=1 if shared_prefix else n, logits=1)
+    prefill.sampled = n if new else 0
+    # A single query sees all that is kept of the cache, so that rectangle and causal pairs are the same here, and the
+    # pairs of the steps add up to those of one causal chunk. All but each query's own come from the cache.
+    steps = max(new - 1, 0)
+    pairs = causal_pairs(steps, prompt)
+    attention = n * sum(group.per_pair * causal_pairs(steps, prompt, group.window) for group in spec.attention)
+    kv_read = sum(group.kv_width * (causal_pairs(steps, prompt, group.window) - steps) for group in spec.attention)
+    decode = Tally(
+        forwards=steps,
+        sequences=n * steps,
+        tokens=n * steps,
+        sampled=n * steps,
+        pairs=n * pairs,
+        linear=n * (steps * spec.linear + (pairs - steps) * spec.cached),
+        head=n * steps * spec.head,
+        attention_full=attention,
+        attention_causal=attention,
+        numbers_read=steps * spec.active_weights + n * kv_read,
+    )
+    return prefill, decode
 
 
-def phase_of(new: int, past: int) -> Phase:
-    """The phase of a forward of `new` tokens on `past` cached ones."""
-    return "prefill" if past == 0 else "decode" if new == 1 else "chunk"
+Convention: TypeAlias = Callable[[Tally, ModelSpec], int]
+
+
+def causal(tally: Tally, spec: ModelSpec | None = None) -> int:
+    """Matrix products with attention over the pairs that the causal mask lets through: what the model needs."""
+    return tally.linear + tally.head + tally.attention_causal
+
+
+def full(tally: Tally, spec: ModelSpec | None = None) -> int:
+    """Matrix products with attention over the whole rectangle: what eager attention executes."""
+    return tally.linear + tally.head + tally.attention_full
+
+
+def two_n(tally: Tally, spec: ModelSpec) -> int:
+    """2·N for each token forwarded, N all parameters; for a mixture of experts far too much (all experts count)."""
+    return 2 * spec.parameters * tally.tokens
+
+
+def two_n_nominal(tally: Tally, spec: ModelSpec) -> int:
+    """2·N for each token sampled, N the size in the model's name (7e9): the axis of arXiv:2408.00724.
+
+    Prompts, attention and reward models are left out there; ask for the generator alone.
+    """
+    if spec.nominal_parameters is None:
+        raise ValueError(
+            f'the convention "2N_nominal" needs the size in the name of this {spec.family!r} model, which no '
+            "configuration holds: pass nominal_parameters, as in nominal_parameters=7e9 (estimate_flops, model_spec) "
+            'or nominal_parameters={"generator": 7e9} (FlopCounter)'
+        )
+    return 2 * spec.nominal_parameters * tally.sampled
+
+
+def kaplan(tally: Tally, spec: ModelSpec) -> int:
+    """2·N + 2·L·n_ctx·d_attn for each token forwarded (arXiv:2001.08361, Table 1), n_ctx the context at that token.
+
+    N = 2·d·L·(2·d_attn + d_ff): no embeddings, no head, a two-matrix MLP, as many key heads as query heads.
+    """
+    layers, attention = _layers(spec), spec.num_heads * spec.head_dim
+    parameters = 2 * spec.hidden_size * layers * (2 * attention + spec.intermediate_size)
+    return 2 * parameters * tally.tokens + 2 * layers * attention * tally.pairs
+
+
+def chinchilla(tally: Tally, spec: ModelSpec) -> int:
+    """The forward pass of arXiv:2203.15556, Appendix F: the embedding as a matrix product, and softmax, are counted.
+
+    A two-matrix MLP, as many key heads as query heads, and the whole rectangle of attention are assumed there.
+    """
+    layers, attention = _layers(spec), spec.num_heads * spec.head_dim
+    vocabulary = 4 * spec.hidden_size * spec.vocab_size  # embedding and logits
+    projections = 8 * spec.hidden_size * attention
+    dense = 4 * spec.hidden_size * spec.intermediate_size
+    per_pair = 4 * attention + 3 * spec.num_heads
+    return tally.tokens * (vocabulary + layers * (projections + dense)) + tally.pairs * layers * per_pair
+
+
+def abdelhameed2024(tally: Tally, spec: ModelSpec) -> int:
+    """What arXiv:2412.16260 charges for each token sampled, as its released code computes it.
+
+    C = 2·[2·d·L·(2·(d // heads) + d_ff)] + 2·L·d: the width of one head stands where the width of all heads belongs,
+    one of three MLP matrices and the head are missing, and so is the length of the context. Too low by 1.86 times
+    for Mistral-7B; kept to reproduce the paper's column.
+    """
+    layers, width = _layers(spec), spec.hidden_size
+    matrices = 2 * width * layers * (2 * (width // spec.num_heads) + spec.intermediate_size)
+    return (2 * matrices + 2 * layers * width) * tally.sampled
+
+
+def _layers(spec: ModelSpec) -> int:
+    """The number of layers; an error where the model's shape is not known."""
+    if not spec.num_layers:
+        raise ValueError(
+            f"this convention needs the shape (d, L, heads, d_ff) of the {spec.family!r} model, and a calibrated "
+            'closed form has none: use "causal", "full" or "2N"'
+        )
+    return spec.num_layers
+
+
+CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
+    {
+        "causal": causal,
+        "full": full,
+        "2N": two_n,
+        "2N_nominal": two_n_nominal,
+        "kaplan": kaplan,
+        "chinchilla": chinchilla,
+        "abdelhameed2024": abdelhameed2024,
+    }
+)
+"""Conventions by name."""
+
+
+def count(convention: str, tally: Tally, spec: ModelSpec | None, label: str = "model") -> int:
+    """FLOPs of `tally` under the convention named `convention`.
+
+    Args:
+        convention: A name in `CONVENTIONS`.
+        tally: What was counted.
+        spec: The model's constants; ``"causal"`` and ``"full"`` do without.
+        label: The model's name in messages.
+
+    Raises:
+        ValueError: If the name is unknown, or the convention needs what is not known of the model.
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown convention {convention!r}: choose one of {', '.join(CONVENTIONS)}")
+    if convention in ("causal", "full"):
+        return causal(tally) if convention == "causal" else full(tally)
+    if spec is None:
+        raise ValueError(
+            f'the convention {convention!r} needs the shape of {label!r}, which was only counted op by op: use "full"'
+        )
+    return CONVENTIONS[convention](tally, spec)
+
+
+def estimate_flops(
+    config: Any,
+    *,
+    prompt: int,
+    new: int,
+    n: int = 1,
+    shared_prefix: bool = True,
+    convention: str = "causal",
+    nominal_parameters: float | None = None,
+) -> int:
+    """FLOPs of sampling `n` completions of `new` tokens after one prompt, without a model.
+
+    Args:
+        config: A transformers configuration, its dictionary, or a `ModelSpec`.
+        prompt: Tokens of the prompt.
+        new: Tokens of each completion.
+        n: Completions.
+        shared_prefix: True if the prompt is forwarded once for all completions, False for once for each.
+        convention: A name in `inferscale.flops.CONVENTIONS`.
+        nominal_parameters: The size in the model's name, for ``"2N_nominal"``.
+
+    Raises:
+        UnknownArchitectureError: If the family has no closed form.
+        ValueError: If a number is too small or the convention is unknown.
+    """
+    spec = model_spec(config, nominal_parameters=nominal_parameters)
+    return sum(count(convention, tally, spec) for tally in sampling_tallies(spec, prompt, new, n, shared_prefix))
 
 
 class LeafKey(NamedTuple):
@@ -144,17 +332,16 @@ class Ledger:
     specs: dict[str, ModelSpec] = field(default_factory=dict)
     leaves: dict[LeafKey, Tally] = field(default_factory=dict)
 
-    def leaf(self, scope: Scope, model: str, phase: Phase) -> Tally:
-        """The tally of one leaf, a new one if there was none."""
-        key = LeafKey(scope, model, phase)
-        tally = self.leaves.get(key)
-        if tally is None:
-            self.add_model(model)
-            tally = self.leaves[key] = Tally()
-        return tally
+    def add(self, key: LeafKey, tally: Tally) -> None:
+        """Adds to a leaf, a new one if there was none."""
+        leaf = self.leaves.get(key)
+        if leaf is None:
+            self.add_model(key.model)
+            leaf = self.leaves[key] = Tally()
+        leaf.add(tally)
 
     def add_model(self, label: str, spec: ModelSpec | None = None) -> None:
-        """Notes a model and, if it is known, its closed form.
+        """Adds a model and, if it is known, its closed form.
 
         Raises:
             ValueError: If the label already stands for a different model.
@@ -169,14 +356,22 @@ class Ledger:
         for label in other.models:
             self.add_model(label, other.specs.get(label))
         for key, tally in other.leaves.items():
-            self.leaf(key.scope, key.model, key.phase).add(tally)
+            self.add(key, tally)
 
-    def view(self) -> Iterator[tuple[LeafKey, Tally]]:
-        """Each leaf, with `sampled` as reported wherever the model's generator reports it."""
-        leaves = list(self.leaves.items())  # threads may go on counting
+    def view(self, *models: str) -> Iterator[tuple[LeafKey, Tally]]:
+        """Each leaf of `models` (of all, if none is named), `sampled` being what was reported where anything was.
+
+        Raises:
+            ValueError: If a model is unknown.
+        """
+        unknown = sorted(set(models) - set(self.models))
+        if unknown:
+            raise ValueError(f"models {unknown} are not counted here, but {self.models} are")
+        leaves = list(self.leaves.items())  # in one step: threads may go on counting
         reporting = {key.model for key, tally in leaves if tally.reported}
         for key, tally in leaves:
-            yield key, dataclasses.replace(tally, sampled=tally.reported) if key.model in reporting else tally
+            if not models or key.model in models:
+                yield key, dataclasses.replace(tally, sampled=tally.reported) if key.model in reporting else tally
 
     def state_dict(self) -> dict[str, Any]:
         """The ledger in JSON types."""
@@ -197,6 +392,228 @@ class Ledger:
             ledger.specs[label] = ModelSpec(**{**values, "attention": groups})
         for leaf in state["leaves"]:
             scope: Scope = tuple((str(key), value) for key, value in leaf["scope"])
-            tally = Tally(**{name: int(leaf[name]) for name in TALLY_FIELDS})
-            ledger.leaf(scope, leaf["model"], leaf["phase"]).add(tally)
+            tally = Tally(**{item.name: int(leaf[item.name]) for item in dataclasses.fields(Tally)})
+            ledger.add(LeafKey(scope, leaf["model"], leaf["phase"]), tally)
         return ledger
+
+
+class Tokens(NamedTuple):
+    """Tokens of all models together.
+
+    Attributes:
+        forwarded: Tokens that went into a model, padding included.
+        sampled: Tokens drawn from a model's logits.
+        useful: Tokens forwarded that are neither padding nor past the end; 0 unless the generator reports them.
+    """
+
+    forwarded: int
+    sampled: int
+    useful: int
+
+
+class Report(ABC):
+    """Sums, tables and utilisation of a ledger.
+
+    Attributes:
+        ledger: The counts, as integers that no convention has touched.
+    """
+
+    ledger: Ledger
+
+    @property
+    @abstractmethod
+    def seconds(self) -> float:
+        """Seconds that the counts took."""
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all models, with attention over the pairs that the causal mask lets through."""
+        return self.flops_of()
+
+    def flops_of(self, *models: str, convention: str = "causal") -> int:
+        """FLOPs of the models with these labels, by default of all, under a convention (a name in `CONVENTIONS`)."""
+        return sum(self.flops_by("model", *models, convention=convention).values())
+
+    def flops_by(self, key: str, *models: str, convention: str = "causal") -> dict[Label, int]:
+        """FLOPs by ``"model"``, ``"phase"``, ``"scope"``, or a scope's label such as ``"problem"``.
+
+        What has no such label is under ``None``. With `models`, only theirs are added up.
+        """
+        sums: dict[Label, int] = dict.fromkeys(models or self.ledger.models, 0) if key == "model" else {}
+        for leaf, tally in self.ledger.view(*models):
+            if key in ("model", "phase"):
+                group: Label = getattr(leaf, key)
+            elif key == "scope":
+                group = _scope_name(leaf.scope)
+            else:
+                group = next((value for name, value in reversed(leaf.scope) if name == key), None)
+            flops = count(convention, tally, self.ledger.specs.get(leaf.model), leaf.model)
+            sums[group] = sums.get(group, 0) + flops
+        return sums
+
+    def tally(self, *models: str) -> Tally:
+        """All integers of the models with these labels, by default of all, added up."""
+        sums = Tally()
+        for _, tally in self.ledger.view(*models):
+            sums.add(tally)
+        return sums
+
+    @property
+    def tokens(self) -> Tokens:
+        """Tokens forwarded, sampled and useful, of all models."""
+        sums = self.tally()
+        return Tokens(sums.tokens, sums.sampled, sums.useful)
+
+    def table(self, depth: int = 1) -> str:
+        """The counts as text, by scope (to `depth` levels), model and phase."""
+        sums: dict[LeafKey, Tally] = {}
+        for (scope, model, phase), tally in self.ledger.view():
+            sums.setdefault(LeafKey(scope[:depth], model, phase), Tally()).add(tally)
+        rows: list[tuple[tuple[str, str, str], Tally]] = [
+            ((_scope_name(scope) or "all", model, phase), tally) for (scope, model, phase), tally in sums.items()
+        ]
+        whole = Tally()
+        for tally in sums.values():
+            whole.add(tally)
+        if len(rows) > 1:
+            rows.append((("total", "", ""), whole))
+        cells: list[tuple[str, ...]] = [
+            ("scope", "model", "phase", "forwards", "tokens", "sampled", "causal", "full", "of all")
+        ]
+        for names, tally in rows:
+            counts = (f"{number:,}" for number in (tally.forwards, tally.tokens, tally.sampled))
+            share = full(tally) / (full(whole) or 1)
+            cells.append((*names, *counts, _with_unit(causal(tally)), _with_unit(full(tally)), f"{share:.1%}"))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        sides = "<<<>>>>>>"
+        lines = (
+            "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True))
+            for row in cells
+        )
+        return "\n".join(line.rstrip() for line in lines)
+
+    def mfu(self, peak: float | str | None = None, convention: str = "causal") -> float:
+        """Model FLOPs utilisation: FLOPs / (seconds × peak).
+
+        Args:
+            peak: FLOP/s of the hardware, or a name in `PEAK_FLOPS`.
+            convention: What counts as FLOPs.
+
+        Raises:
+            ValueError: If the peak is missing; the message names those that are known.
+        """
+        rate = _peak(peak, PEAK_FLOPS, "peak", "FLOP/s")
+        return self.flops_of(convention=convention) / (self.seconds * rate)
+
+    def mbu(self, bandwidth: float | str | None = None, bytes_per_number: float = 2) -> float:
+        """Model bandwidth utilisation: bytes of weights and cache that had to be loaded / (seconds × bandwidth).
+
+        A forward loads the matrices that a token passes through once (of a mixture of experts: those of one token) and
+        each row's cache. A calibrated form does not know the cache.
+
+        Args:
+            bandwidth: Bytes per second of the hardware, or a name in `PEAK_BANDWIDTH`.
+            bytes_per_number: 2 for half precision, 4 for float32.
+        """
+        rate = _peak(bandwidth, PEAK_BANDWIDTH, "bandwidth", "bytes/s")
+        return self.tally().numbers_read * bytes_per_number / (self.seconds * rate)
+
+    def get_total_flops(self) -> int:
+        """FLOPs with the whole rectangle of attention, as ``torch.utils.flop_counter.FlopCounterMode`` has it."""
+        return self.flops_of(convention="full")
+
+    def get_flop_counts(self) -> dict[str, dict[str, int]]:
+        """FLOPs as torch has them: of everything under ``"Global"``, and of each model, by kind."""
+        tallies = {"Global": self.tally(), **{label: self.tally(label) for label in self.ledger.models}}
+        return {
+            label: {"linear": tally.linear, "head": tally.head, "attention": tally.attention_full}
+            for label, tally in tallies.items()
+        }
+
+    def get_table(self, depth: int | None = None) -> str:
+        """The table as text, under torch's name."""
+        return self.table(1 if depth is None else depth)
+
+
+def _scope_name(scope: Scope) -> str:
+    """A scope as text: ``problem=3/rollout``."""
+    return "/".join(str(value) if name == "name" else f"{name}={value}" for name, value in scope)
+
+
+def _with_unit(flops: int) -> str:
+    """`flops` with four digits and a unit: ``12.73T``."""
+    value = float(flops)
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 1000:
+            return f"{value:.4g}{unit}"
+        value /= 1000
+    return f"{value:.4g}E"
+
+
+# Vendors' data sheets: dense matrix products (no sparsity), per device.
+PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
+    {
+        "A100-bf16": 312e12,
+        "A100-tf32": 156e12,
+        "H100-SXM-bf16": 989e12,
+        "H100-PCIe-bf16": 756e12,
+        "H200-bf16": 989e12,
+        "L4-bf16": 121e12,
+        "L40S-bf16": 362e12,
+        "T4-fp16": 65e12,
+        "V100-fp16": 125e12,
+        "RTX4090-bf16": 165e12,
+    }
+)
+"""FLOP/s by name."""
+
+PEAK_BANDWIDTH: Mapping[str, float] = MappingProxyType(
+    {
+        "A100-40GB": 1.555e12,
+        "A100-80GB": 2.039e12,
+        "H100-SXM": 3.35e12,
+        "H100-PCIe": 2.0e12,
+        "H200": 4.8e12,
+        "L4": 0.3e12,
+        "L40S": 0.864e12,
+        "T4": 0.32e12,
+        "V100": 0.9e12,
+        "RTX4090": 1.008e12,
+    }
+)
+"""Bytes per second by name."""
+
+
+def _peak(peak: float | str | None, known: Mapping[str, float], option: str, unit: str) -> float:
+    """The peak as a number; one that is missing, unknown or not positive is an error that names those known."""
+    if isinstance(peak, str) and peak in known:
+        return known[peak]
+    if peak is None or isinstance(peak, str) or not peak > 0:
+        raise ValueError(
+            f"{option}={peak!r}: give the hardware's peak in {unit} or a name out of {', '.join(known)}"
+            + ("; measured_peak() measures one" if unit == "FLOP/s" else "")
+        )
+    return float(peak)
+
+
+def measured_peak(device: str = "cpu", dtype: str = "float32", size: int = 1024, seconds: float = 0.3) -> float:
+    """FLOP/s of the fastest square matrix product seen within `seconds`, for hardware without a data sheet.
+
+    Args:
+        device: A torch device.
+        dtype: A torch dtype's name.
+        size: Rows and columns; a GPU wants 8192.
+        seconds: How long to try.
+    """
+    import torch
+
+    left = torch.randn(size, size, device=device).to(getattr(torch, dtype))
+    wait: Callable[[], None] = torch.cuda.synchronize if left.is_cuda else lambda: None
+    best, until = 0.0, time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < until:
+        wait()
+        start = time.perf_counter()
+        torch.mm(left, left)
+        wait()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best

@@ -9,7 +9,7 @@ one)::
     causal = b * per_pair * sum(min(past + i, w) for i in 1..s)
 
 Only matrix products count, a multiply-add as 2. Norms, activations, softmax and rotary embeddings are left out: below
-0.1 % of a 134M Llama. Configurations are read family by family and never guessed: reading an unknown family with the
+0.1 % of a 134M Llama. Configurations are taken family by family and never guessed: an unknown family taken with the
 keys of a known one is off by 11 to 26 % on OPT, BLOOM and Falcon.
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -117,284 +117,6 @@ class Flops:
     __rmul__ = __mul__
 
 
-GATED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "granite"})
-PLAIN = frozenset({"gpt2", "gpt_neox"})
-SPARSE = frozenset({"mixtral", "qwen2_moe", "qwen3_moe"})
-FAMILIES = tuple(sorted(GATED | PLAIN | SPARSE))
-"""The ``model_type`` names that have a closed form."""
-
-# A configuration file may leave out what equals the default of its class. Only these differ from d / heads and False.
-_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-TIED = frozenset({"gpt2", "gemma", "gemma2", "gemma3_text"})
-ALL_LAYERS_SLIDE = frozenset({"mistral", "mixtral", "phi3", "qwen3_moe"})
-WINDOW_NEEDS_SWITCH = frozenset({"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"})
-_ALIASES = {
-    "hidden_size": "n_embd",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-    "num_experts": "num_local_experts",
-}
-
-
-class UnknownArchitectureError(ValueError):
-    """No closed form is known for this architecture."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """One family's configuration as a mapping; a missing size is an error that names it."""
-
-    family: str
-    values: Mapping[str, Any]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of `key` (or of its older name), `default` if it is missing or ``None``."""
-        for name in (key, _ALIASES.get(key, key)):
-            if self.values.get(name) is not None:
-                return self.values[name]
-        return default
-
-    def size(self, key: str) -> int:
-        """The value of `key`, which the closed form cannot do without."""
-        value = self.get(key)
-        if value is None:
-            raise ValueError(f"this {self.family!r} configuration has no {key!r}: pass the model's full configuration")
-        return int(value)
-
-    @property
-    def layers(self) -> int:
-        """Number of layers."""
-        return self.size("num_hidden_layers")
-
-    @property
-    def width(self) -> int:
-        """Width of the residual stream, d."""
-        return self.size("hidden_size")
-
-    @property
-    def heads(self) -> int:
-        """Query heads."""
-        return self.size("num_attention_heads")
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads."""
-        return self.heads if self.family in PLAIN else int(self.get("num_key_value_heads", self.heads))
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one head, which need not be d / heads."""
-        stated = None if self.family in PLAIN else self.get("head_dim")
-        return int(stated or _HEAD_DIM.get(self.family) or self.width // self.heads)
-
-    @property
-    def intermediate(self) -> int:
-        """Width of the dense MLP."""
-        if self.family == "gpt2":
-            return int(self.get("n_inner", 4 * self.width))
-        return self.size("intermediate_size")
-
-
-def read_config(outer: Mapping[str, Any]) -> Config:
-    """The text model's configuration, if its family has a closed form."""
-    inner = outer.get("text_config") or outer
-    family = str(inner.get("model_type", outer.get("model_type", "")))
-    if family not in FAMILIES:
-        raise UnknownArchitectureError(
-            f"no closed form for model_type {family!r} (known: {', '.join(FAMILIES)}); calibrate it from the live "
-            "model with inferscale.flops.calibrate(model), or count with FlopCounter(mode='exact')"
-        )
-    if inner.get("use_bidirectional_attention") or inner.get("add_cross_attention"):
-        raise UnknownArchitectureError(
-            f"this {family!r} model is not a causal decoder (bidirectional or cross attention): "
-            "count it with FlopCounter(mode='exact')"
-        )
-    return Config(family, inner)
-
-
-HeadKind: TypeAlias = Literal["lm", "labels", "process-reward", "none"]
-"""The last matrix: to the vocabulary, to labels, to labels through a square layer first, or none."""
-
-
-def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters: float | None = None) -> ModelSpec:
-    """The constants of the closed form for `config`.
-
-    Args:
-        config: A transformers configuration or its dictionary (``config.json``); of a multimodal one the text model is
-            read. A `ModelSpec` comes back as it is, but for `nominal_parameters`.
-        head: What follows the last layer; by default read from the configuration's ``architectures``, and a language
-            model's head where that is empty.
-        nominal_parameters: The size in the model's name, for the convention ``"2N_nominal"``.
-
-    Raises:
-        TypeError: If `config` is no configuration.
-        UnknownArchitectureError: If the family has no closed form.
-        ValueError: If the configuration lacks a size.
-    """
-    nominal = None if nominal_parameters is None else int(nominal_parameters)
-    if isinstance(config, ModelSpec):
-        return config if nominal is None else dataclasses.replace(config, nominal_parameters=nominal)
-    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
-        raise TypeError(
-            f"{config!r:.80} is no configuration: give model.config, or transformers.AutoConfig.from_pretrained(...)"
-        )
-    outer: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-    cfg = read_config(outer)
-    projections = (
-        2 * cfg.width * cfg.head_dim * (cfg.heads + 2 * cfg.kv_heads) + 2 * cfg.heads * cfg.head_dim * cfg.width
-    )
-    mlp, mlp_weights = _mlp(cfg)
-    head_flops = _head(cfg, head or _head_kind(outer), _num_labels(outer))
-    linear = projections * cfg.layers + mlp
-    return ModelSpec(
-        family=cfg.family,
-        linear=linear,
-        head=head_flops,
-        attention=_attention(cfg),
-        parameters=projections * cfg.layers // 2 + mlp_weights + _embedding_weights(cfg, outer, head_flops),
-        active_weights=(linear + head_flops) // 2,
-        hidden_size=cfg.width,
-        num_layers=cfg.layers,
-        num_heads=cfg.heads,
-        head_dim=cfg.head_dim,
-        intermediate_size=cfg.intermediate,
-        vocab_size=cfg.size("vocab_size"),
-        nominal_parameters=nominal,
-    )
-
-
-def _mlp(cfg: Config) -> tuple[int, int]:
-    """FLOPs for one token in the MLPs of all layers, and the numbers that their matrices hold."""
-    if cfg.family in PLAIN:
-        return 4 * cfg.width * cfg.intermediate * cfg.layers, 2 * cfg.width * cfg.intermediate * cfg.layers
-    dense_flops, dense_weights = 6 * cfg.width * cfg.intermediate, 3 * cfg.width * cfg.intermediate
-    sparse = _sparse_layers(cfg)
-    dense = cfg.layers - sparse
-    if not sparse:
-        return dense_flops * dense, dense_weights * dense
-    experts, used = cfg.size("num_experts"), cfg.size("num_experts_per_tok")
-    expert = cfg.width * (cfg.intermediate if cfg.family == "mixtral" else cfg.size("moe_intermediate_size"))
-    router, shared = cfg.width * experts, 0
-    if cfg.family == "qwen2_moe":  # one shared expert, and the gate that weighs it
-        shared = 3 * cfg.width * cfg.size("shared_expert_intermediate_size") + cfg.width
-    sparse_flops = 2 * router + used * 6 * expert + 2 * shared
-    sparse_weights = router + experts * 3 * expert + shared
-    return dense_flops * dense + sparse_flops * sparse, dense_weights * dense + sparse_weights * sparse
-
-
-def _sparse_layers(cfg: Config) -> int:
-    """Number of layers with a mixture of experts."""
-    if cfg.family not in SPARSE:
-        return 0
-    if cfg.family == "mixtral":
-        return cfg.layers
-    step, dense = int(cfg.get("decoder_sparse_step", 1)), set(cfg.get("mlp_only_layers", ()))
-    return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(cfg.layers))
-
-
-def _attention(cfg: Config) -> tuple[AttentionGroup, ...]:
-    """The layers grouped by their window."""
-    per_layer, kv_width = 4 * cfg.heads * cfg.head_dim, 2 * cfg.kv_heads * cfg.head_dim
-    counts = Counter(_windows(cfg))
-    return tuple(AttentionGroup(per_layer * count, kv_width * count, window) for window, count in counts.items())
-
-
-def _windows(cfg: Config) -> list[int | None]:
-    """The window of every layer; ``None`` where it sees everything."""
-    window = cfg.get("sliding_window")
-    switched_off = cfg.family in WINDOW_NEEDS_SWITCH and not cfg.get("use_sliding_window", False)
-    if not window or switched_off:
-        return [None] * cfg.layers
-    if cfg.family in ALL_LAYERS_SLIDE:
-        return [int(window)] * cfg.layers
-    slides = [kind == "sliding_attention" for kind in cfg.get("layer_types", ())] or _default_slides(cfg)
-    return [int(window) if slide else None for slide in slides]
-
-
-def _default_slides(cfg: Config) -> list[bool]:
-    """Which layers slide where an older configuration file does not list ``layer_types``."""
-    layers, first = range(cfg.layers), int(cfg.get("max_window_layers", 28))
-    match cfg.family:
-        case "gemma2":
-            return [layer % 2 == 0 for layer in layers]
-        case "gemma3_text":
-            pattern = int(cfg.get("sliding_window_pattern") or cfg.get("_sliding_window_pattern", 6))
-            return [(layer + 1) % pattern != 0 for layer in layers]
-        case "qwen2" | "qwen3":
-            return [layer >= first for layer in layers]
-        case "qwen2_moe":
-            return [layer % 2 == 0 and layer < first for layer in layers]
-        case _:
-            return [False for _ in layers]
-
-
-def _head_kind(outer: Mapping[str, Any]) -> HeadKind:
-    """The head that the configuration's ``architectures`` names; a language model's where none is named."""
-    names = outer.get("architectures") or ("ForCausalLM",)
-    return head_of_class(str(names[0]))
-
-
-def head_of_class(name: str) -> HeadKind:
-    """The head of a transformers class, by the ending of its name."""
-    if name.endswith(("ForProcessRewardModel", "ForRewardModel")):  # Qwen2.5-Math's own classes: two linear layers
-        return "process-reward"
-    if name.endswith(("ForSequenceClassification", "ForTokenClassification")):
-        return "labels"
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        return "lm"
-    if name.endswith("Model"):
-        return "none"
-    raise UnknownArchitectureError(
-        f"no closed form for the head of {name}: pass head='lm', 'labels', 'process-reward' or 'none' to model_spec()"
-    )
-
-
-def _num_labels(outer: Mapping[str, Any]) -> int:
-    """Number of labels of a classification head; transformers' own default is 2."""
-    labels = outer.get("id2label")
-    return len(labels) if labels else int(outer.get("num_labels") or 2)
-
-
-def _head(cfg: Config, kind: HeadKind, labels: int) -> int:
-    """FLOPs of the head for one position."""
-    match kind:
-        case "lm":
-            return 2 * cfg.width * cfg.size("vocab_size")
-        case "labels":
-            return 2 * cfg.width * labels
-        case "process-reward":
-            return 2 * cfg.width * cfg.width + 2 * cfg.width * labels
-        case "none":
-            return 0
-
-
-def _embedding_weights(cfg: Config, outer: Mapping[str, Any], head_flops: int) -> int:
-    """Numbers in the embeddings and in the head, tied ones once."""
-    embedding = cfg.width * cfg.size("vocab_size")
-    positions = cfg.width * int(cfg.get("max_position_embeddings", 1024)) if cfg.family == "gpt2" else 0
-    tied = outer.get("tie_word_embeddings", cfg.get("tie_word_embeddings", cfg.family in TIED))
-    shared = tied and head_flops == 2 * embedding
-    return embedding + positions + (0 if shared else head_flops // 2)
-
-
-__all__ = [
-    "FAMILIES",
-    "AttentionGroup",
-    "Flops",
-    "ModelSpec",
-    "PackedRows",
-    "UnknownArchitectureError",
-    "causal_pairs",
-    "count_forward",
-    "forward_flops",
-    "full_pairs",
-    "head_of_class",
-    "model_spec",
-    "ragged_forward_flops",
-]
-
-
 class PackedRows(NamedTuple):
     """What attention does in a forward that packs rows of different lengths into one sequence.
 
@@ -413,6 +135,197 @@ class PackedRows(NamedTuple):
     read_tokens: int
 
 
+class UnknownArchitectureError(ValueError):
+    """No closed form is known for this architecture."""
+
+
+HeadKind: TypeAlias = Literal["lm", "labels", "process-reward", "none"]
+"""The last matrix: to the vocabulary, to labels, to labels through a square layer first, or none."""
+
+_GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "granite"}
+_PLAIN = {"gpt2", "gpt_neox"}
+SPARSE = frozenset({"mixtral", "qwen2_moe", "qwen3_moe"})
+FAMILIES = tuple(sorted(_GATED | _PLAIN | SPARSE))
+"""The ``model_type`` names that have a closed form."""
+
+# A configuration file may leave out what equals the default of its class. Only these differ from d / heads and False.
+_HEAD_DIM = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
+_TIED = {"gpt2", "gemma", "gemma2", "gemma3_text"}
+_ALL_LAYERS_SLIDE = {"mistral", "mixtral", "phi3", "qwen3_moe"}
+_WINDOW_NEEDS_SWITCH = {"qwen2", "qwen3", "qwen2_moe", "qwen3_moe"}
+_OLDER_NAMES = {
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "num_experts": "num_local_experts",
+}
+
+
+class _Config:
+    """One family's configuration as a mapping; a missing size is an error that names it."""
+
+    def __init__(self, outer: Mapping[str, Any]) -> None:
+        """Takes the text model's part, if its family has a closed form."""
+        self._values = outer.get("text_config") or outer
+        self.family = str(self._values.get("model_type", outer.get("model_type", "")))
+        if self.family not in FAMILIES:
+            raise UnknownArchitectureError(
+                f"no closed form for model_type {self.family!r} (known: {', '.join(FAMILIES)}); calibrate it from the "
+                "live model with inferscale.flops.calibrate(model), or count with FlopCounter(mode='exact')"
+            )
+        if self.get("use_bidirectional_attention") or self.get("add_cross_attention"):
+            raise UnknownArchitectureError(
+                f"this {self.family!r} model is not a causal decoder (bidirectional or cross attention): "
+                "count it with FlopCounter(mode='exact')"
+            )
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of `key` (or of its older name), `default` if it is missing or ``None``."""
+        for name in (key, _OLDER_NAMES.get(key, key)):
+            if self._values.get(name) is not None:
+                return self._values[name]
+        return default
+
+    def size(self, key: str) -> int:
+        """The value of `key`, which the closed form cannot do without."""
+        value = self.get(key)
+        if value is None:
+            raise ValueError(f"this {self.family!r} configuration has no {key!r}: pass the model's full configuration")
+        return int(value)
+
+
+def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters: float | None = None) -> ModelSpec:
+    """The constants of the closed form for `config`.
+
+    Args:
+        config: A transformers configuration or its dictionary (``config.json``); of a multimodal one the text model is
+            taken. A `ModelSpec` comes back as it is, but for `nominal_parameters`.
+        head: What follows the last layer; by default taken from the configuration's ``architectures``, and a language
+            model's head where that is empty.
+        nominal_parameters: The size in the model's name, for the convention ``"2N_nominal"``.
+
+    Raises:
+        TypeError: If `config` is no configuration.
+        UnknownArchitectureError: If the family has no closed form.
+        ValueError: If the configuration lacks a size.
+    """
+    nominal = None if nominal_parameters is None else int(nominal_parameters)
+    if isinstance(config, ModelSpec):
+        return config if nominal is None else dataclasses.replace(config, nominal_parameters=nominal)
+    if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
+        raise TypeError(
+            f"{config!r:.80} is no configuration: give model.config, or transformers.AutoConfig.from_pretrained(...)"
+        )
+    outer: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
+    cfg = _Config(outer)
+    width, layers, heads = (cfg.size(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    vocabulary, kv_heads, head_dim = cfg.size("vocab_size"), heads, width // heads
+    if cfg.family not in _PLAIN:
+        kv_heads = int(cfg.get("num_key_value_heads", heads))
+        head_dim = int(cfg.get("head_dim") or _HEAD_DIM.get(cfg.family) or head_dim)
+    intermediate = int(cfg.get("n_inner", 4 * width)) if cfg.family == "gpt2" else cfg.size("intermediate_size")
+
+    # Matrices are counted in weights: a token costs 2 FLOPs a weight. Queries and outputs are `[d, heads * head_dim]`,
+    # keys and values `[d, kv_heads * head_dim]`: narrower with grouped queries (GQA).
+    projections = layers * 2 * width * head_dim * (heads + kv_heads)
+    mlp, mlp_used = _mlp_weights(cfg, layers, width, intermediate)
+    labels = len(outer.get("id2label") or ()) or int(outer.get("num_labels") or 2)  # 2 by default in transformers
+    head_weights = {
+        "lm": width * vocabulary,
+        "labels": width * labels,
+        "process-reward": width * width + width * labels,
+        "none": 0,
+    }[head or head_of_class(str((outer.get("architectures") or ("ForCausalLM",))[0]))]
+
+    # The input embedding is a lookup: it has weights and no FLOPs. A tied head has FLOPs and no weights of its own.
+    embedding = width * vocabulary
+    is_tied = outer.get("tie_word_embeddings", cfg.get("tie_word_embeddings", cfg.family in _TIED))
+    positions = width * int(cfg.get("max_position_embeddings", 1024)) if cfg.family == "gpt2" else 0
+    own_head = 0 if is_tied and head_weights == embedding else head_weights
+
+    # A query-key pair takes 2 * head_dim FLOPs in QKᵀ and as many in AV, for every query head: GQA shares what is
+    # cached, not what is computed.
+    windows = Counter(_windows(cfg, layers))
+    attention = tuple(
+        AttentionGroup(4 * heads * head_dim * count, 2 * kv_heads * head_dim * count, window)
+        for window, count in windows.items()
+    )
+    return ModelSpec(
+        family=cfg.family,
+        linear=2 * (projections + mlp_used),
+        head=2 * head_weights,
+        attention=attention,
+        parameters=projections + mlp + embedding + positions + own_head,
+        active_weights=projections + mlp_used + head_weights,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        head_dim=head_dim,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        nominal_parameters=nominal,
+    )
+
+
+def _mlp_weights(cfg: _Config, layers: int, width: int, intermediate: int) -> tuple[int, int]:
+    """Weights in the MLPs of all layers, and those of them that one token passes through."""
+    # Up and down; beside the up projection stands a gate in all families but GPT's.
+    dense = (2 if cfg.family in _PLAIN else 3) * width * intermediate
+    sparse_layers = 0
+    if cfg.family == "mixtral":
+        sparse_layers = layers
+    elif cfg.family in SPARSE:
+        step, excepted = int(cfg.get("decoder_sparse_step", 1)), set(cfg.get("mlp_only_layers", ()))
+        sparse_layers = sum(layer not in excepted and (layer + 1) % step == 0 for layer in range(layers))
+    if not sparse_layers:
+        return (layers * dense,) * 2
+    # A mixture of experts: every token passes the router `[d, experts]` and `used` of the gated expert MLPs.
+    experts, used = cfg.size("num_experts"), cfg.size("num_experts_per_tok")
+    expert = 3 * width * (intermediate if cfg.family == "mixtral" else cfg.size("moe_intermediate_size"))
+    always = width * experts
+    if cfg.family == "qwen2_moe":  # one expert that all tokens share, and the gate `[d, 1]` that weighs it
+        always += 3 * width * cfg.size("shared_expert_intermediate_size") + width
+    rest = (layers - sparse_layers) * dense
+    return rest + sparse_layers * (always + experts * expert), rest + sparse_layers * (always + used * expert)
+
+
+def _windows(cfg: _Config, layers: int) -> list[int | None]:
+    """The window of every layer; ``None`` where it sees everything."""
+    window = cfg.get("sliding_window")
+    if not window or (cfg.family in _WINDOW_NEEDS_SWITCH and not cfg.get("use_sliding_window", False)):
+        return [None] * layers
+    if cfg.family in _ALL_LAYERS_SLIDE:
+        return [int(window)] * layers
+    slides = [kind == "sliding_attention" for kind in cfg.get("layer_types", ())]
+    if not slides:  # older files do not list their layers; the classes had these rules
+        first = int(cfg.get("max_window_layers", 28))
+        pattern = int(cfg.get("sliding_window_pattern") or cfg.get("_sliding_window_pattern", 6))
+        slides = {
+            "gemma2": [layer % 2 == 0 for layer in range(layers)],
+            "gemma3_text": [(layer + 1) % pattern != 0 for layer in range(layers)],
+            "qwen2": [layer >= first for layer in range(layers)],
+            "qwen3": [layer >= first for layer in range(layers)],
+            "qwen2_moe": [layer % 2 == 0 and layer < first for layer in range(layers)],
+        }.get(cfg.family, [False] * layers)
+    return [int(window) if slide else None for slide in slides]
+
+
+def head_of_class(name: str) -> HeadKind:
+    """The head of a transformers class, by the ending of its name."""
+    if name.endswith(("ForProcessRewardModel", "ForRewardModel")):  # Qwen2.5-Math's own classes: two linear layers
+        return "process-reward"
+    if name.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        return "labels"
+    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        return "lm"
+    if name.endswith("Model"):
+        return "none"
+    raise UnknownArchitectureError(
+        f"no closed form for the head of {name}: pass head='lm', 'labels', 'process-reward' or 'none' to model_spec()"
+    )
+
+
 def full_pairs(new: int, past: int, window: int | None = None) -> int:
     """Query-key pairs of the whole rectangle: `new` queries against the new keys and the cached ones kept."""
     return new * (new + (past if window is None else min(past, window - 1)))
@@ -422,6 +335,7 @@ def causal_pairs(new: int, past: int, window: int | None = None) -> int:
     """Query-key pairs that a causal mask lets through: the i-th new token sees ``min(past + i, window)``."""
     if window is None or past + new <= window:
         return new * past + new * (new + 1) // 2
+    # A triangle while the window fills, then a band of constant height.
     growing = max(window - past, 0)
     return growing * past + growing * (growing + 1) // 2 + (new - growing) * window
 
@@ -446,26 +360,10 @@ def count_forward(spec: ModelSpec, new: int, past: int, batch: int, logits: int 
         full += group.per_pair * full_pairs(new, past, group.window)
         causal += group.per_pair * causal_pairs(new, past, group.window)
     kept = new if logits is None else logits
+    # Latent attention (MLA) caches a narrow vector for each token and multiplies it out again in every forward; what
+    # grows linearly with the cache is `cached`. Linear attention and state spaces have other terms, and no form here.
     linear = new * spec.linear + past * spec.cached
     return batch * linear, batch * kept * spec.head, batch * full, batch * causal
-
-
-def ragged_forward_flops(
-    spec: ModelSpec, new: Sequence[int], past: Sequence[int], logits: Sequence[int] | None = None
-) -> Flops:
-    """FLOPs of one forward of rows of different lengths, padding not counted.
-
-    Args:
-        spec: The model's constants.
-        new: New tokens of each row, `[B]`.
-        past: Cached tokens of each row, `[B]`.
-        logits: Positions that the head runs for in each row, `[B]`; ``None`` for every new one.
-    """
-    kept = new if logits is None else logits
-    total = Flops()
-    for new_tokens, past_tokens, positions in zip(new, past, kept, strict=True):
-        total += forward_flops(spec, new_tokens, past_tokens, logits=positions)
-    return total
 
 
 def forward_cost(spec: ModelSpec | None, new: int, past: int, logits: int) -> int:
@@ -474,10 +372,10 @@ def forward_cost(spec: ModelSpec | None, new: int, past: int, logits: int) -> in
 
 
 def sample_flops(spec: ModelSpec | None, prefix: int, read: int, sampled: int) -> int:
-    """FLOPs of one sample of `sampled` tokens after `prefix` tokens, the last `read` of which nobody has read before.
+    """FLOPs of one sample of `sampled` tokens after `prefix` tokens, the last `read` of which no forward had before.
 
     Each sampled token but the last pays for its own forward, so that the sum over a tree is the closed form of one
-    pass with the prompt read once.
+    pass with the prompt forwarded once.
     """
     flops = forward_cost(spec, read, prefix - read, logits=1)
     return flops + forward_cost(spec, sampled - 1, prefix, logits=sampled - 1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inferscale.base import Generator
-from inferscale.flops.hooks import closed_form
+from inferscale.flops.calibration import closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, BranchFactory, Limits

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from inferscale.cost import Cost
-from inferscale.flops.hooks import closed_form
+from inferscale.flops.calibration import closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost, model_spec, sample_flops
 
 from .branch import Branch
