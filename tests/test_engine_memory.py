@@ -10,8 +10,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
 from inferscale.runtime import decoding as module
 from inferscale.runtime.kv import RowBatch
-from inferscale.runtime.memory import run_halving, run_in_pieces
-from inferscale.runtime.session import Session
+from inferscale.runtime.session import Session, run_halving, run_in_pieces
 from inferscale.strategies import BeamSearch
 from inferscale.testing import ToyReward
 from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from inferscale._http import RemoteError
     from inferscale.runtime.decoding import GeneratorStats
     from inferscale.runtime.loading import CheckpointError
-    from inferscale.runtime.memory import SearchMemoryError
     from inferscale.runtime.sampling import Draws, Sampler, TokenSampler, inverse_cdf
+    from inferscale.runtime.session import SearchMemoryError
 
     from .huggingface import HFGenerator
     from .openai import OpenAIGenerator
@@ -28,7 +28,7 @@ _HOME = {
     "OpenAIGenerator": "inferscale.generators.openai",
     "RemoteError": "inferscale._http",
     "Sampler": "inferscale.runtime.sampling",
-    "SearchMemoryError": "inferscale.runtime.memory",
+    "SearchMemoryError": "inferscale.runtime.session",
     "TokenSampler": "inferscale.runtime.sampling",
     "VLLMGenerator": "inferscale.generators.vllm",
     "inverse_cdf": "inferscale.runtime.sampling",

@@ -147,6 +147,11 @@ class ThoughtCheckpoint:
         from transformers import AutoModelForCausalLM
 
         auto_class = _PublishedBase if model is None and self.published else AutoModelForCausalLM
+        if isinstance(model, torch.nn.Module):
+            given = sorted(name for name, value in load_options.items() if value is not None)
+            if given:
+                raise TypeError(f"{', '.join(given)}: only used when the base is loaded, but an object was given")
+            return model
         return load_model(self.base if model is None else model, auto_class, **load_options)
 
     def check_base(self, model: Any, dtype: torch.dtype) -> None:

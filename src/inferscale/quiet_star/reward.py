@@ -12,8 +12,8 @@ from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.flops.spec import forward_flops
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.prompts import PromptFormat
 from inferscale.runtime.sampling import Sampler
+from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 from .model import QuietSTaR

@@ -12,7 +12,7 @@ from inferscale.base import RewardModel
 from inferscale.cost import Cost
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import check_pair, evaluating, load_pair
-from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 from .scorer import Ids, checked_rows, padded, shortest_first

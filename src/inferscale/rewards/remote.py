@@ -13,7 +13,7 @@ from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import load_tokenizer
-from inferscale.runtime.prompts import PromptFormat
+from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 from .formats import ClassDifference, ClassProbability, Sigmoid, StepFormat, TokenPair

@@ -25,7 +25,6 @@ from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import evaluating
-from inferscale.runtime.memory import run_in_pieces
 from inferscale.runtime.prefix_cache import (
     KeyedPath,
     Piece,
@@ -34,8 +33,8 @@ from inferscale.runtime.prefix_cache import (
     check_cache_options,
     default_cache_bytes,
 )
-from inferscale.runtime.prompts import PromptFormat
-from inferscale.runtime.session import Session, checked_session, length_bound
+from inferscale.runtime.session import Session, checked_session, length_bound, run_in_pieces
+from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 Ids: TypeAlias = tuple[int, ...]

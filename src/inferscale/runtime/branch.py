@@ -13,8 +13,7 @@ import numpy as np
 from inferscale.flow import GenerateRequest
 from inferscale.tree import FinishReason, Node, Step, branch_key
 
-from .prompts import PromptFormat
-from .text import TokenText
+from .text import PromptFormat, TokenText
 
 
 @dataclass(frozen=True, slots=True)

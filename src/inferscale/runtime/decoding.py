@@ -25,10 +25,9 @@ from inferscale.tree import Node, Step
 from .branch import Branch, BranchFactory, side_by_side
 from .charges import Charges
 from .kv import ROOM, RowBatch
-from .memory import run_halving
 from .prefix_cache import KeyedPath, PrefixCache, branch_path, check_cache_options, default_cache_bytes
 from .sampling import Draws, TokenSampler, uniforms
-from .session import Session, checked_session, length_bound
+from .session import Session, checked_session, length_bound, run_halving
 
 
 @dataclass

@@ -11,76 +11,62 @@ import torch
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
 
-ModelLike = Any
-"""A transformers model, a local folder, or a hub id."""
-
 
 class CheckpointError(ValueError):
     """A checkpoint does not hold the weights that its class needs."""
 
 
 def load_model(
-    model: ModelLike,
+    path_or_id: str | os.PathLike[str],
     auto_class: Any,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    **kwargs: Any,
+    **load_options: Any,
 ) -> Any:
-    """The model in eval mode, on its device.
+    """A model in evaluation mode, on its device.
 
     Args:
-        model: A transformers model (used as it is, only moved where `device` or `dtype` say so), a local folder
-            (never touches the network) or a hub id.
+        path_or_id: A local folder (never touches the network) or a hub id.
         auto_class: The transformers class to load with, for example ``AutoModelForCausalLM``.
-        device: Where to run; by default a GPU if there is one for loaded models, and where they are for given ones.
-        dtype: Default: float32 on a CPU, the checkpoint's own elsewhere.
-        kwargs: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
+        device: Where to run; by default a GPU if there is one.
+        dtype: By default float32 on a CPU, the checkpoint's own elsewhere.
+        load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
 
     Raises:
+        TypeError: If an object is given where a folder or hub id belongs.
         CheckpointError: If weights are missing, unexpected, or of another shape.
         ValueError: If a path does not exist.
     """
-    if not isinstance(model, str | os.PathLike):
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model must be a transformers model, a folder or a hub id, not {type(model).__name__}")
-        if kwargs:
-            raise TypeError(f"{', '.join(sorted(kwargs))}: only used when the model is loaded, but an object was given")
-        return model if device is None and dtype is None else model.to(device=device, dtype=_torch_dtype(dtype))
-    target = torch.device(device) if device is not None else _default_device()
+    require_path(path_or_id)
+    target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     if dtype is None:
         dtype = "float32" if target.type == "cpu" else "auto"
-    source, local = _source(model)
-    loaded, info = auto_class.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, local_files_only=local, **kwargs
+    source, local = _source(path_or_id)
+    model, info = auto_class.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, local_files_only=local, **load_options
     )
-    _check_weights(source, type(loaded).__name__, info)
-    return loaded.to(target).eval()
+    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")}
+    if any(wrong.values()):
+        told = "; ".join(
+            f"{kind}: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for kind, keys in wrong.items() if keys
+        )
+        raise CheckpointError(
+            f"the checkpoint {source!r} does not fit {type(model).__name__} ({told}): it would run on random weights; "
+            "load it with the class that it was saved from"
+        )
+    return model.to(target).eval()
 
 
-def load_tokenizer(tokenizer: Any, model: ModelLike, **kwargs: Any) -> Any:
-    """The tokenizer: the one given, or the one that lies beside the model.
-
-    Raises:
-        ValueError: If none was given and the model does not say where it came from.
-    """
+def load_tokenizer(tokenizer: Any, path_or_id: str | os.PathLike[str], **load_options: Any) -> Any:
+    """The tokenizer that is given, or of the folder or hub id that is given; by default the one at `path_or_id`."""
     from transformers import AutoTokenizer
 
-    if tokenizer is None:
-        tokenizer = model if isinstance(model, str | os.PathLike) else getattr(model, "name_or_path", "")
-        if not tokenizer:
-            raise ValueError("this model object does not say where it came from: pass tokenizer=... as well")
-    if not isinstance(tokenizer, str | os.PathLike):
-        return tokenizer
-    source, local = _source(tokenizer)
-    return AutoTokenizer.from_pretrained(source, local_files_only=local, **kwargs)
-
-
-def tokenizer_of(model: Any, given: ModelLike, tokenizer: Any) -> Any:
-    """The tokenizer of a model that was loaded from `given`, checked against its vocabulary."""
-    loaded = load_tokenizer(tokenizer, given if isinstance(given, str | os.PathLike) else model)
-    check_vocabulary(model, loaded)
-    return loaded
+    wanted = path_or_id if tokenizer is None else tokenizer
+    if not isinstance(wanted, str | os.PathLike):
+        return wanted
+    source, local = _source(wanted)
+    return AutoTokenizer.from_pretrained(source, local_files_only=local, **load_options)
 
 
 def load_pair(
@@ -92,23 +78,21 @@ def load_pair(
     dtype: str | torch.dtype | None = None,
     **load_options: Any,
 ) -> tuple[Any, Any]:
-    """A model, in eval mode on its device, and its tokenizer.
+    """A model, see `load_model`, and its tokenizer.
 
     Args:
-        path_or_id: A local folder (never touches the network) or a hub id.
-        auto_class: The transformers class to load with, for example ``AutoModelForCausalLM``.
+        path_or_id: A local folder or a hub id.
+        auto_class: The transformers class to load with.
         tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
-        device: Where to run; by default a GPU if there is one.
-        dtype: By default float32 on a CPU, the checkpoint's own elsewhere.
-        load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision`` (which is not
-            that of a tokenizer named apart).
+        device: Where to run.
+        dtype: Of the weights.
+        load_options: Passed on to ``from_pretrained`` (``revision`` not to that of a tokenizer named apart).
 
     Raises:
         TypeError: If an object is given where a folder or hub id belongs.
         CheckpointError: If weights are missing, unexpected, or of another shape.
         ValueError: If a path does not exist, or the tokenizer is another model's.
     """
-    require_path(path_or_id)
     model = load_model(path_or_id, auto_class, device=device, dtype=dtype, **load_options)
     shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, path_or_id) else set())
     tokenizer = load_tokenizer(tokenizer, path_or_id, **{k: v for k, v in load_options.items() if k in shared})
@@ -204,28 +188,3 @@ def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
     if isinstance(name, os.PathLike) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
         raise ValueError(f"there is no folder {text!r}: give an existing model folder, or a hub id such as 'org/name'")
     return text, False
-
-
-def _check_weights(source: str, class_name: str, info: dict[str, Any]) -> None:
-    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")}
-    if any(wrong.values()):
-        told = "; ".join(
-            f"{kind}: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for kind, keys in wrong.items() if keys
-        )
-        raise CheckpointError(
-            f"the checkpoint {source!r} does not fit {class_name} ({told}): it would run on random weights; "
-            "load it with the class that it was saved from"
-        )
-
-
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if dtype is None or isinstance(dtype, torch.dtype):
-        return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype={dtype!r}: give a torch dtype or its name, for example 'float32'")
-    return found

@@ -1,9 +1,9 @@
-"""Prefixes forwarded once: a prompt's keys and values held once per problem, each live row's suffix held in place.
+"""Running a model: prefixes once, and batches in pieces that fit into memory.
 
 A `Session` runs one model. `Session.prefill` reads prompts into `Segment`s; a `RowBatch` holds rows that continue
 them; `Session.extend` reads further tokens, any number for each row; `RowBatch.select` is the one operation for
 branching, pruning, reordering and compacting. `checked_session` gives one only for a model whose own forward it
-matches.
+matches. `run_halving` halves a batch until it fits.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,6 +24,8 @@ from inferscale._compat import cache_argument
 
 from .kv import Buffers, Plan, PromptPlan, RowBatch, RowPlan, Segment, UnsupportedModelError, attending
 from .loading import evaluating
+
+T = TypeVar("T")
 
 _PREFILL_TOKENS = 8192  # packed prompt tokens in one forward
 _LEAST_COMMON = 32  # tokens of a common beginning that are read apart
@@ -224,3 +226,75 @@ def check_session(session: Session) -> None:
     worst = float((logits.float() - expected).abs().max())
     if not worst <= max(1e-3, 16 * torch.finfo(model.dtype).eps) * spread:  # about a hundred roundings; NaN fails
         raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} where their spread is {spread:.2g}")
+
+
+class SearchMemoryError(RuntimeError):
+    """Not even one row fits into memory."""
+
+
+def run_halving(
+    run: Callable[[int], None],
+    size: int,
+    left: Callable[[], Sequence[T]],
+    describe: Callable[[T], str],
+    make_room: Callable[[], None],
+) -> int:
+    """Calls `run` with a number of rows, half of it again whenever memory runs out; returns the number that did fit.
+
+    Args:
+        run: Does all that is left, so many rows at a time.
+        size: Rows to begin with.
+        left: What is not done.
+        describe: What is said of the item that does not fit.
+        make_room: Called when memory has run out.
+
+    Raises:
+        SearchMemoryError: If one row does not fit, though room was made.
+    """
+    failed = 0
+    while True:
+        try:
+            run(size)
+        except (RuntimeError, MemoryError) as error:
+            text = str(error).lower()  # the CPU allocator raises a plain RuntimeError
+            said = any(words in text for words in ("allocate", "alloc_cpu", "out of memory"))
+            if not (said or isinstance(error, torch.OutOfMemoryError | MemoryError)):
+                raise
+            items = left()
+            size = min(size, len(items))
+            if size == 1 and failed == len(items):
+                told = f"out of memory with a single row: {describe(items[0])}; {len(items)} to go ({error})"
+                raise SearchMemoryError(told) from error
+            size, failed = max(size // 2, 1), len(items)
+        else:
+            return size
+        # Outside of the handler, where the traceback no longer holds on to the failed rows' tensors.
+        make_room()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def run_in_pieces(
+    items: Sequence[T],
+    size: int,
+    run: Callable[[Sequence[T]], None],
+    describe: Callable[[T], str],
+    make_room: Callable[[], None] = lambda: None,
+) -> int:
+    """Calls `run` on consecutive pieces of at most `size` items; returns the size that did fit.
+
+    When memory runs out, `make_room` is called, and the piece is halved and tried again: `run` must be able to start a
+    piece afresh.
+
+    Raises:
+        SearchMemoryError: If a single item does not fit.
+    """
+    done = 0
+
+    def run_rest(size: int) -> None:
+        nonlocal done
+        while done < len(items):
+            run(items[done : done + size])
+            done += size
+
+    return run_halving(run_rest, size, lambda: items[done:], describe, make_room)
