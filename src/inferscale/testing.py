@@ -7,14 +7,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from inferscale.engine.result import SearchResult
-from inferscale.engine.solver import solve, solve_batch
-
 from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from .cost import Budget, Cost
+from .engine import solve, solve_batch
 from .flow import GenerateRequest
 from .functional import Reduction, reduce_steps
 from .tree import FinishReason, Node, Problem, Step, Trajectory, UnscoredNodeError, branch_key
@@ -123,14 +122,8 @@ class ToyProcessReward(ProcessRewardModel):
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """One number for each inner step."""
-        return [self._scores(node) for node in nodes]
-
-    def _scores(self, node: Node) -> list[float]:
-        scores, prefix = [], node.problem.prompt
-        for text, _ in node.inner_steps():
-            prefix += text
-            scores.append(unit_hash(prefix))
-        return scores
+        texts = ([node.problem.prompt, *(text for text, _ in node.inner_steps())] for node in nodes)
+        return [[unit_hash(prefix) for prefix in accumulate(of_node)][1:] for of_node in texts]
 
 
 @dataclass
@@ -138,7 +131,7 @@ class BrokenGenerator(Generator):
     """A `ToyGenerator` whose steps are rewritten by `change`, for failures: empty steps, errors, an early end.
 
     Attributes:
-        change: Gets a step and its request's node.
+        change: Called with a step and its request's node; returns the step that is given instead.
         die_after: Raises `KeyboardInterrupt` in the call after so many.
     """
 
@@ -160,18 +153,22 @@ class BrokenGenerator(Generator):
         return self.toy.max_sample_tokens(request)
 
 
-_ANSWERS = ("4", None, "7", "4", None, "9", "7", "4")
-
-
 def check_aggregator(aggregator: Aggregator) -> None:
-    """Lets an aggregator choose among toy trajectories and raises an `AssertionError` that says what it breaks.
+    """Let an aggregator choose among toy trajectories and raise an `AssertionError` that says what it breaks.
 
     The promises: one of the given trajectories, the same again for the same ones; one that abstains (its answer is
     ``None``) only if all abstain; an answer that all agree on; scores are read only if `needs_scores` says so; nothing
     to choose from is a `ValueError`.
     """
     name = repr(aggregator)
-    mixed = [_trajectory(place, answer) for place, answer in enumerate(_ANSWERS)]
+    answers, mixed = ("4", None, "7", "4", None, "9", "7", "4"), list[Trajectory]()
+    for place, answer in enumerate(answers):
+        scores = (unit_hash(f"{place}/0"), unit_hash(f"{place}/1"))
+        steps = (
+            Step("a step\n", (1, 2), -1.0, unit_hash(f"{place}/sure"), "step"),
+            Step(f"The answer is {answer or 'open'}", (3, 4), -1.0, unit_hash(f"{place}/surer"), "eos"),
+        )
+        mixed.append(Trajectory(Problem("How many?", "7"), steps, scores, answer, scores[-1]))
     for count in range(1, len(mixed) + 1):
         for given in (mixed[:count], mixed[-count:], mixed[:count][::-1]):
             chosen = _selected(aggregator, given)
@@ -191,15 +188,6 @@ def check_aggregator(aggregator: Aggregator) -> None:
     raise AssertionError(f"{name}: no trajectories to choose from are a ValueError")
 
 
-def _trajectory(place: int, answer: str | None) -> Trajectory:
-    scores = (unit_hash(f"{place}/0"), unit_hash(f"{place}/1"))
-    steps = (
-        Step("a step\n", (1, 2), -1.0, unit_hash(f"{place}/sure"), "step"),
-        Step(f"The answer is {answer or 'open'}", (3, 4), -1.0, unit_hash(f"{place}/surer"), "eos"),
-    )
-    return Trajectory(Problem("How many?", "7"), steps, scores, answer, scores[-1])
-
-
 def _selected(aggregator: Aggregator, given: Sequence[Trajectory]) -> Trajectory:
     chosen = aggregator.select(given)
     known = any(chosen is each for each in given)
@@ -207,18 +195,8 @@ def _selected(aggregator: Aggregator, given: Sequence[Trajectory]) -> Trajectory
     return chosen
 
 
-_KINDS: tuple[dict[str, Any], ...] = (
-    {},
-    {"until": "end"},
-    {"greedy": True},
-    {"forced": "So "},
-    {"max_tokens": 2},
-)
-"""What a strategy or the engine may ask for, besides `n` and `first`."""
-
-
 def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, reproducible: bool = True) -> None:
-    """Asks a generator for samples of every kind and raises an `AssertionError` that says which promise it breaks.
+    """Ask a generator for samples of every kind and raise an `AssertionError` that says which promise it breaks.
 
     The promises: ``request.n`` steps for each request, in order; no more tokens than the request and
     `max_sample_tokens` allow; a completion has ended; forced text stands first; inner steps end where the text ends.
@@ -231,8 +209,13 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
         reproducible: Whether the last promises are checked: a server that takes no seed cannot keep them.
     """
     roots = [Node(Problem(prompt), key=place + 1) for place, prompt in enumerate(prompts)]
-    nodes = [*roots, *_children(generator, roots)]
-    for options in _KINDS:
+    children = [
+        Node(root.problem, steps[0], root, branch_key(root.key, 0))
+        for root, steps in zip(roots, _asked(generator, [GenerateRequest(root) for root in roots]), strict=True)
+    ]
+    nodes = [*roots, *(node for node in children if not node.is_finished)]
+    kinds: list[dict[str, Any]] = [{}, {"until": "end"}, {"greedy": True}, {"forced": "So "}, {"max_tokens": 2}]
+    for options in kinds:
         requests = [GenerateRequest(node, n=2, **options) for node in nodes]
         groups = _asked(generator, requests)
         for request, steps in zip(requests, groups, strict=True):
@@ -254,15 +237,6 @@ def _asked(generator: Generator, requests: Sequence[GenerateRequest]) -> list[li
     return groups
 
 
-def _children(generator: Generator, roots: Sequence[Node]) -> list[Node]:
-    """Open nodes one step below the roots."""
-    groups = _asked(generator, [GenerateRequest(root) for root in roots])
-    nodes = [
-        Node(root.problem, steps[0], root, branch_key(root.key, 0)) for root, steps in zip(roots, groups, strict=True)
-    ]
-    return [node for node in nodes if not node.is_finished]
-
-
 def _check_step(generator: Generator, request: GenerateRequest, step: Step) -> None:
     what = f"{type(generator).__name__}: {step!r} for {request!r}"
     if step.finish_reason in ("empty", "error"):
@@ -279,11 +253,14 @@ def _check_step(generator: Generator, request: GenerateRequest, step: Step) -> N
 
 
 def _check_repeats(generator: Generator, requests: list[GenerateRequest], groups: list[list[Step]]) -> None:
-    expected = [[_content(step) for step in steps] for steps in groups]
+    def content(steps: Sequence[Step]) -> list[tuple[str, tuple[int, ...], str, int]]:
+        return [(step.text, step.token_ids, step.finish_reason, step.generated_tokens) for step in steps]
+
+    expected = [content(steps) for steps in groups]
 
     def same(when: str, found: list[list[Step]]) -> None:
         for request, first, other in zip(requests, expected, found, strict=True):
-            again = [_content(step) for step in other]
+            again = content(other)
             assert first == again, f"{type(generator).__name__}, {when}: {again} after {first} for {request!r}"
 
     same("asked again", _asked(generator, requests))
@@ -299,14 +276,10 @@ def _check_repeats(generator: Generator, requests: list[GenerateRequest], groups
         assert not request.greedy or steps[0] == steps[1], f"{type(generator).__name__}: greedy samples differ: {steps}"
 
 
-def _content(step: Step) -> tuple[str, tuple[int, ...], str, int]:
-    return step.text, step.token_ids, step.finish_reason, step.generated_tokens
-
-
 def check_reward_model(
     reward_model: RewardModel, prompts: Sequence[str] = PROMPTS, nodes: Sequence[Node] | None = None
 ) -> None:
-    """Runs a reward model on toy solutions and raises an `AssertionError` that says which promise it breaks.
+    """Run a reward model on toy solutions and raise an `AssertionError` that says which promise it breaks.
 
     The promises: one finite number for each node, in order; the same again, alone and in any batch and order, before
     and after `release`; one cost for each node, never negative; a process reward model gives one number for each
@@ -333,7 +306,13 @@ def check_reward_model(
         reward_model.release(root)
     _same(name, "after release", scores, _scores(reward_model, given))
     if isinstance(reward_model, ProcessRewardModel):
-        _check_steps(reward_model, given, scores)
+        for node, score, values in zip(given, scores, reward_model.step_scores(given), strict=True):
+            steps = len(node.inner_steps())
+            assert len(values) == steps, f"{name} gave {len(values)} step scores for the {steps} steps of {node!r}"
+            reduced = float(reduce_steps(values, reward_model.reduction))
+            assert math.isclose(score, reduced, rel_tol=1e-4, abs_tol=1e-5), (
+                f"{name} scores {node!r} {score!r}, but its step scores {values!r} reduce to {reduced!r}"
+            )
 
 
 def _solutions(prompts: Sequence[str]) -> list[Node]:
@@ -368,37 +347,32 @@ def _same(name: str, when: str, expected: Sequence[float], found: Sequence[float
         assert close, f"{name} gives another score {when}: {first!r} and {other!r}"
 
 
-def _check_steps(model: ProcessRewardModel, nodes: Sequence[Node], scores: Sequence[float]) -> None:
-    name = type(model).__name__
-    for node, score, values in zip(nodes, scores, model.step_scores(nodes), strict=True):
-        steps = len(node.inner_steps())
-        assert len(values) == steps, f"{name} gave {len(values)} step scores for the {steps} steps of {node!r}"
-        reduced = float(reduce_steps(values, model.reduction))
-        assert math.isclose(score, reduced, rel_tol=1e-4, abs_tol=1e-5), (
-            f"{name} scores {node!r} {score!r}, but its step scores {values!r} reduce to {reduced!r}"
-        )
-
-
 def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -> None:
-    """Runs `strategy` on toy models and raises an `AssertionError` that says which promise it breaks.
+    """Run `strategy` on toy models and raise an `AssertionError` that says which promise it breaks.
 
     The promises: the same seed gives the same tree; a problem's tree is the same alone and in any batch; any budget
     stops it with the best so far; it survives a generator that ends at once, never ends, fails, or returns empty
     steps; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
     model unless `needs_scores` says so.
     """
-    for check in (_check_batch, _check_budgets, _check_survival, _check_journal, _check_needs):
+    for check in (_check_batch, _check_budgets, _check_survival, _check_journal):
         check(strategy, prompts)
+    if not strategy.needs_scores:
+        try:
+            solve_batch(list(prompts), strategy, ToyGenerator())
+        except (UnscoredNodeError, ValueError) as error:
+            raise AssertionError(
+                f"{strategy!r} needs scores, and its needs_scores says that it does not: {error}"
+            ) from error
 
 
 def _solve(strategy: SearchStrategy, prompts: Sequence[str], generator: Generator, **options: object) -> list[str]:
+    """Tree, leaves and answer of each result, as text."""
     results = solve_batch(list(prompts), strategy, generator, reward_model=ToyReward(), **options)  # type: ignore[arg-type]
-    return [_picture(result) for result in results]
-
-
-def _picture(result: SearchResult) -> str:
-    leaves = [leaf.text for leaf in result.leaves]
-    return f"{render_tree(result.root, max_text=999)}\nleaves {leaves}\nanswer {result.answer}"
+    return [
+        f"{render_tree(result.root, max_text=999)}\nleaves {[leaf.text for leaf in result.leaves]}\n{result.answer}"
+        for result in results
+    ]
 
 
 def _check_batch(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
@@ -485,17 +459,6 @@ def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
                 resumed = ToyGenerator()
                 again = _solve(strategy, prompts, resumed, journal=path)
                 assert again == straight, f"{strategy!r}: killed after {calls} calls and resumed, the trees differ"
-
-
-def _check_needs(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
-    if strategy.needs_scores:
-        return
-    try:
-        solve_batch(list(prompts), strategy, ToyGenerator())
-    except (UnscoredNodeError, ValueError) as error:
-        raise AssertionError(
-            f"{strategy!r} needs scores, and its needs_scores says that it does not: {error}"
-        ) from error
 
 
 __all__ = [
