@@ -3,15 +3,14 @@
 import pytest
 import torch
 
-from inferscale.quiet_star import Objective, Recipe
-from inferscale.quiet_star.train import start, train
 from studies.quiet_star_toy import (
     COLON,
     DOT,
     EQUALS,
     PermutationTask,
     pretrain,
-    toy_batch,
+    recipe,
+    taught,
     toy_model,
     toy_quiet,
     toy_score,
@@ -53,33 +52,17 @@ def pretrained():
     return model.state_dict()
 
 
-def taught(state, steps=100, seed=0, **options):
+def before_and_after(state, seed=0, **objective):
     model = toy_model(TASK)
     model.load_state_dict(state)
-    quiet = toy_quiet(model, TASK).eval()
-    before = toy_score(quiet, TASK)
-    objective = Objective(1, 4, reinforce_temperature=1.0, **options)
-    recipe = Recipe(
-        objective,
-        lr=3e-4,
-        head_lr_scale=10.0,
-        embedding_lr_scale=10.0,
-        weight_decay=0.0,
-        warmup_steps=0,
-        steps=steps,
-        accumulation=1,
-        seed=seed,
-    )
-    for _ in train(start(quiet, recipe), lambda number: toy_batch(TASK, 64, 1000 * seed + number)):
-        pass
-    return quiet.eval(), before
+    return toy_score(toy_quiet(model, TASK).eval(), TASK), taught(state, recipe(100, seed, **objective))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_thoughts_learn_what_one_pass_cannot_compute(pretrained):
     for seed in (0, 1):
-        quiet, before = taught(pretrained, seed=seed)
+        before, quiet = before_and_after(pretrained, seed)
         after, random = toy_score(quiet, TASK), toy_score(quiet, TASK, random=True)
         assert before.chain_rate > 0.35
         assert before.nll == pytest.approx(before.plain_nll, abs=1e-6)
@@ -93,7 +76,7 @@ def test_thoughts_learn_what_one_pass_cannot_compute(pretrained):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_without_the_policy_term_thoughts_do_not_learn(pretrained):
-    quiet, before = taught(pretrained, policy_weight=0.0)
+    before, quiet = before_and_after(pretrained, policy_weight=0.0)
     after = toy_score(quiet, TASK)
     assert after.nll > 1.0
     assert after.chain_rate < before.chain_rate + 0.2
