@@ -128,17 +128,13 @@ class EnsembleProcessReward(EnsembleReward, ProcessRewardModel):
         weights: Sequence[float] | None = None,
         reduction: Reduction | None = None,
     ) -> None:
-        """Checks the members.
+        """Checks the members, as `EnsembleReward` does, and that all are process reward models.
 
         Args:
             models: At least one.
             member_reduction: How their step scores become one.
             weights: For ``"mean"``.
             reduction: How combined step scores become one score; by default as in the first member.
-
-        Raises:
-            TypeError: If a member is not a process reward model.
-            ValueError: If there is none, or `member_reduction` or `weights` do not fit.
         """
         super().__init__(models, member_reduction, weights=weights)
         for model in models:
@@ -294,15 +290,11 @@ class CachedProcessReward(CachedReward, ProcessRewardModel):
     model: ProcessRewardModel
 
     def __init__(self, model: ProcessRewardModel, max_entries: int = 1_000_000) -> None:
-        """Starts empty.
+        """Starts empty, as `CachedReward` does.
 
         Args:
             model: The model.
             max_entries: Most nodes whose step scores are kept; the least recently used go first.
-
-        Raises:
-            TypeError: If `model` is not a process reward model.
-            ValueError: If `max_entries` is not positive.
         """
         super().__init__(model, max_entries)
         _check_process(model, "CachedReward")

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
-import torch
+from torch import Tensor
 
 from inferscale.tree import Node
 
-from .scorer import Ids, StepEncoder, TokenScore, pair_probability, sigmoid
+from .scorer import Ids, StepEncoder, TokenScore, pair_probability
 
 
 class TagError(ValueError):
@@ -332,36 +332,24 @@ class TokenPair:
 
 @dataclass(frozen=True, slots=True)
 class ClassProbability:
-    """The probability of a class.
+    """The probability of a class: out of a softmax over all outputs, or of the sigmoid of a single one.
 
     Attributes:
-        index: Which one.
+        index: The class.
+        minus: A class whose probability is taken off; the score is then in [-1, 1].
     """
 
     index: int = 1
+    minus: int | None = None
 
     def token_score(self, tokenizer: Any) -> TokenScore:
         """The score out of the outputs."""
-        return lambda outputs, targets: outputs.softmax(dim=-1)[:, self.index]
 
+        def score(outputs: Tensor, targets: Tensor) -> Tensor:
+            p = outputs.sigmoid() if outputs.shape[-1] == 1 else outputs.softmax(dim=-1)
+            return p[:, self.index] if self.minus is None else p[:, self.index] - p[:, self.minus]
 
-@dataclass(frozen=True, slots=True)
-class ClassDifference:
-    """P(class 1) - P(class 0), in [-1, 1]; PURE's step reward (Cheng et al. 2025, arXiv:2504.15275)."""
-
-    def token_score(self, tokenizer: Any) -> TokenScore:
-        """The score out of the outputs."""
-        # with z = output 1 - output 0: sigmoid(z) - sigmoid(-z) = tanh(z / 2)
-        return lambda outputs, targets: torch.tanh((outputs[:, 1] - outputs[:, 0]) / 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Sigmoid:
-    """The sigmoid of a single output."""
-
-    def token_score(self, tokenizer: Any) -> TokenScore:
-        """The score out of the outputs."""
-        return sigmoid
+        return score
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,7 +367,7 @@ class StepFormat:
 
     name: str
     layout: RunningText | Turns
-    score: TokenPair | ClassProbability | ClassDifference | Sigmoid
+    score: TokenPair | ClassProbability
     head: Head
     token_ids: tuple[tuple[str, int], ...] = ()
 
@@ -416,7 +404,9 @@ ER_PRM = StepFormat("er-prm", _SHEPHERD, TokenPair(" +", " -"), "causal")
 RLHFLOW = StepFormat("rlhflow", Turns(), TokenPair("+", "-"), "causal")
 """RLHFlow's Llama-3.1 models, of Deepseek and of Mistral data: steps are turns of a chat, answered with + or -."""
 
-SKYWORK = StepFormat("skywork", RunningText(PlainPrompt("{problem}\n", "always"), alone=True), Sigmoid(), "value")
+SKYWORK = StepFormat(
+    "skywork", RunningText(PlainPrompt("{problem}\n", "always"), alone=True), ClassProbability(0), "value"
+)
 """Skywork-o1-Open-PRM: a value head at the line end of each step."""
 
 QWEN = StepFormat(
@@ -436,9 +426,9 @@ TRL = StepFormat(
 """Token classifiers trained with TRL, and with `inferscale.rewards.training`."""
 
 PURE = StepFormat(
-    "pure", RunningText(PlainPrompt(bos="never"), alone=True, one_id=False), ClassDifference(), "classifier"
+    "pure", RunningText(PlainPrompt(bos="never"), alone=True, one_id=False), ClassProbability(1, minus=0), "classifier"
 )
-"""PURE-PRM-7B (Cheng et al. 2025, arXiv:2504.15275); scores are in [-1, 1]."""
+"""PURE-PRM-7B (Cheng et al. 2025, arXiv:2504.15275): the step reward is P(class 1) - P(class 0)."""
 
 PQM = StepFormat(
     "pqm",
@@ -453,7 +443,7 @@ PQM = StepFormat(
         lead="\n",
         join="\n",
     ),
-    Sigmoid(),
+    ClassProbability(0),
     "value",
 )
 """PQM (Li and Li 2024, arXiv:2410.11287).

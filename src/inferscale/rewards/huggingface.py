@@ -27,7 +27,7 @@ from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair, require_path
 from inferscale.tree import Node, Problem, Step
 
-from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, Head, StepFormat, separated_by
+from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, ClassProbability, Head, StepFormat, separated_by
 from .scorer import (
     CacheKind,
     Ids,
@@ -36,7 +36,6 @@ from .scorer import (
     TextStepEncoder,
     TokenScore,
     pair_probability,
-    sigmoid,
     step_ends,
 )
 
@@ -221,7 +220,7 @@ def _score_without_format(model: Any, tokenizer: Any, good: str | int | None, ba
             f"{type(model).__name__} with {labels} labels has no step score: give a token classifier with 1 or 2 "
             "labels, a causal language model with good_token=... and bad_token=..., or a format"
         )
-    return sigmoid if labels == 1 else pair_probability(1, 0)
+    return ClassProbability(labels - 1).token_score(tokenizer)
 
 
 def _token_id(tokenizer: Any, token: str | int) -> int:

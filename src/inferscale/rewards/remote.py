@@ -16,7 +16,7 @@ from inferscale.runtime.loading import load_tokenizer
 from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
-from .formats import ClassDifference, ClassProbability, Sigmoid, StepFormat, TokenPair
+from .formats import StepFormat, TokenPair
 from .huggingface import choose_format, load_config, refuse_constant_scores
 from .scorer import EncodedPath, step_ends
 
@@ -180,7 +180,7 @@ class VLLMRewardModel(ProcessRewardModel):
                 f"--runner pooling, and --pooler-config with the step_tag_id of format {self.format.name!r}"
             )
         kind = self.format.score
-        wanted = 1 if isinstance(kind, Sigmoid) else 2
+        wanted = 1 if self.format.head == "value" else 2
         scores = []
         for row in map(_numbers, rows):
             if not all(0.0 <= value <= 1.0 for value in row):
@@ -190,13 +190,10 @@ class VLLMRewardModel(ProcessRewardModel):
                     f"the server sent {len(row)} numbers for each step where format {self.format.name!r} needs "
                     f"{wanted}: this is another model, or it is not served as VLLMRewardModel says"
                 )
-            match kind:
-                case TokenPair() | Sigmoid():  # served as a classifier of the two tokens, good first
-                    scores.append(row[0])
-                case ClassProbability(index):
-                    scores.append(row[index])
-                case ClassDifference():
-                    scores.append(row[1] - row[0])
+            if isinstance(kind, TokenPair):  # served as a classifier of the two tokens, good first
+                scores.append(row[0])
+            else:
+                scores.append(row[kind.index] - (0.0 if kind.minus is None else row[kind.minus]))
         return scores
 
 

@@ -210,11 +210,6 @@ def pair_probability(good: int, bad: int) -> TokenScore:
     return score
 
 
-def sigmoid(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The sigmoid of a single output."""
-    return torch.sigmoid(outputs[:, 0])
-
-
 def log_likelihood(outputs: Tensor, targets: Tensor) -> Tensor:
     """The log-probability of each target, in nats."""
     return outputs.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0]
