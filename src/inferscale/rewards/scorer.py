@@ -166,6 +166,7 @@ def step_ends(node: Node, encoder: StepEncoder) -> EncodedPath:
     for place, steps in _pieces_of_nodes(node, pieces):
         ids = tuple(i for step in steps for i in step)
         ends = tuple(end - 1 for end in accumulate(map(len, steps)))
+        # equal ids may be cut into steps otherwise, and of a finished node no keys and values are kept
         key = chain_key(chain_key(key, ids), ends, kind=place.is_finished)
         parts.append(PathPart(key, ids, ends, (0,) * len(ends), (1,) * len(ends), place.is_finished))
     return EncodedPath(node.root.key, shared, tuple(parts))
@@ -249,8 +250,8 @@ class BatchScorer(PathScorer):
 
     def score(self, paths: Sequence[EncodedPath]) -> list[list[float]]:
         """For each path, the numbers at its marks."""
-        found, self._rows = shortest_first(paths, self._rows, self._run, str(self._model.dtype))
-        return found
+        values, self._rows = shortest_first(paths, self._rows, self._run, str(self._model.dtype))
+        return values
 
     def _run(self, batch: Sequence[EncodedPath]) -> list[list[float]]:
         marks = [path.marks for path in batch]
@@ -314,7 +315,7 @@ class TreeScorer(PathScorer):
         for path in paths:
             seen = billed[path.root]
             new = [part for part in path.parts if part.key not in seen]
-            prompt = 0 if seen else len(path.shared)
+            prompt = 0 if seen else len(path.shared)  # the first path of a tree pays for it
             count = prompt + sum(len(part.ids) for part in new)
             bills.append((count, len(path) - count, sum(len(part.marks) for part in new)))
             seen.update(part.key for part in path.parts)
@@ -344,6 +345,7 @@ class TreeScorer(PathScorer):
         self._rows = run_in_pieces(filled, self._rows, run, lambda path: f"{len(path)} tokens", make_room)
 
     def _run(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
+        # rows begin with what is held before `level`, and are extended by ragged parts, without padding
         parts = [path.parts[level] for path in paths]
         held = [[known[path.root, part.key] for part in path.parts[:level]] for path in paths]
         most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path in paths)
@@ -351,9 +353,10 @@ class TreeScorer(PathScorer):
         starts = batch.lengths.tolist()
         logits = self.session.extend(batch, [part.ids for part in parts], [part.marks for part in parts])
         targets = torch.tensor([t for part in parts for t in part.targets], dtype=torch.long, device=logits.device)
-        values = self._token_score(logits.float(), targets)
+        values = self._token_score(logits.float(), targets)  # logits: [marks of all rows, outputs]
         notes = split(values.tolist(), [len(part.marks) for part in parts])
         for row, (path, part, note) in enumerate(zip(paths, parts, notes, strict=True)):
+            # nothing follows a finished node: its numbers are kept, without keys and values
             kv = None if part.ends else batch.piece(row, starts[row], starts[row] + len(part.ids))
             piece = Piece(part.ids, kv, tuple(note))
             known[path.root, part.key] = piece
@@ -397,7 +400,6 @@ def split(values: Sequence[float], counts: Sequence[int]) -> list[list[float]]:
 
 
 CacheKind: TypeAlias = Literal["tree", "none"]
-PathOf: TypeAlias = Callable[[Node], EncodedPath]
 
 
 class StepScorer:
@@ -410,7 +412,7 @@ class StepScorer:
     def __init__(
         self,
         model: Any,
-        path_of: PathOf,
+        path_of: Callable[[Node], EncodedPath],
         token_score: TokenScore,
         *,
         micro_batch: int | None,
@@ -433,20 +435,16 @@ class StepScorer:
     def token_scores(self, nodes: Sequence[Node]) -> list[list[list[float]]]:
         """For each node and each of its steps, the numbers at the step's marks."""
         paths = [self._path_of(node) for node in nodes]
-        found: dict[int, list[float]] = {}
         with self._lock, evaluating(self._model), torch.inference_mode():
-            for scorer, chosen in self._assigned(paths):
-                found.update(zip(chosen, scorer.score([paths[i] for i in chosen]), strict=True))
+            values = self._by_length(paths, lambda scorer, chosen: scorer.score(chosen))
         counts = [[count for part in path.parts for count in part.counts] for path in paths]
-        return [split(found[i], counts[i]) for i in range(len(paths))]
+        return [split(*pair) for pair in zip(values, counts, strict=True)]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The cost of scoring each node."""
         paths = [self._path_of(node) for node in nodes]
-        bills: dict[int, tuple[int, int, int]] = {}
-        for scorer, chosen in self._assigned(paths):
-            bills.update(zip(chosen, scorer.unscored([paths[i] for i in chosen]), strict=True))
-        return [self._charges.scoring(new, marks, past) for new, past, marks in (bills[i] for i in range(len(paths)))]
+        bills = self._by_length(paths, lambda scorer, chosen: scorer.unscored(chosen))
+        return [self._charges.scoring(new, marks, past) for new, past, marks in bills]
 
     def release(self, root: Node) -> None:
         """Lets go of what was kept for a search that has ended."""
@@ -454,15 +452,16 @@ class StepScorer:
             with self._lock:
                 self._tree.release(root.key)
 
-    def _assigned(self, paths: Sequence[EncodedPath]) -> list[tuple[PathScorer, list[int]]]:
-        """Which scorer runs which paths: those beyond an attention window do not share prefixes."""
-        every = list(range(len(paths)))
+    def _by_length(
+        self, paths: Sequence[EncodedPath], run: Callable[[PathScorer, Sequence[EncodedPath]], list[T]]
+    ) -> list[T]:
+        """The results of `run` for each path; paths beyond an attention window do not share prefixes."""
         if self._tree is None:
-            return [(self._whole, every)]
-        bound = self._bound
-        short = [i for i in every if bound is None or len(paths[i]) <= bound]
-        long = [i for i in every if bound is not None and len(paths[i]) > bound]
-        return [(self._tree, short), (self._whole, long)]
+            return run(self._whole, paths)
+        fits = [self._bound is None or len(path) <= self._bound for path in paths]
+        short = iter(run(self._tree, [path for path, fit in zip(paths, fits, strict=True) if fit]))
+        long = iter(run(self._whole, [path for path, fit in zip(paths, fits, strict=True) if not fit]))
+        return [next(short if fit else long) for fit in fits]
 
 
 def checked_rows(micro_batch: int | None) -> int | None:
