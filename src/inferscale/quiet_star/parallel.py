@@ -65,32 +65,39 @@ class Slots:
         return self.anchor + (self.owner >= 0) * (1 + self.step)
 
 
-def sees(query: Slots, key: Slots, q: Tensor, k: Tensor, window: int | None) -> Tensor:
-    """Return True where query number `q` sees key number `k` (broadcast), padding aside."""
-    text = (key.owner[k] == _TEXT) & (key.anchor[k] <= query.anchor[q])
-    own = (key.owner[k] == query.owner[q]) & (query.owner[q] >= 0) & (key.step[k] <= query.step[q])
-    visible = text | own
-    return visible if window is None else visible & (query.place[q] - key.place[k] < window)
-
-
-def thought_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int | None = None) -> Tensor:
-    """Build the mask as one tensor of bools, `[rows or 1, 1, queries, keys]`; true where a query sees a key.
+def sees(
+    query: Slots, key: Slots, q: Tensor, k: Tensor, keep: Tensor | None, row: Tensor | None, window: int | None
+) -> Tensor:
+    """Return True where query number `q` sees key number `k` in text number `row` (broadcast).
 
     Args:
         query: The new tokens.
-        key: All tokens in the order of the cache, the new ones last.
-        keep: Which text tokens are not padding, bool `[rows, text]`; ``None`` for all. The text is first in `key`.
+        key: All tokens in the order of the cache: the text, then thoughts, the new ones last.
+        q: Numbers of queries.
+        k: Numbers of keys.
+        keep: Which text tokens are not padding, bool `[rows, text]`; ``None`` for all.
+        row: Numbers of texts, if there is padding.
         window: Positions that a query sees, itself included; ``None`` for all.
     """
-    q = torch.arange(len(query.owner), device=query.owner.device)[:, None]
-    k = torch.arange(len(key.owner), device=query.owner.device)[None]
-    visible = sees(query, key, q, k, window)[None, None]
+    text = (key.owner[k] == _TEXT) & (key.anchor[k] <= query.anchor[q])
+    own = (key.owner[k] == query.owner[q]) & (query.owner[q] >= 0) & (key.step[k] <= query.step[q])
+    visible = text | own
+    if window is not None:
+        visible = visible & (query.place[q] - key.place[k] < window)
     if keep is None:
         return visible
-    kept = torch.nn.functional.pad(keep, (0, len(key.owner) - keep.shape[1]), value=True)
+    last = keep.shape[1] - 1
+    kept = (k > last) | keep[row, k.clamp(max=last)]
     # A padded text token still sees itself, so that no row is empty: a NaN would survive a weight of 0.
-    itself = (key.owner[k] == query.owner[q]) & (key.place[k] == query.place[q])
-    return (visible & kept[:, None, None]) | itself
+    return (visible & kept) | ((key.owner[k] == query.owner[q]) & (key.place[k] == query.place[q]))
+
+
+def thought_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int | None = None) -> Tensor:
+    """Build the mask as one tensor of bools, `[rows or 1, 1, queries, keys]`; arguments are those of `sees`."""
+    device = query.owner.device
+    q, k = torch.arange(len(query.owner), device=device)[:, None], torch.arange(len(key.owner), device=device)
+    rows = torch.arange(1 if keep is None else len(keep), device=device)[:, None, None, None]
+    return sees(query, key, q, k, keep, rows, window).expand(len(rows), 1, -1, -1)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,16 +112,10 @@ def block_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int
     """Build the same visibility for FlexAttention, a ``BlockMask``: blocks that nobody sees are never computed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    text = 0 if keep is None else keep.shape[1]
+    def visible(row: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return sees(query, key, q, k, keep, row, window)
 
-    def visible(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        seen = sees(query, key, q, k, window)
-        if keep is None:
-            return seen
-        kept = (k >= text) | keep[batch, k.clamp(max=text - 1)]
-        return (seen & kept) | ((key.owner[k] == query.owner[q]) & (key.place[k] == query.place[q]))
-
-    rows = None if keep is None else keep.shape[0]
+    rows = None if keep is None else len(keep)
     return create_block_mask(visible, rows, None, len(query.owner), len(key.owner), device=query.owner.device)
 
 
