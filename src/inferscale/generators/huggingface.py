@@ -41,7 +41,7 @@ class HFGenerator(Generator):
         tokenizer: The tokenizer.
         sampler: Draws tokens.
         limits: Lengths.
-        stats: What was really run.
+        stats: Work that was really done.
     """
 
     def __init__(
@@ -79,9 +79,8 @@ class HFGenerator(Generator):
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
             top_k: Number of the likeliest tokens that are kept; 0 keeps all.
-            confidence: What `Step.confidence` is the token mean of; see `Sampler`. All kinds are read from the plain
-                model distribution, before temperature and filters.
-            chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
+            confidence: Kind of token confidence, of which `Step.confidence` is the mean; see `Sampler`.
+            chat_template: True if the prompt is a user turn of the tokenizer's chat template; by default if it has one.
             system_prompt: System turn of the chat.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.

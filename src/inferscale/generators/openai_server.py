@@ -489,7 +489,7 @@ class ServerTokenizer:
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
-        self.chat = self.branches.chat
+        self.chat = self.branches.prompts.chat
 
     def count(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""

@@ -67,7 +67,7 @@ class VLLMGenerator(Generator):
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
             top_k: Number of the likeliest tokens that are kept; 0 keeps all.
-            chat_template: Whether the prompt is a user turn of the tokenizer's chat template; by default if it has one.
+            chat_template: True if the prompt is a user turn of the tokenizer's chat template; by default if it has one.
             system_prompt: System turn of the chat.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
 

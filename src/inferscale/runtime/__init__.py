@@ -1,1 +1,1 @@
-"""What runs a local model, for generators, reward models and thoughts alike."""
+"""Running a local model, for generators, reward models and thoughts alike."""

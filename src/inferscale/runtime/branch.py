@@ -1,4 +1,4 @@
-"""Samples on their way: from a request to branches, the tokens drawn so far, and where their steps end (no torch)."""
+"""Samples on their way: from a request to branches, the tokens drawn so far, and the ends of their steps (no torch)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from inferscale.flow import GenerateRequest
-from inferscale.tree import FinishReason, Node, Step, branch_key
+from inferscale.tree import FinishReason, Step, branch_key
 
 from .text import PromptFormat, TokenText
 
@@ -37,7 +37,7 @@ class Limits:
                 raise ValueError(f"{name}={value!r}: give a positive whole number")
 
     def room(self, prompt: int, path: int) -> int:
-        """How many tokens can still be sampled after `prompt` and `path` tokens."""
+        """Number of tokens that can still be sampled after `prompt` and `path` tokens."""
         left = self.path - path
         return max(left if self.context is None else min(left, self.context - prompt - path), 0)
 
@@ -47,16 +47,18 @@ class Branch:
     """A sample of a request, from its first token to the `Step` that it becomes.
 
     Attributes:
-        request: What was asked for.
-        index: Which sample of the request this is.
+        request: The request.
+        index: Place among the samples of the request.
         key: The 64-bit key of its random stream.
         prompt: Ids of the prompt.
         path: Ids sampled before, along the path.
         forced: Ids of the forced text.
-        text: What ids mean.
+        text: Text and step ends of ids.
         limits: Lengths.
         tokens: Ids sampled so far.
         finish: Why sampling stopped; ``None`` while it goes on.
+        logprob: Sum of the tokens' log-probabilities.
+        confidence: Sum of the tokens' confidences.
         room: The most tokens that the path's length and the context allow.
     """
 
@@ -73,8 +75,9 @@ class Branch:
     logprob: float = 0.0
     confidence: float = 0.0
     room: int = field(init=False)
+    # Where inner steps end: characters of the text, and tokens, forced ones included. And the text up to the newest.
     _ends: list[tuple[int, int]] = field(default_factory=list)
-    _read: str = ""  # text up to the newest of them
+    _ended_text: str = ""
 
     def __post_init__(self) -> None:
         """Ends at once when there is no room for a single token."""
@@ -98,23 +101,23 @@ class Branch:
         caps = [self.room, self.limits.step if self.request.until == "step" else None, self.request.max_tokens]
         return min(cap for cap in caps if cap is not None) - len(self.tokens)
 
-    def restart(self) -> None:
-        """Forgets what was sampled; the same tokens come again from the same stream."""
-        self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
-
     @property
     def due(self) -> int:
-        """How many sampled tokens end a step, or the branch, by length alone."""
+        """Number of sampled tokens at which length alone ends a step, or the branch."""
         full = len(self.tokens) - self.step_tokens + self.limits.step
         cap = self.request.max_tokens
         return min(full, self.room) if cap is None else min(full, self.room, cap)
 
+    def restart(self) -> None:
+        """Forgets what was sampled; the same tokens come again from the same stream."""
+        self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
+
     def push(self, token: int, logprob: float, confidence: float) -> bool:
-        """Takes the next token; returns whether sampling goes on."""
+        """Takes the next token; returns True if sampling goes on."""
         return self.take([token], [logprob], [confidence])
 
     def take(self, tokens: Sequence[int], logprobs: Sequence[float], confidences: Sequence[float]) -> bool:
-        """Takes the next tokens, of which the last alone may end something; returns whether sampling goes on."""
+        """Takes the next tokens, of which the last alone may end something; returns True if sampling goes on."""
         self.tokens += tokens
         self.logprob = math.fsum((self.logprob, *logprobs))
         self.confidence = math.fsum((self.confidence, *confidences))
@@ -123,26 +126,26 @@ class Branch:
             self.finish = "eos"
         elif len(self.tokens) >= self.room:
             self.finish = "length"
-        elif self._step_ended(token) and self.request.until == "step":
+        elif self._ends_step(token) and self.request.until == "step":
             self.finish = "step"
         elif cap is not None and len(self.tokens) >= cap:
             self.finish = "budget"
         return self.finish is None
 
-    def _step_ended(self, token: int) -> bool:
-        """Whether a step ends after the last token; its end is kept."""
+    def _ends_step(self, token: int) -> bool:
+        """True if a step ends after the last token; its end is kept."""
         full = self.step_tokens >= self.limits.step
-        if not full and not self.text.may_end(np.array([token]))[0]:
+        if not full and not self.text.may_end(np.array([token]))[0]:  # most tokens cannot, and need no text
             return False
-        text = self._text(final=False)
+        text = self._decode(final=False)
         start = self._ends[-1][0] if self._ends else 0
         if full or self.text.has_step_end(text[start:], 0 if self._ends else len(self.request.forced)):
             self._ends.append((len(text), len(self.forced) + len(self.tokens)))
-            self._read = text
+            self._ended_text = text
             return True
         return False
 
-    def _text(self, final: bool) -> str:
+    def _decode(self, final: bool) -> str:
         """Text of forced and sampled ids: what they add to the text of the path."""
         ids = (*self.path, *self.forced, *self.tokens)
         return self.text.decode(ids, final)[len(self.request.node.text) :]
@@ -155,14 +158,13 @@ class Branch:
         """
         if self.finish is None:
             raise RuntimeError("a branch that is still sampling has no step yet")
-        text, reason = self._read if self.finish == "step" else self._text(final=True), self.finish
+        text, reason = self._ended_text if self.finish == "step" else self._decode(final=True), self.finish
         ids = self.forced + tuple(self.tokens)
         if reason in ("step", "length") and not text.strip():
-            text, reason = self._text(final=True), "empty"
-        ends = list(self._ends)
-        if not ends or ends[-1][1] < len(ids):
-            ends.append((len(text), len(ids)))
-        ends[-1] = (len(text), len(ids))
+            text, reason = self._decode(final=True), "empty"
+        # The last inner step ends with the text, whether or not its delimiter came.
+        ends = self._ends[:-1] if self._ends and self._ends[-1][1] >= len(ids) else self._ends
+        ends = [*ends, (len(text), len(ids))]
         prompt_tokens, flops = charge(self)
         return Step(
             text=text,
@@ -177,59 +179,14 @@ class Branch:
         )
 
 
-def path_ids(node: Node) -> tuple[int, ...]:
-    """Ids sampled along the path.
-
-    Raises:
-        ValueError: If a step of the path has text without ids.
-    """
-    for step in node.steps:
-        if step.text and not step.token_ids:
-            raise ValueError(
-                f"{node!r} holds text without token ids (another generator's?): it cannot be continued token by token"
-            )
-    return node.token_ids
-
-
-EncodePrompt: TypeAlias = Callable[[str], tuple[int, ...]]
-
-
-def open_branches(request: GenerateRequest, encode: EncodePrompt, text: TokenText, limits: Limits) -> list[Branch]:
-    """A branch for each sample of `request`, in order.
-
-    Raises:
-        ValueError: If the prompt does not fit into the model's context, or the node has no token ids.
-    """
-    prompt, path = _prompt_ids(request, encode, limits), path_ids(request.node)
-    forced = forced_ids(request, text)
-    keys = [branch_key(request.node.key, request.first + index) for index in range(request.n)]
-    return [Branch(request, index, key, prompt, path, forced, text, limits) for index, key in enumerate(keys)]
-
-
-def forced_ids(request: GenerateRequest, text: TokenText) -> tuple[int, ...]:
-    """Ids of the forced text, on its own."""
-    return tuple(text.encode_plain(request.forced)) if request.forced else ()
-
-
-def _prompt_ids(request: GenerateRequest, encode: EncodePrompt, limits: Limits) -> tuple[int, ...]:
-    prompt = request.node.problem.prompt
-    ids = encode(prompt)
-    if limits.context is not None and len(ids) >= limits.context:
-        raise ValueError(
-            f"the prompt {prompt[:80]!r} has {len(ids)} tokens and the model reads {limits.context}: "
-            "there is no room for an answer; shorten it"
-        )
-    return ids
-
-
 class BranchFactory:
     """Opens the branches of requests: one tokenizer, one way to write prompts, one set of lengths.
 
     Attributes:
         tokenizer: The tokenizer.
         limits: Lengths.
-        text: What ids mean.
-        chat: True if prompts go through the tokenizer's chat template.
+        text: Text and step ends of ids.
+        prompts: Plain, or a user turn of a chat.
         encode: From a prompt to its ids.
     """
 
@@ -246,13 +203,26 @@ class BranchFactory:
         self.tokenizer = tokenizer
         self.limits = limits
         self.text = TokenText(tokenizer, step_delimiter, eos_ids)
-        prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-        self.chat = prompts.chat
-        self.encode: EncodePrompt = lru_cache(maxsize=4096)(prompts.encode)
+        self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self.encode: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=4096)(self.prompts.encode)
 
     def open(self, request: GenerateRequest) -> list[Branch]:
-        """A branch for each sample of `request`, in order; see `open_branches`."""
-        return open_branches(request, self.encode, self.text, self.limits)
+        """A branch for each sample of `request`, in order.
+
+        Raises:
+            ValueError: If the prompt does not fit into the model's context, or a step of the path has text without ids.
+        """
+        prompt, forced = self._ids(request)
+        node = request.node
+        if any(step.text and not step.token_ids for step in node.steps):
+            raise ValueError(
+                f"{node!r} holds text without token ids (another generator's?): it cannot be continued token by token"
+            )
+        keys = [branch_key(node.key, request.first + index) for index in range(request.n)]
+        return [
+            Branch(request, index, key, prompt, node.token_ids, forced, self.text, self.limits)
+            for index, key in enumerate(keys)
+        ]
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """The most tokens that one sample of `request` can have, its own `max_tokens` left out.
@@ -260,9 +230,20 @@ class BranchFactory:
         Raises:
             ValueError: If the prompt does not fit into the model's context.
         """
-        before = len(request.node.token_ids) + len(forced_ids(request, self.text))
-        room = self.limits.room(len(_prompt_ids(request, self.encode, self.limits)), before)
+        prompt, forced = self._ids(request)
+        room = self.limits.room(len(prompt), len(request.node.token_ids) + len(forced))
         return max(min(room, self.limits.step) if request.until == "step" else room, 1)
+
+    def _ids(self, request: GenerateRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids of the prompt, and of the forced text on its own."""
+        prompt, context = request.node.problem.prompt, self.limits.context
+        ids = self.encode(prompt)
+        if context is not None and len(ids) >= context:
+            raise ValueError(
+                f"the prompt {prompt[:80]!r} has {len(ids)} tokens and the model reads {context}: "
+                "there is no room for an answer; shorten it"
+            )
+        return ids, tuple(self.text.encode_plain(request.forced)) if request.forced else ()
 
 
 def side_by_side(branches: Sequence[Branch]) -> list[Branch]:

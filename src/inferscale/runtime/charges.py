@@ -1,4 +1,4 @@
-"""What a sample is charged with: closed-form FLOPs that do not depend on the batch."""
+"""The price of a sample or a score: closed-form FLOPs that do not depend on the batch."""
 
 from __future__ import annotations
 

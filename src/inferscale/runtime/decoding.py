@@ -1,4 +1,4 @@
-"""The token loop, the two decoders that run its batches (on shared prefixes, or plainly), and what runs requests."""
+"""The token loop, two decoders that run its batches (on shared prefixes, or plainly), and the runner of requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .session import Session, checked_session, length_bound, run_halving
 
 @dataclass
 class GeneratorStats:
-    """What a generator has really done, repeats included.
+    """Work that a generator has really done, repeats included.
 
     Attributes:
         prefill_tokens: Prompt and path tokens read by the model.
@@ -64,8 +64,8 @@ class Decoder(ABC):
     """Next-token logits for a batch of branches that grow token by token.
 
     Attributes:
-        refills: Whether `start` can add rows, behind those that are left of the batch.
-        follows_branches: Whether it reads what the branches have sampled, so that they must be told of every token.
+        refills: True if `start` can add rows, behind those that are left of the batch.
+        follows_branches: True if it looks at the tokens of its branches, so that they must be told of every one.
     """
 
     refills: bool = False
@@ -90,7 +90,7 @@ class Decoder(ABC):
         """The tree with this root key will not grow any more."""
 
 
-# What is known of a row: the key of its random stream, the tokens drawn (those included that its branch was not told of
+# State of a row: the key of its random stream, the tokens drawn (those included that its branch was not told of
 # yet), the counts at which a length ends a step and the path, and whether it takes likeliest tokens or has ended.
 _ROW = np.dtype([("key", "u8"), ("count", "i8"), ("due", "i8"), ("room", "i8"), ("greedy", "?"), ("ended", "?")])
 
@@ -102,7 +102,7 @@ class TokenBuffer:
 
     Attributes:
         branches: The branch of each row.
-        rows: What is known of each row, with the fields ``key``, ``count``, ``due``, ``room``, ``greedy``, ``ended``.
+        rows: State of each row, with the fields ``key``, ``count``, ``due``, ``room``, ``greedy``, ``ended``.
     """
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class TokenBuffer:
         self.rows, self._drawn = self.rows[rows], self._drawn[:, rows]
 
     def most_ahead(self, wanted: int) -> int:
-        """How many of `wanted` tokens can be drawn without a look: no row leaves its room, some row needs them all."""
+        """Number of tokens, up to `wanted`, to draw without a look: no row leaves its room, some row needs them all."""
         rows = self.rows
         return int(min(wanted, (rows["room"] - rows["count"]).min(), (rows["due"] - rows["count"]).max()))
 
@@ -317,7 +317,7 @@ class TreeDecoder(Decoder):
 
     Attributes:
         session: Runs the model.
-        cache: What is parked.
+        cache: Keys and values kept for the next visit.
     """
 
     refills = True
@@ -407,13 +407,13 @@ class TreeDecoder(Decoder):
 
 
 class ModelRunner:
-    """Samples the steps of requests from one local model: what every generator that runs a model here is a face of.
+    """Samples the steps of requests from one local model, for generators and verifiers.
 
     Attributes:
         model: The model; it is in evaluation mode while `generate` runs.
         branches: Opens the branches of requests.
         sampler: Draws tokens.
-        stats: What was really run.
+        stats: Work that was really done.
         rows: Most branches that decode at a time.
     """
 
@@ -512,7 +512,7 @@ class ModelRunner:
                     decoder.release(root.key)
 
     def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
-        """Which decoder runs which branches."""
+        """The decoders, each with the branches that it runs: beyond an attention window no prefix is shared."""
         if self._tree is None:
             return [(self._plain, list(branches))]
         ordered, bound = side_by_side(branches), self._bound

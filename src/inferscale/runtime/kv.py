@@ -57,8 +57,8 @@ class Buffers:
 
     On a GPU nothing is kept here, since torch's allocator keeps what is freed.
 
-    What is handed out holds zeros or old keys and values, never the NaNs that fresh memory may hold: what a mask hides
-    is still multiplied by 0.
+    Tensors handed out hold zeros or old keys and values, never the NaNs that fresh memory may hold: a key that a mask
+    hides is still multiplied by 0.
     """
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class Plan(Cache, ABC):
     @property
     @abstractmethod
     def packed_rows(self) -> PackedRows:
-        """What attention does in this forward, for a `FlopCounter`: one sequence stands for many rows."""
+        """Attention of this forward, for a `FlopCounter`: one sequence stands for many rows."""
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -32,7 +32,7 @@ class KeyedPath:
     Attributes:
         root: Key of the tree's root.
         prompt: Ids that all paths of the tree begin with, whose keys and values rows share.
-        pieces: What follows: the name of each piece (see `chain_key`), and its ids.
+        pieces: The name of each piece that follows (see `chain_key`), and its ids.
     """
 
     root: int
@@ -104,7 +104,7 @@ class PrefixCache:
         return len(self._entries)
 
     def piece(self, root: int, name: int, ids: Sequence[int]) -> Piece | None:
-        """What is held under this name, if it is of these tokens (names are hashes, and may collide)."""
+        """The piece of this name, if it is held and of these tokens (names are hashes, and may collide)."""
         entry = self._entries.get((root, name))
         if entry is None or entry.ids != tuple(ids):
             return None
@@ -156,7 +156,7 @@ class PrefixCache:
         Args:
             session: Runs the model; prompts that are not held are read in it, all together.
             paths: The paths.
-            held: What was found of each path.
+            held: The pieces that were found of each path.
             capacity: Tokens behind the prompt that the rows have room for.
         """
         segments: dict[tuple[int, tuple[int, ...]], Segment] = {}

@@ -244,8 +244,8 @@ def run_halving(
     Args:
         run: Does all that is left, so many rows at a time.
         size: Rows to begin with.
-        left: What is not done.
-        describe: What is said of the item that does not fit.
+        left: Gives the items that are not done.
+        describe: Gives the words for an item that does not fit.
         make_room: Called when memory has run out.
 
     Raises:

@@ -19,7 +19,7 @@ class PromptFormat:
 
     Attributes:
         tokenizer: The tokenizer.
-        chat: Whether the chat template is used.
+        chat: True if the chat template is used.
         system_prompt: The system turn of the chat.
     """
 
@@ -113,14 +113,14 @@ class TokenText:
 
         Args:
             ids: Ids of a path from its start.
-            final: Whether the path ends here. If it goes on, an incomplete last character is held back: the text of
+            final: True if the path ends here. If it goes on, an incomplete last character is held back: the text of
                 the longer path then starts with this text.
         """
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text if final else text.rstrip(_PARTIAL)
 
     def may_end(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether a step, or the answer, can end with each of these ids, seen alone; most cannot."""
+        """Array that is True where a step, or the answer, can end with the id, seen alone; most cannot."""
         if tokens.max(initial=-1) >= len(self._may_end):
             self._may_end = np.pad(self._may_end, (0, int(tokens.max())), constant_values=-1)
         for token in np.unique(tokens[self._may_end[tokens] < 0]).tolist():
@@ -129,13 +129,13 @@ class TokenText:
         return ends
 
     def _may_complete(self, token: int) -> bool:
-        """Whether the step delimiter can be complete after `token`."""
+        """True if the step delimiter can be complete after `token`."""
         # A decoder may strip a space at the start of what it is given, so a final space cannot be ruled out.
         text = self.decode([token], final=True)
         return self.delimiter[-1] in text or _PARTIAL in text or self.delimiter[-1] == " "
 
     def has_step_end(self, text: str, start: int = 0) -> bool:
-        """Whether the delimiter stands in `text` at or after `start`, with a character before it that is not blank."""
+        """True if the delimiter stands in `text` at or after `start`, with a character before it that is not blank."""
         return step_end(text, self.delimiter, start) >= 0
 
     def encode_plain(self, text: str) -> list[int]:
