@@ -141,11 +141,12 @@ class QuietSTaR(nn.Module):
             parallel: As for the class.
             positions_at_once: As for the class.
             rows_at_once: As for the class.
-            device: Where to run; by default a GPU if there is one, and where it is for a `model` object.
-            dtype: Of the base; by default float32 on a CPU and the checkpoint's own elsewhere.
+            device: Where to run a base that is loaded here; by default a GPU if there is one.
+            dtype: Of a base that is loaded here; by default float32 on a CPU and the checkpoint's own elsewhere.
             load_options: Passed on to ``from_pretrained`` of the base, for example ``trust_remote_code``.
 
         Raises:
+            TypeError: If a `model` object is given with options of loading.
             CheckpointError: If there is neither layout or one of another version, a tensor is missing, or the base is
                 not the one that the thoughts were trained with.
         """
