@@ -4,6 +4,7 @@ What a block says it prints must be what it prints: the comment after a ``print(
 below. A block that cannot run here has a comment above it, ``<!-- not run: why -->``.
 """
 
+import ast
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -82,3 +83,19 @@ def test_the_page_runs(name, tmp_path, monkeypatch, capsys):
             assert printed.splitlines()[: len(expected)] == expected
             if block.text is not None:
                 assert printed.endswith(block.text)
+
+
+OWN_PARTS = {"BestStep": 15, "ShortSteps": 10, "Dice": 20, "MinP": 10, "sign": 5, "ShortestAnswer": 10}
+"""Most lines of each part that the page shows how to write, blank ones left out."""
+
+
+def test_parts_of_ones_own_are_as_short_as_is_said():
+    lines = {}
+    for block in BLOCKS["docs/own_parts.md"]:
+        for node in ast.parse(block.source).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                source = block.source.splitlines()[first - 1 : node.end_lineno]
+                lines[node.name] = sum(bool(line.strip()) for line in source)
+    assert lines.keys() == OWN_PARTS.keys()
+    assert all(lines[name] <= most for name, most in OWN_PARTS.items()), lines

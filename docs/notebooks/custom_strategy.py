@@ -59,7 +59,7 @@ for strategy in (SuccessiveHalving(16), isc.REBASE(width=8)):
     print(f"{right} of {len(results)} right, {sum(r.cost.tokens for r in results):,} tokens  {strategy}")
 
 # %% [markdown]
-# The last tree. A dozen lines more would make it a strategy of the library: see `inferscale/strategies/rebase.py`.
+# The last tree. A dozen lines more would make it a strategy of the library: see `inferscale/strategies/levels.py`.
 
 # %%
 print(isc.render_tree(results[0].root, max_text=40))

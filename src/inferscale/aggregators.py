@@ -158,7 +158,7 @@ class MajorityVote(Aggregator):
     """The answer with the most trajectories, or with the greatest sum of scores (self-consistency, arXiv:2203.11171).
 
     Attributes:
-        weighted: Whether a trajectory counts by its score (which must be 0 or more) instead of by 1.
+        weighted: True if a trajectory counts by its score (which must be 0 or more) instead of by 1.
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
             of each group; ``None`` compares normal forms alone.
@@ -339,8 +339,8 @@ def answer_weights(
     """Total weight of each answer, in order of first appearance; abstentions are left out.
 
     Args:
-        trajectories: What a search returned.
-        weighted: Whether a trajectory counts by its score instead of by 1.
+        trajectories: The trajectories of a search.
+        weighted: True if a trajectory counts by its score instead of by 1.
         reduction: As in `MajorityVote`.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.

@@ -252,13 +252,13 @@ def _balanced(text: str, start: int) -> str | None:
 
 
 def _after_phrase(text: str) -> Iterator[str]:
-    """What follows "the answer is", last one first."""
+    """The texts after "the answer is", last one first."""
     for match in _last(_PHRASE.finditer(text)):
         yield _bare(text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS])
 
 
 def _after_hashes(text: str) -> Iterator[str]:
-    """What follows ``####``, last one first."""
+    """The texts after ``####``, last one first."""
     for part in _last(iter(text.split("####")[1:])):
         yield _bare(part[: 2 * MAX_ANSWER_CHARS])
 

@@ -37,7 +37,7 @@ class ToyGenerator(Generator):
 
     Attributes:
         depth: Steps before the answer; ``None`` never ends.
-        num_answers: How many different answers there are.
+        num_answers: Number of different answers.
         calls: Number of `generate` calls so far.
     """
 
@@ -206,7 +206,7 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
     Args:
         generator: The generator; a few hundred short samples are drawn.
         prompts: Prompts that it can read.
-        reproducible: Whether the last promises are checked: a server that takes no seed cannot keep them.
+        reproducible: True if the last promises are checked: a server that takes no seed cannot keep them.
     """
     roots = [Node(Problem(prompt), key=place + 1) for place, prompt in enumerate(prompts)]
     children = [

@@ -11,7 +11,7 @@ import numpy as np
 from .arrays import NUMPY, Array, ArrayLike, NumpyOps, check_temperature, ops_for, require, require_items, whole_numbers
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
-"""How shares become whole numbers; only ``"exact"`` spends exactly the budget."""
+"""Ways from shares to whole numbers; only ``"exact"`` spends exactly the budget."""
 
 _SLACK = 1e-9  # a share that is whole up to rounding errors, 5.000000000000001, must not be rounded up
 

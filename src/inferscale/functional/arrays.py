@@ -13,7 +13,7 @@ import numpy as np
 
 
 class ArrayOrTensor(Protocol):
-    """What is read of an array of numbers that is passed in: NumPy's, or torch's on any device."""
+    """An array of numbers as it is passed in: NumPy's, or torch's on any device."""
 
     @property
     def shape(self) -> Any:

@@ -143,7 +143,7 @@ def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total:
 
     Args:
         counts: Number of samples with each answer.
-        right: How many of them are correct.
+        right: Number of correct ones among them.
         total: Number N of samples, abstentions included.
         k: Size of the subsets.
 

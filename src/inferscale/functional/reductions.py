@@ -10,7 +10,7 @@ import numpy as np
 from .arrays import Array, ArrayLike, check_temperature, ops_for, require, require_items
 
 Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
-"""How step scores become one score: the last one, the least, the product or the mean."""
+"""Ways from step scores to one score: the last one, the least, the product or the mean."""
 
 
 def logsumexp(values: ArrayLike) -> Array:
@@ -74,7 +74,7 @@ def reduce_steps(
         step_scores: `[..., S]`, one score for each step, in order.
         reduction: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
         mask: `[..., S]`, true where there is a step; for rows of unequal length.
-        check_range: Whether ``"min"`` and ``"prod"`` refuse scores outside [0, 1], for which one more step can raise
+        check_range: True if ``"min"`` and ``"prod"`` refuse scores outside [0, 1], for which one more step can raise
             a product and lengths do not compare.
 
     Returns:

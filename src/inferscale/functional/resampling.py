@@ -11,7 +11,7 @@ import numpy as np
 from .arrays import Array, ArrayLike, NumpyOps, ops_for, require, require_items
 
 Resampling: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual"]
-"""How ancestors are drawn; in all four the expected count of particle i is ``n * w_i``."""
+"""Schemes of drawing ancestors; in all four the expected count of particle i is ``n * w_i``."""
 
 _SLACK = 1e-9  # a share that is whole up to rounding errors, 2.9999999999999996, counts as whole
 
@@ -21,7 +21,7 @@ def effective_sample_size(weights: ArrayLike, *, log: bool = False) -> Array:
 
     Args:
         weights: `[..., N]`, 0 or more, not necessarily normalised.
-        log: Whether `weights` are logarithms; minus infinity is then weight 0.
+        log: True if `weights` are logarithms; minus infinity is then weight 0.
 
     Returns:
         `[...]` in float64.

@@ -13,7 +13,7 @@ from inferscale.base import SearchStrategy
 
 
 def check_counts(owner: Any, *names: str, minimum: int = 1) -> None:
-    """Raises unless each named attribute of `owner` is an integer of at least `minimum`.
+    """Raise a ValueError unless each named attribute of `owner` is an integer of at least `minimum`.
 
     Before that, NumPy's numbers among all attributes become Python's: strategies that are equal are written alike.
     """
@@ -27,7 +27,7 @@ def check_counts(owner: Any, *names: str, minimum: int = 1) -> None:
 
 
 def check_positive(owner: object, *names: str, finite: bool = False) -> None:
-    """Raises unless each named attribute of `owner` is a number greater than 0, and below infinity if `finite`."""
+    """Raise a ValueError unless each named attribute of `owner` is a number greater than 0, and below infinity if `finite`."""
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, Real) or not float(value) > 0:
@@ -37,14 +37,14 @@ def check_positive(owner: object, *names: str, finite: bool = False) -> None:
 
 
 def check_choice(owner: object, name: str, choices: tuple[str, ...]) -> None:
-    """Raises unless the named attribute of `owner` is one of `choices`."""
+    """Raise a ValueError unless the named attribute of `owner` is one of `choices`."""
     value = getattr(owner, name)
     if value not in choices:
         raise ValueError(f"{type(owner).__name__}({name}={value!r}): choose one of {', '.join(map(repr, choices))}")
 
 
 def check_members(owner: object, *members: object) -> None:
-    """Raises unless the strategies that `owner` is made of are strategies."""
+    """Raise a TypeError unless the strategies that `owner` is made of are strategies."""
     for member in members:
         if not isinstance(member, SearchStrategy):
             given = f"the class {member.__name__}" if isinstance(member, type) else repr(member)[:80]

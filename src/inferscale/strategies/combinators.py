@@ -156,7 +156,7 @@ class Limited(SearchStrategy):
         return self.strategy.needs_scores
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """What the strategy returns, or the leaves so far."""
+        """The leaves that the strategy returns, or those so far."""
         return limit(self.strategy.search(root, rng), root, self.n)
 
 
@@ -284,7 +284,7 @@ def fit_compute_optimal(
         outcomes: For each candidate strategy, how right it was on each problem (0 to 1), at equal budgets.
         num_bins: Quantile bins of equal size.
         num_probes: Samples that estimated the difficulties.
-        measure: How they did.
+        measure: As in `difficulty`.
         seed: Of the split into halves.
 
     Returns:
