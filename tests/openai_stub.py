@@ -105,6 +105,7 @@ class Stub:
     Attributes:
         n: ``"rule"`` (choice i has the seed plus i), ``"same"`` (all have the seed), ``"other"`` or ``"ignored"``.
         stops: ``"told"`` (cut off and named), ``"cut"``, ``"kept"`` or ``"ignored"``.
+        length_field: The name of the most tokens of a sample; no other is taken.
         fields: Fields beyond the plain protocol that it takes; others are refused if `strict`, else overlooked.
         misbehave: Given a request and how often the same one came before: a `Reset`, `Hang`, `Raw`, a function that
             changes the answer, or ``None`` to behave.
@@ -113,6 +114,7 @@ class Stub:
     language: Language = field(default_factory=Letters)
     n: str = "rule"
     stops: str = "told"
+    length_field: str = "max_tokens"
     fields: frozenset[str] = frozenset({"seed", "logprobs", "return_token_ids", "continue_final_message"})
     strict: bool = True
     usage: bool = True
@@ -143,10 +145,13 @@ class Stub:
             return self._seen[name] - 1
 
     def answer(self, body: dict[str, Any], chat: bool) -> tuple[int, dict[str, Any]]:
-        plain = {"model", "prompt", "messages", "max_tokens", "temperature", "top_p", "n", "stop"}
+        plain = {"model", "prompt", "messages", self.length_field, "temperature", "top_p", "n", "stop"}
         unknown = set(body) - plain - self.fields - {"add_generation_prompt"}
         if unknown and self.strict:
             return 422, {"error": {"message": f"unexpected fields {sorted(unknown)}", "code": None}}
+        if self.length_field not in body:
+            return 400, {"error": {"message": f"use '{self.length_field}' instead", "code": "unsupported_parameter"}}
+        body = {**body, "max_tokens": body[self.length_field]}
         ids = self._prompt(body, chat)
         if ids is None:
             return 400, {"error": {"message": "prompt must be a string", "code": None}}

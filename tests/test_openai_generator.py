@@ -428,6 +428,19 @@ def test_a_chat_template_needs_ids():
     search(Stub(ids=False), tokenizer=Chatty(), chat_template=False)
 
 
+def test_a_chat_that_has_another_name_for_the_most_tokens_is_asked_by_it():
+    stub = Stub(length_field="max_completion_tokens", strict=False)
+    results, _ = search(stub, RepeatedSampling(3), endpoint="chat")
+    assert all(result.answer is not None for result in results)
+    assert ["max_tokens" in body for body in stub.requests] == [True] + [False] * (len(stub.requests) - 1)
+
+
+def test_where_seeds_have_no_effect_any_samples_of_one_request_will_do():
+    stub = Stub(fields=frozenset(), strict=False)
+    search(stub, RepeatedSampling(3))
+    assert [body["n"] for body in drawn(stub)] == [3, 3, 3]
+
+
 def test_further_fields_are_sent():
     stub = Stub(fields=frozenset({"seed", "top_k"}))
     search(stub, extra_body={"top_k": 3})
