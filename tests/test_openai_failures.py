@@ -230,6 +230,19 @@ def test_without_usage_and_tokenizer_nothing_can_be_counted():
         results_of(Stub(usage=False))
 
 
+def test_a_server_that_is_busy_when_it_is_tried_is_tried_again():
+    busy = [True]
+    stub = Stub(misbehave=lambda body, before: Raw(503) if busy and "seed" in body else None)
+    node = Node(Problem("How many?"), key=5)
+    with serving(stub) as address:
+        generator = OpenAIGenerator(address, "toy", deadline=0.5)
+        with pytest.raises(RemoteError, match="all 1 samples"):
+            generator.generate([GenerateRequest(node)])
+        busy.clear()
+        generator.generate([GenerateRequest(node)])
+    assert [body["seed"] for body in stub.requests if is_sample(body)] == [5]
+
+
 def test_a_filtered_sample_fails():
     def misbehave(body, before):
         def filtered(answer):

@@ -441,6 +441,16 @@ def test_where_seeds_have_no_effect_any_samples_of_one_request_will_do():
     assert [body["n"] for body in drawn(stub)] == [3, 3, 3]
 
 
+def test_a_server_that_takes_ids_for_so_many_prompts_is_sent_text():
+    def misread(answer):
+        answer["usage"]["prompt_tokens"] = 1
+        return answer
+
+    stub = Stub(misbehave=lambda body, before: misread if isinstance(body["prompt"], list) else None)
+    search(stub, RepeatedSampling(2), tokenizer=LetterTokenizer())
+    assert all(isinstance(body["prompt"], str) for body in drawn(stub))
+
+
 def test_further_fields_are_sent():
     stub = Stub(fields=frozenset({"seed", "top_k"}))
     search(stub, extra_body={"top_k": 3})
