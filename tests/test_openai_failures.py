@@ -296,6 +296,7 @@ def test_a_tokenizer_of_another_model_is_a_clear_error():
         (501, "never", None, "refused"),
         (500, "oops", None, "broken"),
         (504, "late", None, "busy"),
+        (408, "late", None, "busy"),
         (403, "no", None, "denied"),
     ],
 )
