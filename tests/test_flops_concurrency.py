@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from inferscale.flops import FlopCounter, FlopsWarning, model_spec
-from inferscale.flops.ledger import forward_tally
+from inferscale.flops.ledger import ForwardShape
 from tests.flops_models import hand_model
 from tests.test_flops_counter import CAUSAL, FULL, IDS, nothing_is_left_behind  # noqa: F401
 
@@ -139,7 +139,7 @@ def test_many_threads_lose_nothing(model):
 
     with FlopCounter(small) as counter, ThreadPoolExecutor(8) as pool:
         list(pool.map(counter.bind(work), range(8)))
-    one = forward_tally(model_spec(small.config), 1)
+    one = ForwardShape(1).tally(model_spec(small.config))
     assert counter.tally().forwards == 320
     assert counter.flops_of(convention="full") == 320 * (one.linear + one.head + one.attention_full)
 
@@ -199,7 +199,7 @@ def test_a_compiled_model_stays_compiled(graphs, mode, watch_wrapper):
     assert runs == [made * i for i in range(1, 6)]  # every step ran the graphs
     assert {count for count, _ in seen} == {made}  # and none was made again
     spec = model_spec(model.config)
-    full = forward_tally(spec, 64, batch=2)
+    full = ForwardShape(64, batch=2).tally(spec)
     assert counter.flops_of(convention="full") == 2 * (full.linear + full.head + full.attention_full)
 
 

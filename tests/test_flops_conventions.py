@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inferscale.flops import CONVENTIONS, estimate_flops, forward_flops, model_spec
-from inferscale.flops.ledger import Tally, count, forward_tally
+from inferscale.flops.ledger import ForwardShape, Tally, count
 from tests.test_flops_formulas import LLAMA_134M, MISTRAL_7B, SMALL
 
 GPT2_SMALL = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}
@@ -51,7 +51,7 @@ def test_the_charged_column_of_quiet_star_and_rebase():
 
 def test_kaplan_is_the_causal_average_up_to_one_token():
     spec = model_spec(GPT2_SMALL)
-    context = count("kaplan", forward_tally(spec, 1024), spec) - 2 * 84_934_656 * 1024
+    context = count("kaplan", ForwardShape(1024).tally(spec), spec) - 2 * 84_934_656 * 1024
     assert context == 18_874_368 * 1024
     assert forward_flops(spec, 1024).attention_causal == 18_892_800 * 1024
 
@@ -68,13 +68,13 @@ def test_kaplan_is_the_causal_average_up_to_one_token():
 )
 def test_conventions_beside_the_exact_count_of_a_134m_llama(convention, new, past, ratio):
     spec = model_spec(LLAMA_134M)
-    flops = count(convention, forward_tally(spec, new, past), spec)
+    flops = count(convention, ForwardShape(new, past).tally(spec), spec)
     assert flops / forward_flops(spec, new, past).full == pytest.approx(ratio, abs=6e-4)
 
 
 def test_two_n_of_a_mixture_counts_every_expert():
     spec = model_spec(SMALL | {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2})
-    assert count("2N", forward_tally(spec, 64, batch=2), spec) / 91_815_936 == pytest.approx(3.3, abs=0.1)
+    assert count("2N", ForwardShape(64, batch=2).tally(spec), spec) / 91_815_936 == pytest.approx(3.3, abs=0.1)
 
 
 def test_a_convention_without_its_facts_says_so():

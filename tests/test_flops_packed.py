@@ -17,7 +17,7 @@ from inferscale.flops import (
     forward_flops,
     model_spec,
 )
-from inferscale.flops.ledger import packed_tally
+from inferscale.flops.ledger import ForwardShape
 from inferscale.generators import HFGenerator
 from tests.flops_models import hand_config, hand_model
 from tests.tiny_models import byte_tokenizer, cached, grow_all, root, tiny_model
@@ -44,7 +44,7 @@ class PackedCache(DynamicCache):
 def test_packed_rows_cost_what_rows_cost_alone(rows):
     new, past = zip(*rows, strict=True)
     packed = PackedCache(new, past).packed_rows
-    tally = packed_tally(SPEC, sum(new), len(rows), packed)
+    tally = ForwardShape(sum(new), logits=len(rows), packed=packed).tally(SPEC)
     alone = flops_of_rows(new, past)
     assert tally.linear + tally.head + tally.attention_causal == alone.causal
     assert tally.sequences == len(rows)

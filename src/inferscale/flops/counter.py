@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, ParamSpec, Self, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, get_args
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -40,6 +40,7 @@ from .calibration import (
     unwrapped,
 )
 from .ledger import (
+    ForwardShape,
     Label,
     LeafKey,
     Ledger,
@@ -47,13 +48,11 @@ from .ledger import (
     Report,
     Scope,
     Tally,
-    forward_tally,
     full,
-    packed_tally,
     sampling_tallies,
 )
 from .ops import ExactMode, OpFlops
-from .spec import ModelSpec, PackedRows, model_spec
+from .spec import ModelSpec, model_spec
 
 Mode: TypeAlias = Literal["analytic", "exact", "verify"]
 P = ParamSpec("P")
@@ -113,11 +112,6 @@ def active() -> dict[FlopCounter, Scope]:
     return {block.counter: block.scope for block in _blocks.get()}
 
 
-def running() -> tuple[Call, ...]:
-    """Forwards that are running here, outermost first."""
-    return _calls.get()
-
-
 class ThreadMode(threading.local):
     """At most one `ExactMode` for each thread, however many counters want it.
 
@@ -153,43 +147,7 @@ def _on_operator(operator: Any, flops: OpFlops | None) -> None:
 _thread_mode = ThreadMode()
 
 
-# What a forward was asked to do.
-
-
-class ForwardShape(NamedTuple):
-    """The sizes of one forward.
-
-    Attributes:
-        new: New tokens in each row.
-        past: Cached tokens of each row.
-        batch: Rows.
-        logits: Positions of each row that the head runs for; ``None`` for all.
-        keeps_all: True if the cache keeps what has left the model's window.
-        packed: The rows that one sequence stands for, if the cache packs rows.
-        is_opaque: True if the cache holds its keys and values elsewhere, and does not tell what attention does.
-    """
-
-    new: int
-    past: int
-    batch: int
-    logits: int | None = None
-    keeps_all: bool = False
-    packed: PackedRows | None = None
-    is_opaque: bool = False
-
-    @property
-    def phase(self) -> Phase:
-        """The phase of the forward."""
-        new, past = self.new, self.past
-        if self.packed is not None:
-            new, past = new // self.packed.rows, self.packed.read_tokens
-        return "prefill" if past == 0 else "decode" if new == 1 else "chunk"
-
-    def tally(self, spec: ModelSpec | None) -> Tally:
-        """The tally of the forward; without a closed form, only its sizes."""
-        if self.packed is not None:
-            return packed_tally(spec, self.new, self.new if self.logits is None else self.logits, self.packed)
-        return forward_tally(spec, self.new, self.past, self.batch, self.logits, self.keeps_all)
+# Hooks on models.
 
 
 class Signature:
@@ -215,7 +173,7 @@ class Signature:
             tokens = self._argument("inputs_embeds", args, kwargs)
         if tokens is None or tokens.dim() < 2:
             return None
-        batch, new = tokens.shape[:2]
+        batch, new = tokens.shape[:2]  # `[B, S]` ids or `[B, S, d]` embeddings
         kept = self._argument("logits_to_keep", args, kwargs) if self._keeps_logits else None
         if isinstance(kept, torch.Tensor):
             logits: int | None = kept.numel()
@@ -233,7 +191,7 @@ class Signature:
         # A cache of transformers holds, or will hold, keys and values in layers of its own.
         if not getattr(cache, "layers", None) and getattr(cache, "layer_class_to_replicate", None) is None:
             return ForwardShape(new, 0, batch, logits, is_opaque=True)
-        past = cache.get_seq_length()
+        past = cache.get_seq_length()  # tokens seen, also where a window has dropped some of them
         if isinstance(past, torch.Tensor):
             known = self._static.get(cache)
             past = int(past) if known is None or new > 1 else known
@@ -247,9 +205,6 @@ class Signature:
         return args[position] if position < len(args) else None
 
 
-# Hooks on models.
-
-
 class ModelHooks:
     """The hooks of one model, shared by all open counters that watch it.
 
@@ -259,13 +214,11 @@ class ModelHooks:
 
     Attributes:
         module: The model.
-        counters: The open counters that watch it.
         parts: Ids of the modules inside, itself included.
     """
 
     def __init__(self, module: nn.Module, beside: Sequence[nn.Linear]) -> None:
         self.module = module
-        self.counters: list[FlopCounter] = []
         self.parts = frozenset(map(id, module.modules()))
         self._handles: list[Any] = []
         # Called from compiled code and never traced.
@@ -302,70 +255,78 @@ class ModelHooks:
         return next((call for call in reversed(_calls.get()) if call.hooks is self), None)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        shape = self._signatures[module].shape(args, kwargs)
-        self._begin(Call(self, module, "chunk" if shape is None else shape.phase), shape)
+        self._forward(module, self._signatures[module].shape(args, kwargs))
 
     def _before_body(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling() and self._running() is None:
             shape = self._signatures[module].shape(args, kwargs)
-            phase = "chunk" if shape is None else shape.phase
-            self._begin(Call(self, module, phase), shape and shape._replace(logits=0))
+            self._forward(module, shape and shape._replace(logits=0))  # the head is called apart, or not at all
 
     def _before_head(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling():
             return
         call = self._running()
-        if call is not None:
+        if call is not None:  # inside of the whole, which is counted already: only operators need to know
             call.in_head = True
-        else:
-            states: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
-            self._begin(Call(self, module, "head", in_head=True), head_positions=states.numel() // states.shape[-1])
+            return
+        states = _input(args, kwargs)
+        positions = states.numel() // states.shape[-1]
+        call = Call(self, module, "head", in_head=True)
+        self._begin(call, lambda spec: Tally(head=0 if spec is None else positions * spec.head))
 
     def _before_layer(self, module: nn.Linear, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling() and self._running() is None:
-            states: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
-            self._begin(Call(self, module, "head"), layer_flops=2 * states.numel() * module.out_features)
+            flops = 2 * _input(args, kwargs).numel() * module.out_features
+            self._begin(Call(self, module, "head"), lambda spec: Tally(linear=flops))
 
-    def _begin(
-        self, call: Call, shape: ForwardShape | None = None, *, head_positions: int = 0, layer_flops: int = 0
-    ) -> None:
-        """Tells the counters that count here of a forward: of its sizes, or of what a part of the model costs."""
+    def _forward(self, module: nn.Module, shape: ForwardShape | None) -> None:
+        if shape is None:
+            self._begin(Call(self, module, "chunk"), None)
+        else:
+            self._begin(Call(self, module, shape.phase), shape.tally, shape.is_opaque)
+
+    def _begin(self, call: Call, tally: Callable[[ModelSpec | None], Tally] | None, is_opaque: bool = False) -> None:
+        """Tells the counters that count here of a forward, and those that do not of what they miss.
+
+        Args:
+            call: The forward.
+            tally: What it amounts to under a closed form; ``None`` if its arguments do not tell.
+            is_opaque: True if its attention is not known.
+        """
         outer = _calls.get()
         _calls.set((*outer, call))
         is_heard = False
         for counter, scope in active().items():
             label = counter._labels.get(id(self.module))
-            if label is None:
+            if label is None:  # another counter watches the model, and this one should if nothing runs around it
                 if not outer:
                     counter._on_stranger(self.module)
                 continue
             is_heard = True
-            spec = counter.ledger.specs.get(label)
-            if shape is not None:
-                if shape.is_opaque and counter.mode != "exact":
-                    counter._miss(
-                        f"attention of {label!r} over a cache without layers of its own",
-                        "the cache must tell its `packed_rows`, see inferscale.flops.PackedRows",
-                    )
-                counter._on_forward(call, scope, label, shape.tally(spec))
-            elif head_positions or layer_flops:
-                head = 0 if spec is None else head_positions * spec.head
-                counter._on_forward(call, scope, label, Tally(linear=layer_flops, head=head))
-            else:
+            if tally is None:
                 counter._miss(
                     f"{type(call.module).__name__} called with neither input_ids nor inputs_embeds", 'use mode="exact"'
                 )
-        if not is_heard and not is_calibrating.get():
-            for counter in self.counters:
+                continue
+            if is_opaque and counter.mode != "exact":
                 counter._miss(
-                    f"{type(self.module).__name__} in a thread or task where its counter is not active",
-                    "give the thread counter.bind(function), or open `with counter.scope(...)` there",
+                    f"attention of {label!r} over a cache without layers of its own",
+                    "the cache must tell its `packed_rows`, see inferscale.flops.PackedRows",
                 )
+            counter._on_forward(call, scope, label, tally(counter.ledger.specs.get(label)))
+        if not is_heard and not is_calibrating.get():
+            for counter in tuple(_open):
+                if id(self.module) in counter._labels:
+                    counter._miss(
+                        f"{type(self.module).__name__} in a thread or task where its counter is not active",
+                        "give the thread counter.bind(function), or open `with counter.scope(...)` there",
+                    )
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         """Ends the innermost forward of this model if it was a call of `module`, and what was left open inside.
 
-        An interrupted forward (``KeyboardInterrupt``) runs no hooks: its call is taken back with the one around it.
+        An interrupted forward (``KeyboardInterrupt``) runs no hooks: its call is taken back with the one around it, or
+        when the next counter opens.
         """
         if torch.compiler.is_compiling():
             return
@@ -373,7 +334,7 @@ class ModelHooks:
         if call is None or call.module is not module:
             return
         calls = _calls.get()
-        _calls.set(calls[: calls.index(call)])
+        _calls.set(calls[: calls.index(call)])  # what was interrupted inside goes too
         if call.has_mode:
             _thread_mode.pop()
         if call.verified and result is not None:
@@ -388,34 +349,47 @@ class ModelHooks:
             self._after(module, args, result)
 
 
+def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """The one tensor that a linear layer is called with."""
+    states: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
+    return states
+
+
 # Shared by all counters of the process, and changed under the lock. A hook that is running in another thread meanwhile
 # is safe: it looks at its own `ModelHooks` and at its own context, and a count goes to whoever is active there.
-_lock = threading.Lock()
-_open_counters = 0
+_lock = threading.RLock()
+_open: set[FlopCounter] = set()
 _hooks: dict[int, ModelHooks] = {}  # by the id of the model
 _known: WeakSet[nn.Module] | None = None  # the models of transformers that exist
 _strangers: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()  # hooks on those that no counter watches
 
 
-def _hook_strangers() -> None:
-    """Puts hooks on the transformers models that no open counter watches, and takes them from all others.
+def _sync_hooks() -> None:
+    """Gives hooks to the models that open counters watch and to the strangers among the others, and to nothing else.
 
     torch has hooks on all modules at once, but these run for every layer (a decoding step of a small model takes 10 %
-    longer), and compiled models complain of them. So the models are found: those that exist when the first counter
-    opens are known to the garbage collector, and later ones are seen when they are built.
+    longer), and compiled models complain of them. So transformers models that nobody watches are found: those that
+    exist when the first counter opens are known to the garbage collector, and later ones are seen when they are built.
     """
     global _known
+    models = {id(module): (module, beside) for counter in _open for module, beside in counter._models.values()}
+    for key in set(_hooks) - set(models):
+        _hooks.pop(key).remove()
+    for key in set(models) - set(_hooks):
+        _hooks[key] = ModelHooks(*models[key])
     if _known is None:
         library = sys.modules.get("transformers.modeling_utils")
         objects = [] if library is None else gc.get_objects()
         _known = WeakSet(found for found in objects if issubclass(type(found), library.PreTrainedModel))  # type: ignore[union-attr]
         register_module_module_registration_hook(_on_construction)
+    # A model inside of a watched one is counted with it. Among the others are bodies as well as wholes: either may be
+    # called.
     watched = set().union(*(hooks.parts for hooks in _hooks.values()))
-    wanted = {model for model in _known if _open_counters and id(model) not in watched}
-    for model in set(_strangers) - wanted:
+    strangers = {model for model in _known if _open and id(model) not in watched}
+    for model in set(_strangers) - strangers:
         for handle in _strangers.pop(model):
             handle.remove()
-    for model in wanted - set(_strangers):
+    for model in strangers - set(_strangers):
         _strangers[model] = [
             model.register_forward_pre_hook(_before_stranger),
             model.register_forward_hook(_after_stranger, always_call=True),
@@ -427,8 +401,8 @@ def _on_construction(module: nn.Module, name: str, part: nn.Module | None) -> No
     if _known is not None and hasattr(type(module), "base_model_prefix") and module not in _known:
         with _lock:
             _known.add(module)
-            if _open_counters:
-                _hook_strangers()
+            if _open:
+                _sync_hooks()
 
 
 def _before_stranger(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -461,10 +435,10 @@ class Clock:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open = 0
-        self._started = 0.0
         self._seconds = 0.0
+        self._started = 0.0
         self._event: Any = None
-        self._pairs: list[tuple[float, Any, Any]] = []
+        self._unread: list[tuple[float, Any, Any]] = []  # seconds on the CPU, and the events around them
 
     def start(self) -> None:
         """Begins a block."""
@@ -482,28 +456,23 @@ class Clock:
                 if self._event is None:
                     self._seconds += elapsed
                 else:
-                    self._pairs.append((elapsed, self._event, _event()))
+                    self._unread.append((elapsed, self._event, _event()))
 
     @property
     def seconds(self) -> float:
         """Seconds so far, those of a block that is still open included."""
         with self._lock:
-            for elapsed, begin, end in self._pairs:
+            for elapsed, begin, end in self._unread:
                 end.synchronize()
                 self._seconds += max(elapsed, begin.elapsed_time(end) / 1000)
-            self._pairs.clear()
+            self._unread.clear()
             return self._seconds + (time.perf_counter() - self._started if self._open else 0.0)
 
-    def add(self, seconds: float) -> None:
-        """Adds the seconds of another clock."""
+    def reset(self, seconds: float = 0.0) -> None:
+        """Starts again from `seconds`, an open block from now."""
         with self._lock:
-            self._seconds += seconds
-
-    def reset(self) -> None:
-        """Starts again from zero, an open block from now."""
-        with self._lock:
-            self._seconds = 0.0
-            self._pairs.clear()
+            self._seconds = seconds
+            self._unread.clear()
             self._started, self._event = time.perf_counter(), _event() if self._open else None
 
 
@@ -603,24 +572,18 @@ class FlopCounter(Report):
         # lock: they copy the list of leaves in one step, and may miss a forward that is being added.
         self._lock = threading.Lock()
         self._uncounted: Counter[str] = Counter()
-        self._open = 0
-        self._watched: list[ModelHooks] = []
+        self._open_blocks = 0
 
     def __enter__(self) -> Self:
         """The counter, counting."""
-        global _open_counters
         with self._lock:
-            self._open += 1
-            if self._open == 1:
+            self._open_blocks += 1
+            if self._open_blocks == 1:
                 with _lock:
-                    _open_counters += 1
-                    if _open_counters == 1 and _uses_cuda():  # the allocator keeps a single peak, for all counters
+                    _open.add(self)
+                    if len(_open) == 1 and _uses_cuda():  # the allocator keeps a single peak, for all counters
                         torch.cuda.reset_peak_memory_stats()
-                    for module, beside in self._models.values():
-                        hooks = _hooks.get(id(module)) or _hooks.setdefault(id(module), ModelHooks(module, beside))
-                        hooks.counters.append(self)
-                        self._watched.append(hooks)
-                    _hook_strangers()
+                    _sync_hooks()
         if self.mode != "analytic":
             _thread_mode.push()
         self._enter_block(active().get(self, ()), is_scope=False)
@@ -629,24 +592,17 @@ class FlopCounter(Report):
 
     def __exit__(self, *error: object) -> None:
         """Stops counting, unless an outer block of this counter goes on."""
-        global _open_counters
         self._clock.stop()
         own = [block for block in _blocks.get() if block.counter is self and not block.is_scope]
         _leave_block(own[-1] if own else None)
         with self._lock:
-            closes = self._open == 1
+            closes = self._open_blocks == 1
             if closes:
                 self._peak = self.peak_memory
                 with _lock:
-                    _open_counters -= 1
-                    for hooks in self._watched:
-                        hooks.counters.remove(self)
-                        if not hooks.counters:
-                            hooks.remove()
-                            del _hooks[id(hooks.module)]
-                    self._watched.clear()
-                    _hook_strangers()
-            self._open -= 1
+                    _open.remove(self)
+                    _sync_hooks()
+            self._open_blocks -= 1
         if self.mode != "analytic":
             _thread_mode.pop()  # raises in a foreign thread: by then nothing else is left behind
         if closes and self._display:
@@ -662,7 +618,7 @@ class FlopCounter(Report):
             RuntimeError: If the counter is not open.
             ValueError: If there is no label.
         """
-        if not self._open:
+        if not self._open_blocks:
             raise RuntimeError("scope() outside of the counter: open it in a `with FlopCounter(...)` block")
         pairs = (*((("name", name),) if name is not None else ()), *labels.items())
         if not pairs:
@@ -685,7 +641,7 @@ class FlopCounter(Report):
         captured = copy_context()
 
         def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not self._open:
+            if not self._open_blocks:
                 raise RuntimeError(f"{function!r} was bound to a counter that has closed: keep its block open longer")
             with self._operators():
                 return function(*args, **kwargs)
@@ -724,7 +680,7 @@ class FlopCounter(Report):
     @property
     def peak_memory(self) -> int | None:
         """Most bytes allocated on the current GPU while the outermost open counter was open; ``None`` on a CPU."""
-        now = int(torch.cuda.max_memory_allocated()) if self._open and _uses_cuda() else None
+        now = int(torch.cuda.max_memory_allocated()) if self._open_blocks and _uses_cuda() else None
         return max(filter(None, (self._peak, now)), default=None)
 
     @property
@@ -767,7 +723,7 @@ class FlopCounter(Report):
                 raise ValueError(f"a FlopCounter state of version {version!r}; this inferscale takes version 1")
             merged.ledger.merge(Ledger.from_state_dict(state))
             merged._uncounted.update(state["uncounted"])
-            merged._clock.add(state["seconds"])
+            merged._clock.reset(merged.seconds + state["seconds"])
             merged._peak = max(filter(None, (merged._peak, state["peak_memory"])), default=None)
         return merged
 
@@ -805,7 +761,8 @@ class FlopCounter(Report):
 
     def _on_stranger(self, module: nn.Module) -> None:
         """Notes a transformers model that is not watched; exact mode without any model counts it all the same."""
-        is_part = any(id(module) in hooks.parts for hooks in tuple(self._watched))
+        watched = (hooks for key, hooks in tuple(_hooks.items()) if key in self._labels)
+        is_part = any(id(module) in hooks.parts for hooks in watched)
         if is_transformers_model(module) and not is_part and (self._labels or self.mode == "analytic"):
             self._miss(
                 f"{type(module).__name__} (not watched)",

@@ -74,60 +74,69 @@ class Tally:
         self.numbers_read += other.numbers_read
 
 
-def forward_tally(
-    spec: ModelSpec | None,
-    new: int,
-    past: int = 0,
-    batch: int = 1,
-    logits: int | None = None,
-    keeps_all: bool = False,
-) -> Tally:
-    """The tally of one forward of `batch` equally long rows.
+class ForwardShape(NamedTuple):
+    """The sizes of one forward.
 
-    Args:
-        spec: The model's constants; ``None`` leaves out what depends on them.
-        new: New tokens in each row.
+    Attributes:
+        new: New tokens in each row; of packed rows, of all rows together.
         past: Tokens that the key-value cache holds for each row.
         batch: Rows.
         logits: Positions of each row that the head runs for; ``None`` for every new one.
         keeps_all: True if the cache keeps what has left a window too, and the mask alone hides it: then the rectangle
             of a layer with a window is as large as that of one without.
+        packed: What attention does, if the cache packs rows into one sequence.
+        is_opaque: True if the cache holds its keys and values elsewhere, and does not tell what attention does.
     """
-    sampled = batch if logits == 1 or (new == 1 and logits is None) else 0
-    tally = Tally(1, batch, batch * new, sampled, pairs=batch * new * (new + past))
-    if spec is None:
+
+    new: int
+    past: int = 0
+    batch: int = 1
+    logits: int | None = None
+    keeps_all: bool = False
+    packed: PackedRows | None = None
+    is_opaque: bool = False
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the forward."""
+        new, past = self.new, self.past
+        if self.packed is not None:
+            new, past = new // self.packed.rows, self.packed.read_tokens
+        return "prefill" if past == 0 else "decode" if new == 1 else "chunk"
+
+    def tally(self, spec: ModelSpec | None) -> Tally:
+        """The tally of the forward; without a closed form, only what does not depend on it."""
+        new, past, batch, logits, keeps_all, packed, _ = self
+        if packed is not None:
+            return self._packed_tally(spec, packed)
+        # Who asks for the logits of one position alone is going to draw from them.
+        sampled = batch if logits == 1 or (new == 1 and logits is None) else 0
+        tally = Tally(1, batch, batch * new, sampled, pairs=batch * new * (new + past))
+        if spec is None:
+            return tally
+        tally.linear, tally.head, tally.attention_full, tally.attention_causal = count_forward(
+            spec, new, past, batch, logits
+        )
+        # A forward loads the matrices once for all rows, and each row's cache: what a query sees besides itself.
+        tally.numbers_read = spec.active_weights
+        for group in spec.attention if past else ():
+            window = None if keeps_all else group.window
+            tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, window) - 1)
+        if keeps_all:
+            tally.attention_full = tally.pairs * sum(group.per_pair for group in spec.attention)
         return tally
-    tally.linear, tally.head, tally.attention_full, tally.attention_causal = count_forward(
-        spec, new, past, batch, logits
-    )
-    # A forward loads the matrices once for all rows, and each row's cache (what is kept besides the query itself).
-    tally.numbers_read = spec.active_weights
-    for group in spec.attention if past else ():
-        tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, None if keeps_all else group.window) - 1)
-    if keeps_all:
-        tally.attention_full = tally.pairs * sum(group.per_pair for group in spec.attention)
-    return tally
 
-
-def packed_tally(spec: ModelSpec | None, new: int, positions: int, packed: PackedRows) -> Tally:
-    """The tally of one forward of packed rows.
-
-    Args:
-        spec: The model's constants; ``None`` leaves out what depends on them.
-        new: New tokens of all rows together.
-        positions: Positions that the head runs for, of all rows together.
-        packed: What attention does.
-    """
-    tally = Tally(1, packed.rows, new, positions if packed.read_tokens else 0, pairs=packed.executed_pairs)
-    if spec is None:
+    def _packed_tally(self, spec: ModelSpec | None, packed: PackedRows) -> Tally:
+        kept = self.new if self.logits is None else self.logits
+        tally = Tally(1, packed.rows, self.new, kept if packed.read_tokens else 0, pairs=packed.executed_pairs)
+        if spec is not None:
+            tally.linear, tally.head = self.new * spec.linear + packed.read_tokens * spec.cached, kept * spec.head
+            tally.numbers_read = spec.active_weights
+            for group in spec.attention:
+                tally.attention_full += group.per_pair * packed.executed_pairs
+                tally.attention_causal += group.per_pair * packed.causal_pairs
+                tally.numbers_read += group.kv_width * packed.read_tokens
         return tally
-    tally.linear, tally.head = new * spec.linear + packed.read_tokens * spec.cached, positions * spec.head
-    tally.numbers_read = spec.active_weights
-    for group in spec.attention:
-        tally.attention_full += group.per_pair * packed.executed_pairs
-        tally.attention_causal += group.per_pair * packed.causal_pairs
-        tally.numbers_read += group.kv_width * packed.read_tokens
-    return tally
 
 
 def sampling_tallies(
@@ -144,7 +153,7 @@ def sampling_tallies(
     for name, value, least in (("prompt", prompt, 1), ("new", new, 0), ("n", n, 1)):
         if value < least:
             raise ValueError(f"{name}={value}: it must be at least {least}")
-    prefill = forward_tally(spec, prompt, batch=1 if shared_prefix else n, logits=1)
+    prefill = ForwardShape(prompt, batch=1 if shared_prefix else n, logits=1).tally(spec)
     prefill.sampled = n if new else 0
     # A single query sees all that is kept of the cache, so that rectangle and causal pairs are the same here, and the
     # pairs of the steps add up to those of one causal chunk. All but each query's own come from the cache.
@@ -206,6 +215,7 @@ def kaplan(tally: Tally, spec: ModelSpec) -> int:
     """
     layers, attention = _layers(spec), spec.num_heads * spec.head_dim
     parameters = 2 * spec.hidden_size * layers * (2 * attention + spec.intermediate_size)
+    # Summed over the tokens, n_ctx is the number of query-key pairs.
     return 2 * parameters * tally.tokens + 2 * layers * attention * tally.pairs
 
 
@@ -216,9 +226,9 @@ def chinchilla(tally: Tally, spec: ModelSpec) -> int:
     """
     layers, attention = _layers(spec), spec.num_heads * spec.head_dim
     vocabulary = 4 * spec.hidden_size * spec.vocab_size  # embedding and logits
-    projections = 8 * spec.hidden_size * attention
-    dense = 4 * spec.hidden_size * spec.intermediate_size
-    per_pair = 4 * attention + 3 * spec.num_heads
+    projections = 8 * spec.hidden_size * attention  # queries, keys and values; the output
+    dense = 4 * spec.hidden_size * spec.intermediate_size  # up and down
+    per_pair = 4 * attention + 3 * spec.num_heads  # logits and the sum over values; softmax
     return tally.tokens * (vocabulary + layers * (projections + dense)) + tally.pairs * layers * per_pair
 
 
@@ -368,6 +378,7 @@ class Ledger:
         if unknown:
             raise ValueError(f"models {unknown} are not counted here, but {self.models} are")
         leaves = list(self.leaves.items())  # in one step: threads may go on counting
+        # Reports come by model, not by leaf: one report takes the place of what was inferred in all leaves of a model.
         reporting = {key.model for key, tally in leaves if tally.reported}
         for key, tally in leaves:
             if not models or key.model in models:
