@@ -27,7 +27,7 @@ def check_counts(owner: Any, *names: str, minimum: int = 1) -> None:
 
 
 def check_positive(owner: object, *names: str, finite: bool = False) -> None:
-    """Raise a ValueError unless each named attribute of `owner` is a number greater than 0, and below infinity if `finite`."""
+    """Raise a ValueError unless each named attribute of `owner` is above 0, and below infinity if `finite`."""
     for name in names:
         value = getattr(owner, name)
         if not isinstance(value, Real) or not float(value) > 0:
