@@ -172,7 +172,7 @@ class ABMCTS(SearchStrategy):
 
     def _sample(self, root: Node, picks: Sequence[_Place]) -> Flow[list[tuple[_Place, Node, str]]]:
         """Place, child, and the sampled text of an answer; picks whose sample failed are missing."""
-        counts = Counter(picks)
+        counts = Counter(picks)  # one request for each place, however often it was picked
         if self.until == "step":
             place_of = {pick.node: pick for pick in counts}
             nodes = yield from expand(list(place_of), list(counts.values()))

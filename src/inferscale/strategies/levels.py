@@ -120,6 +120,7 @@ class DVTS(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The finished leaves of all subtrees, or their open paths if none has finished."""
+        # Side by side, so that the subtrees share their calls; each keeps its best path, whatever the others score.
         beam = BeamSearch(1, self.branching, self.max_depth, self.lookahead)
         groups = yield from gather(beam.survivors(root) for _ in range(self.num_subtrees))
         leaves = [leaf for group in groups for leaf in group]
@@ -240,6 +241,7 @@ class BestFirst(SearchStrategy):
         heap = [(0.0, 0, root)]  # (minus the score, age, open node): the age keeps ties in order
         pushed, finished, left = 1, 0, self.num_expansions
         while heap and left and (self.max_finished is None or finished < self.max_finished):
+            # With num_parallel > 1 the second best and so on are expanded before the best one's children are seen.
             batch = [heapq.heappop(heap)[2] for _ in range(min(self.num_parallel, left, len(heap)))]
             left -= len(batch)
             children = yield from expand(batch, self.branching)

@@ -59,6 +59,7 @@ def equally_weighted(particles: Sequence[Node], log_weights: Sequence[float], rn
     """Particles of equal weight: a systematic resampling where the weights differ."""
     if max(log_weights) - min(log_weights) < 1e-12:
         return list(particles)
+    # Systematic: particle i stays floor(N w_i) times or once more, so that little is lost to chance.
     ancestors = resample(softmax(log_weights), len(particles), "systematic", rng)
     return [particles[i] for i in ancestors]
 
@@ -144,7 +145,7 @@ class ParticleFilter(SearchStrategy):
                 ]
             if max(log_weights) == DEAD:
                 log_weights, lost = [0.0] * n, True
-            sizes.append(float(effective_sample_size(log_weights, log=True)))
+            sizes.append(float(effective_sample_size(log_weights, log=True)))  # (sum w)^2 / sum w^2
             if self.weighting != "incremental" or sizes[-1] < self.ess_threshold * n:
                 particles, log_weights = self._resampled(particles, log_weights, sizes[-1], level, rng)
         root.stats["ess"] = sizes
@@ -179,9 +180,9 @@ class ParticleFilter(SearchStrategy):
         if self.tempering == "none" or progress >= 0.5 or size >= n / 2:
             return 1.0
         if self.tempering == "linear":
-            return 2 - progress
+            return 2 - progress  # from 2 to 1.5
         if self.tempering == "ess":
-            return max(1.0, n / size * (1 - progress))
+            return max(1.0, n / size * (1 - progress))  # the fewer particles count, the flatter
         entropy = -math.fsum(w * math.log(w) for w in weights if w) / math.log(n)  # 1 for equal weights
         beta = entropy + (1 - entropy) * progress
         return max(1.0, 1 / max(beta, 1e-6))
@@ -228,7 +229,7 @@ class ParticleGibbs(SearchStrategy):
         particles, log_weights = yield from first.weighted(root, rng)
         pool = equally_weighted(particles, log_weights, rng)
         for _ in range(self.num_iterations - 1):
-            reference = draw_reference(particles, log_weights, rng)
+            reference = draw_reference(particles, log_weights, rng)  # a path drawn by the final weights
             if reference is root:  # every sample failed: there is nothing to keep
                 particles, log_weights = yield from first.weighted(root, rng)
             else:
@@ -245,7 +246,7 @@ class ParticleGibbs(SearchStrategy):
             if not alive and level >= len(replay):
                 break
             new = yield from extend(particles, alive)
-            if level < len(replay):
+            if level < len(replay):  # particle 0 goes on along the reference, which is not sampled again
                 new[0] = replay[level]
             for i in [0, *alive] if level < len(replay) else alive:
                 log_weights[i] += log_increment(new[i], particles[i], root) if i in new else DEAD

@@ -152,10 +152,12 @@ class SelfRefine(SearchStrategy):
     def _chain(self, root: Node, answer: Node) -> Flow[list[Node]]:
         answers, history = [answer], sampled_text(answer, "")
         for _ in range(self.num_iterations):
+            # fb_t = M(x, y_0, fb_0, ..., y_t): feedback on the whole history
             asked = history + self.feedback
             said = yield from expand([root], until="end", forced=asked, attach=False)
             if not said or (self.stop and self.stop.lower() in sampled_text(said[0], asked).lower()):
                 break
+            # y_{t+1} = M(x, y_0, fb_0, ..., y_t, fb_t)
             forced = asked + sampled_text(said[0], asked) + self.revise
             revised = attempts_in((yield from expand([root], until="end", forced=forced)), forced)
             if not revised:
