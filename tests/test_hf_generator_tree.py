@@ -10,8 +10,8 @@ from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
 from inferscale.runtime import kv as kv_attention
 from inferscale.runtime import kv as kv_plans
-from inferscale.runtime.kv import Segment, UnsupportedModelError
-from inferscale.runtime.prefix_cache import Piece, PrefixCache
+from inferscale.runtime.kv import Piece, UnsupportedModelError
+from inferscale.runtime.prefix_cache import KeyedPath, PrefixCache, chain_key
 from inferscale.runtime.session import Session, check_session, length_bound
 from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
 
@@ -243,7 +243,7 @@ def test_empty_prefixes_can_be_continued():
     with torch.inference_mode():
         session = Session(model)
         [segment] = session.prefill([[]])
-        assert (segment.kv, segment.length, segment.bytes) == (None, 0, 0)
+        assert (segment.kv, len(segment), segment.bytes) == (None, 0, 0)
         logits = session.extend(session.open([segment], 1), [[9, 8]])
         torch.testing.assert_close(
             logits[0], model(input_ids=torch.tensor([[9, 8]])).logits[0, -1], atol=1e-4, rtol=1e-4
@@ -267,9 +267,9 @@ def test_the_cache_drops_the_least_recently_used():
     assert store.bytes == 48
     store.put(2, 22, piece(11))  # does not fit at all
     assert store.piece(2, 22, range(11)) is None
-    store.put_segment(1, (0, 1), Segment(torch.zeros(1, 2, 1, 2, 1), 2))
-    assert store.segment(1, (0, 1)).length == 2
-    assert store.segment(1, (0, 1, 2)) is None
+    store.put(1, chain_key(0, (0, 1)), piece(2))
+    assert len(store.prompt(KeyedPath(1, (0, 1)))) == 2
+    assert store.prompt(KeyedPath(1, (0, 1, 2))) is None
     store.release(1)
     store.release(7)
     assert store.bytes == 16

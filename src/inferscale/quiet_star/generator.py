@@ -269,11 +269,11 @@ class ThinkingDecoder(Decoder):
         if self._prefixes is None:
             return []
         path = branch_path(branch)
-        segment = self._prefixes.segment(path.root, path.prompt)
-        if segment is None:
+        prompt = self._prefixes.prompt(path)
+        if prompt is None:
             return []
         pieces = self._prefixes.find(path, most - len(path.prompt))
-        return [kv for kv in (segment.kv, *(piece.kv for piece in pieces)) if kv is not None]
+        return [kv for kv in (prompt.kv, *(piece.kv for piece in pieces)) if kv is not None]
 
     def step(self, tokens: Tensor) -> Tensor:
         """Compute logits after one more token in each row."""

@@ -24,10 +24,10 @@ from inferscale.base import ProcessRewardModel
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
+from inferscale.runtime.kv import Piece
 from inferscale.runtime.loading import evaluating
 from inferscale.runtime.prefix_cache import (
     KeyedPath,
-    Piece,
     PrefixCache,
     chain_key,
     check_cache_options,
@@ -332,7 +332,7 @@ class TreeScorer(PathScorer):
         """Runs the part at `level` of each path; those before it are known."""
         for path in paths:
             if not path.parts[level].ids:
-                known[path.root, path.parts[level].key] = Piece((), None)
+                known[path.root, path.parts[level].key] = Piece()
 
         def run(piece: Sequence[EncodedPath]) -> None:
             self._run(piece, level, known)

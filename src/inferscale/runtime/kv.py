@@ -1,6 +1,6 @@
 """Attention of packed rows over a shared prefix and a private suffix, for unmodified transformers models.
 
-Keys and values lie in segments that rows share (`Segment`) and in the rows' own suffixes (`RowBatch`). All new tokens
+Keys and values lie in prompts that rows share (`Piece`) and in the rows' own suffixes (`RowBatch`). All new tokens
 of all rows stand in one packed sequence ``[1, tokens]``, so that the linear layers see no padding. Each attention layer
 stores the new keys and values where the plan of the forward says, and attends in two parts: the queries of all rows of
 a problem against the problem's prompt, read once, and each row against its own suffix. The parts are joined exactly by
@@ -34,17 +34,23 @@ from inferscale.flops.spec import PackedRows
 ROOM = 32  # private tokens that a batch starts with beyond what it holds, if more are to come
 
 
-@dataclass(eq=False)
-class Segment:
-    """Keys and values of a prefix that many rows share.
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Keys and values of some tokens, wherever they stand: of a prompt that many rows share, or of a part of a path.
 
     Attributes:
-        kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` for an empty prefix.
-        length: Number of tokens.
+        ids: The tokens.
+        kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` if there are no tokens, or nothing can follow them.
+        note: Numbers that belong to the tokens beside them.
     """
 
-    kv: Tensor | None
-    length: int
+    ids: tuple[int, ...] = ()
+    kv: Tensor | None = None
+    note: tuple[float, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return len(self.ids)
 
     @property
     def bytes(self) -> int:
@@ -92,41 +98,34 @@ class Buffers:
 
 
 class RowBatch:
-    """Live rows: each continues a segment, rows of a segment stand together.
+    """Live rows: each continues a prompt, rows of a prompt stand together.
 
     Attributes:
-        segments: The segment of each row.
+        prompts: The prompt of each row, shared by object.
         lengths: Private tokens of each row.
-        bases: Tokens of each row's segment.
+        bases: Tokens of each row's prompt.
         kv: `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place; no row reads beyond its length.
         buffers: Where the memory comes from.
     """
 
     def __init__(
-        self, segments: Sequence[Segment], kv: Tensor, lengths: Sequence[int] | NDArray[np.int64], buffers: Buffers
+        self, prompts: Sequence[Piece], kv: Tensor, lengths: Sequence[int] | NDArray[np.int64], buffers: Buffers
     ) -> None:
-        self.segments = list(segments)
+        self.prompts = list(prompts)
         self.kv = kv
         self.lengths = np.array(lengths, dtype=np.int64)
-        self.bases = np.array([segment.length for segment in segments], dtype=np.int64)
+        self.bases = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.buffers = buffers
-        self._runs = np.cumsum([i > 0 and s.kv is not segments[i - 1].kv for i, s in enumerate(segments)])
+        self._runs = np.cumsum([i > 0 and p.kv is not prompts[i - 1].kv for i, p in enumerate(prompts)])
 
     def __len__(self) -> int:
         """Number of rows."""
-        return len(self.segments)
+        return len(self.prompts)
 
     @property
     def bytes(self) -> int:
         """Size of the private keys and values, room for more included."""
         return self.kv.numel() * self.kv.element_size()
-
-    @property
-    def live_bytes(self) -> int:
-        """Size of what the rows hold: their private tokens, and every segment once."""
-        shared = {id(segment.kv): segment.bytes for segment in self.segments}
-        per_token = self.bytes // max(len(self) * self.kv.shape[4], 1)
-        return int(self.lengths.sum()) * per_token + sum(shared.values())
 
     def fill(self, row: int, pieces: Sequence[Tensor]) -> None:
         """Makes copies of `pieces`, each `[layers, 2, kv_heads, tokens, head_dim]`, a row's first private tokens."""
@@ -138,12 +137,12 @@ class RowBatch:
         """A copy of a row's private keys and values, `[layers, 2, kv_heads, tokens, head_dim]`."""
         return self.kv[:, :, row, :, start:stop].clone()
 
-    def runs(self, rows: NDArray[np.int64]) -> list[tuple[Segment, int, int]]:
-        """Runs of `rows` that continue the same segment: the segment, and where the run starts and stops."""
+    def runs(self, rows: NDArray[np.int64]) -> list[tuple[Piece, int, int]]:
+        """Runs of `rows` that continue the same prompt: the prompt, and where the run starts and stops."""
         edges = np.flatnonzero(np.diff(self._runs[rows])) + 1
         starts = [0, *edges.tolist()]
         return [
-            (self.segments[rows[start]], start, stop)
+            (self.prompts[rows[start]], start, stop)
             for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
         ]
 
@@ -166,10 +165,10 @@ class RowBatch:
             index = torch.tensor(rows, dtype=torch.long, device=kv.device)
             kv[:, :, start : start + len(rows), :, :used] = batch.kv[:, :, :, :, :used].index_select(2, index)
             start += len(rows)
-        segments = [batch.segments[row] for batch, rows in parts for row in rows]
+        prompts = [batch.prompts[row] for batch, rows in parts for row in rows]
         for batch, _ in parts:
             batch.close()
-        return RowBatch(segments, kv, lengths, first.buffers)
+        return RowBatch(prompts, kv, lengths, first.buffers)
 
     def rollback(self, counts: Sequence[int]) -> None:
         """Forgets the newest private tokens of each row, as many as `counts` says.
@@ -194,7 +193,7 @@ class RowBatch:
     def close(self) -> None:
         """Gives the memory back; the batch must not be used again."""
         self.buffers.give(self.kv)
-        self.segments, self.lengths = [], self.lengths[:0]
+        self.prompts, self.lengths = [], self.lengths[:0]
 
 
 class UnsupportedModelError(RuntimeError):
@@ -323,7 +322,7 @@ class PromptPlan(Plan):
         kv: Keys and values of each prompt, the prefix included, `[layers, 2, kv_heads, tokens, head_dim]`.
     """
 
-    def __init__(self, lengths: Sequence[int], layers: int, prefix: Segment) -> None:
+    def __init__(self, lengths: Sequence[int], layers: int, prefix: Piece) -> None:
         super().__init__()
         ends = list(accumulate(lengths))
         self._spans = list(zip([0, *ends], ends, strict=False))  # of each prompt in the packed sequence
@@ -335,13 +334,13 @@ class PromptPlan(Plan):
     def packed_rows(self) -> PackedRows:
         """Each prompt is a square, half of which a causal mask lets through, and every query against the prefix."""
         lengths = [stop - start for start, stop in self._spans]
-        shared = sum(lengths) * self._prefix.length
+        shared = sum(lengths) * len(self._prefix)
         causal = sum(n * (n + 1) // 2 for n in lengths)
-        return PackedRows(len(lengths), causal + shared, sum(n * n for n in lengths) + shared, self._prefix.length)
+        return PackedRows(len(lengths), causal + shared, sum(n * n for n in lengths) + shared, len(self._prefix))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Each prompt against itself and the prefix."""
-        past = self._prefix.length
+        past = len(self._prefix)
         if not self.kv:
             self.kv = [key.new_empty(self._layers, 2, key.shape[0], past + b - a, key.shape[2]) for a, b in self._spans]
         outputs = []
@@ -387,9 +386,9 @@ class RowPlan(Plan):
         self.absolute = position + np.repeat(batch.bases[rows], counts)
         self._batch, self._count, self._past = batch, len(rows), int(starts.sum())
         self._most = int(counts.max())
-        # The packed tokens that continue each segment: the first one, and the one after the last.
+        # The packed tokens that continue each prompt: the first one, and the one after the last.
         edges = [0, *ends.tolist()]
-        self._spans = [(segment, edges[start], edges[stop]) for segment, start, stop in batch.runs(rows)]
+        self._spans = [(prompt, edges[start], edges[stop]) for prompt, start, stop in batch.runs(rows)]
         # Blocks of neighbouring rows, and the keys that their longest row sees. A GPU runs them as one.
         seen = np.ones(len(batch), dtype=np.int64)
         seen[rows] = starts + counts
@@ -420,9 +419,9 @@ class RowPlan(Plan):
     @property
     def packed_rows(self) -> PackedRows:
         """Every query against its prompt, and the private parts padded to the longest of their block."""
-        shared = sum((stop - start) * segment.length for segment, start, stop in self._spans)
+        shared = sum((stop - start) * len(prompt) for prompt, start, stop in self._spans)
         private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
-        read = sum({id(segment.kv): segment.length for segment, _, _ in self._spans}.values()) + self._past
+        read = sum({id(prompt.kv): len(prompt) for prompt, _, _ in self._spans}.values()) + self._past
         return PackedRows(self._count, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -439,12 +438,12 @@ class RowPlan(Plan):
 
         # All queries of a problem against its prompt: one product for each kv head.
         outputs, sums = [], []
-        for segment, start, stop in self._spans:
+        for prompt, start, stop in self._spans:
             part = grouped[:, :, start:stop]
-            if segment.kv is None:
+            if prompt.kv is None:
                 shared, shared_lse = torch.zeros_like(part), torch.full(part.shape[:3], -torch.inf, device=part.device)
             else:
-                k, v = segment.kv[self.layer]
+                k, v = prompt.kv[self.layer]
                 shared, shared_lse = partial_attention(part.flatten(1, 2)[None], k[None], v[None], None, scale)
             outputs.append(shared.view(part.shape))
             sums.append(shared_lse.view(part.shape[:3]))

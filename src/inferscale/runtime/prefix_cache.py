@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .branch import Branch
-from .kv import RowBatch, Segment
+from .kv import Piece, RowBatch
 from .session import Session
 
 
@@ -39,11 +39,16 @@ class KeyedPath:
     prompt: tuple[int, ...]
     pieces: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
+    @property
+    def prompt_key(self) -> int:
+        """The name of the prompt."""
+        return chain_key(0, self.prompt)
+
     def grown(self, ids: Sequence[int]) -> KeyedPath:
         """The path followed by one more piece, unless that is empty."""
         if not ids:
             return self
-        last = self.pieces[-1][0] if self.pieces else chain_key(0, self.prompt)
+        last = self.pieces[-1][0] if self.pieces else self.prompt_key
         return replace(self, pieces=(*self.pieces, (chain_key(last, ids), tuple(ids))))
 
 
@@ -61,26 +66,6 @@ def branch_path(branch: Branch) -> KeyedPath:
                 key = chain_key(key, ids)
                 pieces.append((key, ids))
     return KeyedPath(branch.request.node.root.key, branch.prompt[:-1], tuple(pieces))
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Keys and values of a piece of a path.
-
-    Attributes:
-        ids: Its tokens.
-        kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` if there are no tokens, or nothing can follow them.
-        note: Whatever belongs to the piece beside them.
-    """
-
-    ids: tuple[int, ...]
-    kv: Tensor | None
-    note: tuple[float, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        """Size of the keys and values."""
-        return 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
 
 
 class PrefixCache:
@@ -122,17 +107,16 @@ class PrefixCache:
         tokens = 0
         for place, (name, ids) in enumerate(path.pieces):
             tokens += len(ids)
-            piece = self.piece(path.root, name, ids) if ids else Piece((), None)
+            piece = self.piece(path.root, name, ids) if ids else Piece()
             is_inner = place + 1 < len(path.pieces)
             if piece is None or (most is not None and tokens > most) or (ids and is_inner and piece.kv is None):
                 break
             found.append(piece)
         return found
 
-    def segment(self, root: int, ids: Sequence[int]) -> Segment | None:
-        """A prompt's shared segment, if it is held."""
-        entry = self.piece(root, chain_key(0, ids), ids)
-        return None if entry is None else Segment(entry.kv, len(ids))
+    def prompt(self, path: KeyedPath) -> Piece | None:
+        """The prompt of a path, if it is held; one of no tokens always is."""
+        return self.piece(path.root, path.prompt_key, path.prompt) if path.prompt else Piece()
 
     def put(self, root: int, name: int, piece: Piece) -> None:
         """Holds a piece, in place of what was held under its name; one that is larger than the budget is not held."""
@@ -143,10 +127,6 @@ class PrefixCache:
         self._roots.setdefault(root, set()).add(name)
         self.bytes += piece.bytes
         self.shrink(self.max_bytes)
-
-    def put_segment(self, root: int, ids: Sequence[int], segment: Segment) -> None:
-        """Holds a prompt's shared segment."""
-        self.put(root, chain_key(0, ids), Piece(tuple(ids), segment.kv))
 
     def open(
         self, session: Session, paths: Sequence[KeyedPath], held: Sequence[Sequence[Piece]], capacity: int
@@ -159,18 +139,18 @@ class PrefixCache:
             held: The pieces that were found of each path.
             capacity: Tokens behind the prompt that the rows have room for.
         """
-        segments: dict[tuple[int, tuple[int, ...]], Segment] = {}
-        missing: list[tuple[int, tuple[int, ...]]] = []
-        for key in dict.fromkeys((path.root, path.prompt) for path in paths):
-            segment = self.segment(*key)
-            if segment is None:
-                missing.append(key)
+        prompts: dict[tuple[int, tuple[int, ...]], Piece] = {}
+        missing: dict[tuple[int, tuple[int, ...]], KeyedPath] = {}
+        for path in paths:
+            piece = self.prompt(path)
+            if piece is None:
+                missing[path.root, path.prompt] = path
             else:
-                segments[key] = segment
-        for key, segment in zip(missing, session.prefill([ids for _, ids in missing]), strict=True):
-            self.put_segment(*key, segment)
-            segments[key] = segment
-        batch = session.open([segments[path.root, path.prompt] for path in paths], capacity)
+                prompts[path.root, path.prompt] = piece
+        for (key, path), piece in zip(missing.items(), session.prefill([ids for _, ids in missing]), strict=True):
+            self.put(path.root, path.prompt_key, piece)
+            prompts[key] = piece
+        batch = session.open([prompts[path.root, path.prompt] for path in paths], capacity)
         for row, pieces in enumerate(held):
             batch.fill(row, [piece.kv for piece in pieces if piece.kv is not None])
         return batch
@@ -185,7 +165,7 @@ class PrefixCache:
         """
         pieces, start = path.pieces, 0
         if prompt:
-            pieces = ((chain_key(0, path.prompt), path.prompt), *pieces)
+            pieces = ((path.prompt_key, path.prompt), *pieces)
         for name, ids in pieces:
             stop = start + len(ids)
             if ids and self.piece(path.root, name, ids) is None:

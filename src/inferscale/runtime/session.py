@@ -1,6 +1,6 @@
 """Running a model: prefixes once, and batches in pieces that fit into memory.
 
-A `Session` runs one model. `Session.prefill` reads prompts into `Segment`s; a `RowBatch` holds rows that continue
+A `Session` runs one model. `Session.prefill` reads prompts into `Piece`s; a `RowBatch` holds rows that continue
 them; `Session.extend` reads further tokens, any number for each row; `RowBatch.select` is the one operation for
 branching, pruning, reordering and compacting. `checked_session` gives one only for a model whose own forward it
 matches. `run_halving` halves a batch until it fits.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inferscale._compat import cache_argument
 
-from .kv import Buffers, Plan, PromptPlan, RowBatch, RowPlan, Segment, UnsupportedModelError, attending
+from .kv import Buffers, Piece, Plan, PromptPlan, RowBatch, RowPlan, UnsupportedModelError, attending
 from .loading import evaluating
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 
 
 class Session:
-    """Runs one unmodified model on segments and rows.
+    """Runs one unmodified model on prompts and rows.
 
     Attributes:
         model: The model.
@@ -57,47 +57,44 @@ class Session:
         self._lock = _locks.setdefault(model, threading.RLock())
         self._like: Tensor | None = None
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Segment]:
-        """One segment for each prompt; prompts are packed, without padding, and what they all begin with is read once.
-
-        The segments hold what the prompts have in common each on its own.
-        """
-        common, prefix = 0, Segment(None, 0)
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Piece]:
+        """The prompts with their keys and values; they are packed, and what they all begin with is read once."""
+        common, prefix = 0, Piece()
         if len(prompts) > 1:
             first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # all begin with what these two begin with
             common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
         if common >= _LEAST_COMMON:  # else it is not worth a forward of its own
             [prefix] = self._prefill([prompts[0][:common]], prefix)
-        segments: list[Segment] = []
+        pieces: list[Piece] = []
         chunk: list[Sequence[int]] = []
-        for ending in (ids[prefix.length :] for ids in prompts):
+        for ending in (ids[len(prefix) :] for ids in prompts):
             if chunk and sum(map(len, chunk)) + len(ending) > _PREFILL_TOKENS:
-                segments += self._prefill(chunk, prefix)
+                pieces += self._prefill(chunk, prefix)
                 chunk = []
             chunk.append(ending)
-        return segments + self._prefill(chunk, prefix)
+        return pieces + self._prefill(chunk, prefix)
 
-    def _prefill(self, endings: Sequence[Sequence[int]], prefix: Segment) -> list[Segment]:
-        """The segments of `prefix` followed by each of `endings`, in one forward."""
+    def _prefill(self, endings: Sequence[Sequence[int]], prefix: Piece) -> list[Piece]:
+        """The pieces of `prefix` followed by each of `endings`, in one forward."""
         filled = [ids for ids in endings if ids]
         kv: list[Tensor] = []
         if filled:
             plan = PromptPlan([len(ids) for ids in filled], self._layers, prefix)
             packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
-            positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + prefix.length
+            positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + len(prefix)
             self._forward(plan, packed, positions, np.zeros(1, dtype=int))
             kv = plan.kv
             self._like = kv[0]
-        pieces = iter(kv)
-        return [Segment(next(pieces), prefix.length + len(ids)) if ids else prefix for ids in endings]
+        tensors = iter(kv)
+        return [Piece((*prefix.ids, *ids), next(tensors)) if ids else prefix for ids in endings]
 
-    def open(self, segments: Sequence[Segment], capacity: int) -> RowBatch:
-        """Rows without private tokens, one for each of `segments`, with room for `capacity` tokens."""
+    def open(self, prompts: Sequence[Piece], capacity: int) -> RowBatch:
+        """Rows without private tokens, one for each of `prompts`, with room for `capacity` tokens."""
         if self._like is None:
             self.prefill([[0]])
         assert self._like is not None
-        kv = self.buffers.take(self._like[:, :, None], len(segments), capacity)
-        return RowBatch(segments, kv, [0] * len(segments), self.buffers)
+        kv = self.buffers.take(self._like[:, :, None], len(prompts), capacity)
+        return RowBatch(prompts, kv, [0] * len(prompts), self.buffers)
 
     def extend(
         self, batch: RowBatch, tokens: Sequence[Sequence[int]], marks: Sequence[Sequence[int]] | None = None
