@@ -12,7 +12,14 @@ from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.decoding import ModelRunner
-from inferscale.runtime.loading import check_pair, context_length, eos_ids, load_pair
+from inferscale.runtime.loading import (
+    TransformersModel,
+    TransformersTokenizer,
+    check_pair,
+    context_length,
+    eos_ids,
+    load_pair,
+)
 from inferscale.runtime.prefix_cache import check_cache_options
 from inferscale.runtime.sampling import Confidence, TokenSampler, choose_sampler
 from inferscale.tree import Node, Step
@@ -46,8 +53,8 @@ class HFGenerator(Generator):
 
     def __init__(
         self,
-        model: Any,
-        tokenizer: Any,
+        model: TransformersModel,
+        tokenizer: TransformersTokenizer,
         *,
         step_delimiter: str = "\n",
         max_step_tokens: int = 256,
@@ -122,7 +129,7 @@ class HFGenerator(Generator):
     def from_pretrained(  # noqa: D417 (options of the class are described there)
         cls,
         path_or_id: str | os.PathLike[str],
-        tokenizer: Any = None,
+        tokenizer: TransformersTokenizer | str | os.PathLike[str] | None = None,
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
@@ -163,12 +170,12 @@ class HFGenerator(Generator):
         sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)  # told before the model is loaded
         Limits(max_step_tokens, max_new_tokens, None)
         check_cache_options(cache, max_cache_bytes)
-        model, tokenizer = load_pair(
+        model, loaded = load_pair(
             path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
         )
         return cls(
             model,
-            tokenizer,
+            loaded,
             step_delimiter=step_delimiter,
             max_step_tokens=max_step_tokens,
             max_new_tokens=max_new_tokens,

@@ -3,13 +3,67 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
+
+
+class TransformersModel(Protocol):
+    """A torch module that is run as the models of transformers are, or a wrapper around one."""
+
+    config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        ...
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """All of its parts."""
+        ...
+
+    def get_input_embeddings(self) -> Any:
+        """The module that embeds token ids."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One forward."""
+        ...
+
+
+class TransformersTokenizer(Protocol):
+    """A tokenizer of transformers, or an object that behaves like one."""
+
+    @property
+    def eos_token_id(self) -> Any:
+        """Id that ends a text."""
+        ...
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Tokens that never appear in text."""
+        ...
+
+    def __call__(self, text: str, *args: Any, **kwargs: Any) -> Any:
+        """Ids of a text, under the key ``input_ids``."""
+        ...
+
+    def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """Text of ids."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        ...
 
 
 class CheckpointError(ValueError):
@@ -109,7 +163,7 @@ def require_path(path_or_id: Any) -> None:
         )
 
 
-def check_pair(model: Any, tokenizer: Any, owner: str) -> None:
+def check_pair(model: TransformersModel, tokenizer: TransformersTokenizer, owner: str) -> None:
     """Checks that `owner` was given a model and its tokenizer as objects.
 
     Raises:
