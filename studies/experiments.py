@@ -150,7 +150,7 @@ def compare_styles(
     return {
         name: scaling_curve(
             [style.problem(example) for example in examples], strategies, generator,
-            **{"extract_answer": style.reader(), **options},
+            **{"read_answer": style.reader(), **options},
         )
         for name, style in styles.items()
     }  # fmt: skip

@@ -64,7 +64,7 @@ class Study:
         self.style = prompt_style(given.style or ("plain" if given.dataset == "embedded" else "cot"))
         self.examples: list[Example] = load_examples(given.dataset, given.data, limit=given.problems)
         self.problems = [self.style.problem(example) for example in self.examples]
-        self.common: dict[str, Any] = {"extract_answer": self.style.reader(), "seeds": given.seeds}
+        self.common: dict[str, Any] = {"read_answer": self.style.reader(), "seeds": given.seeds}
         self.name = given.models[0]
         self.generator = self._generator(self.name)
         self.reward = make_reward(given.reward[0], self.name)

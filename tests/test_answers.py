@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferscale import answers
-from inferscale.answers import MAX_ANSWER_CHARS, extract_answer, normalize_answer, parse_number, same_answer
+from inferscale.answers import MAX_ANSWER_CHARS, normalize_answer, parse_number, read_answer, same_answer
 
 READ = [
     # boxed wins, the last one, with balanced braces
@@ -21,7 +21,7 @@ READ = [
     (r"\boxed{\left\{ x \right.}", r"\left\{ x \right."),
     (r"\boxed{\text{June } 20}", r"\text{June } 20"),
     (r"\boxed{\boxed{3}}", "3"),
-    (r"\boxed{5} but \boxed{7 is cut off", "5"),
+    (r"\boxed{5} but \boxed{7 is cut off", None),
     (r"\boxed{} then the answer is 3.", "3"),
     (r"$\boxed 5$", "5"),
     (r"\fbox{12}", "12"),
@@ -79,7 +79,7 @@ READ = [
 
 @pytest.mark.parametrize(("text", "expected"), READ, ids=lambda value: repr(value)[:40])
 def test_an_answer_is_read_where_it_is_given(text, expected):
-    assert extract_answer(text) == expected
+    assert read_answer(text) == expected
 
 
 SAME = [
@@ -114,11 +114,7 @@ SAME = [
         "5",
         "5.",
         "5 apples",
-        "5 km",
-        "5km",
-        "5 square feet",
-        r"5\text{ cm}^2",
-        r"5\,\mathrm{cm}",
+        "5 dollars",
         "x = 5",
         "$x=5$",
         r"\boxed{5}",
@@ -129,6 +125,9 @@ SAME = [
         "**5**",
         "٥",
     ),
+    ("5 km", "5km", "5 kilometers", r"5\text{ km}", r"x = 5\,\mathrm{km}"),
+    ("5 square feet", "5 ft^2", "5 sq. ft"),
+    (r"5\text{ cm}^2", "5 cm²", "5 square centimetres"),
     ("0", "-0", "0.000", "0/7", "0 dollars"),
     ("1/3", "2/6", r"\frac{1}{3}", r"\dfrac13", r"\tfrac{2}{6}", "-1/-3", "1 / 3"),
     ("-0.5", r"-\frac{1}{2}", r"\frac{-1}{2}", r"\frac{1}{-2}", "-1/2", "-.5"),
@@ -233,11 +232,11 @@ fragments = st.lists(
 
 @given(fragments | st.text(max_size=40), fragments | st.text(max_size=40))
 @settings(max_examples=400, deadline=None)
-def test_nothing_raises_and_sameness_is_that_of_normal_forms(first, second):
+def test_nothing_raises_and_equal_normal_forms_are_the_same(first, second):
     assert same_answer(first, first)
     assert same_answer(first, second) == same_answer(second, first)
-    assert same_answer(first, second) == (normalize_answer(first) == normalize_answer(second))
-    answer = extract_answer(first)
+    assert same_answer(first, second) or normalize_answer(first) != normalize_answer(second)
+    answer = read_answer(first)
     assert answer is None or (answer == answer.strip() and 0 < len(answer) <= MAX_ANSWER_CHARS)
 
 
@@ -276,7 +275,7 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:12]))
 def test_hostile_texts_neither_hang_nor_raise(text):
     start = time.process_time()
-    extract_answer(text)
+    read_answer(text)
     normalize_answer(text)
     same_answer(text[:MAX_ANSWER_CHARS], text[1:MAX_ANSWER_CHARS])
     assert len(normalize_answer(text[:MAX_ANSWER_CHARS])) <= 4 * MAX_ANSWER_CHARS
@@ -287,7 +286,7 @@ def test_code_in_an_answer_is_only_text(tmp_path):
     target = tmp_path / "made"
     payload = f"__import__('os').system('touch {target}')"
     for text in (payload, rf"\boxed{{{payload}}}", f"The answer is {payload}", f"#### {payload}"):
-        answer = extract_answer(text)
+        answer = read_answer(text)
         same_answer(answer or "", "4")
         same_answer(payload, "4")
     assert not target.exists()
@@ -306,7 +305,7 @@ def test_long_answers_are_compared_as_they_are():
     assert parse_number(long) is None
     assert not same_answer(long, long + ".0")
     assert same_answer(long, str(long))
-    assert extract_answer(rf"\boxed{{{long}}} the answer is 5") == "5"
+    assert read_answer(rf"\boxed{{{long}}} the answer is 5") == "5"
 
 
 def test_the_module_imports_the_standard_library_only_and_executes_nothing():

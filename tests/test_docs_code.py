@@ -85,7 +85,7 @@ def test_the_page_runs(name, tmp_path, monkeypatch, capsys):
                 assert printed.endswith(block.text)
 
 
-OWN_PARTS = {"BestStep": 15, "ShortSteps": 10, "Dice": 20, "MinP": 10, "sign": 5, "ShortestAnswer": 10}
+OWN_PARTS = {"BestStep": 15, "ShortSteps": 10, "Dice": 20, "MinP": 10, "sign": 5, "IsoDate": 6, "ShortestAnswer": 10}
 """Most lines of each part that the page shows how to write, blank ones left out."""
 
 

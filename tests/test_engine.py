@@ -223,7 +223,7 @@ def test_a_failing_answer_reader_costs_no_tree():
 
     read = []
     with pytest.raises(ZeroDivisionError) as error:
-        solve_batch(PROMPTS[:3], RepeatedSampling(3), ToyGenerator(), extract_answer=reader)
+        solve_batch(PROMPTS[:3], RepeatedSampling(3), ToyGenerator(), read_answer=reader)
     first, *others = error.value.partial
     assert first.answer is not None
     assert [result.problem.prompt for result in others] == PROMPTS[1:3]

@@ -108,7 +108,7 @@ def test_bad_calls_are_refused_before_any_compute():
         (ValueError, "reduction='median'", lambda: solve("x", Greedy(), generator, reward_model=by_median)),
         (TypeError, "aggregator must be", lambda: solve("x", Greedy(), generator, aggregator=max)),
         (TypeError, "budget must be", lambda: solve("x", Greedy(), generator, budget=100)),
-        (TypeError, "extract_answer", lambda: solve("x", Greedy(), generator, extract_answer="boxed")),
+        (TypeError, "read_answer", lambda: solve("x", Greedy(), generator, read_answer="boxed")),
         (ValueError, "batch_size=0", lambda: solve_batch(["x"], Greedy(), generator, batch_size=0)),
         (ValueError, "batch_size=2.5", lambda: solve_batch(["x"], Greedy(), generator, batch_size=2.5)),
         (TypeError, "seed must be an integer, not None", lambda: solve("x", Greedy(), generator, seed=None)),
@@ -218,5 +218,5 @@ def test_a_reward_model_that_miscounts_is_an_error():
 
 
 def test_an_answer_reader_must_return_text():
-    with pytest.raises(TypeError, match="extract_answer must return a string"):
-        solve(PROMPTS[0], Greedy(), ToyGenerator(), extract_answer=len)
+    with pytest.raises(TypeError, match="read_answer must return a string"):
+        solve(PROMPTS[0], Greedy(), ToyGenerator(), read_answer=len)

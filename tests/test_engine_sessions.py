@@ -99,7 +99,7 @@ def test_searches_of_any_options_share_a_session_and_are_those_of_their_own(sche
     solver = Solver(isc.REBASE(4), generator, Judge(), schedule=schedule)
     others = [
         replace(solver, strategy=isc.BeamSearch(2, 2), budget=isc.Budget(tokens=40), seed=5),
-        replace(solver, strategy=isc.RepeatedSampling(3), reward_model=None, extract_answer=lambda text: "42"),
+        replace(solver, strategy=isc.RepeatedSampling(3), reward_model=None, read_answer=lambda text: "42"),
         solver,
     ]
     with solver.session() as session:
@@ -213,7 +213,7 @@ def test_a_session_goes_on_from_its_journal(tmp_path):
 def test_a_journal_holds_the_searches_of_one_solver(tmp_path):
     solver = Solver(isc.RepeatedSampling(2), ToyGenerator())
     with solver.session(tmp_path / "journal.jsonl") as session:
-        session.start(PROMPTS[0], replace(solver, extract_answer=lambda text: None))
+        session.start(PROMPTS[0], replace(solver, read_answer=lambda text: None))
         with pytest.raises(ValueError, match="of one strategy, budget and seed: open another session"):
             session.start(PROMPTS[1], replace(solver, seed=1))
         assert len(driven(session)) == 1

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from inferscale import zoo
-from inferscale.answers import extract_answer, parse_number, same_answer
+from inferscale.answers import parse_number, read_answer, same_answer
 from inferscale.evaluate import STYLES, Example, PromptStyle, load_examples, load_problems, prompt_style
 from inferscale.evaluate.datasets import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
 
@@ -184,7 +184,7 @@ def test_an_example_is_a_completion_from_which_the_answer_is_read():
     for name in ("cot", "direct", "steps"):
         style = STYLES[name]
         shown = style.with_shots([SHOT]).prompt("Q").split(style.template.replace("{question}", "1+1?"))[1]
-        assert extract_answer(shown.split(style.separator)[0]) == "2", name
+        assert read_answer(shown.split(style.separator)[0]) == "2", name
 
 
 def test_styles_refuse_what_cannot_work():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inferscale import REBASE, RepeatedSampling, solve
-from inferscale.answers import extract_answer, text_before
+from inferscale.answers import read_answer, text_before
 from inferscale.evaluate.parts import parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
 from tests.tiny_models import byte_tokenizer, tiny_model
@@ -99,7 +99,7 @@ def test_lm_eval_grades_what_the_search_answers(tmp_path):
     texts = expected_texts(RepeatedSampling(4))
     answered = [sample["resps"][0][0] for sample in results["samples"]["toy"]]
     assert answered == texts
-    right = [extract_answer(text) == row["answer"] for text, row in zip(texts, ROWS, strict=True)]
+    right = [read_answer(text) == row["answer"] for text, row in zip(texts, ROWS, strict=True)]
     assert results["results"]["toy"]["exact_match,last"] == pytest.approx(sum(right) / len(right))
 
 
@@ -188,7 +188,7 @@ def test_inspect_grades_what_the_search_answers(tmp_path):
     assert log.status == "success", log.error
     texts = expected_texts(REBASE(4))
     assert [sample.output.completion for sample in log.samples] == texts
-    right = [extract_answer(text) == row["answer"] for text, row in zip(texts, ROWS, strict=True)]
+    right = [read_answer(text) == row["answer"] for text, row in zip(texts, ROWS, strict=True)]
     assert log.results.scores[0].metrics["accuracy"].value == pytest.approx(sum(right) / len(right))
     about = log.samples[0].output.metadata
     assert about["strategy"] == repr(REBASE(4))

@@ -105,7 +105,7 @@ def test_many_answers_are_summed_up_and_texts_are_no_formulas():
     assert names[-1].endswith(" more")
     assert sum(bar.get_width() for bar in ax.patches) == 200
 
-    odd = solve("x", RepeatedSampling(2), ToyGenerator(depth=0), extract_answer=lambda text: r"$\frac{1$ $")
+    odd = solve("x", RepeatedSampling(2), ToyGenerator(depth=0), read_answer=lambda text: r"$\frac{1$ $")
     for figure in (plot_answers(odd).figure, plot_tree(odd).figure):
         figure.canvas.draw()  # a formula would not parse
 

@@ -90,7 +90,7 @@ def test_no_accuracy_without_gold_answers_and_no_total_of_an_endless_stream(bars
 
 def test_abstentions_are_wrong_and_problems_without_gold_do_not_count(bars):
     problems = [PROBLEMS[0], Problem("What?")]
-    solve_batch(problems, RepeatedSampling(1), ToyGenerator(), extract_answer=lambda text: None, progress=True)
+    solve_batch(problems, RepeatedSampling(1), ToyGenerator(), read_answer=lambda text: None, progress=True)
     assert bars[0].said[-1][1]["accuracy"] == "0.000"
 
 

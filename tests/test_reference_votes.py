@@ -144,14 +144,14 @@ def test_gsm8k_majority_over_numbers(reference, samples):
 
 
 def test_gsm8k_golds_are_read_out_of_the_worked_solutions(shared_data, reference):
-    from inferscale.answers import extract_answer
+    from inferscale.answers import read_answer
 
     for part in ("test", "train"):
         lines = (shared_data / "problems" / f"gsm8k_{part}.jsonl").read_text(encoding="utf-8").splitlines()
         golds = [json.loads(line)["answer"] for line in lines]
         figures = reference["problems/gsm8k"][part]
         assert len(golds) == figures["rows"]
-        wrong = [g for g in golds if not same_answer(extract_answer(g) or "", g.split("####")[1].strip())]
+        wrong = [g for g in golds if not same_answer(read_answer(g) or "", g.split("####")[1].strip())]
         assert wrong == []
         assert sum("," in g.split("####")[1] for g in golds) == figures["gold_with_comma"]
         assert sum((parse_number(g.split("####")[1].strip()) or 0) < 0 for g in golds) == figures["gold_negative"]

@@ -159,7 +159,7 @@ def test_solved_problems_are_not_solved_again(tmp_path):
         {"problems": TEN[:9]},
         {"problems": [replace(TEN[0], answer="7"), *TEN[1:]]},
         {"config": {"prompt": "cot"}},
-        {"extract_answer": str.strip},
+        {"read_answer": str.strip},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 import inferscale as isc
-from inferscale.answers import extract_answer
+from inferscale.answers import read_answer
 from inferscale.base import Generator
 from inferscale.engine import Solver
 from inferscale.serve.dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
@@ -38,8 +38,8 @@ class Picky(Generator):
         return self.toy.max_sample_tokens(request)
 
 
-def job(generator, prompt, strategy=REBASE_4, seed=0, reward=None, extract=extract_answer):
-    solver = Solver(strategy, generator, reward or ToyReward(), extract_answer=extract, seed=seed)
+def job(generator, prompt, strategy=REBASE_4, seed=0, reward=None, extract=read_answer):
+    solver = Solver(strategy, generator, reward or ToyReward(), read_answer=extract, seed=seed)
     return Job(Problem(prompt), solver)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscale.aggregators import BordaVote, ConfidenceVote, MajorityVote
-from inferscale.answers import extract_answer
+from inferscale.answers import read_answer
 from inferscale.base import Generator
 from inferscale.engine import solve, solve_batch
 from inferscale.rewards import RewardFunction
@@ -48,11 +48,11 @@ def read(text):
 
 def run(strategy, answers):
     """Samples used and answers given, problem by problem."""
-    if hasattr(strategy, "extract_answer"):
-        strategy = replace(strategy, extract_answer=read)
+    if hasattr(strategy, "read_answer"):
+        strategy = replace(strategy, read_answer=read)
     generator = Recorded({f"problem {i}": row for i, row in enumerate(answers)})
     results = solve_batch(
-        list(generator.answers), strategy, generator, extract_answer=read, aggregator=MajorityVote()
+        list(generator.answers), strategy, generator, read_answer=read, aggregator=MajorityVote()
     )  # fmt: skip
     return [result.cost.num_generated for result in results], [result.answer for result in results]
 
@@ -335,8 +335,8 @@ def test_bad_hyperparameters_are_refused():
 
 
 def test_the_answer_reader_is_part_of_the_strategy_but_not_of_its_name():
-    assert AdaptiveConsistency().extract_answer is extract_answer
-    assert AdaptiveConsistency(extract_answer=read) != AdaptiveConsistency()
+    assert AdaptiveConsistency().read_answer is read_answer
+    assert AdaptiveConsistency(read_answer=read) != AdaptiveConsistency()
     assert "function" not in repr(AdaptiveConsistency())
 
 

@@ -204,7 +204,7 @@ def test_the_best_revision_is_selected_not_the_last():
             return [float(node.text.endswith("A2")) for node in nodes]
 
     result = solve("x", REFINE, Reviser(99), reward_model=SecondIsBest(), aggregator=BestOfN(),
-                   extract_answer=lambda text: text[-2:])  # fmt: skip
+                   read_answer=lambda text: text[-2:])  # fmt: skip
     assert result.answer == "A2"
 
 

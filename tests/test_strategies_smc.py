@@ -220,7 +220,7 @@ def test_particles_vote_with_their_multiplicity():
     table = {"0/": 0.2, "1/": 0.7, "2/": 0.1}
     result = search(
         ParticleFilter(9), TreeGenerator(depth=1), TextReward(table),
-        extract_answer=lambda text: text, aggregator=MajorityVote(),
+        read_answer=lambda text: text, aggregator=MajorityVote(),
     )  # fmt: skip
     assert result.answer == "1/"
     assert len(result.trajectories) == 9

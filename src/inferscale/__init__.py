@@ -10,7 +10,7 @@ from ._compat import late_names
 if TYPE_CHECKING:
     from . import answers, evaluate, flops, functional, quiet_star, rewards, scaling, strategies, testing, viz, zoo
     from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
-    from .answers import extract_answer, normalize_answer, same_answer
+    from .answers import normalize_answer, read_answer, same_answer
     from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
     from .cost import Budget, Cost
     from .engine import SearchResult, Solver, solve, solve_batch, stream
@@ -35,7 +35,7 @@ _MODULES = (
 )
 _NAMES = {
     "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Oracle", "answer_weights"),
-    "answers": ("extract_answer", "normalize_answer", "same_answer"),
+    "answers": ("normalize_answer", "read_answer", "same_answer"),
     "base": ("Aggregator", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
     "cost": ("Budget", "Cost"),
     "engine": ("SearchResult", "Solver", "solve", "solve_batch", "stream"),
@@ -99,13 +99,13 @@ __all__ = [
     "estimate_flops",
     "evaluate",
     "expand",
-    "extract_answer",
     "flops",
     "functional",
     "gather",
     "limit",
     "normalize_answer",
     "quiet_star",
+    "read_answer",
     "render_tree",
     "rewards",
     "same_answer",

@@ -27,33 +27,42 @@ StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
 def group_answers(
     answers: Iterable[str | None], same_answer: SameAnswer | None = None, normalize: Normalize = normalize_answer
 ) -> list[list[int]]:
-    """Positions of equal answers, groups and members in order of appearance; ``None`` is in no group.
+    """Return the positions of answers that are the same, groups and members in order of appearance.
 
-    An answer joins the group that holds its normal form, else the first one whose first answer `same_answer`
-    accepts, else it starts a group.
+    ``None`` is in no group. An answer joins the group that holds its normal form, else the first one whose first answer
+    `same_answer` accepts, else it starts a group.
 
     Args:
         answers: The answers.
-        same_answer: Tried both ways round; ``None`` compares normal forms alone.
+        same_answer: Tried both ways round. By default `inferscale.answers.same_answer`, which must accept every normal
+            form in the group: ``"5"`` joins ``"5 cm"``, and ``"5 km"`` does not follow.
         normalize: Gives the normal form; ``str`` compares answers as they are written.
     """
+    looked_at = None if same_answer is None else 1
+    agree: SameAnswer = same_answer or (_same_answer if normalize is normalize_answer else str.__eq__)
     groups: list[list[int]] = []
-    firsts: list[str] = []
-    group_of_form: dict[str, list[int]] = {}
+    members: list[list[str]] = []  # of each group, one answer for each normal form
+    group_of_form: dict[str, int] = {}
     for position, answer in enumerate(answers):
         if answer is None:
             continue
         form = normalize(answer)
-        group = group_of_form.get(form)
-        if group is None and same_answer is not None:
-            known = zip(firsts, groups, strict=True)
-            group = next((g for first, g in known if same_answer(answer, first) or same_answer(first, answer)), None)
-        if group is None:
-            group = []
-            groups.append(group)
-            firsts.append(answer)
-        group_of_form[form] = group
-        group.append(position)
+        number = group_of_form.get(form)
+        if number is None:
+            number = next(
+                (
+                    i
+                    for i, known in enumerate(members)
+                    if all(agree(answer, m) or agree(m, answer) for m in known[:looked_at])
+                ),
+                len(groups),
+            )
+            if number == len(groups):
+                groups.append([])
+                members.append([])
+            members[number].append(answer)
+            group_of_form[form] = number
+        groups[number].append(position)
     return groups
 
 

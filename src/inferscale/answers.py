@@ -1,30 +1,42 @@
-"""Answers in texts: how they are read, their normal form, and when two are the same (standard library only)."""
+r"""Reading the answer out of a text, and when two answers are the same (standard library only).
+
+A reader is a small object with a kind: `read_answer` (the default, which takes the best evidence there is), `Number`,
+`Choice`, `YesNo`, `Expression`, `Code`, `Text`, or a class of your own. ``reader(text)`` gives the answer as it is
+written, or ``None``; ``reader.read_cut(text)`` that of a text that was cut off, which counts only if it was complete
+before the cut; ``reader.same(first, second)`` is the equality that belongs to the kind.
+
+Evidence is looked for in this order, the last of a kind counting: ``\boxed{...}``; what follows "the answer is" and its
+like; what follows ``####``; a text that is nothing but an answer; the last formula or number, whichever ends later.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 MAX_ANSWER_CHARS = 512
-"""Longer texts are not taken for answers by `extract_answer` and not rewritten by `normalize_answer`."""
+"""Longer texts are not taken for answers (but by `Text` and `Code`), and not rewritten by `normalize_answer`."""
 
 CURRENCY = "$€£¥₹"
 _MAX_LAYERS = 8  # of markup around markup
 _MAX_EXPONENT = 308  # of scientific notation; beyond, a number stays a text
-_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"  # 1,250 or 1250
+_PLAIN = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?: \d{3})+(?![ \d])|\d+)"
 _DECIMAL = rf"(?:{_PLAIN}(?:\.\d*)?|\.\d+)"
+_MIN_DIGITS = 3  # significant digits from which on a decimal may stand for the fraction that it rounds
 
 # Commands around an answer; a box after a number holds its unit.
 _WRAPPERS = re.compile(
-    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathbb|mbox|boxed|fbox|operatorname)\s*\{([^{}]*)\}"
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathbf|mathit|mathbb|mbox|boxed|fbox|operatorname)"
+    r"\s*\{([^{}]*)\}"
 )
-_UNIT_BOX = re.compile(r"(?<=[\d}.])\s*\\(?:text|textrm|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?$")
-_SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|[\u00a0\u2009\u202f]")
+_UNIT_BOX = re.compile(r"(?<=[\d}.])\s*\\(?:text|textrm|textnormal|mathrm|mbox)\s*\{([^{}]*)\}(?:\^\{?([23])\}?)?$")
 
 # Numbers: sign, whole part and signed numerator and denominator of \frac; x 10^n; decimal, exponent, divisor and what
 # follows; whole part and fraction of a mixed number and what follows.
@@ -33,6 +45,7 @@ _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\*|×|·|x)\s*10\s*\^\s*(?:\{(
 _SCALED = re.compile(
     rf"([-+]?)\s*({_DECIMAL})(?:e([-+]?\d+))?(?:\s*/\s*([-+]?)\s*({_DECIMAL}))?(?![\d.,/:^])(.*)", re.IGNORECASE
 )
+_DECIMAL_COMMA = re.compile(r"([-+]?)((?:\d{4,}|0),\d+|\d+,\d{2})(?!\d|,)")  # 1000,99 and 0,125 and 2,74; not 1,2
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.,/:^])(.*)")
 
 # Units: signs, short names written to the number, or one to four words, the first of two letters or more.
@@ -41,78 +54,328 @@ _NOT_UNITS = (  # words that make a formula, a time or a sentence of what follow
     r"|is|are|was|were|has|have|can|cannot|could|does|did|not|no|if|than|but|because|with|from)\b"
 )
 _UNIT = re.compile(
-    r"\s*(?:\\?%|°|[€£¥₹$]|[kcm]m|[km]g|ml|km/h|mph|ft|lbs?|oz|hrs?|mins?|secs?"
+    r"\s*(?:\\?%|°|[€£¥₹$]|[kcmd]m|m(?=\^|²|³)|[km]?g|mi|ml|k?m/h|m/s|mph|ft|lbs?|oz|hrs?|mins?|secs?"
     rf"|(?=\s+[a-z]{{2}})(?:\s+(?!{_NOT_UNITS})[a-z][a-z.'/-]*){{1,4}})(?:\^\{{?[23]\}}?|[²³])?\.?",
     re.IGNORECASE,
 )
 _SCALE = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![a-z])|~|[\u00a0\u2009\u202f]")
+
+# Units of measure, by every name of theirs: two answers in different ones are not the same. Any other word after a
+# number ("apples", "dollars", "degrees", "%") says what is counted and is left out.
+_MEASURES = {
+    name: unit
+    for unit, names in {
+        "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "dm": "dm decimeter decimetre",
+        "m": "meter metre", "km": "km kilometer kilometre", "in": "inch inches", "ft": "ft foot feet",
+        "yd": "yd yard", "mi": "mi mile", "mg": "mg milligram", "g": "gram g", "kg": "kg kilogram kilo",
+        "t": "tonne ton", "lb": "lb lbs pound", "oz": "oz ounce", "ml": "ml milliliter millilitre",
+        "l": "liter litre", "gal": "gallon gal", "s": "sec secs second", "min": "min mins minute",
+        "h": "hr hrs hour", "d": "day", "wk": "week", "mo": "month", "yr": "year",
+        "km/h": "km/h kph", "mph": "mph", "m/s": "m/s",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+_SINGLE_LETTER_UNITS = {"m": "meter", "g": "gram", "l": "liter", "s": "second", "h": "hour", "d": "day"}  # in a \text
 
 
-def same_answer(first: str, second: str) -> bool:
-    """True if two answers have one normal form: an equivalence relation, so groups do not depend on the order."""
-    return first == second or normalize_answer(first) == normalize_answer(second)
+# --- Two answers: are they the same? ----------------------------------------------------------------------------------
+
+
+def same_answer(first: str | None, second: str | None) -> bool:
+    """True if two answers mean the same; symmetric, and ``None`` (no answer) is not the same as anything.
+
+    Equal normal forms are the same. Beyond that, a number without a unit of measure agrees with the same number in any
+    one (``"15"`` and ``"15 cm"``, but never ``"5 cm"`` and ``"5 m"``), and a decimal of three or more digits with the
+    fraction that it rounds (``"0.0833"`` and ``"1/12"``; two decimals must be equal). So it is not transitive:
+    `inferscale.aggregators.group_answers` lets an answer into a group only if it agrees with all that are in it.
+    """
+    if first is None or second is None:
+        return False
+    if first == second:
+        return True
+    if max(len(first), len(second)) > MAX_ANSWER_CHARS:
+        return False
+    return _agree(_parsed(first), _parsed(second))
 
 
 def normalize_answer(answer: str) -> str:
-    r"""The normal form of `answer`: a number as an exact one, any other text without markup.
+    r"""Return the normal form of `answer`: a number as an exact one, any other text without markup.
 
-    Numbers lose thousands commas, currency, leading and trailing zeros and units of up to four words:
-    ``"$1,250.50"`` is ``"1250.5"``, ``"5 apples"`` is ``"5"``, ``"\frac{2}{4}"`` is ``"0.5"``, ``"2/6"`` is ``"1/3"``.
-    A percent sign is a unit, as in the golds of GSM8K and MATH: ``"5%"`` is ``"5"`` and ``"10%"`` is not ``"0.1"``.
-    There is no tolerance (it would not be transitive): ``"0.33"`` is not ``"1/3"``. Exponents beyond 308 are texts.
+    Numbers lose thousands commas and spaces, currency, leading and trailing zeros and what they count, and keep their
+    unit of measure: ``"$1,250.50"`` is ``"1250.5"``, ``"5 apples"`` is ``"5"``, ``"5\text{ cm}"`` is ``"5 cm"``,
+    ``"\frac{2}{4}"`` is ``"0.5"``, ``"2/6"`` is ``"1/3"``. A percent sign counts: ``"5%"`` is ``"5"`` and not
+    ``"0.05"``, as in the golds of GSM8K and MATH. Exponents beyond 308 are texts.
 
-    Other texts lose LaTeX markup, a leading ``x =``, outer parentheses around one item, spaces beside punctuation
-    and letter case. Texts beyond `MAX_ANSWER_CHARS` characters come back as they are.
+    Several values (``"3 or -2"``, ``"\{-2, 3\}"``, ``"x = 3, x = -2"``) are a set, whatever their order; tuples and
+    intervals keep order and brackets; ``\pm`` is two values. A leading ``x =`` goes, an equation stays one.
+
+    Other texts lose LaTeX markup, spaces beside punctuation and letter case. Texts beyond `MAX_ANSWER_CHARS`
+    characters come back as they are.
     """
-    return _normalize(answer) if len(answer) <= MAX_ANSWER_CHARS else answer
+    return _parsed(answer).form if len(answer) <= MAX_ANSWER_CHARS else answer
 
 
 def parse_number(answer: str) -> Fraction | None:
-    """The exact number that `answer` is, read as `normalize_answer` does; ``None`` if it is not one."""
-    return _number(_without_markup(answer)) if len(answer) <= MAX_ANSWER_CHARS else None
+    """Return the exact number that `answer` is, whatever its unit; ``None`` if it is not one."""
+    return _parsed(answer).number if len(answer) <= MAX_ANSWER_CHARS else None
+
+
+def is_relation(answer: str) -> bool:
+    """True for an equation or inequality with more than a name on its left side; not for a set or interval."""
+    if len(answer) > MAX_ANSWER_CHARS or brackets(answer):
+        return False
+    return _RELATION.search(_without_markup(answer)) is not None
+
+
+def is_range(answer: str) -> bool:
+    """True for what may be a union of intervals or a named set."""
+    return re.search(r"\\cup|∪|\\infty|∞|\\mathbb|\\R\b|\[|\\in(?![a-z])", answer) is not None
+
+
+def brackets(answer: str) -> str:
+    """Return how several values are held together: ``"()"``, ``"[)"``, ``"{}"``, ..., or ``""`` for one value."""
+    return _parsed(answer).brackets if len(answer) <= MAX_ANSWER_CHARS else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """An answer taken apart.
+
+    Attributes:
+        form: The normal form.
+        number: Its value, if it is one number.
+        unit: Its unit of measure, or "".
+        places: Decimal places, if it is written as a decimal of at least `_MIN_DIGITS` significant digits.
+        brackets: How `items` are held together: "{}" for a set or list, or the brackets of a tuple or interval.
+        items: Several values: sorted in a set, in order elsewhere.
+    """
+
+    form: str
+    number: Fraction | None = None
+    unit: str = ""
+    places: int | None = None
+    brackets: str = ""
+    items: tuple[_Parsed, ...] = ()
+
+
+def _agree(first: _Parsed, second: _Parsed) -> bool:
+    if first.form == second.form:
+        return True
+    if first.number is not None and second.number is not None:
+        if first.unit != second.unit and first.unit and second.unit:
+            return False
+        return first.number == second.number or _rounds(first, second) or _rounds(second, first)
+    if not first.items or first.brackets != second.brackets or len(first.items) != len(second.items):
+        return False
+    if first.brackets != "{}":
+        return all(map(_agree, first.items, second.items))
+    left = list(second.items)  # a set: each value takes one that it agrees with
+    for item in first.items:
+        partner = next((other for other in left if _agree(item, other)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return True
+
+
+def _rounds(decimal: _Parsed, exact: _Parsed) -> bool:
+    """True if `decimal` is `exact`, a fraction, rounded or cut to the digits given."""
+    if decimal.places is None or decimal.number is None or exact.number is None or "/" not in exact.form:
+        return False
+    return abs(decimal.number - exact.number) < Fraction(1, 10**decimal.places)
 
 
 @lru_cache(maxsize=16384)
-def _normalize(answer: str) -> str:
-    text = _without_markup(answer)
-    number = _number(text)
-    if number is None:
-        text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text.replace("∞", r"\infty"))
-        text = re.sub(r"\s*([^\w\s])\s*", r"\1", re.sub(r"\s+", " ", text))
-        return text if "\\" in text else text.casefold()
-    # A decimal if the denominator is 2^a 5^b, else a fraction in lowest terms.
-    twos = (number.denominator & -number.denominator).bit_length() - 1
-    rest, fives = number.denominator >> twos, 0
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    if rest != 1:
-        return f"{number.numerator}/{number.denominator}"
-    places = max(twos, fives)
-    digits = str(abs(number.numerator) * 10**places // number.denominator).rjust(places + 1, "0")
-    sign = "-" if number < 0 else ""
-    return sign + (digits if not places else f"{digits[:-places]}.{digits[-places:]}")
+def _parsed(answer: str) -> _Parsed:
+    return _parse(_without_markup(answer), depth=0)
+
+
+def _parse(text: str, depth: int) -> _Parsed:
+    found = _measured(text)
+    if found is not None:
+        value, unit = found
+        form = _write(value) + (f" {unit}" if unit else "")
+        return _Parsed(form, value, unit, _decimal_places(text))
+    if depth < 3 and (several := _values(text)) is not None:
+        kind, texts = several
+        items = [_parse(_unnamed(_unwrapped(item)), depth + 1) for item in texts]
+        if kind == "{}":
+            items = sorted({item.form: item for item in items}.values(), key=lambda item: item.form)
+        if len(items) == 1 and kind == "{}" and not re.match(r"\\?\{", text):
+            return items[0]
+        form = kind[0] + ";".join(item.form for item in items) + kind[1]
+        return _Parsed(form, brackets=kind, items=tuple(items))
+    return _Parsed(_text_form(text))
+
+
+def _text_form(text: str) -> str:
+    text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text.replace("∞", r"\infty"))
+    text = re.sub(r"\\(?:cdot|times)(?![a-z])", "*", text)
+    text = re.sub(r"\\left\[?\s*\\begin\{array\}\{[^{}]*\}|\\begin\{[pbvB]?(?:small)?matrix\}", "[[", text)
+    text = re.sub(r"\s*(?:\\\\)?\s*(?:\\end\{array\}\s*\\right\]?|\\end\{[pbvB]?(?:small)?matrix\})", "]]", text)
+    text = _ordered_relation(text)
+    text = re.sub(r"([_^])\{(\w)\}", r"\1\2", text)
+    text = re.sub(r"\s*([^\w\s])\s*", r"\1", re.sub(r"\s+", " ", text))
+    text = re.sub(r"(?<=[}\d)])\s+(?=\\)", "", text)
+    return text if "\\" in text else text.casefold()
+
+
+_SYMBOLS = {"<=": "≤", ">=": "≥", "!=": "≠", r"\leq": "≤", r"\geq": "≥", r"\neq": "≠", r"\le": "≤", r"\ge": "≥",
+            r"\ne": "≠", r"\lt": "<", r"\gt": ">"}  # fmt: skip
+_SYMBOL = re.compile(r"<=|>=|!=|\\(?:leq|geq|neq|leqslant|geqslant|le|ge|ne|lt|gt)(?![a-z])")
+_FLIPPED = {">": "<", "≥": "≤"}
+
+
+def _ordered_relation(text: str) -> str:
+    """`text` with plain signs of order, smaller side first; ``x ≥ 5`` and ``5 ≤ x`` are written alike."""
+    text = _SYMBOL.sub(lambda match: _SYMBOLS.get(match[0].replace("slant", ""), match[0]), text)
+    parts = re.split(r"([<>≤≥])", text)
+    if len(parts) < 3 or not {*parts[1::2]} <= {">", "≥"}:
+        return text
+    return "".join(_FLIPPED.get(part, part.strip()) for part in reversed(parts))
+
+
+_CHAIN = re.compile(r"([^<≤]+)([<≤])\s*(?:\\?[A-Za-z](?:_\{?\w+\}?)?|[A-Za-z]\([a-z]\))\s*([<≤])([^<≤]+)")
+
+
+_RAY = re.compile(r"([-+]?\d[\d./]*)\s*([<≤])\s*([A-Za-z])|([A-Za-z])\s*([<≤])\s*([-+]?\d[\d./]*)")
+
+
+def _interval(text: str) -> tuple[str, list[str]] | None:
+    r"""``1 ≤ x < 3`` as ``[1, 3)``, and ``x > 5`` as ``(5, \infty)``."""
+    ordered = _ordered_relation(text)
+    ray = _RAY.fullmatch(ordered)
+    if ray is not None:
+        above = ray[1] is not None
+        sign, end = (ray[2], ray[1]) if above else (ray[5], ray[6])
+        closed = sign == "≤"
+        return ("[" if closed else "(") + ")" if above else "(" + ("]" if closed else ")"), (
+            [end, r"\infty"] if above else [r"-\infty", end]
+        )
+    chain = _CHAIN.fullmatch(ordered)
+    if chain is None:
+        return None
+    return ("(" if chain[2] == "<" else "[") + (")" if chain[3] == "<" else "]"), [chain[1].strip(), chain[4].strip()]
+
+
+_CONNECTORS = re.compile(
+    r"\s*(?:[,;]\s*(?:\b(?:and|or)\b)?|\b(?:and|or)\b|(?<=\d)(?:and|or)(?=[\d(])|(?<=\))or(?=\())\s*"
+)
+_OPEN, _CLOSE = "([{", ")]}"
+
+
+def _values(text: str) -> tuple[str, list[str]] | None:
+    r"""The brackets and the texts of several values, or ``None`` if `text` is one.
+
+    ``\{1, 3\}`` and ``1 or 3`` are sets, ``(1, 3)`` a tuple or open interval, ``[1, 3)`` an interval.
+    """
+    interval = _interval(text)
+    if interval is not None:
+        return interval
+    inner = re.fullmatch(r"\\?\{(.*?)\\?\}", text, re.DOTALL)
+    if inner is not None:
+        return "{}", [value for part in _split(inner[1]) for value in _both_signs(part)]
+    if text[:1] in ("(", "[") and text[-1:] in (")", "]") and _closes_at(text) == len(text) - 1:
+        parts = _split(text[1:-1])
+        return (text[0] + text[-1], parts) if len(parts) > 1 else None
+    parts = _split(text)
+    values = [value for part in parts for value in _both_signs(part)]
+    if len(values) < 2 or any(_PLAIN_WORD.search(value) for value in values):
+        return None
+    return "{}", values
+
+
+_PLAIN_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
+_PM = re.compile(r"\\pm(?![a-z])|±")
+
+
+def _both_signs(text: str) -> list[str]:
+    r"""``1 \pm a`` as ``1 + a`` and ``1 - a``; a text with no sign, or several, as it is."""
+    if len(_PM.findall(text)) != 1:
+        return [text]
+    plus = _PM.sub("+", text).strip().removeprefix("+").strip()
+    return [plus, _PM.sub("-", text)]
+
+
+def _split(text: str) -> list[str]:
+    """`text` at the commas, semicolons and "and"s that stand in no bracket."""
+    parts, depth, start, position = [], 0, 0, 0
+    while position < len(text):
+        character = text[position]
+        if character == "\\" and text[position + 1 : position + 2] in ("{", "}"):
+            depth += 1 if text[position + 1] == "{" else -1
+            position += 2
+            continue
+        if character in _OPEN:
+            depth += 1
+        elif character in _CLOSE:
+            depth -= 1
+        elif depth == 0 and (match := _CONNECTORS.match(text, position)) is not None and match[0].strip():
+            parts.append(text[start:position])
+            start = position = match.end()
+            continue
+        position += 1
+    return [part.strip() for part in (*parts, text[start:]) if part.strip()]
+
+
+def _closes_at(text: str) -> int:
+    """Where the bracket that `text` begins with is closed, or -1; ``[0, 1)`` closes too."""
+    depth = 0
+    for position, character in enumerate(text):
+        if character in "([":
+            depth += 1
+        elif character in ")]":
+            depth -= 1
+            if depth == 0:
+                return position
+    return -1
+
+
+_NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))"
+_NAMED = re.compile(rf"^{_NAME}(?:\s*:\s*{_NAME})*\s*(?:=(?!=)|\\in(?![a-z])|\\approx(?![a-z])|≈|:=)\s*")
+_RELATION = re.compile(r"[=<>≤≥≠]|\\(?:le|ge|lt|gt|ne|leq|geq|neq)(?![a-z])")
+
+
+def _unnamed(text: str) -> str:
+    """`text` without a leading ``x =``, ``f(x) =``, ``(x, y) =`` or ``x in``."""
+    return _NAMED.sub("", text, count=1).strip() if not re.match(r"^(?:\\[a-z]*frac|\\sqrt)", text) else text
 
 
 def _without_markup(answer: str) -> str:
     """`answer` in ASCII digits, without LaTeX and Markdown around it, layer by layer."""
-    text, before = "".join(map(_ascii, answer)), None
+    text = _plain_text("".join(map(_ascii, answer)))
     for _ in range(_MAX_LAYERS):
-        if text == before:
+        bare = _unnamed(_unwrapped(text))
+        if bare == text:
             break
-        before = text
-        text = text.strip().strip("*_`\"'“”").strip()
-        text = _SPACES.sub(lambda match: "" if match[0] in (r"\,", r"\!") else " ", text)
-        text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\displaystyle", "", text)
-        # $...$ and \(...\) around the whole; a dollar before a digit is money
-        text = re.sub(r"^\\[(\[]|\\[)\]]$", "", re.sub(r"(?<!\\)\$(?!\d)|\\(?=\$)", "", text)).strip()
-        text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("{,}", ",").replace(r"\%", "%"))
-        text = re.sub(r"\s*\^\{?\\circ\}?|\\degree", "°", text)
-        text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
-        text = _WRAPPERS.sub(r" \1 ", _UNIT_BOX.sub("", text)).strip()
-        text = re.sub(r"^[A-Za-z]\s*=(?!=)\s*", "", text.rstrip(".,;:? ")).strip()
-        inside = re.fullmatch(r"\(([^(),]*)\)", text)
-        text = text if inside is None else inside[1].strip()
+        text = bare
     return text
+
+
+def _unwrapped(text: str) -> str:
+    """`text` without its outermost markup."""
+    text = text.strip().strip("*_`\"'“”").strip()
+    text = re.sub(r"\\!\s*", "", re.sub(r",?\s*\\q?quad\s*", ", ", text)).strip(", ")
+    text = _SPACES.sub(lambda match: "" if match[0] in (r"\,", r"\!") else " ", text)
+    text = re.sub(r"\\left(?![a-z])|\\right(?![a-z])|\\(?:display|text)style(?![a-z])", "", text)
+    text = re.sub(r"^\\[(\[]|\\[)\]]$", "", re.sub(r"(?<!\\)\$(?!\d)|\\(?=\$)", "", text)).strip()
+    text = re.sub(r"\\[dtc]frac", r"\\frac", text.replace("{,}", ",").replace(r"\%", "%"))
+    text = re.sub(r"\s*\^\{?\\circ\}?|\\degree", "°", text)
+    text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{", text)
+    text = re.sub(r"\\mathrm\s*\{([a-zA-Z])\}", r"\1", text)
+    text = _WRAPPERS.sub(r" \1 ", _UNIT_BOX.sub(_plain_unit, text)).strip()
+    text = re.sub(r",\s*,", ",", text.rstrip(".,;:? ")).strip()
+    inside = re.fullmatch(r"\(([^(),;]*)\)", text)
+    return text if inside is None else inside[1].strip()
+
+
+def _plain_unit(match: re.Match[str]) -> str:
+    r"""``5\text{ cm}^2`` as ``5 cm^2``, and ``5\text{ m}`` as ``5 meter``, for the letter alone may be a variable."""
+    name = match[1].strip()
+    name = _SINGLE_LETTER_UNITS.get(name, name)
+    return f" {name}" + (f"^{match[2]}" if match[2] else "")
 
 
 def _ascii(character: str) -> str:
@@ -126,9 +389,12 @@ def _ascii(character: str) -> str:
     return chr(ord(character) - 0xFEE0) if "\uff01" <= character <= "\uff5e" else character
 
 
-def _number(text: str) -> Fraction | None:
-    """The number that `text` is, unit included."""
+def _measured(text: str) -> tuple[Fraction, str] | None:
+    """The number that `text` is and its unit of measure."""
     text = re.sub(rf"^([-+]?)\s*[{CURRENCY}]\s*", r"\1", text)
+    comma = _DECIMAL_COMMA.match(text)
+    if comma is not None:
+        text = comma[1] + comma[2].replace(",", ".") + text[comma.end() :]
     text = re.sub(r"^10\s*\^", "1*10^", text)
     text = _POWER_OF_TEN.sub(lambda match: f"e{match[1] or match[2]}", text, count=1)
     text = _FRACTION.sub(_plain_fraction, text, count=1)
@@ -160,16 +426,59 @@ def _plain_fraction(match: re.Match[str]) -> str:
 
 
 def _decimal(digits: str) -> Fraction:
-    return Fraction("0" + digits.replace(",", "").rstrip("."))
+    return Fraction("0" + digits.replace(",", "").replace(" ", "").rstrip("."))
 
 
-def _with_unit(value: Fraction, rest: str) -> Fraction | None:
-    """`value` if `rest` is nothing or a unit, times a word such as "million"; else ``None``."""
+def _decimal_places(text: str) -> int | None:
+    """Decimal places of a plain decimal with `_MIN_DIGITS` significant digits or more, else ``None``."""
+    match = re.fullmatch(r"\D*(\d*)[.,](\d+)(?:\.\.\.|…|\\l?dots)?\D*", text)
+    if match is None or len((match[1] + match[2]).lstrip("0")) < _MIN_DIGITS:
+        return None
+    return len(match[2])
+
+
+def _with_unit(value: Fraction, rest: str) -> tuple[Fraction, str] | None:
+    """`value` times a word such as "million", and the unit in `rest`; ``None`` if `rest` is no unit."""
+    rest = re.sub(r"^(?:\.\.\.|…|\\l?dots)", "", rest)
     word = re.match(r"\s*([a-z]+)\b", rest, re.IGNORECASE)
     if word is not None and word[1].lower() in _SCALE:
         value, rest = value * _SCALE[word[1].lower()], rest[word.end() :]
-    return value if not rest.strip() or _UNIT.fullmatch(rest) else None
+    if not rest.strip():
+        return value, ""
+    return (value, _measure(rest)) if _UNIT.fullmatch(rest) else None
 
+
+def _measure(text: str) -> str:
+    """The unit of measure that `text` names, with its power; "" if it names something else."""
+    text = text.strip().rstrip(".").lower().replace("²", "^2").replace("³", "^3")
+    name, _, power = text.partition("^")
+    words = name.split()
+    for prefix, value in (("square", "2"), ("sq", "2"), ("cubic", "3")):
+        if words and words[0].rstrip(".") == prefix:
+            words, power = words[1:], value
+    if len(words) != 1:
+        return ""
+    if words[0] == "m" and power:
+        return "m" + power.strip("{}")
+    unit = _MEASURES.get(words[0]) or _MEASURES.get(words[0].removesuffix("s"))
+    return "" if unit is None else unit + power.strip("{}")
+
+
+def _write(number: Fraction) -> str:
+    """A decimal if it ends, else a fraction in lowest terms."""
+    twos = (number.denominator & -number.denominator).bit_length() - 1
+    rest, fives = number.denominator >> twos, 0
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    if rest != 1:
+        return f"{number.numerator}/{number.denominator}"
+    places = max(twos, fives)
+    digits = str(abs(number.numerator) * 10**places // number.denominator).rjust(places + 1, "0")
+    sign = "-" if number < 0 else ""
+    return sign + (digits if not places else f"{digits[:-places]}.{digits[-places:]}")
+
+
+# --- Where the answer stands in a text --------------------------------------------------------------------------------
 
 T = TypeVar("T")
 
@@ -180,42 +489,303 @@ _PHRASE = re.compile(
     r"(?<![/\w])answer[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?\s*(?:\bis\b|:)(?!\s+(?:not|in)\b)[\s:=*_]*",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
-_INLINE_MATH = re.compile(r"\$(?!\s)([^$]*[^$\s])\$(?!\d)|\\\((.+?)\\\)")
-# The predicate of "the number of apples is 5", if it begins with a number, a formula or money.
+_OPTION = re.compile(r"\b(?:option|choice)\s*(?:is|:)?\s*[*_]*\(?([A-Z])\)?(?![\w'’])")
+_SENTENCE_END = re.compile(r"[.!?](?=[*_]*(?:\s|$))|\n")
+_DISPLAY_MATH = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\begin\{(?:equation|align|gather)\*?\}(.+?)\\end\{(?:equation|align|gather)\*?\}",
+    re.DOTALL,
+)
+_INLINE_MATH = re.compile(
+    r"(?<![\\$])\$\s+([^$\n]*\\[^$]*?)\s+\$"
+    r"|(?<![\\$])\$(?![ \n$])((?:\\.|[^$\\])*?(?:\\.|[^$\\\s]))\$(?!\d)|\\\((.+?)\\\)"
+)
 _LINKED = re.compile(r".*\b(?:is|are|was|were|equals)\s+([-+\u2212$€£¥₹\\]*[\d.\\].*|\$.*)", re.DOTALL)
 _WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
-_CHOICE = re.compile(r"\(?([A-Z])\)(?=\s|$)")
+_CHOICE = re.compile(r"\(([A-Z])\)(?=\s|$)|([A-Z])\)(?=\s)")
+_REASON = r"(?=\s*(?:[,;:!]|$|[-–—]|\(|because\b|since\b|as\b|for\b|but\b))"
+_LETTER = re.compile(rf"[*_]*\(?([A-Z])[.)]?[*_]*{_REASON}")
+_VERDICT = re.compile(rf"[*_]*(yes|no|true|false)[*_]*{_REASON}", re.IGNORECASE)
 _MAGNITUDE = r"(?:\s+(?:thousand|million|billion|trillion|percent)\b)?"
-# A number in running text: signed, with currency, a fraction, thousands commas, a ratio or a time, not an ordinal.
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-+\u2212]\s?)?"  # a sign, not a subtraction
     rf"[{CURRENCY}]?(?:(?<=[{CURRENCY}])[-\u2212])?"
     r"(?:\\[dt]?frac\{-?\d+\}\{-?\d+\}"
-    rf"|(?<![A-Za-z_\d.])(?:\d+(?:,\d{{3}})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:[/:]\d+(?:\.\d+)?)*"
+    rf"|(?<![A-Za-z_\d.])(?:\d+(?:,\d{{3}})+(?!\d)|\d+,\d\d(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:[/:]\d+(?:\.\d+)?)*"
     rf"(?!\d|(?:st|nd|rd|th)\b)(?:\\?%)?{_MAGNITUDE})"
+)
+_AFTER_NUMBER = re.compile(r"\s*((?:square|cubic|sq\.?)\s+)?([A-Za-z/]{2,})(\^\{?[23]\}?|[²³])?(?![\w])")
+_COMPOUND = re.compile(
+    r"\d[\d.,]*\s+[a-z]+(?:,?\s+(?:and\s+)?\d[\d.,]*\s+[a-z]+)+", re.IGNORECASE
+)  # 3 hours 20 minutes
+_BARE_START = re.compile(r"[-+\u2212\d.(\[{\\$€£¥₹|√±]|[A-Za-z]\w*\s*=")
+_JOINED = re.compile(r"[\s,;]*(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad)?[\s,;.]*", re.IGNORECASE)
+
+
+_NEXT_QUESTION = re.compile(
+    r"\n\s*(?:[#*]+\s*)?(?:Question|Q|Problem|Exercise|Human|User|Instruction|<\|user\|>)\b\s*\d*[*]*\s*[:.]",
+    re.IGNORECASE,
 )
 
 
-def extract_answer(text: str) -> str | None:
-    r"""The answer that `text` gives, or ``None`` if it gives none.
+class AnswerReader(ABC):
+    """Reads the answer out of a completion, and knows when two of its answers are the same.
 
-    Looked for in this order, the last match of a kind counting: ``\boxed{...}`` with balanced braces; after "the
-    answer is" and its like ("the answer to the question is", "Final answer:"); after ``####``; else the last number.
-    Where a sentence follows instead of a bare answer, its first number is taken, or what follows its only "=".
-
-    Args:
-        text: The completion alone. With the prompt before it, "The answer is" of the question would count.
-
-    Returns:
-        The answer as written, without markup, at most `MAX_ANSWER_CHARS` long; not yet normalised.
+    Subclasses are frozen dataclasses of options; they implement `find`.
     """
-    text = re.sub(r"<<[^<>]*>>", "", text)  # GSM8K's calculator marks
-    for candidates in (_boxed, _after_phrase, _after_hashes, _last_number):
-        for candidate in candidates(text):
-            answer = candidate.strip()
-            if answer and len(answer) <= MAX_ANSWER_CHARS:
-                return answer
+
+    kind: ClassVar[str] = "answer"
+
+    @abstractmethod
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the answer in `text` as it is written, or ``None``.
+
+        Args:
+            text: The completion alone. With the prompt before it, "The answer is" of the question would count.
+            stated: Take nothing but what is said to be the answer (a box, "the answer is", ``####``).
+        """
+
+    def __call__(self, text: str) -> str | None:
+        """Return the answer in `text` as it is written, or ``None``; nothing after an invented next question counts."""
+        return self.find(self._own(text))
+
+    def read_cut(self, text: str) -> str | None:
+        """Return the answer of a text that was cut off: one that was stated, and complete before the cut."""
+        text = self._own(text)
+        return None if _has_open_box(text) else self.find(complete_part(text), stated=True)
+
+    def _own(self, text: str) -> str:
+        """`text` up to where the model invents a further question, once it has stated its answer to this one."""
+        for match in _NEXT_QUESTION.finditer(text):
+            before = text[: match.start() + 1]
+            if self.find(before, stated=True) is not None:
+                return before
+        return text
+
+    def same(self, first: str, second: str) -> bool:
+        """True if two answers of this kind mean the same."""
+        return same_answer(first, second)
+
+
+def answer_of(reader: Callable[[str], str | None], text: str, cut: bool = False) -> str | None:
+    """Return what `reader` reads in `text`; if the text was `cut` off, only what was complete before.
+
+    A plain function must read the same answer without the unfinished end of a cut text.
+    """
+    if not cut:
+        return reader(text)
+    if isinstance(reader, AnswerReader):
+        return reader.read_cut(text)
+    answer = reader(complete_part(text))
+    return answer if answer is not None and reader(text) == answer else None
+
+
+def complete_part(text: str) -> str:
+    """Return a cut text up to its last complete sentence, line or box."""
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", text)]
+    boxes = [start + len(content) + 1 for start, content in _boxes(text)]
+    return text[: max([0, *ends[-1:], *boxes[-1:]])]
+
+
+@dataclass(frozen=True)
+class _BestEvidence(AnswerReader):
+    kind: ClassVar[str] = "any"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        if _has_open_box(text):
+            return None
+        text = _plain_text(text)
+        ways: list[Callable[[str], Iterable[str]]] = [_after_final, _boxed, _after_phrase, _after_option, _after_hashes]
+        if not stated:
+            ways += [_nothing_else, _last_value]
+        return _first(candidate for way in ways for candidate in way(text))
+
+    def __repr__(self) -> str:
+        return "read_answer"
+
+
+read_answer = _BestEvidence()
+"""The default reader: the best evidence of an answer of any kind."""
+
+
+@dataclass(frozen=True)
+class Number(AnswerReader):
+    """The number that is given as the answer, or the last one in the text; ``"3,5"`` is a decimal."""
+
+    kind: ClassVar[str] = "number"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the number in the best evidence that holds one."""
+        text = re.sub(r"(?<![\d,])(\d+),(\d{1,2})(?![\d,])", r"\1.\2", _plain_text(text))
+        for way in (_boxed, _after_phrase, _after_hashes, *(() if stated else (_nothing_else, _numbers))):
+            for candidate in way(text):
+                if candidate and parse_number(candidate) is not None:
+                    return str(candidate)
+                found = [str(match[0]) for match in _NUMBER.finditer(candidate)]
+                if found:
+                    return found[-1].lstrip(CURRENCY)
+        return None
+
+    def same(self, first: str, second: str) -> bool:
+        """True if both are the same number, in units that do not contradict each other."""
+        if parse_number(first) is None and parse_number(second) is None:
+            return first == second
+        commas = (re.sub(r"(?<=\d),(?=\d{1,2}$)", ".", text.strip()) for text in (first, second))
+        return same_answer(*commas)
+
+
+@dataclass(frozen=True)
+class Choice(AnswerReader):
+    """The letter of a multiple-choice answer, as it is written.
+
+    Attributes:
+        options: The letters that there are.
+    """
+
+    options: str = "ABCDEFGHIJ"
+    kind: ClassVar[str] = "choice"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the letter that is given as the answer, else one that begins or ends the text alone."""
+        letters = re.escape("".join(sorted({*self.options.upper(), *self.options.lower()})))
+        begins = re.compile(
+            rf"[\s*_$(\[]*(?:\\text(?:bf)?\s*\{{)?[\s*_(\[]*([{letters}])(?=[\s.):,;\]}}*_$-]|$)(?![-'’]\w)"
+        )
+        for way in (_boxed, _phrase_lines):
+            for candidate in way(text):
+                match = begins.match(candidate)
+                if match is not None and not _is_article(match[1], candidate[match.end() :]):
+                    return str(match[1])
+        named = re.findall(
+            rf"\b(?:option|choice|answer)\b\s*(?:is|:)?\s*[*_]*\(?([{letters}])\)?(?![\w'’])", text, re.I
+        )
+        if named:
+            return str(named[-1])
+        if stated:
+            return None
+        lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+        for line in [*lines[:1], *lines[-1:]]:
+            if re.match(rf"[*_]*\(?[{letters}](?:[.):][*_]*(?:\s|$)|\)?[*_]*$)", line):
+                return str(re.search(rf"[{letters}]", line)[0])  # type: ignore[index]
+        marked = re.findall(rf"\(([{letters}])\)|\*\*\(?([{letters}])\)?\.?\*\*", text)
+        return (marked[-1][0] or marked[-1][1]) if marked else None
+
+    def same(self, first: str, second: str) -> bool:
+        """True for the same letter, whatever its case and brackets."""
+        return first.strip("()[]. ").casefold() == second.strip("()[]. ").casefold()
+
+
+def _is_article(letter: str, rest: str) -> bool:
+    """True for "a car", "I think": a word and no choice."""
+    return (
+        letter in "aAI"
+        and re.match(r"\s+[a-z]{2,}", rest) is not None
+        and not re.match(r"\s+(?:because|since|as|for|but|is|and)\b", rest)
+    )
+
+
+@dataclass(frozen=True)
+class YesNo(AnswerReader):
+    """``"yes"`` or ``"no"``; "true" and "false" mean the same."""
+
+    kind: ClassVar[str] = "yes-no"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the verdict that is given as the answer, else the one that begins the text, else its last one."""
+        words = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
+        for way in (_boxed, _phrase_lines, _after_hashes):
+            for candidate in way(text):
+                if (match := words.search(candidate[:80])) is not None:
+                    return _verdict(match[1])
+        if stated:
+            return None
+        if match := re.match(r"[\s*_\"']*(yes|no|true|false)\b(?=[\s*_]*(?:[,.;:!]|$|\n|because|since))", text, re.I):
+            return _verdict(match[1])
+        last = [match[1] for match in words.finditer(text) if match[1].lower() != "no"] or words.findall(text[-80:])
+        return _verdict(last[-1]) if last else None
+
+    def same(self, first: str, second: str) -> bool:
+        """True for the same verdict."""
+        return _verdict(first.strip(" .*_")) == _verdict(second.strip(" .*_"))
+
+
+def _verdict(word: str) -> str:
+    return {"true": "yes", "false": "no"}.get(word.lower(), word.lower())
+
+
+@dataclass(frozen=True)
+class Expression(AnswerReader):
+    """A formula: the one that is given as the answer, else the last one, whole."""
+
+    kind: ClassVar[str] = "expression"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the formula in the best evidence."""
+        ways = (_boxed, _after_phrase, _after_hashes, *(() if stated else (_nothing_else, _last_value)))
+        return _first(candidate for way in ways for candidate in way(text))
+
+
+@dataclass(frozen=True)
+class Text(AnswerReader):
+    """The whole text, or what follows its last "Answer:" line; compared without case and white space.
+
+    Attributes:
+        after: A text after whose last occurrence the answer begins; "" takes the whole.
+    """
+
+    after: str = ""
+    kind: ClassVar[str] = "text"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the text."""
+        _, mark, tail = text.rpartition(self.after) if self.after else ("", "", text)
+        return (tail.strip() or None) if mark or not self.after else None
+
+    def read_cut(self, text: str) -> str | None:
+        """Return ``None``: a text that was cut off is not whole."""
+        return None
+
+    def same(self, first: str, second: str) -> bool:
+        """True for the same words."""
+        return " ".join(first.casefold().split()) == " ".join(second.casefold().split())
+
+
+@dataclass(frozen=True)
+class Code(AnswerReader):
+    """The last fenced block of code, or the whole text if there is no fence; compared line by line."""
+
+    kind: ClassVar[str] = "code"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return the code."""
+        blocks = re.findall(r"^[ \t]*(```+|~~~+)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", text, re.DOTALL | re.MULTILINE)
+        if blocks:
+            return str(blocks[-1][1]).strip("\n") or None
+        return None if stated or "```" in text else text.strip("\n") or None
+
+    def read_cut(self, text: str) -> str | None:
+        """Return the last block that was closed before the cut."""
+        return self.find(text, stated=True)
+
+    def same(self, first: str, second: str) -> bool:
+        """True for the same lines, spaces at their ends apart."""
+        one, two = ([line.rstrip() for line in text.strip().splitlines()] for text in (first, second))
+        return one == two
+
+
+_DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:d?frac|boxed|left|right|text|sqrt|pi|cdot|times|infty|cup)(?![a-z]))")
+
+
+def _plain_text(text: str) -> str:
+    r"""`text` without GSM8K's calculator marks, and with one backslash where ``\\frac`` was escaped twice."""
+    text = re.sub(r"<<[^<>]*>>", "", text)
+    return re.sub(r"(?<!\\)\\\\(?=[A-Za-z])", r"\\", text) if _DOUBLED.search(text) else text
+
+
+def _first(candidates: Iterable[str]) -> str | None:
+    for candidate in candidates:
+        answer = candidate.strip()
+        if answer and len(answer) <= MAX_ANSWER_CHARS:
+            return answer
     return None
 
 
@@ -224,15 +794,54 @@ def _last(matches: Iterator[T]) -> Iterator[T]:
     return reversed(deque(matches, maxlen=_MAX_CANDIDATES))
 
 
-def _boxed(text: str) -> Iterator[str]:
-    r"""Contents of ``\boxed{...}``, last one first."""
-    for match in _last(re.finditer(r"\\f?boxed\s*(?:\{|([^\s{}$\\]+))", text)):
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:\{|([^\s{}$\\]+))")
+_NEXT_STEP = re.compile(
+    r"\b(?:then|so|but|thus|hence|therefore|now|next|which|gives?|means?|not|instead|is|was|wait)\b", re.I
+)
+
+
+def _boxes(text: str) -> list[tuple[int, str]]:
+    r"""Where the contents of the last closed ``\boxed{...}`` begin, and what they are, in order."""
+    found = []
+    for match in _last(_BOX.finditer(text)):
         if match[1] is not None:
-            yield match[1].rstrip(".,;")
-            continue
-        content = _balanced(text, match.end())
-        if content is not None:
-            yield content
+            found.append((match.start(1), match[1].rstrip(".,;")))
+        elif (content := _balanced(text, match.end())) is not None:
+            found.append((match.end(), content))
+        else:
+            found.append((match.end(), ""))  # open: what stands before it is no answer any more
+    return found[::-1]
+
+
+def _has_open_box(text: str) -> bool:
+    r"""True if the last ``\boxed{`` was never closed: the text was cut while its answer was being written."""
+    last = next(_last(_BOX.finditer(text)), None)
+    return last is not None and last[1] is None and _balanced(text, last.end()) is None
+
+
+def _boxed(text: str) -> Iterator[str]:
+    r"""Contents of ``\boxed{...}``, last one first; boxes of one sentence together."""
+    boxes = [(start, content) for start, content in _boxes(text) if content.strip()]
+    group: list[str] = []
+    for index in range(len(boxes) - 1, -1, -1):
+        start, content = boxes[index]
+        before = boxes[index - 1] if index else None
+        if before is not None and start < before[0] + len(before[1]):
+            continue  # a box in a box
+        inner = _BOX.match(content)
+        group.insert(0, content if inner is None or inner[1] is not None else content[inner.end() :].rstrip("}"))
+        gap = None if before is None else _BOX.sub("", text[before[0] + len(before[1]) + 1 : start])
+        if gap is None or not _joins(gap):
+            yield ", ".join(dict.fromkeys(group))
+            group = []
+
+
+def _joins(gap: str) -> bool:
+    """True if the text between two boxes says that both belong to one answer."""
+    if len(gap) > 60 or _SENTENCE_END.search(gap) or _NEXT_STEP.search(gap):
+        return False
+    bare = re.sub(r"\\[()\[\]]|[\s$]|\\q?quad|\\text", " ", gap).strip()
+    return not bare or bare[0] in ",;" or re.search(r"\b(?:and|or)\b|,", bare) is not None
 
 
 def _balanced(text: str, start: int) -> str | None:
@@ -251,10 +860,34 @@ def _balanced(text: str, start: int) -> str | None:
     return None
 
 
+def _phrase_lines(text: str) -> Iterator[str]:
+    """The line that follows "the answer is", as it is, last one first."""
+    for match in _last(_PHRASE.finditer(text)):
+        yield text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS].split("\n", 1)[0]
+
+
+def _after_final(text: str) -> Iterator[str]:
+    """What follows "the final answer is" after every box."""
+    boxes = _boxes(text)
+    start = boxes[-1][0] if boxes else len(text)
+    last = next(_last(match for match in _PHRASE.finditer(text, start)), None)
+    if last is not None and re.search(r"\bfinal\s+$", text[start : last.start()], re.IGNORECASE):
+        yield _bare(text[last.end() : last.end() + 2 * MAX_ANSWER_CHARS])
+
+
 def _after_phrase(text: str) -> Iterator[str]:
     """The texts after "the answer is", last one first."""
     for match in _last(_PHRASE.finditer(text)):
-        yield _bare(text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS])
+        rest = text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS]
+        if "\n" in match[0]:
+            rest = re.sub(r"^[-•+]\s+(?=\S)", "", rest)  # an item of a list, not a sign
+        yield _bare(rest)
+
+
+def _after_option(text: str) -> Iterator[str]:
+    """The letter after "option"."""
+    for match in _last(_OPTION.finditer(text)):
+        yield match[1]
 
 
 def _after_hashes(text: str) -> Iterator[str]:
@@ -263,43 +896,168 @@ def _after_hashes(text: str) -> Iterator[str]:
         yield _bare(part[: 2 * MAX_ANSWER_CHARS])
 
 
-def _last_number(text: str) -> Iterator[str]:
+def _nothing_else(text: str) -> Iterator[str]:
+    """A text that is nothing but an answer: a formula, formulas joined by "and", a number, a quantity."""
+    bare = text.strip()
+    if not bare or len(bare) > MAX_ANSWER_CHARS:
+        return
+    joined = _joined_formulas(bare)
+    if joined is not None:
+        yield joined
+    elif _COMPOUND.fullmatch(bare.rstrip(".")):
+        yield bare.rstrip(".")
+    elif "\n" not in bare and _BARE_START.match(bare) and not _WORD.search(re.sub(r"\b(?:and|or)\b", "", bare)):
+        yield _formula(bare.rstrip(".,;")) if "=" in bare else bare.rstrip(".,;")
+
+
+def _joined_formulas(text: str) -> str | None:
+    """Formulas and nothing between them but "and", "or" and commas: their contents; ``None`` for any other text."""
+    display = re.sub(r"\$\$(.+?)\$\$", lambda match: f"${match[1].strip()}$", text, flags=re.DOTALL)
+    matches = list(_DISPLAY_MATH.finditer(display)) or list(_INLINE_MATH.finditer(display))
+    if not matches:
+        return None
+    between, end = [], 0
+    for match in matches:
+        between.append(display[end : match.start()])
+        end = match.end()
+    between.append(display[end:])
+    if not all(_JOINED.fullmatch(gap) for gap in between) or re.search(r"[A-Za-z]", between[0] + between[-1]):
+        return None
+    contents = [next(group for group in match.groups() if group is not None).strip() for match in matches]
+    return _formula(contents[0]) if len(contents) == 1 else ", ".join(contents)
+
+
+def _last_value(text: str) -> Iterator[str]:
+    """The last formula or the last number, whichever ends later; formulas of one sentence that belong together."""
+    number, number_end = "", -1
+    for found in _NUMBER.finditer(text):
+        number, number_end = found[0], found.end()
+    tail_start = max(0, len(text) - 8 * MAX_ANSWER_CHARS)
+    tail = text[tail_start:]
+    spans = [(match, match.end()) for pattern in (_DISPLAY_MATH, _INLINE_MATH) for match in pattern.finditer(tail)]
+    if spans:
+        match, end = max(spans, key=lambda pair: pair[1])
+        if tail_start + end >= number_end:
+            contents = next(group for group in match.groups() if group is not None)
+            yield _formula(contents.strip().rstrip(".,; "))
+    unit = _AFTER_NUMBER.match(text, number_end) if number_end >= 0 else None
+    yield _number_and_measure(number, unit)
+
+
+def _numbers(text: str) -> Iterator[str]:
     """The last number."""
-    for match in deque(_NUMBER.finditer(text), maxlen=1):
-        yield match[0].lstrip(CURRENCY)
+    last = ""
+    for match in _NUMBER.finditer(text):
+        last = match[0]
+    yield last.lstrip(CURRENCY)
+
+
+def _number_and_measure(number: str, after: re.Match[str] | None) -> str:
+    """The number, with the unit of measure that follows it."""
+    number = number.lstrip(CURRENCY)
+    if not number or after is None or not _measure(f"{after[1] or ''}{after[2]}{after[3] or ''}"):
+        return number
+    return f"{number} {(after[1] or '')}{after[2]}{after[3] or ''}"
+
+
+def _formula(text: str) -> str:
+    """The value that a formula gives: the right side of ``x = 5`` and of ``6 * 8 = 48``; an equation stays whole."""
+    text = text.strip().rstrip(".,; ")
+    parts = _sides(text)
+    if len(parts) == 1:
+        return _NAMED.sub("", text, count=1).strip() if re.search(r"\\approx|≈", text) else text
+    if any(_CONNECTORS.search(part) and _split(part)[1:] for part in parts[1:-1]) or len(_split(text)) > 1:
+        return text  # several equations
+    left, right = parts[0].strip(), parts[-1].strip()
+    right = re.split(r"\\approx(?![a-z])|≈", right)[0].strip() or right
+    if re.fullmatch(_NAME, left) or not (_has_variable(left) or _has_variable(right)):
+        return right
+    return right if len(parts) > 2 and right != "0" else text
+
+
+def _sides(text: str) -> list[str]:
+    """`text` at the equals signs that stand in no brace or bracket."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        if character in "{([":
+            depth += 1
+        elif character in "})]":
+            depth -= 1
+        elif character == "=" and depth <= 0 and text[position - 1 : position] not in ("<", ">", "!", ":", "="):
+            parts.append(text[start:position])
+            start = position + 1
+    return [*parts, text[start:]]
+
+
+def _has_variable(text: str) -> bool:
+    """True if a letter stands for something; not that of a command, nor the x of ``6 x 8``."""
+    bare = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    bare = re.sub(r"(?<=\d)\s*x\s*(?=\d)", " ", bare)
+    return re.search(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", bare) is not None
 
 
 def _bare(text: str) -> str:
     """The answer at the start of `text`, without the sentence around it."""
-    sentence = _SENTENCE_END.split(text.lstrip(), maxsplit=1)[0]
-    sentence = sentence.strip().strip("*_`\"'“”").rstrip(".,;:!?")
+    text = text.lstrip()
+    display = _DISPLAY_MATH.match(text)
+    if display is not None:
+        return _formula(next(group for group in display.groups() if group is not None))
+    sentence = _SENTENCE_END.split(text, maxsplit=1)[0]
+    for pattern in (_VERDICT, _LETTER):
+        short = pattern.match(sentence)
+        if short is not None and (pattern is _VERDICT or short.end() < len(sentence.rstrip(" *_"))):
+            return short[1]
+    sentence = sentence.strip().strip("*_`\"'“”").rstrip(".,;:!?]")
     linked = _LINKED.search(sentence)
     if linked is not None:
         sentence = linked[1]
+    joined = _joined_formulas(sentence)
+    if joined is not None:
+        return joined
     math = _INLINE_MATH.match(sentence) or (_INLINE_MATH.search(sentence) if _WORD.search(sentence) else None)
     if math is not None:
-        sentence = (math[1] or math[2]).strip(".,; ")
-    _, equals, right = sentence.partition("=")
-    if equals and "=" not in right and ("," not in sentence or _NUMBER.fullmatch(right.strip())):
-        return right.strip()
-    if not _WORD.search(sentence):
-        return sentence
+        return _formula(math[1] or math[2] or math[3])
     choice = _CHOICE.match(sentence)
-    if choice is not None:
-        return choice[1]
+    if choice is not None and sentence.strip("() ") != (choice[1] or choice[2]):
+        return choice[1] or choice[2]
+    if not _WORD.search(re.sub(r"\b(?:and|or)\b", "", sentence)):
+        return _formula(sentence) if "=" in sentence else sentence
+    if _COMPOUND.fullmatch(sentence):
+        return sentence
+    _, equals, right = sentence.partition("=")
+    if equals and "=" not in right and _NUMBER.match(right.strip()):
+        return _number_at(right)
+    return _number_at(sentence) or sentence
+
+
+def _number_at(sentence: str) -> str:
+    """The first number of a sentence, with its unit of measure; "" if there is none."""
     number = _NUMBER.search(sentence)
-    return sentence if number is None else number[0].lstrip(CURRENCY)
+    return "" if number is None else _number_and_measure(number[0], _AFTER_NUMBER.match(sentence, number.end()))
 
 
 def text_before(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
+    """Return the text up to the first of the stop texts."""
     cut = min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))
     return text[:cut]
 
 
 def answer_before(text: str, read: Callable[[str], str | None], stops: Sequence[str]) -> str | None:
-    """The answer that `read` finds before the first of the stop texts."""
+    """Return the answer that `read` finds before the first of the stop texts."""
     return read(text_before(text, stops))
 
 
-__all__ = ["MAX_ANSWER_CHARS", "extract_answer", "normalize_answer", "parse_number", "same_answer"]
+__all__ = [
+    "MAX_ANSWER_CHARS",
+    "AnswerReader",
+    "Choice",
+    "Code",
+    "Expression",
+    "Number",
+    "Text",
+    "YesNo",
+    "normalize_answer",
+    "parse_number",
+    "read_answer",
+    "same_answer",
+]

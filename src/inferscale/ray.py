@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from inferscale.engine.progress import ProgressBar
-from inferscale.engine.result import ExtractAnswer, SearchResult, as_plain
+from inferscale.engine.result import Reader, SearchResult, as_plain
 from inferscale.engine.solver import Solver, as_problems
 
 from ._compat import require
-from .answers import extract_answer as default_extract_answer
+from .answers import read_answer as default_reader
 from .base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from .cost import Budget
 from .tree import Problem
@@ -135,7 +135,7 @@ def solve_dataset(
     make_reward_model: Callable[[], RewardModel] | None = None,
     *,
     aggregator: Aggregator | None = None,
-    extract_answer: ExtractAnswer = default_extract_answer,
+    read_answer: Reader = default_reader,
     budget: Budget | None = None,
     seed: int = 0,
     num_actors: int = 1,
@@ -157,7 +157,7 @@ def solve_dataset(
         make_generator: Makes the generator, in the actor; a function that can be sent there.
         make_reward_model: Makes the reward model, in the actor.
         aggregator: Picks the trajectory to report; see `Solver` for this and the next three.
-        extract_answer: Reads the answer out of a completion.
+        read_answer: Reads the answer out of a completion.
         budget: The most that each problem may cost.
         seed: Any integer.
         num_actors: Actors, each with models of its own.
@@ -179,7 +179,7 @@ def solve_dataset(
     results = dict(
         stream_dataset(
             problems, strategy, make_generator, make_reward_model, aggregator=aggregator,
-            extract_answer=extract_answer, budget=budget, seed=seed, num_actors=num_actors, batch_size=batch_size,
+            read_answer=read_answer, budget=budget, seed=seed, num_actors=num_actors, batch_size=batch_size,
             num_cpus=num_cpus, num_gpus=num_gpus, max_attempts=max_attempts, storage=storage, progress=progress,
         )
     )  # fmt: skip
@@ -193,7 +193,7 @@ def stream_dataset(
     make_reward_model: Callable[[], RewardModel] | None = None,
     *,
     aggregator: Aggregator | None = None,
-    extract_answer: ExtractAnswer = default_extract_answer,
+    read_answer: Reader = default_reader,
     budget: Budget | None = None,
     seed: int = 0,
     num_actors: int = 1,
@@ -215,7 +215,7 @@ def stream_dataset(
     batches = [row_of(batch, given) for batch in make_batches(given, batch_size)]
     data: Any = require("ray.data", "ray")
     journals = None if storage is None else Journals.at(storage, max_attempts)
-    options = {"aggregator": aggregator, "extract_answer": extract_answer, "budget": budget, "seed": seed}
+    options = {"aggregator": aggregator, "read_answer": read_answer, "budget": budget, "seed": seed}
     arguments = (strategy, make_generator, make_reward_model, options, journals)
 
     def rows() -> Iterator[Mapping[str, str]]:

@@ -49,7 +49,7 @@ class Rules:
         digit_leaves: A path ends as soon as its last sentences hold a digit; else where the model ends it.
         floor: REBASE drops nodes that score 0.1 or less.
         best_of: REBASE reports its best-scored leaf; else a weighted vote.
-        released_answers: The last match of a pattern is the answer, which reads 1248 as 8; else `extract_answer`.
+        released_answers: The last match of a pattern is the answer, which reads 1248 as 8; else `read_answer`.
         cue: Samples that reach the token limit are asked for their answer.
     """
 

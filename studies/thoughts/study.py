@@ -16,7 +16,7 @@ from typing import Any
 
 from inferscale import zoo
 from inferscale.aggregators import BestOfN, BordaVote, MajorityVote
-from inferscale.answers import extract_answer, same_answer
+from inferscale.answers import read_answer, same_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Cost
 from inferscale.engine import solve_batch
@@ -144,7 +144,7 @@ class ThoughtStudy:
     widths: Sequence[int] = (3, 6, 16)
     step_tokens: int = STEP_TOKENS
     max_new_tokens: int = 160
-    read_answer: Callable[[str], str | None] = extract_answer
+    read_answer: Callable[[str], str | None] = read_answer
     seed: int = 0
 
     @classmethod
@@ -262,7 +262,7 @@ class ThoughtStudy:
             self._generator(scored, thinks, step_tokens, thinking),
             reward_model=(reward or self.reward) if scored else None,
             aggregator=aggregator or (BestOfN() if scored and rules.best_of else MajorityVote(weighted=scored)),
-            extract_answer=released_answer if rules.released_answers else self.read_answer,
+            read_answer=released_answer if rules.released_answers else self.read_answer,
             seed=self.seed,
         )
         cost = sum((result.cost for result in results), Cost())

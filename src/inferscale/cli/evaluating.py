@@ -113,7 +113,7 @@ class RunOptions:
         about = {"dataset": self.dataset, "model": Path(model).name, "reward": self.reward and Path(self.reward).name}
         return run_evaluation(
             problems, search, generator, folder, reward_model=reward_model, aggregator=make_vote(self.vote),
-            budget=budget, extract_answer=style.reader(), same_answer=self.same_answer(), seed=seed,
+            budget=budget, read_answer=style.reader(), same_answer=self.same_answer(), seed=seed,
             batch_size=self.batch_size, config=about, force=self.force, progress=self.progress,
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from inferscale.answers import answer_of
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
 from inferscale.tree import Node, Problem, Step, Trajectory
@@ -17,7 +18,7 @@ from inferscale.tree import Node, Problem, Step, Trajectory
 FORMAT = "inferscale.SearchResult"
 VERSION = 1
 
-ExtractAnswer: TypeAlias = Callable[[str], str | None]
+Reader: TypeAlias = Callable[[str], str | None]
 """Reads the answer out of a completion; ``None`` abstains."""
 
 
@@ -181,15 +182,18 @@ class SearchResult:
         return self.trajectories.index(self.selected)
 
 
-def trajectory(leaf: Node, extract_answer: ExtractAnswer) -> Trajectory:
-    """Return the record of a leaf; an unfinished or failed leaf abstains."""
+def trajectory(leaf: Node, read_answer: Reader) -> Trajectory:
+    """Return the record of a leaf; one that failed, or was cut before its answer was complete, abstains."""
     path, step_scores = leaf.path, leaf.step_scores
     if step_scores is None and path and all(node.is_scored for node in path):
         step_scores = tuple(node.score for node in path)  # of an outcome model, which scored each prefix
     steps = tuple(node.step for node in path if node.step is not None)
-    answer = extract_answer("".join(step.text for step in steps)) if leaf.is_finished and not leaf.is_failed else None
+    answer = None
+    if leaf.is_finished and not leaf.is_failed:
+        cut = bool(steps) and steps[-1].finish_reason in ("length", "budget")
+        answer = answer_of(read_answer, "".join(step.text for step in steps), cut)
     if answer is not None and not isinstance(answer, str):
-        raise TypeError(f"extract_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
+        raise TypeError(f"read_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
     return Trajectory(leaf.problem, steps, step_scores, answer, leaf.score if leaf.is_scored else None)
 
 

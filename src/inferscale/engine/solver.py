@@ -12,7 +12,7 @@ from numbers import Integral
 from typing import Literal, TypeAlias, get_args
 
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.answers import read_answer as default_reader
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
@@ -20,7 +20,7 @@ from inferscale.tree import Node, Problem
 
 from .journal import Journal
 from .progress import ProgressBar
-from .result import ExtractAnswer, SearchResult, trajectory, voted
+from .result import Reader, SearchResult, trajectory, voted
 from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
 from .search import Search
 
@@ -47,7 +47,7 @@ class Solver:
         generator: Samples the steps.
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
-        extract_answer: Reads the answer out of a completion; ``None`` abstains.
+        read_answer: Reads the answer out of a completion; ``None`` abstains.
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
         schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
@@ -67,7 +67,7 @@ class Solver:
     reward_model: RewardModel | None = None
     aggregator: Aggregator | None = None
     _: KW_ONLY
-    extract_answer: ExtractAnswer = default_extract_answer
+    read_answer: Reader = default_reader
     budget: Budget | None = None
     seed: int = 0
     schedule: Schedule = "wave"
@@ -89,8 +89,8 @@ class Solver:
             given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
             article = "an" if kind is Aggregator else "a"
             raise TypeError(f"{name} must be {article} {kind.__name__}, not {given}: {hint}")
-        if not callable(self.extract_answer):
-            raise TypeError(f"extract_answer must be a function of the completion, not {self.extract_answer!r}")
+        if not callable(self.read_answer):
+            raise TypeError(f"read_answer must be a function of the completion, not {self.read_answer!r}")
         seed: object = self.seed
         if not isinstance(seed, Integral):
             raise TypeError(f"seed must be an integer, not {seed!r}")
@@ -244,7 +244,7 @@ class Solver:
         """Return what `search` has found until now."""
         stopped_by = "error" if search.leaves is None else search.stopped_by
         leaves = search.root.leaves() if search.leaves is None else search.leaves
-        trajectories = tuple(trajectory(leaf, self.extract_answer) for leaf in leaves)
+        trajectories = tuple(trajectory(leaf, self.read_answer) for leaf in leaves)
         unscored = self.vote.needs_scores and all(t.score is None for t in trajectories)  # all samples failed
         selected = trajectories[0] if unscored else voted(self.vote, trajectories)
         return SearchResult(
@@ -256,7 +256,7 @@ class Solver:
         try:
             return self.result(search)
         except Exception:
-            return replace(self, extract_answer=lambda text: None, aggregator=None).result(search)
+            return replace(self, read_answer=lambda text: None, aggregator=None).result(search)
 
     def release(self, root: Node) -> None:
         """Tell the models that the search of `root` has ended."""
@@ -374,7 +374,7 @@ def solve(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    extract_answer: ExtractAnswer = default_extract_answer,
+    read_answer: Reader = default_reader,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -382,7 +382,7 @@ def solve(
     progress: bool = False,
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
-    solver = Solver(strategy, generator, reward_model, aggregator, extract_answer=extract_answer, budget=budget,
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
                     seed=seed, schedule=schedule)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress)
 
@@ -394,7 +394,7 @@ def solve_batch(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    extract_answer: ExtractAnswer = default_extract_answer,
+    read_answer: Reader = default_reader,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -406,7 +406,7 @@ def solve_batch(
 
     See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
-    solver = Solver(strategy, generator, reward_model, aggregator, extract_answer=extract_answer, budget=budget,
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
                     seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     return solver.solve_batch(problems, journal=journal, progress=progress)
 
@@ -418,7 +418,7 @@ def stream(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    extract_answer: ExtractAnswer = default_extract_answer,
+    read_answer: Reader = default_reader,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -427,6 +427,6 @@ def stream(
     progress: bool = False,
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
-    solver = Solver(strategy, generator, reward_model, aggregator, extract_answer=extract_answer, budget=budget,
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
                     seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress)

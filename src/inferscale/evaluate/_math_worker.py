@@ -10,6 +10,7 @@ import faulthandler
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from importlib import import_module
@@ -32,7 +33,9 @@ def main(cpu_seconds: float, seconds: float, memory_bytes: int) -> None:
     math_verify = import_module("math_verify")
 
     def parsed(answer: str) -> Any:
-        return math_verify.parse(answer if "$" in answer else f"${answer}$", parsing_timeout=None)
+        answer = re.sub(r"\\mathrm\s*\{(\w)\}", r"\1", answer)
+        found = math_verify.parse(answer if "$" in answer else f"${answer}$", parsing_timeout=None)
+        return found if _is_whole(found, answer) else []
 
     def reply(message: dict[str, bool]) -> None:
         replies.write(json.dumps(message) + "\n")
@@ -44,12 +47,30 @@ def main(cpu_seconds: float, seconds: float, memory_bytes: int) -> None:
         _limit_processor(cpu_seconds)
         request = json.loads(line)
         first, second = parsed(request["first"]), parsed(request["second"])
-        # verify() is not symmetric: an inequality is compared with an interval in one direction only
-        pairs = ((first, second), (second, first))
-        same = any(math_verify.verify(gold, answer, timeout_seconds=None) for gold, answer in pairs)
+        same = math_verify.verify(second, first, timeout_seconds=None) and not _far_apart(first, second)
         _limit_processor(0)
         faulthandler.cancel_dump_traceback_later()
         reply({"same": bool(same)})
+
+
+def _is_whole(found: list[Any], answer: str) -> bool:
+    """Whether no letter or digit of the answer was passed over: a part of an answer is another answer."""
+
+    def signs(text: str) -> int:
+        return len(re.findall(r"[A-Za-z0-9]", re.sub(r"\\[A-Za-z]+", "", text)))
+
+    texts = [item for item in found if isinstance(item, str)]
+    return not texts or max(map(signs, texts)) >= signs(answer)
+
+
+def _far_apart(first: list[Any], second: list[Any]) -> bool:
+    """Whether two numbers differ by more than a millionth of the greater: math-verify rounds to six places."""
+    numbers = [item for pair in (first, second) for item in pair[:1] if getattr(item, "is_number", False)]
+    if len(numbers) != 2:
+        return False
+    one, two = (number.evalf(30) for number in numbers)
+    size = max(abs(one), abs(two))
+    return bool(size.is_finite and size > 0 and abs(one - two) > size * 1e-6)
 
 
 def _limit_processor(seconds: float) -> None:

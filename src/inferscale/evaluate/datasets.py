@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from inferscale.answers import extract_answer, normalize_answer
+from inferscale.answers import normalize_answer, read_answer
 from inferscale.tree import Problem
 
 
@@ -52,7 +52,7 @@ class AnswerReader:
 
     def __call__(self, text: str) -> str | None:
         """The answer, or ``None`` if there is none."""
-        return extract_answer(text.split(self.stop, 1)[0] if self.stop else text)
+        return read_answer(text.split(self.stop, 1)[0] if self.stop else text)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PromptStyle:
         return Problem(self.prompt(example.question), example.answer, example.id or None)
 
     def reader(self) -> AnswerReader:
-        """Reader of answers for prompts of this style, to pass as `extract_answer`."""
+        """Reader of answers for prompts of this style, to pass as `read_answer`."""
         return AnswerReader(self.stop)
 
     def _filled(self, question: str) -> str:
@@ -225,7 +225,7 @@ def math_example(row: Row, number: int) -> Example:
     r"""A row of MATH (Hendrycks et al. 2021, arXiv:2103.03874): gold from ``answer``, else the last ``\boxed``."""
     question, solution = _question(row["problem"], number), _text(row.get("solution"))
     given = row.get("answer")
-    answer = extract_answer(solution) if given in (None, "") else _gold(given, number)
+    answer = read_answer(solution) if given in (None, "") else _gold(given, number)
     if not answer:
         raise ValueError(f"row {number} of MATH has neither an answer nor a solution with \\boxed{{...}}")
     level = _text(row.get("level")).removeprefix("Level ")

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
-from inferscale.answers import MAX_ANSWER_CHARS, parse_number, same_answer
+from inferscale.answers import MAX_ANSWER_CHARS, brackets, is_range, is_relation, parse_number, same_answer
 
 _OUT_OF_TIME = getattr(signal, "SIGPROF", 0)
 _WORKER = Path(__file__).with_name("_math_worker.py")
@@ -122,6 +122,7 @@ def _read_lines(process: subprocess.Popen[str], replies: _Lines) -> None:
 
 Verdict: TypeAlias = Literal["same", "different", "timeout", "crash", "skipped"]
 
+_BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\$?\s*$")  # 101_2 is not 101_3, whose subscripts math-verify leaves out
 _SPECIAL_FLOAT = re.compile(r"\d\s*[eE]\s*[-+]?\s*\d{4,}")  # 1e999999999: math-verify reads 1
 _CACHE_SIZE = 65536
 
@@ -148,13 +149,15 @@ class GradingStats:
 
 
 class MathGrader:
-    """Symbolic equivalence of two answers: ``grader(first, second) -> bool``, symmetric.
+    """Symbolic equivalence of an answer and the gold answer: ``grader(answer, gold) -> bool``.
 
-    Equal normal forms are the same; two plain numbers with different ones are not; all other pairs go to math-verify
-    in a worker process, which is killed and replaced when it needs longer than `timeout` or too much memory. What
-    could not be decided counts as different and is counted in `stats`. Nothing is unpickled or executed: worker and
-    parent speak JSON. It may be called from any thread (calls wait for a free worker), from a running event loop
-    (which waits; use ``asyncio.to_thread(grader, a, b)`` to let it go on) and from notebooks.
+    What `same_answer` accepts is the same; two plain numbers that it does not are different, and so are an equation and
+    a value, a tuple and a set, and other shapes that differ. All other pairs go to math-verify, gold answer first, in a
+    worker process, which is killed and replaced when it needs longer than `timeout` or too much memory; an answer that
+    was not read whole, and numbers that agree in six places alone, are different. What could not be decided counts as
+    different and is counted in `stats`. Nothing is unpickled or executed: worker and parent speak JSON. It may be
+    called from any thread (calls wait for a free worker), from a running event loop (which waits; use
+    ``asyncio.to_thread(grader, a, b)`` to let it go on) and from notebooks.
 
     Attributes:
         timeout: Most processor time for one pair, in seconds.
@@ -206,7 +209,7 @@ class MathGrader:
 
     def judge(self, first: str, second: str) -> Verdict:
         """The verdict, with the reason when there is none: ``"timeout"``, ``"crash"`` or ``"skipped"``."""
-        pair = (first, second) if first <= second else (second, first)
+        pair = first, second
         with self._lock:
             known = self._cache.get(pair)
         if known is not None:
@@ -267,6 +270,16 @@ def _by_normal_form(first: str, second: str) -> Verdict | None:
     if max(len(first), len(second)) > MAX_ANSWER_CHARS or not first.strip() or not second.strip():
         return "different"
     if parse_number(first) is not None and parse_number(second) is not None:
+        return "different"
+    shapes = brackets(first), brackets(second)
+    if shapes[0] != shapes[1] and all(shapes):  # a pair is no set, an open interval no closed one
+        return "different"
+    if is_relation(first) != is_relation(second) and not (
+        any(shapes) or is_range(first) or is_range(second)
+    ):  # an equation is not its right side
+        return "different"
+    bases = _BASE.search(first), _BASE.search(second)
+    if bases[0] and bases[1] and bases[0][0] != bases[1][0]:
         return "different"
     if _SPECIAL_FLOAT.search(first) or _SPECIAL_FLOAT.search(second):
         return "different"

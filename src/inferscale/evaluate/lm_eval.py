@@ -19,7 +19,7 @@ from typing import Any
 
 from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import answer_before, extract_answer, text_before
+from inferscale.answers import answer_before, read_answer, text_before
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.solver import solve_batch
 from inferscale.tree import Problem
@@ -83,7 +83,7 @@ class SearchModel:
     def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
         results = solve_batch(
             problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
-            extract_answer=partial(answer_before, read=extract_answer, stops=stops), seed=self.seed, progress=progress,
+            read_answer=partial(answer_before, read=read_answer, stops=stops), seed=self.seed, progress=progress,
         )  # fmt: skip
         return [text_before(result.text, stops) for result in results]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from inferscale.aggregators import MajorityVote, SameAnswer
-from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.answers import read_answer as default_reader
 from inferscale.answers import same_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
@@ -156,7 +156,7 @@ def run_evaluation(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    extract_answer: Callable[[str], str | None] = default_extract_answer,
+    read_answer: Callable[[str], str | None] = default_reader,
     same_answer: SameAnswer = same_answer,
     budget: Budget | None = None,
     seed: int = 0,
@@ -182,7 +182,7 @@ def run_evaluation(
         directory: The run's folder, made if it is not there.
         reward_model: As in `solve_batch`.
         aggregator: As in `solve_batch`.
-        extract_answer: As in `solve_batch`.
+        read_answer: As in `solve_batch`.
         same_answer: Called with an answer and the gold answer: `inferscale.same_answer`, or a `MathGrader`.
         budget: The most that each problem may cost.
         seed: Any integer.
@@ -203,11 +203,11 @@ def run_evaluation(
     if not given:
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()
-    solver = Solver(strategy, generator, reward_model, vote, extract_answer=extract_answer, budget=budget, seed=seed,
+    solver = Solver(strategy, generator, reward_model, vote, read_answer=read_answer, budget=budget, seed=seed,
                     schedule=schedule, batch_size=batch_size)  # fmt: skip
     identity = {
         "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
-        "aggregator": describe(vote), "extract_answer": describe(extract_answer),
+        "aggregator": describe(vote), "read_answer": describe(read_answer),
         "same_answer": str(describe(same_answer)), "budget": describe(budget),
         "seed": operator.index(seed), "config": dict(config or {}),
     }  # fmt: skip

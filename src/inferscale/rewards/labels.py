@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from inferscale.answers import extract_answer, same_answer
+from inferscale.answers import read_answer, same_answer
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
@@ -161,7 +161,7 @@ def answers_gold(problem: Problem, text: str) -> bool:
     """
     if problem.answer is None:
         raise ValueError(f"the problem {problem.prompt!r:.80} has no gold answer: give one, or check_solution=...")
-    found = extract_answer(text)
+    found = read_answer(text)
     return found is not None and same_answer(found, problem.answer)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from inferscale.aggregators import SameAnswer, group_answers
-from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.answers import read_answer as default_reader
 from inferscale.answers import same_answer as default_same_answer
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
@@ -187,7 +187,8 @@ def _evidence(
     if len(known) != len(answers):
         raise ValueError(f"{len(known)} verdicts for {len(answers)} trajectories of {result.problem.prompt[:60]!r}")
     given = [t.score for t in result.trajectories]
-    missing = any(score is None for score, answer in zip(given, answers, strict=True) if answer is not None)
+    voters = [score for score, answer in zip(given, answers, strict=True) if answer is not None]
+    missing = None in (voters or given)
     scores = None if missing else np.asarray([0.0 if score is None else score for score in given])
     shared, each = _costs(result)
     return Evidence(ids, np.asarray(known, dtype=np.int64), scores, shared, each)
@@ -337,7 +338,7 @@ def scaling_curve(
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] = (0,),
     budget: Budget | None = None,
-    extract_answer: Callable[[str], str | None] = default_extract_answer,
+    read_answer: Callable[[str], str | None] = default_reader,
     same_answer: SameAnswer = default_same_answer,
     batch_size: int | None = 64,
     model: str = "",
@@ -358,7 +359,7 @@ def scaling_curve(
         sizes: Numbers of samples of the sampling curve; by default the powers of two, and N.
         seeds: Each strategy is run once for each; a problem counts with its mean over them.
         budget: The most that each problem may cost.
-        extract_answer: Reads the answer out of a completion.
+        read_answer: Reads the answer out of a completion.
         same_answer: `inferscale.same_answer`, or a `MathGrader`.
         batch_size: Problems searched at the same time.
         model: Name of the policy, for the points.
@@ -372,7 +373,7 @@ def scaling_curve(
     for strategy in strategies:
         runs = [
             solve_batch(
-                problems, strategy, generator, reward_model=reward_model, extract_answer=extract_answer,
+                problems, strategy, generator, reward_model=reward_model, read_answer=read_answer,
                 budget=budget, seed=seed, batch_size=batch_size, progress=progress,
             )
             for seed in seeds

@@ -208,7 +208,7 @@ class CompletionRequest:
             service.generator,
             service.reward_model if judged else None,
             aggregator,
-            extract_answer=partial(answer_before, read=service.extract_answer, stops=stops),
+            read_answer=partial(answer_before, read=service.read_answer, stops=stops),
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
         )

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from inferscale.answers import extract_answer as default_extract_answer
+from inferscale.answers import read_answer as default_reader
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
-from inferscale.engine.result import ExtractAnswer
+from inferscale.engine.result import Reader
 from inferscale.engine.solver import Solver
 from inferscale.evaluate.parts import make_strategy, make_vote
 
@@ -77,7 +77,7 @@ class Service:
         api_key: The key that clients must present (``Authorization: Bearer ...``); without it only clients on this
             machine are served.
         prompt_end: Text that every prompt must end with; it is added where it is missing.
-        extract_answer: Reads the answer out of a completion.
+        read_answer: Reads the answer out of a completion.
     """
 
     generator: Generator
@@ -91,7 +91,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = field(default=None, repr=False)
     prompt_end: str = ""
-    extract_answer: ExtractAnswer = default_extract_answer
+    read_answer: Reader = default_reader
 
     def __post_init__(self) -> None:
         """Refuse a default that could not be served."""
@@ -104,7 +104,7 @@ class Service:
         """Return the search that requests get which say nothing of it."""
         return Solver(
             self.make_strategy(), self.generator, self.reward_model, self.make_vote(),
-            extract_answer=self.extract_answer, budget=self.limits.budget, seed=self.seed,
+            read_answer=self.read_answer, budget=self.limits.budget, seed=self.seed,
         )  # fmt: skip
 
     def make_strategy(self, text: str | None = None, width: int | None = None) -> SearchStrategy:

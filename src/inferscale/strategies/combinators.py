@@ -12,13 +12,13 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from inferscale.answers import extract_answer, normalize_answer
+from inferscale.answers import normalize_answer, read_answer
 from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, expand, gather, limit, score
 from inferscale.tree import Node
 
 from .checks import check_choice, check_counts, check_members
-from .sampling import ExtractAnswer, answers_of
+from .sampling import Reader, answers_of
 
 Accept: TypeAlias = Callable[[Sequence[Node]], bool]
 
@@ -201,14 +201,14 @@ class ComputeOptimal(SearchStrategy):
         thresholds: Difficulties between the bins, ascending; one fewer than strategies.
         num_probes: Samples that estimate the difficulty.
         measure: As in `difficulty`.
-        extract_answer: The function given to `solve`; read for ``measure="agreement"`` alone.
+        read_answer: The function given to `solve`; read for ``measure="agreement"`` alone.
     """
 
     strategies: tuple[SearchStrategy, ...]
     thresholds: tuple[float, ...]
     num_probes: int = 4
     measure: Measure = "score"
-    extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
+    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "num_probes")
@@ -244,7 +244,7 @@ class ComputeOptimal(SearchStrategy):
         if not probes:
             return len(self.thresholds)
         scores = [probe.score for probe in probes] if self.measure == "score" else []
-        return bisect_left(self.thresholds, difficulty(scores, answers_of(probes, self.extract_answer), self.measure))
+        return bisect_left(self.thresholds, difficulty(scores, answers_of(probes, self.read_answer), self.measure))
 
 
 @dataclass(frozen=True)

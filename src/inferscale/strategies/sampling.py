@@ -14,14 +14,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from inferscale.answers import extract_answer, normalize_answer
+from inferscale.answers import normalize_answer, read_answer
 from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, expand
 from inferscale.tree import Node
 
 from .checks import check_choice, check_counts
 
-ExtractAnswer: TypeAlias = Callable[[str], str | None]
+Reader: TypeAlias = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RepeatedSampling(SearchStrategy):
         return expand([root], self.n, until="end")
 
 
-def answers_of(leaves: Sequence[Node], extract: ExtractAnswer) -> list[str | None]:
+def answers_of(leaves: Sequence[Node], extract: Reader) -> list[str | None]:
     """The normal form of each leaf's answer; ``None`` for an unfinished leaf or one without."""
     answers = [extract(leaf.text) if leaf.is_finished else None for leaf in leaves]
     return [None if answer is None else normalize_answer(answer) for answer in answers]
@@ -81,14 +81,14 @@ class AdaptiveConsistency(SearchStrategy):
         threshold: The probability that must be reached.
         rule: ``"beta"`` compares the two leading answers, ``"dirichlet"`` the leader with the next four.
         num_parallel: Samples drawn at a time; 1 is the paper's, more saves model calls.
-        extract_answer: The function given to `solve`, which does not hand it to the search.
+        read_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     n: int = 40
     threshold: float = 0.95
     rule: Literal["beta", "dirichlet"] = "beta"
     num_parallel: int = 1
-    extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
+    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "n", "num_parallel")
@@ -104,7 +104,7 @@ class AdaptiveConsistency(SearchStrategy):
             drawn += block
             new = yield from expand([root], block, until="end")
             leaves += new
-            for answer in answers_of(new, self.extract_answer):
+            for answer in answers_of(new, self.read_answer):
                 if answer is not None:
                     votes[answer] += 1
                 decided = decided or self.decides(list(votes.values()))
@@ -174,12 +174,12 @@ class EarlyStoppingConsistency(SearchStrategy):
     Attributes:
         window: Samples in a window (the paper: 8 on MATH, 5 elsewhere).
         n: Most samples; what does not fill a window is not drawn.
-        extract_answer: The function given to `solve`, which does not hand it to the search.
+        read_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     window: int = 5
     n: int = 40
-    extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
+    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "window", "n")
@@ -193,7 +193,7 @@ class EarlyStoppingConsistency(SearchStrategy):
         leaves = list[Node]()
         for _ in range(self.n // self.window):
             new = yield from expand([root], self.window, until="end")
-            answers = answers_of(new, self.extract_answer)
+            answers = answers_of(new, self.read_answer)
             if len(new) == self.window and answers[0] is not None and len(set(answers)) == 1:
                 return new
             leaves += new
@@ -327,7 +327,7 @@ class DeepConf(SearchStrategy):
         consensus: Share of the votes at which it stops; ``None`` samples all.
         num_parallel: Traces sampled at a time after the warm-up.
         max_depth: Most steps in a path.
-        extract_answer: The function given to `solve`, which does not hand it to the search.
+        read_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     num_warmup: int = 16
@@ -337,7 +337,7 @@ class DeepConf(SearchStrategy):
     consensus: float | None = 0.95
     num_parallel: int = 16
     max_depth: int = 40
-    extract_answer: ExtractAnswer = field(default=extract_answer, repr=False)
+    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "num_warmup", "n", "window", "num_parallel", "max_depth")
@@ -390,5 +390,5 @@ class DeepConf(SearchStrategy):
         return total / max(tokens, 1)
 
     def _agreed(self, leaves: Sequence[Node]) -> bool:
-        votes = Counter(answer for answer in answers_of(leaves, self.extract_answer) if answer is not None)
+        votes = Counter(answer for answer in answers_of(leaves, self.read_answer) if answer is not None)
         return self.consensus is not None and max(votes.values(), default=0) >= self.consensus * votes.total() > 0

@@ -1,0 +1,327 @@
+r"""Answers in the manner of real models: ten kinds of text, each with what a person reads in it."""
+
+import pytest
+
+from inferscale import Generator, RepeatedSampling, Step, solve
+from inferscale.aggregators import group_answers
+from inferscale.answers import (
+    Choice,
+    Code,
+    Expression,
+    Number,
+    Text,
+    YesNo,
+    answer_of,
+    complete_part,
+    read_answer,
+    same_answer,
+)
+
+BOXED = [
+    (r"Adding both sides gives $x = 7$. Therefore the answer is $\boxed{7}$.", "7"),
+    (r"So we have found that $$\boxed{\frac{3}{8}}$$ as required.", r"\frac{3}{8}"),
+    (r"The area is $\boxed{24\text{ cm}^2}$.", "24 cm^2"),
+    (r"First I get \boxed{12} for the side. But the question asks for the area, so it is \boxed{144}.", "144"),
+    (r"The roots are \(\boxed{2}\) and \(\boxed{-5}\).", "2, -5"),
+    (r"\[ \boxed{x = 4} \]", "4"),
+    (r"Thus \boxed{\text{Tuesday}} is the day.", "Tuesday"),
+    (r"We conclude $\boxed{(3, -2)}$.", "(3, -2)"),
+    (r"Hence $\boxed{2\sqrt{5}}$ metres are left.", r"2\sqrt{5}"),
+    (r"**Answer:** $\boxed{1,250}$ dollars", "1250"),
+    (r"$\boxed{\dfrac{7}{2}}$ hours, that is three and a half.", "7/2"),
+    (r"The solution set is $\boxed{[-1, 4)}$.", "[-1, 4)"),
+    (r"\boxed{\mathbf{B}}", "B"),
+    (r"So the probability equals $\boxed{0.375}$, i.e. three in eight.", "3/8"),
+    (r"\(\boxed{-\frac{1}{3}}\)", "-1/3"),
+    (r"It follows that $n=\boxed{17}$ and we are done.", "17"),
+    (r"$\boxed{\{1, 4, 9\}}$ are the squares.", "{9, 4, 1}"),
+    (r"The result: \fbox{88}", "88"),
+]
+
+DISPLAY = [
+    ("So the answer is:\n\\[\n\\frac{2}{3}\n\\]", r"\frac{2}{3}"),
+    ("So the answer is:\n$$\n\\frac{2}{3}\n$$\nwhich is about 0.67.", r"\frac{2}{3}"),
+    ("The final answer is:\n\n\\[ x = 12 \\]", "12"),
+    ("Therefore, the value is\n$$\n5\\sqrt{2}\n$$", r"5\sqrt{2}"),
+    ("Simplifying:\n\\[\n2 + 2 = 4\n\\]\nThe answer is:\n\\[\n4\n\\]", "4"),
+    ("The answer is\n\\begin{equation}\n\\frac{9}{4}\n\\end{equation}", "9/4"),
+    ("Therefore, $x = \\frac{1+\\sqrt{5}}{2}$.", r"\frac{1+\sqrt{5}}{2}"),
+    ("Hence the length is $\\sqrt{3}$.", r"\sqrt{3}"),
+    ("Solving, we find $x=3$ or $x=-2$.", "-2"),
+    ("$x=3$ or $x=-2$", "x = -2, x = 3"),
+    ("$\\sqrt{3}$", r"\sqrt{3}"),
+    ("The final answer is $5x - 3y + 9 = 0$.", "5x - 3y + 9 = 0"),
+    ("The answer is $y = 2x + 1$.", "2x + 1"),
+    ("So the answer is:\n\\[\n\\text{Friday}\n\\]", "Friday"),
+    ("Thus the answer is \\(\\frac{5}{6}\\).", "5/6"),
+    ("The answer is $(2, 5)$.", "(2, 5)"),
+]
+
+MARKDOWN = [
+    ("**Final Answer:** 42", "42"),
+    ("### Answer\n\nThe answer is **18**.", "18"),
+    ("**Answer: 7**", "7"),
+    ("Answer:\n- 42", "42"),
+    ("Answer:\n* 42", "42"),
+    ("The answer is `15`.", "15"),
+    ("1. Each box holds 6.\n2. There are 4 boxes.\n\n**The answer is 24.**", "24"),
+    ("*Answer*: 3/4", "3/4"),
+    ("__Answer:__ 9", "9"),
+    ("- Step 1: 3 + 4 = 7\n- Step 2: 7 * 2 = 14\n\n#### 14", "14"),
+    ("**The final answer is: $25**", "25"),
+    ("> The answer is 11.", "11"),
+    ("## Solution\n\nTotal: 5 + 6 = 11 marbles\n\n**Answer:** 11 marbles", "11"),
+    ("| item | price |\n|---|---|\n| pen | 3 |\n\nThe total cost is $9.", "9"),
+    ("The answer is: **$1,080**", "1080"),
+]
+
+LETTERS = [
+    ("The answer is B because a car moves.", "B"),
+    ("The answer is A since 7 < 9.", "A"),
+    ("option C", "C"),
+    ("**Answer:** (B) 300 K", "B"),
+    (r"\boxed{\text{(A) } 12}", "A"),
+    ("b. 4", "b"),
+    ("[answer: F]", "F"),
+    ("(D)", "D"),
+    ("I think the correct option is D.", "D"),
+    ("Let us rule out A and B. The correct answer is C.", "C"),
+    ("Answer: A) Paris", "A"),
+    (r"The energy changes, so \boxed{\Delta E}." + "\nAnswer: D", "D"),
+    ("A. The mitochondria make energy.", "A"),
+    ("The best choice is (C), because it rains.", "C"),
+    ("Both look right at first.\n\n**B**", "B"),
+    ("The answer is (E).", "E"),
+    ("Answer: **C**", "C"),
+    ("After comparing a few options, the answer is d.", "d"),
+    ("C", "C"),
+    (r"$\boxed{C}$", "C"),
+    (r"\boxed{\textbf{(B)}\ 15}", "B"),
+]
+
+VERDICTS = [
+    ("So the answer is no, because 5 > 3.", "no"),
+    ("Yes, a square is a rectangle.", "yes"),
+    ("The answer is yes.", "yes"),
+    ("No. Whales are mammals.", "no"),
+    ("**Answer: No**", "no"),
+    (r"\boxed{\text{Yes}}", "yes"),
+    ("Let me think. Iron sinks in water. So the answer is: no", "no"),
+    ("The statement is false.", "no"),
+    ("True. Every even number is divisible by 2.", "yes"),
+    ("Therefore, the answer is yes, since 12 is even.", "yes"),
+    ("Ships float on water.\n\nFinal answer: yes", "yes"),
+    ("no", "no"),
+    ("The answer is No since nobody lived there in 1200.", "no"),
+]
+
+UNITS = [
+    ("The answer is 5 cm.", "5 cm"),
+    ("The train travels 120 km.", "120 km"),
+    ("Answer: 3.5 kg", "3.5 kg"),
+    ("The answer is 15 square meters.", "15 m^2"),
+    ("So each child gets 4 apples.", "4"),
+    ("The total is 45 dollars.", "45"),
+    ("It takes 30 minutes.", "30 min"),
+    ("The answer is 3 hours and 20 minutes.", "3 hours and 20 minutes"),
+    ("3 hours and 20 minutes", "3 hours and 20 minutes"),
+    ("The angle is 45°.", "45"),
+    ("She saved 20%.", "20"),
+    (r"The answer is $12\text{ m}$.", "12 meters"),
+    ("He drove at 60 mph.", "60 mph"),
+    (r"$\$ 3040$", "3040"),
+    ("1 000", "1000"),
+    ("The price is 2,75 €.", "2.75"),
+    ("The answer is 1 250 000.", "1250000"),
+    ("There are 1.5 million people.", "1500000"),
+    ("The answer is $0.05.", "0.05"),
+]
+
+SEVERAL = [
+    ("The answer is 3 and 5.", "5, 3"),
+    ("The answer is x = 1 or x = -4.", "-4, 1"),
+    (r"The answer is $\{2, 3, 5\}$.", "2, 3, 5"),
+    (r"\boxed{2, -2}", r"\pm 2"),
+    (r"\boxed{x = 2 \text{ or } x = 9}", "9, 2"),
+    (r"The answer is $x = \pm 4$.", "4, -4"),
+    ("The answer is (1, 2) and (3, 4).", "(3, 4), (1, 2)"),
+    (r"\boxed{(1, 2), (3, 4)}", "(1, 2), (3, 4)"),
+    ("$-3 < x < 5$", "(-3, 5)"),
+    (r"The answer is $x \ge 4$.", r"[4, \infty)"),
+    (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
+    ("The answer is $a = 2, b = 3$.", "a=2, b=3"),
+    (r"The answer is $0 \le t < 9$.", "[0, 9)"),
+    (r"$x=1$, $x=2$ and $x=3$", "1, 2, 3"),
+]
+
+PLAIN = [
+    ("Tom has 5 apples and buys 3 more, so he has 5 + 3 = 8 apples.", "8"),
+    ("48 / 2 = 24\n48 + 24 = 72\nThe answer is: 72", "72"),
+    ("Natalia sold 48+24 = <<48+24=72>>72 clips.\n#### 72", "72"),
+    ("He pays $5 and she pays $6.", "6"),
+    ("After the sale, 1,024 tickets are left.", "1024"),
+    ("The temperature fell to -7 degrees.", "-7"),
+    ("Final answer: 3/5 of the cake", "3/5"),
+    ("She needs 2.5 hours.", "2.5 hours"),
+    ("The capital is Paris. The answer is Paris.", "Paris"),
+    ("The answer is Marie Curie.", "Marie Curie"),
+    ("There is nothing to count here.", None),
+    ("I do not know.", None),
+    ("The answer is 07/08/1971.", "07/08/1971"),
+    ("That makes 17 in all. #### 17", "17"),
+    ("Half of 90 is 45. So the answer is 45 points.", "45"),
+    ("The answer is not 12. The answer is 13.", "13"),
+    ("He was born in 1990 and is 30 years old.", "30 years"),
+]
+
+CUT = [
+    (r"First, 3 * 5 = 15, so the total is \boxed{1", None),
+    (r"I found \boxed{12}. Wait, let me check: \boxed{1", None),
+    ("There are 5 boxes with 4 pens each, that is 5 * 4 = 2", None),
+    ("5 * 4 = 20\n20 + 3 = 23\nNow we", None),
+    ("The answer is 12", None),
+    ("The answer is 12.\n\nTo check, 3 * 4", "12"),
+    (r"So it is \boxed{9}. Let me double-che", "9"),
+    ("#### 14\nQuestion: Tom has", "14"),
+    ("The answer is B, bec", None),
+    ("", None),
+    ("The final answer is 3.", None),
+    ("The answer is 8. We can verify th", "8"),
+]
+
+RUN_ON = [
+    ("The answer is 6.\n\nQuestion: A farmer has 9 cows.\nAnswer: The answer is 9.", "6"),
+    ("2 + 2 = 4\n#### 4\n\nQ: What is 3 + 3?\nA: 6\n#### 6", "4"),
+    ("The answer is 30.\n\nProblem: Next, find the area.\nSolution: The answer is 12.", "30"),
+    ("So he has 5.\nThe answer is 5.\n\nHuman: And with 7?\nAssistant: The answer is 7.", "5"),
+    (r"\boxed{8}" + "\n\nQuestion: How many?\n" + r"\boxed{3}", "8"),
+]
+
+DEFAULT = [
+    pytest.param(text, expected, id=f"{kind}-{i}")
+    for kind, cases in {
+        "boxed": BOXED, "display": DISPLAY, "markdown": MARKDOWN, "units": UNITS, "several": SEVERAL, "plain": PLAIN,
+    }.items()
+    for i, (text, expected) in enumerate(cases)
+]  # fmt: skip
+
+
+def agrees(found, expected):
+    return found is None if expected is None else same_answer(found, expected)
+
+
+def test_there_are_texts_of_ten_kinds():
+    kinds = (BOXED, DISPLAY, MARKDOWN, LETTERS, VERDICTS, UNITS, SEVERAL, PLAIN, CUT, RUN_ON)
+    assert len(kinds) == 10
+    assert sum(map(len, kinds)) >= 150
+
+
+@pytest.mark.parametrize(("text", "expected"), DEFAULT)
+def test_the_default_reader_takes_the_best_evidence(text, expected):
+    assert agrees(read_answer(text), expected), read_answer(text)
+
+
+@pytest.mark.parametrize(("text", "expected"), LETTERS)
+def test_a_choice_is_a_letter(text, expected):
+    assert Choice("ABCDEF")(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), LETTERS[:5] + LETTERS[6:7])
+def test_the_default_reader_knows_a_stated_letter(text, expected):
+    assert Choice().same(read_answer(text) or "", expected) or text.startswith("\\boxed")
+
+
+@pytest.mark.parametrize(("text", "expected"), VERDICTS)
+def test_a_verdict_is_yes_or_no(text, expected):
+    assert YesNo()(text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), CUT)
+def test_a_cut_text_abstains_unless_its_answer_was_complete(text, expected):
+    assert agrees(answer_of(read_answer, text, cut=True), expected)
+
+
+def test_a_function_must_read_the_same_in_the_complete_part():
+    last = lambda text: (text.split() or [None])[-1]  # noqa: E731
+    assert answer_of(last, "it is 5.\n", cut=True) == "5."
+    assert answer_of(last, "it is 5.\nBut th", cut=True) is None
+    assert answer_of(last, "it is 5.\nBut th") == "th"
+    assert complete_part("a. b") == "a."
+
+
+@pytest.mark.parametrize(("text", "expected"), RUN_ON)
+def test_what_comes_after_the_next_question_is_not_read(text, expected):
+    assert same_answer(read_answer(text), expected)
+
+
+def test_numbers_of_texts_with_words():
+    assert Number()("The answer is B because 5 > 3.") == "3"
+    assert Number()("It is 3,5 litres.") in ("3,5", "3.5", "3,5 litres")
+    assert Number().same("3,5", "3.5")
+    assert not Number().same("3,5", "35")
+
+
+def test_code_and_text_are_read_whole():
+    reply = "Here:\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds."
+    assert Code()(reply) == "def add(a, b):\n    return a + b"
+    assert Code()("x = 1") == "x = 1"
+    assert Code().read_cut("```python\ndef f(") is None
+    assert Text()("Dear Ann,\n\nthank you.\n") == "Dear Ann,\n\nthank you."
+    assert Text("Summary:")("Notes.\nSummary: short") == "short"
+    assert Text("Summary:")("Notes.") is None
+    assert Text().read_cut("Dear A") is None
+    assert Text().same("Thank  you", "thank you")
+
+
+def test_an_expression_is_read_whole():
+    assert Expression()("Thus $f(x) = x^2 + 3x$ is the answer.") is not None
+    assert same_answer(Expression()(r"So it is $\frac{a+b}{2}$."), r"\frac{a+b}{2}")
+    assert Expression()("The answer is $5x - 3y + 9 = 0$.") == "5x - 3y + 9 = 0"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("5 cm", "5 meters"), ("5 cm", "5 km"), ("5 cm", "5 cm^2"), ("(3,1)", r"\{1,3\}"), ("11a+c", "7=11a+c"),
+        ("0", "x + y - 4z + 2 = 0"), ("101_2", "101_3"), ("[0,1)", "(0,1)"), ("3 hours", "3 days"), ("0.33", "0.34"),
+    ],
+)  # fmt: skip
+def test_what_is_never_the_same(first, second):
+    assert not same_answer(first, second)
+    assert not same_answer(second, first)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("0.0833", "1/12"), ("0.0833333333333333", r"\frac{1}{12}"), ("5 cm", "5"), ("5 centimeters", "5 cm"),
+        ("1 000", "1000"), ("1000,99", "1000.99"), ("3 or -2", "-2, 3"), (r"\frac94", r"\frac{9}{4}"),
+        ("x > 5", r"(5, \infty)"), (r"5 \le x", r"x \geq 5"), ("(a)", "A"), ("Yes.", "yes"), ("7:32", "A:B = 7:32"),
+    ],
+)  # fmt: skip
+def test_what_is_the_same(first, second):
+    assert same_answer(first, second)
+    assert same_answer(second, first)
+
+
+def test_a_group_holds_no_two_units():
+    assert group_answers(["5 km", "5", "5 cm", "5.0", "5 cm"]) == [[0, 1, 3], [2, 4]]
+    assert group_answers(["1/3", "0.3333", "0.33333", "2/6"]) == [[0, 1, 3], [2]]
+
+
+class Trace(Generator):
+    """Samples one text, cut off or ended."""
+
+    def __init__(self, text, finish_reason):
+        self.step = Step(text, (1,), finish_reason=finish_reason)
+
+    def generate(self, requests):
+        return [[self.step] * request.n for request in requests]
+
+
+@pytest.mark.parametrize("reason", ["length", "budget"])
+@pytest.mark.parametrize(("text", "answer"), [("so 5 * 4 = 20, and", None), ("The answer is 20. Let me", "20")])
+def test_a_trajectory_that_was_cut_votes_only_with_a_complete_answer(text, answer, reason):
+    result = solve("?", RepeatedSampling(3), Trace(text, reason))
+    assert [t.answer for t in result.trajectories] == [answer] * 3
+    assert solve("?", RepeatedSampling(1), Trace(text, "eos")).answer == "20"
