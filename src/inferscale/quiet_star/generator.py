@@ -19,7 +19,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, BranchFactory, Limits
 from inferscale.runtime.decoding import Decoder, GeneratorStats, ModelRunner
 from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids
-from inferscale.runtime.prefix_cache import PrefixCache, branch_path, check_cache_options, default_cache_bytes
+from inferscale.runtime.prefix_cache import PrefixCache, branch_path, cache_bytes, check_cache_options
 from inferscale.runtime.sampling import Confidence, Sampler, TokenSampler, choose_sampler
 from inferscale.tree import Node, Step, branch_key
 
@@ -467,7 +467,7 @@ class QuietSTaRGenerator(Generator):
         self._record = record_thoughts
         self._records: dict[int, list[tuple[ThoughtRecord, ...]]] = {}
         check_cache_options(cache, max_cache_bytes)
-        size = default_cache_bytes(quiet.model) if max_cache_bytes is None else max_cache_bytes
+        size = cache_bytes(quiet.model, max_cache_bytes)
         self._cache_bytes = 0 if cache == "none" else size
         self._lock = threading.Lock()
         check_vocabulary(quiet.model, tokenizer)

@@ -30,10 +30,9 @@ from inferscale.runtime.prefix_cache import (
     KeyedPath,
     PrefixCache,
     chain_key,
-    check_cache_options,
-    default_cache_bytes,
+    shared_prefixes,
 )
-from inferscale.runtime.session import Session, checked_session, length_bound, run_in_pieces
+from inferscale.runtime.session import Session, length_bound, run_in_pieces
 from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
@@ -419,18 +418,14 @@ class StepScorer:
         cache: CacheKind,
         max_cache_bytes: int | None,
     ) -> None:
-        check_cache_options(cache, max_cache_bytes)
         rows = checked_rows(micro_batch)
         self._model, self._path_of = model, path_of
         self._charges = Charges(model)
         self._whole: PathScorer = BatchScorer(model, token_score, rows or 32)
-        self._tree: PathScorer | None = None
         self._lock = threading.Lock()
         self._bound = length_bound(model.config)
-        session = checked_session(model) if cache == "tree" else None
-        if session is not None:
-            size = default_cache_bytes(model) if max_cache_bytes is None else max_cache_bytes
-            self._tree = TreeScorer(session, PrefixCache(size), token_score, rows or 64)
+        shared = shared_prefixes(model, cache, max_cache_bytes)
+        self._tree = None if shared is None else TreeScorer(*shared, token_score, rows or 64)
 
     def token_scores(self, nodes: Sequence[Node]) -> list[list[list[float]]]:
         """For each node and each of its steps, the numbers at the step's marks."""

@@ -25,9 +25,9 @@ from inferscale.tree import Node, Step
 from .branch import Branch, BranchFactory, side_by_side
 from .charges import Charges
 from .kv import ROOM, RowBatch
-from .prefix_cache import KeyedPath, PrefixCache, branch_path, check_cache_options, default_cache_bytes
+from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
 from .sampling import Draws, TokenSampler, uniforms
-from .session import Session, checked_session, length_bound, run_halving
+from .session import Session, length_bound, run_halving
 
 
 @dataclass
@@ -448,7 +448,6 @@ class ModelRunner:
         for name, value in (("micro_batch", micro_batch), ("check_every", check_every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: give a positive number")
-        check_cache_options(cache, max_cache_bytes)
         self.model = model
         self.branches = branches
         self.sampler = sampler
@@ -458,12 +457,9 @@ class ModelRunner:
         self._charges = Charges(model)
         self._lock = threading.Lock()
         self._plain = StatelessDecoder(model, self.stats) if decoder is None else decoder(self.stats)
-        self._tree: TreeDecoder | None = None
+        shared = None if decoder is not None else shared_prefixes(model, cache, max_cache_bytes)
+        self._tree = None if shared is None else TreeDecoder(*shared, self.stats)
         self._bound = length_bound(model.config)
-        session = checked_session(model) if cache == "tree" and decoder is None else None
-        if session is not None:
-            size = default_cache_bytes(model) if max_cache_bytes is None else max_cache_bytes
-            self._tree = TreeDecoder(session, PrefixCache(size), self.stats)
 
     @property
     def shares_prefixes(self) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .branch import Branch
 from .kv import Piece, RowBatch
-from .session import Session
+from .session import Session, checked_session
 
 
 def chain_key(previous: int, ids: Sequence[int], kind: int = 0) -> int:
@@ -81,8 +81,8 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self.bytes = 0
         self.evictions = 0
-        self._entries: OrderedDict[tuple[int, int], Piece] = OrderedDict()
-        self._roots: dict[int, set[int]] = {}
+        self._entries: OrderedDict[tuple[int, int], Piece] = OrderedDict()  # by root and name, newest use last
+        self._roots: dict[int, set[int]] = {}  # names of each root, so that a tree is released without a search
 
     def __len__(self) -> int:
         """Number of entries."""
@@ -107,9 +107,11 @@ class PrefixCache:
         tokens = 0
         for place, (name, ids) in enumerate(path.pieces):
             tokens += len(ids)
+            if most is not None and tokens > most:
+                break
             piece = self.piece(path.root, name, ids) if ids else Piece()
-            is_inner = place + 1 < len(path.pieces)
-            if piece is None or (most is not None and tokens > most) or (ids and is_inner and piece.kv is None):
+            # A piece of which the numbers alone were kept is good for its own path, not for one that goes on.
+            if piece is None or (ids and piece.kv is None and place + 1 < len(path.pieces)):
                 break
             found.append(piece)
         return found
@@ -141,12 +143,12 @@ class PrefixCache:
         """
         prompts: dict[tuple[int, tuple[int, ...]], Piece] = {}
         missing: dict[tuple[int, tuple[int, ...]], KeyedPath] = {}
-        for path in paths:
+        for key, path in {(path.root, path.prompt): path for path in paths}.items():
             piece = self.prompt(path)
             if piece is None:
-                missing[path.root, path.prompt] = path
+                missing[key] = path
             else:
-                prompts[path.root, path.prompt] = piece
+                prompts[key] = piece
         for (key, path), piece in zip(missing.items(), session.prefill([ids for _, ids in missing]), strict=True):
             self.put(path.root, path.prompt_key, piece)
             prompts[key] = piece
@@ -194,17 +196,28 @@ class PrefixCache:
             del self._roots[key[0]]
 
 
-def default_cache_bytes(model: Any) -> int:
-    """2 GiB on a CPU, a quarter of the memory of a GPU."""
-    device = model.device
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory) // 4
-    return 2 * 1024**3
-
-
 def check_cache_options(cache: str, max_cache_bytes: int | None) -> None:
-    """Refuses options that name no way of caching."""
+    """Raises ``ValueError`` for options that name no way of caching."""
     if cache not in ("tree", "none"):
         raise ValueError(f'cache={cache!r}: choose "tree" or "none"')
     if max_cache_bytes is not None and max_cache_bytes < 0:
         raise ValueError(f"max_cache_bytes={max_cache_bytes}: give 0 or more")
+
+
+def cache_bytes(model: Any, max_cache_bytes: int | None) -> int:
+    """The budget that is given, or else 2 GiB on a CPU and a quarter of the memory of a GPU."""
+    if max_cache_bytes is not None:
+        return max_cache_bytes
+    on_gpu = model.device.type == "cuda"
+    return int(torch.cuda.get_device_properties(model.device).total_memory) // 4 if on_gpu else 2 * 1024**3
+
+
+def shared_prefixes(model: Any, cache: str, max_cache_bytes: int | None) -> tuple[Session, PrefixCache] | None:
+    """A session and a cache for it, or ``None`` if prefixes are not to be shared, or, with a warning, cannot be.
+
+    Raises:
+        ValueError: If an option does not fit.
+    """
+    check_cache_options(cache, max_cache_bytes)
+    session = checked_session(model) if cache == "tree" else None
+    return None if session is None else (session, PrefixCache(cache_bytes(model, max_cache_bytes)))

@@ -185,7 +185,7 @@ def checked_session(model: Any) -> Session | None:
     except UnsupportedModelError as error:
         warnings.warn(
             f"{type(model).__name__} is run without shared prefixes, slower and with equal results: {error}",
-            stacklevel=4,
+            stacklevel=5,
         )
         return None
     return session
