@@ -1,6 +1,6 @@
-"""What counting costs and how far the counts agree: `FlopCounter` beside the counters that people use.
+"""Cost and agreement of FLOP counters: `FlopCounter` beside those that people use.
 
-Run with ``python -m benchmarks.flops``. A random Llama reads a prompt and decodes one token on its cache, without a
+Run with ``python -m benchmarks.flops``. A random Llama forwards a prompt and decodes one token on its cache, without a
 counter and under each; the order is shuffled in every round. Time is CPU time of the process on one thread, as the
 median of the ratios to the bare forward of the same round. Counts are divided by the count of ``mode="exact"``;
 libraries that count multiply-adds are doubled first. fvcore, calflops and deepspeed take part where they are
@@ -61,7 +61,7 @@ class Forward(nn.Module):
 
 @dataclass(frozen=True)
 class Counted:
-    """What a counter said of one forward, in FLOPs, and how long the counted forward took."""
+    """FLOPs of one forward by a counter, and seconds that the counted forward took."""
 
     flops: float
     seconds: float

@@ -61,7 +61,7 @@ def is_transformers_model(module: nn.Module) -> bool:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """What a data-parallel wrapper holds, or the module itself."""
+    """The module in a data-parallel wrapper, or the module itself."""
     is_wrapper = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
     inner = module.module if is_wrapper else module
     assert isinstance(inner, nn.Module)

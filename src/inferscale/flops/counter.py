@@ -123,13 +123,13 @@ class ThreadMode(threading.local):
         self.users = 0
 
     def push(self) -> None:
-        """Starts counting in this thread, or adds one more user."""
+        """Start counting in this thread, or add one more user."""
         if self.users == 0:
             self.mode.__enter__()  # type: ignore[no-untyped-call]
         self.users += 1
 
     def pop(self) -> None:
-        """Takes one user away, and stops counting when it was the last one."""
+        """Take one user away, and stop counting when it was the last one."""
         if self.users == 0:
             raise RuntimeError("an exact FlopCounter must be left in the thread in which it was entered: use bind()")
         self.users -= 1
@@ -138,7 +138,7 @@ class ThreadMode(threading.local):
 
 
 def _on_operator(operator: Any, flops: OpFlops | None) -> None:
-    """Hands what a thread's dispatch mode sees to the counters that are active there."""
+    """Hand what a thread's dispatch mode sees to the counters that are active there."""
     for counter, scope in active().items():
         if counter.mode != "analytic":
             counter._on_operator(scope, operator, flops)
@@ -240,7 +240,7 @@ class ModelHooks:
             self._hook(layer, self._before_layer, self._after)
 
     def remove(self) -> None:
-        """Takes the hooks away again."""
+        """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
 
@@ -286,7 +286,7 @@ class ModelHooks:
             self._begin(Call(self, module, shape.phase), shape.tally, shape.is_opaque)
 
     def _begin(self, call: Call, tally: Callable[[ModelSpec | None], Tally] | None, is_opaque: bool = False) -> None:
-        """Tells the counters that count here of a forward, and those that do not of what they miss.
+        """Tell the counters that count here of a forward, and those that do not of what they miss.
 
         Args:
             call: The forward.
@@ -323,7 +323,7 @@ class ModelHooks:
                     )
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
-        """Ends the innermost forward of this model if it was a call of `module`, and what was left open inside.
+        """End the innermost forward of this model if it was a call of `module`, and what was left open inside.
 
         An interrupted forward (``KeyboardInterrupt``) runs no hooks: its call is taken back with the one around it, or
         when the next counter opens.
@@ -365,7 +365,7 @@ _strangers: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()  # hoo
 
 
 def _sync_hooks() -> None:
-    """Gives hooks to the models that open counters watch and to the strangers among the others, and to nothing else.
+    """Keep hooks on the models that open counters watch and on strangers (models that none watches); drop all others.
 
     torch has hooks on all modules at once, but these run for every layer (a decoding step of a small model takes 10 %
     longer), and compiled models complain of them. So transformers models that nobody watches are found: those that
@@ -397,7 +397,7 @@ def _sync_hooks() -> None:
 
 
 def _on_construction(module: nn.Module, name: str, part: nn.Module | None) -> None:
-    """Gets to know a model of transformers, and looks after it if a counter is open: a part of it has been built."""
+    """Register a model of transformers, a part of which has been built; hook it up if a counter is open."""
     if _known is not None and hasattr(type(module), "base_model_prefix") and module not in _known:
         with _lock:
             _known.add(module)
@@ -406,7 +406,7 @@ def _on_construction(module: nn.Module, name: str, part: nn.Module | None) -> No
 
 
 def _before_stranger(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Tells the counters that count here of a model that they do not watch; its parts are part of the same news."""
+    """Tell the counters that count here of a model that they do not watch; its parts are not named again."""
     if not torch.compiler.is_compiling() and not _calls.get():
         counters = active()
         for counter in counters:
@@ -426,7 +426,7 @@ def _after_stranger(module: nn.Module, args: tuple[Any, ...], result: Any) -> No
 
 
 class Clock:
-    """Adds up wall-clock seconds between `start` and `stop`; overlapping blocks count once.
+    """Wall-clock seconds between `start` and `stop`; overlapping blocks count once.
 
     On a GPU the kernels of a block may still run when it ends. A pair of events on the current stream tells how long
     they took; they are waited for when `seconds` is asked for, not before.
@@ -441,14 +441,14 @@ class Clock:
         self._unread: list[tuple[float, Any, Any]] = []  # seconds on the CPU, and the events around them
 
     def start(self) -> None:
-        """Begins a block."""
+        """Begin a block."""
         with self._lock:
             self._open += 1
             if self._open == 1:
                 self._started, self._event = time.perf_counter(), _event()
 
     def stop(self) -> None:
-        """Ends a block."""
+        """End a block."""
         with self._lock:
             self._open -= 1
             if self._open == 0:
@@ -469,7 +469,7 @@ class Clock:
             return self._seconds + (time.perf_counter() - self._started if self._open else 0.0)
 
     def reset(self, seconds: float = 0.0) -> None:
-        """Starts again from `seconds`, an open block from now."""
+        """Start again from `seconds`, an open block from now."""
         with self._lock:
             self._seconds = seconds
             self._unread.clear()
@@ -490,7 +490,7 @@ def _event() -> Any:
 
 
 def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:
-    """Tells the active counters what a generator knows and a forward does not show.
+    """Tell the active counters of tokens that a generator knows and a forward does not show.
 
     Args:
         model: The model, or what holds it as ``.model``.
@@ -506,7 +506,7 @@ def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:
 
 
 class FlopCounter(Report):
-    """Counts FLOPs of the watched models, by scope, model and phase, as exact integers.
+    """A counter of FLOPs of the watched models, by scope, model and phase, as exact integers.
 
     Enter it with ``with``, as often as wanted and inside of one another; counts add up until `reset`. It follows
     asyncio tasks by itself and threads through `bind`. One multiply-add is 2 FLOPs, and only matrix products count.
@@ -532,7 +532,7 @@ class FlopCounter(Report):
         display: bool = False,
         **labelled: Any,
     ) -> None:
-        """Finds the models' closed forms; nothing is counted yet.
+        """Find the models' closed forms; nothing is counted yet.
 
         Args:
             models: Models without a label; they are called ``"model"``, ``"generator"`` or ``"reward"``.
@@ -591,7 +591,7 @@ class FlopCounter(Report):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stops counting, unless an outer block of this counter goes on."""
+        """Stop counting, unless an outer block of this counter goes on."""
         self._clock.stop()
         own = [block for block in _blocks.get() if block.counter is self and not block.is_scope]
         _leave_block(own[-1] if own else None)
@@ -655,7 +655,7 @@ class FlopCounter(Report):
     def add(
         self, config: Any, *, prompt: int, new: int, n: int = 1, shared_prefix: bool = True, model: str = "server"
     ) -> None:
-        """Adds what a served model has done, by its closed form; works inside and outside of the ``with`` block.
+        """Add the work of a served model by its closed form; allowed inside and outside of the ``with`` block.
 
         Args:
             config: The served model's configuration, its dictionary, or a `ModelSpec`.
@@ -685,11 +685,11 @@ class FlopCounter(Report):
 
     @property
     def uncounted(self) -> dict[str, int]:
-        """What ran inside of the counter and is not in its FLOPs, and how often; ``{}`` is what you want to see."""
+        """Names of what ran inside of the counter and is not in its FLOPs, with how often; ``{}`` if all is counted."""
         return dict(self._uncounted)
 
     def reset(self) -> None:
-        """Sets all counts, times and notes back to zero; in an open block the allocator goes on with its peak."""
+        """Set all counts, times and notes back to zero; in an open block the allocator goes on with its peak."""
         self.ledger.leaves.clear()
         self._uncounted.clear()
         self._clock.reset()
@@ -752,7 +752,7 @@ class FlopCounter(Report):
             self.ledger.add(LeafKey(scope, label, phase), tally)
 
     def _miss(self, what: str, advice: str) -> None:
-        """Notes what is not counted, and warns the first time."""
+        """Note something that is not counted, and warn the first time."""
         with self._lock:
             self._uncounted[what] += 1
             is_first = self._uncounted[what] == 1
@@ -760,7 +760,7 @@ class FlopCounter(Report):
             warnings.warn(f"not in this counter's FLOPs: {what}; {advice}", FlopsWarning, stacklevel=2)
 
     def _on_stranger(self, module: nn.Module) -> None:
-        """Notes a transformers model that is not watched; exact mode without any model counts it all the same."""
+        """Note a transformers model that is not watched; exact mode without any model counts it all the same."""
         watched = (hooks for key, hooks in tuple(_hooks.items()) if key in self._labels)
         is_part = any(id(module) in hooks.parts for hooks in watched)
         if is_transformers_model(module) and not is_part and (self._labels or self.mode == "analytic"):
@@ -770,7 +770,7 @@ class FlopCounter(Report):
             )
 
     def _on_forward(self, call: Call, scope: Scope, label: str, tally: Tally) -> None:
-        """Counts a forward by its closed form, or in exact mode only its tokens: the operators are about to come."""
+        """Count a forward by its closed form, or in exact mode only its tokens: the operators are about to come."""
         if self.mode != "analytic":
             if not _thread_mode.users:  # the context came to this thread without bind(), as asyncio.to_thread does it
                 _thread_mode.push()
@@ -782,7 +782,7 @@ class FlopCounter(Report):
         self._write(scope, label, call.phase, tally)
 
     def _on_operator(self, scope: Scope, operator: Any, flops: OpFlops | None) -> None:
-        """Counts an operator under the innermost watched model that is running (exact), or compares it (verify)."""
+        """Count an operator under the innermost watched model that is running (exact), or keep it for `_compare`."""
         if flops is None:
             self._miss(str(operator), "give it a formula with inferscale.flops.register_flop_formula")
             return
@@ -804,7 +804,7 @@ class FlopCounter(Report):
             self._write(scope, self._labels[id(call.hooks.module)], call.phase, tally)
 
     def _compare(self, call: Call) -> None:
-        """Compares the two counts of a forward that has run to its end."""
+        """Compare the two counts of a forward that has run to its end."""
         assert call.hooks is not None
         assert call.verified is not None
         expected, executed = call.verified[self]
@@ -818,7 +818,7 @@ class FlopCounter(Report):
 
 
 def _leave_block(block: Block | None) -> None:
-    """Takes a block away, whether or not blocks that were opened after it are still open."""
+    """Remove a block, whether or not blocks that were opened after it are still open."""
     _blocks.set(tuple(other for other in _blocks.get() if other is not block))
 
 

@@ -27,7 +27,7 @@ Scope: TypeAlias = tuple[tuple[str, Label], ...]
 
 @dataclass(slots=True)
 class Tally:
-    """What was counted in one leaf of the ledger; every field is an integer, and they add up.
+    """The counts in one leaf of the ledger; every field is an integer, and they add up.
 
     Attributes:
         forwards: Calls of the model.
@@ -58,7 +58,7 @@ class Tally:
     numbers_read: int = 0
 
     def add(self, other: Tally) -> None:
-        """Adds `other` to this, field by field."""
+        """Add `other` to this, field by field."""
         # Spelled out, since it runs once for every forward: a loop over the fields takes four times as long.
         self.forwards += other.forwards
         self.sequences += other.sequences
@@ -233,7 +233,7 @@ def chinchilla(tally: Tally, spec: ModelSpec) -> int:
 
 
 def abdelhameed2024(tally: Tally, spec: ModelSpec) -> int:
-    """What arXiv:2412.16260 charges for each token sampled, as its released code computes it.
+    """The charge of arXiv:2412.16260 for each token sampled, as its released code computes it.
 
     C = 2·[2·d·L·(2·(d // heads) + d_ff)] + 2·L·d: the width of one head stands where the width of all heads belongs,
     one of three MLP matrices and the head are missing, and so is the length of the context. Too low by 1.86 times
@@ -321,7 +321,7 @@ def estimate_flops(
 
 
 class LeafKey(NamedTuple):
-    """Where a tally belongs."""
+    """The place of a tally in the ledger."""
 
     scope: Scope
     model: str
@@ -343,7 +343,7 @@ class Ledger:
     leaves: dict[LeafKey, Tally] = field(default_factory=dict)
 
     def add(self, key: LeafKey, tally: Tally) -> None:
-        """Adds to a leaf, a new one if there was none."""
+        """Add to a leaf, a new one if there was none."""
         leaf = self.leaves.get(key)
         if leaf is None:
             self.add_model(key.model)
@@ -351,7 +351,7 @@ class Ledger:
         leaf.add(tally)
 
     def add_model(self, label: str, spec: ModelSpec | None = None) -> None:
-        """Adds a model and, if it is known, its closed form.
+        """Add a model and, if it is known, its closed form.
 
         Raises:
             ValueError: If the label already stands for a different model.
@@ -362,7 +362,7 @@ class Ledger:
             raise ValueError(f"{label!r} already stands for a different model: choose another label for one of the two")
 
     def merge(self, other: Ledger) -> None:
-        """Adds `other`'s tallies to this ledger; a label must stand for the same model in both."""
+        """Add `other`'s tallies to this ledger; a label must stand for the same model in both."""
         for label in other.models:
             self.add_model(label, other.specs.get(label))
         for key, tally in other.leaves.items():

@@ -167,7 +167,7 @@ _actions: dict[Any, Action] = {}
 
 
 def _action(func: Any) -> Action:
-    """What to do with an operator; remembered, except where a formula may still be registered for it."""
+    """The treatment of an operator; remembered, except where a formula may still be registered for it."""
     formula = _formula(func)
     if not isinstance(func, torch._ops.OpOverload):  # flex attention and other operators of higher order
         return formula or "unknown"
@@ -206,7 +206,7 @@ def _formula(func: Any) -> Formula | None:
 
 
 class ExactMode(TorchDispatchMode):
-    """Counts the operators of the thread that it is pushed in.
+    """A dispatch mode that counts the operators of the thread that it is pushed in.
 
     It sees what reaches the dispatcher below autograd. Operators that torch itself puts together out of others are
     taken apart (``decompose``), and their parts come back here; a kernel with a formula is counted as a whole.
@@ -217,7 +217,7 @@ class ExactMode(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, record: Callable[[Any, OpFlops | None], None]) -> None:
-        """Calls `record` with each operator that counts, and its FLOPs.
+        """Call `record` with each operator that counts, and its FLOPs.
 
         FLOPs are ``None`` where an operator may hold a matrix product and has no formula.
         """
@@ -226,7 +226,7 @@ class ExactMode(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Leaves `torch.compile` on: without it a model would fall back to eager mode, for good."""
+        """True, so that `torch.compile` stays on: without it a model would fall back to eager mode, for good."""
         return True
 
     def __torch_dispatch__(

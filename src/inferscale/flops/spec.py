@@ -118,7 +118,7 @@ class Flops:
 
 
 class PackedRows(NamedTuple):
-    """What attention does in a forward that packs rows of different lengths into one sequence.
+    """The work of attention in a forward that packs rows of different lengths into one sequence.
 
     A cache that packs rows gives one as its attribute ``packed_rows``; a `FlopCounter` then counts attention by it.
 
@@ -166,7 +166,7 @@ class _Config:
     """One family's configuration as a mapping; a missing size is an error that names it."""
 
     def __init__(self, outer: Mapping[str, Any]) -> None:
-        """Takes the text model's part, if its family has a closed form."""
+        """Take the text model's part, if its family has a closed form."""
         self._values = outer.get("text_config") or outer
         self.family = str(self._values.get("model_type", outer.get("model_type", "")))
         if self.family not in FAMILIES:
