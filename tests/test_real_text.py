@@ -1,5 +1,7 @@
 r"""Answers in the manner of real models: ten kinds of text, each with what a person reads in it."""
 
+import time
+
 import pytest
 
 from inferscale import Generator, RepeatedSampling, Step, solve
@@ -325,3 +327,19 @@ def test_a_trajectory_that_was_cut_votes_only_with_a_complete_answer(text, answe
     result = solve("?", RepeatedSampling(3), Trace(text, reason))
     assert [t.answer for t in result.trajectories] == [answer] * 3
     assert solve("?", RepeatedSampling(1), Trace(text, "eos")).answer == "20"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n```a" * 50_000, "\nQ: " * 50_000, "\\[" * 100_000, "$" * 100_000, "option A " * 50_000, "yes " * 100_000,
+        "(A) " * 100_000, "answer: (" * 50_000, "\\boxed{1} and " * 20_000, "1 000 " * 50_000, "3 hours and " * 50_000,
+    ],
+    ids=lambda text: repr(text[:10]),
+)  # fmt: skip
+def test_hostile_texts_are_read_in_little_time(text):
+    start = time.process_time()
+    for reader in (read_answer, Number(), Choice(), YesNo(), Expression(), Code(), Text()):
+        reader(text)
+        reader.read_cut(text)
+    assert time.process_time() - start < 20

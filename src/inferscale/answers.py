@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar, TypeVar
 
 MAX_ANSWER_CHARS = 512
@@ -521,6 +522,7 @@ _BARE_START = re.compile(r"[-+\u2212\d.(\[{\\$€£¥₹|√±]|[A-Za-z]\w*\s*="
 _JOINED = re.compile(r"[\s,;]*(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad)?[\s,;.]*", re.IGNORECASE)
 
 
+_MAX_QUESTIONS = 8  # headings that are looked at: the first may belong to the solution
 _NEXT_QUESTION = re.compile(
     r"\n\s*(?:[#*]+\s*)?(?:Question|Q|Problem|Exercise|Human|User|Instruction|<\|user\|>)\b\s*\d*[*]*\s*[:.]",
     re.IGNORECASE,
@@ -555,7 +557,7 @@ class AnswerReader(ABC):
 
     def _own(self, text: str) -> str:
         """`text` up to where the model invents a further question, once it has stated its answer to this one."""
-        for match in _NEXT_QUESTION.finditer(text):
+        for match in islice(_NEXT_QUESTION.finditer(text), _MAX_QUESTIONS):
             before = text[: match.start() + 1]
             if self.find(before, stated=True) is not None:
                 return before
@@ -757,9 +759,18 @@ class Code(AnswerReader):
 
     def find(self, text: str, stated: bool = False) -> str | None:
         """Return the code."""
-        blocks = re.findall(r"^[ \t]*(```+|~~~+)[^\n`]*\n(.*?)^[ \t]*\1[ \t]*$", text, re.DOTALL | re.MULTILINE)
-        if blocks:
-            return str(blocks[-1][1]).strip("\n") or None
+        block: list[str] = []
+        last, fence = None, ""
+        for line in text.splitlines():
+            mark = line.strip()
+            if not fence and mark.startswith(("```", "~~~")):
+                fence, block = mark[:3], []
+            elif fence and mark.startswith(fence) and not mark.strip(fence[0]):
+                last, fence = "\n".join(block), ""
+            else:
+                block.append(line)
+        if last is not None:
+            return last.strip("\n") or None
         return None if stated or "```" in text else text.strip("\n") or None
 
     def read_cut(self, text: str) -> str | None:
