@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,15 +22,6 @@ class TransformersModel(Protocol):
         """Where its weights are."""
         ...
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its weights."""
-        ...
-
-    def modules(self) -> Iterator[torch.nn.Module]:
-        """All of its parts."""
-        ...
-
     def get_input_embeddings(self) -> Any:
         """The module that embeds token ids."""
         ...
@@ -46,11 +37,6 @@ class TransformersTokenizer(Protocol):
     @property
     def eos_token_id(self) -> Any:
         """Id that ends a text."""
-        ...
-
-    @property
-    def all_special_tokens(self) -> list[str]:
-        """Tokens that never appear in text."""
         ...
 
     def __call__(self, text: str, *args: Any, **kwargs: Any) -> Any:
