@@ -8,6 +8,7 @@ The training loop: one function of a step number, so that a resumed run equals o
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -309,6 +310,12 @@ def token_loss(model: LlamaForCausalLM, rows: list[Row], exit_layer: int = 0, ex
         early = model.model.norm(output.hidden_states[exit_layer][:, :-1][wanted])
         loss = loss + exit_weight * functional.cross_entropy(model.lm_head(early), targets)
     return loss
+
+
+def report(text: str) -> None:
+    """Writes a line of progress at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def save_checkpoint(run: Run, path: Path) -> None:

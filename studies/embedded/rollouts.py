@@ -23,7 +23,7 @@ from inferscale.zoo import task
 from inferscale.zoo.tokenizer import BOS, EOS, PAD, decode, encode
 
 from .judge import Rollout
-from .train import report
+from .loop import report
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -28,12 +28,6 @@ WATCHED = 2000  # rollouts that the process reward model is watched on instead o
 app = typer.Typer(add_completion=False, help="Train the embedded models; every run resumes from its last checkpoint.")
 
 
-def report(text: str) -> None:
-    """Writes a line of progress at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="policy-xs, policy-s, policy-m, prm-xs or prm-s")],
@@ -81,7 +75,7 @@ def _train_policy(name: str, recipe: Recipe, folder: Path, start_from: Path | No
 
     run = loop.start(recipe)
     _resume(run, folder, start_from)
-    loop.drive(run, folder, report, every)
+    loop.drive(run, folder, loop.report, every)
     _export(run, folder / name, "policy", run.tokens)
 
 
@@ -106,9 +100,9 @@ def _train_judge(
     data = read_rollouts(files)
     random.Random(judge.recipe.seed).shuffle(data)
     watched, data = data[:WATCHED], data[WATCHED:]
-    report(f"branched from step {policy.step}; {len(data)} rollouts to train on, {len(watched)} to watch")
+    loop.report(f"branched from step {policy.step}; {len(data)} rollouts to train on, {len(watched)} to watch")
     loss_of, watch = judging.judge_loss(judge, data), judge_monitor(watched)
-    loop.drive(run, folder, report, every, loss_of=loss_of, on_checkpoint=watch)
+    loop.drive(run, folder, loop.report, every, loss_of=loss_of, on_checkpoint=watch)
     _export(run, folder / name, "process reward model", policy.tokens + run.tokens)
 
 
@@ -134,7 +128,7 @@ def _resume(run: Run, folder: Path, start_from: Path | None) -> None:
     last = start_from or max(folder.glob("step-*.pt"), default=None)
     if last is not None:
         loop.load_checkpoint(run, last)
-        report(f"resumed at step {run.step} from {last}")
+        loop.report(f"resumed at step {run.step} from {last}")
 
 
 def _export(run: Run, folder: Path, kind: str, tokens: int) -> None:
@@ -142,7 +136,7 @@ def _export(run: Run, folder: Path, kind: str, tokens: int) -> None:
 
     command = " ".join(["python -m studies.embedded.train", *sys.argv[1:]])
     card = export(run.model, folder, kind=kind, training_tokens=tokens, command=command)
-    report(f"wrote {card.parameters:,} parameters, {card.size_bytes:,} bytes, to {folder}")
+    print(f"wrote {card.parameters:,} parameters, {card.size_bytes:,} bytes, to {folder}", flush=True)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ class SearchResult:
 
         It is ASCII, so that ``Path("result.html").write_text(result.to_html())`` shows the same in any browser.
         """
-        from inferscale.viz import page
+        from inferscale.viz.html import page
 
         abstained = sum(trajectory.answer is None for trajectory in self.trajectories)
         cost = self.cost
