@@ -321,7 +321,7 @@ def _split(text: str) -> list[str]:
 
 
 def _closes_at(text: str) -> int:
-    """Where the bracket that `text` begins with is closed, or -1; ``[0, 1)`` closes too."""
+    """Position at which the bracket that `text` begins with is closed, or -1; ``[0, 1)`` closes too."""
     depth = 0
     for position, character in enumerate(text):
         if character in "([":
@@ -812,7 +812,7 @@ _NEXT_STEP = re.compile(
 
 
 def _boxes(text: str) -> list[tuple[int, str]]:
-    r"""Where the contents of the last closed ``\boxed{...}`` begin, and what they are, in order."""
+    r"""Start and contents of the last ``\boxed{...}``, in order; "" for one that was never closed."""
     found = []
     for match in _last(_BOX.finditer(text)):
         if match[1] is not None:
@@ -878,7 +878,7 @@ def _phrase_lines(text: str) -> Iterator[str]:
 
 
 def _after_final(text: str) -> Iterator[str]:
-    """What follows "the final answer is" after every box."""
+    """Text that follows "the final answer is" after every box."""
     boxes = _boxes(text)
     start = boxes[-1][0] if boxes else len(text)
     last = next(_last(match for match in _PHRASE.finditer(text, start)), None)

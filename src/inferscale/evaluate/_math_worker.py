@@ -54,7 +54,7 @@ def main(cpu_seconds: float, seconds: float, memory_bytes: int) -> None:
 
 
 def _is_whole(found: list[Any], answer: str) -> bool:
-    """Whether no letter or digit of the answer was passed over: a part of an answer is another answer."""
+    """True if no letter or digit of the answer was passed over: a part of an answer is another answer."""
 
     def signs(text: str) -> int:
         return len(re.findall(r"[A-Za-z0-9]", re.sub(r"\\[A-Za-z]+", "", text)))
@@ -64,7 +64,7 @@ def _is_whole(found: list[Any], answer: str) -> bool:
 
 
 def _far_apart(first: list[Any], second: list[Any]) -> bool:
-    """Whether two numbers differ by more than a millionth of the greater: math-verify rounds to six places."""
+    """True if two numbers differ by more than a millionth of the greater: math-verify rounds to six places."""
     numbers = [item for pair in (first, second) for item in pair[:1] if getattr(item, "is_number", False)]
     if len(numbers) != 2:
         return False

@@ -117,7 +117,7 @@ class RemoteSample(ABC):
             self.finish, self.error = "error", error
 
     def _reason_at_length(self, cut_short: bool) -> FinishReason | None:
-        """Why a sample has ended that the server cut by its length."""
+        """Reason for the end of a sample that the server cut by its length."""
         if self._spent >= self._room or cut_short:
             return "length"
         if self.request.until == "step" and self._spent >= self.limits.step:

@@ -305,7 +305,7 @@ class TreeScorer(PathScorer):
         return [[value for part in path.parts for value in known[path.root, part.key].note] for path in paths]
 
     def unscored(self, paths: Sequence[EncodedPath]) -> list[tuple[int, int, int]]:
-        """What each path adds to those scored before and to those before it in `paths`.
+        """Count what each path adds to those scored before and to those before it in `paths`.
 
         Nodes dropped for room and run again are not counted: the price of a result does not depend on the memory.
         """

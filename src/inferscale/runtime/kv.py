@@ -201,7 +201,7 @@ class UnsupportedModelError(RuntimeError):
 
 
 class Plan(Cache, ABC):
-    """Where a forward's keys and values go, and what its queries see: the cache that the model is given.
+    """Places of a forward's keys and values, and of what its queries see: the cache that the model is given.
 
     Attributes:
         layer: The layer that is running.

@@ -19,7 +19,7 @@ class TransformersModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of its weights."""
         ...
 
     def get_input_embeddings(self) -> Any:

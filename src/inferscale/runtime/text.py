@@ -79,7 +79,7 @@ class PromptFormat:
 
 
 def step_end(text: str, delimiter: str, start: int = 0) -> int:
-    """Where the first step of `text` ends, its delimiter included; -1 if it does not.
+    """End of the first step of `text`, its delimiter included; -1 if it does not.
 
     The delimiter counts at or after `start`, with a character before it that is not blank.
     """
