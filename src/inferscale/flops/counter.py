@@ -381,7 +381,6 @@ def _sync_hooks() -> None:
         library = sys.modules.get("transformers.modeling_utils")
         objects = [] if library is None else gc.get_objects()
         _known = WeakSet(found for found in objects if issubclass(type(found), library.PreTrainedModel))  # type: ignore[union-attr]
-        register_module_module_registration_hook(_on_construction)
     # A model inside of a watched one is counted with it. Among the others are bodies as well as wholes: either may be
     # called.
     watched = set().union(*(hooks.parts for hooks in _hooks.values()))
@@ -398,11 +397,17 @@ def _sync_hooks() -> None:
 
 def _on_construction(module: nn.Module, name: str, part: nn.Module | None) -> None:
     """Register a model of transformers, a part of which has been built; hook it up if a counter is open."""
+    if torch.compiler.is_compiling():  # compiled code must not be guarded by the state of counters
+        return
     if _known is not None and hasattr(type(module), "base_model_prefix") and module not in _known:
         with _lock:
             _known.add(module)
             if _open:
                 _sync_hooks()
+
+
+# With this module, once: compiled code is guarded by the number of these hooks, and is compiled again when it changes.
+register_module_module_registration_hook(_on_construction)
 
 
 def _before_stranger(module: nn.Module, args: tuple[Any, ...]) -> None:
