@@ -279,7 +279,7 @@ def test_hostile_texts_neither_hang_nor_raise(text):
     normalize_answer(text)
     same_answer(text[:MAX_ANSWER_CHARS], text[1:MAX_ANSWER_CHARS])
     assert len(normalize_answer(text[:MAX_ANSWER_CHARS])) <= 4 * MAX_ANSWER_CHARS
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 60  # a quadratic reading takes minutes
 
 
 def test_code_in_an_answer_is_only_text(tmp_path):

@@ -499,17 +499,18 @@ def test_counters_do_not_keep_models_alive():
     assert reference() is None
 
 
-def test_the_hooks_of_a_forward_cost_less_than_20_microseconds(model):
+def test_the_hooks_of_a_forward_call_few_functions(model):
+    """Their time is a ratio in `benchmarks.flops`; what a machine's load cannot change is counted here."""
     with FlopCounter(model):
-        hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
-
-        def both(n):
-            start = time.process_time()
-            for _ in range(n):
-                hooks[0](model, (), {"input_ids": IDS})
-                hooks[1](model, (), None)
-            return (time.process_time() - start) / n
-
-        best = min(both(500) for _ in range(6))
-    if sys.gettrace() is None:  # not under a debugger or coverage
-        assert best < 20e-6
+        before, after = [*model._forward_pre_hooks.values()], [*model._forward_hooks.values()]
+        calls = []
+        for _ in range(2):  # what is looked up once is remembered
+            calls.clear()
+            sys.setprofile(lambda frame, event, value: calls.append(event) if event in ("call", "c_call") else None)
+            try:
+                before[0](model, (), {"input_ids": IDS})
+                after[0](model, (), None)
+            finally:
+                sys.setprofile(None)
+    assert len(before) == len(after) == 1
+    assert 10 < len(calls) <= 90
