@@ -74,7 +74,7 @@ def test_what_cannot_be_called_is_refused():
     with pytest.raises(TypeError, match="not int"):
         RewardFunction(3)
     with pytest.raises(ValueError, match=r"needy needs solution: pass columns=\{'solution'"):
-        RewardFunction(needy)
+        RewardFunction(needy).score([node_of()])
     with pytest.raises(ValueError, match=r"foreign\(a, b\) is neither"):
         RewardFunction(foreign)
 

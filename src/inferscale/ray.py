@@ -12,7 +12,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]
         raise ValueError(f"batch_size={batch_size}: give at least 1")
     equal: dict[str, list[int]] = {}
     for index, problem in enumerate(problems):
-        equal.setdefault(problem.prompt, []).append(index)
+        equal.setdefault(problem.stream, []).append(index)
     batches: list[list[int]] = [[]]
     for places in equal.values():
         if batches[-1] and len(batches[-1]) + len(places) > batch_size:
@@ -53,7 +53,7 @@ def make_batches(problems: Sequence[Problem], batch_size: int) -> list[list[int]
 
 def row_of(batch: Sequence[int], problems: Sequence[Problem]) -> dict[str, str]:
     """Return the row that stands for a batch, for an actor."""
-    return {"places": json.dumps(batch), "problems": json.dumps([asdict(problems[index]) for index in batch])}
+    return {"places": json.dumps(batch), "problems": json.dumps([problems[index].to_dict() for index in batch])}
 
 
 def results_of(rows: Iterator[Mapping[str, str]], total: int, progress: bool) -> Iterator[tuple[int, SearchResult]]:

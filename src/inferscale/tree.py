@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from hashlib import blake2b
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Never, TypeAlias
 
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
 """The reason why a step ended.
@@ -16,26 +18,248 @@ nothing but white space was sampled. ``"error"``: the sample failed (a remote se
 """
 
 
+ROLES = ("system", "user", "assistant", "tool")
+"""Whose a turn of a conversation can be."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A prompt to answer.
+    """A prompt to answer, or a conversation to go on with: ``Problem("How many?")``, ``Problem(messages=[...])``.
+
+    Generators and reward models with a chat template render `messages` each with its own; `prompt` is then the
+    conversation as one text, for whatever has none.
 
     Attributes:
         prompt: The text that the model is given, without special tokens or chat template.
         answer: The gold answer; evaluation and oracle rewards read it, strategies never do.
         id: A name for tables and files.
+        messages: In place of `prompt`, the turns of a conversation as OpenAI and transformers write them:
+            dictionaries with ``"role"`` (system, user, assistant or tool) and ``"content"``, a text or a list of text
+            parts. A last turn of the assistant's is gone on with (prefill). Whatever else a turn holds
+            (``"tool_calls"``, ``"name"``, ``"reasoning_content"``) is kept for the chat template.
+        columns: Further data of the problem for reward functions (TRL's data-set columns): plain data, by name.
+
+    Raises:
+        TypeError: If the answer is no text, or messages or columns are no plain data.
+        ValueError: If there is no prompt, or two, or a turn does not fit.
     """
 
-    prompt: str
+    prompt: str = ""
     answer: str | None = None
     id: str | None = None
+    _: KW_ONLY
+    messages: Sequence[Mapping[str, Any]] | None = None
+    columns: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an empty prompt, and an answer that is no text."""
+        """Refuse what cannot be answered; freeze messages and columns."""
+        if self.messages is not None:
+            turns = _checked_messages(self.messages)
+            text = _conversation_text(turns)
+            if self.prompt and self.prompt != text:
+                raise ValueError(
+                    f"a problem has a prompt or messages, not both: got prompt={self.prompt!r:.60} and {len(turns)} "
+                    "messages (leave the prompt empty)"
+                )
+            object.__setattr__(self, "messages", turns)
+            object.__setattr__(self, "prompt", text)
         if not isinstance(self.prompt, str) or not self.prompt:
-            raise ValueError(f"a problem needs a prompt, a string that is not empty; got {self.prompt!r}")
+            raise ValueError(
+                f"a problem needs a prompt, a string that is not empty, or messages=[...]; got {self.prompt!r:.80}"
+            )
         if self.answer is not None and not isinstance(self.answer, str):
             raise TypeError(f"a problem's answer is a text or None, not {self.answer!r:.80}: write str(answer)")
+        if self.columns is not None:
+            if not isinstance(self.columns, Mapping):
+                raise TypeError(f"columns is a dictionary of plain data by name, not {self.columns!r:.80}")
+            object.__setattr__(self, "columns", _frozen(self.columns, "columns") or None)
+
+    @property
+    def turns(self) -> list[dict[str, Any]]:
+        """A copy of the conversation in plain dictionaries: `messages`, or one user turn that holds the prompt."""
+        if self.messages is None:
+            return [{"role": "user", "content": self.prompt}]
+        turns: list[dict[str, Any]] = _thawed(self.messages)
+        return turns
+
+    @property
+    def prefill(self) -> str:
+        """Text of the assistant's turn that is gone on with, the beginning of every answer; ``""`` if there is none."""
+        last = self.messages[-1] if self.messages else {"role": "user"}
+        return str(last["content"]) if last["role"] == "assistant" else ""
+
+    @property
+    def stream(self) -> str:
+        """The text that names the problem's random streams: the prompt, or the conversation turn by turn."""
+        if self.messages is None:
+            return self.prompt
+        return json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the problem was made with, as plain data for JSON; ``Problem(**data)`` makes it again."""
+        given = {field.name: _thawed(getattr(self, field.name)) for field in fields(self)}
+        if self.messages is not None:
+            del given["prompt"]
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class _FrozenDict(dict[str, Any]):
+    """A dictionary that nobody changes, so that it has a hash; equal to a plain one."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (dict(self),)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Never:
+        raise TypeError("a problem is frozen: make another one with dataclasses.replace(problem, ...)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+class _FrozenList(list[Any]):
+    """A list that nobody changes, so that it has a hash; equal to a plain one."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(tuple(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (list(self),)
+
+    _refuse = _FrozenDict._refuse
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = extend = _refuse
+    insert = pop = remove = clear = reverse = sort = _refuse
+
+
+def _frozen(value: Any, name: str) -> Any:
+    """Return plain data as JSON would keep it, in containers that have a hash.
+
+    Arrays and numbers of NumPy and torch become Python's, tuples lists; NaN and infinity, which JSON does not have,
+    become ``None``.
+
+    Args:
+        value: The data.
+        name: What to call it in errors.
+
+    Raises:
+        TypeError: If something in it is no plain data.
+    """
+    if value is None or type(value) in (str, bool, int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise TypeError(f"{name} has the key {odd[0]!r:.40}: keys are texts")
+        return _FrozenDict({str(key): _frozen(item, f"{name}[{key!r}]") for key, item in value.items()})
+    if isinstance(value, list | tuple):
+        return _FrozenList([_frozen(item, f"{name}[{place}]") for place, item in enumerate(value)])
+    if callable(getattr(value, "tolist", None)):
+        return _frozen(value.tolist(), name)
+    raise TypeError(
+        f"{name} is {type(value).__name__} {value!r:.60}, which JSON has no place for: give texts, numbers, true or "
+        "false, None, lists and dictionaries of these"
+    )
+
+
+def _thawed(value: Any) -> Any:
+    """Return a copy of frozen data in plain lists and dictionaries."""
+    if isinstance(value, dict):
+        return {key: _thawed(item) for key, item in value.items()}
+    return [_thawed(item) for item in value] if isinstance(value, list) else value
+
+
+_RENAMED = {"developer": "system"}  # OpenAI's newer name for the same turn
+
+
+def _checked_messages(messages: object) -> _FrozenList:
+    """Return a conversation with every content as one text, frozen.
+
+    Args:
+        messages: Turns as OpenAI and transformers write them: dictionaries with ``"role"`` and ``"content"``, a text or
+            a list of text parts. Assistant turns may hold ``"tool_calls"`` and then need no content; whatever else a
+            turn holds (``"name"``, ``"tool_call_id"``, ``"reasoning_content"``) is kept for the chat template.
+
+    Raises:
+        TypeError: If it is no list of dictionaries of plain data.
+        ValueError: If a role is unknown, a content is missing or no text, or there is nothing to answer.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise TypeError(
+            f"messages is a list of dictionaries with 'role' and 'content', not {type(messages).__name__} "
+            f"{messages!r:.60}" + (": for a plain text write Problem(prompt)" if isinstance(messages, str) else "")
+        )
+    turns = [_checked_turn(turn, f"messages[{place}]") for place, turn in enumerate(messages)]
+    roles = [turn["role"] for turn in turns]
+    if "user" not in roles:
+        raise ValueError(
+            f"messages holds no user turn ({', '.join(roles) or 'it is empty'}): there is nothing to answer"
+        )
+    last = turns[-1]
+    if last["role"] == "system":
+        raise ValueError("the last of messages is the system's: end with the user's turn, or one of the assistant's "
+                         "to go on with")  # fmt: skip
+    if last["role"] == "assistant" and (last.get("tool_calls") or not last["content"]):
+        what = "calls tools" if last.get("tool_calls") else "is empty"
+        raise ValueError(f"the last of messages, the assistant's turn to go on with, {what}: "
+                         + ("add the tools' turns" if last.get("tool_calls") else "leave it out"))  # fmt: skip
+    return _FrozenList(turns)
+
+
+def _checked_turn(turn: object, name: str) -> _FrozenDict:
+    if not isinstance(turn, Mapping):
+        raise TypeError(f"{name} is a dictionary with 'role' and 'content', not {type(turn).__name__} {turn!r:.60}")
+    given = turn.get("role")
+    role = _RENAMED.get(given, given) if isinstance(given, str) else given
+    if role not in ROLES:
+        raise ValueError(f"{name} has the role {given!r:.40}: choose one of {', '.join(ROLES)}")
+    content = turn.get("content")
+    if content is None and turn.get("tool_calls") and role == "assistant":
+        content = ""
+    fields = {key: value for key, value in turn.items() if value is not None}
+    frozen: _FrozenDict = _frozen({**fields, "role": role, "content": _text(content, role, name)}, name)
+    return frozen
+
+
+def _text(content: object, role: str, name: str) -> str:
+    """The text of a content, whose parts are put together as they stand."""
+    parts = content if isinstance(content, list | tuple) else [{"type": "text", "text": content}]
+    texts: list[str] = []
+    for part in parts:
+        kind = part.get("type", "text" if "text" in part else None) if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) and kind == "text" else part
+        if not isinstance(text, str):
+            if isinstance(kind, str) and kind != "text":
+                raise ValueError(f"{name} holds a part of type {kind!r}: only text is read, no images, sound or files")
+            raise ValueError(f"{name}, of role {role!r}, has the content {content!r:.60}: give a text, or a list of "
+                             'parts {"type": "text", "text": ...}')  # fmt: skip
+        texts.append(text)
+    whole = "".join(texts)
+    if not whole and role in ("user", "system"):
+        raise ValueError(f"{name}, of role {role!r}, is empty: leave it out")
+    return whole
+
+
+def _conversation_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return a conversation as one text, for readers without a chat template.
+
+    One user turn is its text, after what the system said; several turns say whose they are, and the text ends where
+    the assistant's answer begins, or with the assistant's turn that is continued.
+    """
+    head = [turn["content"] for turn in messages if turn["role"] == "system"]
+    said = [turn for turn in messages if turn["role"] != "system"]
+    if len(said) == 1:
+        return "\n\n".join([*head, said[0]["content"]])
+    calls = [[call.get("function", call) for call in turn.get("tool_calls", ())] for turn in said]
+    lines = [
+        f"{turn['role'].capitalize()}: "
+        + "\n".join([turn["content"]] * bool(turn["content"]) + [*map(json.dumps, made)])
+        for turn, made in zip(said, calls, strict=True)
+    ]
+    return "\n\n".join([*head, *lines, *([] if said[-1]["role"] == "assistant" else ["Assistant:"])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +486,7 @@ def branch_key(parent_key: int, draw: int) -> int:
 
 
 def root_key(stream: str) -> int:
-    """Return the 64-bit key of a problem's root, from ``f"{seed}/{prompt}"``."""
+    """Return the 64-bit key of a problem's root, from ``f"{seed}/{problem.stream}"``."""
     return int.from_bytes(blake2b(stream.encode(), digest_size=8).digest(), "little")
 
 

@@ -107,7 +107,7 @@ class SearchResult:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "problem": asdict(self.problem),
+            "problem": self.problem.to_dict(),
             "cost": asdict(self.cost),
             "stopped_by": self.stopped_by,
             "nodes": rows,
@@ -191,7 +191,7 @@ def trajectory(leaf: Node, read_answer: Reader) -> Trajectory:
     answer = None
     if leaf.is_finished and not leaf.is_failed:
         cut = bool(steps) and steps[-1].finish_reason in ("length", "budget")
-        answer = answer_of(read_answer, "".join(step.text for step in steps), cut)
+        answer = answer_of(read_answer, leaf.problem.prefill + "".join(step.text for step in steps), cut)
     if answer is not None and not isinstance(answer, str):
         raise TypeError(f"read_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
     return Trajectory(leaf.problem, steps, step_scores, answer, leaf.score if leaf.is_scored else None)

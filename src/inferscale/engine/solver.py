@@ -36,7 +36,8 @@ class Solver:
     """Everything about a search but the problem, checked once; `solve`, `solve_batch` and `stream` build one each.
 
     A result does not depend on which other problems are solved beside it: random streams derive from
-    ``f"{seed}/{prompt}"`` (and from the occurrence number where a prompt is given more than once).
+    ``f"{seed}/{problem.stream}"``, for a plain prompt ``f"{seed}/{prompt}"`` (and from the occurrence number where a
+    problem is given more than once).
 
     An exception that comes once searches have begun, an interrupt too, has an attribute ``partial``: a list of the
     best so far of the searches under way, and in `solve` and `solve_batch` of the results that were finished.
@@ -308,11 +309,11 @@ class Session:
         if foreign and chosen.fingerprint() != self.solver.fingerprint():
             raise ValueError("a journal holds the searches of one strategy, budget and seed: open another session")
         if occurrence is None:
-            occurrence = self._occurrences[given.prompt]
-            self._occurrences[given.prompt] += 1
+            occurrence = self._occurrences[given.stream]
+            self._occurrences[given.stream] += 1
         again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
         search = Search(
-            self._num_started, given, f"{chosen.seed}{again}/{given.prompt}", chosen.strategy, chosen.budget,
+            self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
             chosen.reward_model is not None, self._journal,
         )  # fmt: skip
         self._num_started += 1
@@ -351,10 +352,10 @@ def as_problem(problem: Problem | str) -> Problem:
     if not isinstance(given, Problem):
         raise TypeError(
             f"a problem is a Problem or a prompt, not {type(given).__name__} {given!r:.80}: "
-            "write Problem(prompt, answer=...)"
+            "write Problem(prompt, answer=...), or Problem(messages=[...])"
         )
     try:
-        given.prompt.encode()
+        given.stream.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the prompt {given.prompt!r:.80} holds half a character (a lone surrogate)") from None
     return given

@@ -225,8 +225,9 @@ def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
     for problem in problems:
-        keys.append(digest([configuration, problem.prompt, problem.answer, seen[problem.prompt]]))
-        seen[problem.prompt] += 1
+        columns = [problem.columns] if problem.columns else []
+        keys.append(digest([configuration, problem.stream, problem.answer, seen[problem.stream], *columns]))
+        seen[problem.stream] += 1
     return keys
 
 

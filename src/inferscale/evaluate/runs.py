@@ -252,9 +252,9 @@ def _left(task: Task, done: Mapping[str, Any]) -> list[int]:
 
     Random streams of equal prompts are told apart by how many came before in the same call.
     """
-    unsolved = {problem.prompt for problem, key in zip(task.problems, task.keys, strict=True) if key not in done}
-    last = {p.prompt: i for i, (p, key) in enumerate(zip(task.problems, task.keys, strict=True)) if key not in done}
-    return [i for i, p in enumerate(task.problems) if p.prompt in unsolved and i <= last[p.prompt]]
+    unsolved = {problem.stream for problem, key in zip(task.problems, task.keys, strict=True) if key not in done}
+    last = {p.stream: i for i, (p, key) in enumerate(zip(task.problems, task.keys, strict=True)) if key not in done}
+    return [i for i, p in enumerate(task.problems) if p.stream in unsolved and i <= last[p.stream]]
 
 
 def _keeping_partial(

@@ -334,5 +334,6 @@ def content_key(node: Node) -> str:
     """A name of what a node says, the same for equal contents: 32 hexadecimal digits."""
     problem = node.problem
     steps = [[step.text, step.token_ids, step.inner_ends, step.finish_reason] for step in node.steps]
-    text = json.dumps([problem.prompt, problem.answer, problem.id, steps], ensure_ascii=False)
+    columns = [problem.columns] if problem.columns else []
+    text = json.dumps([problem.stream, problem.answer, problem.id, steps, *columns], ensure_ascii=False)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -11,19 +11,22 @@ from typing import Any
 
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.functional import Reduction
-from inferscale.tree import Node
+from inferscale.tree import Node, Problem
 
 
 class RewardFunction(RewardModel):
     """Any function as a reward model: ``f(nodes)``, or TRL's ``f(prompts, completions, **columns)``.
 
     A function that takes `completions` is called in TRL's way, with keywords, and is given those of these that it can
-    take: `prompts`, `completions`, `completion_ids`, `answer` (the gold answers), `id`, the columns, and inert
-    `trainer_state`, `log_extra` and `log_metric`. Coroutine functions are run to their end.
+    take: `prompts`, `completions`, `completion_ids`, `answer` (the gold answers), `id`, the columns of the problems
+    (`Problem.columns`; ``None`` for a problem that lacks one), those given here, and inert `trainer_state`, `log_extra`
+    and `log_metric`. As with TRL, problems with messages come as lists of message dictionaries, completions too, and an
+    assistant's turn that is gone on with stands at the beginning of the completion. Coroutine functions are run to
+    their end.
 
     Attributes:
         function: The function.
-        conversational: True if prompts and completions are given as lists of message dictionaries.
+        conversational: True if plain prompts come as lists of message dictionaries too.
         columns: Further keyword arguments. A callable is called with each node; anything else is repeated.
     """
 
@@ -45,11 +48,8 @@ class RewardFunction(RewardModel):
         self._in_trl_style = "completions" in self._parameters
         variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         required = [n for n, p in self._parameters.items() if p.default is p.empty and p.kind not in variadic]
-        if self._in_trl_style:
-            unknown = sorted(set(required) - set(self._arguments([])))
-            if unknown:
-                raise ValueError(f"{self.name} needs {', '.join(unknown)}: pass columns={{{unknown[0]!r}: ...}}")
-        elif len(required) > 1 or not self._parameters:
+        self._required = frozenset(required) if self._in_trl_style else frozenset()
+        if not self._in_trl_style and (len(required) > 1 or not self._parameters):
             raise ValueError(
                 f"{self.name}({', '.join(self._parameters)}) is neither f(nodes) nor TRL's f(prompts, completions, ...)"
             )
@@ -59,6 +59,7 @@ class RewardFunction(RewardModel):
 
         Raises:
             TypeError: If that is no list.
+            ValueError: If the function needs a column that neither the problems nor this object has.
         """
         answer = self.function(**self._arguments(nodes)) if self._in_trl_style else self.function(list(nodes))
         if inspect.isawaitable(answer):
@@ -80,24 +81,44 @@ class RewardFunction(RewardModel):
         return f"RewardFunction({self.name})"
 
     def _arguments(self, nodes: Sequence[Node]) -> dict[str, Any]:
-        prompts: list[Any] = [node.problem.prompt for node in nodes]
-        completions: list[Any] = [node.text for node in nodes]
-        if self.conversational:
-            prompts = [[{"role": "user", "content": text}] for text in prompts]
-            completions = [[{"role": "assistant", "content": text}] for text in completions]
+        problems = [node.problem for node in nodes]
+        chats = [self.conversational or problem.messages is not None for problem in problems]
         offered: dict[str, Any] = {
-            "prompts": prompts,
-            "completions": completions,
+            "prompts": [_asked(p) if chat else p.prompt for p, chat in zip(problems, chats, strict=True)],
+            "completions": [
+                [{"role": "assistant", "content": node.problem.prefill + node.text}] if chat else node.text
+                for node, chat in zip(nodes, chats, strict=True)
+            ],
             "completion_ids": [list(node.token_ids) for node in nodes],
-            "answer": [node.problem.answer for node in nodes],
-            "id": [node.problem.id for node in nodes],
+            "answer": [problem.answer for problem in problems],
+            "id": [problem.id for problem in problems],
             "trainer_state": None,
             "log_extra": lambda *args, **kwargs: None,
             "log_metric": lambda *args, **kwargs: None,
         }
+        rows = [problem.to_dict().get("columns", {}) for problem in problems]
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        if clash := sorted(_SAMPLED.intersection(names)):
+            raise ValueError(f"a column has the name {clash[0]!r}, under which the search gives its own: rename it")
+        for name in names:
+            own = offered.get(name, [None] * len(rows))  # of the problem itself: its answer, say
+            offered[name] = [row.get(name, value) for row, value in zip(rows, own, strict=True)]
         for name, column in self.columns.items():
             offered[name] = [column(node) if callable(column) else column for node in nodes]
+        if missing := sorted(self._required - set(offered)):
+            raise ValueError(
+                f"{self.name} needs {', '.join(missing)}: pass columns={{{missing[0]!r}: ...}} here, or to each Problem"
+            )
         return {name: value for name, value in offered.items() if self._takes_all or name in self._parameters}
+
+
+_SAMPLED = frozenset({"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
+"""Keywords of a reward function that are no columns."""
+
+
+def _asked(problem: Problem) -> list[dict[str, Any]]:
+    """The conversation up to where the answer begins."""
+    return problem.turns[:-1] if problem.prefill else problem.turns
 
 
 class CheckerReward(ProcessRewardModel):

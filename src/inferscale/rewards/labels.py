@@ -48,7 +48,7 @@ class LabelledSolution:
 
     def node(self) -> Node:
         """The solution as a finished path, one node for each step, for a reward model to score."""
-        node = Node(self.problem, key=root_key(f"labelled/{self.problem.prompt}"))
+        node = Node(self.problem, key=root_key(f"labelled/{self.problem.stream}"))
         for place, text in enumerate(self.steps):
             last = place + 1 == len(self.steps)
             step = Step(text if last or text.endswith("\n") else text + "\n", finish_reason="eos" if last else "step")
@@ -57,12 +57,11 @@ class LabelledSolution:
 
 
 def save_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> None:
-    """Writes solutions, one JSON object a line, with the gold answers and ids of problems that have them."""
+    """Writes solutions, one JSON object a line, with whatever else their problems have (answer, id, messages)."""
     lines = []
     for item in solutions:
-        problem = item.problem
-        row = {"problem": problem.prompt, "steps": item.steps, "labels": item.labels, "correct": item.correct}
-        row |= {name: value for name, value in (("answer", problem.answer), ("id", problem.id)) if value is not None}
+        row = {"problem": item.problem.prompt, "steps": item.steps, "labels": item.labels, "correct": item.correct}
+        row |= {name: value for name, value in item.problem.to_dict().items() if name != "prompt"}
         lines.append(json.dumps(row, allow_nan=False) + "\n")  # ASCII: a lone surrogate can be written too
     Path(path).write_text("".join(lines), encoding="utf-8")
 
@@ -76,7 +75,9 @@ def load_labelled(path: str | Path) -> list[LabelledSolution]:
     solutions = []
     for number, row in _rows(path):
         try:
-            problem = Problem(row["problem"], row.get("answer"), row.get("id"))
+            chat = {name: row[name] for name in ("messages", "columns") if name in row}
+            prompt = "" if "messages" in row else row["problem"]
+            problem = Problem(prompt, row.get("answer"), row.get("id"), **chat)
             if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
                 raise TypeError("steps are a list of texts")
             solutions.append(LabelledSolution(problem, tuple(row["steps"]), tuple(row["labels"]), row.get("correct")))
@@ -244,7 +245,7 @@ def _prefixes(source: Node, place: int) -> list[Node]:
     if not pieces or source.step is None or source.is_failed:
         raise ValueError(f"{source!r} has no steps to label, or a failed sample for its last one: leave it out")
     # equal solutions are different samples: their completions must not be the same
-    node = Node(source.problem, key=root_key(f"rollouts/{place}/{source.key}/{source.problem.prompt}"))
+    node = Node(source.problem, key=root_key(f"rollouts/{place}/{source.key}/{source.problem.stream}"))
     prefixes = []
     for number, (text, ids) in enumerate(pieces, 1):
         reason = source.step.finish_reason if number == len(pieces) else "step"

@@ -262,7 +262,7 @@ def train(
     from .huggingface import HFProcessRewardModel
 
     solutions = [item for path in data for item in load_labelled(path)]
-    prompts = sorted({item.problem.prompt for item in solutions})
+    prompts = sorted({item.problem.stream for item in solutions})
     random.Random(seed).shuffle(prompts)
     kept = set(prompts[int(held_out * len(prompts)) :])
     recipe = TrainingRecipe(
@@ -275,8 +275,8 @@ def train(
         seed=seed,
     )
     classifier, tokenizer = load_for_training(model, seed=seed)
-    taught = [item for item in solutions if item.problem.prompt in kept]
-    measured = [item for item in solutions if item.problem.prompt not in kept]
+    taught = [item for item in solutions if item.problem.stream in kept]
+    measured = [item for item in solutions if item.problem.stream not in kept]
     typer.echo(f"{len(taught)} solutions to train on, {len(measured)} held out")
 
     def report(number: int, total: int, loss: float) -> None:

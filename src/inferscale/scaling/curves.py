@@ -501,7 +501,7 @@ def _padded(item: Evidence, size: int) -> Evidence:
 
 
 def _prompts(results: Sequence[SearchResult]) -> list[str]:
-    return [result.problem.prompt for result in results]
+    return [result.problem.stream for result in results]
 
 
 def _powers(most: int) -> list[int]:
