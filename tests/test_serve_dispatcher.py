@@ -58,8 +58,9 @@ def dispatch():
     """Makes a running dispatcher, which is closed in the end."""
     made = []
 
-    def make(generator, max_active=64, max_waiting=64, **options):
-        made.append(Dispatcher(Solver(REBASE_4, generator, ToyReward()), max_active, max_waiting, **options))
+    def make(generator, max_active=64, max_waiting=64, reward=None, **options):
+        solver = Solver(REBASE_4, generator, reward or ToyReward())
+        made.append(Dispatcher(solver, max_active, max_waiting, **options))
         made[-1].start()
         return made[-1]
 
@@ -165,6 +166,39 @@ def test_cancelled_searches_end_and_the_others_do_not_notice(dispatch):
     assert 0 < jobs[0].cost.tokens < jobs[1].cost.tokens  # what was spent on it is known
 
 
+class Looking(Generator):
+    """The toy, whose every call waits until one of its requests is over, as long as there is a prompt "left"."""
+
+    def __init__(self):
+        self.toy, self.arrived = ToyGenerator(), 0
+
+    def generate(self, requests):
+        self.arrived += 1
+        if any(request.node.problem.prompt == "left" for request in requests):
+            until(lambda: any(request.is_over for request in requests))
+        return self.toy.generate(requests)
+
+
+def test_a_cancelled_search_frees_its_rows_within_the_call(dispatch):
+    looking, judged, ended = Looking(), set(), []
+
+    class Judge(ToyReward):
+        def score(self, nodes):
+            judged.update(node.problem.prompt for node in nodes)
+            return super().score(nodes)
+
+    dispatcher = dispatch(looking, reward=Judge(), ended=lambda job, how: ended.append((job.problem.prompt, how)))
+    jobs = [job(looking, "left"), job(looking, "How many?")]
+    dispatcher.submit(jobs)
+    until(lambda: looking.arrived == 1)
+    assert jobs[0].future.cancel()  # in this thread, while the call is under way
+    assert outcome(jobs[1]) == alone("How many?")
+    until(lambda: len(ended) == 2)
+    assert set(ended) == {("left", "cancelled"), ("How many?", "finished")}
+    assert jobs[0].cost.tokens == 4  # a token of each sample
+    assert judged == {"How many?"}
+
+
 def test_all_of_a_request_is_taken_or_nothing(dispatch):
     toy = GatedToy()
     dispatcher = dispatch(toy, max_active=1, max_waiting=3)
@@ -246,6 +280,7 @@ def test_closed_it_fails_what_it_has(dispatch):
     toy.gate.set()
     dispatcher.close()
     assert not dispatcher.is_alive
+    assert jobs[0].search.abandoned.is_set()
     assert all(each.future.done() for each in jobs)
     with pytest.raises(ClosedError, match="the server ended before the search did"):
         jobs[1].future.result()

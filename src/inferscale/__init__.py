@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .answers import normalize_answer, read_answer, same_answer
     from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
     from .cost import Budget, Cost
-    from .engine import SearchResult, Solver, solve, solve_batch, stream
+    from .engine import SearchResult, SearchUpdate, Solver, asolve, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
     from .flow import Flow, GenerateRequest, expand, gather, limit, score
     from .generators import HFGenerator, OpenAIGenerator, RemoteError, VLLMGenerator
@@ -38,7 +38,7 @@ _NAMES = {
     "answers": ("normalize_answer", "read_answer", "same_answer"),
     "base": ("Aggregator", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
     "cost": ("Budget", "Cost"),
-    "engine": ("SearchResult", "Solver", "solve", "solve_batch", "stream"),
+    "engine": ("SearchResult", "SearchUpdate", "Solver", "asolve", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
     "flow": ("Flow", "GenerateRequest", "expand", "gather", "limit", "score"),
     "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError", "VLLMGenerator"),
@@ -88,6 +88,7 @@ __all__ = [
     "RewardModel",
     "SearchResult",
     "SearchStrategy",
+    "SearchUpdate",
     "Solver",
     "Step",
     "Trajectory",
@@ -96,6 +97,7 @@ __all__ = [
     "VLLMRewardModel",
     "answer_weights",
     "answers",
+    "asolve",
     "estimate_flops",
     "evaluate",
     "expand",

@@ -71,8 +71,10 @@ class Budget:
     """A cap that every strategy honours: the search stops, and the best so far is returned.
 
     ``tokens`` and ``calls`` are never exceeded: samples are drawn in their order until the cap is met, and the sample
-    that meets it is cut there (``finish_reason="budget"``). ``flops`` and ``seconds`` are checked before each call,
-    so one call can pass them. Scoring the leaves that are returned is always done, and counted.
+    that meets it is cut there (``finish_reason="budget"``). ``seconds`` cut all samples that are being drawn, at the
+    next token, and those that have not begun are left out; generators of your own may look at the clock as well
+    (`GenerateRequest.is_over`), or are waited for. ``flops`` are checked before each call, so one call can pass them.
+    Scoring the leaves that are returned is always done, and counted.
 
     Attributes:
         tokens: Sampled tokens, thoughts included.

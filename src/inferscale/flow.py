@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -36,6 +37,8 @@ class GenerateRequest:
             ``branch_key(node.key, first + i)``. Set by the engine.
         max_tokens: Most tokens for each sample; a sample cut there ends with ``finish_reason="budget"``. The engine
             lowers it where the caller's budget leaves less.
+        deadline: When its search runs out of time, on the clock of `time.monotonic`. Set by the engine.
+        is_cancelled: Says whether its search has been cancelled, which another thread may do. Set by the engine.
     """
 
     node: Node
@@ -46,6 +49,8 @@ class GenerateRequest:
     attach: bool = True
     first: int = 0
     max_tokens: int | None = None
+    deadline: float | None = None
+    is_cancelled: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse requests that no generator can serve."""
@@ -59,6 +64,16 @@ class GenerateRequest:
             raise ValueError(f'until={self.until!r}: choose "step" or "end"')
         if self.node.is_finished:
             raise ValueError(f"{self.node!r} has finished and cannot be expanded: keep nodes with `is_finished` out")
+
+    @property
+    def is_over(self) -> bool:
+        """True once nobody waits for more: the deadline has passed, or the search was cancelled. It stays true.
+
+        A generator that looks between two tokens returns what it has then, marked ``"budget"``; samples that it had not
+        begun are steps without text and tokens. One that never looks is waited for.
+        """
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        return late or (self.is_cancelled is not None and self.is_cancelled())
 
 
 @dataclass(frozen=True, slots=True)

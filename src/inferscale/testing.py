@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -65,6 +66,8 @@ class ToyGenerator(Generator):
             reason = "budget"
         if request.max_tokens is not None and len(words) > request.max_tokens:
             words, reason = words[: request.max_tokens], "budget"
+        if len(words) > 1 and request.is_over:  # it looks after the first token
+            words, reason = words[:1], "budget"
         prompt = len(request.node.problem.prompt.split()) if request.node.depth == request.first + draw == 0 else 0
         forced = tuple(ord(word[0]) for word in request.forced.split())
         prompt += len(forced) if draw == 0 else 0
@@ -201,7 +204,8 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
     The promises: ``request.n`` steps for each request, in order; no more tokens than the request and
     `max_sample_tokens` allow; a completion has ended; forced text stands first; inner steps end where the text ends.
     And, if it is `reproducible`: the same steps again, in any batch and order, however many are drawn at a time,
-    before and after `release`; and greedy samples that are all alike.
+    before and after `release`; greedy samples that are all alike; and of a request that is over, no text but the
+    beginning of what it would have been.
 
     Args:
         generator: The generator; a few hundred short samples are drawn.
@@ -223,6 +227,7 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
                 _check_step(generator, request, step)
         if reproducible:
             _check_repeats(generator, requests, groups)
+            _check_over(generator, requests, groups)
     for root in roots:
         generator.release(root)
 
@@ -274,6 +279,15 @@ def _check_repeats(generator: Generator, requests: list[GenerateRequest], groups
     same("after release", _asked(generator, requests))
     for request, steps in zip(requests, expected, strict=True):
         assert not request.greedy or steps[0] == steps[1], f"{type(generator).__name__}: greedy samples differ: {steps}"
+
+
+def _check_over(generator: Generator, requests: list[GenerateRequest], groups: list[list[Step]]) -> None:
+    over = [replace(request, deadline=0.0) for request in requests]
+    for request, whole, cut in zip(over, groups, _asked(generator, over), strict=True):
+        for step, expected in zip(cut, whole, strict=True):
+            begins = expected.text.startswith(step.text.removesuffix("\ufffd"))  # half a character at its end
+            name = type(generator).__name__
+            assert begins or step.text == request.forced, f"{name}, its time over: {step!r} of {expected!r}"
 
 
 def check_reward_model(
@@ -351,11 +365,12 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
     """Run `strategy` on toy models and raise an `AssertionError` that says which promise it breaks.
 
     The promises: the same seed gives the same tree; a problem's tree is the same alone and in any batch; any budget
-    stops it with the best so far; it survives a generator that ends at once, never ends, fails, or returns empty
+    stops it with the best so far, and so does a cancellation, after which its journal leads to the whole tree; it
+    survives a generator that ends at once, never ends, fails, or returns empty
     steps; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
     model unless `needs_scores` says so.
     """
-    for check in (_check_batch, _check_budgets, _check_survival, _check_journal):
+    for check in (_check_batch, _check_budgets, _check_survival, _check_journal, _check_cancel):
         check(strategy, prompts)
     if not strategy.needs_scores:
         try:
@@ -459,6 +474,33 @@ def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
                 resumed = ToyGenerator()
                 again = _solve(strategy, prompts, resumed, journal=path)
                 assert again == straight, f"{strategy!r}: killed after {calls} calls and resumed, the trees differ"
+
+
+def _check_cancel(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    class Cancelling(ToyGenerator):
+        """Cancels the searches that ask for something in its first, or second, call."""
+
+        def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
+            if self.calls + 1 == call:
+                asking.update(request.node.problem.prompt for request in requests)
+                cancel.set()
+            return super().generate(requests)
+
+    straight = _solve(strategy, prompts, ToyGenerator())
+    for call in (1, 2):
+        generator, cancel, asking = Cancelling(), threading.Event(), set[str]()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "journal.jsonl"
+            results = solve_batch(
+                list(prompts), strategy, generator, reward_model=ToyReward(), journal=path, cancel=cancel
+            )
+            assert generator.calls <= call, f"{strategy!r}: {generator.calls} calls, cancelled in call {call}"
+            for result in results:
+                assert result.trajectories, f"{strategy!r}: cancelled, it left no trajectory"
+                ended = result.stopped_by == "cancel" or result.problem.prompt not in asking
+                assert ended, f"{strategy!r}: went on after it was cancelled"
+            again = _solve(strategy, prompts, ToyGenerator(), journal=path)
+            assert again == straight, f"{strategy!r}: cancelled in call {call} and resumed, the trees differ"
 
 
 __all__ = [

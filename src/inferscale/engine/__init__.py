@@ -2,7 +2,18 @@
 
 from .journal import Journal
 from .result import SearchResult
-from .search import Search
-from .solver import Session, Solver, solve, solve_batch, stream
+from .search import Search, SearchUpdate
+from .solver import Session, Solver, asolve, solve, solve_batch, stream
 
-__all__ = ["Journal", "Search", "SearchResult", "Session", "Solver", "solve", "solve_batch", "stream"]
+__all__ = [
+    "Journal",
+    "Search",
+    "SearchResult",
+    "SearchUpdate",
+    "Session",
+    "Solver",
+    "asolve",
+    "solve",
+    "solve_batch",
+    "stream",
+]

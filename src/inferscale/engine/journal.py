@@ -20,10 +20,14 @@ VERSION = 1
 
 
 class Samples(NamedTuple):
-    """A generator's answer to one search: the steps of each request, and the search's share of the seconds."""
+    """A generator's answer to one search: the steps of each request, and the search's share of the seconds.
+
+    `stopped_by` says what cut samples short and ended the search with this answer: ``"seconds"`` or ``"cancel"``.
+    """
 
     steps: Sequence[Sequence[Step]]
     seconds: float
+    stopped_by: str | None = None
 
 
 class Scores(NamedTuple):
@@ -39,7 +43,8 @@ class Journal:
 
     ``{"format", "version", "strategy", "budget", "seed"}`` is the header. An answer names its search by the key of its
     root: ``{"root", "kind": "steps", "steps", "seconds"}`` or ``{"root", "kind": "scores", "scores", "step_scores",
-    "cost"}``. ``{"root", "kind": "timeout"}`` stands where the clock ended a search, which nothing else could tell.
+    "cost"}``. Steps that the clock cut, so that the search ended with them, have ``"stopped_by": "seconds"`` too, and
+    ``{"root", "kind": "timeout"}`` stands where it ended a search between two answers: nothing else could tell.
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
@@ -78,7 +83,8 @@ class Journal:
         """Yield what is recorded for the search of `root`, once; ``None`` stands where the clock ended it."""
         for row in self._rows.pop(f"{root.key:016x}", ()):
             if row["kind"] == "steps":
-                yield Samples([[step_from_dict(step) for step in steps] for steps in row["steps"]], row["seconds"])
+                groups = [[step_from_dict(step) for step in steps] for steps in row["steps"]]
+                yield Samples(groups, row["seconds"], row.get("stopped_by"))
             elif row["kind"] == "scores":
                 yield Scores(row["scores"], row["step_scores"], Cost(**row["cost"]))
             else:
@@ -89,6 +95,7 @@ class Journal:
         if isinstance(answer, Samples):
             steps = [[step_to_dict(step) for step in group] for group in answer.steps]
             row = {"kind": "steps", "steps": steps, "seconds": answer.seconds}
+            row |= {} if answer.stopped_by is None else {"stopped_by": answer.stopped_by}
         elif isinstance(answer, Scores):
             row = {"kind": "scores", "scores": answer.values, "step_scores": answer.step_scores}
             row["cost"] = asdict(answer.cost)

@@ -201,16 +201,20 @@ class StreamScheduler:
             self._take(future)
 
     def cancel(self, search: Search) -> None:
-        """Forget the call that `search` has under way; its thread ends by itself."""
+        """Forget the call that `search`, now abandoned, has under way; its thread ends by itself."""
         self._under_way = {future: call for future, call in self._under_way.items() if call[0] is not search}
 
     def close(self, patient: bool) -> None:
         """End the threads.
 
         A `patient` caller has calls that are under way waited for and their answers kept: they have been paid for. Else
-        they are left to end by themselves.
+        they are left to end by themselves, their searches abandoned. No callback is called any more.
         """
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for search, _ in self._under_way.values():
+            search.on_step = None  # it may be what has failed
+            if not patient:
+                search.abandoned.set()
         answered, _ = wait(self._under_way, timeout=None if patient else 0)
         for future in answered:
             if not future.cancelled() and future.exception() is None:

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import inspect
 import random
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.flow import Flow, Generate, GenerateRequest, Request, Score, as_score, score
-from inferscale.tree import Node, Problem, branch_key, root_key
+from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
 from .journal import Journal, Samples, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class SearchUpdate:
+    """What a search has just been answered, for callbacks; its nodes are those of the tree, to be read only.
+
+    Attributes:
+        index: Place of the problem: number of searches begun before this one.
+        problem: The problem.
+        sampled: New nodes, look-ahead included.
+        scored: Nodes that have their scores now.
+        cost: The cost of the search until now.
+    """
+
+    index: int
+    problem: Problem
+    sampled: tuple[Node, ...]
+    scored: tuple[Node, ...]
+    cost: Cost
 
 
 class Search:
@@ -29,7 +49,10 @@ class Search:
         index: Number of searches that its session started before.
         root: The root of the tree.
         cost: Its cost until now.
-        stopped_by: The cap of the budget that ended it, or ``None``.
+        stopped_by: The cap of the budget that ended it, ``"cancel"``, or ``None``.
+        abandoned: Set from any thread, ends the search at the next token, and nothing is scored any more: nobody waits
+            for its result.
+        on_step: Called with every answer that a model gives it, before it goes on; not with those out of a journal.
         leaves: The leaves to vote over once it has ended; ``None`` until then.
     """
 
@@ -42,6 +65,10 @@ class Search:
         budget: Budget | None,
         has_reward_model: bool,
         journal: Journal | None = None,
+        *,
+        cancel: threading.Event | None = None,
+        abandoned: threading.Event | None = None,
+        on_step: Callable[[SearchUpdate], object] | None = None,
     ) -> None:
         # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
@@ -51,6 +78,9 @@ class Search:
         self.stopped_by: str | None = None
         self.request: Request | None = None
         self.leaves: list[Node] | None = None
+        self.abandoned = abandoned or threading.Event()
+        self.on_step = on_step
+        self._cancel = cancel
         self._budget = budget
         self._has_reward_model = has_reward_model
         self._journal = journal
@@ -113,20 +143,34 @@ class Search:
 
     def stop(self, reason: str) -> None:
         """End the search: the best effort so far becomes its result, once its leaves are scored."""
-        self.stopped_by = reason
         if reason == "seconds":
             self._record(None)
+        self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        self.stopped_by = reason
         self._flow.close()
         self._queue.clear()
+        self._has_reward_model &= not self.abandoned.is_set()
         self._flow = self._scored(self.root.leaves())
         self._resume(None)
 
+    def is_cancelled(self) -> bool:
+        """Return True once it is to end with the best so far, or without a result; may be asked in any thread."""
+        return self.abandoned.is_set() or (self._cancel is not None and self._cancel.is_set())
+
+    @property
+    def _seconds(self) -> float:
+        """Time since it began."""
+        return time.perf_counter() - self._started
+
     def _spent(self) -> str | None:
-        """The cap that is met. The clock meets none while a journal answers: it would end the search elsewhere."""
+        """What ends it here. No clock and no event does while a journal answers: it would end elsewhere."""
+        if self.is_cancelled() and not self._is_replaying:
+            return "cancel"
         if self._budget is None:
             return None
-        elapsed = 0.0 if self._is_replaying else time.perf_counter() - self._started
-        return self._budget.exhausted(self.cost, elapsed)
+        return self._budget.exhausted(self.cost, 0.0 if self._is_replaying else self._seconds)
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -146,12 +190,14 @@ class Search:
         if spent is not None:
             self.stop(spent)
             return []
-        calls, tokens = float("inf"), None
+        calls, tokens, deadline = float("inf"), None, None
         if self._budget is not None:
             if self._budget.calls is not None:
                 calls = self._budget.calls - self.cost.num_generated
             if self._budget.tokens is not None:
                 tokens = self._budget.tokens - self.cost.tokens
+            if self._budget.seconds is not None:
+                deadline = time.monotonic() + self._budget.seconds - self._seconds
         requests: list[GenerateRequest] = []
         for _, request in self._queue:
             n, cap, node = int(min(request.n, calls)), request.max_tokens, request.node
@@ -167,10 +213,10 @@ class Search:
                     break
             if n == 0:
                 break
-            if (n, cap, node.num_draws) != (request.n, request.max_tokens, request.first):
-                requests.append(replace(request, n=n, first=node.num_draws, max_tokens=cap))
-            else:
-                requests.append(request)
+            asked = replace(
+                request, n=n, first=node.num_draws, max_tokens=cap, deadline=deadline, is_cancelled=self.is_cancelled
+            )
+            requests.append(asked)
             node.num_draws += n
             calls -= n
             if n < request.n or cap != request.max_tokens:
@@ -178,29 +224,45 @@ class Search:
         return requests
 
     def take_samples(self, requests: Sequence[GenerateRequest], samples: Samples) -> None:
-        """Put the answer to `next_samples` into the tree and on the bill; resume the flow when it has all of it."""
-        self._record(samples)
-        tokens = thoughts = prompts = flops = count = 0
+        """Put the answer to `next_samples` into the tree and on the bill; resume the flow when it has all of it.
+
+        Where the clock or a cancellation cut samples short, the search ends with what there is. A cancelled search goes
+        on when its journal is read again, so that such an answer is not recorded: the same tokens are drawn once more.
+        """
+        if not self._is_replaying:
+            cut = any(step.finish_reason == "budget" for steps in samples.steps for step in steps)
+            if cut and any(request.is_over for request in requests):
+                samples = samples._replace(stopped_by="cancel" if self.is_cancelled() else "seconds")
+            if samples.stopped_by != "cancel":
+                self._record(samples)
+        nodes: list[Node] = []
+        tokens = thoughts = prompts = flops = 0
         for request, steps in zip(requests, samples.steps, strict=True):
             position, whole = self._queue.popleft()
             if request.n < whole.n:
                 self._queue.appendleft((position, replace(whole, n=whole.n - request.n)))
             group, parent = self._groups[position], request.node
             for draw, step in enumerate(steps, request.first):
-                if not step.text.strip() and step.finish_reason in ("step", "eos") and not parent.text.strip():
-                    step = replace(step, finish_reason="empty")
-                node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
-                group.append(node)
-                if request.attach:
-                    parent.children.append(node)
                 # NumPy's integers would overflow in silence.
                 tokens += int(step.generated_tokens)
                 thoughts += int(step.thought_tokens)
                 prompts += int(step.prompt_tokens)
                 flops += int(step.flops)
-            count += len(steps)
-        self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, samples.seconds, count, 0)
-        if not self._queue:
+                if samples.stopped_by is not None and not _has_begun(step, request):
+                    parent.num_draws -= 1
+                    continue
+                if not step.text.strip() and step.finish_reason in ("step", "eos") and not parent.text.strip():
+                    step = replace(step, finish_reason="empty")
+                node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
+                group.append(node)
+                nodes.append(node)
+                if request.attach:
+                    parent.children.append(node)
+        self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, samples.seconds, len(nodes), 0)
+        self._tell(sampled=tuple(nodes))
+        if samples.stopped_by is not None:
+            self._end(samples.stopped_by)
+        elif not self._queue:
             self._resume(self._groups)
 
     # -- scoring -------------------------------------------------------------------------------------------------
@@ -213,8 +275,8 @@ class Search:
                 continue
             if not self._has_reward_model:
                 raise ValueError(f"{self.strategy!r} scores its nodes: pass reward_model=...")
-            spent = self._spent() if self.stopped_by is None else None
-            if spent not in ("flops", "seconds"):  # scoring costs neither tokens nor calls
+            spent = self._spent() if self.stopped_by is None or self.abandoned.is_set() else None
+            if spent is None or spent in ("tokens", "calls"):  # scoring costs neither
                 return self.request.nodes
             self.stop(spent)
         return ()
@@ -226,12 +288,17 @@ class Search:
             node.step_scores = None if steps is None else tuple(steps)
         self._record(scores)
         self.cost += scores.cost
+        self._tell(scored=tuple(nodes))
         self._resume(None)
+
+    def _tell(self, sampled: tuple[Node, ...] = (), scored: tuple[Node, ...] = ()) -> None:
+        if self.on_step is not None and not self._is_replaying:
+            self.on_step(SearchUpdate(self.index, self.root.problem, sampled, scored, self.cost))
 
     # -- going on from a journal ---------------------------------------------------------------------------------
 
     def _record(self, answer: Samples | Scores | None) -> None:
-        if self._journal is not None and not self._is_replaying:
+        if self._journal is not None and not self._is_replaying and self.stopped_by != "cancel":
             self._journal.record(self.root, answer)
 
     def replay(self, generator: Generator) -> None:
@@ -263,3 +330,10 @@ class Search:
             else:
                 raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")
         self._is_replaying = False
+
+
+def _has_begun(step: Step, request: GenerateRequest) -> bool:
+    """True if anything was drawn for a sample, of which a generator need not know the tokens."""
+    if step.token_ids or step.num_tokens is not None:
+        return step.generated_tokens > 0 or step.thought_tokens > 0
+    return step.text not in ("", request.forced)

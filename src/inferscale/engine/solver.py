@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
 from numbers import Integral
 from typing import Literal, TypeAlias, get_args
 
@@ -22,10 +26,13 @@ from .journal import Journal
 from .progress import ProgressBar
 from .result import Reader, SearchResult, trajectory, voted
 from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
-from .search import Search
+from .search import Search, SearchUpdate
 
 Schedule: TypeAlias = Literal["wave", "stream"]
 """The order in which searches are resumed: all together, or each when its own answers are there."""
+
+OnStep: TypeAlias = Callable[[SearchUpdate], object]
+"""Called in the driver's thread with every answer that a search gets."""
 
 STREAM_SIZE = 64
 """Problems searched at the same time where their number is not known and none is given."""
@@ -122,10 +129,16 @@ class Solver:
         return self.aggregator or MajorityVote()
 
     def solve(
-        self, problem: Problem | str, *, journal: str | os.PathLike[str] | None = None, progress: bool = False
+        self,
+        problem: Problem | str,
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        cancel: threading.Event | None = None,
+        on_step: OnStep | None = None,
     ) -> SearchResult:
         """Return the result of one search; see `solve_batch`."""
-        return self.solve_batch([problem], journal=journal, progress=progress)[0]
+        return self.solve_batch([problem], journal=journal, progress=progress, cancel=cancel, on_step=on_step)[0]
 
     def solve_batch(
         self,
@@ -133,31 +146,91 @@ class Solver:
         *,
         journal: str | os.PathLike[str] | None = None,
         progress: bool = False,
+        cancel: threading.Event | None = None,
+        on_step: OnStep | None = None,
     ) -> list[SearchResult]:
         """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
         Args:
             problems: Problems, or prompts.
-            journal: A file that records every answer of the models, so that a search that was killed goes on where it
-                was when the same call is made again. It knows strategy, budget and seed, and not the models.
+            journal: A file that records every answer of the models, so that a search that was killed or cancelled goes
+                on where it was when the same call is made again. It knows strategy, budget and seed, and not the
+                models.
             progress: Show a progress bar.
+            cancel: When it is set, from any thread, every search ends with the best so far
+                (``stopped_by="cancel"``): samples that are being drawn end at the next token, leaves are scored, and
+                problems whose search has not begun get a result without samples.
+            on_step: Called with a `SearchUpdate` after every answer that a search gets from a model. An exception out
+                of it ends the call as any other does.
 
         Raises:
             TypeError: If the strategy yields something that is not a request, or a model answers in another form.
             ValueError: If the input is bad, the generator returns too few steps, a reward is not a finite number, or
                 the journal is damaged or belongs to another call.
         """
-        given = as_problems(problems, "solve_batch")
-        if not given:
+        return self._solved(as_problems(problems, "solve_batch"), journal, progress, cancel, on_step)
+
+    async def asolve(
+        self,
+        problem: Problem | str,
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        cancel: threading.Event | None = None,
+        on_step: OnStep | None = None,
+    ) -> SearchResult:
+        """Return the result of one search, which runs in a thread of its own; see `asolve_batch`."""
+        (result,) = await self.asolve_batch(
+            [problem], journal=journal, progress=progress, cancel=cancel, on_step=on_step
+        )
+        return result
+
+    async def asolve_batch(
+        self,
+        problems: Sequence[Problem | str],
+        *,
+        journal: str | os.PathLike[str] | None = None,
+        progress: bool = False,
+        cancel: threading.Event | None = None,
+        on_step: OnStep | None = None,
+    ) -> list[SearchResult]:
+        """Return what `solve_batch` does, and let the event loop go on meanwhile: the driver has a thread of its own.
+
+        Context variables, and so open FLOP counters, are those of the caller. `on_step` is called in that thread. When
+        the task that awaits this is cancelled, the searches end at the next token, and nobody waits for that.
+        """
+        given = as_problems(problems, "asolve_batch")
+        abandoned = threading.Event()
+        driver = ThreadPoolExecutor(1, thread_name_prefix="inferscale-driver")
+        work = driver.submit(copy_context().run, self._solved, given, journal, progress, cancel, on_step, abandoned)
+        driver.shutdown(wait=False)  # after its work
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:
+            abandoned.set()
+            raise
+
+    def _solved(
+        self,
+        problems: Sequence[Problem],
+        journal: str | os.PathLike[str] | None,
+        progress: bool,
+        cancel: threading.Event | None,
+        on_step: OnStep | None,
+        abandoned: threading.Event | None = None,
+    ) -> list[SearchResult]:
+        if not problems:
             raise ValueError("solve_batch() was given no problems: pass at least one")
         results: dict[int, SearchResult] = {}
         try:
-            for index, result in self._results(iter(given), len(given), self.batch_size, journal, progress):
+            for index, result in self._results(
+                iter(problems), len(problems), self.batch_size, journal, progress, cancel, on_step, abandoned
+            ):
                 results[index] = result  # noqa: PERF403 (what came before an error is kept)
         except BaseException as error:
             error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
             raise
-        return [results[index] for index in range(len(given))]
+        return [results[index] for index in range(len(problems))]
 
     def stream(
         self,
@@ -165,17 +238,23 @@ class Solver:
         *,
         journal: str | os.PathLike[str] | None = None,
         progress: bool = False,
+        cancel: threading.Event | None = None,
+        on_step: OnStep | None = None,
     ) -> Iterator[SearchResult]:
         """Yield results as they finish; see `solve_batch` for the arguments.
 
-        `problems` may be endless: a problem is taken when there is room for it, and a result that was handed out is not
-        kept. So an exception's ``partial`` holds the best so far of the searches that were under way, and no others.
+        `problems` may be endless: a problem is taken when there is room for it, and none any more after `cancel`; a
+        result that was handed out is not kept. So an exception's ``partial`` holds the best so far of the searches that
+        were under way, and no others.
         """
         if isinstance(problems, str):
             raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
         total = len(problems) if isinstance(problems, Sequence) else None
         size = STREAM_SIZE if self.batch_size is None and total is None else self.batch_size
-        return (result for _, result in self._results(map(as_problem, problems), total, size, journal, progress))
+        given: Iterator[Problem] = map(as_problem, problems)
+        if cancel is not None:
+            given = takewhile(lambda problem: not cancel.is_set(), given)
+        return (result for _, result in self._results(given, total, size, journal, progress, cancel, on_step))
 
     def _results(
         self,
@@ -184,6 +263,9 @@ class Solver:
         batch_size: int | None,
         journal: str | os.PathLike[str] | None,
         progress: bool,
+        cancel: threading.Event | None,
+        on_step: OnStep | None,
+        abandoned: threading.Event | None = None,
     ) -> Iterator[tuple[int, SearchResult]]:
         """Yield results with the places of their problems; none is kept, for there may be no end of them."""
         rounds = 0
@@ -191,7 +273,7 @@ class Solver:
             while True:
                 room = None if batch_size is None else batch_size - len(session.active)
                 for problem in islice(problems, room):
-                    session.start(problem)
+                    session.start(problem, cancel=cancel, abandoned=abandoned, on_step=on_step)
                 if not session.active:
                     return
                 for search in session.advance():
@@ -290,7 +372,16 @@ class Session:
         self._num_started = 0
         self._occurrences: Counter[str] = Counter()
 
-    def start(self, problem: Problem | str, solver: Solver | None = None, *, occurrence: int | None = None) -> Search:
+    def start(
+        self,
+        problem: Problem | str,
+        solver: Solver | None = None,
+        *,
+        occurrence: int | None = None,
+        cancel: threading.Event | None = None,
+        abandoned: threading.Event | None = None,
+        on_step: OnStep | None = None,
+    ) -> Search:
         """Begin the search of `problem`; where a journal holds answers to it, they are given at once.
 
         Args:
@@ -299,12 +390,19 @@ class Session:
                 models are called; leaves are scored if this solver has a reward model.
             occurrence: Number of equal prompts before this one, which are different problems with random streams of
                 their own; counted by the session by default.
+            cancel: Ends the search with the best so far, see `Solver.solve_batch`.
+            abandoned: Ends it when nobody waits for its result any more: the same, and nothing is scored.
+            on_step: See `Solver.solve_batch`.
 
         Raises:
             ValueError: If the session has a journal, which knows one strategy, budget and seed, and `solver` another,
                 or what the journal holds does not fit the search.
         """
         given, chosen = as_problem(problem), solver or self.solver
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):  # multiprocessing's are events too
+            raise TypeError(f"cancel must be a threading.Event, not {cancel!r:.80}")
+        if on_step is not None and not callable(on_step):
+            raise TypeError(f"on_step must be a function of a SearchUpdate, not {on_step!r:.80}")
         foreign = chosen is not self.solver and self._journal is not None
         if foreign and chosen.fingerprint() != self.solver.fingerprint():
             raise ValueError("a journal holds the searches of one strategy, budget and seed: open another session")
@@ -314,7 +412,7 @@ class Session:
         again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
         search = Search(
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
-            chosen.reward_model is not None, self._journal,
+            chosen.reward_model is not None, self._journal, cancel=cancel, abandoned=abandoned, on_step=on_step,
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen
@@ -335,8 +433,9 @@ class Session:
         return result
 
     def cancel(self, search: Search) -> None:
-        """End a search without a result; its call that is under way, if any, is not waited for."""
+        """End a search without a result; its call that is under way, if any, ends at the next token, unwaited for."""
         if self.active.pop(search, None) is not None:
+            search.abandoned.set()
             self._scheduler.cancel(search)
             self.solver.release(search.root)
 
@@ -381,11 +480,35 @@ def solve(
     schedule: Schedule = "wave",
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    cancel: threading.Event | None = None,
+    on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
     solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
                     seed=seed, schedule=schedule)  # fmt: skip
-    return solver.solve(problem, journal=journal, progress=progress)
+    return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
+
+
+async def asolve(
+    problem: Problem | str,
+    strategy: SearchStrategy,
+    generator: Generator,
+    *,
+    reward_model: RewardModel | None = None,
+    aggregator: Aggregator | None = None,
+    read_answer: Reader = default_reader,
+    budget: Budget | None = None,
+    seed: int = 0,
+    schedule: Schedule = "wave",
+    journal: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+    cancel: threading.Event | None = None,
+    on_step: OnStep | None = None,
+) -> SearchResult:
+    """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
+                    seed=seed, schedule=schedule)  # fmt: skip
+    return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
 def solve_batch(
@@ -402,6 +525,8 @@ def solve_batch(
     batch_size: int | None = None,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    cancel: threading.Event | None = None,
+    on_step: OnStep | None = None,
 ) -> list[SearchResult]:
     """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
@@ -409,7 +534,7 @@ def solve_batch(
     """
     solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
                     seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
-    return solver.solve_batch(problems, journal=journal, progress=progress)
+    return solver.solve_batch(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
 def stream(
@@ -426,8 +551,10 @@ def stream(
     batch_size: int | None = STREAM_SIZE,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    cancel: threading.Event | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
     solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
                     seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
-    return solver.stream(problems, journal=journal, progress=progress)
+    return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)

@@ -108,6 +108,7 @@ class TokenBuffer:
     def __init__(self) -> None:
         self.branches: list[Branch] = []
         self.rows = np.zeros(0, _ROW)
+        self._requests: list[GenerateRequest] = []  # those of the branches, each once
         # ids, log-probabilities, confidences, and whether a step may end there: `[4, rows, room]`
         self._drawn = np.zeros((4, 0, 64))
 
@@ -117,11 +118,13 @@ class TokenBuffer:
         self.branches = [*self.branches, *branches]
         self.rows = np.concatenate([self.rows, np.array(new, _ROW)])
         self._drawn = np.pad(self._drawn, ((0, 0), (0, len(new)), (0, 0)))
+        self._requests = list({id(b.request): b.request for b in self.branches}.values())
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drops all rows but these."""
         self.branches = [self.branches[row] for row in rows]
         self.rows, self._drawn = self.rows[rows], self._drawn[:, rows]
+        self._requests = list({id(b.request): b.request for b in self.branches}.values())
 
     def most_ahead(self, wanted: int) -> int:
         """Number of tokens, up to `wanted`, to draw without a look: no row leaves its room, some row needs them all."""
@@ -164,6 +167,15 @@ class TokenBuffer:
             branch.take([int(i) for i in ids], logprobs, confidences)
         self.rows["due"][row], self.rows["ended"][row] = branch.due, branch.finish is not None
 
+    def end_overdue(self) -> None:
+        """Ends the rows whose requests are over, with every token that was drawn for them."""
+        over = {id(request) for request in self._requests if request.is_over}
+        for row, branch in enumerate(self.branches if over else ()):
+            if id(branch.request) in over and branch.finish is None:
+                self._tell(row, everything=True)
+                branch.finish = branch.finish or "budget"
+                self.rows["ended"][row] = True
+
 
 def sample_branches(
     branches: Sequence[Branch],
@@ -174,6 +186,8 @@ def sample_branches(
     check_every: int,
 ) -> None:
     """Samples all of `branches` that have not ended to their ends; can be called again when it was interrupted.
+
+    A branch whose request is over ends at the next look with what it has (``"budget"``), or is not begun.
 
     Args:
         branches: Those of a problem, and of a node, stand together.
@@ -197,10 +211,19 @@ def sample_branches(
         while waiting or buffer.branches:
             live = len(buffer.branches)
             if waiting and (not live or (decoder.refills and 2 * live <= rows)):
-                new = [waiting.popleft() for _ in range(min(rows - live, len(waiting)))]
-                first = decoder.start(new)
-                logits = first if logits is None else torch.cat([logits, first])
-                buffer.add(new)
+                new = list[Branch]()
+                while waiting and len(new) < rows - live:
+                    branch = waiting.popleft()
+                    if branch.request.is_over:
+                        branch.finish = "budget"
+                    else:
+                        new.append(branch)
+                if new:
+                    first = decoder.start(new)
+                    logits = first if logits is None else torch.cat([logits, first])
+                    buffer.add(new)
+                elif not live:
+                    break
             assert logits is not None
 
             # Draw some tokens of every row, without a look at them. Token t of a branch takes number t of its stream.
@@ -223,6 +246,7 @@ def sample_branches(
                     f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"
                 )
             buffer.record(drawn, tell_all=decoder.follows_branches)
+            buffer.end_overdue()
 
             # Take the rows of ended branches out, and go on with the others.
             tokens, ended = draws[-1].tokens.to(logits.device), buffer.rows["ended"]

@@ -42,6 +42,8 @@ class UnreadablePromptError(ValueError):
 class Job:
     """A search for one prompt: cancelled by its future, which holds the result in the end.
 
+    A search that is cancelled ends at the next token, also within a call that it shares with others.
+
     Attributes:
         problem: The problem.
         solver: Strategy, vote, budget and seed.
@@ -59,6 +61,16 @@ class Job:
     search: Search | None = field(default=None, init=False)
     is_suspect: bool = field(default=False, init=False)
     created: float = field(default_factory=time.perf_counter, init=False)
+
+    def __post_init__(self) -> None:
+        """Has its search abandoned as soon as the future is cancelled, in whatever thread that is."""
+        self.future.add_done_callback(lambda future: self.begin(self.search))
+
+    def begin(self, search: Search | None) -> None:
+        """Take the search, which may be cancelled already."""
+        self.search = search
+        if search is not None and self.future.cancelled():
+            search.abandoned.set()
 
     @property
     def cost(self) -> Cost:
@@ -159,10 +171,12 @@ class Dispatcher:
         self.accepting = False
 
     def close(self) -> None:
-        """End the thread after the call that is under way; searches that have not ended fail."""
+        """End the thread; searches that have not ended fail, at the next token of the call that is under way."""
         self.drain()
         with self._changed:
             self._closing = True
+            for search in self._active:
+                search.abandoned.set()
             self._changed.notify()
         if self._thread.ident is not None:
             self._thread.join()
@@ -206,7 +220,8 @@ class Dispatcher:
                 continue
             with self._changed:
                 self._waiting.remove(job)
-                self._active[search], job.search = job, search
+                self._active[search] = job
+                job.begin(search)
 
     def _wave(self, session: Session) -> None:
         try:
@@ -228,6 +243,8 @@ class Dispatcher:
             return
         for search in ended:
             job = self._active[search]
+            if search.abandoned.is_set():
+                continue  # the end of it is told where all such ends are
             try:
                 result = session.finish(search)
             except Exception as error:
