@@ -48,6 +48,7 @@ def test_prompts_begin_alike_where_asked():
     assert one[6:] != other[6:]
 
 
+@pytest.mark.slow
 def test_continuous_batching_samples_all_tokens(model, monkeypatch):
     seen, batch = [], model.generate_batch
 
@@ -67,6 +68,7 @@ def command(monkeypatch, *arguments):
     runpy.run_module("benchmarks.engine", run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_report_names_every_way(capsys, monkeypatch):
     command(monkeypatch, "--rows", "3", "--repeats", "1", "--work", "search", "sampler")
     said = capsys.readouterr().out

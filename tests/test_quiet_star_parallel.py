@@ -16,7 +16,7 @@ MASKED = [
     "gemma3",
 ]  # fmt: skip
 EAGER_ONLY = ["gemma2", "gpt_oss"]
-FLEX = ["llama", "gemma3", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gemma2", "mistral_window"))]
+FLEX = ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in ("gemma3", "gemma2", "mistral_window"))]
 FOLDED = ["bloom", "mpt", "mamba", "lfm2", "qwen3_next", "falcon_alibi"]
 IDS = torch.tensor([[5, 17, 101, 8, 44, 250, 3, 9], [77, 6, 300, 31, 2, 19, 120, 64]])
 
@@ -137,7 +137,7 @@ def nobody_sees_thoughts(query, key, keep=None, window=None):
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("broken", [does_not_compile, nobody_sees_thoughts], ids=lambda broken: broken.__name__)
 def test_where_flex_attention_fails_the_model_runs_under_sdpa_and_it_is_told(monkeypatch, family, broken):
     monkeypatch.setattr(parallel, "block_mask", broken)

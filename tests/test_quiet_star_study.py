@@ -148,7 +148,9 @@ def test_an_answer_that_was_asked_for_has_twelve_visible_tokens(thinks):
     assert set(lengths) == {12}
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "rules" else pytest.mark.slow) for name in ABLATIONS]
+)
 def test_every_ablation_gives_its_rows(name):
     expected = {"rules": 14, "pruning": 6, "length": 5, "when": 4, "reward": 3}
     rows = list(ABLATIONS[name](study(CORRECTED)))
