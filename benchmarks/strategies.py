@@ -20,7 +20,6 @@ from typing import Any, cast
 
 from inferscale import zoo
 from inferscale.aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote
-from inferscale.answers import same_answer
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from inferscale.cost import Cost
 from inferscale.engine import SearchResult, solve_batch
@@ -171,10 +170,7 @@ def run(
 
 def cell(results: Sequence[SearchResult], aggregator: Aggregator, budget: float) -> str:
     """Accuracy in percent, its standard error over problems, and the share of the budget spent."""
-    right = [
-        result.answer is not None and same_answer(result.answer, result.problem.answer or "")
-        for result in (result.reaggregate(aggregator) for result in results)
-    ]
+    right = [bool(result.reaggregate(aggregator).is_correct) for result in results]
     accuracy = sum(right) / len(right)
     error = math.sqrt(accuracy * (1 - accuracy) / max(1, len(right) - 1))
     return f"{100 * accuracy:5.1f} ± {100 * error:3.1f} ({mean_flops(results) / budget:4.2f})"

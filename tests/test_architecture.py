@@ -13,7 +13,7 @@ PACKAGE = Path(inferscale.__file__).parent
 CORE = {"tree", "cost", "_compat"}  # and what imports nothing of ours
 ROOMS: dict[str, set[str]] = {
     "_compat": set(),
-    "tree": set(),
+    "tree": {"answers"},
     "cost": set(),
     "functional": set(),
     "answers": set(),

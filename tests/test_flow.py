@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inferscale.flow import Generate, GenerateRequest, Score, expand, gather, limit, rewrite, score
-from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
+from inferscale.flow import Answer, Generate, GenerateRequest, Score, answer, expand, gather, limit, rewrite, score
+from inferscale.strategies import REBASE, AdaptiveConsistency, BeamSearch, RepeatedSampling
 from inferscale.tree import Node, Problem, Step
 
 RNG = random.Random(0)
@@ -193,3 +193,84 @@ def test_rewriting_changes_requests_for_samples_and_nothing_else():
     with pytest.raises(StopIteration) as stop:
         flow.send(None)
     assert stop.value.value == [kids[0]]
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_asked_for_and_given_in_order():
+    top = root()
+    nodes = [child(top, "x", reason="eos"), child(top, "y", reason="eos")]
+    flow = answer(node for node in nodes)
+    assert next(flow) == Answer(tuple(nodes))
+    with pytest.raises(StopIteration) as stop:
+        flow.send(["4", None])
+    assert stop.value.value == ["4", None]
+
+
+def test_answers_of_nothing_ask_nothing_and_those_of_no_node_are_refused():
+    with pytest.raises(StopIteration) as stop:
+        next(answer([]))
+    assert stop.value.value == []
+    with pytest.raises(TypeError, match=r"answers of nodes, not of str 'x'"):
+        next(answer(["x"]))
+    with pytest.raises(TypeError, match=r"yield from answer\(\.\.\.\)"):
+        next(gather([wrong() for _ in range(1)]))
+
+
+def wrong():
+    yield answer([root()])
+
+
+def test_flows_side_by_side_read_answers_at_once():
+    def reading(top, times):
+        found = []
+        for _ in range(times):
+            nodes = yield from expand([top])
+            found += yield from answer(nodes)
+        return found
+
+    first, second = root(), root()
+    flow = rewrite(gather([reading(first, 2), reading(second, 1)]), lambda request: request)
+    request = next(flow)
+    assert request == Generate((GenerateRequest(first), GenerateRequest(second)))
+    nodes = child(first, "a", reason="eos"), child(second, "b", reason="eos")
+    assert flow.send([[node] for node in nodes]) == Answer((nodes[0],))
+    assert flow.send(["1"]) == Answer((nodes[1],))
+    assert flow.send(["2"]) == Generate((GenerateRequest(first),))
+    last = child(first, "c", reason="eos")
+    assert flow.send([[last]]) == Answer((last,))
+    with pytest.raises(StopIteration) as stop:
+        flow.send([None])
+    assert stop.value.value == [["1", None], ["2"]]
+
+
+def test_a_limit_lets_answers_be_read():
+    top = root()
+
+    def reading():
+        nodes = yield from expand([top])
+        yield from answer(nodes)
+        return (yield from expand([top]))
+
+    flow = limit(reading(), top, 1)
+    next(flow)
+    node = child(top, "a", reason="eos")
+    assert flow.send([[node]]) == Answer((node,))
+    with pytest.raises(StopIteration) as stop:
+        flow.send(["1"])
+    assert stop.value.value == [node]
+
+
+def test_adaptive_consistency_by_hand():
+    top = root()
+    flow = AdaptiveConsistency(16).search(top, RNG)
+    request = next(flow)
+    for _ in range(4):
+        assert request == Generate((GenerateRequest(top, 1, "end"),))
+        node = child(top, "so it is 4", reason="eos")
+        assert flow.send([[node]]) == Answer((node,))
+        request = flow.send(["4"]) if len(top.children) < 4 else None
+    with pytest.raises(StopIteration) as stop:
+        flow.send(["4"])
+    assert stop.value.value == top.children

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscale.aggregators import BordaVote, ConfidenceVote, MajorityVote
-from inferscale.answers import read_answer
 from inferscale.base import Generator
 from inferscale.engine import solve, solve_batch
 from inferscale.rewards import RewardFunction
 from inferscale.strategies import (
     AdaptiveConsistency,
+    ComputeOptimal,
     DeepConf,
     EarlyStoppingConsistency,
     RepeatedSampling,
@@ -48,8 +48,6 @@ def read(text):
 
 def run(strategy, answers):
     """Samples used and answers given, problem by problem."""
-    if hasattr(strategy, "read_answer"):
-        strategy = replace(strategy, read_answer=read)
     generator = Recorded({f"problem {i}": row for i, row in enumerate(answers)})
     results = solve_batch(
         list(generator.answers), strategy, generator, read_answer=read, aggregator=MajorityVote()
@@ -334,10 +332,36 @@ def test_bad_hyperparameters_are_refused():
             kind(**options)
 
 
-def test_the_answer_reader_is_part_of_the_strategy_but_not_of_its_name():
-    assert AdaptiveConsistency().read_answer is read_answer
-    assert AdaptiveConsistency(read_answer=read) != AdaptiveConsistency()
-    assert "function" not in repr(AdaptiveConsistency())
+ONE, TWO = ("=4", "= 4", "=4.0", "=$4"), ("=5", "=6")  # texts of one answer, and of two
+
+
+@pytest.mark.parametrize(
+    ("strategy", "samples"),
+    [
+        (AdaptiveConsistency(16), 4),
+        (EarlyStoppingConsistency(4, 16), 4),
+        (DeepConf(4, 16, num_parallel=4), 4),
+        (ComputeOptimal((RepeatedSampling(1), RepeatedSampling(16)), (0.2,), 4, "agreement"), 5),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_strategies_that_look_at_answers_read_as_solve_does(strategy, samples):
+    """Where only `solve` knows how answers are read; equal ones are those that the vote holds to be equal."""
+
+    def texts(*of):
+        def change(step, node):
+            return replace(step, text=of[step.token_ids[-1] % len(of)], finish_reason="eos", inner_ends=())
+
+        return BrokenGenerator(change)
+
+    agreed = solve("How many?", strategy, texts(*ONE), read_answer=read)
+    assert agreed.cost.num_generated == samples
+    assert solve("How many?", strategy, texts(*TWO), read_answer=read).cost.num_generated > samples
+    assert solve("How many?", strategy, texts(*ONE), read_answer=lambda text: None).cost.num_generated > samples
+    apart = solve("How many?", strategy, texts(*ONE), read_answer=read, aggregator=MajorityVote(normalize=str))
+    assert apart.cost.num_generated > samples
+    either = MajorityVote(same_answer=lambda first, second: True)
+    assert solve("How many?", strategy, texts(*TWO), read_answer=read, aggregator=either).cost.num_generated == samples
 
 
 def test_it_saves_samples_on_the_toy():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .cost import Budget, Cost
     from .engine import SearchResult, SearchUpdate, Solver, asolve, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
-    from .flow import Flow, GenerateRequest, expand, gather, limit, score
+    from .flow import Flow, GenerateRequest, answer, expand, gather, limit, score
     from .generators import HFGenerator, OpenAIGenerator, RemoteError, VLLMGenerator
     from .rewards import (
         CheckerReward,
@@ -40,7 +40,7 @@ _NAMES = {
     "cost": ("Budget", "Cost"),
     "engine": ("SearchResult", "SearchUpdate", "Solver", "asolve", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
-    "flow": ("Flow", "GenerateRequest", "expand", "gather", "limit", "score"),
+    "flow": ("Flow", "GenerateRequest", "answer", "expand", "gather", "limit", "score"),
     "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError", "VLLMGenerator"),
     "viz": ("render_tree",),
     "rewards": (
@@ -95,6 +95,7 @@ __all__ = [
     "UnscoredNodeError",
     "VLLMGenerator",
     "VLLMRewardModel",
+    "answer",
     "answer_weights",
     "answers",
     "asolve",

@@ -3,74 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-from .answers import normalize_answer
-from .answers import same_answer as _same_answer
+from .answers import Normalize, SameAnswer, group_answers
 from .base import Aggregator
 from .functional import Reduction, reduce_steps
 from .tree import Trajectory
-
-SameAnswer: TypeAlias = Callable[[str, str], bool]
-"""Tells whether two answers are the same; it need be neither symmetric nor transitive."""
-
-Normalize: TypeAlias = Callable[[str], str]
-"""Gives an answer's normal form: answers with one normal form are the same."""
 
 StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
 """A named reduction of step scores, or a function of them (which may see scores outside [0, 1])."""
 
 
-def group_answers(
-    answers: Iterable[str | None], same_answer: SameAnswer | None = None, normalize: Normalize = normalize_answer
+Joining: TypeAlias = tuple[SameAnswer | None, Normalize | None]
+"""How a vote joins answers: the arguments `same_answer` and `normalize` of `group_answers`."""
+
+
+def joining_of(aggregator: Aggregator) -> Joining:
+    """Return how an aggregator joins answers; by the equality of their kind, if it has no way of its own."""
+    if isinstance(aggregator, MajorityVote | BordaVote | ConfidenceVote):
+        return aggregator.same_answer, aggregator.normalize
+    return None, None
+
+
+def answer_groups(
+    trajectories: Sequence[Trajectory], voters: Container[int], joining: Joining = (None, None)
 ) -> list[list[int]]:
-    """Return the positions of answers that are the same, groups and members in order of appearance.
-
-    ``None`` is in no group. An answer joins the group that holds its normal form, else the first one whose first answer
-    `same_answer` accepts, else it starts a group.
-
-    Args:
-        answers: The answers.
-        same_answer: Tried both ways round. By default `inferscale.answers.same_answer`, which must accept every normal
-            form in the group: ``"5"`` joins ``"5 cm"``, and ``"5 km"`` does not follow.
-        normalize: Gives the normal form; ``str`` compares answers as they are written.
-    """
-    looked_at = None if same_answer is None else 1
-    agree: SameAnswer = same_answer or (_same_answer if normalize is normalize_answer else str.__eq__)
-    groups: list[list[int]] = []
-    members: list[list[str]] = []  # of each group, one answer for each normal form
-    group_of_form: dict[str, int] = {}
-    for position, answer in enumerate(answers):
-        if answer is None:
-            continue
-        form = normalize(answer)
-        number = group_of_form.get(form)
-        if number is None:
-            number = next(
-                (
-                    i
-                    for i, known in enumerate(members)
-                    if all(agree(answer, m) or agree(m, answer) for m in known[:looked_at])
-                ),
-                len(groups),
-            )
-            if number == len(groups):
-                groups.append([])
-                members.append([])
-            members[number].append(answer)
-            group_of_form[form] = number
-        groups[number].append(position)
-    return groups
+    """Return the positions of trajectories with the same answer; those that abstain or are no voters are left out."""
+    answers = (t.answer if i in voters else None for i, t in enumerate(trajectories))
+    return group_answers(answers, *joining, trajectories[0].equality) if trajectories else []
 
 
 def vote(
     trajectories: Sequence[Trajectory],
     weights: Mapping[int, float],
     scores: Mapping[int, float],
-    grouping: tuple[SameAnswer | None, Normalize],
+    joining: Joining,
 ) -> Trajectory:
     """The best-scored trajectory of the group with the greatest weight.
 
@@ -78,9 +48,9 @@ def vote(
         trajectories: At least one.
         weights: By position; a trajectory without a weight or an answer abstains.
         scores: By position; they break ties between groups if all voters have one.
-        grouping: The last two arguments of `group_answers`.
+        joining: Which answers are the same.
     """
-    groups = group_answers((t.answer if i in weights else None for i, t in enumerate(trajectories)), *grouping)
+    groups = answer_groups(trajectories, weights, joining)
     if not groups:
         return trajectories[best(candidates(trajectories, scores), scores)]
     use_scores = all(i in scores for group in groups for i in group)
@@ -169,15 +139,16 @@ class MajorityVote(Aggregator):
     Attributes:
         weighted: True if a trajectory counts by its score (which must be 0 or more) instead of by 1.
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
-        same_answer: Joins answers with different normal forms, called as ``f(a, b) or f(b, a)`` with the first answer
-            of each group; ``None`` compares normal forms alone.
-        normalize: Gives an answer's normal form; ``str`` compares answers as they are written.
+        same_answer: Joins answers, called as ``f(a, b) or f(b, a)`` with the first answer of each group; a measure of
+            likeness for free text, say. ``None`` is the equality of their kind (`inferscale.answers.KINDS`).
+        normalize: Gives an answer's normal form; answers with the same one are joined unasked. ``str`` compares answers
+            as they are written; ``None`` is the normal form of their kind.
     """
 
     weighted: bool = False
     reduction: StepReduction | None = None
     same_answer: SameAnswer | None = None
-    normalize: Normalize = field(default=normalize_answer, repr=False)
+    normalize: Normalize | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_reduction(self, self.reduction)
@@ -239,7 +210,7 @@ class BordaVote(Aggregator):
     p: float = 0.5
     reduction: StepReduction | None = None
     same_answer: SameAnswer | None = None
-    normalize: Normalize = field(default=normalize_answer, repr=False)
+    normalize: Normalize | None = field(default=None, repr=False)
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -278,7 +249,7 @@ class ConfidenceVote(Aggregator):
 
     reduction: Literal["mean", "min", "last"] = "mean"
     same_answer: SameAnswer | None = None
-    normalize: Normalize = field(default=normalize_answer, repr=False)
+    normalize: Normalize | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.reduction not in ("mean", "min", "last"):
@@ -318,10 +289,10 @@ class Oracle(Aggregator):
     Without a correct one it is the first with an answer.
 
     Attributes:
-        same_answer: Called with an answer and the problem's gold answer.
+        same_answer: Called with an answer and the problem's gold answer; ``None`` is the equality of their kind.
     """
 
-    same_answer: SameAnswer = field(default=_same_answer, repr=False)
+    same_answer: SameAnswer | None = field(default=None, repr=False)
 
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
         """A correct trajectory, if there is one.
@@ -334,7 +305,7 @@ class Oracle(Aggregator):
         if gold is None:
             raise ValueError("Oracle compares with the gold answer: give Problem(prompt, answer=...)")
         answered = [t for t in trajectories if t.answer is not None]
-        correct = (t for t in answered if t.answer is not None and self.same_answer(t.answer, gold))
+        correct = (t for t in answered if (self.same_answer or t.equality.same)(t.answer or "", gold))
         return next(correct, (answered or trajectories)[0])
 
 
@@ -343,7 +314,7 @@ def answer_weights(
     weighted: bool = False,
     reduction: StepReduction | None = None,
     same_answer: SameAnswer | None = None,
-    normalize: Normalize = normalize_answer,
+    normalize: Normalize | None = None,
 ) -> dict[str, float]:
     """Total weight of each answer, in order of first appearance; abstentions are left out.
 
@@ -365,9 +336,7 @@ def answer_weights(
     majority = MajorityVote(weighted, reduction, same_answer)
     scores = known_scores(majority, trajectories, reduction)
     weights = as_weights(majority, scores) if weighted else dict.fromkeys(range(len(trajectories)), 1.0)
-    groups = group_answers(
-        (t.answer if i in weights else None for i, t in enumerate(trajectories)), same_answer, normalize
-    )
+    groups = answer_groups(trajectories, weights, (same_answer, normalize))
     return {str(trajectories[group[0]].answer): math.fsum(weights[i] for i in group) for group in groups}
 
 

@@ -3,7 +3,8 @@ r"""Reading the answer out of a text, and when two answers are the same (standar
 A reader is a small object with a kind: `read_answer` (the default, which takes the best evidence there is), `Number`,
 `Choice`, `YesNo`, `Expression`, `Code`, `Text`, or a class of your own. ``reader(text)`` gives the answer as it is
 written, or ``None``; ``reader.read_cut(text)`` that of a text that was cut off, which counts only if it was complete
-before the cut; ``reader.same(first, second)`` is the equality that belongs to the kind.
+before the cut; ``reader.same(first, second)`` is the equality that belongs to the kind. The name of a kind, such as
+``"choice:ABCD"``, goes into problems, files and command lines; `reader_of` gives its reader.
 
 Evidence is looked for in this order, the last of a kind counting: ``\boxed{...}``; what follows "the answer is" and its
 like; what follows ``####``; a text that is nothing but an answer; the last formula or number, whichever ends later.
@@ -20,7 +21,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeAlias, TypeVar
+
+Reader: TypeAlias = Callable[[str], str | None]
+"""Reads the answer out of a completion; ``None`` abstains."""
+
+SameAnswer: TypeAlias = Callable[[str, str], bool]
+"""Tells whether two answers are the same; it need be neither symmetric nor transitive."""
+
+Normalize: TypeAlias = Callable[[str], str]
+"""Gives an answer's normal form: answers with one normal form are the same."""
 
 MAX_ANSWER_CHARS = 512
 """Longer texts are not taken for answers (but by `Text` and `Code`), and not rewritten by `normalize_answer`."""
@@ -89,7 +99,7 @@ def same_answer(first: str | None, second: str | None) -> bool:
     Equal normal forms are the same. Beyond that, a number without a unit of measure agrees with the same number in any
     one (``"15"`` and ``"15 cm"``, but never ``"5 cm"`` and ``"5 m"``), and a decimal of three or more digits with the
     fraction that it rounds (``"0.0833"`` and ``"1/12"``; two decimals must be equal). So it is not transitive:
-    `inferscale.aggregators.group_answers` lets an answer into a group only if it agrees with all that are in it.
+    `group_answers` lets an answer into a group only if it agrees with all that are in it.
     """
     if first is None or second is None:
         return False
@@ -98,6 +108,55 @@ def same_answer(first: str | None, second: str | None) -> bool:
     if max(len(first), len(second)) > MAX_ANSWER_CHARS:
         return False
     return _agree(_parsed(first), _parsed(second))
+
+
+def group_answers(
+    answers: Iterable[str | None],
+    same_answer: SameAnswer | None = None,
+    normalize: Normalize | None = None,
+    reader: AnswerReader | None = None,
+) -> list[list[int]]:
+    """Return the positions of answers that are the same, groups and members in order of appearance.
+
+    ``None`` is in no group. An answer joins the group that holds its normal form, else the first one that it agrees
+    with, else it starts a group.
+
+    Args:
+        answers: The answers.
+        same_answer: A measure of your own, tried both ways round against the first answer of each group.
+        normalize: A normal form of your own; ``str`` compares answers as they are written.
+        reader: Its equality and normal form count where none of your own is given, `read_answer`'s by default. By its
+            equality an answer must agree with all normal forms in the group: ``"5"`` joins ``"5 cm"``, and ``"5 km"``
+            does not follow.
+    """
+    kind = reader or read_answer
+    agree = same_answer or (kind.same if normalize is None else str.__eq__)
+    form_of = normalize or kind.normalize
+    looked_at = None if same_answer is None else 1
+    groups: list[list[int]] = []
+    members: list[list[str]] = []  # of each group, one answer for each normal form
+    group_of_form: dict[str, int] = {}
+    for position, answer in enumerate(answers):
+        if answer is None:
+            continue
+        form = form_of(answer)
+        number = group_of_form.get(form)
+        if number is None:
+            number = next(
+                (
+                    i
+                    for i, known in enumerate(members)
+                    if all(agree(answer, m) or agree(m, answer) for m in known[:looked_at])
+                ),
+                len(groups),
+            )
+            if number == len(groups):
+                groups.append([])
+                members.append([])
+            members[number].append(answer)
+            group_of_form[form] = number
+        groups[number].append(position)
+    return groups
 
 
 def normalize_answer(answer: str) -> str:
@@ -567,8 +626,16 @@ class AnswerReader(ABC):
         """True if two answers of this kind mean the same."""
         return same_answer(first, second)
 
+    def normalize(self, answer: str) -> str:
+        """Return a form whose equality implies `same`: the answer itself, where a kind has an equality of its own."""
+        return normalize_answer(answer) if type(self).same is AnswerReader.same else answer
 
-def answer_of(reader: Callable[[str], str | None], text: str, cut: bool = False) -> str | None:
+    def for_kind(self, kind: str | None) -> AnswerReader:
+        """Return the reader for a problem of this kind: this one, whatever the problem says."""
+        return self
+
+
+def answer_of(reader: Reader, text: str, cut: bool = False) -> str | None:
     """Return what `reader` reads in `text`; if the text was `cut` off, only what was complete before.
 
     A plain function must read the same answer without the unfinished end of a cut text.
@@ -646,6 +713,11 @@ class Choice(AnswerReader):
     options: str = "ABCDEFGHIJ"
     kind: ClassVar[str] = "choice"
 
+    def __post_init__(self) -> None:
+        """Refuse options that are no letters."""
+        if not self.options.isalnum():
+            raise ValueError(f'Choice({self.options!r}): give the letters in a row, such as "ABCD"')
+
     def find(self, text: str, stated: bool = False) -> str | None:
         """Return the letter that is given as the answer, else one that begins or ends the text alone."""
         letters = re.escape("".join(sorted({*self.options.upper(), *self.options.lower()})))
@@ -689,7 +761,7 @@ def _is_article(letter: str, rest: str) -> bool:
 class YesNo(AnswerReader):
     """``"yes"`` or ``"no"``; "true" and "false" mean the same."""
 
-    kind: ClassVar[str] = "yes-no"
+    kind: ClassVar[str] = "yesno"
 
     def find(self, text: str, stated: bool = False) -> str | None:
         """Return the verdict that is given as the answer, else the one that begins the text, else its last one."""
@@ -781,6 +853,103 @@ class Code(AnswerReader):
         """True for the same lines, spaces at their ends apart."""
         one, two = ([line.rstrip() for line in text.strip().splitlines()] for text in (first, second))
         return one == two
+
+
+@dataclass(frozen=True)
+class Before(AnswerReader):
+    r"""Another reader, on the text before the first of some stop texts; where there is one, the text is not cut.
+
+    Attributes:
+        stops: The stop texts, such as ``"\nQuestion:"`` of a base model that goes on with a question of its own.
+        reader: The other reader; ``None`` is that of the problem's kind.
+    """
+
+    stops: tuple[str, ...]
+    reader: Reader | None = None
+    kind: ClassVar[str] = "before"
+
+    def find(self, text: str, stated: bool = False) -> str | None:
+        """Return what the other reader reads before the stop."""
+        return (self.reader or read_answer)(text_before(text, self.stops))
+
+    def __call__(self, text: str) -> str | None:
+        """Return what the other reader reads before the stop."""
+        return self.find(text)
+
+    def read_cut(self, text: str) -> str | None:
+        """Return what the other reader reads before the stop; in a text that was cut before one, as it reads such."""
+        own = text_before(text, self.stops)
+        return answer_of(self.reader or read_answer, own, cut=len(own) == len(text))
+
+    def same(self, first: str, second: str) -> bool:
+        """True if the two are the same for the other reader."""
+        return equality_of(self.reader).same(first, second)
+
+    def normalize(self, answer: str) -> str:
+        """Return the other reader's normal form."""
+        return equality_of(self.reader).normalize(answer)
+
+    def for_kind(self, kind: str | None) -> AnswerReader:
+        """Return this reader, with that of the problem's kind if it has no other."""
+        return Before(self.stops, chosen_reader(self.reader, kind))
+
+
+KINDS: dict[str, Callable[..., AnswerReader]] = {
+    "any": _BestEvidence,
+    "number": Number,
+    "choice": Choice,
+    "yesno": YesNo,
+    "expression": Expression,
+    "code": Code,
+    "text": Text,
+}
+"""Kinds of answers by name. ``"choice:ABCDE"`` says which letters there are, ``"text:Answer:"`` after what the text
+begins; ``"any"`` is `read_answer`."""
+
+
+@lru_cache
+def reader_of(kind: str) -> AnswerReader:
+    """Return the reader of a kind, by its name in `KINDS`.
+
+    Raises:
+        TypeError: If `kind` is no text.
+        ValueError: If there is no such kind.
+    """
+    if not isinstance(kind, str):
+        raise TypeError(f'kind={kind!r:.80}: name it, such as "number" or "choice:ABCD"; a reader goes in read_answer=')
+    name, colon, option = kind.partition(":")
+    if name not in KINDS:
+        raise ValueError(f"unknown kind of answer {kind!r}: choose one of {', '.join(KINDS)}")
+    if not colon:
+        return KINDS[name]()
+    if name not in ("choice", "text"):
+        raise ValueError(f"kind={kind!r}: {name} takes nothing after a colon; choice:ABCDE and text:Answer: do")
+    return KINDS[name](option)
+
+
+def kind_of(reader: Reader | None) -> str | None:
+    """Return the name by which `reader_of` makes a reader with the same equality; ``None`` for one of your own."""
+    if isinstance(reader, Before):
+        return kind_of(reader.reader)
+    if not isinstance(reader, AnswerReader) or type(reader) not in KINDS.values():
+        return None
+    option = reader.options if isinstance(reader, Choice) else reader.after if isinstance(reader, Text) else ""
+    name = reader.kind
+    return name if reader == reader_of(name) else f"{name}:{option}"
+
+
+def chosen_reader(reader: Reader | None, kind: str | None) -> Reader:
+    """Return the reader of a problem's answers: the one that was given, else that of its kind, else `read_answer`."""
+    if isinstance(reader, AnswerReader):
+        return reader.for_kind(kind)
+    return reader or equality_of(None, kind)
+
+
+def equality_of(reader: Reader | None, kind: str | None = None) -> AnswerReader:
+    """Return the reader whose equality counts: a plain function has none, so that it is that of the problem's kind."""
+    if isinstance(reader, AnswerReader):
+        return reader
+    return read_answer if kind is None else reader_of(kind)
 
 
 _DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:d?frac|boxed|left|right|text|sqrt|pi|cdot|times|infty|cup)(?![a-z]))")
@@ -1053,22 +1222,25 @@ def text_before(text: str, stops: Sequence[str]) -> str:
     return text[:cut]
 
 
-def answer_before(text: str, read: Callable[[str], str | None], stops: Sequence[str]) -> str | None:
-    """Return the answer that `read` finds before the first of the stop texts."""
-    return read(text_before(text, stops))
-
-
 __all__ = [
+    "KINDS",
     "MAX_ANSWER_CHARS",
     "AnswerReader",
+    "Before",
     "Choice",
     "Code",
     "Expression",
+    "Normalize",
     "Number",
+    "Reader",
+    "SameAnswer",
     "Text",
     "YesNo",
+    "group_answers",
+    "kind_of",
     "normalize_answer",
     "parse_number",
     "read_answer",
+    "reader_of",
     "same_answer",
 ]

@@ -1,7 +1,7 @@
 """Requests that a search yields, and the verbs that strategies are written in.
 
-A search is a Python generator: it yields a request and is sent the answer. `expand`, `score` and `gather` build the
-requests; a strategy calls them with ``yield from``. Nothing here touches a model.
+A search is a Python generator: it yields a request and is sent the answer. `expand`, `score`, `answer` and `gather`
+build the requests; a strategy calls them with ``yield from``. Nothing here touches a model.
 """
 
 from __future__ import annotations
@@ -90,19 +90,26 @@ class Score:
     nodes: tuple[Node, ...]
 
 
-Request: TypeAlias = Generate | Score
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answered with ``list[str | None]``: for each node the answer that is read in its text; see `answer`."""
+
+    nodes: tuple[Node, ...]
+
+
+Request: TypeAlias = Generate | Score | Answer
 Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
 
 
-def as_score(request: object) -> Score:
-    """Return `request`, which is no `Generate`, if it is a `Score`.
+def as_request(request: object) -> Request:
+    """Return `request` if it is one.
 
     Raises:
         TypeError: If a search yielded something that is no request; the message says what to write.
     """
-    if isinstance(request, Score):
+    if isinstance(request, Request):
         return request
-    hint = "a search yields only what `expand`, `score` and `gather` build"
+    hint = "a search yields only what `expand`, `score`, `answer` and `gather` build"
     if inspect.isgenerator(request):
         hint = f'write "yield from {request.__name__}(...)" instead of "yield {request.__name__}(...)"'
     raise TypeError(f"a search yielded {type(request).__name__}: {hint}")
@@ -161,42 +168,70 @@ def score(nodes: Iterable[Node]) -> Flow[None]:
         yield Score(unscored)
 
 
+def answer(nodes: Iterable[Node]) -> Flow[list[str | None]]:
+    """Read the answers of `nodes`; write ``answers = yield from answer(nodes)``.
+
+    Answers are read as those of the result are, by the reader that `solve` was given or that of the problem's kind. So
+    a node abstains (``None``) if it has not finished, failed, or was cut before its answer was complete.
+
+    Returns:
+        For each node its answer. Answers that the vote holds to be the same come as one text, the first one read in
+        this search, so that they can be counted as they are.
+
+    Raises:
+        TypeError: If one is no node.
+    """
+    asked = tuple(nodes)
+    for node in asked:
+        if not isinstance(node, Node):
+            raise TypeError(f"answer() reads the answers of nodes, not of {type(node).__name__} {node!r:.80}")
+    if not asked:
+        return []
+    answers: list[str | None] = yield Answer(asked)
+    return answers
+
+
 def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
     """Run several searches side by side and return their results in order; their requests share calls.
 
-    Searches that want samples are all answered before any that wants scores, so that those that catch up are scored
-    together with the others. Each search is sent answers in its own order, whatever runs beside it.
+    Answers are read at once. Searches that want samples are all answered before any that wants scores, so that those
+    that catch up are scored together with the others. Each search is sent answers in its own order, whatever runs
+    beside it.
     """
     running = list(flows)
     results: dict[int, T] = {}
     generating: dict[int, Generate] = {}
     scoring: dict[int, Score] = {}
 
-    def resume(index: int, answer: Any) -> None:
-        try:
-            request = running[index].send(answer)
-        except StopIteration as stop:
-            results[index] = stop.value
-            return
+    def resume(index: int, answer: Any) -> Flow[None]:
+        while True:
+            try:
+                request = as_request(running[index].send(answer))
+            except StopIteration as stop:
+                results[index] = stop.value
+                return
+            if not isinstance(request, Answer):
+                break
+            answer = yield request
         if isinstance(request, Generate):
             generating[index] = request
         else:
-            scoring[index] = as_score(request)
+            scoring[index] = request
 
     for index in range(len(running)):
-        resume(index, None)
+        yield from resume(index, None)
     while generating or scoring:
         if generating:
             wave, generating = generating, {}
             groups = yield Generate(tuple(r for request in wave.values() for r in request.requests))
             remaining = iter(groups)
             for index, request in wave.items():
-                resume(index, [next(remaining) for _ in request.requests])
+                yield from resume(index, [next(remaining) for _ in request.requests])
         else:
             judged, scoring = scoring, {}
             yield from score(node for request in judged.values() for node in request.nodes)
             for index in judged:
-                resume(index, None)
+                yield from resume(index, None)
     return [results[index] for index in range(len(running))]
 
 

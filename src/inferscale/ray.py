@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from inferscale.engine.progress import ProgressBar
-from inferscale.engine.result import Reader, SearchResult, as_plain
+from inferscale.engine.result import SearchResult, as_plain
 from inferscale.engine.solver import Solver, as_problems
 
 from ._compat import require
-from .answers import read_answer as default_reader
+from .answers import Reader
 from .base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from .cost import Budget
 from .tree import Problem
@@ -135,7 +135,7 @@ def solve_dataset(
     make_reward_model: Callable[[], RewardModel] | None = None,
     *,
     aggregator: Aggregator | None = None,
-    read_answer: Reader = default_reader,
+    read_answer: Reader | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     num_actors: int = 1,
@@ -157,7 +157,7 @@ def solve_dataset(
         make_generator: Makes the generator, in the actor; a function that can be sent there.
         make_reward_model: Makes the reward model, in the actor.
         aggregator: Picks the trajectory to report; see `Solver` for this and the next three.
-        read_answer: Reads the answer out of a completion.
+        read_answer: Reads the answer out of a completion; by default that of the problem's kind.
         budget: The most that each problem may cost.
         seed: Any integer.
         num_actors: Actors, each with models of its own.
@@ -193,7 +193,7 @@ def stream_dataset(
     make_reward_model: Callable[[], RewardModel] | None = None,
     *,
     aggregator: Aggregator | None = None,
-    read_answer: Reader = default_reader,
+    read_answer: Reader | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     num_actors: int = 1,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from hashlib import blake2b
 from typing import Any, Literal, Never, TypeAlias
+
+from .answers import AnswerReader, Reader, equality_of, reader_of
 
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
 """The reason why a step ended.
@@ -38,10 +40,12 @@ class Problem:
             parts. A last turn of the assistant's is gone on with (prefill). Whatever else a turn holds
             (``"tool_calls"``, ``"name"``, ``"reasoning_content"``) is kept for the chat template.
         columns: Further data of the problem for reward functions (TRL's data-set columns): plain data, by name.
+        kind: What the answer is, by its name in `inferscale.answers.KINDS` (``"number"``, ``"choice:ABCD"``, ...):
+            says how it is read out of a completion, and when two are the same.
 
     Raises:
         TypeError: If the answer is no text, or messages or columns are no plain data.
-        ValueError: If there is no prompt, or two, or a turn does not fit.
+        ValueError: If there is no prompt, or two, a turn does not fit, or there is no such kind.
     """
 
     prompt: str = ""
@@ -50,6 +54,7 @@ class Problem:
     _: KW_ONLY
     messages: Sequence[Mapping[str, Any]] | None = None
     columns: Mapping[str, Any] | None = None
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be answered; freeze messages and columns."""
@@ -73,6 +78,8 @@ class Problem:
             if not isinstance(self.columns, Mapping):
                 raise TypeError(f"columns is a dictionary of plain data by name, not {self.columns!r:.80}")
             object.__setattr__(self, "columns", _frozen(self.columns, "columns") or None)
+        if self.kind is not None:
+            reader_of(self.kind)  # refuses an unknown one
 
     @property
     def turns(self) -> list[dict[str, Any]]:
@@ -321,6 +328,7 @@ class Trajectory:
         step_scores: A process reward model's score of each step (one each for inner steps), or ``None``.
         answer: The answer read out of the text; ``None`` abstains. An unfinished path always abstains.
         score: The reward model's score of the whole, or ``None``.
+        reader: What read the answer; its equality says which answers are the same.
     """
 
     problem: Problem
@@ -328,6 +336,7 @@ class Trajectory:
     step_scores: tuple[float, ...] | None = None
     answer: str | None = None
     score: float | None = None
+    reader: Reader | None = field(default=None, repr=False, compare=False)
 
     @property
     def text(self) -> str:
@@ -338,6 +347,18 @@ class Trajectory:
     def is_finished(self) -> bool:
         """True if the path had ended."""
         return bool(self.steps) and self.steps[-1].finish_reason != "step"
+
+    @property
+    def equality(self) -> AnswerReader:
+        """The reader whose `same` tells when two answers to this problem are the same."""
+        return equality_of(self.reader, self.problem.kind)
+
+    @property
+    def is_correct(self) -> bool | None:
+        """True if the answer is the gold one, by the equality of its kind; ``None`` if the problem has no gold one."""
+        if self.problem.answer is None:
+            return None
+        return self.answer is not None and self.equality.same(self.answer, self.problem.answer)
 
     @property
     def logprob(self) -> float | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from inferscale.aggregators import BestOfN, MajorityVote
-from inferscale.answers import same_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Cost
 from inferscale.engine.result import SearchResult
@@ -76,9 +75,7 @@ def rows(
 
 def _row(name: str, results: Sequence[SearchResult], without_reward: bool) -> Row:
     """The row of some results; a vote that reads no score is not charged for the reward model."""
-    right = [
-        result.answer is not None and same_answer(result.answer, result.problem.answer or "") for result in results
-    ]
+    right = [bool(result.is_correct) for result in results]
     accuracy = sum(right) / len(right)
     total = sum((result.cost for result in results), Cost())
     count = len(results)

@@ -6,8 +6,6 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from inferscale.answers import same_answer
-
 from .result import SearchResult
 
 
@@ -41,8 +39,7 @@ class ProgressBar:
 
     def finished(self, result: SearchResult) -> None:
         """Count a problem that was searched, right if its answer is the gold one."""
-        gold, answer = result.problem.answer, result.answer
-        self.count(result.cost.tokens, None if gold is None else answer is not None and same_answer(answer, gold))
+        self.count(result.cost.tokens, result.is_correct)
 
     def count(self, tokens: int, correct: bool | None) -> None:
         """Count a problem; `correct` is ``None`` where it has no gold answer."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from inferscale.answers import answer_of
+from inferscale.aggregators import joining_of
+from inferscale.answers import Reader, answer_of, equality_of, group_answers, kind_of, reader_of
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
 from inferscale.tree import Node, Problem, Step, Trajectory
 
 FORMAT = "inferscale.SearchResult"
 VERSION = 1
-
-Reader: TypeAlias = Callable[[str], str | None]
-"""Reads the answer out of a completion; ``None`` abstains."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,11 @@ class SearchResult:
         return self.selected.text
 
     @property
+    def is_correct(self) -> bool | None:
+        """True if the answer is the gold one; ``None`` if the problem has no gold answer."""
+        return self.selected.is_correct
+
+    @property
     def selected_leaf(self) -> Node:
         """The leaf of the selected trajectory."""
         return self.leaves[self._place]
@@ -65,7 +68,10 @@ class SearchResult:
         return replace(self, selected=voted(aggregator, self.trajectories))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result with its whole tree as versioned JSON; return the path."""
+        """Write the result with its whole tree as versioned JSON; return the path.
+
+        Of what read the answers the kind is kept; of a reader of your own, nothing but the answers.
+        """
         target = Path(path)
         temporary = target.with_name(target.name + ".tmp")
         temporary.write_text(json.dumps(self.to_dict(), allow_nan=False, default=as_plain), encoding="utf-8")
@@ -116,6 +122,7 @@ class SearchResult:
                 for leaf, t in zip(self.leaves, self.trajectories, strict=True)
             ],
             "selected": self._place,
+            "kind": kind_of(self.selected.reader),
         }
 
     @classmethod
@@ -142,9 +149,10 @@ class SearchResult:
             node.step_scores = _as_tuple(row.get("step_scores"))
             node.stats.update(row.get("stats", {}))
             nodes.append(node)
+        reader = None if data.get("kind") is None else reader_of(data["kind"])
         leaves = tuple(nodes[row["node"]] for row in data["trajectories"])
         trajectories = tuple(
-            Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"])
+            Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"], reader)
             for leaf, row in zip(leaves, data["trajectories"], strict=True)
         )
         selected = trajectories[data["selected"]]
@@ -182,19 +190,51 @@ class SearchResult:
         return self.trajectories.index(self.selected)
 
 
-def trajectory(leaf: Node, read_answer: Reader) -> Trajectory:
-    """Return the record of a leaf; one that failed, or was cut before its answer was complete, abstains."""
+def answer_at(node: Node, reader: Reader) -> str | None:
+    """Return the answer of a node; one that failed, or was cut before its answer was complete, abstains."""
+    if node.step is None or node.is_failed or not node.is_finished:
+        return None
+    answer: object = answer_of(
+        reader, node.problem.prefill + node.text, cut=node.step.finish_reason in ("length", "budget")
+    )
+    if answer is not None and not isinstance(answer, str):
+        raise TypeError(f"read_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
+    return answer
+
+
+def trajectory(leaf: Node, reader: Reader) -> Trajectory:
+    """Return the record of a leaf."""
     path, step_scores = leaf.path, leaf.step_scores
     if step_scores is None and path and all(node.is_scored for node in path):
         step_scores = tuple(node.score for node in path)  # of an outcome model, which scored each prefix
-    steps = tuple(node.step for node in path if node.step is not None)
-    answer = None
-    if leaf.is_finished and not leaf.is_failed:
-        cut = bool(steps) and steps[-1].finish_reason in ("length", "budget")
-        answer = answer_of(read_answer, leaf.problem.prefill + "".join(step.text for step in steps), cut)
-    if answer is not None and not isinstance(answer, str):
-        raise TypeError(f"read_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
-    return Trajectory(leaf.problem, steps, step_scores, answer, leaf.score if leaf.is_scored else None)
+    score = leaf.score if leaf.is_scored else None
+    return Trajectory(leaf.problem, leaf.steps, step_scores, answer_at(leaf, reader), score, reader)
+
+
+class Answers:
+    """Answers that a search asks for while it runs, read as those of its result are.
+
+    Args:
+        reader: Reads them.
+        vote: Says which are the same: they are given as one text, the first of them that was read.
+    """
+
+    def __init__(self, reader: Reader, vote: Aggregator) -> None:
+        self._reader = reader
+        self._joining = joining_of(vote)
+        self._read: dict[Node, str | None] = {}
+
+    def __call__(self, nodes: Sequence[Node]) -> list[str | None]:
+        """Return the answer of each node."""
+        for node in nodes:
+            if node not in self._read:
+                self._read[node] = answer_at(node, self._reader)
+        read, answers = list(self._read), list(self._read.values())
+        # An answer joins a group by those before it, so that what is read later changes nothing.
+        firsts: dict[Node, str | None] = {}
+        for group in group_answers(answers, *self._joining, equality_of(self._reader, nodes[0].problem.kind)):
+            firsts |= dict.fromkeys((read[place] for place in group), answers[group[0]])
+        return [firsts.get(node) for node in nodes]
 
 
 def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Trajectory:

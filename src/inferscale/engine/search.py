@@ -13,7 +13,7 @@ from typing import Any
 
 from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget, Cost
-from inferscale.flow import Flow, Generate, GenerateRequest, Request, Score, as_score, score
+from inferscale.flow import Answer, Flow, Generate, GenerateRequest, Score, as_request, score
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
 from .journal import Journal, Samples, Scores
@@ -64,6 +64,7 @@ class Search:
         strategy: SearchStrategy,
         budget: Budget | None,
         has_reward_model: bool,
+        read: Callable[[Sequence[Node]], list[str | None]],
         journal: Journal | None = None,
         *,
         cancel: threading.Event | None = None,
@@ -76,13 +77,14 @@ class Search:
         self.strategy = strategy
         self.cost = Cost()
         self.stopped_by: str | None = None
-        self.request: Request | None = None
+        self.request: Generate | Score | None = None
         self.leaves: list[Node] | None = None
         self.abandoned = abandoned or threading.Event()
         self.on_step = on_step
         self._cancel = cancel
         self._budget = budget
         self._has_reward_model = has_reward_model
+        self._read = read
         self._journal = journal
         self._is_replaying = False
         self._started = time.perf_counter()
@@ -129,17 +131,19 @@ class Search:
 
     def _resume(self, answer: Any) -> None:
         self.request = None
-        try:
-            request: object = self._flow.send(answer)
-        except StopIteration as stop:
-            self.leaves = stop.value
-            return
+        while True:
+            try:
+                request = as_request(self._flow.send(answer))
+            except StopIteration as stop:
+                self.leaves = stop.value
+                return
+            if not isinstance(request, Answer):
+                break
+            answer = self._read(request.nodes)  # needs no model, and is read again in a replay
+        self.request = request
         if isinstance(request, Generate):
             self._queue.extend(enumerate(request.requests))
             self._groups = [[] for _ in request.requests]
-            self.request = request
-        else:
-            self.request = as_score(request)
 
     def stop(self, reason: str) -> None:
         """End the search: the best effort so far becomes its result, once its leaves are scored."""

@@ -16,7 +16,7 @@ from numbers import Integral
 from typing import Literal, TypeAlias, get_args
 
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import read_answer as default_reader
+from inferscale.answers import Reader, chosen_reader
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
@@ -24,7 +24,7 @@ from inferscale.tree import Node, Problem
 
 from .journal import Journal
 from .progress import ProgressBar
-from .result import Reader, SearchResult, trajectory, voted
+from .result import Answers, SearchResult, trajectory, voted
 from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
 from .search import Search, SearchUpdate
 
@@ -55,7 +55,8 @@ class Solver:
         generator: Samples the steps.
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
-        read_answer: Reads the answer out of a completion; ``None`` abstains.
+        read_answer: Reads the answer out of a completion (``None`` abstains), for the result and for strategies that
+            look at answers; by default the reader of the problem's kind, `inferscale.answers.read_answer` without one.
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
         schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
@@ -75,7 +76,7 @@ class Solver:
     reward_model: RewardModel | None = None
     aggregator: Aggregator | None = None
     _: KW_ONLY
-    read_answer: Reader = default_reader
+    read_answer: Reader | None = None
     budget: Budget | None = None
     seed: int = 0
     schedule: Schedule = "wave"
@@ -97,7 +98,7 @@ class Solver:
             given = f"the class {part.__name__}" if isinstance(part, type) else f"{type(part).__name__} {part!r:.80}"
             article = "an" if kind is Aggregator else "a"
             raise TypeError(f"{name} must be {article} {kind.__name__}, not {given}: {hint}")
-        if not callable(self.read_answer):
+        if self.read_answer is not None and not callable(self.read_answer):
             raise TypeError(f"read_answer must be a function of the completion, not {self.read_answer!r}")
         seed: object = self.seed
         if not isinstance(seed, Integral):
@@ -327,7 +328,8 @@ class Solver:
         """Return what `search` has found until now."""
         stopped_by = "error" if search.leaves is None else search.stopped_by
         leaves = search.root.leaves() if search.leaves is None else search.leaves
-        trajectories = tuple(trajectory(leaf, self.read_answer) for leaf in leaves)
+        reader = chosen_reader(self.read_answer, search.root.problem.kind)
+        trajectories = tuple(trajectory(leaf, reader) for leaf in leaves)
         unscored = self.vote.needs_scores and all(t.score is None for t in trajectories)  # all samples failed
         selected = trajectories[0] if unscored else voted(self.vote, trajectories)
         return SearchResult(
@@ -412,7 +414,8 @@ class Session:
         again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
         search = Search(
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
-            chosen.reward_model is not None, self._journal, cancel=cancel, abandoned=abandoned, on_step=on_step,
+            chosen.reward_model is not None, Answers(chosen_reader(chosen.read_answer, given.kind), chosen.vote),
+            self._journal, cancel=cancel, abandoned=abandoned, on_step=on_step,
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen
@@ -474,7 +477,7 @@ def solve(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    read_answer: Reader = default_reader,
+    read_answer: Reader | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -518,7 +521,7 @@ def solve_batch(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    read_answer: Reader = default_reader,
+    read_answer: Reader | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -544,7 +547,7 @@ def stream(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    read_answer: Reader = default_reader,
+    read_answer: Reader | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",

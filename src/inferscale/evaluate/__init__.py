@@ -1,13 +1,12 @@
 """From a data set to figures that can be trusted: problems and prompts, grading, and runs that survive a kill."""
 
-from .datasets import STYLES, AnswerReader, Example, PromptStyle, load_examples, load_problems, prompt_style
+from .datasets import STYLES, Example, PromptStyle, load_examples, load_problems, prompt_style
 from .grading import GradingStats, MathGrader, Verdict
 from .records import Run, RunLockedError, load_run
 from .runs import ChangedRunError, run_evaluation
 
 __all__ = [
     "STYLES",
-    "AnswerReader",
     "ChangedRunError",
     "Example",
     "GradingStats",

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from inferscale.answers import normalize_answer, read_answer
+from inferscale.answers import Before, Reader, normalize_answer, read_answer
 from inferscale.tree import Problem
 
 
@@ -38,21 +38,6 @@ class Example:
     id: str = ""
     group: str = ""
     domain: str = ""
-
-
-@dataclass(frozen=True)
-class AnswerReader:
-    """Reads the answer out of a completion, up to where the model went on with another question.
-
-    Attributes:
-        stop: The text that begins another question; ``""`` reads the whole completion.
-    """
-
-    stop: str = ""
-
-    def __call__(self, text: str) -> str | None:
-        """The answer, or ``None`` if there is none."""
-        return read_answer(text.split(self.stop, 1)[0] if self.stop else text)
 
 
 @dataclass(frozen=True)
@@ -102,9 +87,13 @@ class PromptStyle:
         """The problem of a row."""
         return Problem(self.prompt(example.question), example.answer, example.id or None)
 
-    def reader(self) -> AnswerReader:
-        """Reader of answers for prompts of this style, to pass as `read_answer`."""
-        return AnswerReader(self.stop)
+    def reader(self, reader: Reader | None = None) -> Reader | None:
+        """Reader of answers for prompts of this style, to pass as `read_answer`.
+
+        It reads as `reader` does, by default that of the problem's kind, up to where the model goes on with a question
+        of its own.
+        """
+        return Before((self.stop,), reader) if self.stop else reader
 
     def _filled(self, question: str) -> str:
         # replaced, not formatted: a question may hold braces

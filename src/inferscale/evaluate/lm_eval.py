@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
 from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import answer_before, read_answer, text_before
+from inferscale.answers import Before, text_before
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.solver import solve_batch
 from inferscale.tree import Problem
@@ -83,7 +83,7 @@ class SearchModel:
     def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
         results = solve_batch(
             problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
-            read_answer=partial(answer_before, read=read_answer, stops=stops), seed=self.seed, progress=progress,
+            read_answer=Before(tuple(stops)), seed=self.seed, progress=progress,
         )  # fmt: skip
         return [text_before(result.text, stops) for result in results]
 

@@ -18,11 +18,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from inferscale.aggregators import SameAnswer
-from inferscale.answers import same_answer
+from inferscale.answers import SameAnswer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.result import SearchResult, as_plain, finite
-from inferscale.tree import Problem
+from inferscale.tree import Problem, Trajectory
 
 VERSION = 1
 Record: TypeAlias = dict[str, Any]
@@ -225,8 +224,8 @@ def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:
     seen: Counter[str] = Counter()
     keys = []
     for problem in problems:
-        columns = [problem.columns] if problem.columns else []
-        keys.append(digest([configuration, problem.stream, problem.answer, seen[problem.stream], *columns]))
+        further = [part for part in (problem.columns, problem.kind) if part]
+        keys.append(digest([configuration, problem.stream, problem.answer, seen[problem.stream], *further]))
         seen[problem.stream] += 1
     return keys
 
@@ -409,9 +408,11 @@ def latest_records(path: Path) -> list[Record]:
     return sorted(latest.values(), key=lambda record: int(record["index"]))
 
 
-def make_record(index: int, key: str, result: SearchResult, same_answer: SameAnswer, memory: int | None) -> Record:
+def make_record(
+    index: int, key: str, result: SearchResult, same_answer: SameAnswer | None, memory: int | None
+) -> Record:
     """The line of one result."""
-    each = graded([t.answer for t in result.trajectories], result.problem, same_answer)
+    each = graded(result.trajectories, same_answer)
     correct = None if each is None else each[result.trajectories.index(result.selected)]
     return {
         "key": key,
@@ -427,10 +428,15 @@ def make_record(index: int, key: str, result: SearchResult, same_answer: SameAns
     }
 
 
-def graded(answers: list[str | None], problem: Problem, same_answer: SameAnswer = same_answer) -> list[bool] | None:
-    """Grade each answer (``None`` is never right); return ``None`` if the problem has no gold answer."""
-    gold = problem.answer
+def graded(trajectories: Sequence[Trajectory], same_answer: SameAnswer | None = None) -> list[bool] | None:
+    """Grade each answer (``None`` is never right), by the equality of its kind if no other is given.
+
+    Returns ``None`` if the problem has no gold answer.
+    """
+    gold = trajectories[0].problem.answer
     if gold is None:
         return None
-    known = {answer: same_answer(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
-    return [answer is not None and known[answer] for answer in answers]
+    agree = same_answer or trajectories[0].equality.same
+    answers = dict.fromkeys(t.answer for t in trajectories if t.answer is not None)
+    known = {answer: agree(answer, gold) for answer in answers}
+    return [t.answer is not None and known[t.answer] for t in trajectories]

@@ -9,15 +9,14 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from inferscale.aggregators import MajorityVote, SameAnswer
-from inferscale.answers import read_answer as default_reader
-from inferscale.answers import same_answer
+from inferscale.aggregators import MajorityVote
+from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine.progress import ProgressBar
@@ -69,7 +68,7 @@ class Task:
     folder: Path
     problems: list[Problem]
     keys: list[str]
-    same_answer: SameAnswer
+    same_answer: SameAnswer | None
     fsync: bool
 
 
@@ -156,8 +155,8 @@ def run_evaluation(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    read_answer: Callable[[str], str | None] = default_reader,
-    same_answer: SameAnswer = same_answer,
+    read_answer: Reader | None = None,
+    same_answer: SameAnswer | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -183,7 +182,8 @@ def run_evaluation(
         reward_model: As in `solve_batch`.
         aggregator: As in `solve_batch`.
         read_answer: As in `solve_batch`.
-        same_answer: Called with an answer and the gold answer: `inferscale.same_answer`, or a `MathGrader`.
+        same_answer: Called with an answer and the gold answer, such as a `MathGrader`; by default the equality of the
+            problem's kind.
         budget: The most that each problem may cost.
         seed: Any integer.
         schedule: As in `solve_batch`; the records are the same in both.

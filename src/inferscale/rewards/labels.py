@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from inferscale.answers import read_answer, same_answer
+from inferscale.answers import chosen_reader, equality_of
 from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
@@ -162,8 +162,8 @@ def answers_gold(problem: Problem, text: str) -> bool:
     """
     if problem.answer is None:
         raise ValueError(f"the problem {problem.prompt!r:.80} has no gold answer: give one, or check_solution=...")
-    found = read_answer(text)
-    return found is not None and same_answer(found, problem.answer)
+    found = chosen_reader(None, problem.kind)(text)
+    return found is not None and equality_of(None, problem.kind).same(found, problem.answer)
 
 
 def label_by_rollouts(

@@ -10,9 +10,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from inferscale.aggregators import SameAnswer, group_answers
-from inferscale.answers import read_answer as default_reader
-from inferscale.answers import same_answer as default_same_answer
+from inferscale.aggregators import answer_groups
+from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine.result import SearchResult
@@ -138,22 +137,22 @@ class Evidence:
 
 def gather_evidence(
     results: Sequence[SearchResult],
-    same_answer: SameAnswer = default_same_answer,
+    same_answer: SameAnswer | None = None,
     correct: Sequence[Sequence[bool]] | None = None,
 ) -> list[Evidence]:
     """The evidence of each result.
 
     Args:
         results: Searches of problems with gold answers.
-        same_answer: Tells whether two answers are the same; joins the answers of a vote too.
+        same_answer: Tells whether two answers are the same; joins the answers of a vote too. By default the equality of
+            their kind.
         correct: Whether each trajectory is right, if that is known (as in the records of a run).
 
     Raises:
         ValueError: If a problem has no gold answer.
     """
-    predicate = None if same_answer is default_same_answer else same_answer
     return [
-        _evidence(result, same_answer, predicate, None if correct is None else correct[index])
+        _evidence(result, same_answer, None if correct is None else correct[index])
         for index, result in enumerate(results)
     ]
 
@@ -168,21 +167,17 @@ def point(values: Floats, cost: Floats, strategy: str, vote: Vote, n: int, charg
     )  # fmt: skip
 
 
-def _evidence(
-    result: SearchResult,
-    same_answer: SameAnswer,
-    predicate: SameAnswer | None,
-    known: Sequence[bool] | None,
-) -> Evidence:
+def _evidence(result: SearchResult, same_answer: SameAnswer | None, known: Sequence[bool] | None) -> Evidence:
     answers = [trajectory.answer for trajectory in result.trajectories]
     gold = result.problem.answer
     if gold is None:
         raise ValueError(f"{result.problem.id or result.problem.prompt[:60]!r} has no gold answer to grade with")
     ids = np.full(len(answers), -1, dtype=np.int64)
-    for number, group in enumerate(group_answers(answers, predicate)):
+    for number, group in enumerate(answer_groups(result.trajectories, range(len(answers)), (same_answer, None))):
         ids[group] = number
     if known is None:
-        verdicts = {answer: same_answer(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
+        agree = same_answer or result.selected.equality.same
+        verdicts = {answer: agree(answer, gold) for answer in dict.fromkeys(answers) if answer is not None}
         known = [answer is not None and verdicts[answer] for answer in answers]
     if len(known) != len(answers):
         raise ValueError(f"{len(known)} verdicts for {len(answers)} trajectories of {result.problem.prompt[:60]!r}")
@@ -338,8 +333,8 @@ def scaling_curve(
     sizes: Sequence[int] | None = None,
     seeds: Sequence[int] = (0,),
     budget: Budget | None = None,
-    read_answer: Callable[[str], str | None] = default_reader,
-    same_answer: SameAnswer = default_same_answer,
+    read_answer: Reader | None = None,
+    same_answer: SameAnswer | None = None,
     batch_size: int | None = 64,
     model: str = "",
     parameters: int | None = None,
@@ -359,8 +354,9 @@ def scaling_curve(
         sizes: Numbers of samples of the sampling curve; by default the powers of two, and N.
         seeds: Each strategy is run once for each; a problem counts with its mean over them.
         budget: The most that each problem may cost.
-        read_answer: Reads the answer out of a completion.
-        same_answer: `inferscale.same_answer`, or a `MathGrader`.
+        read_answer: As in `solve`.
+        same_answer: Tells whether two answers are the same, such as a `MathGrader`; by default the equality of the
+            problem's kind.
         batch_size: Problems searched at the same time.
         model: Name of the policy, for the points.
         parameters: Its size, for the points.
@@ -390,7 +386,7 @@ def curve_of_results(
     *,
     votes: Sequence[Vote] | None = None,
     sizes: Sequence[int] | None = None,
-    same_answer: SameAnswer = default_same_answer,
+    same_answer: SameAnswer | None = None,
     correct: Sequence[Sequence[Sequence[bool]]] | None = None,
     **about: Any,
 ) -> list[CurvePoint]:

@@ -9,10 +9,9 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from inferscale.answers import answer_before, text_before
+from inferscale.answers import Before, text_before
 from inferscale.base import SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.engine import SearchResult, Solver
@@ -208,7 +207,7 @@ class CompletionRequest:
             service.generator,
             service.reward_model if judged else None,
             aggregator,
-            read_answer=partial(answer_before, read=service.read_answer, stops=stops),
+            read_answer=Before(stops, service.read_answer),
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
         )

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from inferscale.answers import read_answer as default_reader
+from inferscale.answers import Reader
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
-from inferscale.engine.result import Reader
 from inferscale.engine.solver import Solver
 from inferscale.evaluate.parts import make_strategy, make_vote
 
@@ -77,7 +76,7 @@ class Service:
         api_key: The key that clients must present (``Authorization: Bearer ...``); without it only clients on this
             machine are served.
         prompt_end: Text that every prompt must end with; it is added where it is missing.
-        read_answer: Reads the answer out of a completion.
+        read_answer: Reads the answer out of a completion, where a request does not say what kind it is.
     """
 
     generator: Generator
@@ -91,7 +90,7 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = field(default=None, repr=False)
     prompt_end: str = ""
-    read_answer: Reader = default_reader
+    read_answer: Reader | None = None
 
     def __post_init__(self) -> None:
         """Refuse a default that could not be served."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from inferscale.answers import normalize_answer, read_answer
+from inferscale.answers import Normalize, group_answers
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, expand, gather, limit, score
+from inferscale.flow import Flow, answer, expand, gather, limit, score
 from inferscale.tree import Node
 
 from .checks import check_choice, check_counts, check_members
-from .sampling import Reader, answers_of
 
 Accept: TypeAlias = Callable[[Sequence[Node]], bool]
 
@@ -164,13 +162,19 @@ Measure: TypeAlias = Literal["score", "agreement"]
 """``"score"``: one minus the mean score; ``"agreement"``: one minus the share of the leading answer."""
 
 
-def difficulty(scores: Sequence[float] = (), answers: Sequence[str | None] = (), measure: Measure = "score") -> float:
+def difficulty(
+    scores: Sequence[float] = (),
+    answers: Sequence[str | None] = (),
+    measure: Measure = "score",
+    normalize: Normalize | None = None,
+) -> float:
     """The difficulty of a problem as a few samples of it show it; greater is harder.
 
     Args:
         scores: The samples' final scores, read for ``"score"`` (the predicted difficulty of Snell et al.).
         answers: The samples' answers, read for ``"agreement"``; ``None`` agrees with nothing.
         measure: Which of the two.
+        normalize: Gives the form by which answers are the same, as in `group_answers`.
 
     Raises:
         ValueError: If there is no sample, or the measure is unknown.
@@ -182,8 +186,7 @@ def difficulty(scores: Sequence[float] = (), answers: Sequence[str | None] = (),
         raise ValueError(f'difficulty(measure="{measure}") needs at least one sample')
     if measure == "score":
         return 1 - math.fsum(scores) / samples
-    votes = Counter(normalize_answer(answer) for answer in answers if answer is not None)
-    return 1 - max(votes.values(), default=0) / samples
+    return 1 - max(map(len, group_answers(answers, normalize=normalize)), default=0) / samples
 
 
 @dataclass(frozen=True)
@@ -201,14 +204,12 @@ class ComputeOptimal(SearchStrategy):
         thresholds: Difficulties between the bins, ascending; one fewer than strategies.
         num_probes: Samples that estimate the difficulty.
         measure: As in `difficulty`.
-        read_answer: The function given to `solve`; read for ``measure="agreement"`` alone.
     """
 
     strategies: tuple[SearchStrategy, ...]
     thresholds: tuple[float, ...]
     num_probes: int = 4
     measure: Measure = "score"
-    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "num_probes")
@@ -232,19 +233,20 @@ class ComputeOptimal(SearchStrategy):
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The probes, then the leaves of the strategy for their difficulty."""
         probes = yield from expand([root], self.num_probes, until="end")
-        if self.measure == "score":
+        chosen = len(self.thresholds)  # the hardest bin, if all probes failed
+        if probes and self.measure == "score":
             yield from score(probes)
-        chosen = self.bin_of(probes)
+            chosen = self.bin_of(difficulty([probe.score for probe in probes]))
+        elif probes:
+            answers = yield from answer(probes)  # equal ones as one text
+            chosen = self.bin_of(difficulty(answers=answers, measure="agreement", normalize=str))
         root.stats["difficulty_bin"] = chosen
         leaves = yield from self.strategies[chosen].search(root, _stream(rng))
         return joined(probes, leaves)
 
-    def bin_of(self, probes: Sequence[Node]) -> int:
-        """The bin for these samples; the hardest if all of them failed."""
-        if not probes:
-            return len(self.thresholds)
-        scores = [probe.score for probe in probes] if self.measure == "score" else []
-        return bisect_left(self.thresholds, difficulty(scores, answers_of(probes, self.read_answer), self.measure))
+    def bin_of(self, hardness: float) -> int:
+        """The bin of a problem with this `difficulty`."""
+        return bisect_left(self.thresholds, hardness)
 
 
 @dataclass(frozen=True)

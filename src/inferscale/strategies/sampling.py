@@ -6,22 +6,20 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inferscale.answers import normalize_answer, read_answer
+from inferscale.answers import group_answers
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, expand
+from inferscale.flow import Flow, answer, expand
 from inferscale.tree import Node
 
 from .checks import check_choice, check_counts
-
-Reader: TypeAlias = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -55,12 +53,6 @@ class RepeatedSampling(SearchStrategy):
         return expand([root], self.n, until="end")
 
 
-def answers_of(leaves: Sequence[Node], extract: Reader) -> list[str | None]:
-    """The normal form of each leaf's answer; ``None`` for an unfinished leaf or one without."""
-    answers = [extract(leaf.text) if leaf.is_finished else None for leaf in leaves]
-    return [None if answer is None else normalize_answer(answer) for answer in answers]
-
-
 _RIVALS = 4  # answers that the Dirichlet rule compares the leader with
 
 
@@ -81,14 +73,12 @@ class AdaptiveConsistency(SearchStrategy):
         threshold: The probability that must be reached.
         rule: ``"beta"`` compares the two leading answers, ``"dirichlet"`` the leader with the next four.
         num_parallel: Samples drawn at a time; 1 is the paper's, more saves model calls.
-        read_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     n: int = 40
     threshold: float = 0.95
     rule: Literal["beta", "dirichlet"] = "beta"
     num_parallel: int = 1
-    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "n", "num_parallel")
@@ -104,9 +94,9 @@ class AdaptiveConsistency(SearchStrategy):
             drawn += block
             new = yield from expand([root], block, until="end")
             leaves += new
-            for answer in answers_of(new, self.read_answer):
-                if answer is not None:
-                    votes[answer] += 1
+            for found in (yield from answer(new)):
+                if found is not None:
+                    votes[found] += 1
                 decided = decided or self.decides(list(votes.values()))
         return leaves or root.leaves()
 
@@ -174,12 +164,10 @@ class EarlyStoppingConsistency(SearchStrategy):
     Attributes:
         window: Samples in a window (the paper: 8 on MATH, 5 elsewhere).
         n: Most samples; what does not fill a window is not drawn.
-        read_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     window: int = 5
     n: int = 40
-    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "window", "n")
@@ -193,7 +181,7 @@ class EarlyStoppingConsistency(SearchStrategy):
         leaves = list[Node]()
         for _ in range(self.n // self.window):
             new = yield from expand([root], self.window, until="end")
-            answers = answers_of(new, self.read_answer)
+            answers = yield from answer(new)
             if len(new) == self.window and answers[0] is not None and len(set(answers)) == 1:
                 return new
             leaves += new
@@ -299,8 +287,7 @@ def plan_sampling(
         raise ValueError("plan_sampling needs at least one sample of each pilot problem")
     total = 0.0
     for answers in pilot:
-        votes = Counter(normalize_answer(answer) for answer in answers if answer is not None)
-        chances = [count / len(answers) for count in votes.values()]
+        chances = [len(group) / len(answers) for group in group_answers(answers)]
         total += strategy.expected_samples(chances) if chances else strategy.n
     return SamplingPlan(total / len(pilot), strategy.n)
 
@@ -327,7 +314,6 @@ class DeepConf(SearchStrategy):
         consensus: Share of the votes at which it stops; ``None`` samples all.
         num_parallel: Traces sampled at a time after the warm-up.
         max_depth: Most steps in a path.
-        read_answer: The function given to `solve`, which does not hand it to the search.
     """
 
     num_warmup: int = 16
@@ -337,7 +323,6 @@ class DeepConf(SearchStrategy):
     consensus: float | None = 0.95
     num_parallel: int = 16
     max_depth: int = 40
-    read_answer: Reader = field(default=read_answer, repr=False)
 
     def __post_init__(self) -> None:
         check_counts(self, "num_warmup", "n", "window", "num_parallel", "max_depth")
@@ -354,7 +339,7 @@ class DeepConf(SearchStrategy):
         threshold = (
             float(np.quantile(lowest, 1 - self.keep)) if lowest else -math.inf
         )  # s: the percentile that `keep` reach
-        while drawn < self.n and not self._agreed(done):
+        while drawn < self.n and not (yield from self._agreed(done)):
             block = min(self.num_parallel, self.n - drawn)
             drawn += block
             done += yield from self._trace(root, block, threshold)
@@ -389,6 +374,8 @@ class DeepConf(SearchStrategy):
                 break
         return total / max(tokens, 1)
 
-    def _agreed(self, leaves: Sequence[Node]) -> bool:
-        votes = Counter(answer for answer in answers_of(leaves, self.read_answer) if answer is not None)
-        return self.consensus is not None and max(votes.values(), default=0) >= self.consensus * votes.total() > 0
+    def _agreed(self, leaves: Sequence[Node]) -> Flow[bool]:
+        if self.consensus is None:
+            return False
+        votes = Counter(found for found in (yield from answer(leaves)) if found is not None)
+        return max(votes.values(), default=0) >= self.consensus * votes.total() > 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from inferscale.answers import same_answer
 from inferscale.tree import Node, Trajectory
 
 from .text import (
@@ -355,8 +354,9 @@ def _answer(selected: Trajectory) -> str:
     answer, gold = selected.answer, selected.problem.answer
     shown = "<i>no answer</i>" if answer is None else f"<bdi>{escaped(one_line(answer, 120))}</bdi>"
     if gold is not None:
-        right = answer is not None and same_answer(answer, gold)
-        verdict = "&#10003; right" if right else f"&#10007; expected <bdi>{escaped(one_line(gold, 60))}</bdi>"
+        verdict = (
+            "&#10003; right" if selected.is_correct else f"&#10007; expected <bdi>{escaped(one_line(gold, 60))}</bdi>"
+        )
         shown += f' <span class="note">{verdict}</span>'
     return f'<p class="answer">{shown}</p>'
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from inferscale.aggregators import group_answers
+from inferscale.aggregators import answer_groups
 from inferscale.answers import normalize_answer
 from inferscale.tree import Node, Trajectory
 
@@ -109,11 +109,10 @@ class Votes:
 
 def votes_of(trajectories: Sequence[Trajectory]) -> list[Votes]:
     """The votes for each answer, the most frequent first, then in order of appearance; abstentions last."""
-    answers = [trajectory.answer for trajectory in trajectories]
-    groups = sorted(group_answers(answers), key=len, reverse=True)
-    abstained = [place for place, answer in enumerate(answers) if answer is None]
+    groups = sorted(answer_groups(trajectories, range(len(trajectories))), key=len, reverse=True)
+    abstained = [place for place, trajectory in enumerate(trajectories) if trajectory.answer is None]
     return [
-        Votes(answers[group[0]], tuple(trajectories[place] for place in group))
+        Votes(trajectories[group[0]].answer, tuple(trajectories[place] for place in group))
         for group in [*groups, *([abstained] if abstained else [])]
     ]
 
@@ -245,6 +244,7 @@ class _Folding:
         self._fold = fold
         self._chosen = {root, *selected.path}
         self._kept = {node for leaf in leaves for node in leaf.path}
+        self._normalize = trajectories[0].equality.normalize if trajectories else normalize_answer
         self._answers = {leaf: trajectory.answer for leaf, trajectory in zip(leaves, trajectories, strict=True)}
 
     def groups(self, siblings: Sequence[Node]) -> list[list[Node]]:
@@ -280,4 +280,4 @@ class _Folding:
 
     def _form(self, node: Node) -> str | None:
         answer = self._answers.get(node)
-        return None if answer is None else normalize_answer(answer)
+        return None if answer is None else self._normalize(answer)
