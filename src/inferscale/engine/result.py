@@ -194,9 +194,8 @@ def answer_at(node: Node, reader: Reader) -> str | None:
     """Return the answer of a node; one that failed, or was cut before its answer was complete, abstains."""
     if node.step is None or node.is_failed or not node.is_finished:
         return None
-    answer: object = answer_of(
-        reader, node.problem.prefill + node.text, cut=node.step.finish_reason in ("length", "budget")
-    )
+    cut = node.step.finish_reason in ("length", "budget")
+    answer: object = answer_of(reader, node.problem.prefill + node.text, cut)
     if answer is not None and not isinstance(answer, str):
         raise TypeError(f"read_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
     return answer

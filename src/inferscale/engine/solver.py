@@ -499,7 +499,7 @@ async def asolve(
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
-    read_answer: Reader = default_reader,
+    read_answer: Reader | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
