@@ -73,6 +73,19 @@ def with_marks(*marks: str, template: str | None = None, bos: str | None = "<s>"
     return tokenizer
 
 
+@cache
+def pair_tokenizer() -> PreTrainedTokenizerFast:
+    """In the manner of BERT: ``[CLS] text [SEP]``, and ``[CLS] text [SEP] other [SEP]`` with two types."""
+    core = Tokenizer.from_str(byte_tokenizer().backend_tokenizer.to_str())
+    core.post_processor = processors.TemplateProcessing(
+        single="<good> $A <bad>", pair="<good> $A <bad> $B:1 <bad>:1", special_tokens=[("<good>", 3), ("<bad>", 4)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, cls_token="<good>", sep_token="<bad>", pad_token="<pad>",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+
+
 def llama_tokenizer() -> Any:
     """With Llama 3's turns."""
     return with_marks("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", template=LLAMA_TEMPLATE)

@@ -186,6 +186,14 @@ class JSONServer:
         weakref.finalize(self, self._client.close)
         self._retry = retry
 
+    def get(self, path: str) -> Any:
+        """What the server says there, or ``None`` if it says nothing within seconds: for what may be known or not."""
+        try:
+            response = self._client.get(path, timeout=min(self._retry.timeout, 5.0))
+            return response.json() if response.status_code == 200 else None
+        except (self._http.RequestError, ValueError, RecursionError):
+            return None
+
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """The answer to `body`.
 

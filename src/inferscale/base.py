@@ -60,6 +60,12 @@ class RewardModel(ABC):
         """Return the price of scoring each node (`scored_tokens` and `reward_flops`), asked before it is scored."""
         return [Cost()] * len(nodes)
 
+    def check_prompt(self, root: Node) -> None:
+        """Raise a ValueError if no solution of ``root.problem`` can be scored; asked before anything is sampled.
+
+        A prompt that is longer than the model reads is such a case. By default every prompt will do.
+        """
+
     def release(self, root: Node) -> None:
         """Forget what was cached for the search of ``root.problem``, which has ended."""
 

@@ -222,6 +222,9 @@ class Solver:
     ) -> list[SearchResult]:
         if not problems:
             raise ValueError("solve_batch() was given no problems: pass at least one")
+        if self.reward_model is not None:
+            for problem in given:  # each again when it starts: here, so that the last one is refused before the first
+                self.reward_model.check_prompt(Node(problem))
         results: dict[int, SearchResult] = {}
         try:
             for index, result in self._results(
@@ -398,7 +401,7 @@ class Session:
 
         Raises:
             ValueError: If the session has a journal, which knows one strategy, budget and seed, and `solver` another,
-                or what the journal holds does not fit the search.
+                what the journal holds does not fit the search, or the reward model cannot read the prompt.
         """
         given, chosen = as_problem(problem), solver or self.solver
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):  # multiprocessing's are events too
@@ -408,6 +411,8 @@ class Session:
         foreign = chosen is not self.solver and self._journal is not None
         if foreign and chosen.fingerprint() != self.solver.fingerprint():
             raise ValueError("a journal holds the searches of one strategy, budget and seed: open another session")
+        if self.solver.reward_model is not None and chosen.reward_model is not None:
+            self.solver.reward_model.check_prompt(Node(given))
         if occurrence is None:
             occurrence = self._occurrences[given.stream]
             self._occurrences[given.stream] += 1

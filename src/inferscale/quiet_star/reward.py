@@ -12,6 +12,7 @@ from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.flops.spec import forward_flops
 from inferscale.runtime.charges import Charges
+from inferscale.runtime.loading import check_length, context_length
 from inferscale.runtime.sampling import Sampler
 from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
@@ -68,6 +69,9 @@ class ThoughtUtility(ProcessRewardModel):
         self._known: dict[int, dict[int, list[float]]] = {}
         self._thoughts = num_thoughts
         self._spec = Charges(quiet.model).spec
+        context = context_length(quiet.model.config, tokenizer)
+        # the thought before the last token stands in the places from that token on
+        self._context = None if context is None else context - quiet.thought_length - 1
 
     @property
     def model(self) -> QuietSTaR:
@@ -78,7 +82,7 @@ class ThoughtUtility(ProcessRewardModel):
         """Return, for each node, the utility of each of its inner steps.
 
         Raises:
-            ValueError: If a step has text and no token ids.
+            ValueError: If a step has text and no token ids, or a path and a thought are longer than the model reads.
         """
         missing = self._missing(nodes)
         for first in range(0, len(missing), self._rows):
@@ -91,7 +95,16 @@ class ThoughtUtility(ProcessRewardModel):
         for node in nodes:
             known = self._known.get(node.root.key, {})
             missing |= {part.key: part for part in node.path if part.key not in known}
+        for part in missing.values():
+            self._check_length(part, sum(map(len, self._ids(part))))
         return list(missing.values())
+
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a prompt that leaves no room for a token with a thought before it."""
+        self._check_length(root, len(self._prompt(root.problem.prompt)) + 1)
+
+    def _check_length(self, node: Node, count: int) -> None:
+        check_length(count, self._context, node, f"{type(self.quiet.model).__name__}, beside a thought,")
 
     def _ids(self, node: Node) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids before the node's own step, prompt included, and those of the step."""
@@ -193,6 +206,11 @@ class WithThoughts(RewardModel):
         if self.weight == 0:
             return plain
         return [one + other for one, other in zip(plain, self.utility.cost(nodes), strict=True)]
+
+    def check_prompt(self, root: Node) -> None:
+        """Ask both."""
+        self.reward.check_prompt(root)
+        self.utility.check_prompt(root)
 
     def release(self, root: Node) -> None:
         """Let both forget the search."""

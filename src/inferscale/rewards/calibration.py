@@ -208,6 +208,10 @@ class CalibratedReward(ProcessRewardModel):
         """The costs of the model."""
         return self.model.cost(nodes)
 
+    def check_prompt(self, root: Node) -> None:
+        """Asks the model."""
+        self.model.check_prompt(root)
+
     def release(self, root: Node) -> None:
         """Tells the model."""
         self.model.release(root)

@@ -42,6 +42,11 @@ class _CombinedReward(RewardModel):
         """The costs of all members together."""
         return [sum(costs, Cost()) for costs in zip(*(member.cost(nodes) for member in self._members), strict=True)]
 
+    def check_prompt(self, root: Node) -> None:
+        """Asks the members."""
+        for member in self._members:
+            member.check_prompt(root)
+
     def release(self, root: Node) -> None:
         """Passes the root on to the members."""
         for member in self._members:
@@ -273,6 +278,10 @@ class CachedReward(RewardModel):
         for place, cost in zip(places, self.model.cost([nodes[place] for place in places]), strict=True):
             costs[place] = cost
         return costs
+
+    def check_prompt(self, root: Node) -> None:
+        """Asks the model."""
+        self.model.check_prompt(root)
 
     def release(self, root: Node) -> None:
         """Passes the root on to the model; scores are kept."""

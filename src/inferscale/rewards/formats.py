@@ -277,12 +277,10 @@ class _TurnsEncoder:
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
         problem = node.problem.prompt
         steps = tuple(text.strip() for text, _ in node.inner_steps())
-        if not steps:
-            return (), []
         # the problem is inside of the first turn: its branches share what two different first steps have in common
         one, other = self._up_to(problem, ("a",)), self._up_to(problem, ("1",))
         same = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), len(one))
-        shared = one[:same] if self._up_to(problem, steps[:1])[:same] == one[:same] else ()
+        shared = one[:same] if not steps or self._up_to(problem, steps[:1])[:same] == one[:same] else ()
         before, pieces = shared, []
         for count in range(1, len(steps) + 1):
             ids = self._up_to(problem, steps[:count])

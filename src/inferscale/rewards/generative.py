@@ -17,7 +17,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.decoding import ModelRunner
-from inferscale.runtime.loading import check_pair, context_length, eos_ids, evaluating, load_pair
+from inferscale.runtime.loading import check_length, check_pair, context_length, eos_ids, evaluating, load_pair
 from inferscale.runtime.sampling import Sampler
 from inferscale.tree import Node, Problem, Step, branch_key
 
@@ -112,17 +112,20 @@ class GenerativeVerifier(RewardModel):
         _check_verification(n, num_rounds, question)
         check_pair(model, tokenizer, type(self).__name__)
         self.n, self.num_rounds = n, num_rounds
+        self._text = TextEncoder(tokenizer)
+        self._question_ids = self._text.continued(question)
+        self._context = context_length(model.config, tokenizer)
+        # a verification that fills the context leaves room for the question
+        room = None if self._context is None else self._context - len(self._question_ids)
         branches = BranchFactory(
             tokenizer,
             eos_ids(model, tokenizer, None),
-            Limits(max_new_tokens, max_new_tokens, context_length(model.config)),
+            Limits(max_new_tokens, max_new_tokens, room),
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
         self.runner = ModelRunner(model, branches, Sampler(temperature), micro_batch=micro_batch)
-        self._text = TextEncoder(tokenizer)
         self.prompt, self.step, self.question, self.again = prompt, step, question, again
-        self._question_ids = self._text.continued(question)
         self._stops = (question.strip(), "</think>")
         probability = pair_probability(self._text.one_id(yes), self._text.one_id(no))
         self._scorer = BatchScorer(model, probability, micro_batch or 32)
@@ -203,9 +206,17 @@ class GenerativeVerifier(RewardModel):
         return [list(self._known[node][0]) for node in nodes]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """The cost of verifying each node, which has to be done for it to be known."""
+        """The cost of verifying each node, which has to be done for it to be known.
+
+        Raises:
+            ValueError: If the verifier's task, with the solution in it, leaves no room in the model's context.
+        """
         self.verify(nodes)
         return [self._known[node][1] for node in nodes]
+
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a problem that leaves no room in the verifier's context."""
+        self._task(root)
 
     def release(self, root: Node) -> None:
         """Forgets the verifications of a search that has ended."""
@@ -220,8 +231,15 @@ class GenerativeVerifier(RewardModel):
         # filled in from the end: nothing written in a problem or a step is taken for a field
         return head.replace("{problem}", node.problem.prompt) + "\n".join(lines) + tail
 
+    def _task(self, node: Node) -> Problem:
+        """The verifier's task as a problem of its own, once it leaves room for the question and one token before it."""
+        task = Problem(self.prompt_of(node))
+        length = len(self.runner.branches.encode(task.prompt)) + 1 + len(self._question_ids)
+        check_length(length, self._context, node, f"{type(self.runner.model).__name__}, with the verifier's own words,")
+        return task
+
     def _verify(self, nodes: Sequence[Node]) -> None:
-        problems = [Problem(self.prompt_of(node)) for node in nodes]
+        problems = [self._task(node) for node in nodes]
         roots = [Node(p, key=branch_key(node.key, _DRAW)) for p, node in zip(problems, nodes, strict=True)]
         answers = self.runner.generate([GenerateRequest(root, self.n, until="end") for root in roots])
         ends = [

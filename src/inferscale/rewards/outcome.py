@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Self
 
 import torch
@@ -11,15 +14,67 @@ import torch
 from inferscale.base import RewardModel
 from inferscale.cost import Cost
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.loading import check_pair, evaluating, load_pair
+from inferscale.runtime.loading import check_length, check_pair, context_length, evaluating, load_pair
 from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 from .scorer import Ids, checked_rows, padded, shortest_first
 
 
+@dataclass(frozen=True, slots=True)
+class SolutionText:
+    """A prompt and its solution as one text.
+
+    Attributes:
+        ids: All ids.
+        types: For each the text that it belongs to, where a tokenizer tells the two apart; zeros elsewhere.
+    """
+
+    ids: Ids
+    types: Ids
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return len(self.ids)
+
+
+class SolutionEncoder:
+    """Lays out prompt and solution for models that judge the whole of it.
+
+    Turns of a chat where there is a template. Without one, what the model was trained on follows from its tokenizer:
+    one that has a separator (of BERT, RoBERTa, DeBERTa, ModernBERT) encodes prompt and solution as a pair of texts,
+    ``[CLS] prompt [SEP] solution [SEP]``; with any other the solution follows the prompt.
+
+    Attributes:
+        is_pair: True for a pair of texts.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template: bool | None, system_prompt: str | None, append_eos: bool) -> None:
+        self._tokenizer = tokenizer
+        self._prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        marks = (getattr(tokenizer, name, None) for name in ("cls_token_id", "sep_token_id"))
+        self.is_pair = not self._prompts.chat and None not in marks
+        if append_eos and tokenizer.eos_token_id is None:
+            raise ValueError("append_eos=True, but this tokenizer has no end-of-sequence token: set its eos_token")
+        self._end: Ids = (int(tokenizer.eos_token_id),) if append_eos else ()
+
+    def encode(self, node: Node) -> SolutionText:
+        """The text of `node`, closed by one end of sequence if that is asked for."""
+        types: list[int] = []
+        if self.is_pair:  # a mark that is written in a text stays text
+            found = self._tokenizer(node.problem.prompt, node.text, split_special_tokens=True)
+            ids, types = tuple(found["input_ids"]), found.get("token_type_ids") or []
+        else:
+            ids = self._prompts.encode(node.problem.prompt, node.text)
+        if self._end and ids[-1:] != self._end:
+            ids += self._end
+        return SolutionText(ids, (*types, *[0] * (len(ids) - len(types))))
+
+
 class HFOutcomeRewardModel(RewardModel):
-    """Scores a whole solution: the single output of a sequence classifier at the last token, in float32.
+    """Scores a whole solution: the single output of a sequence classifier, in float32.
+
+    A decoder is read at the last token; an encoder (BERT, DeBERTa, ModernBERT) where it was trained to be.
 
     Attributes:
         model: The model.
@@ -33,6 +88,7 @@ class HFOutcomeRewardModel(RewardModel):
         *,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        append_eos: bool = False,
         micro_batch: int | None = None,
     ) -> None:
         """Checks that head and tokenizer fit.
@@ -41,8 +97,10 @@ class HFOutcomeRewardModel(RewardModel):
             model: A sequence classifier with one label; it stays where it is.
             tokenizer: Its tokenizer.
             chat_template: Whether prompt and solution are turns of the tokenizer's chat template; by default if it
-                has one. Else the solution's text follows the prompt's.
+                has one. Else the solution's text follows the prompt's, for encoders as the second of two texts.
             system_prompt: System turn of the chat.
+            append_eos: Whether an end of sequence follows, unless the text ends with one: so train TRL, OpenRLHF and
+                DeepSpeed-Chat decoders that have no chat template. No checkpoint tells.
             micro_batch: Most rows run at a time (default 32); halved when memory runs out.
 
         Raises:
@@ -58,7 +116,10 @@ class HFOutcomeRewardModel(RewardModel):
             )
         self.model = model
         self.tokenizer = tokenizer
-        self._prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self._encoder = SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos)
+        self._context = context_length(model.config, tokenizer)
+        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._mixes_lengths = not self._encoder.is_pair or self._ignores_padding()
         self._rows = checked_rows(micro_batch) or 32
         self._charges = Charges(model)
 
@@ -70,6 +131,7 @@ class HFOutcomeRewardModel(RewardModel):
         *,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        append_eos: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
@@ -95,35 +157,67 @@ class HFOutcomeRewardModel(RewardModel):
         model, tokenizer = load_pair(
             path_or_id, AutoModelForSequenceClassification, tokenizer, device=device, dtype=dtype, **load_options
         )
-        return cls(model, tokenizer, chat_template=chat_template, system_prompt=system_prompt, micro_batch=micro_batch)
+        return cls(
+            model,
+            tokenizer,
+            chat_template=chat_template,
+            system_prompt=system_prompt,
+            append_eos=append_eos,
+            micro_batch=micro_batch,
+        )
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The model's output for each node's prompt and text."""
+        """The model's output for each node's prompt and text.
+
+        Raises:
+            ValueError: If one has more tokens than the model reads.
+        """
+        texts = [self._text(node) for node in nodes]
         with evaluating(self.model), torch.inference_mode():
-            scores, self._rows = shortest_first(
-                [self._ids(node) for node in nodes], self._rows, self._run, str(self.model.dtype)
-            )
+            scores, self._rows = shortest_first(texts, self._rows, self._run, str(self.model.dtype))
         return scores
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The cost of scoring each node: its whole text is run."""
         # transformers applies the head at every position, and then takes the last one
-        lengths = [len(self._ids(node)) for node in nodes]
+        lengths = [len(self._text(node)) for node in nodes]
         return [self._charges.scoring(length, length) for length in lengths]
 
-    def _ids(self, node: Node) -> Ids:
-        return self._prompts.encode(node.problem.prompt, node.text)
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a prompt that is longer than the model reads."""
+        self._text(root)
 
-    def _run(self, rows: Sequence[Ids]) -> list[float]:
-        # transformers takes the output at the last id that is not the pad id, wherever padding stands: choose, for this
-        # call, a pad id that ends no row.
-        lasts = {row[-1] for row in rows}
+    def _text(self, node: Node) -> SolutionText:
+        text = self._encoder.encode(node)
+        check_length(len(text), self._context, node, type(self.model).__name__)
+        return text
+
+    def _run(self, rows: Sequence[SolutionText]) -> list[float]:
+        if self._mixes_lengths:
+            return self._outputs(rows)
+        return [score for _, group in groupby(rows, len) for score in self._outputs(list(group))]
+
+    def _outputs(self, rows: Sequence[SolutionText]) -> list[float]:
+        # transformers takes a decoder's output at the last id that is not the pad id, wherever padding stands: choose,
+        # for this call, a pad id that ends no row.
+        lasts = {row.ids[-1] for row in rows}
         pad = next(i for i in range(len(lasts) + 1) if i not in lasts)
-        ids, mask = padded(rows, pad, self.model.device)
+        ids, mask = padded([row.ids for row in rows], pad, self.model.device)
+        options: dict[str, Any] = {}
+        if self._takes_types and any(any(row.types) for row in rows):
+            options["token_type_ids"] = padded([row.types for row in rows], 0, self.model.device)[0]
         config = self.model.config.get_text_config()
         before, config.pad_token_id = config.pad_token_id, pad
         try:
-            scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+            outputs = self.model(input_ids=ids, attention_mask=mask, **options)
         finally:
             config.pad_token_id = before
+        scores: list[float] = outputs.logits[:, 0].float().tolist()
         return scores
+
+    def _ignores_padding(self) -> bool:
+        """True if a padded row gets the score that it has alone; an encoder may look at padding (FNet's does)."""
+        short, long = (SolutionText((5,) * length, (0,) * length) for length in (3, 8))
+        with evaluating(self.model), torch.inference_mode():
+            [alone], [beside, _] = self._outputs([short]), self._outputs([short, long])
+        return abs(alone - beside) <= max(1e-3, 16 * torch.finfo(self.model.dtype).eps) * max(abs(alone), 1.0)

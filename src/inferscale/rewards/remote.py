@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property
 from typing import Any, ClassVar
 
 from inferscale._http import JSONServer, RemoteError, RetryPolicy, finite_floats
@@ -12,12 +12,12 @@ from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.loading import load_tokenizer
-from inferscale.runtime.text import PromptFormat
+from inferscale.runtime.loading import check_length, context_length, load_tokenizer
 from inferscale.tree import Node
 
 from .formats import StepFormat, TokenPair
 from .huggingface import choose_format, load_config, refuse_constant_scores
+from .outcome import SolutionEncoder
 from .scorer import EncodedPath, step_ends
 
 ROWS = 256
@@ -27,9 +27,26 @@ ROWS = 256
 class _ModelServer:
     """A server that reads rows of token ids with one model and answers with one item for each."""
 
-    def __init__(self, base_url: str, model: str, api_key: str | None, retry: RetryPolicy) -> None:
+    def __init__(
+        self, base_url: str, model: str, api_key: str | None, retry: RetryPolicy, own_context: int | None
+    ) -> None:
+        """Where the server is, and the context length of the checkpoint itself."""
         self._server = JSONServer(base_url, api_key, retry)
         self._model = model
+        self._own_context = own_context
+
+    @cached_property
+    def context(self) -> int | None:
+        """The most tokens that the server reads: what it was started with if it tells, or what the checkpoint says."""
+        answer = self._server.get("/v1/models")
+        data = answer.get("data") if isinstance(answer, dict) else None
+        cards = [card for card in data if isinstance(card, dict)] if isinstance(data, list) else []
+        told = next((card.get("max_model_len") for card in cards if card.get("id") == self._model), None)
+        return told if isinstance(told, int) and told > 0 else self._own_context
+
+    def check(self, count: int, node: Node) -> None:
+        """Raises ``ValueError`` when `count` tokens are more than the server reads."""
+        check_length(count, self.context, node, f"{self._model} at {self._server.address}")
 
     def post(self, path: str, field: str, rows: Sequence[Sequence[int]], **more: Any) -> list[dict[str, Any]]:
         """The items that the server makes of `rows`, in their order, asked for in requests of at most `ROWS`.
@@ -147,10 +164,12 @@ class VLLMRewardModel(ProcessRewardModel):
         self.format = choose_format(source, format)
         loaded = load_tokenizer(tokenizer, source)
         self.format.check_tokenizer(loaded)
-        self._path_of = partial(step_ends, encoder=self.format.layout.encoder(loaded))
-        self._charges = Charges(load_config(source))
+        self._encoder = self.format.layout.encoder(loaded)
+        config = load_config(source)
+        self._charges = Charges(config)
         key = api_key or os.environ.get("VLLM_API_KEY")
-        self._server = _ModelServer(base_url, model, key, RetryPolicy(timeout, deadline))
+        retry = RetryPolicy(timeout, deadline)
+        self._server = _ModelServer(base_url, model, key, retry, context_length(config, loaded))
         if check:
             refuse_constant_scores(self)
 
@@ -164,6 +183,15 @@ class VLLMRewardModel(ProcessRewardModel):
         """The cost of scoring each node: its whole text is read."""
         paths = [self._path_of(node) for node in nodes]
         return [self._charges.scoring(len(path), len(path.marks)) for path in paths]
+
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a prompt that is longer than the server reads."""
+        self._path_of(root)
+
+    def _path_of(self, node: Node) -> EncodedPath:
+        path = step_ends(node, self._encoder)
+        self._server.check(len(path), node)
+        return path
 
     def _scores(self, path: EncodedPath, data: object) -> list[float]:
         """The score of each step, out of the probabilities that the server has made of the model's outputs.
@@ -218,6 +246,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         checkpoint: str | os.PathLike[str] | None = None,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        append_eos: bool = False,
         label: int = 0,
         api_key: str | None = None,
         timeout: float = 300.0,
@@ -232,8 +261,9 @@ class _RemoteOutcomeRewardModel(RewardModel):
             checkpoint: The local folder or hub id with the model's configuration; by default `model`. Weights are not
                 read.
             chat_template: True makes prompt and solution turns of the tokenizer's chat template; by default if it has
-                one. Else the solution's text follows the prompt's.
+                one. Else the solution's text follows the prompt's, for encoders as the second of two texts.
             system_prompt: System turn of the chat.
+            append_eos: Whether an end of sequence follows, unless the text ends with one; see `HFOutcomeRewardModel`.
             label: Which of the model's outputs is the score.
             api_key: What the server wants as a bearer token; by default out of the environment.
             timeout: Most seconds to wait for one answer.
@@ -245,11 +275,13 @@ class _RemoteOutcomeRewardModel(RewardModel):
         if label < 0:
             raise ValueError(f"label={label}: outputs are counted from 0")
         source = model if checkpoint is None else os.fspath(checkpoint)
-        self._prompts = PromptFormat.choose(load_tokenizer(tokenizer, source), chat_template, system_prompt)
-        self._charges = Charges(load_config(source))
+        loaded, config = load_tokenizer(tokenizer, source), load_config(source)
+        self._encoder = SolutionEncoder(loaded, chat_template, system_prompt, append_eos)
+        self._charges = Charges(config)
         self._label = label
         key = api_key or os.environ.get(self._key_name)
-        self._server = _ModelServer(base_url, model, key, RetryPolicy(timeout, deadline))
+        retry = RetryPolicy(timeout, deadline)
+        self._server = _ModelServer(base_url, model, key, retry, context_length(config, loaded))
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """One number for each node's prompt and text."""
@@ -264,8 +296,14 @@ class _RemoteOutcomeRewardModel(RewardModel):
         """The cost of scoring each node: its whole text is read."""
         return [self._charges.scoring(len(self._ids(node)), 1) for node in nodes]
 
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a prompt that is longer than the server reads."""
+        self._ids(root)
+
     def _ids(self, node: Node) -> tuple[int, ...]:
-        return self._prompts.encode(node.problem.prompt, node.text)
+        ids = self._encoder.encode(node).ids
+        self._server.check(len(ids), node)
+        return ids
 
 
 class VLLMOutcomeRewardModel(_RemoteOutcomeRewardModel):

@@ -25,7 +25,7 @@ from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.kv import Piece
-from inferscale.runtime.loading import evaluating
+from inferscale.runtime.loading import check_length, context_length, evaluating
 from inferscale.runtime.prefix_cache import (
     KeyedPath,
     PrefixCache,
@@ -263,8 +263,6 @@ class BatchScorer(PathScorer):
             options["logits_to_keep"] = torch.tensor(positions, dtype=torch.long, device=ids.device)
         else:
             positions = list(range(ids.shape[1]))
-        if "position_ids" in self._parameters:
-            options["position_ids"] = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
         # logits: [rows, positions, outputs]; out of them [marks of all rows, outputs]
         column = {position: i for i, position in enumerate(positions)}
@@ -417,9 +415,10 @@ class StepScorer:
         micro_batch: int | None,
         cache: CacheKind,
         max_cache_bytes: int | None,
+        context: int | None,
     ) -> None:
         rows = checked_rows(micro_batch)
-        self._model, self._path_of = model, path_of
+        self._model, self._path_of, self._context = model, path_of, context
         self._charges = Charges(model)
         self._whole: PathScorer = BatchScorer(model, token_score, rows or 32)
         self._lock = threading.Lock()
@@ -427,9 +426,20 @@ class StepScorer:
         shared = shared_prefixes(model, cache, max_cache_bytes)
         self._tree = None if shared is None else TreeScorer(*shared, token_score, rows or 64)
 
+    def paths(self, nodes: Sequence[Node]) -> list[EncodedPath]:
+        """The path of each node.
+
+        Raises:
+            ValueError: If one is longer than the model reads.
+        """
+        paths = [self._path_of(node) for node in nodes]
+        for node, path in zip(nodes, paths, strict=True):
+            check_length(len(path), self._context, node, type(self._model).__name__)
+        return paths
+
     def token_scores(self, nodes: Sequence[Node]) -> list[list[list[float]]]:
         """For each node and each of its steps, the numbers at the step's marks."""
-        paths = [self._path_of(node) for node in nodes]
+        paths = self.paths(nodes)
         with self._lock, evaluating(self._model), torch.inference_mode():
             values = self._by_length(paths, lambda scorer, chosen: scorer.score(chosen))
         counts = [[count for part in path.parts for count in part.counts] for path in paths]
@@ -437,7 +447,7 @@ class StepScorer:
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The cost of scoring each node."""
-        paths = [self._path_of(node) for node in nodes]
+        paths = self.paths(nodes)
         bills = self._by_length(paths, lambda scorer, chosen: scorer.unscored(chosen))
         return [self._charges.scoring(new, marks, past) for new, past, marks in bills]
 
@@ -490,13 +500,21 @@ class LocalProcessReward(ProcessRewardModel):
         self.tokenizer = tokenizer
         self.reduction = reduction
         self._encoder = encoder
-        options: dict[str, Any] = {"micro_batch": micro_batch, "cache": cache, "max_cache_bytes": max_cache_bytes}
+        # the same for all, so that none is run on what another one cannot read
+        context = min(filter(None, (context_length(model.config, tokenizer) for model in models)), default=None)
+        options: dict[str, Any] = {
+            "micro_batch": micro_batch, "cache": cache, "max_cache_bytes": max_cache_bytes, "context": context
+        }  # fmt: skip
         self._scorers = [
             StepScorer(model, lambda node: path_of(node, encoder), token_score, **options) for model in models
         ]
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """For each node, the score of each of its steps."""
+        """For each node, the score of each of its steps.
+
+        Raises:
+            ValueError: If a path has more tokens than the model reads.
+        """
         of_models = zip(*(scorer.token_scores(nodes) for scorer in self._scorers), strict=True)
         return [[self._step_score(*tokens) for tokens in zip(*steps, strict=True)] for steps in of_models]
 
@@ -507,6 +525,10 @@ class LocalProcessReward(ProcessRewardModel):
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The cost of scoring each node: with ``cache="tree"`` the tokens that it adds, else its whole text."""
         return [reduce(add, costs) for costs in zip(*(scorer.cost(nodes) for scorer in self._scorers), strict=True)]
+
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a prompt that is longer than the model reads."""
+        self._scorers[0].paths([root])
 
     def release(self, root: Node) -> None:
         """Lets go of what was kept for a search that has ended."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
+from inferscale.tree import Node
 
 
 class TransformersModel(Protocol):
@@ -213,11 +214,54 @@ def eos_of(sources: Iterable[int | list[int] | None]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def context_length(config: Any) -> int | None:
-    """The most tokens that the model can read, or ``None`` if its configuration sets no bound."""
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    length = getattr(text_config, "max_position_embeddings", None)
-    return int(length) if length else None
+_COUNT_FROM_PADDING = frozenset(
+    {
+        "camembert", "data2vec-text", "esm", "ibert", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta",
+        "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    }
+)  # fmt: skip
+"""Families of RoBERTa: their first token has the position after the pad id, so that 514 positions read 512 tokens."""
+
+
+def context_length(config: Any, tokenizer: Any = None) -> int | None:
+    """The most tokens that the model was made to read, or ``None`` if nothing sets a bound.
+
+    These are the positions of its configuration, whether they were learned (more is an ``IndexError``) or rotary (more
+    is run without a word, and nothing that it was trained for), as far as a YaRN or dynamic scaling stretches them. A
+    sliding window is no bound, and a model with ALiBi has none.
+
+    Args:
+        config: The model's configuration.
+        tokenizer: The tokenizer of a model that judges whole texts, whose ``model_max_length`` bounds them too.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    lengths = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    length = next((int(found) for found in lengths if found and found > 0), None)  # XLNet says -1
+    if getattr(text, "alibi", False) or getattr(text, "position_embedding_type", None) == "alibi":
+        length = None
+    if length is not None and getattr(text, "model_type", None) in _COUNT_FROM_PADDING:
+        length -= (text.pad_token_id or 0) + 1
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    if length is not None and str(rope.get("rope_type", rope.get("type", ""))) in ("dynamic", "yarn"):
+        original = rope.get("original_max_position_embeddings") or length
+        length = max(length, int(original * rope.get("factor", 1.0)))
+    told = getattr(tokenizer, "model_max_length", None)
+    if told and told < 10**9:  # transformers writes 10^30 where nothing is known
+        length = int(told) if length is None else min(length, int(told))
+    return length
+
+
+def check_length(count: int, context: int | None, node: Node, reader: str) -> None:
+    """Raises ``ValueError`` when a path of `count` tokens is longer than what the model called `reader` reads."""
+    if context is None or count <= context:
+        return
+    prompt = f"the prompt {node.problem.prompt[:80]!r}"
+    what = prompt if node.step is None else f"a solution ({node!r}) with {prompt}"
+    fix = "shorten it" if node.step is None else "sample shorter ones with max_new_tokens"
+    raise ValueError(
+        f"{what} has {count} tokens and {reader} reads {context}: {fix}, or judge with a model of a longer context "
+        "(what counts is the configuration's max_position_embeddings, and the tokenizer's model_max_length)"
+    )
 
 
 def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:

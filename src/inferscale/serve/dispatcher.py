@@ -35,7 +35,7 @@ class ClosedError(Exception):
 
 
 class UnreadablePromptError(ValueError):
-    """The generator cannot read the prompt."""
+    """The generator or the reward model cannot read the prompt."""
 
 
 @dataclass(eq=False)
@@ -212,6 +212,8 @@ class Dispatcher:
             try:
                 try:
                     job.solver.generator.max_sample_tokens(GenerateRequest(Node(job.problem)))
+                    if job.solver.reward_model is not None:
+                        job.solver.reward_model.check_prompt(Node(job.problem))
                 except ValueError as error:
                     raise UnreadablePromptError(str(error)) from None
                 search = session.start(job.problem, job.solver, occurrence=job.occurrence)
