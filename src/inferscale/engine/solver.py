@@ -223,7 +223,7 @@ class Solver:
         if not problems:
             raise ValueError("solve_batch() was given no problems: pass at least one")
         if self.reward_model is not None:
-            for problem in given:  # each again when it starts: here, so that the last one is refused before the first
+            for problem in problems:  # each again when it starts: here so that the last is refused before the first
                 self.reward_model.check_prompt(Node(problem))
         results: dict[int, SearchResult] = {}
         try:
