@@ -308,7 +308,7 @@ def test_encoders_judge_a_pair_of_texts_alone_and_in_a_batch_alike(family):
     scores = reward.score(nodes)
     for node, score in zip(nodes, scores, strict=True):
         pair = tokenizer(node.problem.prompt, node.text, return_tensors="pt")
-        if family in ("roberta", "distilbert", "modernbert"):
+        if family in ("distilbert", "modernbert"):
             del pair["token_type_ids"]
         if family == "fnet":
             del pair["attention_mask"]
