@@ -26,6 +26,7 @@ from inferscale.engine import SearchResult, solve_batch
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel
 from inferscale.strategies import REBASE, ComputeOptimal, RepeatedSampling, SelfRefine, registry
+from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem
 
 MAX_SIZE = 512
@@ -41,6 +42,7 @@ class Family:
         smallest: The least size that makes sense.
         judged: Whether votes read scores; otherwise the reward model is left out and not charged.
         unit: Sizes above it are multiples of it.
+        thinking: What ends the thoughts of the search, where they end with something else than usual.
     """
 
     make: Callable[[int], SearchStrategy]
@@ -48,6 +50,7 @@ class Family:
     smallest: int = 1
     judged: bool = True
     unit: int = 1
+    thinking: Thinking | None = None
 
 
 def named(name: str, **options: Any) -> Callable[[int], SearchStrategy]:
@@ -99,9 +102,10 @@ def families() -> list[Family]:
         Family(lambda n: SelfRefine(1, n=n), [("self-refine", WEIGHTED)]),
         Family(named("parallel-sequential"), [("parallel x sequential", WEIGHTED)]),
         Family(
-            named("budget-forcing", max_thinking_tokens=None, end_of_thinking=answer, wait=""),
+            named("budget-forcing", max_thinking_tokens=None, wait=""),
             [("budget forcing", MAJORITY)],
             judged=False,
+            thinking=Thinking("", answer),
         ),
         Family(
             lambda n: ComputeOptimal(
@@ -165,7 +169,9 @@ def run(
     """All problems searched with a family's strategy of one size."""
     strategy = family.make(size)
     scored = reward if family.judged or strategy.needs_scores else None
-    return solve_batch(problems, strategy, generator, reward_model=scored, aggregator=family.votes[0][1])
+    return solve_batch(
+        problems, strategy, generator, reward_model=scored, aggregator=family.votes[0][1], thinking=family.thinking
+    )
 
 
 def cell(results: Sequence[SearchResult], aggregator: Aggregator, budget: float) -> str:

@@ -10,13 +10,14 @@ import pytest
 import inferscale
 
 PACKAGE = Path(inferscale.__file__).parent
-CORE = {"tree", "cost", "_compat"}  # and what imports nothing of ours
+CORE = {"tree", "thinking", "cost", "_compat"}  # and what imports nothing of ours
 ROOMS: dict[str, set[str]] = {
     "_compat": set(),
-    "tree": {"answers"},
+    "thinking": set(),
+    "answers": {"thinking"},
+    "tree": {"thinking", "answers"},
     "cost": set(),
     "functional": set(),
-    "answers": set(),
     "flow": CORE,
     "base": {*CORE, "flow", "functional"},
     "strategies": {*CORE, "flow", "base", "functional", "answers"},

@@ -199,10 +199,51 @@ RUN_ON = [
     (r"\boxed{8}" + "\n\nQuestion: How many?\n" + r"\boxed{3}", "8"),
 ]
 
+RUN_ON += [
+    ("He has 8 apples.\n\nQ: Tom has 3 cars. How many wheels?\nA: 12 wheels.", "8"),
+    ("72\n\nQuestion: How many books?\nAnswer: 9 books", "72"),
+    ("The answer is 5.\n<|im_start|>user\nAnd 6?<|im_end|>\n<|im_start|>assistant\nThe answer is 6.", "5"),
+    ("The answer is 7.\n\nUser: Thanks. What is 9 + 9?\nAssistant: The answer is 18.", "7"),
+    ("Question 1: How many? Answer: 5.\nQuestion 2: And then? Answer: 8.", "8"),
+    ("Let me restate.\nProblem: find the sum.\nSo 3 + 4 = 7.", "7"),
+    ("<think>Q: what is asked?\n\nThe answer is 3.\n\nQuestion: really?</think>\nThe answer is 6.", "6"),
+    ("<think>a</think>The answer is 6.\n\nQuestion: next\n<think>7?</think>The answer is 9.", "6"),
+]
+
+THINKING = [
+    (r"<think>Is it \boxed{12}? No: 3*5.</think>The answer is 15.", "15"),
+    ("<think>\nFirst 4 * 5 = 20.\nThe answer is 20? It says half.\n</think>\n\nSo it is half of 20.\n\n**10**", "10"),
+    ("Is it 12? The answer is 12. No.</think>The answer is 15.", "15"),
+    ("<think>\n\n</think>\n\nThe answer is 4.", "4"),
+    ("<think>7 or 8?", None),
+    (r"<think>It is \boxed{7}. Wait, let me check again:", None),
+    ("<think>The answer is 7.</think>", None),
+    ("<think>7?</think>Is it?<think>The answer is 8.</think>The answer is 9.", "9"),
+    ("<think>7?</think>The answer is 7.<think>Or \\boxed{8}", "7"),
+    ("Sure. <think>The answer is 3.</think>The answer is 4.", "4"),
+    ("[THINK]Let me see, \\boxed{1}?[/THINK]The answer is 2.", "2"),
+    ("<|START_THINKING|>1 + 1 = 3<|END_THINKING|><|START_RESPONSE|>The answer is 2.<|END_RESPONSE|>", "2"),
+    ("<seed:think>The answer is 5.</seed:think>The answer is 6.", "6"),
+    ("<thought>The answer is 5.</thought>\nThe answer is 6.", "6"),
+    ("<reasoning>\n2 * 3 = 6\n</reasoning>\n<answer>\n6\n</answer>", "6"),
+    ("◁think▷The answer is 5.◁/think▷The answer is 6.", "6"),
+    ("<|channel>thought\nThe answer is 5.<channel|>The answer is 6.", "6"),
+    ("<|begin_of_thought|>The answer is 5.<|end_of_thought|>\n\nThe answer is 6.", "6"),
+    (
+        "<|channel|>analysis<|message|>Is it \\boxed{12}?<|end|><|start|>assistant<|channel|>final<|message|>"
+        "The answer is 15.",
+        "15",
+    ),
+    ("<|channel|>analysis<|message|>Is it \\boxed{12}?assistant<|channel|>final<|message|>The answer is 15.", "15"),
+    ("<|channel|>analysis<|message|>The answer is 12.<|end|><|start|>assistant<|channel|>commentary<|message|>", None),
+    ("<|channel|>final<|message|>The answer is 15.", "15"),
+]
+
 DEFAULT = [
     pytest.param(text, expected, id=f"{kind}-{i}")
     for kind, cases in {
         "boxed": BOXED, "display": DISPLAY, "markdown": MARKDOWN, "units": UNITS, "several": SEVERAL, "plain": PLAIN,
+        "thinking": THINKING,
     }.items()
     for i, (text, expected) in enumerate(cases)
 ]  # fmt: skip
@@ -212,9 +253,9 @@ def agrees(found, expected):
     return found is None if expected is None else same_answer(found, expected)
 
 
-def test_there_are_texts_of_ten_kinds():
-    kinds = (BOXED, DISPLAY, MARKDOWN, LETTERS, VERDICTS, UNITS, SEVERAL, PLAIN, CUT, RUN_ON)
-    assert len(kinds) == 10
+def test_there_are_texts_of_many_kinds():
+    kinds = (BOXED, DISPLAY, MARKDOWN, LETTERS, VERDICTS, UNITS, SEVERAL, PLAIN, CUT, RUN_ON, THINKING)
+    assert len(kinds) >= 10
     assert sum(map(len, kinds)) >= 150
 
 
@@ -333,7 +374,8 @@ def test_a_trajectory_that_was_cut_votes_only_with_a_complete_answer(text, answe
     "text",
     [
         "\n```a" * 50_000, "\nQ: " * 50_000, "\\[" * 100_000, "$" * 100_000, "option A " * 50_000, "yes " * 100_000,
-        "(A) " * 100_000, "answer: (" * 50_000, "\\boxed{1} and " * 20_000, "1 000 " * 50_000, "3 hours and " * 50_000,
+        "(A) " * 100_000, "<think>" * 50_000, "</think>" * 50_000, "<think></think>\nQ: " * 10_000,
+        "answer: (" * 50_000, "\\boxed{1} and " * 20_000, "1 000 " * 50_000, "3 hours and " * 50_000,
     ],
     ids=lambda text: repr(text[:10]),
 )  # fmt: skip

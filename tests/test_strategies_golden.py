@@ -45,7 +45,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
     "beam_search": BeamSearch(2, 2),
     "beam_search_lookahead": BeamSearch(1, 3, lookahead=1),
     "best_first": BestFirst(6, 2),
-    "budget_forcing": BudgetForcing(12, num_waits=1, end_of_thinking="", wait=" Wait ", final=" The answer is "),
+    "budget_forcing": BudgetForcing(12, num_waits=1, wait=" Wait ", final=" The answer is "),
     "compute_optimal": ComputeOptimal((RepeatedSampling(1), BeamSearch(1, 3)), (0.3,), num_probes=2),
     "deepconf": DeepConf(3, 6, keep=0.5, window=4, num_parallel=3),
     "depth_first": DepthFirst(6, 2, threshold=0.4),
@@ -71,7 +71,7 @@ STRATEGIES: dict[str, SearchStrategy] = {
 
 
 def picture(strategy):
-    result = solve("How many?", strategy, ToyGenerator(), reward_model=ToyReward())
+    result = solve("How many?", strategy, ToyGenerator(), reward_model=ToyReward(), thinking=False)
     selected = result.leaves[result.trajectories.index(result.selected)]
     return (
         f"{strategy!r}\nanswer {result.answer} of {len(result.leaves)} leaves, "

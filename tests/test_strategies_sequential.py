@@ -129,7 +129,7 @@ def test_nothing_forced_is_plain_sampling():
 
 
 def test_a_model_without_thinking_tokens_ends_by_its_answer():
-    result = search(BudgetForcing(None, num_waits=2, end_of_thinking="", wait="\nWait, ", final="\nThe answer is "))
+    result = search(BudgetForcing(None, num_waits=2, wait="\nWait, ", final="\nThe answer is "), thinking=False)
     assert result.leaves[0].text.count("Wait, ") == 2
     assert result.leaves[0].step.finish_reason == "eos"
     assert len(result.leaves) == 1
@@ -150,7 +150,7 @@ def test_endless_thinking_is_ended_at_the_depth_limit():
 
 
 def test_chains_are_independent():
-    result = search(BudgetForcing(num_waits=1, end_of_thinking="", n=3))
+    result = search(BudgetForcing(num_waits=1, n=3), thinking=False)
     assert len({leaf.text for leaf in result.leaves}) == 3
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         VLLMRewardModel,
     )
     from .strategies import DVTS, MCTS, REBASE, BeamSearch, Greedy, ParticleFilter, RepeatedSampling
+    from .thinking import Thinking
     from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
     from .viz import render_tree
 
@@ -48,6 +49,7 @@ _NAMES = {
         "VLLMRewardModel",
     ),
     "strategies": ("BeamSearch", "DVTS", "Greedy", "MCTS", "ParticleFilter", "REBASE", "RepeatedSampling"),
+    "thinking": ("Thinking",),
     "tree": ("Node", "Problem", "Step", "Trajectory", "UnscoredNodeError"),
 }
 _HOME = {name: f".{module}" for module, names in _NAMES.items() for name in names}
@@ -91,6 +93,7 @@ __all__ = [
     "SearchUpdate",
     "Solver",
     "Step",
+    "Thinking",
     "Trajectory",
     "UnscoredNodeError",
     "VLLMGenerator",

@@ -6,6 +6,9 @@ written, or ``None``; ``reader.read_cut(text)`` that of a text that was cut off,
 before the cut; ``reader.same(first, second)`` is the equality that belongs to the kind. The name of a kind, such as
 ``"choice:ABCD"``, goes into problems, files and command lines; `reader_of` gives its reader.
 
+Thoughts are no evidence: what counts is the final part, which follows the end of thinking (see `Thinking`), up to where
+the model invents a further question.
+
 Evidence is looked for in this order, the last of a kind counting: ``\boxed{...}``; what follows "the answer is" and its
 like; what follows ``####``; a text that is nothing but an answer; the last formula or number, whichever ends later.
 """
@@ -22,6 +25,8 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from typing import ClassVar, TypeAlias, TypeVar
+
+from .thinking import NO_THINKING, Thinking, thinking_in
 
 Reader: TypeAlias = Callable[[str], str | None]
 """Reads the answer out of a completion; ``None`` abstains."""
@@ -583,8 +588,12 @@ _JOINED = re.compile(r"[\s,;]*(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad)?[\s
 
 _MAX_QUESTIONS = 8  # headings that are looked at: the first may belong to the solution
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:[#*]+\s*)?(?:Question|Q|Problem|Exercise|Human|User|Instruction|<\|user\|>)\b\s*\d*[*]*\s*[:.]",
+    r"\n\s*(?:(?:[#*]+\s*)?(Question|Q|Problem|Exercise|Example|Human|User|Instruction)\b\s*(\d*)[*]*\s*[:.]"
+    r"|<\|user\|>|<\|im_start\|>\s*user|\[INST\])",
     re.IGNORECASE,
+)
+_NEXT_ANSWER = re.compile(
+    r"\n\s*(?:[#*]+\s*)?(?:Answer|A|Solution|Assistant|AI|Response)\b\s*\d*[*]*\s*:", re.IGNORECASE
 )
 
 
@@ -605,22 +614,22 @@ class AnswerReader(ABC):
             stated: Take nothing but what is said to be the answer (a box, "the answer is", ``####``).
         """
 
-    def __call__(self, text: str) -> str | None:
-        """Return the answer in `text` as it is written, or ``None``; nothing after an invented next question counts."""
-        return self.find(self._own(text))
+    def __call__(self, text: str, thinking: Thinking | None = None) -> str | None:
+        """Return the answer in the final part of `text`, as it is written, or ``None``.
 
-    def read_cut(self, text: str) -> str | None:
+        Args:
+            text: A completion.
+            thinking: The markers of thoughts; by default those of the public form that the text shows.
+        """
+        final = final_part(text, thinking, self.find)
+        return None if final is None else self.find(final)
+
+    def read_cut(self, text: str, thinking: Thinking | None = None) -> str | None:
         """Return the answer of a text that was cut off: one that was stated, and complete before the cut."""
-        text = self._own(text)
-        return None if _has_open_box(text) else self.find(complete_part(text), stated=True)
-
-    def _own(self, text: str) -> str:
-        """`text` up to where the model invents a further question, once it has stated its answer to this one."""
-        for match in islice(_NEXT_QUESTION.finditer(text), _MAX_QUESTIONS):
-            before = text[: match.start() + 1]
-            if self.find(before, stated=True) is not None:
-                return before
-        return text
+        final = final_part(text, thinking, self.find)
+        if final is None or _has_open_box(final):
+            return None
+        return self.find(complete_part(final), stated=True)
 
     def same(self, first: str, second: str) -> bool:
         """True if two answers of this kind mean the same."""
@@ -635,17 +644,60 @@ class AnswerReader(ABC):
         return self
 
 
-def answer_of(reader: Reader, text: str, cut: bool = False) -> str | None:
-    """Return what `reader` reads in `text`; if the text was `cut` off, only what was complete before.
+def answer_of(reader: Reader, text: str, cut: bool = False, thinking: Thinking | None = None) -> str | None:
+    """Return what `reader` reads in the final part of `text`; ``None`` for a text that never leaves its thoughts.
 
-    A plain function must read the same answer without the unfinished end of a cut text.
+    Args:
+        reader: A reader. A plain function must read the same answer without the unfinished end of a cut text.
+        text: A completion.
+        cut: True if the text was cut off: then only what was complete before counts.
+        thinking: The markers of thoughts; by default those of the public form that the text shows.
     """
-    if not cut:
-        return reader(text)
     if isinstance(reader, AnswerReader):
-        return reader.read_cut(text)
-    answer = reader(complete_part(text))
-    return answer if answer is not None and reader(text) == answer else None
+        return reader.read_cut(text, thinking) if cut else reader(text, thinking)
+    final = final_part(text, thinking)
+    if final is None or not cut:
+        return None if final is None else reader(final)
+    answer = reader(complete_part(final))
+    return answer if answer is not None and reader(final) == answer else None
+
+
+def final_part(
+    text: str, thinking: Thinking | None = None, find: Callable[[str, bool], str | None] | None = None
+) -> str | None:
+    """Return what of a completion answers the question; ``None`` if it never leaves its thoughts. See `final_span`."""
+    span = final_span(text, thinking, find)
+    return None if span is None else text[slice(*span)]
+
+
+def final_span(
+    text: str, thinking: Thinking | None = None, find: Callable[[str, bool], str | None] | None = None
+) -> tuple[int, int] | None:
+    """Return start and end of what answers the question: what follows the last end of thinking, up to a next question.
+
+    A model that has answered may invent a further question and answer that one too. A heading such as "Question:" or
+    "Q:" outside of thoughts is one if the answer was stated before it, or if some answer stands before it and a heading
+    of an answer follows: the form of worked examples.
+
+    Args:
+        text: A completion.
+        thinking: The markers of thoughts; by default those of the public form that the text shows.
+        find: What finds an answer in a text, or (with True) a stated one; by default that of `read_answer`.
+
+    Returns:
+        ``None`` for a text that never leaves its thoughts.
+    """
+    find = find or read_answer.find
+    pieces = thinking_in(text, thinking).final_pieces(text)
+    for start, end in pieces:
+        for match in islice(_NEXT_QUESTION.finditer(text, start, end), _MAX_QUESTIONS):
+            before = text[start : match.start() + 1]
+            if match[2] and re.search(rf"\b{match[1]}\s*{int(match[2]) - 1}\b", before, re.IGNORECASE):
+                continue  # "Question 2:" after "Question 1:" is a part of the solution
+            stated = find(before, True) is not None
+            if stated or (_NEXT_ANSWER.search(text, match.end(), end) and find(before, False) is not None):
+                return start, match.start() + 1
+    return pieces[-1] if pieces else None
 
 
 def complete_part(text: str) -> str:
@@ -814,7 +866,7 @@ class Text(AnswerReader):
         _, mark, tail = text.rpartition(self.after) if self.after else ("", "", text)
         return (tail.strip() or None) if mark or not self.after else None
 
-    def read_cut(self, text: str) -> str | None:
+    def read_cut(self, text: str, thinking: Thinking | None = None) -> str | None:
         """Return ``None``: a text that was cut off is not whole."""
         return None
 
@@ -845,9 +897,10 @@ class Code(AnswerReader):
             return last.strip("\n") or None
         return None if stated or "```" in text else text.strip("\n") or None
 
-    def read_cut(self, text: str) -> str | None:
+    def read_cut(self, text: str, thinking: Thinking | None = None) -> str | None:
         """Return the last block that was closed before the cut."""
-        return self.find(text, stated=True)
+        final = final_part(text, thinking, self.find)
+        return None if final is None else self.find(final, stated=True)
 
     def same(self, first: str, second: str) -> bool:
         """True for the same lines, spaces at their ends apart."""
@@ -869,17 +922,17 @@ class Before(AnswerReader):
     kind: ClassVar[str] = "before"
 
     def find(self, text: str, stated: bool = False) -> str | None:
-        """Return what the other reader reads before the stop."""
-        return (self.reader or read_answer)(text_before(text, self.stops))
+        """Return what the other reader finds before the stop."""
+        own, other = text_before(text, self.stops), self.reader or read_answer
+        return other.find(own, stated) if isinstance(other, AnswerReader) else other(own)
 
-    def __call__(self, text: str) -> str | None:
-        """Return what the other reader reads before the stop."""
-        return self.find(text)
-
-    def read_cut(self, text: str) -> str | None:
+    def read_cut(self, text: str, thinking: Thinking | None = None) -> str | None:
         """Return what the other reader reads before the stop; in a text that was cut before one, as it reads such."""
-        own = text_before(text, self.stops)
-        return answer_of(self.reader or read_answer, own, cut=len(own) == len(text))
+        final = final_part(text, thinking, self.find)
+        if final is None:
+            return None
+        own = text_before(final, self.stops)
+        return answer_of(self.reader or read_answer, own, own == final and text.endswith(final), NO_THINKING)
 
     def same(self, first: str, second: str) -> bool:
         """True if the two are the same for the other reader."""

@@ -10,6 +10,7 @@ from typing import ClassVar
 from .cost import Cost
 from .flow import Flow, GenerateRequest
 from .functional import Reduction, reduce_steps
+from .thinking import Thinking
 from .tree import Node, Step, Trajectory
 
 
@@ -19,9 +20,11 @@ class Generator(ABC):
     Attributes:
         concurrent: True if `generate` may be called from several threads at a time, as ``schedule="stream"`` does. Then
             `release` may come while calls for its search, whose answers nobody will read, are still running.
+        thinking: The markers that the model writes around its thoughts; ``None`` if the generator cannot tell.
     """
 
     concurrent: bool = False
+    thinking: Thinking | None = None
 
     @abstractmethod
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:

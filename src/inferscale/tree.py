@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal, Never, TypeAlias
 
-from .answers import AnswerReader, Reader, equality_of, reader_of
+from .answers import AnswerReader, Reader, equality_of, final_part, final_span, reader_of
+from .thinking import NO_THINKING, Thinking, thinking_in
 
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
 """The reason why a step ended.
@@ -22,6 +23,9 @@ nothing but white space was sampled. ``"error"``: the sample failed (a remote se
 
 ROLES = ("system", "user", "assistant", "tool")
 """Whose a turn of a conversation can be."""
+
+Judge: TypeAlias = Literal["final", "thoughts", "all"]
+"""The part of a solution that a reward model judges: what follows the end of thinking, the thoughts, or both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +322,20 @@ class Step:
         return pieces
 
 
+def _within(step: Step, spans: Sequence[tuple[int, int]]) -> Step:
+    """`step` without the characters outside of `spans`; its inner steps keep their borders."""
+    text, ids, ends = "", (), []  # type: str, tuple[int, ...], list[tuple[int, int]]
+    text_start = id_start = 0
+    for text_end, id_end in step.inner_ends or ((len(step.text), len(step.token_ids)),):
+        piece = "".join(step.text[max(start, text_start) : max(min(end, text_end), 0)] for start, end in spans)
+        if piece:
+            text += piece
+            ids += step.token_ids[id_start:id_end] if len(piece) == text_end - text_start else ()
+            ends.append((len(text), len(ids)))
+        text_start, id_start = text_end, id_end
+    return replace(step, text=text, token_ids=ids, inner_ends=tuple(ends) if len(ends) > 1 else ())
+
+
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """One leaf's path as a frozen record.
@@ -329,6 +347,7 @@ class Trajectory:
         answer: The answer read out of the text; ``None`` abstains. An unfinished path always abstains.
         score: The reward model's score of the whole, or ``None``.
         reader: What read the answer; its equality says which answers are the same.
+        thinking: The markers of thoughts; ``None`` where they are not known, and the text tells.
     """
 
     problem: Problem
@@ -337,11 +356,25 @@ class Trajectory:
     answer: str | None = None
     score: float | None = None
     reader: Reader | None = field(default=None, repr=False, compare=False)
+    thinking: Thinking | None = None
 
     @property
     def text(self) -> str:
         """The solution, without the prompt."""
         return "".join(step.text for step in self.steps)
+
+    @property
+    def thoughts(self) -> str:
+        """The thoughts in the solution; ``""`` if there are none."""
+        return thinking_in(self.text, self.thinking).thoughts(self.text)
+
+    @property
+    def final_text(self) -> str | None:
+        """The part that answers: what follows the end of thinking, up to where the model invents a next question.
+
+        ``None`` for a solution that never leaves its thoughts.
+        """
+        return final_part(self.text, self.thinking)
 
     @property
     def is_finished(self) -> bool:
@@ -387,11 +420,22 @@ class Node:
         stats: Numbers for people (visits, values); the library never reads them back.
         key: A 64-bit name of the path; random streams of samples from here derive from it.
         num_draws: Samples drawn from here so far, look-ahead included.
+        thinking: The markers of thoughts; ``None`` where they are not known, and the text tells.
     """
 
-    __slots__ = ("_score", "children", "depth", "key", "num_draws", "parent", "problem", "stats", "step", "step_scores")
+    __slots__ = (
+        *("_score", "children", "depth", "key", "num_draws", "parent", "problem", "stats", "step", "step_scores"),
+        "thinking",
+    )
 
-    def __init__(self, problem: Problem, step: Step | None = None, parent: Node | None = None, key: int = 0) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        step: Step | None = None,
+        parent: Node | None = None,
+        key: int = 0,
+        thinking: Thinking | None = None,
+    ) -> None:
         self.problem = problem
         self.step = step
         self.parent = parent
@@ -401,6 +445,7 @@ class Node:
         self.stats: dict[str, Any] = {}
         self.key = key
         self.num_draws = 0
+        self.thinking: Thinking | None = thinking if parent is None else parent.thinking
         self._score: float | None = None
 
     @property
@@ -463,6 +508,19 @@ class Node:
         return "".join(step.text for step in self.steps)
 
     @property
+    def thoughts(self) -> str:
+        """The thoughts so far; ``""`` if there are none."""
+        return thinking_in(self.text, self.thinking).thoughts(self.text)
+
+    @property
+    def final_text(self) -> str | None:
+        """The part that answers: what follows the end of thinking, up to where the model invents a next question.
+
+        ``None`` while thinking has not ended.
+        """
+        return final_part(self.text, self.thinking)
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """Ids along the path, sampled and forced, without the prompt."""
         return tuple(token for step in self.steps for token in step.token_ids)
@@ -470,6 +528,35 @@ class Node:
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return text and ids of every step of the solution, completions split where their inner steps end."""
         return [piece for step in self.steps for piece in step.inner_steps()]
+
+    def part(self, judge: Judge) -> Node:
+        """Return the path as it would be if it held nothing but the part that is judged; itself, if that is the whole.
+
+        ``"final"`` is `final_text`, ``"thoughts"`` is `thoughts`, and ``"all"`` is both with their markers. What comes
+        after an invented next question is in none. Nodes are new, steps keep their borders, and a step without a
+        character of the part is left out; a step that is cut inside has no ids. The path ends as this one does; where
+        nothing is left, it has one step without text.
+        """
+        text = self.text
+        thinking = thinking_in(text, self.thinking)
+        span = final_span(text, thinking)
+        if judge == "final":
+            spans = [] if span is None else [span]
+        elif judge == "thoughts":
+            spans = [(start, end) for is_thought, start, end in thinking.pieces(text) if is_thought]
+        else:
+            goes_on = span is not None and span not in thinking.final_pieces(text)
+            spans = [(0, span[1] if span is not None and goes_on else len(text))]
+        if self.step is None or spans == [(0, len(text))]:
+            return self
+        root = node = Node(self.problem, key=self.root.key, thinking=thinking if judge == "all" else NO_THINKING)
+        place = 0
+        for step in self.steps:
+            kept = _within(step, [(start - place, end - place) for start, end in spans])
+            node = Node(self.problem, kept, node) if kept.text else node
+            place += len(step.text)
+        last = replace(node.step or Step(""), finish_reason=self.step.finish_reason)
+        return Node(self.problem, last, node.parent or root)
 
     def walk(self) -> Iterator[Node]:
         """Yield this node and all below, parents first, children in the order of sampling."""
@@ -511,4 +598,14 @@ def root_key(stream: str) -> int:
     return int.from_bytes(blake2b(stream.encode(), digest_size=8).digest(), "little")
 
 
-__all__ = ["FinishReason", "Node", "Problem", "Step", "Trajectory", "UnscoredNodeError", "branch_key", "root_key"]
+__all__ = [
+    "FinishReason",
+    "Judge",
+    "Node",
+    "Problem",
+    "Step",
+    "Trajectory",
+    "UnscoredNodeError",
+    "branch_key",
+    "root_key",
+]

@@ -41,10 +41,11 @@ class Scores(NamedTuple):
 class Journal:
     """An append-only file of JSON lines: a header, then one line for each answer of a model to one search.
 
-    ``{"format", "version", "strategy", "budget", "seed"}`` is the header. An answer names its search by the key of its
-    root: ``{"root", "kind": "steps", "steps", "seconds"}`` or ``{"root", "kind": "scores", "scores", "step_scores",
-    "cost"}``. Steps that the clock cut, so that the search ended with them, have ``"stopped_by": "seconds"`` too, and
-    ``{"root", "kind": "timeout"}`` stands where it ended a search between two answers: nothing else could tell.
+    ``{"format", "version", "strategy", "budget", "seed", "thinking"}`` is the header. An answer names its search by the
+    key of its root: ``{"root", "kind": "steps", "steps", "seconds"}`` or ``{"root", "kind": "scores", "scores",
+    "step_scores", "cost"}``. Steps that the clock cut, so that the search ended with them, have ``"stopped_by":
+    "seconds"`` too, and ``{"root", "kind": "timeout"}`` stands where it ended a search between two answers: nothing
+    else could tell.
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
@@ -120,6 +121,7 @@ def _load(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         if number == 1:
             if not isinstance(row, dict) or row.get("format") != FORMAT:
                 raise ValueError(f"{path} is no journal: give another path")
+            row.setdefault("thinking", repr(None))  # an older journal, which knew of none
             different = sorted(key for key in header if row.get(key) != header[key])
             if different:
                 raise ValueError(

@@ -14,6 +14,7 @@ from inferscale.aggregators import joining_of
 from inferscale.answers import Reader, answer_of, equality_of, group_answers, kind_of, reader_of
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
+from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step, Trajectory
 
 FORMAT = "inferscale.SearchResult"
@@ -57,6 +58,11 @@ class SearchResult:
     def is_correct(self) -> bool | None:
         """True if the answer is the gold one; ``None`` if the problem has no gold answer."""
         return self.selected.is_correct
+
+    @property
+    def final_text(self) -> str | None:
+        """The selected trajectory's final part, thoughts left out; ``None`` if its thinking never ended."""
+        return self.selected.final_text
 
     @property
     def selected_leaf(self) -> Node:
@@ -116,6 +122,7 @@ class SearchResult:
             "problem": self.problem.to_dict(),
             "cost": asdict(self.cost),
             "stopped_by": self.stopped_by,
+            "thinking": None if self.root.thinking is None else asdict(self.root.thinking),
             "nodes": rows,
             "trajectories": [
                 {"node": index[leaf], "answer": t.answer, "score": t.score, "step_scores": t.step_scores}
@@ -136,10 +143,11 @@ class SearchResult:
                 f"written by a newer inferscale (version {data['version']} > {VERSION}): update to read it"
             )
         problem = Problem(**data["problem"])
+        markers = None if data.get("thinking") is None else Thinking(**data["thinking"])
         nodes: list[Node] = []
         for row in data["nodes"]:
             parent = None if row["parent"] is None else nodes[row["parent"]]
-            node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"])
+            node = Node(problem, step_from_dict(row["step"]) if "step" in row else None, parent, row["key"], markers)
             node.num_draws = row.get("unattached_draws", 0)
             if parent is not None:
                 parent.children.append(node)
@@ -152,7 +160,7 @@ class SearchResult:
         reader = None if data.get("kind") is None else reader_of(data["kind"])
         leaves = tuple(nodes[row["node"]] for row in data["trajectories"])
         trajectories = tuple(
-            Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"], reader)
+            Trajectory(problem, leaf.steps, _as_tuple(row["step_scores"]), row["answer"], row["score"], reader, markers)
             for leaf, row in zip(leaves, data["trajectories"], strict=True)
         )
         selected = trajectories[data["selected"]]
@@ -191,11 +199,11 @@ class SearchResult:
 
 
 def answer_at(node: Node, reader: Reader) -> str | None:
-    """Return the answer of a node; one that failed, or was cut before its answer was complete, abstains."""
+    """Return the answer of a node; one that failed, never left its thoughts or was cut before the answer, abstains."""
     if node.step is None or node.is_failed or not node.is_finished:
         return None
     cut = node.step.finish_reason in ("length", "budget")
-    answer: object = answer_of(reader, node.problem.prefill + node.text, cut)
+    answer: object = answer_of(reader, node.problem.prefill + node.text, cut, node.thinking)
     if answer is not None and not isinstance(answer, str):
         raise TypeError(f"read_answer must return a string or None, not {type(answer).__name__}: {answer!r:.100}")
     return answer
@@ -207,7 +215,7 @@ def trajectory(leaf: Node, reader: Reader) -> Trajectory:
     if step_scores is None and path and all(node.is_scored for node in path):
         step_scores = tuple(node.score for node in path)  # of an outcome model, which scored each prefix
     score = leaf.score if leaf.is_scored else None
-    return Trajectory(leaf.problem, leaf.steps, step_scores, answer_at(leaf, reader), score, reader)
+    return Trajectory(leaf.problem, leaf.steps, step_scores, answer_at(leaf, reader), score, reader, leaf.thinking)
 
 
 class Answers:

@@ -14,6 +14,7 @@ from typing import Any
 from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.flow import Answer, Flow, Generate, GenerateRequest, Score, as_request, score
+from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
 from .journal import Journal, Samples, Scores
@@ -67,13 +68,16 @@ class Search:
         read: Callable[[Sequence[Node]], list[str | None]],
         journal: Journal | None = None,
         *,
+        thinking: Thinking | None = None,
         cancel: threading.Event | None = None,
         abandoned: threading.Event | None = None,
         on_step: Callable[[SearchUpdate], object] | None = None,
     ) -> None:
         # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
-        self.root = Node(problem, key=root_key(stream))
+        self.root = Node(
+            problem, key=root_key(stream), thinking=thinking_for(problem.prompt, problem.prefill, thinking)
+        )
         self.strategy = strategy
         self.cost = Cost()
         self.stopped_by: str | None = None

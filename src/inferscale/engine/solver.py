@@ -20,6 +20,7 @@ from inferscale.answers import Reader, chosen_reader
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
+from inferscale.thinking import NO_THINKING, Thinking
 from inferscale.tree import Node, Problem
 
 from .journal import Journal
@@ -57,6 +58,9 @@ class Solver:
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
         read_answer: Reads the answer out of a completion (``None`` abstains), for the result and for strategies that
             look at answers; by default the reader of the problem's kind, `inferscale.answers.read_answer` without one.
+        thinking: The markers that the model writes around its thoughts, such as ``Thinking("<think>", "</think>")``:
+            readers, reward models and strategies take them from here. ``None`` asks the generator, and where it cannot
+            tell, a text shows its own; ``False`` says that there are no thoughts.
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
         schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
@@ -77,6 +81,7 @@ class Solver:
     aggregator: Aggregator | None = None
     _: KW_ONLY
     read_answer: Reader | None = None
+    thinking: Thinking | Literal[False] | None = None
     budget: Budget | None = None
     seed: int = 0
     schedule: Schedule = "wave"
@@ -100,6 +105,8 @@ class Solver:
             raise TypeError(f"{name} must be {article} {kind.__name__}, not {given}: {hint}")
         if self.read_answer is not None and not callable(self.read_answer):
             raise TypeError(f"read_answer must be a function of the completion, not {self.read_answer!r}")
+        if self.thinking is not None and self.thinking is not False and not isinstance(self.thinking, Thinking):
+            raise TypeError(f'thinking={self.thinking!r:.80}: give Thinking("<think>", "</think>"), False or None')
         seed: object = self.seed
         if not isinstance(seed, Integral):
             raise TypeError(f"seed must be an integer, not {seed!r}")
@@ -123,6 +130,13 @@ class Solver:
                     f'schedule="stream" calls {name} from several threads at a time, and its `concurrent` is False: '
                     f'use schedule="wave", or set `concurrent = True` on a {name} that can be called so'
                 )
+
+    @property
+    def markers(self) -> Thinking | None:
+        """The markers of thoughts: those given, else the generator's; ``None`` if neither tells."""
+        if self.thinking is None:
+            return self.generator.thinking
+        return self.thinking or NO_THINKING
 
     @property
     def vote(self) -> Aggregator:
@@ -155,8 +169,8 @@ class Solver:
         Args:
             problems: Problems, or prompts.
             journal: A file that records every answer of the models, so that a search that was killed or cancelled goes
-                on where it was when the same call is made again. It knows strategy, budget and seed, and not the
-                models.
+                on where it was when the same call is made again. It knows strategy, thinking, budget and seed, and not
+                the models.
             progress: Show a progress bar.
             cancel: When it is set, from any thread, every search ends with the best so far
                 (``stopped_by="cancel"``): samples that are being drawn end at the next token, leaves are scored, and
@@ -325,7 +339,8 @@ class Solver:
 
     def fingerprint(self) -> dict[str, str]:
         """Return the options that a journal must have been written with to be continued: not the schedule."""
-        return {"strategy": repr(self.strategy), "budget": repr(self.budget), "seed": repr(self.seed)}
+        options = {"strategy": repr(self.strategy), "budget": repr(self.budget), "seed": repr(self.seed)}
+        return {**options, "thinking": repr(self.markers)}
 
     def result(self, search: Search) -> SearchResult:
         """Return what `search` has found until now."""
@@ -420,7 +435,7 @@ class Session:
         search = Search(
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
             chosen.reward_model is not None, Answers(chosen_reader(chosen.read_answer, given.kind), chosen.vote),
-            self._journal, cancel=cancel, abandoned=abandoned, on_step=on_step,
+            self._journal, thinking=chosen.markers, cancel=cancel, abandoned=abandoned, on_step=on_step,
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen
@@ -483,6 +498,7 @@ def solve(
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -492,8 +508,8 @@ def solve(
     on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
-                    seed=seed, schedule=schedule)  # fmt: skip
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+                    budget=budget, seed=seed, schedule=schedule)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -505,6 +521,7 @@ async def asolve(
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -514,8 +531,8 @@ async def asolve(
     on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
-                    seed=seed, schedule=schedule)  # fmt: skip
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+                    budget=budget, seed=seed, schedule=schedule)  # fmt: skip
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -527,6 +544,7 @@ def solve_batch(
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -540,8 +558,8 @@ def solve_batch(
 
     See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
-                    seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+                    budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     return solver.solve_batch(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -553,6 +571,7 @@ def stream(
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     schedule: Schedule = "wave",
@@ -563,6 +582,6 @@ def stream(
     on_step: OnStep | None = None,
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, budget=budget,
-                    seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+                    budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)

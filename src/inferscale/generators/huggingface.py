@@ -49,6 +49,7 @@ class HFGenerator(Generator):
         sampler: Draws tokens.
         limits: Lengths.
         stats: Work that was really done.
+        thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class HFGenerator(Generator):
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
+        self.thinking = branches.thinking
         self._runner = ModelRunner(
             model,
             branches,

@@ -353,7 +353,7 @@ class SampleScheduler:
         node, server, tokenizer = request.node, self.server, self.tokenizer
         if tokenizer is not None and not server.chat:
             branches = tokenizer.branches
-            if server.takes_ids(branches.encode(node.problem.prompt), branches.text.decode):
+            if server.takes_ids(branches.encode(node.problem.prompt), branches.text.bare):
                 return [IdSample(branch) for branch in branches.open(request)]
             if tokenizer.chat:
                 raise ValueError(
@@ -560,6 +560,8 @@ class OpenAIGenerator(Generator):
                 chat_template=chat_template,
                 system_prompt=system_prompt if endpoint == "completions" else None,
             )
+        # A chat endpoint renders by its own template, and may keep thoughts to itself: there the text tells.
+        self.thinking = reads.branches.thinking if reads is not None and endpoint == "completions" else None
         self._scheduler = SampleScheduler(
             server, reads, self.limits, step_delimiter, temperature, top_p, logprobs, seeds, max_concurrency
         )

@@ -384,7 +384,7 @@ class OpenAIServer:
 
         return self._once("logprobs", there)
 
-    def takes_ids(self, prompt: tuple[int, ...], decode: Callable[[Sequence[int], bool], str]) -> bool:
+    def takes_ids(self, prompt: tuple[int, ...], decode: Callable[[Sequence[int]], str]) -> bool:
         """True if prompts may be ids, such as `prompt`, and the ids of the sampled tokens are returned.
 
         Raises:
@@ -401,7 +401,7 @@ class OpenAIServer:
             if reply is None or reply.prompt_tokens not in (None, len(prompt[:16])):
                 return False
             choice = reply.choices[0]
-            theirs, ours = visible(choice.text), visible(decode(choice.token_ids or (), True))
+            theirs, ours = visible(choice.text), visible(decode(choice.token_ids or ()))
             if not theirs.startswith(ours) and not ours.startswith(theirs):
                 raise ValueError(
                     f"the tokenizer reads {ours!r} where the server wrote {theirs!r}: pass the model's own"

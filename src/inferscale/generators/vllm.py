@@ -36,6 +36,7 @@ class VLLMGenerator(Generator):
         tokenizer: The tokenizer.
         sampler: Temperature and filters.
         limits: Lengths.
+        thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class VLLMGenerator(Generator):
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
+        self.thinking = self._branches.thinking
         self._charges = Charges(config.hf_config)
         self._lock = threading.Lock()
 

@@ -19,6 +19,7 @@ from inferscale.runtime.charges import Charges
 from inferscale.runtime.decoding import ModelRunner
 from inferscale.runtime.loading import check_length, check_pair, context_length, eos_ids, evaluating, load_pair
 from inferscale.runtime.sampling import Sampler
+from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step, branch_key
 
 from .formats import TextEncoder
@@ -126,7 +127,7 @@ class GenerativeVerifier(RewardModel):
         )
         self.runner = ModelRunner(model, branches, Sampler(temperature), micro_batch=micro_batch)
         self.prompt, self.step, self.question, self.again = prompt, step, question, again
-        self._stops = (question.strip(), "</think>")
+        self._stops = (question.strip(), (branches.thinking or Thinking()).end)
         probability = pair_probability(self._text.one_id(yes), self._text.one_id(no))
         self._scorer = BatchScorer(model, probability, micro_batch or 32)
         self._charges = Charges(model)

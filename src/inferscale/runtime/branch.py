@@ -148,7 +148,7 @@ class Branch:
     def _decode(self, final: bool) -> str:
         """Text of forced and sampled ids: what they add to the text of the path."""
         ids = (*self.path, *self.forced, *self.tokens)
-        return self.text.decode(ids, final)[len(self.request.node.text) :]
+        return self.text.decode(ids, final, self.request.node.thinking)[len(self.request.node.text) :]
 
     def step(self, charge: Callable[[Branch], tuple[int, int]]) -> Step:
         """The finished sample.
@@ -187,6 +187,7 @@ class BranchFactory:
         limits: Lengths.
         text: Text and step ends of ids.
         prompts: Plain, or a user turn of a chat.
+        thinking: The markers of thoughts that chat template or vocabulary show.
         encode: From a prompt to its ids.
     """
 
@@ -202,8 +203,9 @@ class BranchFactory:
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
-        self.text = TokenText(tokenizer, step_delimiter, eos_ids)
         self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self.thinking = self.prompts.thinking()
+        self.text = TokenText(tokenizer, step_delimiter, eos_ids, self.thinking)
         self.encode: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=4096)(self.prompts.encode)
 
     def open(self, request: GenerateRequest) -> list[Branch]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inferscale.thinking import FORMS, Thinking, form_of
+
+_PROBE = "What is 2 + 2?"
 _PARTIAL = "\ufffd"  # what a decoder shows for a character whose bytes are not complete
 
 
@@ -53,6 +57,17 @@ class PromptFormat:
             raise ValueError(f"the prompt {prompt[:80]!r} has no tokens: nothing to continue")
         return tuple(ids)
 
+    def thinking(self) -> Thinking | None:
+        """The markers of thoughts that chat template or vocabulary show; ``None`` if neither does."""
+        template = getattr(self.tokenizer, "chat_template", None) or ""
+        template = template.get("default", "") if isinstance(template, dict) else template
+        form = form_of(template)
+        if form is None or not self.chat:
+            added = self.tokenizer.get_added_vocab() if hasattr(self.tokenizer, "get_added_vocab") else ()
+            return form or next((form for form in FORMS if form.start in added and form.end in added), None)
+        rendered = self.tokenizer.decode(list(self.encode(_PROBE)), skip_special_tokens=False)
+        return form.after(rendered[max(rendered.rfind(_PROBE), 0) :])
+
     def _chat_ids(self, prompt: str, answer: str | None) -> list[int]:
         options: dict[str, Any] = {}
         if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
@@ -94,9 +109,12 @@ class TokenText:
     Attributes:
         delimiter: The text that ends a step.
         eos_ids: Ids that end the answer.
+        thinking: The markers of thoughts that the tokenizer shows; ``None`` if it shows none.
     """
 
-    def __init__(self, tokenizer: Any, delimiter: str, eos_ids: Iterable[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, delimiter: str, eos_ids: Iterable[int], thinking: Thinking | None = None
+    ) -> None:
         if not isinstance(delimiter, str) or not delimiter:
             raise ValueError(f'step_delimiter={delimiter!r}: give the text that ends a step, for example "\\n"')
         if delimiter in tokenizer.all_special_tokens:
@@ -106,18 +124,42 @@ class TokenText:
         self.delimiter = delimiter
         self.eos_ids = frozenset(eos_ids)
         self._tokenizer = tokenizer
+        self.thinking = thinking
+        self._hidden = lru_cache(maxsize=64)(self._hidden_ids)
         self._may_end = np.full(len(tokenizer), -1, dtype=np.int8)  # 1 yes, 0 no, -1 not known yet
 
-    def decode(self, ids: Sequence[int], final: bool) -> str:
-        """Text of `ids`, special tokens left out.
+    def decode(self, ids: Sequence[int], final: bool, thinking: Thinking | None = None) -> str:
+        """Text of `ids`, special tokens left out, but for those that mark thoughts.
 
         Args:
             ids: Ids of a path from its start.
             final: True if the path ends here. If it goes on, an incomplete last character is held back: the text of
                 the longer path then starts with this text.
+            thinking: The markers of thoughts; by default those that the tokenizer shows.
         """
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        hidden = self._hidden(thinking or self.thinking)
+        if hidden is None:
+            text = self.bare(ids)
+        else:
+            text = self._tokenizer.decode(
+                [i for i in ids if i not in hidden], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         return text if final else text.rstrip(_PARTIAL)
+
+    def bare(self, ids: Sequence[int]) -> str:
+        """Text of `ids` without any special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _hidden_ids(self, thinking: Thinking | None) -> frozenset[int] | None:
+        """Ids of special tokens that are left out of texts, if there are some that mark thoughts and must stay."""
+        if thinking is None or not thinking.end:
+            return None
+        special = {i: str(token) for i, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+        special |= dict(zip(self._tokenizer.all_special_ids, self._tokenizer.all_special_tokens, strict=True))
+        marks = thinking.start + thinking.forced_end
+        kept = {i for i, token in special.items() if token in marks} - self.eos_ids
+        return frozenset(special.keys() - kept) if kept else None
 
     def may_end(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Array that is True where a step, or the answer, can end with the id, seen alone; most cannot."""

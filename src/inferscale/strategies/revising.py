@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, Generate, GenerateRequest, expand, gather, score
+from inferscale.thinking import Thinking
 from inferscale.tree import Node
 
 from .checks import check_counts
@@ -45,15 +46,17 @@ class BudgetForcing(SearchStrategy):
     thinking.
 
     Differs from the paper: waits share the allowance (s1's harness starts it anew and cuts at the end); at least one
-    token after "Wait" is not enforced; the end of thinking is found in the text, so its tokens must not be special
-    ones that the generator leaves out, and a step that ``max_step_tokens`` cuts in the middle of it hides it.
+    token after "Wait" is not enforced; the end of thinking is found in the text, and a step that ``max_step_tokens``
+    cuts in the middle of it hides it.
+
+    What ends thinking is ``root.thinking``, the setting of the search; ``</think>`` where nothing tells. With
+    ``thinking=False``, for models that do not think, the end of the answer ends it.
 
     Attributes:
         max_thinking_tokens: Most tokens of thinking; ``None`` sets no cap.
         num_waits: Ends of thinking that are dropped.
-        end_of_thinking: The text that ends thinking; ``""`` for models without one: then the end of the answer does.
-        wait: The text that takes its place.
-        final: Forced after `end_of_thinking` when the allowance is spent.
+        wait: The text that takes the place of the end of thinking.
+        final: Forced after the end of thinking when the allowance is spent.
         n: Independent chains.
         greedy: Take the likeliest token each time (as in the paper).
         max_depth: Most steps of thinking; then the answer is forced as if the allowance were spent.
@@ -61,7 +64,6 @@ class BudgetForcing(SearchStrategy):
 
     max_thinking_tokens: int | None = 32_000
     num_waits: int = 1
-    end_of_thinking: str = "</think>"
     wait: str = "Wait"
     final: str = "\nFinal Answer:"
     n: int = 1
@@ -82,6 +84,7 @@ class BudgetForcing(SearchStrategy):
         return [answer for chain in chains for answer in chain] or root.leaves()
 
     def _chain(self, root: Node) -> Flow[list[Node]]:
+        thinking = root.thinking or Thinking()
         # What is sampled next continues `node` after `forced`; `left` tokens of thinking may still be spent.
         node, forced, waits, left = root, "", self.num_waits, self.max_thinking_tokens
         for _ in range(self.max_depth):
@@ -95,7 +98,7 @@ class BudgetForcing(SearchStrategy):
             if left is not None:
                 left -= step.generated_tokens
             # The thought is the step's text up to the end of thinking, forced text included; None while it goes on.
-            end = step.text.find(self.end_of_thinking, len(forced)) if self.end_of_thinking else -1
+            end = thinking.end_in(step.text, len(forced))
             thought = step.text[:end] if end >= 0 else step.text if step.finish_reason == "eos" else None
             if thought is not None and waits:  # drop the end of thinking, and wait
                 forced, waits = thought + self.wait, waits - 1
@@ -109,7 +112,7 @@ class BudgetForcing(SearchStrategy):
                 forced = step.text
             else:
                 return [new]  # the path is full
-        return (yield from self._answer(node, forced + self.end_of_thinking + self.final))
+        return (yield from self._answer(node, forced + thinking.forced_end + self.final))
 
     def _answer(self, node: Node, forced: str) -> Flow[list[Node]]:
         return expand([node], until="end", greedy=self.greedy, forced=forced)
