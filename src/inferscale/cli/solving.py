@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STRATEGY_HELP = f"One of {', '.join(registry())} (with a size: rebase:16), or one in full: 'MCTS(num_simulations=64)'."
 
-Model = Annotated[str, typer.Option(help="A local path, a hub id, or an embedded policy.")]
+Model = Annotated[str, typer.Option(help="A local path (GGUF too), a hub id, or a name of `inferscale models`.")]
 Reward = Annotated[
     str | None, typer.Option(help="checker (embedded task), likelihood, a process reward model, or outcome@PATH.")
 ]
@@ -120,12 +120,14 @@ def solve(
 
 
 def models() -> None:
-    """List the embedded models."""
+    """List the models at hand: the embedded ones, and real ones with what they need."""
     from inferscale import zoo
 
-    for card in zoo.list():
-        figures = ", ".join(f"{name} {value}" for name, value in card.figures.items())
-        typer.echo(f"{card.name:<12} {card.kind:<22} {card.parameters:>10,} parameters  {figures}")
+    for card in zoo.list(packaged=True):
+        told = ", ".join(f"{name} {value}" for name, value in card.figures.items())
+        if card.extra:
+            told = f"needs {card.command}" + f"; {told}" * bool(told)
+        typer.echo(f"{card.name:<22} {card.kind:<22} {card.parameters:>11,} parameters  {told}")
 
 
 def _printable(text: str) -> str:

