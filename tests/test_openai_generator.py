@@ -418,7 +418,8 @@ def test_a_chat_template_needs_ids():
         chat_template = "yes"
 
         def apply_chat_template(self, messages, **options):
-            return {"input_ids": Letters().encode("[user]" + messages[-1]["content"])}
+            assert options.pop("tokenize") is False
+            return "[user]" + messages[-1]["content"]
 
     stub = Stub()
     search(stub, tokenizer=Chatty())

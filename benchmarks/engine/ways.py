@@ -96,8 +96,8 @@ class Ours:
         options = {"max_step_tokens": work.step, "max_new_tokens": work.tokens + 1, "eos_token_id": 3, **options}
         self.generator = HFGenerator(model, tokenizer, **options)
         prompts = [" ".join(f"w{i}" for i in work.prompt_ids(p)) for p in range(work.problems)]
-        ids = {text: tuple(work.prompt_ids(p)) for p, text in enumerate(prompts)}
-        self.generator._runner.branches.encode = ids.__getitem__  # the tokenizer has no way to split words
+        ids = {Problem(text): tuple(work.prompt_ids(p)) for p, text in enumerate(prompts)}
+        self.generator._runner.branches.encode = ids.__getitem__  # type: ignore[assignment]  # the tokenizer has no way to split words
         self.prompts = prompts
 
     def __call__(self, together: bool = True, check: bool = True) -> None:

@@ -21,10 +21,13 @@ class Generator(ABC):
         concurrent: True if `generate` may be called from several threads at a time, as ``schedule="stream"`` does. Then
             `release` may come while calls for its search, whose answers nobody will read, are still running.
         thinking: The markers that the model writes around its thoughts; ``None`` if the generator cannot tell.
+        takes_messages: True if it renders conversations (`Problem.messages`) as turns; another one reads their text,
+            `Problem.prompt`.
     """
 
     concurrent: bool = False
     thinking: Thinking | None = None
+    takes_messages: bool = False
 
     @abstractmethod
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:

@@ -100,6 +100,13 @@ class Problem:
         return str(last["content"]) if last["role"] == "assistant" else ""
 
     @property
+    def question(self) -> Problem:
+        """The problem without an assistant's turn that is gone on with."""
+        if not self.prefill or self.messages is None:
+            return self
+        return replace(self, prompt="", messages=self.messages[:-1])
+
+    @property
     def stream(self) -> str:
         """The text that names the problem's random streams: the prompt, or the conversation turn by turn."""
         if self.messages is None:

@@ -126,6 +126,7 @@ class HFGenerator(Generator):
             max_cache_bytes=max_cache_bytes,
         )
         self.stats = self._runner.stats
+        self.takes_messages = branches.prompts.chat
 
     @classmethod
     def from_pretrained(  # noqa: D417 (options of the class are described there)

@@ -97,6 +97,7 @@ class VLLMGenerator(Generator):
             system_prompt=system_prompt,
         )
         self.thinking = self._branches.thinking
+        self.takes_messages = self._branches.prompts.chat
         self._charges = Charges(config.hf_config)
         self._lock = threading.Lock()
 

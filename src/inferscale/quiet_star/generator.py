@@ -487,6 +487,7 @@ class QuietSTaRGenerator(Generator):
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
+        self.takes_messages = branches.prompts.chat
         sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)
         self._runner = ModelRunner(quiet.model, branches, sampler, micro_batch=micro_batch, decoder=self._make_decoder)
         try:

@@ -13,8 +13,8 @@ from inferscale.cost import Cost
 from inferscale.flops.spec import forward_flops
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import check_length, context_length
+from inferscale.runtime.prompts import PromptFormat
 from inferscale.runtime.sampling import Sampler
-from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 from .model import QuietSTaR
@@ -101,7 +101,7 @@ class ThoughtUtility(ProcessRewardModel):
 
     def check_prompt(self, root: Node) -> None:
         """Refuses a prompt that leaves no room for a token with a thought before it."""
-        self._check_length(root, len(self._prompt(root.problem.prompt)) + 1)
+        self._check_length(root, len(self._prompt(root.problem)) + 1)
 
     def _check_length(self, node: Node, count: int) -> None:
         check_length(count, self._context, node, f"{type(self.quiet.model).__name__}, beside a thought,")
@@ -115,7 +115,7 @@ class ThoughtUtility(ProcessRewardModel):
             raise ValueError(
                 f"{node!r} has text and no token ids: score what a generator with the same tokenizer sampled"
             )
-        return self._prompt(node.problem.prompt) + parent.token_ids, step.token_ids
+        return self._prompt(node.problem) + parent.token_ids, step.token_ids
 
     def _score(self, nodes: Sequence[Node]) -> None:
         """Score the own steps of `nodes`: what comes before is padded on the left, so that the steps stand aligned."""

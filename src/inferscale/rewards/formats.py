@@ -6,132 +6,22 @@ more steps follow: so whole texts and growing trees are scored alike.
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from inferscale.tree import Node
+from inferscale.runtime.prompts import TagError, TextEncoder
+from inferscale.tree import Node, Problem
 
 from .scorer import Ids, StepEncoder, TokenScore, pair_probability
 
 
-class TagError(ValueError):
-    """A tokenizer does not have a tag as the format says."""
-
-
-class TextEncoder:
-    """Encodes pieces of text so that control tokens and step tags written in them stay text.
-
-    Whoever writes ``</s>`` or a step tag into a solution gets letters, not the token.
-
-    Attributes:
-        tokenizer: The tokenizer.
-        specials: Ids of control tokens.
-    """
-
-    def __init__(self, tokenizer: Any, tags: Sequence[str] = ()) -> None:
-        self.tokenizer = tokenizer
-        self.specials = frozenset(tokenizer.all_special_ids)
-        visible = [tag.strip() for tag in tags if tag.strip()]
-        self._guarded = self.specials | {self.one_id(tag) for tag in tags if tag.strip()}
-        self._tags = _pattern(visible)
-        self._words = _pattern([*tokenizer.all_special_tokens, *visible])
-        self.plain = lru_cache(maxsize=65536)(self._plain)
-        self.continued = lru_cache(maxsize=65536)(self._continued)
-
-    def _plain(self, text: str) -> Ids:
-        """Ids of a text that is tokenised alone."""
-        ids = self._raw(text)
-        return ids if self._guarded.isdisjoint(ids) else self._as_letters(text)
-
-    def _continued(self, text: str, after: str | None = None) -> Ids:
-        """Ids that `text` has where it follows `after` in a text that is tokenised as a whole.
-
-        Args:
-            text: The text.
-            after: What stands before it; by default something that merges with no text of its kind.
-
-        Raises:
-            ValueError: If the tokenizer merges the two.
-        """
-        if not text:
-            return ()
-        ids = self._after(text, [after] if after is not None else _NEUTRAL[text[0].isspace()])
-        if ids is None and after is not None:
-            raise ValueError(f"this tokenizer merges {after!r} with the start of {text[:40]!r}: strip the text")
-        ids = self._raw(text) if ids is None else ids
-        return ids if self._guarded.isdisjoint(ids) else self._as_letters(text)
-
-    def _after(self, text: str, before: Sequence[str]) -> Ids | None:
-        """Ids of `text` after the first of `before` that does not merge with it."""
-        for head in before:
-            start, whole = self._raw(head), self._raw(head + text)
-            if whole[: len(start)] == start:
-                return whole[len(start) :]
-        return None
-
-    def one_id(self, text: str) -> int:
-        """The id of `text`, written as it stands in running text (``" +"`` where a space is before it).
-
-        Raises:
-            TagError: If the tokenizer splits it.
-        """
-        ids = self._after(text, _NEUTRAL[text[0].isspace()]) or self._raw(text)
-        if len(ids) != 1:
-            raise TagError(f"the tag {text!r} is {len(ids)} tokens in this tokenizer, {list(ids)}, and must be one")
-        return ids[0]
-
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> Ids:
-        """Ids of a chat, up to where the assistant's turn begins.
-
-        Raises:
-            ValueError: If the tokenizer has no chat template.
-        """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError("this format is a chat, but the tokenizer has no chat template: it is another model's")
-        options: dict[str, Any] = {}
-        forbidden = self._tags  # an added token need not be one that transformers calls a control token
-        if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
-            options["sanitize_control_tokens"] = True
-        else:
-            forbidden = self._words
-        turns = [{**turn, "content": " ".join(_cut(forbidden, turn["content"]))} for turn in messages]
-        encoded = self.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, tokenize=True, return_dict=True, **options
-        )
-        return tuple(encoded["input_ids"])
-
-    def _raw(self, text: str) -> Ids:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
-
-    def _as_letters(self, text: str) -> Ids:
-        """Ids of `text` with every guarded word cut after its first letter."""
-        return tuple(i for piece in _cut(self._words, text) for i in self._raw(piece))
-
-
-_NEUTRAL = (("\n", "a", "."), ("a", "."))
-"""Texts that tokenizers do not merge with what follows them, for what starts without and with white space."""
-
-
-def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
-    longest_first = sorted(set(words), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _cut(pattern: re.Pattern[str] | None, text: str) -> list[str]:
-    """Pieces of `text`, cut after the first letter of every match."""
-    places = [] if pattern is None else [match.start() + 1 for match in pattern.finditer(text)]
-    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
-
-
 @dataclass(frozen=True, slots=True)
 class PlainPrompt:
-    """The problem as text.
+    """The problem as text, a conversation as `Problem.prompt` tells it.
 
     Attributes:
         template: Text with ``{problem}``.
@@ -142,32 +32,33 @@ class PlainPrompt:
     template: str = "{problem}"
     bos: Literal["tokenizer", "always", "never"] = "tokenizer"
 
-    def ids(self, problem: str, text: TextEncoder) -> Ids:
+    def ids(self, problem: Problem, text: TextEncoder) -> Ids:
         """Ids of the prompt."""
-        before: Ids = ()
-        if self.bos == "tokenizer":  # what stands before a word that is encoded with special tokens
-            word, whole = text.plain("a"), tuple(text.tokenizer("a")["input_ids"])
-            start = next((i for i in range(len(whole)) if whole[i : i + len(word)] == word), 0)
-            before = whole[:start]
-        elif self.bos == "always" and text.tokenizer.bos_token_id is not None:
+        before: Ids = text.added[0] if self.bos == "tokenizer" else ()
+        if self.bos == "always" and text.tokenizer.bos_token_id is not None:
             before = (text.tokenizer.bos_token_id,)
-        return before + text.plain(self.template.replace("{problem}", problem))
+        return before + text.plain(self.template.replace("{problem}", problem.question.prompt))
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """The problem as the user's turn of the tokenizer's chat template; the steps are the assistant's turn.
+    """The problem as turns of the tokenizer's chat template; the steps are the assistant's turn.
 
     Attributes:
-        system: The system's turn.
+        system: The system's turn where the conversation has none of its own.
     """
 
     system: str | None = None
 
-    def ids(self, problem: str, text: TextEncoder) -> Ids:
+    def ids(self, problem: Problem, text: TextEncoder) -> Ids:
         """Ids up to where the assistant's turn begins."""
-        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return text.chat([*messages, {"role": "user", "content": problem}])
+        return text.template(self.system).ids(problem.question.turns)
+
+
+def _steps(node: Node) -> tuple[str, ...]:
+    """Text of each step; what the assistant had begun before is the head of the first."""
+    texts = [text for text, _ in node.inner_steps()]
+    return tuple(text.strip() for text in (node.problem.prefill + "".join(texts[:1]), *texts[1:])) if texts else ()
 
 
 _NUMBERED = re.compile(r"Step \d+:")
@@ -218,8 +109,7 @@ class _RunningTextEncoder:
         self._prompt = lru_cache(maxsize=4096)(lambda problem: layout.prompt.ids(problem, text))
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
-        steps = enumerate((text.strip() for text, _ in node.inner_steps()), 1)
-        return self._prompt(node.problem.prompt), [self._piece(number, step) for number, step in steps]
+        return self._prompt(node.problem), [self._piece(number, step) for number, step in enumerate(_steps(node), 1)]
 
     def _piece(self, number: int, step: str) -> Ids:
         layout = self._layout
@@ -267,7 +157,8 @@ class _TurnsEncoder:
         self._text = TextEncoder(tokenizer)  # the chat template guards its own tags
         self._up_to = lru_cache(maxsize=4096)(self._render)
         answer = self._text.one_id(layout.answer)
-        first, second = self._up_to("a", ("b",)), self._up_to("a", ("b", "c"))
+        probe = Problem("a")
+        first, second = self._up_to(probe, ("b",)), self._up_to(probe, ("b", "c"))
         if second[: len(first)] != first or second[len(first) : len(first) + 1] != (answer,):
             raise ValueError(
                 f"this chat template does not put {layout.answer!r} where the assistant's turn begins: "
@@ -275,8 +166,7 @@ class _TurnsEncoder:
             )
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
-        problem = node.problem.prompt
-        steps = tuple(text.strip() for text, _ in node.inner_steps())
+        problem, steps = node.problem.question, _steps(node)
         # the problem is inside of the first turn: its branches share what two different first steps have in common
         one, other = self._up_to(problem, ("a",)), self._up_to(problem, ("1",))
         same = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), len(one))
@@ -290,15 +180,18 @@ class _TurnsEncoder:
             before = ids
         return shared, pieces
 
-    def _render(self, problem: str, steps: tuple[str, ...]) -> Ids:
-        messages = []
+    def _render(self, problem: Problem, steps: tuple[str, ...]) -> Ids:
+        # the last turn of the user is the problem; turns before it stay turns
+        *messages, last = problem.turns
+        if last["role"] != "user":
+            messages, last = [*messages, last], {"content": ""}
         for number, step in enumerate(steps):
             # the step comes last: nothing written in it is taken for a field
-            turn = self._layout.first.replace("{problem}", problem, 1) if number == 0 else "{step}"
+            turn = self._layout.first.replace("{problem}", last["content"], 1) if number == 0 else "{step}"
             head, _, tail = turn.rpartition("{step}")
             messages.append({"role": "user", "content": head + step + tail})
             messages.append({"role": "assistant", "content": self._layout.answer})
-        return self._text.chat(messages[:-1])
+        return self._text.template(None).ids(messages[:-1])
 
 
 Head: TypeAlias = Literal["causal", "classifier", "value", "mlp"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.functional import Reduction
-from inferscale.tree import Node, Problem
+from inferscale.tree import Node
 
 
 class RewardFunction(RewardModel):
@@ -84,7 +84,7 @@ class RewardFunction(RewardModel):
         problems = [node.problem for node in nodes]
         chats = [self.conversational or problem.messages is not None for problem in problems]
         offered: dict[str, Any] = {
-            "prompts": [_asked(p) if chat else p.prompt for p, chat in zip(problems, chats, strict=True)],
+            "prompts": [p.question.turns if chat else p.prompt for p, chat in zip(problems, chats, strict=True)],
             "completions": [
                 [{"role": "assistant", "content": node.problem.prefill + node.text}] if chat else node.text
                 for node, chat in zip(nodes, chats, strict=True)
@@ -114,11 +114,6 @@ class RewardFunction(RewardModel):
 
 _SAMPLED = frozenset({"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
 """Keywords of a reward function that are no columns."""
-
-
-def _asked(problem: Problem) -> list[dict[str, Any]]:
-    """The conversation up to where the answer begins."""
-    return problem.turns[:-1] if problem.prefill else problem.turns
 
 
 class CheckerReward(ProcessRewardModel):

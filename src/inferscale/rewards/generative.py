@@ -18,11 +18,11 @@ from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.decoding import ModelRunner
 from inferscale.runtime.loading import check_length, check_pair, context_length, eos_ids, evaluating, load_pair
+from inferscale.runtime.prompts import TextEncoder
 from inferscale.runtime.sampling import Sampler
 from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step, branch_key
 
-from .formats import TextEncoder
 from .scorer import BatchScorer, EncodedPath, PathPart, pair_probability
 
 THINK_PRM_PROMPT = (
@@ -226,11 +226,13 @@ class GenerativeVerifier(RewardModel):
 
     def prompt_of(self, node: Node) -> str:
         """The verifier's task for a node."""
-        texts = [re.sub(r"^\s*Step \d+:", "", text).strip() for text, _ in node.inner_steps()]
+        texts = [text for text, _ in node.inner_steps()]
+        texts[:1] = [node.problem.prefill + text for text in texts[:1]]
+        texts = [re.sub(r"^\s*Step \d+:", "", text).strip() for text in texts]
         lines = [self.step.replace("{number}", str(k)).replace("{step}", text) for k, text in enumerate(texts, 1)]
         head, _, tail = self.prompt.partition("{solution}")
         # filled in from the end: nothing written in a problem or a step is taken for a field
-        return head.replace("{problem}", node.problem.prompt) + "\n".join(lines) + tail
+        return head.replace("{problem}", node.problem.question.prompt) + "\n".join(lines) + tail
 
     def _task(self, node: Node) -> Problem:
         """The verifier's task as a problem of its own, once it leaves room for the question and one token before it."""
@@ -285,7 +287,7 @@ class GenerativeVerifier(RewardModel):
         """Prompt, verification and question, scored at the question's last id."""
         ids = (*end.token_ids, *self._question_ids)
         part = PathPart(end.key, ids, (len(ids) - 1,), (0,), (1,), True)
-        return EncodedPath(end.root.key, self.runner.branches.encode(end.problem.prompt), (part,))
+        return EncodedPath(end.root.key, self.runner.branches.encode(end.problem), (part,))
 
 
 def _check_verification(n: int, num_rounds: int, question: str) -> None:

@@ -15,7 +15,7 @@ from inferscale.base import RewardModel
 from inferscale.cost import Cost
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import check_length, check_pair, context_length, evaluating, load_pair
-from inferscale.runtime.text import PromptFormat
+from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Node
 
 from .scorer import Ids, checked_rows, padded, shortest_first
@@ -60,12 +60,12 @@ class SolutionEncoder:
 
     def encode(self, node: Node) -> SolutionText:
         """The text of `node`, closed by one end of sequence if that is asked for."""
-        types: list[int] = []
+        problem, types = node.problem, list[int]()
         if self.is_pair:  # a mark that is written in a text stays text
-            found = self._tokenizer(node.problem.prompt, node.text, split_special_tokens=True)
+            found = self._tokenizer(problem.question.prompt, problem.prefill + node.text, split_special_tokens=True)
             ids, types = tuple(found["input_ids"]), found.get("token_type_ids") or []
         else:
-            ids = self._prompts.encode(node.problem.prompt, node.text)
+            ids = self._prompts.encode(problem, node.text)
         if self._end and ids[-1:] != self._end:
             ids += self._end
         return SolutionText(ids, (*types, *[0] * (len(ids) - len(types))))

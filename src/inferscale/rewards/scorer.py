@@ -32,8 +32,8 @@ from inferscale.runtime.prefix_cache import (
     chain_key,
     shared_prefixes,
 )
+from inferscale.runtime.prompts import PromptFormat
 from inferscale.runtime.session import Session, length_bound, run_in_pieces
-from inferscale.runtime.text import PromptFormat
 from inferscale.tree import Node
 
 Ids: TypeAlias = tuple[int, ...]
@@ -71,10 +71,9 @@ class TextStepEncoder:
         self.separator = separator
         self.use_token_ids = use_token_ids
         self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
-        self._tokenizer = tokenizer
-        self._special = frozenset(tokenizer.all_special_ids)
+        self._special = self.prompts.text.specials
         self._prompt = lru_cache(maxsize=4096)(self.prompts.encode)
-        self._plain = lru_cache(maxsize=65536)(self._encode_plain)
+        self._plain = self.prompts.text.plain
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
         """Ids of the problem's prompt, and of each step with its separator.
@@ -82,7 +81,7 @@ class TextStepEncoder:
         Raises:
             ValueError: If steps have no ids of their own, and those are to be used.
         """
-        return self._prompt(node.problem.prompt), [self._step(text, ids) for text, ids in node.inner_steps()]
+        return self._prompt(node.problem), [self._step(text, ids) for text, ids in node.inner_steps()]
 
     def _step(self, text: str, ids: Ids) -> Ids:
         end = self._plain(self.separator) if self.separator else ()
@@ -94,9 +93,6 @@ class TextStepEncoder:
         while ids and ids[-1] in self._special:  # the end of sequence belongs to no step
             ids = ids[:-1]
         return ids if self.separator and text.endswith(self.separator) else ids + end
-
-    def _encode_plain(self, text: str) -> Ids:
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from inferscale.flow import GenerateRequest
-from inferscale.tree import FinishReason, Step, branch_key
+from inferscale.tree import FinishReason, Problem, Step, branch_key
 
-from .text import PromptFormat, TokenText
+from .prompts import ControlTokens, PromptFormat
+from .text import TokenText
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Branch:
     # Where inner steps end: characters of the text, and tokens, forced ones included. And the text up to the newest.
     _ends: list[tuple[int, int]] = field(default_factory=list)
     _ended_text: str = ""
+    _start: int = -1  # characters of the decoded path and forced ids, once they are known
 
     def __post_init__(self) -> None:
         """Ends at once when there is no room for a single token."""
@@ -146,9 +148,12 @@ class Branch:
         return False
 
     def _decode(self, final: bool) -> str:
-        """Text of forced and sampled ids: what they add to the text of the path."""
-        ids = (*self.path, *self.forced, *self.tokens)
-        return self.text.decode(ids, final, self.request.node.thinking)[len(self.request.node.text) :]
+        """The forced text, and what the sampled ids add to the text of path and forced ids."""
+        thinking = self.request.node.thinking
+        text = self.text.decode((*self.path, *self.forced, *self.tokens), final, thinking)
+        if self._start < 0:
+            self._start = len(self.text.decode(self.path + self.forced, False, thinking))
+        return self.request.forced + text[self._start :]
 
     def step(self, charge: Callable[[Branch], tuple[int, int]]) -> Step:
         """The finished sample.
@@ -186,9 +191,9 @@ class BranchFactory:
         tokenizer: The tokenizer.
         limits: Lengths.
         text: Text and step ends of ids.
-        prompts: Plain, or a user turn of a chat.
+        prompts: Plain, or the turns of a chat.
         thinking: The markers of thoughts that chat template or vocabulary show.
-        encode: From a prompt to its ids.
+        encode: From a problem to its ids.
     """
 
     def __init__(
@@ -200,13 +205,23 @@ class BranchFactory:
         step_delimiter: str = "\n",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
-        self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self.prompts = PromptFormat.choose(
+            tokenizer,
+            chat_template,
+            system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
+        )
         self.thinking = self.prompts.thinking()
         self.text = TokenText(tokenizer, step_delimiter, eos_ids, self.thinking)
-        self.encode: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=4096)(self.prompts.encode)
+        self.encode: Callable[[Problem | str], tuple[int, ...]] = lru_cache(maxsize=4096)(self.prompts.encode)
 
     def open(self, request: GenerateRequest) -> list[Branch]:
         """A branch for each sample of `request`, in order.
@@ -238,14 +253,19 @@ class BranchFactory:
 
     def _ids(self, request: GenerateRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of the prompt, and of the forced text on its own."""
-        prompt, context = request.node.problem.prompt, self.limits.context
-        ids = self.encode(prompt)
+        problem, context = request.node.problem, self.limits.context
+        if problem.messages is not None and not self.prompts.chat:
+            raise ValueError(
+                f"the problem {problem.prompt[:80]!r} is a conversation, and no chat template is used: set "
+                "tokenizer.chat_template, or give its text, Problem(problem.prompt)"
+            )
+        ids = self.encode(problem)
         if context is not None and len(ids) >= context:
             raise ValueError(
-                f"the prompt {prompt[:80]!r} has {len(ids)} tokens and the model reads {context}: "
+                f"the prompt {problem.prompt[:80]!r} has {len(ids)} tokens and the model reads {context}: "
                 "there is no room for an answer; shorten it"
             )
-        return ids, tuple(self.text.encode_plain(request.forced)) if request.forced else ()
+        return ids, self.prompts.text.forced(request.forced) if request.forced else ()
 
 
 def side_by_side(branches: Sequence[Branch]) -> list[Branch]:

@@ -1,96 +1,17 @@
-"""From prompts to token ids, and from ids to text and step ends, without encoding anything twice."""
+"""From ids to text and step ends, without encoding anything twice."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inferscale.thinking import FORMS, Thinking, form_of
+from inferscale.thinking import Thinking
 
-_PROBE = "What is 2 + 2?"
 _PARTIAL = "\ufffd"  # what a decoder shows for a character whose bytes are not complete
-
-
-@dataclass(frozen=True)
-class PromptFormat:
-    """Plain text, or a user turn of a chat.
-
-    Attributes:
-        tokenizer: The tokenizer.
-        chat: True if the chat template is used.
-        system_prompt: The system turn of the chat.
-    """
-
-    tokenizer: Any
-    chat: bool
-    system_prompt: str | None = None
-
-    @classmethod
-    def choose(cls, tokenizer: Any, chat_template: bool | None, system_prompt: str | None) -> PromptFormat:
-        """The chat template where the tokenizer has one, unless told otherwise.
-
-        Raises:
-            ValueError: If a chat template is asked for (or needed by `system_prompt`) and there is none.
-        """
-        has_template = bool(getattr(tokenizer, "chat_template", None))
-        chat = has_template if chat_template is None else chat_template
-        if chat and not has_template:
-            raise ValueError("chat_template=True, but this tokenizer has no chat template: set tokenizer.chat_template")
-        if system_prompt is not None and not chat:
-            raise ValueError("system_prompt needs a chat template: put the text into the problem's prompt instead")
-        return cls(tokenizer, chat, system_prompt)
-
-    def encode(self, prompt: str, answer: str | None = None) -> tuple[int, ...]:
-        """Ids of `prompt` (and of a whole `answer`), with the special tokens that the tokenizer or its template adds.
-
-        Raises:
-            ValueError: If that gives no ids.
-        """
-        ids = self._chat_ids(prompt, answer) if self.chat else self.tokenizer(prompt + (answer or ""))["input_ids"]
-        if not ids:
-            raise ValueError(f"the prompt {prompt[:80]!r} has no tokens: nothing to continue")
-        return tuple(ids)
-
-    def thinking(self) -> Thinking | None:
-        """The markers of thoughts that chat template or vocabulary show; ``None`` if neither does."""
-        template = getattr(self.tokenizer, "chat_template", None) or ""
-        template = template.get("default", "") if isinstance(template, dict) else template
-        form = form_of(template)
-        if form is None or not self.chat:
-            added = self.tokenizer.get_added_vocab() if hasattr(self.tokenizer, "get_added_vocab") else ()
-            return form or next((form for form in FORMS if form.start in added and form.end in added), None)
-        rendered = self.tokenizer.decode(list(self.encode(_PROBE)), skip_special_tokens=False)
-        return form.after(rendered[max(rendered.rfind(_PROBE), 0) :])
-
-    def _chat_ids(self, prompt: str, answer: str | None) -> list[int]:
-        options: dict[str, Any] = {}
-        if "sanitize_control_tokens" in inspect.signature(self.tokenizer.apply_chat_template).parameters:
-            options["sanitize_control_tokens"] = True  # a prompt must not forge turns of the chat
-        else:
-            prompt, answer = self._defused(prompt), answer if answer is None else self._defused(answer)
-        messages = [{"role": "user", "content": prompt}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": answer})
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        encoded = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=answer is None, tokenize=True, return_dict=True, **options
-        )
-        ids: list[int] = encoded["input_ids"]
-        return ids
-
-    def _defused(self, text: str) -> str:
-        """The text with a space in every control token, for versions of transformers that do not sanitise."""
-        words = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
-        for word in sorted(words, key=len, reverse=True):
-            text = text.replace(word, f"{word[0]} {word[1:]}")
-        return text
 
 
 def step_end(text: str, delimiter: str, start: int = 0) -> int:
