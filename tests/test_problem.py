@@ -199,5 +199,7 @@ def test_reward_functions_are_given_columns_and_turns_as_trl_gives_them():
     assert seen["tests"] == ["x"]
     with pytest.raises(ValueError, match="judge needs tests"):
         RewardFunction(judge).score([node_of(Problem("x"))])
+    with pytest.raises(ValueError, match="judge needs tests"):  # before anything is sampled
+        isc.solve("x", isc.RepeatedSampling(2), ToyGenerator(), reward_model=RewardFunction(judge))
     with pytest.raises(ValueError, match="the name 'prompts'"):
         RewardFunction(judge).score([node_of(Problem("x", columns={"prompts": 1, "tests": []}))])

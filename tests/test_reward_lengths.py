@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 
 from inferscale import REBASE, BestOfN, HFGenerator, Problem, RepeatedSampling, solve_batch
 from inferscale.quiet_star import QuietSTaR, ThoughtUtility
@@ -259,8 +260,10 @@ def test_an_end_of_sequence_is_appended_once():
         expected = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
     assert reward.score([node])[0] == pytest.approx(expected, abs=1e-5)
     assert reward.cost([node])[0].scored_tokens == len(ids)
-    closed = solution("b a", [" a\n", " is 12</s>"])  # a tokenizer, or a template, that ends the text itself
-    assert reward.score([closed])[0] == pytest.approx(expected, abs=1e-5)
+    closing = copy.deepcopy(tokenizer)  # ends texts itself
+    closing.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    closed = HFOutcomeRewardModel(model, closing, append_eos=True)
+    assert closed.score([node])[0] == pytest.approx(expected, abs=1e-5)
     assert HFOutcomeRewardModel(model, tokenizer).score([node])[0] != pytest.approx(expected, abs=1e-3)
     bare = copy.deepcopy(tokenizer)
     bare.eos_token = None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from inferscale import Generator, HFGenerator, Node, Problem, RepeatedSampling, Solver, Step, Thinking, solve
 from inferscale.answers import Code, answer_of
 from inferscale.engine.result import SearchResult
+from inferscale.runtime.prompts import TextEncoder
 from inferscale.strategies import AdaptiveConsistency, BudgetForcing
 from inferscale.testing import ToyGenerator
 from inferscale.thinking import FORMS, NO_THINKING, form_of
@@ -324,7 +325,7 @@ HARMONY = ("<|start|>", "<|end|>", "<|channel|>", "<|message|>")
 @pytest.mark.parametrize(
     ("template", "special", "forced", "text"),
     [
-        (None, ("[THINK]", "[/THINK]", "<|x|>"), "[THINK]a<|x|> b[/THINK] 12", "[THINK]a b[/THINK] 12"),
+        (None, ("[THINK]", "[/THINK]", "<|x|>"), "[THINK]a<|x|> b[/THINK] 12", None),
         (None, ("<think>", "</think>"), " a</think> 12\n", " a</think> 12\n"),
         ("harmony", HARMONY, "a<|end|><|start|>assistant<|channel|>final<|message|> 12", None),
     ],
@@ -343,11 +344,14 @@ def test_markers_that_are_control_tokens_stay_text(template, special, forced, te
 def test_a_given_setting_keeps_its_control_tokens():
     own = Thinking("<|a|>", "<|b|>")
     generator = HFGenerator(model(), tokenizer(None, ("<|a|>", "<|b|>")), max_new_tokens=40)
-    for thinking, text in ((own, "<|a|> x<|b|> 12"), (None, " x 12")):
+    for thinking in (own, None):
         start = Node(Problem("the"), key=1, thinking=thinking)
         (node,) = grow(generator, start, forced="<|a|> x<|b|> 12", max_tokens=2)
-        assert node.text.startswith(text)
-        assert node.final_text.startswith(" 12" if thinking is None else "12") or thinking is None
+        assert node.text.startswith("<|a|> x<|b|> 12")  # what is forced is the head of the step, whatever it holds
+        assert node.final_text.startswith("<|a|>" if thinking is None else "12")
+    decode = generator._runner.branches.text.decode
+    ids = TextEncoder(generator.tokenizer).raw("<|a|> x<|b|> 12")  # and what is sampled is shown without
+    assert [decode(ids, True, thinking) for thinking in (own, None)] == ["<|a|> x<|b|> 12", " x 12"]
 
 
 def test_a_model_that_closes_thoughts_votes_for_what_follows():

@@ -76,6 +76,16 @@ class RewardFunction(RewardModel):
             raise TypeError(f"{self.name} returned {answer!r:.80}: return a list with one number for each node")
         return list(answer)
 
+    def check_prompt(self, root: Node) -> None:
+        """Refuses a problem without a column that the function needs."""
+        self._check([*_SAMPLED, "answer", "id", *(root.problem.columns or {}), *self.columns])
+
+    def _check(self, offered: Iterable[str]) -> None:
+        if missing := sorted(self._required - set(offered)):
+            raise ValueError(
+                f"{self.name} needs {', '.join(missing)}: pass columns={{{missing[0]!r}: ...}} here, or to each Problem"
+            )
+
     def __repr__(self) -> str:
         """Names the function."""
         return f"RewardFunction({self.name})"
@@ -105,10 +115,7 @@ class RewardFunction(RewardModel):
             offered[name] = [row.get(name, value) for row, value in zip(rows, own, strict=True)]
         for name, column in self.columns.items():
             offered[name] = [column(node) if callable(column) else column for node in nodes]
-        if missing := sorted(self._required - set(offered)):
-            raise ValueError(
-                f"{self.name} needs {', '.join(missing)}: pass columns={{{missing[0]!r}: ...}} here, or to each Problem"
-            )
+        self._check(offered)
         return {name: value for name, value in offered.items() if self._takes_all or name in self._parameters}
 
 
