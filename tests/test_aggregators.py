@@ -11,6 +11,7 @@ from inferscale.aggregators import (
     BordaVote,
     ConfidenceVote,
     MajorityVote,
+    Medoid,
     Oracle,
     answer_weights,
     group_answers,
@@ -32,7 +33,8 @@ def paths(answers, scores=None):
     return [path(a, s) for a, s in zip(answers, scores or [None] * len(answers), strict=True)]
 
 
-ALL = [MajorityVote(), MajorityVote(weighted=True), BestOfN(), BordaVote(), ConfidenceVote(), Oracle()]
+ALL = [MajorityVote(), MajorityVote(weighted=True), BestOfN(), BordaVote(), ConfidenceVote(), Medoid(), Oracle()]
+ANSWERED = BestOfN(drop_abstentions=True)
 
 
 @pytest.mark.parametrize("aggregator", ALL, ids=repr)
@@ -63,7 +65,7 @@ def test_ties_go_to_the_greater_sum_of_scores_and_then_to_the_earliest():
     assert MajorityVote(weighted=True).select(exact).answer == "a"  # 0.1 + 0.2 + 0.3 == 0.6, summed exactly
 
 
-@pytest.mark.parametrize("aggregator", [MajorityVote(), MajorityVote(weighted=True), BestOfN(), BordaVote()], ids=repr)
+@pytest.mark.parametrize("aggregator", [MajorityVote(), MajorityVote(weighted=True), ANSWERED, BordaVote()], ids=repr)
 def test_an_abstention_never_wins_unless_all_abstain(aggregator):
     mixed = paths([None, None, "c", None], [0.9, 0.9, 0.1, 0.9])
     assert aggregator.select(mixed) is mixed[2]
@@ -71,7 +73,7 @@ def test_an_abstention_never_wins_unless_all_abstain(aggregator):
     assert aggregator.select(nobody) is nobody[1]  # the best-scored, the earliest on ties
 
 
-@pytest.mark.parametrize("aggregator", [MajorityVote(weighted=True), BestOfN(), BordaVote()], ids=repr)
+@pytest.mark.parametrize("aggregator", [MajorityVote(weighted=True), ANSWERED, BordaVote()], ids=repr)
 def test_an_answer_without_a_score_still_comes_before_an_abstention(aggregator):
     mixed = paths([None, "a", "b"], [0.9, None, None])
     assert aggregator.select(mixed) is mixed[1]
@@ -151,6 +153,125 @@ def test_a_reduction_needs_step_scores():
     with pytest.raises(ValueError, match="check_range=False"):
         BestOfN("prod").select([path("a", 1.0, (2.0, 3.0))])
     assert BestOfN(math.prod).select([path("a", 1.0, (2.0, 3.0)), path("b", 1.0, (7.0,))]).answer == "b"
+
+
+# --- where there is no short answer
+
+
+def text_path(text, score=None, reason="eos", answer=None):
+    return Trajectory(PROBLEM, (Step(text, finish_reason=reason),), None, answer, score)
+
+
+def test_best_of_n_reads_no_answers():
+    letters = [
+        text_path("Dear Ann, thank you so much for your letter.", 44.0),
+        text_path("thx 4 ur letter", 15.0, answer="4"),
+    ]
+    programs = [text_path("return a + b", 1.0), text_path("return a - 1", 0.0, answer="1")]
+    for votes in (letters, programs):
+        assert BestOfN().select(votes) is votes[0]
+        assert BestOfN().select(votes[::-1]) is votes[0]
+        assert ANSWERED.select(votes) is votes[1]
+    assert not BestOfN().reads_answers
+    assert ANSWERED.reads_answers
+
+
+def test_a_part_of_a_text_is_reported_only_where_there_is_no_whole():
+    whole = text_path("short", 0.1)
+    parts = [text_path("cut", 0.9, "length"), text_path("cu", 0.95, "budget"), text_path("c", 0.99, "step")]
+    failed = text_path("server gone", 1.0, "error")
+    for aggregator in (BestOfN(), Medoid()):
+        assert aggregator.select([*parts, whole, failed]) is whole
+        assert aggregator.select([failed]) is failed
+    assert BestOfN().select([failed, *parts]) is parts[2]
+    stated = text_path("The answer is 5. And", 0.9, "length", answer="5")
+    assert ANSWERED.select([stated, whole, text_path("So 5", 0.5, answer="5")]) is stated
+
+
+def test_best_of_n_with_a_missing_score():
+    some = [text_path("judged", 0.2), text_path("never judged")]
+    assert BestOfN().select(some) is some[0]
+
+
+# --- the medoid
+
+
+def shared_words(first, second):
+    return float(len({*first.split()} & {*second.split()}))
+
+
+def test_a_medoid_by_hand():
+    # Shared words: ab-bc 1, ab-abc 2, ab-d 0, bc-abc 2, bc-d 0, abc-d 0: sums 3, 3, 4, 0.
+    votes = [text_path(text) for text in ("a b", "b c", "a b c", "d")]
+    assert Medoid(shared_words).select(votes) is votes[2]
+    # A copy counts as another text: d-d 1 each; a second and a third one reach 2.
+    assert Medoid(shared_words).select([*votes, votes[3]]) is votes[2]
+    risk = {"x": {"x": 0.0, "y": 0.9, "z": 0.0}, "y": {"x": 0.2, "y": 0.0, "z": 0.3}, "z": {"x": 0.4, "y": 0.4, "z": 0}}
+    votes = [text_path(text) for text in "xyz"]
+    # How well the candidate does, not how well it is done by: rows sum up to 0.9, 0.5 and 0.8.
+    assert Medoid(lambda text, other: risk[text][other]).select(votes) is votes[0]
+
+
+def test_a_medoid_of_equal_or_different_texts_is_the_majority_vote():
+    votes = [text_path(text) for text in "abbacb"]
+    assert Medoid(lambda first, second: float(first == second)).select(votes) is votes[1]
+    tied = [text_path("a", 0.1), text_path("b", 0.1), text_path("b", 0.3), text_path("a", 0.2)]
+    for votes in (tied, tied[::-1]):
+        assert Medoid().select(votes) is tied[2]
+    unscored = [text_path(text) for text in "ab"]
+    assert Medoid().select(unscored) is unscored[0]
+    assert Medoid().select([*unscored, text_path("c", 0.9)]) is unscored[0]  # not all have scores
+
+
+def test_the_default_medoid_is_the_answer_that_others_say_too():
+    says = [
+        "The library closes at six on Sundays.",
+        "On Sundays the library closes at six.",
+        "It closes at six o'clock on Sundays, the library.",
+        "Bananas are rich in potassium and grow in bunches.",
+        "I do not know.",
+    ]
+    votes = [text_path(text) for text in says]
+    assert Medoid().select(votes) in votes[:3]
+    assert Medoid().select(votes[3:] + votes[:3]) in votes[:3]
+
+
+def test_a_medoid_by_vectors():
+    vectors = {"a": [1.0, 0.0], "b": [1.0, 1.0], "c": [0.0, 2.0], "d": [0.0, 0.0]}
+    votes = [text_path(text) for text in "abcd"]
+    # Cosines: ab and bc 1/sqrt(2), ac 0, d with anything 0.
+    assert Medoid(embed=lambda texts: [vectors[text] for text in texts]).select(votes) is votes[1]
+    with pytest.raises(ValueError, match="has 4 texts and 1 vectors: give one for each text"):
+        Medoid(embed=lambda texts: [[1.0, 2.0]]).select(votes)
+    with pytest.raises(ValueError, match="finite"):
+        Medoid(embed=lambda texts: [[math.nan]] * 4).select(votes)
+
+
+def test_a_medoid_of_answers():
+    votes = [text_path("long " * 9 + "x", answer="x"), text_path("other", answer="y"), text_path("y", answer="y")]
+    votes += [text_path("long " * 9 + "z")] * 5
+    assert Medoid(of="answer").select(votes) is votes[1]
+    assert Medoid().select(votes) is votes[3]
+    assert Medoid(of="answer").select(votes[3:]) is votes[3]
+    assert Medoid(of="answer").reads_answers
+    assert not Medoid().reads_answers
+
+
+def test_a_medoid_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="not both"):
+        Medoid(shared_words, embed=list)
+    with pytest.raises(ValueError, match=r"of='steps'"):
+        Medoid(of="steps")
+    with pytest.raises(ValueError, match="finite"):
+        Medoid(lambda first, second: math.nan).select([text_path("a"), text_path("b")])
+
+
+def test_votes_over_free_text_take_a_measure_of_likeness():
+    alike = MajorityVote(same_answer=lambda first, second: shared_words(first, second) >= 2)
+    texts = ("the cat sat", "dogs bark", "cat sat down", "sat the mouse")
+    votes = [Trajectory(Problem("q", kind="text"), (Step(text),), answer=text) for text in texts]
+    assert answer_weights(votes, same_answer=alike.same_answer) == {"the cat sat": 3, "dogs bark": 1}
+    assert alike.select(votes) is votes[0]
 
 
 # --- equivalence

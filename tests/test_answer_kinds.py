@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from inferscale.aggregators import MajorityVote, Oracle, answer_weights
+from inferscale.aggregators import BestOfN, MajorityVote, Oracle, answer_weights
 from inferscale.answers import (
     KINDS,
     AnswerReader,
@@ -22,6 +22,7 @@ from inferscale.answers import (
 from inferscale.base import Generator, SearchStrategy
 from inferscale.engine import SearchResult, Solver, solve, solve_batch
 from inferscale.flow import answer, expand
+from inferscale.rewards import RewardFunction
 from inferscale.strategies import AdaptiveConsistency, RepeatedSampling
 from inferscale.tree import Problem, Step, Trajectory
 
@@ -231,3 +232,24 @@ def test_a_trajectory_made_by_hand_has_the_equality_of_its_problem():
 def test_a_solver_takes_no_reader_that_is_none():
     with pytest.raises(TypeError, match="read_answer must be a function"):
         Solver(RepeatedSampling(1), Says(("x",)), read_answer="number")
+
+
+# -- where there is no short answer ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "rewards"),
+    [
+        (("thx 4 ur letter", "Dear Ann, thank you so much for your letter."), (15.0, 44.0)),
+        (("return a - 1", "return a + b"), (0.0, 1.0)),
+    ],
+    ids=["letters", "programs"],
+)
+def test_best_of_n_reports_the_text_with_the_greatest_reward(texts, rewards):
+    judge = RewardFunction(lambda nodes: [rewards[texts.index(node.text)] for node in nodes])
+    result = solve("Write.", RepeatedSampling(4), Says(texts), reward_model=judge, aggregator=BestOfN())
+    assert (result.text, result.selected.score) == (texts[1], rewards[1])
+    assert result.reaggregate(BestOfN(drop_abstentions=True)).text == texts[0]
+    cut = Says((*texts, "Dear"), ("eos", "eos", "length"))
+    rewards, texts = (*rewards, 99.0), cut.texts
+    assert solve("Write.", RepeatedSampling(3), cut, reward_model=judge, aggregator=BestOfN()).text == texts[1]

@@ -14,6 +14,9 @@ GOOD = [
     isc.BestOfN(),
     isc.BordaVote(p=0.5),
     isc.ConfidenceVote(),
+    isc.Medoid(),
+    isc.Medoid(of="answer"),
+    isc.BestOfN(drop_abstentions=True),
     isc.Oracle(),
 ]
 

@@ -67,6 +67,19 @@ def test_usage_is_all_that_was_spent(server):
     assert usage["completion_tokens_details"] == {"reasoning_tokens": result.cost.tokens - shown}
 
 
+def test_the_best_of_n_letters_is_the_one_with_the_greatest_reward():
+    texts = ("thx 4 ur letter", "Dear Ann, thank you so much for your letter.")
+
+    def letter(step, node):
+        return replace(step, text=texts[step.token_ids[-1] % 2], finish_reason="eos", inner_ends=())
+
+    judge = isc.RewardFunction(lambda nodes: [float(len(node.text)) for node in nodes])
+    with serving(Service(BrokenGenerator(letter), judge, "toy", "sampling", 8, vote="best-of-n")) as running:
+        choice = ask(running)["choices"][0]
+        assert (choice["text"], choice["inferscale"]["score"]) == (texts[1], 44.0)
+        assert ask(running, inferscale={"vote": "medoid"})["choices"][0]["text"] in texts
+
+
 ASKED = [
     ({"strategy": "sampling", "width": 5}, {"strategy": "sampling:5", "scored": False}),
     ({"strategy": "sampling", "n": 5}, {"strategy": "sampling:5", "scored": False}),

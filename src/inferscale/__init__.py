@@ -9,7 +9,7 @@ from ._compat import late_names
 
 if TYPE_CHECKING:
     from . import answers, evaluate, flops, functional, quiet_star, rewards, scaling, strategies, testing, viz, zoo
-    from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Oracle, answer_weights
+    from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Medoid, Oracle, answer_weights
     from .answers import normalize_answer, read_answer, same_answer
     from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
     from .cost import Budget, Cost
@@ -35,7 +35,7 @@ _MODULES = (
     *("rewards", "scaling", "strategies", "testing", "viz", "zoo"),
 )
 _NAMES = {
-    "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Oracle", "answer_weights"),
+    "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Medoid", "Oracle", "answer_weights"),
     "answers": ("normalize_answer", "read_answer", "same_answer"),
     "base": ("Aggregator", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
     "cost": ("Budget", "Cost"),
@@ -77,6 +77,7 @@ __all__ = [
     "LikelihoodReward",
     "MCTS",
     "MajorityVote",
+    "Medoid",
     "Node",
     "OpenAIGenerator",
     "Oracle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from .answers import Normalize, SameAnswer, group_answers
 from .base import Aggregator
-from .functional import Reduction, reduce_steps
+from .functional import ArrayLike, Reduction, cosine_similarities, ngram_embeddings, reduce_steps
 from .tree import Trajectory
 
 StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
@@ -66,6 +67,19 @@ def vote(
 
     winner: list[int] = max(groups, key=rank)  # the first of equals
     return trajectories[best(winner, scores)]
+
+
+def completeness(trajectory: Trajectory) -> int:
+    """Return 2 for a text that ended by itself, 1 for one that was cut or left unfinished, 0 for one that failed."""
+    return 0 if trajectory.is_failed else 1 if trajectory.is_cut else 2
+
+
+def most_complete(trajectories: Sequence[Trajectory], positions: Iterable[int]) -> list[int]:
+    """Those of `positions` whose texts are most complete: a part of a text is reported only where there is no whole."""
+    by_rank: defaultdict[int, list[int]] = defaultdict(list)
+    for i in positions:
+        by_rank[completeness(trajectories[i])].append(i)
+    return by_rank[max(by_rank)]
 
 
 def candidates(trajectories: Sequence[Trajectory], scores: Mapping[int, float]) -> list[int]:
@@ -171,17 +185,29 @@ class MajorityVote(Aggregator):
 
 @dataclass(frozen=True)
 class BestOfN(Aggregator):
-    """The trajectory with the greatest score among those with an answer; the earliest on ties.
+    """The trajectory with the greatest score; the earliest on ties.
+
+    No answer is read, so it chooses among letters and programs as among solutions. A text that was cut (by its length
+    or a budget, or left unfinished) is reported only if none ended by itself, whatever their scores: a reward model
+    has judged the beginning of a text that nobody has seen the end of.
 
     Attributes:
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        drop_abstentions: Choose among those with an answer instead, cut ones too if their answer was complete; among
+            all others only if there is none.
     """
 
     reduction: StepReduction | None = None
+    drop_abstentions: bool = False
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_reduction(self, self.reduction)
+
+    @property
+    def reads_answers(self) -> bool:  # type: ignore[override]
+        """True if trajectories without an answer are dropped."""
+        return self.drop_abstentions
 
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
         """The best-scored trajectory.
@@ -190,7 +216,9 @@ class BestOfN(Aggregator):
             ValueError: If there is none, no trajectory has a score, or one is not finite.
         """
         scores = known_scores(self, trajectories, self.reduction)
-        return trajectories[best(candidates(trajectories, scores), scores)]
+        if self.drop_abstentions:
+            return trajectories[best(candidates(trajectories, scores), scores)]
+        return trajectories[best(most_complete(trajectories, scores), scores)]
 
 
 @dataclass(frozen=True)
@@ -309,6 +337,82 @@ class Oracle(Aggregator):
         return next(correct, (answered or trajectories)[0])
 
 
+Similarity: TypeAlias = Callable[[str, str], float]
+"""Tells how well a text (the first) does where another one (the second) would be right; higher is better."""
+
+Embed: TypeAlias = Callable[[Sequence[str]], ArrayLike]
+"""Gives each text a vector: `[texts, dimensions]`, in NumPy or torch."""
+
+
+@dataclass(frozen=True)
+class Medoid(Aggregator):
+    """The text that is most like all the others: the vote for free text, of which no two are equal.
+
+    This is minimum Bayes risk with the samples for the truth (Kumar and Byrne 2004; Bertsch et al. 2023,
+    arXiv:2310.01387): ``argmax_i sum_{j != i} similarity(text_i, text_j)``. With a similarity of 0 or 1 it is the
+    majority vote. Ties go to the greater score, then to the earliest. Cut texts neither count nor are reported unless
+    all were cut, as in `BestOfN`.
+
+    Attributes:
+        similarity: Called for every two different texts, both ways round.
+        embed: In its place, vectors whose cosines are the similarities; a sentence encoder, say. With neither, the
+            texts' character n-grams (`inferscale.functional.ngram_embeddings`).
+        of: Compares whole texts, or the answers that were read in them.
+    """
+
+    similarity: Similarity | None = None
+    embed: Embed | None = None
+    of: Literal["text", "answer"] = "text"
+
+    def __post_init__(self) -> None:
+        if self.similarity is not None and self.embed is not None:
+            raise ValueError("Medoid takes similarity=... or embed=..., not both: which texts are alike is said once")
+        if self.of not in ("text", "answer"):
+            raise ValueError(f'Medoid(of={self.of!r}): choose "text" or "answer"')
+
+    @property
+    def reads_answers(self) -> bool:  # type: ignore[override]
+        """True if answers are compared."""
+        return self.of == "answer"
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The trajectory of the text with the greatest sum of similarities.
+
+        Raises:
+            ValueError: If there is none, or a similarity or a vector is not finite or missing.
+        """
+        require_some(self, trajectories)
+        scores = known_scores(self, trajectories, None)
+        texts = {i: t.text if self.of == "text" else t.answer or "" for i, t in enumerate(trajectories)}
+        voters = most_complete(trajectories, texts)
+        if self.of == "answer":
+            voters = [i for i, t in enumerate(trajectories) if t.answer is not None] or voters
+        counts = Counter(texts[i] for i in voters)
+        # Of n copies of a text each has n - 1 others that are the same.
+        alike = self._similarities(list(counts))
+        totals = {
+            text: math.fsum(
+                value * (count - (other == text)) for value, (other, count) in zip(row, counts.items(), strict=True)
+            )
+            for text, row in zip(counts, alike, strict=True)
+        }
+        use_scores = all(i in scores for i in voters)
+        return trajectories[max(voters, key=lambda i: (totals[texts[i]], scores[i] if use_scores else 0))]
+
+    def _similarities(self, texts: Sequence[str]) -> list[list[float]]:
+        """`[texts][texts]`: how well each does where another one would be right."""
+        if self.similarity is not None:
+            alike = [[float(self.similarity(text, other)) for other in texts] for text in texts]
+            if not all(math.isfinite(value) for row in alike for value in row):
+                raise ValueError(f"{self!r} needs similarities that are finite numbers")
+            return alike
+        cosines = cosine_similarities((self.embed or ngram_embeddings)(texts))
+        if tuple(cosines.shape) != (len(texts), len(texts)):
+            raise ValueError(f"{self!r} has {len(texts)} texts and {len(cosines)} vectors: give one for each text")
+        similarities: list[list[float]] = cosines.tolist()
+        return similarities
+
+
 def answer_weights(
     trajectories: Sequence[Trajectory],
     weighted: bool = False,
@@ -345,6 +449,7 @@ __all__ = [
     "BordaVote",
     "ConfidenceVote",
     "MajorityVote",
+    "Medoid",
     "Normalize",
     "Oracle",
     "SameAnswer",

@@ -99,9 +99,11 @@ class Aggregator(ABC):
 
     Attributes:
         needs_scores: True if trajectories must have scores.
+        reads_answers: True if it compares answers; a trajectory without one is then reported only if all have none.
     """
 
     needs_scores: ClassVar[bool] = False
+    reads_answers: ClassVar[bool] = True
 
     @abstractmethod
     def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:

@@ -160,8 +160,8 @@ def check_aggregator(aggregator: Aggregator) -> None:
     """Let an aggregator choose among toy trajectories and raise an `AssertionError` that says what it breaks.
 
     The promises: one of the given trajectories, the same again for the same ones; one that abstains (its answer is
-    ``None``) only if all abstain; an answer that all agree on; scores are read only if `needs_scores` says so; nothing
-    to choose from is a `ValueError`.
+    ``None``) only if all abstain, unless `reads_answers` is False; an answer that all agree on; scores are read only if
+    `needs_scores` says so; nothing to choose from is a `ValueError`.
     """
     name = repr(aggregator)
     answers, mixed = ("4", None, "7", "4", None, "9", "7", "4"), list[Trajectory]()
@@ -177,7 +177,8 @@ def check_aggregator(aggregator: Aggregator) -> None:
             chosen = _selected(aggregator, given)
             assert chosen is _selected(aggregator, given), f"{name}: another choice the second time"
             abstains = chosen.answer is None and any(each.answer is not None for each in given)
-            assert not abstains, f"{name}: chose a trajectory without an answer though others have one"
+            passed_over = abstains and aggregator.reads_answers
+            assert not passed_over, f"{name}: chose a trajectory without an answer though others have one"
     agreed = [replace(each, answer="4") for each in mixed]
     assert _selected(aggregator, agreed).answer == "4", f"{name}: all agree on 4, and it says something else"
     silent = [replace(each, answer=None) for each in mixed]

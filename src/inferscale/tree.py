@@ -389,6 +389,16 @@ class Trajectory:
         return bool(self.steps) and self.steps[-1].finish_reason != "step"
 
     @property
+    def is_failed(self) -> bool:
+        """True if there is no usable text: nothing was sampled, nothing but white space, or an error."""
+        return not self.steps or self.steps[-1].finish_reason in ("empty", "error")
+
+    @property
+    def is_cut(self) -> bool:
+        """True if the text did not end by itself: cut by its length or a budget, or left unfinished by the search."""
+        return bool(self.steps) and self.steps[-1].finish_reason in ("length", "budget", "step")
+
+    @property
     def equality(self) -> AnswerReader:
         """The reader whose `same` tells when two answers to this problem are the same."""
         return equality_of(self.reader, self.problem.kind)

@@ -30,7 +30,7 @@ from inferscale import (
 VOTES: dict[str, Aggregator] = {
     "majority": MajorityVote(),
     "weighted": MajorityVote(weighted=True),
-    "best-of-n": BestOfN(),
+    "best-of-n": BestOfN(drop_abstentions=True),
 }
 
 

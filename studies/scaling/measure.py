@@ -23,7 +23,7 @@ REDUCTIONS: tuple[Reduction, ...] = ("last", "min", "prod", "mean")
 VOTES: dict[str, Aggregator] = {
     "majority": MajorityVote(),
     **{f"weighted {r}": MajorityVote(weighted=True, reduction=r) for r in REDUCTIONS},
-    **{f"best-of-n {r}": BestOfN(reduction=r) for r in REDUCTIONS},
+    **{f"best-of-n {r}": BestOfN(reduction=r, drop_abstentions=True) for r in REDUCTIONS},
 }
 
 

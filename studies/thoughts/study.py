@@ -261,7 +261,8 @@ class ThoughtStudy:
             strategy,
             self._generator(scored, thinks, step_tokens, thinking),
             reward_model=(reward or self.reward) if scored else None,
-            aggregator=aggregator or (BestOfN() if scored and rules.best_of else MajorityVote(weighted=scored)),
+            aggregator=aggregator
+            or (BestOfN(drop_abstentions=True) if scored and rules.best_of else MajorityVote(weighted=scored)),
             read_answer=released_answer if rules.released_answers else self.read_answer,
             seed=self.seed,
         )

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import Any
 
 from inferscale import base
-from inferscale.aggregators import BestOfN, MajorityVote
+from inferscale.aggregators import BestOfN, MajorityVote, Medoid
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.strategies import registry
 
-VOTES = ("majority", "weighted", "best-of-n")
+VOTES = ("majority", "weighted", "best-of-n", "medoid")
 
 
 def make_strategy(text: str, width: int = 16) -> SearchStrategy:
@@ -52,6 +52,7 @@ def make_vote(text: str) -> Aggregator:
         "majority": MajorityVote(),
         "weighted": MajorityVote(weighted=True),
         "best-of-n": BestOfN(),
+        "medoid": Medoid(),
     }
     return known[_checked(known, text, "vote")]
 

@@ -1,4 +1,4 @@
-"""The arithmetic of inference-time scaling: allocation, votes, estimators, resampling.
+"""The arithmetic of inference-time scaling: allocation, votes, estimators, resampling, likeness.
 
 Every function works on the last axis and is batched over the leading ones. NumPy arrays, torch tensors (CPU and
 CUDA) and lists go in; the same kind on the same device comes out, lists as NumPy arrays. Sums are formed and
@@ -8,6 +8,7 @@ results given in float64, whole numbers in int64, whatever the precision of the 
 from .allocation import Rounding, rebase_allocation
 from .arrays import Array, ArrayLike
 from .estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from .likeness import cosine_similarities, ngram_embeddings
 from .reductions import Reduction, logsumexp, reduce_steps, softmax
 from .resampling import Resampling, effective_sample_size, resample
 from .voting import majority_vote
@@ -19,10 +20,12 @@ __all__ = [
     "Resampling",
     "Rounding",
     "best_of_k",
+    "cosine_similarities",
     "effective_sample_size",
     "logsumexp",
     "majority_at_k",
     "majority_vote",
+    "ngram_embeddings",
     "pass_at_k",
     "rebase_allocation",
     "reduce_steps",

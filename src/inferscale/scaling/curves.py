@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from inferscale.aggregators import answer_groups
+from inferscale.aggregators import answer_groups, completeness
 from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
@@ -119,6 +119,7 @@ class Evidence:
         ids: `[N]`, answers as numbers, -1 for an abstention.
         correct: `[N]`, 0 or 1.
         scores: `[N]`, or ``None`` if a trajectory with an answer has none.
+        merits: `[N]`, in the order in which `BestOfN` would choose: the better, the greater; equal ones are equal.
         shared: Cost paid once, whatever the number of samples: tokens 0, generator FLOPs of the prompt.
         each: Cost of one sample on average: tokens, generator FLOPs, reward FLOPs, seconds.
     """
@@ -126,6 +127,7 @@ class Evidence:
     ids: NDArray[np.int64]
     correct: NDArray[np.int64]
     scores: Floats | None
+    merits: Floats
     shared: Floats
     each: Floats
 
@@ -185,8 +187,11 @@ def _evidence(result: SearchResult, same_answer: SameAnswer | None, known: Seque
     voters = [score for score, answer in zip(given, answers, strict=True) if answer is not None]
     missing = None in (voters or given)
     scores = None if missing else np.asarray([0.0 if score is None else score for score in given])
+    # A whole text comes before one that was cut, and what a reward model has judged before what it has not.
+    keys = [(t.score is not None, completeness(t), t.score or 0.0) for t in result.trajectories]
+    _, merits = np.unique(np.asarray(keys, dtype=np.float64), axis=0, return_inverse=True)
     shared, each = _costs(result)
-    return Evidence(ids, np.asarray(known, dtype=np.int64), scores, shared, each)
+    return Evidence(ids, np.asarray(known, dtype=np.int64), scores, merits.reshape(-1).astype(np.float64), shared, each)
 
 
 def _costs(result: SearchResult) -> tuple[Floats, Floats]:
@@ -474,9 +479,9 @@ def _sampling_values(items: Sequence[Evidence], vote: Vote, k: int) -> Floats:
         return np.asarray(pass_at_k(correct, k))
     if vote == "majority":
         return np.asarray(majority_at_k(ids, correct, k))
-    scores = np.stack([item.scores for item in items if item.scores is not None])
     if vote == "best-of-n":
-        return np.asarray(best_of_k(scores, correct, k, mask=ids >= 0))
+        return np.asarray(best_of_k(np.stack([item.merits for item in items]), correct, k))
+    scores = np.stack([item.scores for item in items if item.scores is not None])
     rng = np.random.default_rng(k)  # which subsets are drawn depends on k alone
     expected, _ = weighted_majority_at_k(
         ids, correct, k, scores, scores, rng=rng, max_subsets=_SUBSETS, num_subsets=_SUBSETS
@@ -492,8 +497,9 @@ def _padded(item: Evidence, size: int) -> Evidence:
     scores = None if item.scores is None else np.pad(item.scores, (0, extra))
     each = item.each * item.size / size  # what was paid is spread over all samples that were asked for
     return Evidence(
-        np.pad(item.ids, (0, extra), constant_values=-1), np.pad(item.correct, (0, extra)), scores, item.shared, each
-    )
+        np.pad(item.ids, (0, extra), constant_values=-1), np.pad(item.correct, (0, extra)), scores,
+        np.pad(item.merits, (0, extra), constant_values=-1), item.shared, each,
+    )  # fmt: skip
 
 
 def _prompts(results: Sequence[SearchResult]) -> list[str]:
