@@ -188,6 +188,13 @@ def test_a_part_of_a_text_is_reported_only_where_there_is_no_whole():
     assert ANSWERED.select([stated, whole, text_path("So 5", 0.5, answer="5")]) is stated
 
 
+def test_thoughts_are_no_text_to_report():
+    thinking = [text_path("<think>Ann? Ann", 0.9), text_path("<think>Ann?</think>Dear Ann", 0.1)]
+    assert BestOfN().select(thinking) is thinking[1]
+    votes = [text_path(f"<think>{'Who is it? ' * 9}</think>{text}") for text in ("Dear Bob", "Dear Ann", "Dear Ann")]
+    assert Medoid(shared_words).select([text_path("<think>Who is it?"), *votes]) is votes[1]
+
+
 def test_best_of_n_with_a_missing_score():
     some = [text_path("judged", 0.2), text_path("never judged")]
     assert BestOfN().select(some) is some[0]

@@ -70,8 +70,10 @@ def vote(
 
 
 def completeness(trajectory: Trajectory) -> int:
-    """Return 2 for a text that ended by itself, 1 for one that was cut or left unfinished, 0 for one that failed."""
-    return 0 if trajectory.is_failed else 1 if trajectory.is_cut else 2
+    """Return 2 for a whole text, 1 for one that was cut, left unfinished or all thoughts, 0 for one that failed."""
+    if trajectory.is_failed:
+        return 0
+    return 1 if trajectory.is_cut or trajectory.final_text is None else 2
 
 
 def most_complete(trajectories: Sequence[Trajectory], positions: Iterable[int]) -> list[int]:
@@ -188,8 +190,8 @@ class BestOfN(Aggregator):
     """The trajectory with the greatest score; the earliest on ties.
 
     No answer is read, so it chooses among letters and programs as among solutions. A text that was cut (by its length
-    or a budget, or left unfinished) is reported only if none ended by itself, whatever their scores: a reward model
-    has judged the beginning of a text that nobody has seen the end of.
+    or a budget, or left unfinished, or that never left its thoughts) is reported only if none ended by itself,
+    whatever their scores: a reward model has judged the beginning of a text that nobody has seen the end of.
 
     Attributes:
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
@@ -357,7 +359,7 @@ class Medoid(Aggregator):
         similarity: Called for every two different texts, both ways round.
         embed: In its place, vectors whose cosines are the similarities; a sentence encoder, say. With neither, the
             texts' character n-grams (`inferscale.functional.ngram_embeddings`).
-        of: Compares whole texts, or the answers that were read in them.
+        of: Compares whole texts, thoughts left out, or the answers that were read in them.
     """
 
     similarity: Similarity | None = None
@@ -383,7 +385,10 @@ class Medoid(Aggregator):
         """
         require_some(self, trajectories)
         scores = known_scores(self, trajectories, None)
-        texts = {i: t.text if self.of == "text" else t.answer or "" for i, t in enumerate(trajectories)}
+        texts = {
+            i: t.answer or "" if self.of == "answer" else t.text if t.final_text is None else t.final_text
+            for i, t in enumerate(trajectories)
+        }
         voters = most_complete(trajectories, texts)
         if self.of == "answer":
             voters = [i for i, t in enumerate(trajectories) if t.answer is not None] or voters
