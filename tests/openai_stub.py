@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import threading
@@ -86,7 +87,7 @@ class Reset:
 
 @dataclass
 class Hang:
-    """Says nothing."""
+    """Says nothing until the client hangs up."""
 
 
 @dataclass
@@ -109,6 +110,7 @@ class Stub:
         fields: Fields beyond the plain protocol that it takes; others are refused if `strict`, else overlooked.
         misbehave: Given a request and how often the same one came before: a `Reset`, `Hang`, `Raw`, a function that
             changes the answer, or ``None`` to behave.
+        hung_up: Clients that did not wait for the end of a `Hang`.
     """
 
     language: Language = field(default_factory=Letters)
@@ -125,6 +127,7 @@ class Stub:
     delay: float = 0.0
     misbehave: Misbehaviour = lambda body, before: None
     requests: list[dict[str, Any]] = field(default_factory=list)
+    hung_up: int = 0
     busy: int = 0
     most_busy: int = 0
     _seen: Counter[str] = field(default_factory=Counter)
@@ -236,7 +239,10 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(wrong, Raw):
             return self._send(wrong.status, wrong.body, wrong.headers)
         if isinstance(wrong, Hang):
-            self.stub.closing.wait(30)
+            while not self.stub.closing.wait(0.005):
+                if select.select([self.connection], [], [], 0)[0]:  # nothing more comes from it but its end
+                    self.stub.hung_up += 1
+                    break
             self.close_connection = True
             return None
         status, answer = self.stub.answer(body, chat="chat" in self.path)

@@ -9,7 +9,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from inferscale import REBASE, OpenAIGenerator, RemoteError, RepeatedSampling, _http, solve_batch
+from inferscale import REBASE, Budget, OpenAIGenerator, RemoteError, RepeatedSampling, _http, solve, solve_batch
 from inferscale._http import RetryPolicy, error_of_status, retry_after_seconds
 from inferscale.flow import GenerateRequest
 from inferscale.generators import openai_server
@@ -18,6 +18,7 @@ from inferscale.testing import PROMPTS, ToyReward, unit_hash
 from inferscale.tree import Node, Problem
 from inferscale.viz import render_tree
 from tests.openai_stub import Hang, LetterTokenizer, Raw, Reset, Stub, serving
+from tests.serve_tools import until
 
 KEY = "sk-not-for-the-record"
 
@@ -216,6 +217,52 @@ def test_the_deadline_holds():
     with pytest.raises(RemoteError, match="status 429"):
         results_of(stub, deadline=5)
     assert time.monotonic() - started < 100  # not the hour that the server asks for
+
+
+@pytest.mark.parametrize("schedule", ["wave", "stream"])
+@pytest.mark.parametrize("end", ["seconds", "cancel"])
+def test_requests_that_nobody_waits_for_are_called_off(end, schedule):
+    def hang(body, before):
+        return Hang() if is_sample(body) and body["prompt"] == "How many?" else None
+
+    cancel = threading.Event()
+    stub = Stub(n="ignored", misbehave=hang)
+    with serving(stub) as address:
+        generator = OpenAIGenerator(address, "toy", max_step_tokens=40, max_concurrency=3)
+        generator.generate([GenerateRequest(Node(Problem("How are you")), 2)])  # what the server can do is found out
+        asked = len(stub.requests)
+        options = {"budget": Budget(seconds=0.4)} if end == "seconds" else {"cancel": cancel}
+        waits = threading.Thread(target=lambda: (until(lambda: stub.busy == 3), cancel.set()))
+        if end == "cancel":
+            waits.start()
+        (result,) = solve_batch(["How many?"], RepeatedSampling(5), generator, schedule=schedule, **options)
+        until(lambda: stub.busy == 0)
+        assert len(stub.requests) == asked + stub.hung_up  # the other two were not sent
+        assert stub.hung_up == 3 or end == "seconds"
+    assert (result.stopped_by, result.cost.num_generated, result.cost.tokens) == (end, 0, 0)
+
+
+def test_samples_that_came_are_kept_when_the_others_are_called_off():
+    def hang_now_and_then(body, before):
+        return Hang() if is_sample(body) and body["prompt"] == "How many?" and body["seed"] % 2 else None
+
+    stub = Stub(n="ignored", misbehave=hang_now_and_then)
+    with serving(stub) as address:
+        generator = OpenAIGenerator(address, "toy", max_step_tokens=40)
+        generator.generate([GenerateRequest(Node(Problem("x")), 2, greedy=True)])
+        cancel = threading.Event()
+
+        def on_time():
+            until(lambda: generator.stats.samples == 5 and stub.busy == 3)
+            cancel.set()
+
+        threading.Thread(target=on_time).start()
+        result = solve("How many?", RepeatedSampling(6), generator, cancel=cancel)
+    assert result.stopped_by == "cancel"
+    came = [node.step for node in result.root.children]
+    assert len(came) == 3
+    assert result.cost.tokens == sum(step.num_tokens for step in came) > 0
+    assert sum(step.prompt_tokens > 0 for step in came) == 1
 
 
 def test_a_broken_answer_is_asked_for_a_few_times_only():

@@ -46,6 +46,15 @@ def close(found, expected):
     assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
 
 
+def test_what_is_over_is_not_asked_for(llm):
+    there = VLLMGenerator(llm, **LIMITS)
+    late, other = GenerateRequest(root(), 2, deadline=0.0), GenerateRequest(root(PROMPTS[1]), 2)
+    nothing, whole = there.generate([late, other])
+    assert [(step.finish_reason, step.token_ids, step.flops) for step in nothing] == [("budget", (), 0)] * 2
+    assert [whole] == VLLMGenerator(vllm_stub.LLM(), **LIMITS).generate([other])
+    assert [len(prompts) for prompts, _ in llm.calls] == [1]
+
+
 def test_greedy_steps_are_those_of_transformers(llm):
     here = HFGenerator(llm.model, llm.tokenizer, eos_token_id=[2, 5], **LIMITS)
     there = VLLMGenerator(llm, eos_token_id=[2, 5], **LIMITS)

@@ -7,7 +7,7 @@ import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,17 @@ from inferscale.runtime.branch import Branch, Limits
 from inferscale.runtime.text import step_end
 from inferscale.tree import FinishReason, Step
 
-from .openai_server import CONTINUE, Choice, Endpoint, OpenAIServer, Prefix, RemoteStats, ServerTokenizer, StopHandling
+from .openai_server import (
+    CONTINUE,
+    LOOK,
+    Choice,
+    Endpoint,
+    OpenAIServer,
+    Prefix,
+    RemoteStats,
+    ServerTokenizer,
+    StopHandling,
+)
 
 _NODE_BITS = 0x3FFFFFFF
 _ROUND = 0x9E3779B1  # spreads the seeds of the requests that one sample may take
@@ -372,7 +382,8 @@ class SampleScheduler:
     def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
         """Asks for the samples of each group, which continue one node, until every one has ended.
 
-        Samples of a node share a request where the server draws them as it would one by one.
+        Samples of a node share a request where the server draws them as it would one by one. Those whose request is
+        over are not waited for: they end with what earlier answers brought.
 
         Raises:
             RemoteError: If the server takes no requests of this kind, whatever they hold.
@@ -383,23 +394,36 @@ class SampleScheduler:
             jobs += [list(group)] if together else [[sample] for sample in group]
         if not jobs:
             return
-        stopped = threading.Event()
 
-        def complete(samples: Sequence[RemoteSample]) -> None:
+        def complete(samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
             if len(samples) > 1:
                 self._ask(samples, stopped)
             for sample in samples:  # those that did not end with the first answer, or were left out of it, go on alone
-                while sample.finish is None:
+                while sample.finish is None and not stopped.is_set():
                     self._ask([sample], stopped)
 
         pool = ThreadPoolExecutor(min(self.workers, len(jobs)), thread_name_prefix="inferscale-remote")
+        events = [threading.Event() for _ in jobs]
+        waiting = {pool.submit(complete, *work): work for work in zip(jobs, events, strict=True)}
         try:
-            for done in as_completed([pool.submit(complete, job) for job in jobs]):
-                done.result()
+            while waiting:
+                done, _ = wait(waiting, LOOK, FIRST_COMPLETED)
+                for future in done:
+                    del waiting[future]
+                    if not future.cancelled():
+                        future.result()
+                for future, (samples, stopped) in waiting.items():
+                    if samples[0].request.is_over:
+                        stopped.set()
+                        future.cancel()  # if it has not begun
         finally:
-            # After an error or an interrupt nobody waits: what is under way ends by itself, pauses end now.
-            stopped.set()
+            # After an error or an interrupt nobody waits: requests under way are called off, pauses end now.
+            for stopped in events:
+                stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
+        for samples in jobs:
+            for sample in samples:
+                sample.finish = sample.finish or "budget"
 
     def _body(self, samples: Sequence[RemoteSample], prefix: Prefix) -> dict[str, Any]:
         """The request for samples that continue the same prefix, with nothing in it that the server does not serve."""
@@ -428,8 +452,10 @@ class SampleScheduler:
         try:
             reply = self.server.ask(self._body(samples, prefix), stopped)
         except RemoteError as error:
-            if error.kind == "denied" or stopped.is_set():
+            if error.kind == "denied":
                 raise
+            if stopped.is_set():
+                return
             for sample in samples:
                 sample.fail(error)
             return
@@ -606,8 +632,8 @@ class OpenAIGenerator(Generator):
         self._check_alive([sample for group in drawn for sample in group], before)
         steps: list[list[Step]] = []
         for request, group in zip(requests, groups, strict=True):
-            # The first sample that has not failed pays for what its siblings share.
-            payer = next((sample for sample in group if sample.error is None), None)
+            # The first sample that came pays for what its siblings share.
+            payer = next((sample for sample in group if sample.error is None and sample.sampled), None)
             plain = scheduler.is_greedy(request) or (scheduler.temperature == 1 and scheduler.top_p == 1)
             plain = plain and not self._may_be_filtered
             first = request.first == 0
@@ -632,7 +658,7 @@ class OpenAIGenerator(Generator):
 
     def _warn_if_alike(self, requests: Sequence[GenerateRequest], steps: Sequence[Sequence[Step]]) -> None:
         several = [
-            [step.text for step in group]
+            [step.text for step in group if step.finish_reason != "budget"]
             for request, group in zip(requests, steps, strict=True)
             if len(group) > 1 and not self._scheduler.is_greedy(request)
         ]

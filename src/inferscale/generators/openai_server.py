@@ -7,12 +7,15 @@ effect, is not sent again.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from inferscale._compat import require
@@ -26,6 +29,7 @@ Endpoint: TypeAlias = Literal["completions", "chat"]
 StopHandling: TypeAlias = Literal["kept", "ignored", "hidden"]
 """The text of a sample holds the stop string that ended it, goes on after it, or ends before it."""
 
+LOOK = 0.05  # seconds between two looks at whether an answer is still waited for
 FIRST_CONTACT = 30.0  # seconds: a wrong address should not look like a busy server for a quarter of an hour
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM, SGLang: the last turn goes on
 
@@ -166,6 +170,22 @@ class RemoteStats:
     last_error: str | None = None
 
 
+@cache
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """The loop that holds the connections of a process, in a thread; a fork has none of it, and makes its own.
+
+    Requests wait in threads, but a thread that waits for a socket cannot be called off; a task can, and its connection
+    is closed then, which tells the server that nobody waits.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="inferscale-connections", daemon=True).start()
+    return loop
+
+
+def _start(work: Coroutine[Any, Any, T]) -> Future[T]:
+    return asyncio.run_coroutine_threadsafe(work, _event_loop(os.getpid()))
+
+
 class OpenAIServer:
     """A server, asked from several threads, at most a given number of requests at a time.
 
@@ -204,8 +224,8 @@ class OpenAIServer:
         self._openai: Any = require("openai", "openai")
         self._key = api_key or os.environ.get("OPENAI_API_KEY") or ""
         # The client gives connections, authentication and its errors; `RetryPolicy` alone repeats requests.
-        client = self._openai.OpenAI(base_url=base_url, api_key=self._key or "none", max_retries=0)
-        weakref.finalize(self, client.close)  # before its sockets are collected, which would warn
+        client = self._openai.AsyncOpenAI(base_url=base_url, api_key=self._key or "none", max_retries=0)
+        weakref.finalize(self, lambda: _start(client.close()))  # before its sockets are collected, which would warn
         self.chat = endpoint == "chat"
         self.stats = RemoteStats()
         self._create = (client.chat.completions if self.chat else client.completions).with_raw_response.create
@@ -241,9 +261,15 @@ class OpenAIServer:
     ) -> Reply:
         """The server's reply to `body`.
 
+        Args:
+            body: The request.
+            stopped: Ends it: the connection is closed.
+            retry: Other times than usual.
+
         Raises:
             RemoteError: If there is none; the key is not in its message, though servers like to repeat it.
         """
+        stopped = stopped or threading.Event()
         prompt = {name: body[name] for name in ("prompt", "messages") if name in body}
         fields = {name: value for name, value in body.items() if name not in prompt} | self._extra_body
 
@@ -254,8 +280,11 @@ class OpenAIServer:
             try:
                 # Fields travel in extra_body, so that the client's own list of them does not matter; and the raw
                 # response is parsed here, because its types check nothing.
-                response = self._create(model=self._model, timeout=seconds, extra_body=fields, **prompt)
-                reply = parse_reply(response.text)
+                work = _start(self._create(model=self._model, timeout=seconds, extra_body=fields, **prompt))
+                while not wait([work], LOOK).done:
+                    if stopped.is_set() and work.cancel():
+                        raise RemoteError("nobody waits for the answer any more", "busy")
+                reply = parse_reply(work.result().text)
             except self._openai.APITimeoutError:
                 raise RemoteError(f"the server was silent for {seconds:.3g} s", "busy") from None
             except self._openai.APIConnectionError as error:
@@ -282,14 +311,17 @@ class OpenAIServer:
         def count_retry(error: RemoteError) -> None:
             self.count(retries=1, last_error=str(error))
 
-        with self._slots:
-            try:
-                return (retry or self._retry).run(attempt, stopped, count_retry)
-            except RemoteError as error:
-                self.count(last_error=str(error))
-                raise
-            finally:
-                self.count(requests=1)
+        while not self._slots.acquire(timeout=LOOK):
+            if stopped.is_set():
+                raise RemoteError("nobody waits for the answer any more", "busy")
+        try:
+            return (retry or self._retry).run(attempt, stopped, count_retry)
+        except RemoteError as error:
+            self.count(last_error=str(error))
+            raise
+        finally:
+            self._slots.release()
+            self.count(requests=1)
 
     def count(self, last_error: str | None = None, **numbers: int) -> None:
         """Adds to `stats`."""

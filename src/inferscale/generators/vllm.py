@@ -29,7 +29,8 @@ class VLLMGenerator(Generator):
     else; in half precision a batch of another size can change the last bits of the logits, and now and then a token
     (see vLLM's batch invariance). Ids are the truth: steps end, and are read, as with `HFGenerator`.
 
-    One call runs at a time, which is why `concurrent` is False: ``schedule="wave"`` gives the engine most to do.
+    One call runs at a time, which is why `concurrent` is False: ``schedule="wave"`` gives the engine most to do. What
+    the engine has been given is waited for, whatever the time; a search whose time is over asks for nothing more.
 
     Attributes:
         llm: The engine.
@@ -150,12 +151,12 @@ class VLLMGenerator(Generator):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """``request.n`` steps for each request, in order; as `HFGenerator.generate`, where vLLM can tell."""
         groups = [self._branches.open(request) for request in requests]
-        waiting = [[branch for branch in group if branch.finish is None] for group in groups]
+        waiting: list[list[Branch]] = groups
         with self._lock:
-            while calls := [call for call in waiting if call]:
+            while calls := [left for call in waiting if (left := _open(call))]:
                 self._run(calls)
                 # A sample that the engine ended too early for us goes on alone.
-                waiting = [[branch] for call in calls for branch in call if branch.finish is None]
+                waiting = [[branch] for call in calls for branch in call]
         return [[self._known(branch, branch.step(self._charges.sample)) for branch in group] for group in groups]
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
@@ -204,6 +205,14 @@ class VLLMGenerator(Generator):
         if self._logprobs_mode == "raw_logprobs":
             return replace(step, logprob=None)
         return replace(step, confidence=None)
+
+
+def _open(call: Sequence[Branch]) -> list[Branch]:
+    """The branches that go on; those whose request is over do not."""
+    for branch in call:
+        if branch.finish is None and branch.request.is_over:
+            branch.finish = "budget"
+    return [branch for branch in call if branch.finish is None]
 
 
 def _seed(branch: Branch) -> int:
