@@ -1,11 +1,13 @@
 """Every Python block of the README and of the documentation runs: page by page, in order, as in one notebook.
 
 What a block says it prints must be what it prints: the comment after a ``print(...)`` line, and a ``text`` block right
-below. A block that cannot run here has a comment above it, ``<!-- not run: why -->``.
+below. A block that cannot run here has a comment above it, ``<!-- not run: why -->``;
+one that needs an optional package has ``<!-- needs: package -->``, and is left out where that is missing.
 """
 
 import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCK = re.compile(
-    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?"
+    r"^(?:<!-- not run: (?P<why>[^\n]+) -->\n)?(?:<!-- needs: (?P<needs>[^\n]+) -->\n)?"
     r"(?P<fence>```+)(?:python|\{code-cell\}[^\n]*)\n(?P<source>.*?)^(?P=fence)\n"
     r"(?:\n```text\n(?P<text>.*?)^```\n)?",
     flags=re.DOTALL | re.MULTILINE,
@@ -35,6 +37,7 @@ class Block(NamedTuple):
     source: str
     text: str | None
     why: str | None
+    needs: str | None
 
 
 def name_of(page: Path) -> str:
@@ -44,7 +47,7 @@ def name_of(page: Path) -> str:
 def blocks_of(page: Path) -> list[Block]:
     content = page.read_text(encoding="utf-8")
     return [
-        Block(content.count("\n", 0, found.start("source")), found["source"], found["text"], found["why"])
+        Block(content.count("\n", 0, found.start("source")), *found.group("source", "text", "why", "needs"))
         for found in BLOCK.finditer(content)
     ]
 
@@ -76,7 +79,7 @@ def test_the_page_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     for block in BLOCKS[name]:
-        if block.why is None:
+        if block.why is None and (block.needs is None or find_spec(block.needs) is not None):
             code = compile("\n" * block.line + block.source, str(REPOSITORY / name), "exec")
             exec(code, names)
             printed, expected = capsys.readouterr().out, said(block.source)
