@@ -60,6 +60,16 @@ def cache_argument(module: Any) -> str:
     return next((name for name in (*CACHE_NAMES, "cache_params") if name in takes), CACHE_NAMES[0])
 
 
+def without_wrapper(model: Any) -> Any:
+    """The model inside of an adapter's wrapper (peft's ``PeftModel``), or the model itself.
+
+    LoRA and its kin live in the layers, and the wrapper hands its arguments on: run without it, the model does the same
+    and shows what it takes.
+    """
+    find = getattr(model, "get_base_model", None)
+    return find() if callable(find) else model
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Turns dropout off inside, and back on in every module where it was on."""

@@ -2,20 +2,23 @@
 
 One row of a decoder costs ``A·s + B·s·(s + past) + C·nl + D·past`` with s new tokens and nl logits kept: matrices,
 attention, head, and (latent attention) the expansion of the cache. Four forwards give the four constants, a fifth
-decides whether the form holds. No key of the configuration is guessed.
+decides whether the form holds. One of an encoder costs ``A·s + B·s² + R``, and every forward ``F + G·s`` whatever its
+rows. No key of the configuration is guessed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import Any
 
 import torch
 from torch import nn
 
-from inferscale._compat import cache_argument, evaluating
+from inferscale._compat import CACHE_NAMES, cache_argument, evaluating, without_wrapper
 
 from .ops import ExactMode, OpFlops
 from .spec import SPARSE, AttentionGroup, HeadKind, ModelSpec, UnknownArchitectureError, head_of_class, model_spec
@@ -47,7 +50,8 @@ def language_model(model: Any) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
             f"FlopCounter watches torch modules, and generators and reward models that hold one as `.model`; got "
             f"{type(model).__name__}. For a served model, count with counter.add(config, prompt=..., new=...)"
         )
-    module: nn.Module = getattr(found, "_orig_mod", found)  # torch.compile's wrapper runs the hooks of what it wraps
+    # the wrappers of torch.compile and of peft run the hooks of what they wrap
+    module: nn.Module = without_wrapper(getattr(found, "_orig_mod", found))
     inner = getattr(module, "model", None)
     if is_transformers_model(module) or not (isinstance(inner, nn.Module) and is_transformers_model(inner)):
         return module, ()
@@ -63,7 +67,7 @@ def is_transformers_model(module: nn.Module) -> bool:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module in a data-parallel wrapper, or the module itself."""
     is_wrapper = isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel))
-    inner = module.module if is_wrapper else module
+    inner = without_wrapper(module.module) if is_wrapper else module
     assert isinstance(inner, nn.Module)
     return inner
 
@@ -118,14 +122,17 @@ def _head_kind(module: nn.Module) -> HeadKind:
 
 
 def calibrate(model: Any) -> ModelSpec:
-    """The closed form of a causal model, measured with five forwards of at most eight tokens.
+    """The closed form of a model, measured with a few forwards of at most eight tokens.
+
+    A model that gives keys and values back is a decoder. So is a classifier whose body does: its head is what it costs
+    beyond the body. Any other is an encoder.
 
     Shapes (d, L, heads) stay unknown, so conventions that need them cannot be used with it. Windows are taken from the
-    layers of the model's own cache.
+    layers of a decoder's own cache, and from the configuration of an encoder.
 
     Args:
-        model: A live model (``input_ids`` and ``past_key_values`` in, ``past_key_values`` out), or a transformers
-            configuration, whose causal language model is then built without memory for its weights.
+        model: A live model (``input_ids`` in; of decoders a cache in and out), or a transformers configuration, whose
+            causal language model is then built without memory for its weights.
 
     Raises:
         CalibrationError: If the model cannot be run so, or what it costs has another form (state-space layers,
@@ -136,10 +143,42 @@ def calibrate(model: Any) -> ModelSpec:
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(model)
+    model = without_wrapper(model)
     context = Context()  # in it no counter is active
     context.run(is_calibrating.set, True)
     with evaluating(model), torch.no_grad():
-        (linear, pair, head, cached), windows = context.run(_solve, model)
+        return context.run(_calibrated, model)
+
+
+def _calibrated(model: nn.Module) -> ModelSpec:
+    if _returns_cache(model):
+        return _decoder_form(model)
+    body = getattr(model, "base_model", model)
+    if body is model or not _returns_cache(body):
+        return _encoder_form(model)
+    head, rest = divmod(_count(model, 1, _LONGEST) - _count(body, 1, _LONGEST), _LONGEST)
+    if rest:
+        raise CalibrationError(f"{type(model).__name__} has a head that does not run at every position; {_ADVICE}")
+    return dataclasses.replace(
+        configured_form(body) or _decoder_form(body),
+        head=head,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _returns_cache(model: nn.Module) -> bool:
+    """True if the model takes a cache, and a forward gives one back."""
+    parameters = inspect.signature(model.forward).parameters
+    if not any(name in parameters for name in (*CACHE_NAMES, "cache_params")):
+        return False
+    name = cache_argument(model)
+    ids = torch.arange(1, 3, device=next(model.parameters()).device)[None]
+    with _failing_as_calibration(model, 2):
+        return getattr(model(input_ids=ids, **{name: None}, use_cache=True), name, None) is not None
+
+
+def _decoder_form(model: nn.Module) -> ModelSpec:
+    (linear, pair, head, cached), windows = _solve(model)
     # The constants know attention as a whole; every layer of the cache has the same part of it.
     kinds = list(dict.fromkeys(windows))
     if len(kinds) > 1 and pair % len(windows):
@@ -153,6 +192,46 @@ def calibrate(model: Any) -> ModelSpec:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         active_weights=(linear + head) // 2,
         cached=cached,
+    )
+
+
+def _encoder_form(model: nn.Module) -> ModelSpec:
+    """The form of an encoder, ``f(b, s) = b·(A·s + B·s² + R) + F + G·s`` for b rows of s tokens.
+
+    What a second row adds gives A, B and R out of three lengths, the rest F and G; f(3, 5) is the check.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird attends to all of a short text alone
+        raise CalibrationError(f"{type(model).__name__} attends to blocks of long texts; {_ADVICE}")
+    lengths = (4, 6, 8)
+    once = [_count(model, 1, length) for length in lengths]
+    added = [_count(model, 2, length) - first for length, first in zip(lengths, once, strict=True)]
+    pair = (added[2] - 2 * added[1] + added[0]) // 8
+    linear = (added[2] - added[0] - 48 * pair) // 4
+    row = added[0] - 4 * linear - 16 * pair
+    position = (once[2] - added[2] - once[0] + added[0]) // 4
+    forward = once[0] - added[0] - 4 * position
+    predicted, check = 3 * (5 * linear + 25 * pair + row) + forward + 5 * position, _count(model, 3, 5)
+    if min(linear, pair, row, position, forward) < 0 or linear == 0 or predicted != check:
+        raise CalibrationError(
+            f"{type(model).__name__} is no decoder, and does not cost b·(A·s + B·s² + R) + F + G·s: 3 rows of 5 tokens "
+            f"should be {predicted:,} FLOPs and were {check:,}; {_ADVICE}"
+        )
+    kinds = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()]
+    local = pair * sum(kinds) // len(kinds) if kinds else 0
+    window = 2 * int(config.sliding_window) + 1 if local else None  # half of it on either side, and the token itself
+    groups = (AttentionGroup(local, 0, window, False), AttentionGroup(pair - local, 0, None, False))
+    matrices = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
+    return ModelSpec(
+        family=str(getattr(config, "model_type", type(model).__name__)),
+        linear=linear,
+        head=0,
+        attention=tuple(group for group in groups if group.per_pair),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        active_weights=matrices,
+        per_row=row,
+        per_forward=forward,
+        per_position=position,
     )
 
 
@@ -193,11 +272,25 @@ def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None
 
 def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, Any]:
     """FLOPs of `new` tokens on a cache of `past` with `kept` logits, and the cache after them."""
-    cache = _measure(model, past, 0, past)[1] if past else None
-    device, name = next(model.parameters()).device, cache_argument(model)
-    options: dict[str, Any] = {name: cache, "use_cache": True}
+    name = cache_argument(model)
+    options: dict[str, Any] = {name: _measure(model, past, 0, past)[1] if past else None, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = kept
+    total, output = _forward(model, 1, new, options)
+    return total, getattr(output, name, None)
+
+
+def _count(model: nn.Module, rows: int, length: int) -> int:
+    """FLOPs of a forward of `rows` texts of `length` tokens that gives nothing back but its outputs."""
+    return _forward(model, rows, length, {})[0]
+
+
+def _forward(model: nn.Module, rows: int, length: int, options: dict[str, Any]) -> tuple[int, Any]:
+    """FLOPs and output of one forward.
+
+    Raises:
+        CalibrationError: If it fails, or runs an operator that has no formula.
+    """
     total, unknown = 0, set()
 
     def record(operator: Any, flops: OpFlops | None) -> None:
@@ -207,18 +300,23 @@ def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, Any
         else:
             total += flops.full
 
-    try:
-        with ExactMode(record):
-            output = model(input_ids=torch.arange(1, new + 1, device=device)[None], **options)
-        cache = getattr(output, name)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CalibrationError(
-            f"{type(model).__name__} cannot be calibrated: a forward of {new} tokens with a key-value cache fails "
-            f"({type(error).__name__}: {error}); {_ADVICE}"
-        ) from error
+    ids = torch.arange(1, length + 1, device=next(model.parameters()).device).expand(rows, length)
+    with _failing_as_calibration(model, length), ExactMode(record):
+        output = model(input_ids=ids, **options)
     if unknown:
         raise CalibrationError(
             f"{type(model).__name__} runs {', '.join(sorted(unknown))}, which has no formula: give it one with "
             f"inferscale.flops.register_flop_formula and calibrate again, or {_ADVICE}"
         )
-    return total, cache
+    return total, output
+
+
+@contextmanager
+def _failing_as_calibration(model: nn.Module, length: int) -> Iterator[None]:
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"{type(model).__name__} cannot be calibrated: a forward of {length} tokens fails "
+            f"({type(error).__name__}: {error}); {_ADVICE}"
+        ) from error

@@ -30,11 +30,13 @@ class AttentionGroup:
         per_pair: FLOPs of one query-key pair, QKᵀ and AV, over the layers of the group: ``4 * heads * head_dim`` each.
         kv_width: Cached numbers for one token, keys and values, over the layers of the group.
         window: Positions that a query sees, itself included; ``None`` for all.
+        is_causal: False for an encoder's, whose queries see what comes after them too: half of a window.
     """
 
     per_pair: int
     kv_width: int
     window: int | None = None
+    is_causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,9 @@ class ModelSpec:
             (below 0.1 % in models of 100M and more); from a live model: exact.
         active_weights: Numbers in the matrices that one token passes through, head included.
         cached: FLOPs for one cached token in every forward (latent attention expands its cache again); mostly 0.
+        per_row: FLOPs for each row, however long (an encoder's pooler, and its head at one position); mostly 0.
+        per_forward: FLOPs of a forward, whatever its rows (DeBERTa projects its relative positions); mostly 0.
+        per_position: The same for each position of the longest row (DeBERTa's first version); mostly 0.
         hidden_size: Width of the residual stream, d; 0 in a calibrated spec, like the other shapes.
         num_layers: Layers, L.
         num_heads: Query heads.
@@ -66,6 +71,9 @@ class ModelSpec:
     parameters: int
     active_weights: int
     cached: int = 0
+    per_row: int = 0
+    per_forward: int = 0
+    per_position: int = 0
     hidden_size: int = 0
     num_layers: int = 0
     num_heads: int = 0
@@ -340,6 +348,14 @@ def causal_pairs(new: int, past: int, window: int | None = None) -> int:
     return growing * past + growing * (growing + 1) // 2 + (new - growing) * window
 
 
+def encoder_pairs(length: int, window: int | None = None) -> int:
+    """Query-key pairs of an encoder: all of them, or those at most half a window apart."""
+    if window is None or length <= window // 2 + 1:
+        return length * length
+    reach = window // 2  # a band around the diagonal, less its two corners
+    return length * (2 * reach + 1) - reach * (reach + 1)
+
+
 def forward_flops(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None) -> Flops:
     """FLOPs of one forward of `batch` equally long rows, by kind.
 
@@ -358,12 +374,13 @@ def count_forward(spec: ModelSpec, new: int, past: int, batch: int, logits: int 
     full = causal = 0
     for group in spec.attention:
         full += group.per_pair * full_pairs(new, past, group.window)
-        causal += group.per_pair * causal_pairs(new, past, group.window)
+        pairs = causal_pairs(new, past, group.window) if group.is_causal else encoder_pairs(new, group.window)
+        causal += group.per_pair * pairs
     kept = new if logits is None else logits
     # Latent attention (MLA) caches a narrow vector for each token and multiplies it out again in every forward; what
     # grows linearly with the cache is `cached`. Linear attention and state spaces have other terms, and no form here.
-    linear = new * spec.linear + past * spec.cached
-    return batch * linear, batch * kept * spec.head, batch * full, batch * causal
+    linear = batch * (new * spec.linear + past * spec.cached + spec.per_row)
+    return linear + new * spec.per_position + spec.per_forward, batch * kept * spec.head, batch * full, batch * causal
 
 
 def forward_cost(spec: ModelSpec | None, new: int, past: int, logits: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ class Charges:
         """Finds the closed form of a model, or of the configuration of one that runs elsewhere."""
         self.spec: ModelSpec | None = None
         try:
-            self.spec = _form_of(model)
+            self.spec = closed_form(model) if isinstance(model, torch.nn.Module) else model_spec(model)
         except UnknownArchitectureError as error:
             warnings.warn(f"FLOPs of this model will be reported as 0: {error}", UserWarning, stacklevel=4)
 
@@ -56,18 +55,3 @@ class Charges:
     def scoring(self, tokens: int, logits: int, past: int = 0) -> Cost:
         """The cost of reading `tokens` after `past` cached ones with the head run at `logits` positions."""
         return Cost(scored_tokens=tokens, reward_flops=self.forward(tokens, past, logits))
-
-
-def _form_of(model: Any) -> ModelSpec:
-    """The closed form of a model; a classifier's body is measured without its head, whose output has no cache."""
-    if not isinstance(model, torch.nn.Module):
-        return model_spec(model)
-    try:
-        return closed_form(model)
-    except UnknownArchitectureError:
-        body = getattr(model, "base_model", model)
-        if body is model:
-            raise
-        inside = set(map(id, body.modules()))
-        beside = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and id(m) not in inside]
-        return replace(closed_form(body), head=sum(2 * m.in_features * m.out_features for m in beside))
