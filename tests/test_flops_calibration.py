@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from inferscale.flops import (
     CalibrationError,
@@ -15,7 +16,11 @@ from inferscale.flops import (
     forward_flops,
     model_spec,
 )
+from inferscale.flops.calibration import closed_form
+from inferscale.flops.spec import encoder_pairs
+from inferscale.rewards import HFOutcomeRewardModel
 from tests.flops_models import ENDS, HAND, SHAPE, build, hand_model, random_config
+from tests.reward_checkpoints import pair_tokenizer, solution
 from tests.tiny_models import cache_of, cached
 
 PLAIN = {key: SHAPE[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")}
@@ -150,3 +155,101 @@ class Quadratic(torch.nn.Module):
 def test_the_check_point_refuses_what_does_not_fit():
     with pytest.raises(CalibrationError, match="5 tokens on a cache of 3 should be"):
         calibrate(Quadratic())
+
+
+# Encoders.
+
+_BERT = {**PLAIN, "intermediate_size": 176, "num_labels": 1, "max_position_embeddings": 130, "pad_token_id": 0}
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+ENCODERS = {
+    "bert": {},
+    "roberta": {"pad_token_id": 1},
+    "albert": {"embedding_size": 16},
+    "electra": {"embedding_size": 16},
+    "distilbert": {"dim": 64, "n_layers": 3, "n_heads": 4, "hidden_dim": 176},
+    "mpnet": {"pad_token_id": 1},
+    "deberta": _RELATIVE,
+    "deberta-v2": {**_RELATIVE, "position_buckets": 16, "share_att_key": True, "position_biased_input": False},
+    "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2}
+    | {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 3, "sep_token_id": 4},
+}
+
+
+def encoder(family, head="SequenceClassification"):
+    """A random encoder whose attention torch's own counter knows too."""
+    torch.manual_seed(0)
+    config = transformers.CONFIG_MAPPING[family](**{**_BERT, **ENCODERS[family]})
+    auto_class = getattr(transformers, f"AutoModelFor{head}")
+    return auto_class.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification"])
+@pytest.mark.parametrize("family", ENCODERS)
+def test_encoders_are_counted_exactly(family, head):
+    model = encoder(family, head)
+    spec = closed_form(model)
+    for rows, length in ((1, 40), (3, 57)):
+        mask = torch.ones(rows, length, dtype=torch.long)
+        mask[0, length // 2 :] = 0  # padding is run
+        inputs = {"input_ids": tokens(rows, length), "attention_mask": mask}
+        with FlopCounterMode(display=False) as theirs:
+            model(**inputs)
+        with FlopCounter(model, mode="verify") as analytic, FlopCounter(model, mode="exact") as exact:
+            model(**inputs)
+        assert not analytic.uncounted
+        assert (
+            forward_flops(spec, length, batch=rows).full
+            == theirs.get_total_flops()
+            == analytic.flops_of(convention="full")
+            == exact.flops_of(convention="full")
+        )
+        # every token sees every other, but for windows
+        assert (analytic.flops == theirs.get_total_flops()) == (family != "modernbert")
+
+
+def test_an_encoder_by_hand():
+    spec, width, length = closed_form(encoder("bert")), 64, 40
+    layer = 4 * 2 * width * width + 2 * 2 * width * 176  # queries, keys, values, output; up and down
+    assert (spec.linear, spec.head) == (PLAIN["num_hidden_layers"] * layer, 0)
+    assert spec.per_row == 2 * width * width + 2 * width  # the pooler and the label, at the first token
+    pairs = PLAIN["num_hidden_layers"] * 4 * width * length * length
+    assert forward_flops(spec, length).causal == length * spec.linear + pairs + spec.per_row
+    assert spec.parameters == sum(p.numel() for p in encoder("bert").parameters())
+
+
+def test_what_the_relative_positions_of_deberta_cost():
+    spec, width = closed_form(encoder("deberta-v2")), 64
+    # keys and queries of 2 * 16 relative positions are projected once for each layer and forward
+    assert spec.per_forward == PLAIN["num_hidden_layers"] * 2 * (2 * 16) * width * width * 2
+    first = closed_form(encoder("deberta"))
+    assert (first.per_forward, first.per_position > 0) == (0, True)  # the first version takes as many as the text has
+
+
+def test_the_pairs_of_an_encoders_window():
+    mask = (torch.arange(40)[:, None] - torch.arange(40)).abs() <= 8  # local_attention=16: 8 on either side
+    [window] = [group for group in closed_form(encoder("modernbert")).attention if group.window]
+    assert (window.window, window.is_causal) == (17, False)
+    assert encoder_pairs(40, 17) == int(mask.sum())
+    assert [encoder_pairs(n, 17) for n in (1, 9, 10)] == [1, 81, 98]
+
+
+def test_encoders_with_another_cost_are_refused():
+    config = transformers.BigBirdConfig(**{**_BERT, "max_position_embeddings": 1024})
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    with pytest.raises(CalibrationError, match="attends to blocks of long texts"):
+        closed_form(model)
+    model = transformers.AutoModelForSequenceClassification.from_config(transformers.FNetConfig(**_BERT)).eval()
+    with pytest.raises(CalibrationError, match=r"_fft_c2c\.default, which has no formula"):
+        closed_form(model)
+
+
+def test_outcome_rewards_of_encoders_are_billed():
+    model = encoder("deberta-v2")
+    reward = HFOutcomeRewardModel(model, pair_tokenizer())
+    nodes = [solution("b a", [" a is 12" * n]) for n in (1, 4)]
+    for node, cost in zip(nodes, reward.cost(nodes), strict=True):
+        pair = pair_tokenizer()(node.problem.prompt, node.text, return_tensors="pt")
+        with FlopCounterMode(display=False) as theirs:
+            model(**pair)
+        assert cost.scored_tokens == pair["input_ids"].numel()
+        assert cost.reward_flops == theirs.get_total_flops()

@@ -3,7 +3,7 @@
 With batch b, s new tokens, `past` cached ones, nl logits kept and a window w (the last term only for layers that have
 one)::
 
-    linear = b * s * spec.linear
+    linear = b * s * spec.linear + b * spec.per_row + s * spec.per_position + spec.per_forward
     head   = b * nl * spec.head
     full   = b * per_pair * s * (s + min(past, w - 1))
     causal = b * per_pair * sum(min(past + i, w) for i in 1..s)

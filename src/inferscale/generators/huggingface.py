@@ -103,13 +103,13 @@ class HFGenerator(Generator):
             ValueError: If an option, the vocabulary or the chat template does not fit; the message says what to do.
         """
         self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)
-        check_pair(model, tokenizer, "HFGenerator")
+        inside = check_pair(model, tokenizer, "HFGenerator")
         self.model = model
         self.tokenizer = tokenizer
-        self.limits = Limits(max_step_tokens, max_new_tokens, context_length(model.config))
+        self.limits = Limits(max_step_tokens, max_new_tokens, context_length(inside.config))
         branches = BranchFactory(
             tokenizer,
-            eos_ids(model, tokenizer, eos_token_id),
+            eos_ids(inside, tokenizer, eos_token_id),
             self.limits,
             step_delimiter=step_delimiter,
             chat_template=chat_template,
@@ -117,7 +117,7 @@ class HFGenerator(Generator):
         )
         self.thinking = branches.thinking
         self._runner = ModelRunner(
-            model,
+            inside,
             branches,
             self.sampler,
             micro_batch=micro_batch,

@@ -111,7 +111,7 @@ class GenerativeVerifier(RewardModel):
             ValueError: If `n` or `num_rounds` is not positive, there is no question, or another option does not fit.
         """
         _check_verification(n, num_rounds, question)
-        check_pair(model, tokenizer, type(self).__name__)
+        model = check_pair(model, tokenizer, type(self).__name__)
         self.n, self.num_rounds = n, num_rounds
         self._text = TextEncoder(tokenizer)
         self._question_ids = self._text.continued(question)

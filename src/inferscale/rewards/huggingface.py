@@ -97,16 +97,16 @@ class HFProcessRewardModel(LocalProcessReward):
             TypeError: If a path or hub id is given: `from_pretrained` loads.
             ValueError: If tokens, number of labels, format or tokenizer do not fit.
         """
-        check_pair(model, tokenizer, type(self).__name__)
+        inside = check_pair(model, tokenizer, type(self).__name__)
         if (good_token is None) != (bad_token is None):
             raise ValueError("give both good_token and bad_token (a causal language model), or neither (a classifier)")
         self.model = model
-        self.format = None if format is None else choose_format(model, format)
+        self.format = None if format is None else choose_format(inside, format)
         if self.format is None:
             encoder: StepEncoder = TextStepEncoder(
                 tokenizer, step_separator, use_token_ids, chat_template, system_prompt
             )
-            token_score = _score_without_format(model, tokenizer, good_token, bad_token)
+            token_score = _score_without_format(inside, tokenizer, good_token, bad_token)
         else:
             own = {"good_token and bad_token": good_token is not None, "step_separator": step_separator != "\n"}
             own |= {"use_token_ids": use_token_ids, "chat_template": chat_template is not None}
@@ -114,12 +114,12 @@ class HFProcessRewardModel(LocalProcessReward):
             if any(own.values()):
                 given = ", ".join(name for name, is_given in own.items() if is_given)
                 raise ValueError(f"{given}: a format has its own: leave it out, or use format=None")
-            _check_head(model, self.format)
+            _check_head(inside, self.format)
             self.format.check_tokenizer(tokenizer)
             encoder = self.format.layout.encoder(tokenizer)
             token_score = self.format.score.token_score(tokenizer)
         super().__init__(
-            [model],
+            [inside],
             tokenizer,
             encoder,
             step_ends,

@@ -72,11 +72,11 @@ class LikelihoodReward(LocalProcessReward):
             ValueError: If `token_reduction` or `measure` is unknown, or the tokenizer is another model's.
         """
         _check_measure(token_reduction, measure)
-        check_pair(model, tokenizer, type(self).__name__)
+        inside = check_pair(model, tokenizer, type(self).__name__)
         self.model = model
         self.token_reduction, self.measure = token_reduction, measure
         super().__init__(
-            [model],
+            [inside],
             tokenizer,
             TextStepEncoder(tokenizer, step_separator, use_token_ids, chat_template, system_prompt),
             token_predictions,
@@ -214,12 +214,11 @@ class ImplicitReward(LocalProcessReward):
             ValueError: If `beta` is not positive, or the vocabularies differ.
         """
         _check_beta(beta)
-        for one in (model, reference):
-            check_pair(one, tokenizer, type(self).__name__)
+        both = [check_pair(one, tokenizer, type(self).__name__) for one in (model, reference)]
         self.model, self.reference = model, reference
         self.beta, self.cumulative = beta, cumulative
         super().__init__(
-            [model, reference],
+            both,
             tokenizer,
             TextStepEncoder(tokenizer, step_separator, use_token_ids, chat_template, system_prompt),
             token_predictions,

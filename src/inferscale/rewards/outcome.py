@@ -107,21 +107,21 @@ class HFOutcomeRewardModel(RewardModel):
             TypeError: If a path or hub id is given: `from_pretrained` loads.
             ValueError: If the model has not exactly one label, or an option or the tokenizer does not fit.
         """
-        check_pair(model, tokenizer, type(self).__name__)
-        labels = getattr(model, "num_labels", None)
-        if not type(model).__name__.endswith("ForSequenceClassification") or labels != 1:
+        self._inside = check_pair(model, tokenizer, type(self).__name__)
+        labels = getattr(self._inside, "num_labels", None)
+        if not type(self._inside).__name__.endswith("ForSequenceClassification") or labels != 1:
             raise ValueError(
-                f"{type(model).__name__} with {labels} labels has no outcome score: "
+                f"{type(self._inside).__name__} with {labels} labels has no outcome score: "
                 "give a sequence classifier with one label"
             )
         self.model = model
         self.tokenizer = tokenizer
         self._encoder = SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos)
-        self._context = context_length(model.config, tokenizer)
-        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._context = context_length(self._inside.config, tokenizer)
+        self._takes_types = "token_type_ids" in inspect.signature(self._inside.forward).parameters
         self._mixes_lengths = not self._encoder.is_pair or self._ignores_padding()
         self._rows = checked_rows(micro_batch) or 32
-        self._charges = Charges(model)
+        self._charges = Charges(self._inside)
 
     @classmethod
     def from_pretrained(  # noqa: D417 (options of the class are described there)
@@ -173,8 +173,8 @@ class HFOutcomeRewardModel(RewardModel):
             ValueError: If one has more tokens than the model reads.
         """
         texts = [self._text(node) for node in nodes]
-        with evaluating(self.model), torch.inference_mode():
-            scores, self._rows = shortest_first(texts, self._rows, self._run, str(self.model.dtype))
+        with evaluating(self._inside), torch.inference_mode():
+            scores, self._rows = shortest_first(texts, self._rows, self._run, str(self._inside.dtype))
         return scores
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
@@ -189,7 +189,7 @@ class HFOutcomeRewardModel(RewardModel):
 
     def _text(self, node: Node) -> SolutionText:
         text = self._encoder.encode(node)
-        check_length(len(text), self._context, node, type(self.model).__name__)
+        check_length(len(text), self._context, node, type(self._inside).__name__)
         return text
 
     def _run(self, rows: Sequence[SolutionText]) -> list[float]:
@@ -202,14 +202,14 @@ class HFOutcomeRewardModel(RewardModel):
         # for this call, a pad id that ends no row.
         lasts = {row.ids[-1] for row in rows}
         pad = next(i for i in range(len(lasts) + 1) if i not in lasts)
-        ids, mask = padded([row.ids for row in rows], pad, self.model.device)
+        ids, mask = padded([row.ids for row in rows], pad, self._inside.device)
         options: dict[str, Any] = {}
         if self._takes_types and any(any(row.types) for row in rows):
-            options["token_type_ids"] = padded([row.types for row in rows], 0, self.model.device)[0]
-        config = self.model.config.get_text_config()
+            options["token_type_ids"] = padded([row.types for row in rows], 0, self._inside.device)[0]
+        config = self._inside.config.get_text_config()
         before, config.pad_token_id = config.pad_token_id, pad
         try:
-            outputs = self.model(input_ids=ids, attention_mask=mask, **options)
+            outputs = self._inside(input_ids=ids, attention_mask=mask, **options)
         finally:
             config.pad_token_id = before
         scores: list[float] = outputs.logits[:, 0].float().tolist()
@@ -218,6 +218,6 @@ class HFOutcomeRewardModel(RewardModel):
     def _ignores_padding(self) -> bool:
         """True if a padded row gets the score that it has alone; an encoder may look at padding (FNet's does)."""
         short, long = (SolutionText((5,) * length, (0,) * length) for length in (3, 8))
-        with evaluating(self.model), torch.inference_mode():
+        with evaluating(self._inside), torch.inference_mode():
             [alone], [beside, _] = self._outputs([short]), self._outputs([short, long])
-        return abs(alone - beside) <= max(1e-3, 16 * torch.finfo(self.model.dtype).eps) * max(abs(alone), 1.0)
+        return abs(alone - beside) <= max(1e-3, 16 * torch.finfo(self._inside.dtype).eps) * max(abs(alone), 1.0)

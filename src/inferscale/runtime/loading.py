@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
+from inferscale._compat import without_wrapper
 from inferscale.tree import Node
 
 from .gguf import choose_gguf, gguf_files, whole_gguf
@@ -242,12 +243,14 @@ def require_path(path_or_id: Any) -> None:
         )
 
 
-def check_pair(model: TransformersModel, tokenizer: TransformersTokenizer, owner: str) -> None:
-    """Checks that `owner` was given a model and its tokenizer as objects.
+def check_pair(model: TransformersModel, tokenizer: TransformersTokenizer, owner: str) -> Any:
+    """Checks that `owner` was given a model and its tokenizer as objects; returns the model to run.
+
+    Of peft's wrapper that is the model inside, whose layers hold the adapter.
 
     Raises:
         TypeError: If one is a path or hub id, or the model is no torch module.
-        ValueError: If the tokenizer is another model's.
+        ValueError: If the tokenizer is another model's, or the adapter is no part of the layers.
     """
     for given in (model, tokenizer):
         if isinstance(given, str | os.PathLike):
@@ -257,7 +260,15 @@ def check_pair(model: TransformersModel, tokenizer: TransformersTokenizer, owner
         raise TypeError(
             f"{owner}(model, tokenizer): the model must be a transformers model, not {type(model).__name__}"
         )
-    check_vocabulary(model, tokenizer)
+    adapter: Any = getattr(model, "active_peft_config", None)
+    if getattr(adapter, "is_prompt_learning", False):
+        raise ValueError(
+            f"{owner}(model, tokenizer): {adapter.peft_type.value} adds virtual tokens to every forward, and prefixes "
+            "are read once here: give a model whose adapter is in its layers (LoRA and its kin)"
+        )
+    inside = without_wrapper(model)
+    check_vocabulary(inside, tokenizer)
+    return inside
 
 
 def check_vocabulary(model: Any, tokenizer: Any) -> None:
