@@ -177,16 +177,22 @@ class Stub:
         return list(body["prompt"]) if self.ids else None
 
     def _noise(self, body: dict[str, Any], index: int) -> str:
-        if body["temperature"] == 0 or not self.samples:
-            return "greedy"
+        penalty = body.get("repetition_penalty", 1) if "repetition_penalty" in self.fields else 1
+        tail = "" if penalty == 1 else f"/{penalty}"
+        only_likeliest = body.get("min_p") == 1 and "min_p" in self.fields
+        if body["temperature"] == 0 or not self.samples or only_likeliest:
+            return "greedy" + tail
         if "seed" not in body or "seed" not in self.fields:
-            return f"{len(self.requests)}/{index}"
-        return {
-            "rule": f"{body['seed'] + index}",
-            "ignored": f"{body['seed']}",
-            "same": f"{body['seed']}",
-            "other": f"{body['seed']}" + f"/{index}" * bool(index),
-        }[self.n]
+            return f"{len(self.requests)}/{index}{tail}"
+        return (
+            tail
+            + {
+                "rule": f"{body['seed'] + index}",
+                "ignored": f"{body['seed']}",
+                "same": f"{body['seed']}",
+                "other": f"{body['seed']}" + f"/{index}" * bool(index),
+            }[self.n]
+        )
 
     def _choice(self, body: dict[str, Any], prompt: list[int], index: int, chat: bool) -> dict[str, Any]:
         noise, ids, stop, reason = self._noise(body, index), [], None, "length"

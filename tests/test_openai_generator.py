@@ -1,5 +1,6 @@
 """`OpenAIGenerator` on a toy server: what it sends, what it makes of the answers, what it charges."""
 
+import re
 import sys
 
 import pytest
@@ -515,3 +516,93 @@ def test_tokens_per_choice_choices_add_up(choices, total, asked):
     parts = tokens_per_choice([Choice("x" * size, "length" if cut else "stop") for size, cut in choices], total, asked)
     assert sum(parts) == total
     assert min(parts) >= 0
+
+
+# -- stop strings, step delimiters and fields beyond the protocol ------------------------------------------------------
+
+STOPS = ["e answer", "q", "x\n"]  # across tokens; a letter; one that ends with the delimiter
+
+
+def stopped_texts(generator, until):
+    """Texts and reasons of paths with stop strings, by seed."""
+    found = []
+    for key in (0, 1, 5):
+        if until == "step":
+            node = chain(generator, key)
+            found.append((node.text, node.step.finish_reason))
+        else:
+            (step,) = generator.generate(requests_of(Node(Problem("How many?"), key=key), until="end"))[0]
+            found.append((step.text, step.finish_reason))
+    return found
+
+
+@pytest.mark.parametrize("until", ["step", "end"])
+@pytest.mark.parametrize("stops", ["told", "cut", "kept", "ignored"])
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+def test_stop_strings_end_answers_on_every_server(until, stops, tokenizer):
+    with serving(Stub(stops="ignored" if stops == "ignored" else "told")) as address:
+        whole = [text for text, _ in stopped_texts(OpenAIGenerator(address, "toy"), until)]
+    expected = []
+    for text in whole:
+        ends = [(place + len(stop), place) for stop in STOPS if (place := text.find(stop)) >= 0]
+        place = min(ends)[1] if ends else len(text)
+        expected.append(text[:place])
+    with serving(Stub(stops=stops)) as address:
+        found = stopped_texts(OpenAIGenerator(address, "toy", stop=STOPS, tokenizer=tokenizer), until)
+    assert [text for text, _ in found] == expected
+    assert {reason for _, reason in found} == {"eos"}
+
+
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "ids"])
+def test_steps_that_a_server_cannot_end_are_cut_and_paid_for(tokenizer):
+    with serving(Stub()) as address:
+        plain = chain(OpenAIGenerator(address, "toy", tokenizer=tokenizer), 5)
+        for delimiter in (re.compile(r"\n"), lambda text: text.find("\n") + 1):
+            other = OpenAIGenerator(address, "toy", tokenizer=tokenizer, step_delimiter=delimiter, max_step_tokens=40)
+            (step,) = other.generate(requests_of(Node(Problem("How many?"), key=5)))[0]
+            assert (step.text, step.finish_reason) == (plain.steps[0].text, "step")
+            assert step.generated_tokens > len(step.text)
+
+
+def test_fields_beyond_the_protocol_are_sent_where_they_have_an_effect():
+    taken = Stub().fields | {"min_p", "repetition_penalty"}
+    root_ = Node(Problem("How many?"), key=5)
+    with serving(Stub(fields=taken)) as address:
+        generator = OpenAIGenerator(address, "toy", min_p=0.2, repetition_penalty=1.5)
+        sampled, greedy = generator.generate([GenerateRequest(root_), GenerateRequest(root_, greedy=True)])
+        assert (sampled[0].logprob, greedy[0].logprob) == (None, None)
+        plain = OpenAIGenerator(address, "toy").generate(requests_of(root_))[0][0]
+        assert plain.logprob is not None
+    stub = Stub(fields=taken)
+    with serving(stub) as address:
+        OpenAIGenerator(address, "toy", min_p=0.2, repetition_penalty=1.5).generate(
+            [GenerateRequest(root_), GenerateRequest(root_, greedy=True)]
+        )
+    fields = {(body.get("min_p"), body["repetition_penalty"]) for body in drawn(stub)}
+    assert fields == {(0.2, 1.5), (None, 1.5)}
+
+
+@pytest.mark.parametrize("strict", [True, False], ids=["refused", "overlooked"])
+@pytest.mark.parametrize("given", [{"min_p": 0.1}, {"repetition_penalty": 1.2}])
+def test_fields_without_effect_are_an_error_before_anything_is_sampled(strict, given):
+    stub = Stub(strict=strict)
+    with serving(stub) as address:
+        generator = OpenAIGenerator(address, "toy", **given)
+        with pytest.raises(ValueError, match=f"{next(iter(given))} has no effect on this server"):
+            generator.generate(requests_of(Node(Problem("How many?"), key=5)))
+        assert drawn(stub) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_p": 1.5}, "min_p=1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"stop": [""]}, "stop="),
+        ({"step_delimiter": 3}, "step_delimiter=3"),
+        ({"extra_body": {"min_p": 0.1}}, "extra_body holds min_p"),
+    ],
+)
+def test_controls_that_control_nothing_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        OpenAIGenerator("http://127.0.0.1:1/v1", "toy", **options)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -180,6 +181,42 @@ def test_bad_calls_are_refused(llm, monkeypatch):
 
 
 # -- vLLM itself ------------------------------------------------------------------------------------------------------
+
+
+CONTROLS = {"stop": ["a", "\ufffd"], "min_p": 0.3, "repetition_penalty": 1.5}
+
+
+@pytest.mark.parametrize("until", ["step", "end"])
+def test_controls_are_those_of_transformers(llm, until):
+    here = HFGenerator(llm.model, llm.tokenizer, eos_token_id=[2, 5], **LIMITS, **CONTROLS)
+    there = VLLMGenerator(llm, eos_token_id=[2, 5], **LIMITS, **CONTROLS)
+    for prompt in (*PROMPTS, "a b", "12"):
+        request = GenerateRequest(root(prompt), until=until, greedy=True)
+        [found], [expected] = there.generate([request])[0], here.generate([request])[0]
+        assert replace(found, logprob=None, confidence=None) == replace(expected, logprob=None, confidence=None)
+    there.generate([GenerateRequest(root(), 3, until=until)])
+    params = llm.calls[-1][1][0]
+    assert (params.min_p, params.repetition_penalty) == (0.3, 1.5)
+    assert params.stop == ["a", "\ufffd"] + ["\n"] * (until == "step")
+
+
+def test_steps_end_where_a_function_or_an_expression_says(llm):
+    plain = VLLMGenerator(llm, step_delimiter="=", max_step_tokens=12, max_new_tokens=40)
+    for delimiter in (re.compile("="), lambda text: text.find("=", 1) + 1):
+        other = VLLMGenerator(llm, step_delimiter=delimiter, max_step_tokens=12, max_new_tokens=40)
+        for key in range(6):
+            request = GenerateRequest(root(key=key), greedy=True)
+            assert ids(other.generate([request])) == ids(plain.generate([request]))
+    assert llm.calls[-2][1][0].stop is None
+
+
+def test_an_option_that_no_engine_knows_is_refused_by_its_name(monkeypatch):
+    vllm_stub.install(monkeypatch)
+    monkeypatch.setattr(vllm_stub.LLM, "__init__", lambda self, model="", **options: None)
+    with pytest.raises(TypeError, match=r"VLLMGenerator.from_pretrained\(\) got an unknown option 'min_pp'.*min_p\?"):
+        VLLMGenerator.from_pretrained("tiny", min_pp=0.1)
+    with pytest.raises(TypeError, match=r"'max_modellen': did you mean max_model_len\?"):
+        VLLMGenerator.from_pretrained("tiny", max_modellen=16)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from tests.tiny_models import byte_tokenizer, tiny_model
 
@@ -21,6 +22,8 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int | None = None
     stop: list[str] | None = None
     stop_token_ids: list[int] = field(default_factory=list)
@@ -36,6 +39,17 @@ class SamplingParams:
         assert self.temperature > 0 or self.n == 1, "n must be 1 when using greedy sampling"
         assert self.seed is None or 0 <= self.seed < 2**63
         assert self.ignore_eos
+
+
+@dataclass
+class EngineArgs:
+    """Names of options that an engine takes."""
+
+    model: str = ""
+    dtype: str = "auto"
+    max_model_len: int = 512
+    logprobs_mode: str = "raw_logprobs"
+    enable_prefix_caching: bool = False
 
 
 class LLM:
@@ -73,9 +87,13 @@ class LLM:
         tables: list[dict[int, Any]] = []
         reason = "length"
         while len(tokens) < params.max_tokens:
-            plain = self.model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0, -1]
-            drawn = plain / (params.temperature or 1.0)
-            token = int(plain.argmax())
+            ids = torch.tensor([[*prompt, *tokens]])
+            plain = self.model(input_ids=ids).logits[0, -1]
+            penalised = RepetitionPenaltyLogitsProcessor(float(params.repetition_penalty))(ids, plain[None].clone())[0]
+            drawn = penalised / (params.temperature or 1.0)
+            if params.temperature:
+                drawn = MinPLogitsWarper(params.min_p)(ids, drawn[None])[0]
+            token = int(penalised.argmax())
             if params.temperature:
                 token = int(torch.multinomial(drawn.softmax(-1), 1, generator=stream))
             kept = (plain if self.model_config.logprobs_mode == "raw_logprobs" else drawn).log_softmax(-1)
@@ -91,5 +109,5 @@ class LLM:
 def install(monkeypatch: Any) -> None:
     """Makes ``import vllm`` give the stub."""
     module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = LLM, SamplingParams  # type: ignore[attr-defined]
+    vars(module).update(LLM=LLM, SamplingParams=SamplingParams, EngineArgs=EngineArgs)
     monkeypatch.setitem(sys.modules, "vllm", module)

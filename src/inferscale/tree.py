@@ -15,9 +15,9 @@ from .thinking import NO_THINKING, Thinking, thinking_in
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
 """The reason why a step ended.
 
-``"step"``: at the step delimiter or at ``max_step_tokens``; the path can go on. ``"eos"``: the model ended its
-answer. ``"length"``: the path reached ``max_new_tokens``. ``"budget"``: the caller's budget ended it. ``"empty"``:
-nothing but white space was sampled. ``"error"``: the sample failed (a remote server); the text says why.
+``"step"``: at the step delimiter or at ``max_step_tokens``; the path can go on. ``"eos"``: the model, or a stop
+string, ended the answer. ``"length"``: the path reached ``max_new_tokens``. ``"budget"``: the caller's budget ended it.
+``"empty"``: nothing but white space was sampled. ``"error"``: the sample failed (a remote server); the text says why.
 """
 
 
@@ -286,15 +286,16 @@ class Step:
 
     Attributes:
         text: The sampled text, its delimiter included, after the forced text if there is any; end-of-sequence tokens
-            are left out.
-        token_ids: The ids of forced text and the sampled ones, end of sequence included; ``()`` when the generator
-            cannot tell.
+            and stop strings are left out.
+        token_ids: The ids of forced text and the sampled ones, end of sequence and stop string included; ``()`` when
+            the generator cannot tell.
         logprob: Sum of the log-probabilities (nats) of the sampled tokens under the distribution they were drawn
             from; ``None`` when the generator cannot tell.
         confidence: Token-level confidence of the step, higher is surer; ``None`` when the generator cannot tell.
         finish_reason: Why sampling stopped, see `FinishReason`.
         inner_ends: Where the inner steps of a completion end, as ``(end in text, end in token_ids)`` pairs in
-            order, the last one at the end; ``()`` means that the whole step is one.
+            order, the last one at the end of the text (ids after it are those of a stop string); ``()`` means that the
+            whole step is one.
         flops: FLOPs of sampling this step (a multiply-add is 2), prompt included where it was charged to this step.
         prompt_tokens: Prompt and forced tokens charged to this step; a shared prompt is charged once.
         thought_tokens: Hidden thought tokens sampled for this step; they are not in `token_ids`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,9 @@ from inferscale.runtime.loading import (
     load_pair,
 )
 from inferscale.runtime.prefix_cache import check_cache_options
+from inferscale.runtime.processing import LogitsProcessing
 from inferscale.runtime.sampling import Confidence, TokenSampler, choose_sampler
+from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops
 from inferscale.tree import Node, Step
 
 
@@ -43,11 +45,20 @@ class HFGenerator(Generator):
     A step ends with the token that completes `step_delimiter` after at least one character that is not blank, or at
     `max_step_tokens`. Ids are the truth: text is decoded from them and never encoded again.
 
+    An answer ends at the end of sequence, or with the token that completes a text of `stop` (``"eos"``), wherever its
+    characters lie among tokens and steps; only what was forced whole does not count. The step's text ends before it,
+    and its ids hold all that was sampled, which is what was paid: `Step.inner_ends` says how many of them are the text,
+    and reward models judge those. What stood before the first sampled token stays. Nothing goes on from such a step, so
+    that the ids of every node that can grow are those of its text.
+
     Attributes:
         model: The model; it is in evaluation mode while `generate` runs.
         tokenizer: The tokenizer.
         sampler: Draws tokens.
+        processing: What changes the logits before: repetition penalty and processors.
         limits: Lengths.
+        step_delimiter: What ends a step.
+        stop: Texts that end the answer.
         stats: Work that was really done.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
@@ -57,13 +68,18 @@ class HFGenerator(Generator):
         model: TransformersModel,
         tokenizer: TransformersTokenizer,
         *,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
         sampler: TokenSampler | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logits_processor: Sequence[Any] = (),
+        prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None,
         confidence: Confidence = "logprob",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
@@ -78,15 +94,28 @@ class HFGenerator(Generator):
         Args:
             model: A transformers causal language model; it stays where it is.
             tokenizer: Its tokenizer.
-            step_delimiter: Text that ends a step.
+            step_delimiter: What ends a step: a text, a compiled regular expression, or a function from a text to the
+                end of its first step (``None`` or -1 while there is none). A function is given the step's sampled text
+                from its first character that is not blank. For a text, only tokens that may complete it are decoded;
+                for the other two the path is decoded, and the step searched, at every token.
+            stop: Texts that end the answer; they are left out of its text, and their tokens are counted.
             max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
             max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
                 where the model's context is full.
-            sampler: Draws tokens: a `Sampler`, or a `TokenSampler` of your own, in place of the four shortcuts that
-                follow.
+            sampler: Draws tokens: a `Sampler`, or a `TokenSampler` of your own, in place of the shortcuts
+                `temperature`, `top_p`, `top_k`, `min_p` and `confidence`.
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
             top_k: Number of the likeliest tokens that are kept; 0 keeps all.
+            min_p: Tokens at least so many times as likely as the likeliest one are kept; 0 keeps all.
+            repetition_penalty: Lowers the logits of tokens that are in prompt or answer already, as in transformers.
+            logits_processor: Transformers' `LogitsProcessor` objects, or functions of ``input_ids`` and ``scores``,
+                called for each row alone, with its own ids ``[1, n]``, prompt included. Functions and transformers' own
+                objects serve all rows. Of any other object each path has a copy, which may keep state: it is called for
+                every token of its path, those of earlier steps included. What cannot be copied is given as a function
+                without arguments that makes one.
+            prefix_allowed_tokens_fn: Function of ``batch_id`` (always 0: a row is alone) and ``input_ids`` ``[n]`` to
+                the ids that may come next, as in transformers.
             confidence: Kind of token confidence, of which `Step.confidence` is the mean; see `Sampler`.
             chat_template: True if the prompt is a user turn of the tokenizer's chat template; by default if it has one.
             system_prompt: System turn of the chat.
@@ -102,16 +131,20 @@ class HFGenerator(Generator):
             TypeError: If a path or hub id is given: `from_pretrained` loads.
             ValueError: If an option, the vocabulary or the chat template does not fit; the message says what to do.
         """
-        self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)
+        self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
+        self.processing = LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)
         inside = check_pair(model, tokenizer, "HFGenerator")
         self.model = model
         self.tokenizer = tokenizer
         self.limits = Limits(max_step_tokens, max_new_tokens, context_length(inside.config))
+        self.step_delimiter = step_delimiter
+        self.stop = checked_stops(stop)
         branches = BranchFactory(
             tokenizer,
             eos_ids(inside, tokenizer, eos_token_id),
             self.limits,
             step_delimiter=step_delimiter,
+            stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
@@ -124,6 +157,7 @@ class HFGenerator(Generator):
             check_every=check_every,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
+            processing=self.processing,
         )
         self.stats = self._runner.stats
         self.takes_messages = branches.prompts.chat
@@ -136,13 +170,18 @@ class HFGenerator(Generator):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
         sampler: TokenSampler | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logits_processor: Sequence[Any] = (),
+        prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None,
         confidence: Confidence = "logprob",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
@@ -170,19 +209,32 @@ class HFGenerator(Generator):
         """
         from transformers import AutoModelForCausalLM
 
-        sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)  # told before the model is loaded
+        # Bad options are told before the model is loaded.
+        sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
+        LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)
+        checked_delimiter(step_delimiter), checked_stops(stop)
         Limits(max_step_tokens, max_new_tokens, None)
         check_cache_options(cache, max_cache_bytes)
         model, loaded = load_pair(
-            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+            path_or_id,
+            AutoModelForCausalLM,
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
         )
         return cls(
             model,
             loaded,
             step_delimiter=step_delimiter,
+            stop=stop,
             max_step_tokens=max_step_tokens,
             max_new_tokens=max_new_tokens,
             sampler=sampler,
+            repetition_penalty=repetition_penalty,
+            logits_processor=logits_processor,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             chat_template=chat_template,
             system_prompt=system_prompt,
             eos_token_id=eos_token_id,

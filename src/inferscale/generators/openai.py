@@ -16,7 +16,7 @@ from inferscale.base import Generator
 from inferscale.flops.spec import ModelSpec, model_spec, sample_flops
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, Limits
-from inferscale.runtime.text import step_end
+from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops, step_end, stop_place
 from inferscale.tree import FinishReason, Step
 
 from .openai_server import (
@@ -173,7 +173,8 @@ class TextSample(RemoteSample):
         request: GenerateRequest,
         index: int,
         limits: Limits,
-        delimiter: str,
+        delimiter: StepDelimiter,
+        stops: tuple[str, ...],
         stop_handling: StopHandling,
         forced_tokens: int | None,
     ) -> None:
@@ -181,6 +182,7 @@ class TextSample(RemoteSample):
         path = sum(step.generated_tokens for step in request.node.steps)
         super().__init__(request, index, limits, limits.room(0, path))
         self._delimiter = delimiter
+        self._stops = stops
         self._stop_handling = stop_handling
         self._forced_tokens = forced_tokens
         self._text = request.forced
@@ -204,15 +206,22 @@ class TextSample(RemoteSample):
     def _extend(self, choice: Choice, cut_short: bool) -> None:
         self._text += choice.text
         by_steps = self.request.until == "step"
-        if by_steps and self._cut_at_step_end(choice):
+        if self._cut_at_stop(choice) or (choice.stopped_by is not None and choice.stopped_by in self._stops):
+            self.finish = "eos"
+        elif by_steps and self._cut_at_step_end(choice):
             self.finish = self._reason_at_step_end
         elif choice.finish == "length":
             self.finish = self._reason_at_length(cut_short)
         elif by_steps and self._ended_by_delimiter(choice):
             # With the delimiter put back, a text with something in it is a step; a blank one goes on while it may.
-            self._text += "" if self._delimiter in choice.text else self._delimiter
-            at_end = self._cut_at_step_end(choice)
-            self.finish = self._reason_at_step_end if at_end else self._reason_at_length(cut_short=False)
+            if isinstance(self._delimiter, str) and self._delimiter not in choice.text:
+                self._text += self._delimiter
+            if self._cut_at_stop(choice):
+                self.finish = "eos"
+            elif self._cut_at_step_end(choice):
+                self.finish = self._reason_at_step_end
+            else:
+                self.finish = self._reason_at_length(cut_short=False)
         else:
             self._text = self._text if self._text.strip() else self.request.forced
             self.finish = "eos"
@@ -220,6 +229,21 @@ class TextSample(RemoteSample):
     @property
     def _reason_at_step_end(self) -> FinishReason:
         return "length" if self._spent >= self._room else "step"
+
+    def _cut_at_stop(self, choice: Choice) -> bool:
+        """True if the text holds a stop string, before the end of a step; it is cut there, and paid for.
+
+        What stood before the first sampled character stays, as in `HFGenerator`.
+        """
+        before, forced = self.request.node.text, len(self.request.forced)
+        end = step_end(self._text, self._delimiter, forced) if self.request.until == "step" else -1
+        text = self._text if end < 0 else self._text[:end]
+        place = stop_place(before + text, self._stops, len(before) + forced)
+        if place >= 0:
+            self._text = text[: max(place - len(before), forced)]
+            if not (self._stop_handling == "kept" and choice.finish == "stop"):
+                self._logprobs = None
+        return place >= 0
 
     def _cut_at_step_end(self, choice: Choice) -> bool:
         """True if the text has come to the end of a step, beyond which it is cut.
@@ -239,6 +263,8 @@ class TextSample(RemoteSample):
         that open. A text is then a step: if the model had ended, it will end again. Nothing, several times in a row,
         is the end.
         """
+        if not isinstance(self._delimiter, str):
+            return False  # no server knows of it
         if self._delimiter in choice.text:
             return True
         if choice.tells_stop or self._stop_handling != "hidden":
@@ -291,7 +317,7 @@ class IdSample(RemoteSample):
     def _ended_by_delimiter(self, choice: Choice) -> bool:
         """True if a delimiter ended the choice that ends no step, since nothing but white space stands before it."""
         text = self._branch.text
-        if not choice.token_ids or self.request.until == "end":
+        if not choice.token_ids or self.request.until == "end" or not isinstance(text.delimiter, str):
             return False
         if choice.tells_stop:
             return choice.stopped_by == text.delimiter
@@ -332,9 +358,11 @@ class SampleScheduler:
         server: Takes the requests.
         tokenizer: Counts and ids, if there is one.
         limits: Lengths.
-        delimiter: Text that ends a step.
+        delimiter: What ends a step.
+        stops: Texts that end an answer.
         temperature: Sampling temperature.
-        top_p: Nucleus sampling.
+        filters: Further fields of requests that are not greedy.
+        penalties: Further fields of all requests.
         logprobs: True asks for log-probabilities; ``None`` where the server returns them.
         seeds: True sends seeds, where the server takes them.
         workers: Most requests at a time.
@@ -343,9 +371,11 @@ class SampleScheduler:
     server: OpenAIServer
     tokenizer: ServerTokenizer | None
     limits: Limits
-    delimiter: str
+    delimiter: StepDelimiter
+    stops: tuple[str, ...]
     temperature: float
-    top_p: float
+    filters: Mapping[str, float]
+    penalties: Mapping[str, float]
     logprobs: bool | None
     seeds: bool
     workers: int
@@ -353,6 +383,11 @@ class SampleScheduler:
     def is_greedy(self, request: GenerateRequest) -> bool:
         """True if the likeliest tokens are taken."""
         return request.greedy or self.temperature == 0
+
+    def is_plain(self, request: GenerateRequest) -> bool:
+        """True if tokens are drawn from the distribution of the model's log-probabilities."""
+        unfiltered = self.temperature == 1 and self.filters == {"top_p": 1}
+        return not self.penalties and (unfiltered or self.is_greedy(request))
 
     def open(self, request: GenerateRequest) -> list[RemoteSample]:
         """The samples of `request`, in order, none of them drawn yet.
@@ -377,7 +412,8 @@ class SampleScheduler:
             )
         stops = server.stop_handling() if request.until == "step" else "hidden"
         forced = None if tokenizer is None else tokenizer.count_text(request.forced)
-        return [TextSample(request, i, self.limits, self.delimiter, stops, forced) for i in range(request.n)]
+        ends = (self.delimiter, self.stops, stops)
+        return [TextSample(request, i, self.limits, *ends, forced) for i in range(request.n)]
 
     def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
         """Asks for the samples of each group, which continue one node, until every one has ended.
@@ -431,8 +467,13 @@ class SampleScheduler:
         more: dict[str, Any] = {}
         if len(samples) > 1:
             more["n"] = len(samples)
-        if first.request.until == "step":
-            more["stop"] = [self.delimiter]
+        stops = [self.delimiter] if first.request.until == "step" and isinstance(self.delimiter, str) else []
+        # Where it cannot be told whether the delimiter or a stop string has ended a text, samples look for the latter.
+        if first.request.until == "end" or prefix.ids is not None or server.names_stops():
+            stops += self.stops
+        if stops:
+            more["stop"] = stops
+        more |= self.penalties
         if server.returns_logprobs() if self.logprobs is None else self.logprobs:
             more["logprobs"] = server.logprobs_field
         if prefix.ids is not None:
@@ -441,7 +482,8 @@ class SampleScheduler:
             more.update(CONTINUE)
         temperature = 0.0
         if not self.is_greedy(first.request):
-            temperature, more["top_p"] = self.temperature, self.top_p
+            temperature = self.temperature
+            more |= self.filters
             if self.seeds and server.takes_seeds():
                 more["seed"] = first.seed
         return server.body(prefix, first.left, temperature, **more)
@@ -492,6 +534,10 @@ class OpenAIGenerator(Generator):
     Attributes:
         stats: What was really asked, and the last error.
         temperature: Sampling temperature.
+        step_delimiter: What ends a step.
+        stop: Texts that end the answer.
+        min_p: Filter.
+        repetition_penalty: Penalty.
         limits: Lengths.
     """
 
@@ -507,11 +553,14 @@ class OpenAIGenerator(Generator):
         tokenizer: Any = None,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         logprobs: bool | None = None,
         seeds: bool = True,
         config: Any = None,
@@ -533,11 +582,19 @@ class OpenAIGenerator(Generator):
             chat_template: True makes the prompt a user turn of the tokenizer's chat template (completions endpoint);
                 by default if it has one.
             system_prompt: System turn of the chat.
-            step_delimiter: Text that ends a step.
+            step_delimiter: Text that ends a step, or, as for `HFGenerator`, a regular expression or a function of text.
+                A server cannot stop at those: steps are sampled to `max_step_tokens`, cut, and paid for.
+            stop: Texts that end the answer, and are left out of it; see `HFGenerator`. They are sent to the server,
+                but for single steps of text from a server that does not name what ended them: there they are looked for
+                in what came.
             max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
             max_new_tokens: Most tokens of a whole path, forced text included where ids are known.
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
+            min_p: Tokens at least so many times as likely as the likeliest one are kept; 0 keeps all. No part of
+                OpenAI's protocol (vLLM, SGLang and llama.cpp take it): a server on which it has no effect is refused.
+            repetition_penalty: Lowers the logits of tokens that are in prompt or answer already; likewise (vLLM,
+                SGLang).
             logprobs: True asks for log-probabilities, and raises where the server returns none; False does not ask; by
                 default they are asked for where the server returns them.
             seeds: True sends seeds. Without them a server that takes ``n`` is asked for all samples of a node at
@@ -555,15 +612,22 @@ class OpenAIGenerator(Generator):
             ValueError: If an option is bad.
             UnknownArchitectureError: If `config` has no closed form.
         """
-        if not step_delimiter:
-            raise ValueError(f'step_delimiter={step_delimiter!r}: give the text that ends a step, for example "\\n"')
+        checked_delimiter(step_delimiter)
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature={temperature}: it cannot be negative or infinite")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p={top_p}: give a number above 0 and at most 1")
+        if not 0 <= min_p <= 1:
+            raise ValueError(f"min_p={min_p}: give a number from 0 (keep every token) to 1")
+        if not 0 < repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty={repetition_penalty}: give a positive number (1 penalises nothing)")
         if tokenizer is None and endpoint == "completions" and (chat_template or system_prompt):
             raise ValueError('chat_template and system_prompt need tokenizer=..., or endpoint="chat"')
         self.temperature = temperature
+        self.step_delimiter = step_delimiter
+        self.stop = checked_stops(stop)
+        self.min_p = min_p
+        self.repetition_penalty = repetition_penalty
         self.limits = Limits(max_step_tokens, max_new_tokens, None)
         self._spec = None if config is None else model_spec(config)
         server = OpenAIServer(
@@ -583,13 +647,24 @@ class OpenAIGenerator(Generator):
                 tokenizer,
                 self.limits,
                 step_delimiter=step_delimiter,
+                stop=stop,
                 chat_template=chat_template,
                 system_prompt=system_prompt if endpoint == "completions" else None,
             )
         # A chat endpoint renders by its own template, and may keep thoughts to itself: there the text tells.
         self.thinking = reads.branches.thinking if reads is not None and endpoint == "completions" else None
         self._scheduler = SampleScheduler(
-            server, reads, self.limits, step_delimiter, temperature, top_p, logprobs, seeds, max_concurrency
+            server,
+            reads,
+            self.limits,
+            step_delimiter,
+            self.stop,
+            temperature,
+            {"top_p": top_p} | ({"min_p": min_p} if min_p else {}),
+            {} if repetition_penalty == 1 else {"repetition_penalty": repetition_penalty},
+            logprobs,
+            seeds,
+            max_concurrency,
         )
         self._may_be_filtered = bool(extra_body)  # by fields that this class does not know
         self._name = f"{public_address(base_url)!r}, {model!r}, endpoint={endpoint!r}"
@@ -625,6 +700,7 @@ class OpenAIGenerator(Generator):
         server.contact(requests[0].node.problem.prompt)
         if scheduler.logprobs and not server.returns_logprobs():
             raise ValueError(f"logprobs=True, but {self!r} returns no log-probabilities: leave it out, or ask another")
+        server.check_fields({*scheduler.filters, *scheduler.penalties})
         before = self.stats.samples
         groups = [scheduler.open(request) for request in requests]
         drawn = [[sample for sample in group if sample.finish is None] for group in groups]
@@ -634,8 +710,7 @@ class OpenAIGenerator(Generator):
         for request, group in zip(requests, groups, strict=True):
             # The first sample that came pays for what its siblings share.
             payer = next((sample for sample in group if sample.error is None and sample.sampled), None)
-            plain = scheduler.is_greedy(request) or (scheduler.temperature == 1 and scheduler.top_p == 1)
-            plain = plain and not self._may_be_filtered
+            plain = scheduler.is_plain(request) and not self._may_be_filtered
             first = request.first == 0
             steps.append([s.step(self._spec, s is payer and first, s is payer, plain) for s in group])
         self._warn_if_alike(requests, steps)

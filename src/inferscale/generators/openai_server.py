@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from inferscale._compat import require
 from inferscale._http import RemoteError, RetryPolicy, error_of_status, finite_floats
 from inferscale.runtime.branch import BranchFactory, Limits
+from inferscale.runtime.text import StepDelimiter
 
 T = TypeVar("T")
 
@@ -34,7 +35,8 @@ FIRST_CONTACT = 30.0  # seconds: a wrong address should not look like a busy ser
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM, SGLang: the last turn goes on
 
 _OURS = frozenset({"model", "prompt", "messages", "max_tokens", "max_completion_tokens", "temperature", "top_p"}
-                  | {"n", "seed", "stop", "logprobs", "return_token_ids", "stream"})  # fmt: skip
+                  | {"n", "seed", "stop", "logprobs", "return_token_ids", "stream"}
+                  | {"min_p", "repetition_penalty"})  # fmt: skip
 """Fields that follow from what is asked for: another value would make something else of it."""
 
 
@@ -407,6 +409,29 @@ class OpenAIServer:
 
         return self._once("stop handling", compare)
 
+    def names_stops(self) -> bool:
+        """True if the server says what ended a text."""
+        first: Choice = self._known["contact"].choices[0]
+        return first.tells_stop
+
+    def check_fields(self, names: Collection[str]) -> None:
+        """Raises a ``ValueError`` if a field that is no part of the protocol has no effect, or is refused."""
+        for name, has_effect in (("min_p", self._takes_min_p), ("repetition_penalty", self._takes_penalties)):
+            if name in names and not self._once(name, has_effect):
+                raise ValueError(f"{name} has no effect on this server (vLLM and SGLang take it): leave it out")
+
+    def _takes_min_p(self) -> bool:
+        """True if at its greatest a high temperature gives the likeliest text, twice."""
+        replies = [self._served(8, temperature=2.0, min_p=1.0) for _ in range(2)]
+        likeliest = self._known["contact"].choices[0].text
+        return all(reply is not None and reply.choices[0].text == likeliest for reply in replies)
+
+    def _takes_penalties(self) -> bool:
+        """True if the likeliest text changes where repeated tokens are made unlikely, or all others are."""
+        replies = [self._served(8, repetition_penalty=penalty) for penalty in (2.0, 0.01)]
+        likeliest = self._known["contact"].choices[0].text
+        return any(reply is not None and reply.choices[0].text != likeliest for reply in replies)
+
     def returns_logprobs(self) -> bool:
         """True if log-probabilities of the sampled tokens are returned."""
 
@@ -503,7 +528,8 @@ class ServerTokenizer:
         tokenizer: Any,
         limits: Limits,
         *,
-        step_delimiter: str,
+        step_delimiter: StepDelimiter,
+        stop: str | Sequence[str],
         chat_template: bool | None,
         system_prompt: str | None,
     ) -> None:
@@ -518,6 +544,7 @@ class ServerTokenizer:
             () if end is None else (end,),
             limits,
             step_delimiter=step_delimiter,
+            stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
@@ -534,6 +561,8 @@ class ServerTokenizer:
         return len(self.branches.text.encode_plain(text)) if text else 0
 
     def count_sampled(self, choice: Choice) -> int:
-        """Tokens of a sample; a stop string or an end of sequence that its text does not show counts as one."""
-        unseen = choice.finish == "stop" and self.branches.text.delimiter not in choice.text
-        return self.count_text(choice.text) + unseen
+        """Tokens of a sample; what ended it counts too where its text does not show it, as one token if unknown."""
+        delimiter = self.branches.text.delimiter
+        if choice.finish != "stop" or (isinstance(delimiter, str) and delimiter in choice.text):
+            return self.count_text(choice.text)
+        return self.count_text(choice.text) + max(self.count_text(choice.stopped_by or ""), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from inferscale.base import Generator
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, BranchFactory, Limits
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.loading import eos_of
+from inferscale.runtime.loading import eos_of, refuse_unknown
+from inferscale.runtime.processing import LogitsProcessing
 from inferscale.runtime.sampling import Sampler
+from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops
 from inferscale.tree import Step, branch_key
 
 
@@ -36,6 +39,9 @@ class VLLMGenerator(Generator):
         llm: The engine.
         tokenizer: The tokenizer.
         sampler: Temperature and filters.
+        processing: The repetition penalty.
+        step_delimiter: What ends a step.
+        stop: Texts that end the answer.
         limits: Lengths.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
@@ -45,12 +51,15 @@ class VLLMGenerator(Generator):
         llm: Any,
         tokenizer: Any = None,
         *,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         eos_token_id: int | list[int] | None = None,
@@ -62,13 +71,17 @@ class VLLMGenerator(Generator):
                 temperature and filters, with ``"raw_logprobs"`` a `confidence` (the tokens' mean log-probability)
                 instead. Where nothing is between the two they have both.
             tokenizer: The tokenizer; by default the engine's.
-            step_delimiter: Text that ends a step.
+            step_delimiter: Text that ends a step, or, as for `HFGenerator`, a regular expression or a function of text.
+                vLLM cannot stop at those: steps are sampled to `max_step_tokens` and cut.
+            stop: Texts that end the answer, and are left out of it; see `HFGenerator`.
             max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
             max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
                 where the engine's ``max_model_len`` is reached.
             temperature: Sampling temperature; 0 takes the likeliest token.
             top_p: Nucleus sampling: mass of the likeliest tokens that is kept.
             top_k: Number of the likeliest tokens that are kept; 0 keeps all.
+            min_p: Tokens at least so many times as likely as the likeliest one are kept; 0 keeps all.
+            repetition_penalty: Lowers the logits of tokens that are in prompt or answer already.
             chat_template: True if the prompt is a user turn of the tokenizer's chat template; by default if it has one.
             system_prompt: System turn of the chat.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
@@ -80,7 +93,10 @@ class VLLMGenerator(Generator):
         if isinstance(llm, str | os.PathLike):
             path = os.fspath(llm)
             raise TypeError(f"VLLMGenerator(llm) takes a vllm.LLM: VLLMGenerator.from_pretrained({path!r}) starts one")
-        self.sampler = Sampler(temperature, top_k, top_p)
+        self.sampler = Sampler(temperature, top_k, top_p, min_p=min_p)
+        self.processing = LogitsProcessing(repetition_penalty)
+        self.step_delimiter = step_delimiter
+        self.stop = checked_stops(stop)
         self.llm = llm
         config = llm.model_config
         self._logprobs_mode = str(config.logprobs_mode)
@@ -94,6 +110,7 @@ class VLLMGenerator(Generator):
             eos_of([eos_token_id] if eos_token_id is not None else named),
             self.limits,
             step_delimiter=step_delimiter,
+            stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
@@ -108,12 +125,15 @@ class VLLMGenerator(Generator):
         path_or_id: str | os.PathLike[str],
         tokenizer: Any = None,
         *,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         eos_token_id: int | list[int] | None = None,
@@ -129,20 +149,29 @@ class VLLMGenerator(Generator):
 
         Raises:
             ImportError: If vLLM is not installed.
+            TypeError: If vLLM does not know an option.
             ValueError: If an option or the chat template does not fit.
         """
         vllm: Any = require("vllm", "vllm")
-        Sampler(temperature, top_k, top_p), Limits(max_step_tokens, max_new_tokens, None)  # told before the start
+        # Bad options are told before the engine is started.
+        Sampler(temperature, top_k, top_p, min_p=min_p), LogitsProcessing(repetition_penalty)
+        Limits(max_step_tokens, max_new_tokens, None), checked_delimiter(step_delimiter), checked_stops(stop)
+        if names := getattr(getattr(vllm, "EngineArgs", None), "__dataclass_fields__", ()):
+            known = {*inspect.signature(vllm.LLM).parameters, *names}
+            refuse_unknown([name for name in engine_options if name not in known], known, cls.from_pretrained)
         defaults = {"enable_prefix_caching": True, "logprobs_mode": "processed_logprobs"}
         return cls(
             vllm.LLM(os.fspath(path_or_id), **{**defaults, **engine_options}),
             tokenizer,
             step_delimiter=step_delimiter,
+            stop=stop,
             max_step_tokens=max_step_tokens,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
             chat_template=chat_template,
             system_prompt=system_prompt,
             eos_token_id=eos_token_id,
@@ -175,20 +204,22 @@ class VLLMGenerator(Generator):
     def _options(self, call: Sequence[Branch]) -> Any:
         import vllm
 
-        first = call[0]
-        until_step = first.request.until == "step"
-        if self._is_greedy(first):  # one sample is all samples
-            options: dict[str, Any] = {"temperature": 0.0}
-        else:
-            sampler = self.sampler
+        first, text, sampler = call[0], self._branches.text, self.sampler
+        stops = [*text.stops]
+        if first.request.until == "step" and isinstance(text.delimiter, str):
+            stops.append(text.delimiter)
+        options: dict[str, Any] = {"temperature": 0.0}  # one sample is all samples
+        if not self._is_greedy(first):
             options = {"temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
-            options |= {"n": len(call), "seed": _seed(first)}
+            options |= {"n": len(call), "seed": _seed(first)} | ({"min_p": sampler.min_p} if sampler.min_p else {})
+        if self.processing.repetition_penalty != 1:
+            options["repetition_penalty"] = self.processing.repetition_penalty
         return vllm.SamplingParams(
             max_tokens=first.most_tokens,
-            stop=[self._branches.text.delimiter] if until_step else None,
+            stop=stops or None,
             include_stop_str_in_output=True,
-            detokenize=until_step,
-            stop_token_ids=sorted(self._branches.text.eos_ids),
+            detokenize=bool(stops),
+            stop_token_ids=sorted(text.eos_ids),
             ignore_eos=True,  # they are in stop_token_ids
             logprobs=0,  # the sampled token's own
             **options,
@@ -199,8 +230,8 @@ class VLLMGenerator(Generator):
 
     def _known(self, branch: Branch, step: Step) -> Step:
         """The step with the numbers that the engine's log-probabilities are."""
-        plain = self.sampler.temperature == 1 and self.sampler.top_k == 0 and self.sampler.top_p == 1
-        if plain or self._is_greedy(branch):
+        plain = self.sampler == Sampler() or self._is_greedy(branch)
+        if plain and self.processing == LogitsProcessing():
             return step
         if self._logprobs_mode == "raw_logprobs":
             return replace(step, logprob=None)

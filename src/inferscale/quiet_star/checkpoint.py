@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -130,11 +131,12 @@ class ThoughtCheckpoint:
         }
         (self.source / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
-    def load_base(self, model: Any = None, **load_options: Any) -> Any:
+    def load_base(self, model: Any = None, loader: Callable[..., Any] | None = None, **load_options: Any) -> Any:
         """Load the base model, or `model` in its place (an object, a folder, or a hub id).
 
         Args:
             model: The base, if it is at hand.
+            loader: The public function whose options these are.
             load_options: ``device``, ``dtype`` and options of ``from_pretrained``.
 
         Raises:
@@ -152,7 +154,7 @@ class ThoughtCheckpoint:
             if given:
                 raise TypeError(f"{', '.join(given)}: only used when the base is loaded, but an object was given")
             return model
-        return load_model(self.base if model is None else model, auto_class, **load_options)
+        return load_model(self.base if model is None else model, auto_class, loader=loader, **load_options)
 
     def check_base(self, model: Any, dtype: torch.dtype) -> None:
         """Raise ``CheckpointError`` if a base of the saved dtype is not the one that was saved."""

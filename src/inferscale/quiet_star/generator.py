@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -20,7 +20,9 @@ from inferscale.runtime.branch import Branch, BranchFactory, Limits
 from inferscale.runtime.decoding import Decoder, GeneratorStats, ModelRunner
 from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids
 from inferscale.runtime.prefix_cache import PrefixCache, branch_path, cache_bytes, check_cache_options
+from inferscale.runtime.processing import LogitsProcessing
 from inferscale.runtime.sampling import Confidence, Sampler, TokenSampler, choose_sampler
+from inferscale.runtime.text import StepDelimiter, checked_stops
 from inferscale.tree import Node, Step, branch_key
 
 from .cache import CachedText, check_cached, think_once
@@ -397,6 +399,9 @@ class QuietSTaRGenerator(Generator):
     Attributes:
         quiet: The model.
         settings: Of the thoughts.
+        processing: What changes the logits of visible tokens.
+        step_delimiter: What ends a step.
+        stop: Texts that end the answer.
         stats: Counts of what was really run, visible tokens alone.
     """
 
@@ -410,13 +415,18 @@ class QuietSTaRGenerator(Generator):
         num_thoughts: int = 1,
         when: ThinkingRule | None = None,
         record_thoughts: bool = False,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
         max_new_tokens: int = 1024,
         sampler: TokenSampler | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        logits_processor: Sequence[Any] = (),
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
         confidence: Confidence = "logprob",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
@@ -435,14 +445,19 @@ class QuietSTaRGenerator(Generator):
             num_thoughts: Thoughts before each token, whose predictions are averaged.
             when: Before which tokens to think; by default all.
             record_thoughts: Keep every thought, see `thoughts_of`.
-            step_delimiter: Text that ends a step.
+            step_delimiter: Text, regular expression or function that ends a step; see `HFGenerator`.
+            stop: Texts that end the answer, and are left out of it.
             max_step_tokens: A step is cut after this many visible tokens; the path can go on.
             max_new_tokens: Most visible tokens of a whole path, forced text included.
-            sampler: Draws visible tokens: a `Sampler`, or a `TokenSampler` of your own, in place of the four shortcuts
-                that follow.
+            sampler: Draws visible tokens: a `Sampler`, or a `TokenSampler` of your own, in place of the shortcuts
+                `temperature`, `top_p`, `top_k`, `min_p` and `confidence`.
             temperature: Of the visible tokens; 0 takes the likeliest.
             top_p: Mass of the likeliest visible tokens that is kept.
             top_k: Number of the likeliest visible tokens that are kept; 0 keeps all.
+            min_p: Visible tokens at least so many times as likely as the likeliest one are kept; 0 keeps all.
+            repetition_penalty: Lowers the mixed logits of tokens that are in prompt or answer already.
+            logits_processor: Processors of the mixed logits of visible tokens; see `HFGenerator`.
+            prefix_allowed_tokens_fn: Gives the visible tokens that may come next; see `HFGenerator`.
             confidence: What `Step.confidence` is the token mean of; see `Sampler`.
             chat_template: Put prompts into the tokenizer's chat template; by default if it has one.
             system_prompt: System turn of the chat.
@@ -484,12 +499,23 @@ class QuietSTaRGenerator(Generator):
             eos_ids(quiet.model, tokenizer, eos_token_id),
             Limits(max_step_tokens, max_new_tokens, context),
             step_delimiter=step_delimiter,
+            stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
         )
         self.takes_messages = branches.prompts.chat
-        sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence)
-        self._runner = ModelRunner(quiet.model, branches, sampler, micro_batch=micro_batch, decoder=self._make_decoder)
+        sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
+        self.processing = LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)
+        self.step_delimiter = step_delimiter
+        self.stop = checked_stops(stop)
+        self._runner = ModelRunner(
+            quiet.model,
+            branches,
+            sampler,
+            micro_batch=micro_batch,
+            processing=self.processing,
+            decoder=self._make_decoder,
+        )
         try:
             self._spec: ModelSpec | None = closed_form(quiet.model)
         except UnknownArchitectureError:

@@ -151,7 +151,7 @@ class QuietSTaR(nn.Module):
                 not the one that the thoughts were trained with.
         """
         saved = ThoughtCheckpoint.load(path_or_id)
-        base = saved.load_base(model, device=device, dtype=dtype, **load_options)
+        base = saved.load_base(model, loader=cls.from_pretrained, device=device, dtype=dtype, **load_options)
         quiet = cls(
             base,
             saved.thought_length if thought_length is None else thought_length,

@@ -175,7 +175,13 @@ class GenerativeVerifier(RewardModel):
 
         _check_verification(n, num_rounds, question)  # told before the model is loaded
         model, tokenizer = load_pair(
-            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+            path_or_id,
+            AutoModelForCausalLM,
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
         )
         return cls(
             model,

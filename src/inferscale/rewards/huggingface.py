@@ -181,7 +181,15 @@ class HFProcessRewardModel(LocalProcessReward):
             load_options.setdefault("config", load_config(path_or_id, load_options))
         if kind == "value":
             load_options.setdefault("key_mapping", VALUE_KEYS)
-        model, tokenizer = load_pair(path_or_id, _HEADS[kind][0], tokenizer, device=device, dtype=dtype, **load_options)
+        model, tokenizer = load_pair(
+            path_or_id,
+            _HEADS[kind][0],
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
+        )
         reward = cls(
             model,
             tokenizer,

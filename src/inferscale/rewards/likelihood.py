@@ -125,7 +125,13 @@ class LikelihoodReward(LocalProcessReward):
 
         _check_measure(token_reduction, measure)  # told before the model is loaded
         model, tokenizer = load_pair(
-            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+            path_or_id,
+            AutoModelForCausalLM,
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
         )
         return cls(
             model,
@@ -269,9 +275,23 @@ class ImplicitReward(LocalProcessReward):
 
         _check_beta(beta)  # told before the models are loaded
         model, tokenizer = load_pair(
-            path_or_id, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options
+            path_or_id,
+            AutoModelForCausalLM,
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
         )
-        loaded, _ = load_pair(reference, AutoModelForCausalLM, tokenizer, device=device, dtype=dtype, **load_options)
+        loaded, _ = load_pair(
+            reference,
+            AutoModelForCausalLM,
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
+        )
         return cls(
             model,
             loaded,

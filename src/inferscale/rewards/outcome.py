@@ -155,7 +155,13 @@ class HFOutcomeRewardModel(RewardModel):
 
         load_options.setdefault("num_labels", 1)
         model, tokenizer = load_pair(
-            path_or_id, AutoModelForSequenceClassification, tokenizer, device=device, dtype=dtype, **load_options
+            path_or_id,
+            AutoModelForSequenceClassification,
+            tokenizer,
+            loader=cls.from_pretrained,
+            device=device,
+            dtype=dtype,
+            **load_options,
         )
         return cls(
             model,

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from inferscale.runtime.loading import (
     CheckpointError,
+    check_load_options,
     check_vocabulary,
     load_tokenizer,
     load_weights,
@@ -54,13 +55,14 @@ def load_for_training(
         load_options: Passed on to ``from_pretrained``.
 
     Raises:
-        TypeError: If an object is given in place of a folder or hub id.
+        TypeError: If an object is given in place of a folder or hub id, or nobody knows an option.
         CheckpointError: If other weights than the head's are missing.
     """
     from transformers import AutoModelForTokenClassification
 
     require_path(path_or_id)
     with located(path_or_id, gguf_file) as place, torch.random.fork_rng(devices=[]):
+        check_load_options(place, load_options, load_for_training)
         torch.manual_seed(seed)
         loaded, info = load_weights(
             path_or_id, place, AutoModelForTokenClassification, num_labels=2, dtype="float32", **load_options

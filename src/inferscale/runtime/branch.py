@@ -14,7 +14,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.tree import FinishReason, Problem, Step, branch_key
 
 from .prompts import ControlTokens, PromptFormat
-from .text import TokenText
+from .text import StepDelimiter, TokenText, stop_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ class Branch:
     _ends: list[tuple[int, int]] = field(default_factory=list)
     _ended_text: str = ""
     _start: int = -1  # characters of the decoded path and forced ids, once they are known
+    _cut: int | None = None  # characters of the text that stand before a stop string
 
     def __post_init__(self) -> None:
         """Ends at once when there is no room for a single token."""
@@ -113,6 +114,7 @@ class Branch:
     def restart(self) -> None:
         """Forgets what was sampled; the same tokens come again from the same stream."""
         self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
+        self._cut = None
 
     def push(self, token: int, logprob: float, confidence: float) -> bool:
         """Takes the next token; returns True if sampling goes on."""
@@ -124,22 +126,22 @@ class Branch:
         self.logprob = math.fsum((self.logprob, *logprobs))
         self.confidence = math.fsum((self.confidence, *confidences))
         token, cap = tokens[-1], self.request.max_tokens
-        if token in self.text.eos_ids:
+        full = self.step_tokens >= self.limits.step
+        text = None  # of most tokens, which can end nothing, it is not needed
+        if token not in self.text.eos_ids and (full or self.text.may_end(np.array([token]))[0]):
+            text = self._decode(final=False)
+        if token in self.text.eos_ids or (text is not None and self._ends_at_stop(text)):
             self.finish = "eos"
         elif len(self.tokens) >= self.room:
             self.finish = "length"
-        elif self._ends_step(token) and self.request.until == "step":
+        elif text is not None and self._ends_step(text, full) and self.request.until == "step":
             self.finish = "step"
         elif cap is not None and len(self.tokens) >= cap:
             self.finish = "budget"
         return self.finish is None
 
-    def _ends_step(self, token: int) -> bool:
-        """True if a step ends after the last token; its end is kept."""
-        full = self.step_tokens >= self.limits.step
-        if not full and not self.text.may_end(np.array([token]))[0]:  # most tokens cannot, and need no text
-            return False
-        text = self._decode(final=False)
+    def _ends_step(self, text: str, full: bool) -> bool:
+        """True if a step ends after the last token, by its delimiter or because it is full; its end is kept."""
         start = self._ends[-1][0] if self._ends else 0
         if full or self.text.has_step_end(text[start:], 0 if self._ends else len(self.request.forced)):
             self._ends.append((len(text), len(self.forced) + len(self.tokens)))
@@ -147,10 +149,23 @@ class Branch:
             return True
         return False
 
-    def _decode(self, final: bool) -> str:
-        """The forced text, and what the sampled ids add to the text of path and forced ids."""
+    def _ends_at_stop(self, text: str) -> bool:
+        """True if the last token completes a stop string, which may begin before the first sampled token.
+
+        What stands before the first sampled token stays: text that the caller forced, and that of the path's nodes.
+        """
+        if not self.text.stops:
+            return False
+        before = self.request.node.text
+        place = stop_place(before + text, self.text.stops, len(before) + len(self.request.forced))
+        if place >= 0:
+            self._cut = max(place - len(before), len(self.request.forced))
+        return place >= 0
+
+    def _decode(self, final: bool, count: int | None = None) -> str:
+        """The forced text, and what the sampled ids, or the first `count`, add to the text of path and forced ids."""
         thinking = self.request.node.thinking
-        text = self.text.decode((*self.path, *self.forced, *self.tokens), final, thinking)
+        text = self.text.decode((*self.path, *self.forced, *self.tokens[:count]), final, thinking)
         if self._start < 0:
             self._start = len(self.text.decode(self.path + self.forced, False, thinking))
         return self.request.forced + text[self._start :]
@@ -167,9 +182,13 @@ class Branch:
         ids = self.forced + tuple(self.tokens)
         if reason in ("step", "length") and not text.strip():
             text, reason = self._decode(final=True), "empty"
-        # The last inner step ends with the text, whether or not its delimiter came.
-        ends = self._ends[:-1] if self._ends and self._ends[-1][1] >= len(ids) else self._ends
-        ends = [*ends, (len(text), len(ids))]
+        # The last inner step ends with the text, whether or not its delimiter came; ids of a stop string are behind it.
+        ends, end = self._ends, (len(text), len(ids))
+        if self._cut is not None:
+            text = text[: self._cut]
+            end = (len(text), len(self.forced) + self._tokens_of_text())
+            ends = [each for each in ends if each[0] < end[0]]
+        ends = [*(each for each in ends if each[1] < end[1]), end]
         prompt_tokens, flops = charge(self)
         return Step(
             text=text,
@@ -177,11 +196,18 @@ class Branch:
             logprob=self.logprob,
             confidence=self.confidence / len(self.tokens) if self.tokens else None,
             finish_reason=reason,
-            inner_ends=tuple(ends) if len(ends) > 1 else (),
+            inner_ends=tuple(ends) if len(ends) > 1 or end[1] < len(ids) else (),
             flops=flops,
             prompt_tokens=prompt_tokens,
             num_tokens=len(self.tokens) if self.forced else None,
         )
+
+    def _tokens_of_text(self) -> int:
+        """The least number of sampled tokens whose text holds all that stands before the stop string."""
+        count = len(self.tokens)
+        while count and len(self._decode(final=False, count=count - 1)) >= (self._cut or 0):
+            count -= 1
+        return count
 
 
 class BranchFactory:
@@ -202,7 +228,8 @@ class BranchFactory:
         eos_ids: Iterable[int],
         limits: Limits,
         *,
-        step_delimiter: str = "\n",
+        step_delimiter: StepDelimiter = "\n",
+        stop: str | Sequence[str] = (),
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -220,7 +247,7 @@ class BranchFactory:
             control_tokens=control_tokens,
         )
         self.thinking = self.prompts.thinking()
-        self.text = TokenText(tokenizer, step_delimiter, eos_ids, self.thinking)
+        self.text = TokenText(tokenizer, step_delimiter, eos_ids, self.thinking, stop)
         self.encode: Callable[[Problem | str], tuple[int, ...]] = lru_cache(maxsize=4096)(self.prompts.encode)
 
     def open(self, request: GenerateRequest) -> list[Branch]:

@@ -26,6 +26,7 @@ from .branch import Branch, BranchFactory, side_by_side
 from .charges import Charges
 from .kv import ROOM, RowBatch
 from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
+from .processing import LogitsProcessing
 from .sampling import Draws, TokenSampler, uniforms
 from .session import Session, length_bound, run_halving
 
@@ -184,6 +185,7 @@ def sample_branches(
     sampler: TokenSampler,
     stats: GeneratorStats,
     check_every: int,
+    processing: LogitsProcessing | None = None,
 ) -> None:
     """Samples all of `branches` that have not ended to their ends; can be called again when it was interrupted.
 
@@ -198,10 +200,13 @@ def sample_branches(
         stats: Counts tokens.
         check_every: Tokens drawn between two looks at which branches have ended. A look waits for the device; what was
             drawn beyond an end is wasted.
+        processing: What changes the logits before a token is drawn.
 
     Raises:
         FloatingPointError: If the logits hold NaN or infinity.
+        ValueError: If logits processors leave a branch without a token.
     """
+    processed = None if processing is None else processing.rows()
     waiting = deque(branch for branch in branches if branch.finish is None)
     for branch in waiting:
         branch.restart()
@@ -222,13 +227,15 @@ def sample_branches(
                     first = decoder.start(new)
                     logits = first if logits is None else torch.cat([logits, first])
                     buffer.add(new)
+                    if processed is not None:
+                        processed.add(new, home_of(logits))
                 elif not live:
                     break
             assert logits is not None
 
             # Draw some tokens of every row, without a look at them. Token t of a branch takes number t of its stream.
-            ahead = 1 if decoder.follows_branches else buffer.most_ahead(check_every)
-            home = torch.device("cpu") if logits.device.type == "mps" else logits.device  # mps has no float64
+            looks = decoder.follows_branches or (processed is not None and processed.needs_looks)
+            ahead, home = 1 if looks else buffer.most_ahead(check_every), home_of(logits)
             places = buffer.rows["count"][:, None] + np.arange(ahead)
             numbers = torch.from_numpy(uniforms(buffer.rows["key"][:, None], places.astype(np.uint64))).to(home)
             greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if buffer.rows["greedy"].any() else None
@@ -236,7 +243,11 @@ def sample_branches(
             for place in range(ahead):
                 if draws:
                     logits = decoder.step(draws[-1].tokens.to(logits.device))
-                draws.append(sampler.draw_mixed(logits.to(home), numbers[:, place], greedy))
+                plain = logits.to(home)
+                scores = None if processed is None else processed(plain)
+                draws.append(sampler.draw_mixed(plain, numbers[:, place], greedy, scores))
+                if processed is not None:
+                    processed.push(draws[-1].tokens)
 
             # Look at them, in one copy from the device, [3, rows, tokens]: steps end in text, which is the host's.
             columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
@@ -257,12 +268,19 @@ def sample_branches(
                 stats.wasted_tokens += int(buffer.rows["count"][ended].sum()) - kept
                 decoder.keep(left.tolist())
                 buffer.keep(left)
+                if processed is not None:
+                    processed.keep(left.tolist())
                 tokens = tokens[torch.from_numpy(left).to(tokens.device)]
             logits = decoder.step(tokens) if len(left) else None
     finally:
         if buffer.branches:  # interrupted
             stats.wasted_tokens += int(buffer.rows["count"].sum())
             decoder.keep([])
+
+
+def home_of(logits: Tensor) -> torch.device:
+    """Where tokens are drawn: where the logits are, but mps has no float64."""
+    return torch.device("cpu") if logits.device.type == "mps" else logits.device
 
 
 class StatelessDecoder(Decoder):
@@ -437,6 +455,7 @@ class ModelRunner:
         model: The model; it is in evaluation mode while `generate` runs.
         branches: Opens the branches of requests.
         sampler: Draws tokens.
+        processing: What changes the logits before.
         stats: Work that was really done.
         rows: Most branches that decode at a time.
     """
@@ -451,6 +470,7 @@ class ModelRunner:
         check_every: int | None = None,
         cache: str = "tree",
         max_cache_bytes: int | None = None,
+        processing: LogitsProcessing | None = None,
         decoder: Callable[[GeneratorStats], Decoder] | None = None,
     ) -> None:
         """Checks how the model can be run.
@@ -464,6 +484,7 @@ class ModelRunner:
                 where a look waits for the device).
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls.
+            processing: What changes the logits before a token is drawn.
             decoder: Makes what runs the batches, in place of what `cache` says; it is given the runner's `stats`.
 
         Raises:
@@ -475,6 +496,7 @@ class ModelRunner:
         self.model = model
         self.branches = branches
         self.sampler = sampler
+        self.processing = processing
         self.stats = GeneratorStats()
         self.rows = micro_batch or 256
         self._check_every = check_every or (1 if model.device.type == "cpu" else 8)
@@ -494,7 +516,8 @@ class ModelRunner:
         """``request.n`` steps for each request, in order.
 
         Raises:
-            ValueError: If a prompt does not fit into the model's context, or a node has no token ids.
+            ValueError: If a prompt does not fit into the model's context, a node has no token ids, or logits processors
+                leave a path without a token.
             SearchMemoryError: If not even one row fits into memory.
             FloatingPointError: If the model's logits hold NaN or infinity.
         """
@@ -511,7 +534,7 @@ class ModelRunner:
 
     def _sample(self, decoder: Decoder, branches: Sequence[Branch]) -> None:
         def run(rows: int) -> None:
-            sample_branches(branches, rows, decoder, self.sampler, self.stats, self._check_every)
+            sample_branches(branches, rows, decoder, self.sampler, self.stats, self._check_every, self.processing)
 
         def left() -> list[Branch]:
             return [branch for branch in branches if branch.finish is None]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -111,6 +115,7 @@ def load_model(
     path_or_id: str | os.PathLike[str],
     auto_class: Any,
     *,
+    loader: Callable[..., Any] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     gguf_file: str | None = None,
@@ -121,6 +126,7 @@ def load_model(
     Args:
         path_or_id: A local folder or GGUF file (never touches the network), or a hub id.
         auto_class: The transformers class to load with, for example ``AutoModelForCausalLM``.
+        loader: The public function whose options these are.
         device: Where to run; by default a GPU if there is one.
         dtype: By default float32 on a CPU, the checkpoint's own elsewhere.
         gguf_file: Which GGUF file of the folder or repository. Its weights are unpacked, unless a
@@ -128,13 +134,14 @@ def load_model(
         load_options: Passed on to ``from_pretrained``, for example ``trust_remote_code`` or ``revision``.
 
     Raises:
-        TypeError: If an object is given where a folder or hub id belongs.
+        TypeError: If an object is given where a folder or hub id belongs, or nobody knows an option.
         CheckpointError: If weights are missing, unexpected, or of another shape.
         ValueError: If a path does not exist, or it is not clear which GGUF file is meant.
         ImportError: If a GGUF file is given and ``gguf`` is not installed.
     """
     require_path(path_or_id)
     with located(path_or_id, gguf_file) as place:
+        check_load_options(place, load_options, loader)
         return _load_model(path_or_id, place, auto_class, device, dtype, load_options)
 
 
@@ -197,6 +204,7 @@ def load_pair(
     auto_class: Any,
     tokenizer: Any = None,
     *,
+    loader: Callable[..., Any] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     gguf_file: str | None = None,
@@ -208,13 +216,14 @@ def load_pair(
         path_or_id: A local folder or GGUF file, or a hub id.
         auto_class: The transformers class to load with.
         tokenizer: Another folder, GGUF file or hub id, or a tokenizer; by default the one beside the model.
+        loader: The public function whose options these are.
         device: Where to run.
         dtype: Of the weights.
         gguf_file: Which GGUF file of the folder or repository; its own tokenizer is in it.
         load_options: Passed on to ``from_pretrained`` (``revision`` not to that of a tokenizer named apart).
 
     Raises:
-        TypeError: If an object is given where a folder or hub id belongs.
+        TypeError: If an object is given where a folder or hub id belongs, or nobody knows an option.
         CheckpointError: If weights are missing, unexpected, or of another shape.
         ValueError: If a path does not exist, it is not clear which GGUF file is meant, or the tokenizer is another
             model's.
@@ -225,6 +234,7 @@ def load_pair(
     shared = {"trust_remote_code", "token"} | ({"revision"} if own else set())
     passed_on = {key: value for key, value in load_options.items() if key in shared}
     with located(path_or_id, gguf_file) as place:
+        check_load_options(place, load_options, loader)
         if own:
             tokenizer = transformers.AutoTokenizer.from_pretrained(place.source, **place.options, **passed_on)
         else:
@@ -232,6 +242,58 @@ def load_pair(
         model = _load_model(path_or_id, place, auto_class, device, dtype, load_options)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
+
+
+def check_load_options(
+    place: Located, load_options: Mapping[str, Any], loader: Callable[..., Any] | None = None
+) -> None:
+    """Checks that somebody knows the options: transformers, the model's configuration, or the repository's own code.
+
+    Args:
+        place: Where the checkpoint lies, whose configuration is read if transformers does not know an option.
+        load_options: Options for ``from_pretrained``.
+        loader: The public function whose options these are, for the message.
+
+    Raises:
+        TypeError: If nobody does; the message names the nearest option.
+    """
+    known = _transformers_options()
+    unknown = [name for name in load_options if name not in known]
+    if not unknown or not known or load_options.get("trust_remote_code"):
+        return
+    config = load_options.get("config")
+    if config is None:
+        where = {"cache_dir", "revision", "subfolder", "token"} & load_options.keys()
+        given = {name: load_options[name] for name in where}
+        config = transformers.AutoConfig.from_pretrained(place.source, **place.options, **given)
+    # from_pretrained overrides whatever the configuration has
+    refuse_unknown([name for name in unknown if not hasattr(config, name)], known, loader)
+
+
+def refuse_unknown(unknown: Iterable[str], known: Iterable[str], loader: Callable[..., Any] | None = None) -> None:
+    """Raises a ``TypeError`` for the first unknown option of `loader`, which names the nearest one."""
+    own = {} if loader is None else inspect.signature(loader).parameters
+    called = "" if loader is None else f"{loader.__qualname__}() "
+    for name in unknown:
+        near = difflib.get_close_matches(name, [*own, *sorted(known)], 1)
+        hint = f"did you mean {near[0]}?" if near else "no option is like it"
+        raise TypeError(f"{called}got an unknown option {name!r}: {hint}")
+
+
+@cache
+def _transformers_options() -> frozenset[str]:
+    """Options of ``from_pretrained``, which takes most of them out of its keyword arguments; empty if it hides them."""
+    loaders = (transformers.PreTrainedModel.from_pretrained, transformers.AutoModel.from_pretrained)
+    names = set(inspect.signature(loaders[0]).parameters)
+    for function in loaders:
+        try:
+            lines = inspect.getsource(function).splitlines()
+        except OSError:
+            return frozenset()
+        for line in lines:
+            if "kwargs" in line or "for name in" in line:
+                names.update(re.findall(r'"(\w+)"', line))
+    return frozenset(names)
 
 
 def require_path(path_or_id: Any) -> None:

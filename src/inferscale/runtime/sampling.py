@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -96,29 +96,38 @@ class TokenSampler(ABC):
         logprobs = _pick(logits, tokens) - logits.logsumexp(dim=-1)
         return Draws(tokens, logprobs, logprobs)
 
-    def draw_mixed(self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None) -> Draws:
+    def confidences(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Confidences of drawn tokens `[rows]` under the model's own `logits`, where processors have changed them."""
+        return _pick(logits, tokens) - logits.logsumexp(dim=-1)
+
+    def draw_mixed(
+        self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None, processed: Tensor | None = None
+    ) -> Draws:
         """One token for each row, the likeliest where `greedy` says so.
 
         Args:
             logits: `[rows, vocabulary]`, any floating dtype.
             numbers: Uniform numbers in (0, 1), float64 `[rows]`.
             greedy: Rows that take the likeliest token, bool `[rows]`; ``None`` means none.
+            processed: What logits processors have made of `logits`; ``None`` if there are none. Tokens are drawn from
+                these, and confidences stay those of the model.
         """
         logits = logits.float()
-        drawn = self.draw(logits, numbers)
-        if greedy is None:
-            return drawn
-        best = self.draw_likeliest(logits)
-        return Draws(
-            torch.where(greedy, best.tokens, drawn.tokens),
-            torch.where(greedy, best.logprobs, drawn.logprobs),
-            torch.where(greedy, best.confidences, drawn.confidences),
-        )
+        scores = logits if processed is None else processed
+        drawn = self.draw(scores, numbers)
+        if greedy is not None:
+            best = self.draw_likeliest(scores)
+            drawn = Draws(
+                torch.where(greedy, best.tokens, drawn.tokens),
+                torch.where(greedy, best.logprobs, drawn.logprobs),
+                torch.where(greedy, best.confidences, drawn.confidences),
+            )
+        return drawn if processed is None else replace(drawn, confidences=self.confidences(logits, drawn.tokens))
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler(TokenSampler):
-    """Temperature and filters, in the order temperature, top-k, top-p.
+    """Temperature and filters, in the order temperature, top-k, top-p, min-p (that of transformers).
 
     Attributes:
         temperature: Divides the logits; 0 takes the likeliest token.
@@ -127,12 +136,15 @@ class Sampler(TokenSampler):
         confidence: ``"logprob"``: the token's log-probability. ``"self_certainty"``: minus the mean over the
             vocabulary of ``log(V p)`` (arXiv 2502.18581). ``"deepconf"``: minus the mean log-probability of the 20
             likeliest tokens (facebookresearch/deepconf). All under the plain model distribution.
+        min_p: Keep the tokens that are at least `min_p` times as likely as the likeliest one (arXiv 2407.01082); 0
+            keeps all.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     confidence: Confidence = "logprob"
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuses settings that define no distribution."""
@@ -142,6 +154,8 @@ class Sampler(TokenSampler):
             raise ValueError(f"top_p={self.top_p}: give a number above 0 and at most 1 (1 keeps every token)")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: give 0 (keep every token) or a positive number")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p={self.min_p}: give a number from 0 (keep every token) to 1")
         if self.confidence not in ("logprob", "self_certainty", "deepconf"):
             raise ValueError(f'confidence={self.confidence!r}: choose "logprob", "self_certainty" or "deepconf"')
 
@@ -160,6 +174,8 @@ class Sampler(TokenSampler):
         log_total = peak[:, 0] + weights.sum(dim=-1).log() if plain else raw.logsumexp(dim=-1)
         if self.top_k or self.top_p < 1.0:
             weights *= weights >= filter_threshold(weights, self.top_k, self.top_p)[:, None]
+        if self.min_p:
+            weights *= weights >= self.min_p  # the likeliest has the weight 1
         tokens, shares = inverse_cdf(weights, numbers)
         return Draws(tokens, shares.log().to(raw.dtype), self._confidences(raw, log_total, tokens))
 
@@ -167,6 +183,10 @@ class Sampler(TokenSampler):
         """The likeliest token of each row, with its log-probability under the plain model distribution."""
         tokens, log_total = logits.argmax(dim=-1), logits.logsumexp(dim=-1)
         return Draws(tokens, _pick(logits, tokens) - log_total, self._confidences(logits, log_total, tokens))
+
+    def confidences(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Confidences of drawn tokens `[rows]`, of the kind that is asked for, under the model's own `logits`."""
+        return self._confidences(logits, logits.logsumexp(dim=-1), tokens)
 
     def _confidences(self, raw: Tensor, log_total: Tensor, tokens: Tensor) -> Tensor:
         """Token confidences `[rows]`; `log_total` is the log-sum-exp of the plain logits `raw`."""
@@ -178,7 +198,12 @@ class Sampler(TokenSampler):
 
 
 def choose_sampler(
-    sampler: TokenSampler | None, temperature: float, top_p: float, top_k: int, confidence: Confidence
+    sampler: TokenSampler | None,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    confidence: Confidence,
+    min_p: float = 0.0,
 ) -> TokenSampler:
     """The sampler that was given, or the one that its shortcuts say.
 
@@ -186,7 +211,7 @@ def choose_sampler(
         ValueError: If both are given.
         TypeError: If `sampler` is none.
     """
-    shortcut = Sampler(temperature, top_k, top_p, confidence)
+    shortcut = Sampler(temperature, top_k, top_p, confidence, min_p)
     if sampler is None:
         return shortcut
     if not isinstance(sampler, TokenSampler):
