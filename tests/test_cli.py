@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from inferscale import zoo
+from inferscale.answers import Text
 from inferscale.cli import main
 from inferscale.evaluate import load_run
 from inferscale.evaluate.parts import make_generator, make_reward, make_strategy, make_vote
@@ -77,6 +78,12 @@ BAD = {
     "no file": (["eval", "--dataset", "jsonl"], "needs data"),
     "bad field": (["eval", "--dataset", "jsonl", "--data", "x", "--field", "question"], "question=name_of_your_field"),
     "bad style": (["eval", "--style", "haiku"], "unknown prompt style 'haiku'"),
+    "unknown kind": (
+        ["solve", "x", "--strategy", "greedy", "--answer-kind", "letter"],
+        "choose one of any, number, choice",
+    ),
+    "unknown kind of data": (["eval", "--answer-kind", "choice:"], "give the letters in a row"),
+    "a kind for no grader": (["eval", "--answer-kind", "code", "--grader", "math"], "--answer-kind code is none"),
     "bad grader": (["eval", "--grader", "teacher"], "unknown grader 'teacher': choose one of auto"),
     "leaking shots": (["eval", "--shots", "2"], "--shots 2 needs --shots-data FILE"),
     "odd value": (["solve", "x", "--strategy", "REBASE({[]: 1})"], "options are numbers, texts, or calls"),
@@ -224,6 +231,39 @@ def test_sweep_report_and_plot(run, model, rows, tmp_path):
     )  # fmt: skip
     once, twice = run("report", folder)[1], run("report", folder, next(folder.iterdir()))[1]
     assert once == twice, "a run that is named twice counts once"
+
+
+def test_what_was_cut_is_said(run, model, rows, tmp_path):
+    cut = "of 6 trajectories were cut by length and abstain: raise max_new_tokens"
+    code, _, err = run("eval", *small(model, rows, "--strategy", "greedy", "--out", tmp_path / "run"))
+    assert code == 0
+    silent = load_run(tmp_path / "run").abstentions
+    assert (silent.trajectories, silent.by_length) == (6, silent.cut)
+    assert silent.by_length > 0
+    assert f"{tmp_path / 'run'}: {silent.by_length} {cut}" in err
+    table = tmp_path / "points.csv"
+    code, out, err = run("report", tmp_path, "--csv", table)
+    assert f"tiny, Greedy: {silent.by_length} {cut}" in err
+    assert f"{silent.abstaining / 6:.1%}" in out
+    with table.open() as file:
+        point = next(csv.DictReader(file))
+    assert (point["trajectories"], point["cut"], point["abstaining"]) == ("6", str(silent.cut), str(silent.abstaining))
+    code, _, err = run(
+        "solve", "1+1=?", "--model", model, "--strategy", "greedy", "--max-new-tokens", 8, "--no-progress"
+    )
+    assert code == 0
+    assert err.endswith("1 of 1 trajectories were cut by length and abstain: raise max_new_tokens\n")
+
+
+def test_the_kind_of_answer_is_part_of_a_run(run, model, rows, tmp_path):
+    folder = tmp_path / "run"
+    code, _, err = run(
+        "eval", *small(model, rows, "--strategy", "greedy", "--out", folder, "--answer-kind", "text:="), "--limit", 1
+    )
+    assert code == 0, err
+    result = next(load_run(folder).results())
+    assert result.problem.kind == "text:="
+    assert result.selected.equality == Text("=")
 
 
 def test_runs_under_other_settings_are_other_curves(run, model, rows, tmp_path):

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from inferscale import zoo
-from inferscale.answers import parse_number, read_answer, same_answer
+from inferscale.answers import chosen_reader, parse_number, read_answer, same_answer
 from inferscale.evaluate import STYLES, Example, PromptStyle, load_examples, load_problems, prompt_style
 from inferscale.evaluate.datasets import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
 
@@ -215,3 +215,64 @@ def test_gsm8k_and_svamp_as_recorded(shared_data):
     assert (kinds.count("Subtraction"), kinds.count("Addition")) == (531, 195)
     with pytest.raises(ValueError, match="has no field"):
         load_examples("math", shared_data / "problems" / "svamp.json")
+
+
+# -- kinds of answers --------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_says_what_its_answers_are(tmp_path):
+    rows = {
+        "gsm8k": ({"question": "q", "answer": "so\n#### 3"}, "number"),
+        "math": ({"problem": "p", "answer": "x"}, "expression"),
+        "svamp": ({"Body": "b", "Question": "q", "Answer": 3}, "number"),
+        "jsonl": ({"question": "q", "answer": "x"}, None),
+    }
+    for name, (row, kind) in rows.items():
+        file = written(tmp_path / f"{name}.jsonl", [row])
+        assert [problem.kind for problem in load_problems(name, file)] == [kind]
+        assert [problem.kind for problem in load_problems(name, file, kind="text")] == ["text"]
+    assert load_problems("embedded", limit=1)[0].kind == "number"
+    own = written(tmp_path / "own.jsonl", [{"question": "q", "answer": "yes", "answer_kind": "yesno", "kind": "easy"}])
+    assert load_problems("jsonl", own)[0].kind == "yesno"
+    assert load_problems("jsonl", own, fields={"answer_kind": "answer_kind"}, kind="any")[0].kind == "any"
+    with pytest.raises(ValueError, match="unknown kind of answer 'easy'"):
+        load_problems("jsonl", own, fields={"answer_kind": "kind"})
+    with pytest.raises(ValueError, match="unknown kind of answer 'numeral'"):
+        load_problems("jsonl", own, kind="numeral")
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer"),
+    [
+        (["red", "blue", "green"], 1),
+        (["red", "blue", "green"], "B"),
+        (["red", "blue", "green"], "b"),
+        (["red", "blue", "green"], "blue"),
+        ({"text": ["red", "blue", "green"], "label": ["1", "2", "3"]}, "2"),
+        ({"text": ["red", "blue", "green"], "label": ["A", "B", "C"]}, "B"),
+        ([0, 1, 2], 1),
+    ],
+)
+def test_choices_get_letters(choices, answer):
+    row = {"question": "Which colour?\n", "choices": choices, "answer": answer}
+    example = example_from_fields(row, 0, {})
+    assert example.question.startswith("Which colour?\nA. ")
+    assert (example.answer, example.kind) == ("B", "choice:ABC")
+    problem = STYLES["cot"].problem(example)
+    read = chosen_reader(STYLES["cot"].reader(), problem.kind)
+    assert read("Blue is a colour, so the answer is (B), I think.\nQuestion: And A?") == "B"
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "told"),
+    [
+        (["red", "blue"], "C", "none of its 2 choices: give a letter from A to B"),
+        (["red", "blue"], 2, "none of its 2 choices"),
+        (["red", "red"], "red", "none of its 2 choices"),
+        (["red"], 0, "no list of 2 to 26"),
+        ("red, blue", 0, "no list of 2 to 26"),
+    ],
+)
+def test_choices_that_are_none_are_refused(choices, answer, told):
+    with pytest.raises(ValueError, match=f"row 4 has .*{told}"):
+        example_from_fields({"question": "q", "choices": choices, "answer": answer}, 4, {})

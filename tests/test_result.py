@@ -9,11 +9,11 @@ import pytest
 
 from inferscale.aggregators import BestOfN
 from inferscale.base import Aggregator, SearchStrategy
-from inferscale.engine import SearchResult, solve
+from inferscale.engine import Abstentions, SearchResult, solve
 from inferscale.flow import expand, score
 from inferscale.strategies import REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
-from inferscale.tree import Problem, Trajectory
+from inferscale.tree import Problem, Step, Trajectory
 
 
 class Picky(Aggregator):
@@ -156,3 +156,49 @@ def test_numbers_that_json_does_not_have_are_saved_as_not_known(tmp_path):
     assert (step.logprob, step.confidence, again.root.children[0].stats) == (None, None, {"value": None, "visits": 3})
     replayed = solve("How many?", RepeatedSampling(2), Odd(), journal=tmp_path / "journal.jsonl")
     assert replayed.text == result.text
+
+
+# -- abstentions -------------------------------------------------------------------------------------------------------
+
+
+def ended(texts, reasons, **options):
+    """Of independent samples with these texts, each ended for its reason."""
+    generator = ToyGenerator()
+    generator.generate = lambda requests: [
+        [Step(texts[i % len(texts)], (i,), finish_reason=reasons[i % len(reasons)]) for i in range(r.n)]
+        for r in requests
+    ]
+    return solve("How many?", RepeatedSampling(max(len(texts), len(reasons))), generator, **options)
+
+
+def test_abstentions_are_counted_by_their_reason():
+    texts = ("The answer is 4.", "so", "so", "The answer is 5. And", "no idea")
+    result = ended(texts, ("eos", "length", "budget", "length", "eos"))
+    silent = result.abstentions
+    assert silent == Abstentions(5, by_length=1, by_budget=1, unread=1)
+    assert (silent.cut, silent.abstaining) == (2, 3)
+    assert ended((" ", "gone"), ("empty", "error")).abstentions == Abstentions(2, failed=2)
+    assert silent + Abstentions(2, failed=2) == Abstentions(7, 1, 1, 0, 2, 1)
+    assert SearchResult.from_dict(result.to_dict()).abstentions == silent
+    left = solve("How many?", REBASE(4, max_depth=1), ToyGenerator(), reward_model=ToyReward())
+    assert left.abstentions == Abstentions(4, unfinished=4)
+
+
+def test_many_abstentions_are_told_with_what_to_do():
+    assert Abstentions(160, by_length=37).notes == [
+        "37 of 160 trajectories were cut by length and abstain: raise max_new_tokens"
+    ]
+    assert Abstentions(160, by_length=15, unread=15).notes == []
+    assert Abstentions(2000, unread=1500, failed=200).notes == [
+        "200 of 2,000 trajectories failed and abstain: their texts tell the error",
+        "1,500 of 2,000 trajectories ended without an answer that was found: say what it is by kind=... or "
+        "read_answer=...",
+    ]
+    assert Abstentions().notes == []
+
+
+def test_a_notebook_shows_what_abstains():
+    shown = ended(("The answer is 4.", "so", "well"), ("eos", "length", "eos"))._repr_html_()
+    assert "<dd>3, 2 abstained (1 cut, 1 unread)</dd>" in shown
+    assert "1 of 3 trajectories were cut by length and abstain: raise max_new_tokens" in shown
+    assert "abstain:" not in ended(("The answer is 4.",), ("eos",) * 3)._repr_html_()

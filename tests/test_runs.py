@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
+from inferscale.engine import Abstentions
 from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
 from inferscale.evaluate import runs as runs_module
 from inferscale.evaluate.records import locked, problem_keys, read_records
@@ -120,6 +121,8 @@ def test_a_run_holds_what_the_searches_gave(tmp_path):
     assert about["identity"]["config"] == {"data": "ten"}
     assert about["versions"]["python"] == sys.version.split()[0]
     assert run.rows()[0]["generated_tokens"] == results[0].cost.generated_tokens
+    assert run.abstentions == sum((result.abstentions for result in results), Abstentions()) == Abstentions(30)
+    assert [run.rows()[0][name] for name in ("trajectories", "cut", "unread", "abstaining")] == [3, 0, 0, 0]
     assert run.peak_memory_bytes is None or run.peak_memory_bytes > 1e6
     pandas = pytest.importorskip("pandas")
     frame = run.to_pandas()
@@ -355,3 +358,18 @@ def test_a_memory_of_scores_is_no_other_configuration_once_it_is_used(tmp_path):
 def test_memory_is_known_where_the_system_tells(monkeypatch):
     peak = runs_module.peak_memory_bytes()
     assert peak is None or peak > 1e6
+
+
+def test_the_kind_of_a_problem_is_graded_and_is_another_problem(tmp_path):
+    letters = [Problem("Which?", "(b)", kind="choice:AB")]
+
+    class Letter(ToyGenerator):
+        def generate(self, requests):
+            return [[replace(step, text="The answer is B.") for step in of] for of in super().generate(requests)]
+
+    run = run_evaluation(letters, SAMPLING, Letter(), tmp_path / "run")
+    assert (run.accuracy, run.records[0]["answer"]) == (1.0, "B")
+    assert next(run.results()).problem == letters[0]
+    assert problem_keys(letters, "") != problem_keys([replace(letters[0], kind=None)], "")
+    with pytest.raises(ChangedRunError):
+        run_evaluation([replace(letters[0], kind="choice:ABC")], SAMPLING, Letter(), tmp_path / "run")

@@ -7,6 +7,7 @@ from threading import Thread
 import pytest
 
 import inferscale as isc
+from inferscale.answers import Number
 from inferscale.evaluate.parts import make_strategy, make_vote
 from inferscale.serve import Limits, Service
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
@@ -78,6 +79,20 @@ def test_the_best_of_n_letters_is_the_one_with_the_greatest_reward():
         choice = ask(running)["choices"][0]
         assert (choice["text"], choice["inferscale"]["score"]) == (texts[1], 44.0)
         assert ask(running, inferscale={"vote": "medoid"})["choices"][0]["text"] in texts
+
+
+def test_a_request_says_what_kind_its_answer_is(server):
+    def letter(step, node):
+        return replace(step, text="The answer is B, since 7 < 9.", finish_reason="eos", inner_ends=())
+
+    with serving(Service(BrokenGenerator(letter), None, "toy", "sampling", 2, read_answer=Number())) as running:
+        for fields, answer in (({}, "9"), ({"inferscale": {"answer_kind": "choice:ABCD"}}, "B")):
+            told = ask(running, **fields)["choices"][0]["inferscale"]
+            assert (told["answer"], told["abstentions"]["unread"]) == (answer, 0)
+    status, _, told = call(server, "/v1/completions", {"prompt": PROMPT, "inferscale": {"answer_kind": "letter"}})
+    assert status == 400
+    assert told["error"]["param"] == "inferscale.answer_kind"
+    assert "choose one of any, number, choice" in told["error"]["message"]
 
 
 ASKED = [

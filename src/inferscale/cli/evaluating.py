@@ -16,6 +16,7 @@ from inferscale.evaluate.parts import check_scores, make_generator, make_reward,
 
 from .solving import (
     STRATEGY_HELP,
+    AnswerKind,
     MaxNewTokens,
     Model,
     Progress,
@@ -30,7 +31,7 @@ from .solving import (
 )
 
 if TYPE_CHECKING:
-    from inferscale.aggregators import SameAnswer
+    from inferscale.answers import SameAnswer
     from inferscale.base import Generator, RewardModel, SearchStrategy
     from inferscale.evaluate import Run
     from inferscale.scaling import CurvePoint
@@ -47,7 +48,9 @@ Style = Annotated[str | None, typer.Option(help="Prompt: cot, direct, steps, box
 Shots = Annotated[int, typer.Option(min=0, help="Worked examples before each question.")]
 ShotsData = Annotated[Path | None, typer.Option(help="File that the worked examples are taken from, not --data.")]
 Limit = Annotated[int | None, typer.Option(help="Take the first so many problems.")]
-Grader = Annotated[str, typer.Option(help="numeric, math (math-verify in a killable process), or auto.")]
+Grader = Annotated[
+    str, typer.Option(help="numeric (the equality of the kind), math (math-verify in a killable process), or auto.")
+]
 MaxStepTokens = Annotated[int, typer.Option(help="Most tokens of a step.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Problems searched at the same time.")]
 Force = Annotated[bool, typer.Option(help="Go on in a folder of another configuration with what is still valid.")]
@@ -65,6 +68,7 @@ class RunOptions:
     shots: Shots = 0
     shots_data: ShotsData = None
     limit: Limit = None
+    answer_kind: AnswerKind = None
     grader: Grader = "auto"
     width: Width = 16
     vote: Vote = "majority"
@@ -92,13 +96,18 @@ class RunOptions:
             raise UsageError(f"unknown grader {self.grader!r}: choose one of {', '.join(GRADERS)}")
         if self.shots and self.shots_data is None:
             raise UsageError(f"--shots {self.shots} needs --shots-data FILE: examples must not come from the test data")
+        if self.grader == "math" and self.answer_kind and self.answer_kind not in ("any", "number", "expression"):
+            raise UsageError(
+                f"--grader math compares expressions, and --answer-kind {self.answer_kind} is none: leave it out"
+            )
         named = self._named_fields()
         shots = load_examples(self.dataset, self.shots_data, fields=named, limit=self.shots) if self.shots else []
         if len(shots) < self.shots:
             raise UsageError(f"--shots {self.shots}: {self.shots_data} holds {len(shots)}")
         return load_problems(
-            self.dataset, self.data, split=self.split, style=self.style, shots=shots, fields=named, limit=self.limit
-        )
+            self.dataset, self.data, split=self.split, style=self.style, shots=shots, fields=named,
+            kind=self.answer_kind, limit=self.limit,
+        )  # fmt: skip
 
     def run(
         self, problems: list[Problem], search: SearchStrategy, generator: Generator, reward_model: RewardModel | None,
@@ -117,17 +126,16 @@ class RunOptions:
             batch_size=self.batch_size, config=about, force=self.force, progress=self.progress,
         )  # fmt: skip
 
-    def same_answer(self) -> SameAnswer:
-        """Math-verify where answers are expressions and it is installed, else exact normal forms."""
+    def same_answer(self) -> SameAnswer | None:
+        """Math-verify where answers are expressions and it is installed, else the equality of their kind."""
         from importlib.util import find_spec
 
-        from inferscale.answers import same_answer
         from inferscale.evaluate import MathGrader
 
-        wanted = self.grader == "math" or (self.grader == "auto" and self.dataset == "math")
-        if wanted and (self.grader == "math" or find_spec("math_verify") is not None):
+        kind = self.answer_kind or ("expression" if self.dataset == "math" else "any")
+        if self.grader == "math" or (self.grader == "auto" and kind == "expression" and find_spec("math_verify")):
             return MathGrader()
-        return same_answer
+        return None
 
     def _named_fields(self) -> dict[str, str] | None:
         pairs = [text.partition("=") for text in self.field or ()]
@@ -272,7 +280,7 @@ def _settings(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 COSTS = ("flops", "generator_flops", "reward_flops", "tokens", "seconds")
 Folders = Annotated[list[Path], typer.Argument(help="Folders of runs, or folders that hold them.")]
-COLUMNS = ("n", "accuracy", "tokens", "policy FLOPs", "reward FLOPs", "seconds", "problems")
+COLUMNS = ("n", "accuracy", "tokens", "policy FLOPs", "reward FLOPs", "seconds", "problems", "abstain")
 
 
 def register(app: typer.Typer) -> None:
@@ -296,7 +304,11 @@ def report(
     for p in shown:
         accuracy = f"{100 * p.accuracy:.1f} ± {100 * p.standard_error:.1f} %"
         costs = f"{p.tokens:.0f}", f"{p.generator_flops:.3g}", f"{p.reward_flops:.3g}", f"{p.seconds:.2f}"
-        typer.echo(f"{p.name:<{width}} {p.n:>4} {accuracy:>14} " + _cells([*costs, p.problems]))
+        silent = f"{p.abstentions.abstaining / max(p.abstentions.trajectories, 1):.1%}"
+        typer.echo(f"{p.name:<{width}} {p.n:>4} {accuracy:>14} " + _cells([*costs, p.problems, silent]))
+    for method, silent_of in {p.method: p.abstentions for p in shown}.items():
+        for note in silent_of.notes:
+            typer.echo(f"{method}: {note}", err=True)
     typer.echo("± one standard error over problems; coverage is an upper bound (any sample is right), not a method.")
     if csv is not None:
         _write_csv(points, csv)
@@ -404,3 +416,5 @@ def show(run: Run) -> None:
         graded = "no gold answers"
     silent = sum(record["answer"] is None for record in run.finished)
     typer.echo(f"{graded}, {len(run.finished)} problems ({silent} without an answer)  {run.directory}")
+    for note in run.abstentions.notes:
+        typer.echo(f"{run.directory}: {note}", err=True)

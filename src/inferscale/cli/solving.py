@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inferscale.answers import KINDS, reader_of
 from inferscale.evaluate.parts import (
     VOTES,
     check_scores,
@@ -36,6 +37,9 @@ Vote = Annotated[str, typer.Option(help=f"One of {', '.join(VOTES)}, or one in f
 Temperature = Annotated[float, typer.Option(help="Sampling temperature.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a solution.")]
 StepDelimiter = Annotated[str, typer.Option(help="What ends a step.")]
+AnswerKind = Annotated[
+    str | None, typer.Option(help=f"What the answer is: one of {', '.join(KINDS)}, or choice:ABCDE (its letters).")
+]
 Tokens = Annotated[int | None, typer.Option(help="Token budget of a problem.")]
 Seed = Annotated[int, typer.Option(help="Any integer.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
@@ -93,6 +97,7 @@ def solve(
     temperature: Temperature = 0.8,
     max_new_tokens: MaxNewTokens = 512,
     step_delimiter: StepDelimiter = "\\n",
+    answer_kind: AnswerKind = None,
     tokens: Tokens = None,
     seed: Seed = 0,
     save: Annotated[Path | None, typer.Option(help="Write the whole result there as JSON.")] = None,
@@ -102,16 +107,17 @@ def solve(
     """Search for the answer to one problem."""
     from inferscale.cost import Budget
     from inferscale.engine.solver import solve as run
+    from inferscale.tree import Problem
 
     search, aggregator = make_strategy(strategy, width), make_vote(vote)
     check_scores(search, aggregator, reward)
-    budget = None if tokens is None else Budget(tokens=tokens)
-    generator = make_generator(model, temperature, max_new_tokens, step_delimiter)
-    reward_model = None if reward is None else make_reward(reward, model)
     if model in embedded() and not prompt.endswith("\n"):
         prompt += "\n"  # the embedded policies read a question as a line
+    problem, budget = Problem(prompt, kind=answer_kind), None if tokens is None else Budget(tokens=tokens)
+    generator = make_generator(model, temperature, max_new_tokens, step_delimiter)
+    reward_model = None if reward is None else make_reward(reward, model)
     result = run(
-        prompt, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
+        problem, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
         progress=progress,
     )  # fmt: skip
     _show(result, tree)
@@ -148,6 +154,8 @@ def _show(result: SearchResult, tree: bool) -> None:
         f"{cost.reward_flops:.3g} reward FLOPs, {cost.seconds:.1f} s"
         + (f", stopped by {result.stopped_by}" if result.stopped_by else "")
     )
+    for note in result.abstentions.notes:
+        typer.echo(note, err=True)
 
 
 def serve(
@@ -165,6 +173,7 @@ def serve(
     temperature: Temperature = 0.8,
     max_new_tokens: MaxNewTokens = 512,
     step_delimiter: StepDelimiter = "\\n",
+    answer_kind: AnswerKind = None,
     max_active: Annotated[int, typer.Option(min=1, help="Searches that share the model's batches.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Searches that wait; more are refused (429).")] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Size of a request; larger ones are refused (413).")] = 2
@@ -182,10 +191,12 @@ def serve(
     key = os.environ.get("INFERSCALE_API_KEY") or None
     check_host(host, key)
     check_scores(make_strategy(strategy, width), make_vote(vote), reward)  # before the models are loaded
+    reader = None if answer_kind is None else reader_of(answer_kind)
     service = Service(
         make_generator(model, temperature, max_new_tokens, step_delimiter),
         None if reward is None else make_reward(reward, model),
         name=name or Path(model).name, strategy=strategy, width=width, vote=vote, seed=seed, api_key=key,
+        read_answer=reader,
         limits=Limits(max_active, max_waiting, max_body_bytes, max_size=max_size, budget=Budget(tokens, None, seconds)),
         prompt_end="\n" if model in embedded() else "",  # the embedded policies read a question as a line
     )  # fmt: skip

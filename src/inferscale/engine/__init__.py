@@ -1,11 +1,12 @@
 """The only driver of searches: solving, journals, results and progress."""
 
 from .journal import Journal
-from .result import SearchResult
+from .result import Abstentions, SearchResult
 from .search import Search, SearchUpdate
 from .solver import Session, Solver, asolve, solve, solve_batch, stream
 
 __all__ = [
+    "Abstentions",
     "Journal",
     "Search",
     "SearchResult",

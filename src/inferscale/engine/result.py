@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,76 @@ from inferscale.answers import Reader, answer_of, equality_of, group_answers, ki
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
 from inferscale.thinking import Thinking
-from inferscale.tree import Node, Problem, Step, Trajectory
+from inferscale.tree import FinishReason, Node, Problem, Step, Trajectory
 
 FORMAT = "inferscale.SearchResult"
 VERSION = 1
+
+
+MANY = 0.1
+"""Share of trajectories without an answer for one reason from which on `Abstentions` says so."""
+
+
+@dataclass(frozen=True)
+class Abstentions:
+    """Trajectories without an answer, by the reason: they have no vote. Counts of several searches can be added.
+
+    Attributes:
+        trajectories: All trajectories.
+        by_length: Those cut by ``max_new_tokens`` before their answer was complete.
+        by_budget: Those cut by the budget before it was.
+        unfinished: Those that the search left before their end.
+        failed: Those of an error, or of nothing but white space.
+        unread: Those that ended by themselves, with no answer that the reader found.
+    """
+
+    trajectories: int = 0
+    by_length: int = 0
+    by_budget: int = 0
+    unfinished: int = 0
+    failed: int = 0
+    unread: int = 0
+
+    @classmethod
+    def count(cls, ends: Iterable[tuple[str | None, FinishReason | None]]) -> Abstentions:
+        """Count trajectories, of which each has an answer and a reason why its last step ended (if it has a step)."""
+        given = list(ends)
+        reasons = Counter(reason for answer, reason in given if answer is None)
+        return cls(
+            len(given), reasons["length"], reasons["budget"], reasons["step"],
+            reasons["empty"] + reasons["error"] + reasons[None], reasons["eos"],
+        )  # fmt: skip
+
+    def __add__(self, other: Abstentions) -> Abstentions:
+        """The counts of both together."""
+        return Abstentions(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def cut(self) -> int:
+        """Those that did not end by themselves."""
+        return self.by_length + self.by_budget + self.unfinished
+
+    @property
+    def abstaining(self) -> int:
+        """All without an answer."""
+        return self.cut + self.failed + self.unread
+
+    @property
+    def notes(self) -> list[str]:
+        """What to do about reasons that take away a tenth of the votes or more: one line each, most often none."""
+        said = {
+            "by_length": "were cut by length and abstain: raise max_new_tokens",
+            "by_budget": "were cut by the budget and abstain: raise it, or ask for fewer samples",
+            "unfinished": "were left unfinished and abstain: raise max_depth or the budget",
+            "failed": "failed and abstain: their texts tell the error",
+            "unread": "ended without an answer that was found: say what it is by kind=... or read_answer=...",
+        }
+        counts = {name: getattr(self, name) for name in said}
+        return [
+            f"{count:,} of {self.trajectories:,} trajectories {said[name]}"
+            for name, count in counts.items()
+            if count and count >= MANY * self.trajectories
+        ]
 
 
 @dataclass(frozen=True)
@@ -63,6 +130,11 @@ class SearchResult:
     def final_text(self) -> str | None:
         """The selected trajectory's final part, thoughts left out; ``None`` if its thinking never ended."""
         return self.selected.final_text
+
+    @property
+    def abstentions(self) -> Abstentions:
+        """How many trajectories have no answer, and why."""
+        return Abstentions.count((t.answer, t.steps[-1].finish_reason if t.steps else None) for t in self.trajectories)
 
     @property
     def selected_leaf(self) -> Node:
@@ -173,15 +245,16 @@ class SearchResult:
         """
         from inferscale.viz.html import page
 
-        abstained = sum(trajectory.answer is None for trajectory in self.trajectories)
-        cost = self.cost
+        cost, silent = self.cost, self.abstentions
+        why = f" ({silent.cut} cut, {silent.unread} unread)" if silent.abstaining else ""
         facts = {
             "problem": self.problem.prompt,
-            "trajectories": f"{len(self.trajectories)}, {abstained} abstained",
+            "trajectories": f"{len(self.trajectories)}, {silent.abstaining} abstained{why}",
             "tokens": f"{cost.tokens:,} sampled, {cost.scored_tokens:,} scored",
             "FLOPs": f"{cost.generator_flops:.3g} generator, {cost.reward_flops:.3g} reward model",
             "seconds": f"{cost.seconds:.3g}",
             "stopped by": self.stopped_by or "the strategy",
+            **({"note": ". ".join(silent.notes)} if silent.notes else {}),
         }
         return page(self.root, self.leaves, self.trajectories, self._place, facts)
 

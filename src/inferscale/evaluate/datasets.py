@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, TypeAlias
 
-from inferscale.answers import Before, Reader, normalize_answer, read_answer
+from inferscale.answers import Before, Reader, normalize_answer, read_answer, reader_of
 from inferscale.tree import Problem
 
 
@@ -30,6 +31,7 @@ class Example:
         id: A name for tables and files.
         group: What results may be split by (a level, a type); ``""`` if there is nothing.
         domain: The field that the question is from (a subject, a kind of operation); ``""`` if it is not known.
+        kind: What the answer is, see `Problem`; ``None`` if it is not known.
     """
 
     question: str
@@ -38,6 +40,7 @@ class Example:
     id: str = ""
     group: str = ""
     domain: str = ""
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class PromptStyle:
 
     def problem(self, example: Example) -> Problem:
         """The problem of a row."""
-        return Problem(self.prompt(example.question), example.answer, example.id or None)
+        return Problem(self.prompt(example.question), example.answer, example.id or None, kind=example.kind)
 
     def reader(self, reader: Reader | None = None) -> Reader | None:
         """Reader of answers for prompts of this style, to pass as `read_answer`.
@@ -178,27 +181,56 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
     Args:
         row: The row.
         number: Its position, its name if it has none.
-        fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"``, ``"group"`` and
-            ``"domain"``; those left out are looked for under their own names, and under ``"prompt"`` for the question.
+        fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"``, ``"group"``,
+            ``"domain"``, ``"answer_kind"`` and ``"choices"``; those left out are looked for under their own names, and
+            under ``"prompt"`` for the question. Choices (a list of texts, or ``{"text": [...], "label": [...]}``) are
+            put under the question with a letter for each; the answer is then a letter or label, a place in the list
+            (from 0 on), or one of its texts.
 
     Raises:
-        ValueError: If the question or the gold answer is empty, or the answer is no text or number.
+        ValueError: If the question or the gold answer is empty, or the answer is no text or number, or no choice.
     """
-    extra = ("solution", "id", "group", "domain")
+    extra = ("solution", "id", "group", "domain", "answer_kind", "choices")
     names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
     if "question" not in fields and "question" not in row and "prompt" in row:
         names["question"] = "prompt"
     # what was named must be there; only what is optional by nature and was not named may be missing
     optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in extra}
     question = row[names["question"]]
+    question = question if isinstance(question, str) and question.strip() else _question(question, number)
+    answer, kind = _gold(row[names["answer"]], number), _text(optional["answer_kind"]) or None
+    if optional["choices"] is not None:
+        choices, answer, kind = _lettered(optional["choices"], row[names["answer"]], number)
+        question = f"{question.rstrip()}\n{choices}"
     return Example(
-        question=question if isinstance(question, str) and question.strip() else _question(question, number),
-        answer=_gold(row[names["answer"]], number),
+        question=question,
+        answer=answer,
         solution=_text(optional["solution"]),
         id=str(number if optional["id"] is None else optional["id"]),
         group=_text(optional["group"]),
         domain=_text(optional["domain"]),
+        kind=kind,
     )
+
+
+def _lettered(choices: Any, answer: Any, number: int) -> tuple[str, str, str]:
+    """The choices with their letters, the letter of the answer, and the kind."""
+    listed, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, Mapping) else (choices, None)
+    if not isinstance(listed, list) or not 2 <= len(listed) <= len(ascii_uppercase):
+        raise ValueError(f"row {number} has choices that are no list of 2 to 26: {choices!r:.80}")
+    texts, letters = [_text(choice) for choice in listed], ascii_uppercase[: len(listed)]
+    gold = _text(answer)
+    if isinstance(answer, int) and 0 <= answer < len(texts):
+        gold = letters[answer]
+    for names in (labels or [], texts):
+        if list(names).count(gold) == 1:
+            gold = letters[list(names).index(gold)]
+            break
+    if len(gold) != 1 or gold.upper() not in letters:
+        raise ValueError(f"row {number} has the answer {answer!r:.80}, which is none of its {len(texts)} choices: give "
+                         f"a letter from A to {letters[-1]}, a place from 0 on, or the text of one")  # fmt: skip
+    lines = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
+    return lines, gold.upper(), f"choice:{letters}"
 
 
 def gsm8k_example(row: Row, number: int) -> Example:
@@ -289,6 +321,8 @@ HUB: dict[str, tuple[str, str | None, str]] = {
 """Where ``datasets`` finds a data set: its hub id, configuration and default split."""
 
 NAMES = ("gsm8k", "math", "svamp", "embedded", "jsonl")
+ANSWER_KINDS = {"gsm8k": "number", "math": "expression", "svamp": "number"}
+"""What the answers of a data set are; rows of your own say it themselves, or nothing."""
 
 
 def load_problems(
@@ -299,6 +333,7 @@ def load_problems(
     style: str | PromptStyle | None = None,
     shots: Sequence[Example] = (),
     fields: Mapping[str, str] | None = None,
+    kind: str | None = None,
     limit: int | None = None,
 ) -> list[Problem]:
     """Problems of a data set, in its order.
@@ -312,6 +347,7 @@ def load_problems(
         style: A name of `STYLES` or a `PromptStyle`; ``"cot"`` by default, ``"plain"`` for the embedded task.
         shots: Worked examples shown before each question, for example ``load_examples("gsm8k", train)[:8]``.
         fields: Names of your own fields: ``{"question": "body", "answer": "gold"}``; see `example_from_fields`.
+        kind: What all answers are (`inferscale.answers.KINDS`), whatever data set and rows say.
         limit: Take the first so many.
 
     Raises:
@@ -322,7 +358,7 @@ def load_problems(
     chosen = prompt_style(style or ("plain" if dataset == "embedded" else "cot"))
     if shots:
         chosen = chosen.with_shots(shots)
-    examples = load_examples(dataset, data, split=split, fields=fields, limit=limit)
+    examples = load_examples(dataset, data, split=split, fields=fields, kind=kind, limit=limit)
     return [chosen.problem(example) for example in examples]
 
 
@@ -332,9 +368,12 @@ def load_examples(
     *,
     split: str | None = None,
     fields: Mapping[str, str] | None = None,
+    kind: str | None = None,
     limit: int | None = None,
 ) -> list[Example]:
     """Rows of a data set before they are put into a prompt; see `load_problems`."""
+    if kind is not None:
+        reader_of(kind)  # refuses an unknown one
     if dataset not in NAMES:
         raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(NAMES)}")
     if limit is not None and limit < 1:
@@ -344,7 +383,7 @@ def load_examples(
     if data is not None and split is not None:
         raise ValueError(f"split={split!r}: a file has no splits, give the path of that split's file")
     if dataset == "embedded":
-        return _embedded(split)[:limit]
+        return [replace(example, kind=kind or example.kind) for example in _embedded(split)[:limit]]
     if dataset == "jsonl" and data is None:
         raise ValueError("the data set 'jsonl' needs data: give the path of your .jsonl or .json file")
     rows: Iterable[Row] = read_rows(data) if data is not None else _hub_rows(dataset, split)
@@ -354,7 +393,8 @@ def load_examples(
         if limit is not None and number >= limit:
             break
         try:
-            examples.append(read(row, number))
+            example = read(row, number)
+            examples.append(replace(example, kind=kind or example.kind or ANSWER_KINDS.get(dataset)))
         except KeyError as error:
             raise ValueError(
                 f"row {number} of {data or dataset} has no field {error}: it has {', '.join(map(str, row))}; "
@@ -380,7 +420,7 @@ def _embedded_example(problem: Problem) -> Example:
 
     solution, level = task.solution(problem.prompt), f"level {task.level_of(problem)}"
     domain = "with division" if " / " in solution else "without division"
-    return Example(problem.prompt, str(problem.answer), solution, problem.id or "", level, domain)
+    return Example(problem.prompt, str(problem.answer), solution, problem.id or "", level, domain, problem.kind)
 
 
 def _hub_rows(dataset: str, split: str | None) -> Iterable[Row]:

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeAlias
 
 from inferscale.answers import SameAnswer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
-from inferscale.engine.result import SearchResult, as_plain, finite
+from inferscale.engine.result import Abstentions, SearchResult, as_plain, finite
 from inferscale.tree import Problem, Trajectory
 
 VERSION = 1
@@ -346,6 +346,11 @@ class Run:
         """The most memory that the run has used: of the GPU where there is one, else of the process."""
         return max((record["measured"]["peak_memory_bytes"] for record in self.finished), default=None)
 
+    @property
+    def abstentions(self) -> Abstentions:
+        """How many trajectories of all problems have no answer, and why."""
+        return sum((abstentions_in(record["result"]) for record in self.finished), Abstentions())
+
     def results(self) -> Iterator[SearchResult]:
         """The searches, trees included, one after the other."""
         return (SearchResult.from_dict(record["result"]) for record in self.finished)
@@ -353,11 +358,15 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each solved problem: what it cost and whether it was right, without the tree."""
         kept = ("index", "id", "status", "answer", "gold", "correct")
-        return [
-            {**{name: record[name] for name in kept}, "trajectories": len(record["result"]["trajectories"]),
-             "stopped_by": record["result"]["stopped_by"], **record["result"]["cost"]}
-            for record in self.records
-        ]  # fmt: skip
+        rows = []
+        for record in self.records:
+            silent = abstentions_in(record["result"])
+            counts = {"cut": silent.cut, "unread": silent.unread, "abstaining": silent.abstaining}
+            rows.append(
+                {**{name: record[name] for name in kept}, "trajectories": silent.trajectories, **counts,
+                 "stopped_by": record["result"]["stopped_by"], **record["result"]["cost"]}
+            )  # fmt: skip
+        return rows
 
     def to_pandas(self) -> Any:
         """`rows` as a data frame (extra ``plot``)."""
@@ -367,6 +376,14 @@ class Run:
 
     def _graded(self) -> list[bool]:
         return [record["correct"] for record in self.finished if record["correct"] is not None]
+
+
+def abstentions_in(result: Mapping[str, Any]) -> Abstentions:
+    """Those of a result that is written as plain data."""
+    nodes = result["nodes"]
+    return Abstentions.count(
+        (row["answer"], nodes[row["node"]].get("step", {}).get("finish_reason")) for row in result["trajectories"]
+    )
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:

@@ -14,7 +14,7 @@ from inferscale.aggregators import answer_groups, completeness
 from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
-from inferscale.engine.result import SearchResult
+from inferscale.engine.result import Abstentions, SearchResult
 from inferscale.engine.solver import solve_batch
 from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
 from inferscale.tree import Problem, Step
@@ -68,6 +68,7 @@ class CurvePoint:
         model: Name of the policy.
         parameters: Its size, for fits of the optimal size.
         per_problem: Expected correctness of each problem, in their order; for paired comparisons.
+        abstentions: Of the run that the point is from, all its samples counted.
     """
 
     strategy: str
@@ -84,6 +85,7 @@ class CurvePoint:
     model: str = ""
     parameters: int | None = None
     per_problem: tuple[float, ...] = field(default=(), repr=False)
+    abstentions: Abstentions = field(default=Abstentions(), repr=False)
 
     @property
     def flops(self) -> float:
@@ -107,8 +109,13 @@ class CurvePoint:
 
     def row(self) -> dict[str, Any]:
         """Plain data for tables, without the numbers of single problems."""
-        kept = (f.name for f in fields(self) if f.name != "per_problem")
-        return {**{name: getattr(self, name) for name in kept}, "flops": self.flops}
+        kept = (f.name for f in fields(self) if f.name not in ("per_problem", "abstentions"))
+        silent = self.abstentions
+        counts = {"trajectories": silent.trajectories, "cut": silent.cut, "unread": silent.unread}
+        return {
+            **{name: getattr(self, name) for name in kept}, "flops": self.flops, **counts,
+            "abstaining": silent.abstaining,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -417,6 +424,7 @@ def curve_of_results(
         for index, results in enumerate(runs)
     ]
     chosen = _checked_votes(votes, evidence)
+    about["abstentions"] = sum((result.abstentions for results in runs for result in results), Abstentions())
     name = strategy if isinstance(strategy, str) else short_name(strategy)
     if not is_sampling(strategy):
         return _search_points(evidence, name, chosen, about)

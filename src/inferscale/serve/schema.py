@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from inferscale.answers import Before, text_before
+from inferscale.answers import Before, reader_of, text_before
 from inferscale.base import SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.engine import SearchResult, Solver
@@ -24,7 +24,7 @@ from .service import Service
 T = TypeVar("T")
 Endpoint: TypeAlias = Literal["chat", "text"]
 
-OURS = frozenset({"strategy", "width", "n", "aggregator", "vote", "budget", "seed", "trajectories"})
+OURS = frozenset({"strategy", "width", "n", "aggregator", "vote", "budget", "seed", "trajectories", "answer_kind"})
 """Fields of the field ``inferscale``; ``n`` and ``vote`` are other names of ``width`` and ``aggregator``."""
 
 CAPS = frozenset({"tokens", "flops", "seconds", "calls"})
@@ -195,6 +195,8 @@ class CompletionRequest:
         width, kind, vote = ours.integer("width", "n"), ours.text("strategy"), ours.text("aggregator", "vote")
         strategy = _made("inferscale.strategy", lambda: service.make_strategy(kind, width))
         aggregator = _made("inferscale.aggregator", lambda: service.make_vote(vote))
+        answer_kind = ours.text("answer_kind")
+        named = None if answer_kind is None else _made("inferscale.answer_kind", lambda: reader_of(answer_kind))
         seed = ours.integer("seed", least=None)
         if seed is None:
             seed = fields.integer("seed", least=None)
@@ -207,7 +209,7 @@ class CompletionRequest:
             service.generator,
             service.reward_model if judged else None,
             aggregator,
-            read_answer=Before(stops, service.read_answer),
+            read_answer=Before(stops, named or service.read_answer),
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
         )
@@ -397,6 +399,7 @@ class Reply:
             "answer": result.answer,
             "score": selected.score,
             "num_trajectories": len(result.trajectories),
+            "abstentions": asdict(result.abstentions),
             "stopped_by": result.stopped_by,
             "cost": {**asdict(result.cost), "flops": result.cost.flops},
         }

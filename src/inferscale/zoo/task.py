@@ -340,7 +340,7 @@ def _draw_stream(rng: random.Random, level: int | None, split: Split, name: str)
         events = draw_events(rng, LEVELS[this_level])
         prompt = write_prompt(rng, events)
         if split_of(prompt) == split:
-            yield Problem(prompt, str(final_value(events)), f"{name}-L{this_level}-{index}")
+            yield Problem(prompt, str(final_value(events)), f"{name}-L{this_level}-{index}", kind="number")
             index += 1
 
 
@@ -446,7 +446,7 @@ def problems(split: Literal["test", "dev"] = "test") -> list[Problem]:
     if split != "test":
         raise ValueError(f"problems({split!r}): choose 'test' or 'dev'; for training use task.generate(split='train')")
     text = files("inferscale.zoo").joinpath(TEST_FILE).read_text(encoding="utf-8")
-    return [Problem(**json.loads(line)) for line in text.splitlines()]
+    return [Problem(**json.loads(line), kind="number") for line in text.splitlines()]
 
 
 def write_test_file() -> str:
