@@ -109,9 +109,10 @@ def known_scores(
         if reduction is None:
             if trajectory.score is not None:
                 scores[i] = trajectory.score
-        elif trajectory.step_scores:
-            steps = trajectory.step_scores
-            scores[i] = float(reduction(steps) if callable(reduction) else reduce_steps(steps, reduction))
+        elif (steps := trajectory.step_scores) is not None:  # () where nothing was judged, which scores 0
+            scores[i] = (
+                float(reduction(steps) if callable(reduction) else reduce_steps(steps, reduction)) if steps else 0.0
+            )
     if aggregator.needs_scores and not scores:
         missing = "scores: pass reward_model=..." if reduction is None else "step scores: use a ProcessRewardModel"
         raise ValueError(f"{aggregator!r} needs trajectories with {missing}")

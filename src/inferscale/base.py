@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from .cost import Cost
 from .flow import Flow, GenerateRequest
 from .functional import Reduction, reduce_steps
 from .thinking import Thinking
-from .tree import Node, Step, Trajectory
+from .tree import Judge, Node, Step, Trajectory
 
 
 class Generator(ABC):
@@ -52,11 +52,16 @@ class Generator(ABC):
 class RewardModel(ABC):
     """Scores partial or complete solutions; higher is better.
 
+    One of your own is given whole paths, and takes the part that it judges as ``node.part(self.judge)``.
+
     Attributes:
         concurrent: True if `cost` and `score` may be called from several threads at a time; see `Generator`.
+        judge: The part of a solution that is judged: ``"final"``, what follows the end of thinking; ``"thoughts"``; or
+            ``"all"``.
     """
 
     concurrent: bool = False
+    judge: Judge = "all"
 
     @abstractmethod
     def score(self, nodes: Sequence[Node]) -> list[float]:
@@ -79,6 +84,9 @@ class RewardModel(ABC):
 class ProcessRewardModel(RewardModel):
     """Judges every step of a solution.
 
+    With ``judge="final"`` or ``"thoughts"`` those steps are judged that hold something of the part; a path of which
+    none does, such as one that is still thinking, has no step scores, and the score 0.
+
     Attributes:
         reduction: The way from step scores to one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
     """
@@ -87,11 +95,15 @@ class ProcessRewardModel(RewardModel):
 
     @abstractmethod
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
-        """Return for each node one finite number for each of ``node.inner_steps()``, in order."""
+        """Return for each node one finite number for each of ``node.part(self.judge).inner_steps()``, in order."""
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """Return the step scores of each node, reduced."""
-        return [float(reduce_steps(scores, self.reduction)) for scores in self.step_scores(nodes)]
+        return [self.reduced(scores) for scores in self.step_scores(nodes)]
+
+    def reduced(self, step_scores: Sequence[float]) -> float:
+        """Return one score for a path; 0 where nothing was judged."""
+        return float(reduce_steps(step_scores, self.reduction)) if step_scores else 0.0
 
 
 class Aggregator(ABC):
@@ -122,6 +134,17 @@ class SearchStrategy(ABC):
     @abstractmethod
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """Return the leaves to vote over, as a Python generator that yields requests (see `inferscale.flow`)."""
+
+
+def check_judge(judge: Judge) -> Judge:
+    """Return the part of a solution that is to be judged.
+
+    Raises:
+        ValueError: If there is no such part.
+    """
+    if judge not in get_args(Judge):
+        raise ValueError(f"judge={judge!r}: choose one of {', '.join(map(repr, get_args(Judge)))}")
+    return judge
 
 
 def check_scores(

@@ -16,7 +16,7 @@ from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, Search
 from .cost import Budget, Cost
 from .engine import solve, solve_batch
 from .flow import GenerateRequest
-from .functional import Reduction, reduce_steps
+from .functional import Reduction
 from .tree import FinishReason, Node, Problem, Step, Trajectory, UnscoredNodeError, branch_key
 from .viz import render_tree
 
@@ -298,7 +298,7 @@ def check_reward_model(
 
     The promises: one finite number for each node, in order; the same again, alone and in any batch and order, before
     and after `release`; one cost for each node, never negative; a process reward model gives one number for each
-    inner step, and its score is their reduction.
+    inner step of the part that it judges, and its score is their reduction.
 
     Args:
         reward_model: The model.
@@ -322,9 +322,9 @@ def check_reward_model(
     _same(name, "after release", scores, _scores(reward_model, given))
     if isinstance(reward_model, ProcessRewardModel):
         for node, score, values in zip(given, scores, reward_model.step_scores(given), strict=True):
-            steps = len(node.inner_steps())
+            steps = len(node.part(reward_model.judge).inner_steps())
             assert len(values) == steps, f"{name} gave {len(values)} step scores for the {steps} steps of {node!r}"
-            reduced = float(reduce_steps(values, reward_model.reduction))
+            reduced = reward_model.reduced(values)
             assert math.isclose(score, reduced, rel_tol=1e-4, abs_tol=1e-5), (
                 f"{name} scores {node!r} {score!r}, but its step scores {values!r} reduce to {reduced!r}"
             )

@@ -25,7 +25,10 @@ ROLES = ("system", "user", "assistant", "tool")
 """Whose a turn of a conversation can be."""
 
 Judge: TypeAlias = Literal["final", "thoughts", "all"]
-"""The part of a solution that a reward model judges: what follows the end of thinking, the thoughts, or both."""
+"""The part of a solution that a reward model judges: what follows the end of thinking, the thoughts, or both.
+
+What comes after a next question that the model invented is never judged.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ class Problem:
         if not self.prefill or self.messages is None:
             return self
         return replace(self, prompt="", messages=self.messages[:-1])
+
+    def continued(self, prefill: str) -> Problem:
+        """Return the problem with another beginning of the answer; ``""`` is none."""
+        begun = [{"role": "assistant", "content": prefill}] if prefill.strip() else []
+        return replace(self, prompt="", messages=[*(self.question.messages or self.turns), *begun])
 
     @property
     def stream(self) -> str:
@@ -321,13 +329,16 @@ class Step:
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return text and ids of each inner step, in order; steps of white space alone are joined to the next one."""
-        pieces, text_start, id_start = [], 0, 0
+        return [(self.text[a:b], self.token_ids[i:j]) for (a, b), (i, j) in self.inner_spans()]
+
+    def inner_spans(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Return where each of `inner_steps` begins and ends, in the text and among the ids."""
+        spans, text_start, id_start = [], 0, 0
         for text_end, id_end in self.inner_ends or ((len(self.text), len(self.token_ids)),):
-            piece = self.text[text_start:text_end]
-            if piece.strip():
-                pieces.append((piece, self.token_ids[id_start:id_end]))
+            if self.text[text_start:text_end].strip():
+                spans.append(((text_start, text_end), (id_start, id_end)))
                 text_start, id_start = text_end, id_end
-        return pieces
+        return spans
 
 
 def _within(step: Step, spans: Sequence[tuple[int, int]]) -> Step:
@@ -336,9 +347,10 @@ def _within(step: Step, spans: Sequence[tuple[int, int]]) -> Step:
     text_start = id_start = 0
     for text_end, id_end in step.inner_ends or ((len(step.text), len(step.token_ids)),):
         piece = "".join(step.text[max(start, text_start) : max(min(end, text_end), 0)] for start, end in spans)
-        if piece:
+        whole = len(piece) == text_end - text_start
+        if piece.strip() or (piece and whole):  # of a step that is cut, no blank rest is left
             text += piece
-            ids += step.token_ids[id_start:id_end] if len(piece) == text_end - text_start else ()
+            ids += step.token_ids[id_start:id_end] if whole else ()
             ends.append((len(text), len(ids)))
         text_start, id_start = text_end, id_end
     return replace(step, text=text, token_ids=ids, inner_ends=tuple(ends) if len(ends) > 1 else ())
@@ -555,26 +567,43 @@ class Node:
         character of the part is left out; a step that is cut inside has no ids. The path ends as this one does; where
         nothing is left, it has one step without text.
         """
-        text = self.text
+        begun = self.problem.prefill
+        if self.step is None or (spans := self._spans(judge)) == [(0, len(begun + self.text))]:
+            return self
+        kept_prefill = "".join(begun[start:end] for start, end in spans if start < len(begun))
+        problem = self.problem if kept_prefill == begun else self.problem.continued(kept_prefill)
+        thinking = thinking_in(begun + self.text, self.thinking) if judge == "all" else NO_THINKING
+        root = node = Node(problem, key=self.root.key, thinking=thinking)
+        place = len(begun)
+        for step in self.steps:
+            kept = _within(step, [(start - place, end - place) for start, end in spans])
+            node = Node(problem, kept, node) if kept.text else node
+            place += len(step.text)
+        last = replace(node.step or Step(""), finish_reason=self.step.finish_reason)
+        return Node(problem, last, node.parent or root)
+
+    def steps_in(self, judge: Judge) -> list[bool]:
+        """Return for each of ``part("all").inner_steps()`` whether it holds something of the part that is judged."""
+        text, place = self.problem.prefill + self.text, len(self.problem.prefill)
+        spans, found = self._spans(judge), []
+        for step in self.part("all").steps:
+            for (start, end), _ in step.inner_spans():
+                here = (text[max(a, place + start) : max(min(b, place + end), 0)] for a, b in spans)
+                found.append(any(piece.strip() for piece in here))
+            place += len(step.text)
+        return found
+
+    def _spans(self, judge: Judge) -> list[tuple[int, int]]:
+        """Start and end of each piece of the answer, what was begun of it included, that belongs to the part."""
+        text = self.problem.prefill + self.text
         thinking = thinking_in(text, self.thinking)
         span = final_span(text, thinking)
         if judge == "final":
-            spans = [] if span is None else [span]
-        elif judge == "thoughts":
-            spans = [(start, end) for is_thought, start, end in thinking.pieces(text) if is_thought]
-        else:
-            goes_on = span is not None and span not in thinking.final_pieces(text)
-            spans = [(0, span[1] if span is not None and goes_on else len(text))]
-        if self.step is None or spans == [(0, len(text))]:
-            return self
-        root = node = Node(self.problem, key=self.root.key, thinking=thinking if judge == "all" else NO_THINKING)
-        place = 0
-        for step in self.steps:
-            kept = _within(step, [(start - place, end - place) for start, end in spans])
-            node = Node(self.problem, kept, node) if kept.text else node
-            place += len(step.text)
-        last = replace(node.step or Step(""), finish_reason=self.step.finish_reason)
-        return Node(self.problem, last, node.parent or root)
+            return [] if span is None else [span]
+        if judge == "thoughts":
+            return [(start, end) for is_thought, start, end in thinking.pieces(text) if is_thought]
+        goes_on = span is not None and span not in thinking.final_pieces(text)
+        return [(0, span[1] if span is not None and goes_on else len(text))]
 
     def walk(self) -> Iterator[Node]:
         """Yield this node and all below, parents first, children in the order of sampling."""

@@ -15,7 +15,6 @@ from typing import Any, get_args
 from inferscale.base import Generator, ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
-from inferscale.functional import reduce_steps
 from inferscale.tree import FinishReason, Node, Step
 
 from .journal import Samples, Scores
@@ -71,9 +70,10 @@ class ModelCalls:
                 for node, of_node in zip(nodes, lists, strict=True)
             ]
             for node, of_node in zip(nodes, checked, strict=True):
-                if not of_node:
+                judge = self.reward_model.judge
+                if not of_node and (judge == "all" or node.part(judge).inner_steps()):
                     raise ValueError(f"{name} gave no step score to {node!r}: give one for each step of the path")
-            values = [float(reduce_steps(of_node, self.reward_model.reduction)) for of_node in checked]
+            values = [self.reward_model.reduced(of_node) for of_node in checked]
             step_scores = [*checked]
         else:
             scores = self.reward_model.score(nodes)

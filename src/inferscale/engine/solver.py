@@ -17,7 +17,15 @@ from typing import Literal, TypeAlias, get_args
 
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, chosen_reader
-from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy, check_scores
+from inferscale.base import (
+    Aggregator,
+    Generator,
+    ProcessRewardModel,
+    RewardModel,
+    SearchStrategy,
+    check_judge,
+    check_scores,
+)
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
 from inferscale.thinking import NO_THINKING, Thinking
@@ -118,6 +126,8 @@ class Solver:
             object.__setattr__(self, "batch_size", int(size))
         check_scores(self.reward_model, self.strategy, self.vote)
         judge = self.reward_model
+        if judge is not None:
+            check_judge(judge.judge)
         if isinstance(judge, ProcessRewardModel) and judge.reduction not in get_args(Reduction):
             choices = ", ".join(map(repr, get_args(Reduction)))
             raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")

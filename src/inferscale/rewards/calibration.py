@@ -178,6 +178,7 @@ class CalibratedReward(ProcessRewardModel):
         self.concurrent = model.concurrent
         self.calibration = calibration
         self.reduction = reduction or model.reduction
+        self.judge = model.judge
 
     @classmethod
     def fit(

@@ -145,6 +145,9 @@ class EnsembleProcessReward(EnsembleReward, ProcessRewardModel):
         for model in models:
             _check_process(model, "EnsembleReward")
         self.reduction = reduction or models[0].reduction
+        self.judge = models[0].judge
+        if len({model.judge for model in models}) > 1:
+            raise ValueError(f"members judge {[model.judge for model in models]}: give all one judge=")
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node and step the members' scores, reduced.
@@ -308,6 +311,7 @@ class CachedProcessReward(CachedReward, ProcessRewardModel):
         super().__init__(model, max_entries)
         _check_process(model, "CachedReward")
         self.reduction = model.reduction
+        self.judge = model.judge
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """The step scores, known or asked for."""
@@ -343,6 +347,6 @@ def content_key(node: Node) -> str:
     """A name of what a node says, the same for equal contents: 32 hexadecimal digits."""
     problem = node.problem
     steps = [[step.text, step.token_ids, step.inner_ends, step.finish_reason] for step in node.steps]
-    columns = [problem.columns] if problem.columns else []
-    text = json.dumps([problem.stream, problem.answer, problem.id, steps, *columns], ensure_ascii=False)
+    more = [problem.columns or None, repr(node.thinking)] if problem.columns or node.thinking else []
+    text = json.dumps([problem.stream, problem.answer, problem.id, steps, *more], ensure_ascii=False)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

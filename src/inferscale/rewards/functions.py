@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
 
-from inferscale.base import ProcessRewardModel, RewardModel
+from inferscale.base import ProcessRewardModel, RewardModel, check_judge
 from inferscale.functional import Reduction
-from inferscale.tree import Node
+from inferscale.tree import Judge, Node
 
 
 class RewardFunction(RewardModel):
@@ -28,6 +28,8 @@ class RewardFunction(RewardModel):
         function: The function.
         conversational: True if plain prompts come as lists of message dictionaries too.
         columns: Further keyword arguments. A callable is called with each node; anything else is repeated.
+        judge: The part of a solution that the function is shown, where the policy thinks: ``"all"`` with the markers of
+            thoughts, the ``"final"`` part or the ``"thoughts"``.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class RewardFunction(RewardModel):
         *,
         conversational: bool = False,
         columns: Mapping[str, Any] | None = None,
+        judge: Judge = "all",
     ) -> None:
         if not callable(function):
             raise TypeError(f"RewardFunction wraps a function, not {type(function).__name__}")
         self.function = function
         self.conversational = conversational
         self.columns = dict(columns or {})
+        self.judge = check_judge(judge)
         self.name = str(getattr(function, "__name__", type(function).__name__))
         self._parameters = inspect.signature(function).parameters
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in self._parameters.values())
@@ -61,7 +65,8 @@ class RewardFunction(RewardModel):
             TypeError: If that is no list.
             ValueError: If the function needs a column that neither the problems nor this object has.
         """
-        answer = self.function(**self._arguments(nodes)) if self._in_trl_style else self.function(list(nodes))
+        parts = [node.part(self.judge) for node in nodes]
+        answer = self.function(**self._arguments(parts)) if self._in_trl_style else self.function(parts)
         if inspect.isawaitable(answer):
             awaitable = answer
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from inferscale.base import RewardModel
+from inferscale.base import RewardModel, check_judge
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
@@ -21,7 +21,7 @@ from inferscale.runtime.loading import check_length, check_pair, context_length,
 from inferscale.runtime.prompts import TextEncoder
 from inferscale.runtime.sampling import Sampler
 from inferscale.thinking import Thinking
-from inferscale.tree import Node, Problem, Step, branch_key
+from inferscale.tree import Judge, Node, Problem, Step, branch_key
 
 from .scorer import BatchScorer, EncodedPath, PathPart, pair_probability
 
@@ -65,6 +65,7 @@ class GenerativeVerifier(RewardModel):
         step: A line of the solution in it.
         question: Put after a verification.
         again: Put before a further round.
+        judge: The part of a solution that is verified.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class GenerativeVerifier(RewardModel):
         again: str = "\nWait, let me double check...\n",
         yes: str = " yes",
         no: str = " no",
+        judge: Judge = "all",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         micro_batch: int | None = None,
@@ -101,6 +103,8 @@ class GenerativeVerifier(RewardModel):
             again: Put before a further round.
             yes: The answer whose probability is the score, one token as it stands after `question`.
             no: The other answer.
+            judge: The part of a solution that is verified, where the policy thinks: ``"all"`` steps, the ``"final"``
+                part or the ``"thoughts"``. A path that holds nothing of it scores 0, and costs nothing.
             chat_template: Whether the prompt is a user's turn; by default if the tokenizer has a template.
             system_prompt: System turn of the chat.
             micro_batch: Most rows decoded at a time.
@@ -112,7 +116,7 @@ class GenerativeVerifier(RewardModel):
         """
         _check_verification(n, num_rounds, question)
         model = check_pair(model, tokenizer, type(self).__name__)
-        self.n, self.num_rounds = n, num_rounds
+        self.n, self.num_rounds, self.judge = n, num_rounds, check_judge(judge)
         self._text = TextEncoder(tokenizer)
         self._question_ids = self._text.continued(question)
         self._context = context_length(model.config, tokenizer)
@@ -149,6 +153,7 @@ class GenerativeVerifier(RewardModel):
         again: str = "\nWait, let me double check...\n",
         yes: str = " yes",
         no: str = " no",
+        judge: Judge = "all",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         device: str | torch.device | None = None,
@@ -196,18 +201,23 @@ class GenerativeVerifier(RewardModel):
             again=again,
             yes=yes,
             no=no,
+            judge=judge,
             chat_template=chat_template,
             system_prompt=system_prompt,
             micro_batch=micro_batch,
         )
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The mean probability of "yes" over each node's verifications."""
-        return [fmean(item.probability for item in found) for found in self.verify(nodes)]
+        """The mean probability of "yes" over each node's verifications; 0 where there is nothing to verify."""
+        return [fmean(item.probability for item in found) if found else 0.0 for found in self.verify(nodes)]
 
     def verify(self, nodes: Sequence[Node]) -> list[list[Verification]]:
         """The verifications of each node; nodes that have some are not verified again until their search ends."""
         new = [node for node in dict.fromkeys(nodes) if node not in self._known]
+        if self.judge != "all":
+            empty = [node for node in new if not node.part(self.judge).inner_steps()]
+            self._known |= {node: ([], Cost()) for node in empty}
+            new = [node for node in new if node not in self._known]
         if new:
             self._verify(new)
         return [list(self._known[node][0]) for node in nodes]
@@ -232,8 +242,9 @@ class GenerativeVerifier(RewardModel):
 
     def prompt_of(self, node: Node) -> str:
         """The verifier's task for a node."""
-        texts = [text for text, _ in node.inner_steps()]
-        texts[:1] = [node.problem.prefill + text for text in texts[:1]]
+        part = node.part(self.judge)
+        texts = [text for text, _ in part.inner_steps()]
+        texts[:1] = [part.problem.prefill + text for text in texts[:1]]
         texts = [re.sub(r"^\s*Step \d+:", "", text).strip() for text in texts]
         lines = [self.step.replace("{number}", str(k)).replace("{step}", text) for k, text in enumerate(texts, 1)]
         head, _, tail = self.prompt.partition("{solution}")

@@ -25,7 +25,7 @@ from inferscale._compat import cache_argument
 from inferscale.base import ProcessRewardModel
 from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair, located, require_path
-from inferscale.tree import Node, Problem, Step
+from inferscale.tree import Judge, Node, Problem, Step
 
 from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, ClassProbability, Head, StepFormat, separated_by
 from .scorer import (
@@ -51,6 +51,7 @@ class HFProcessRewardModel(LocalProcessReward):
         model: The model.
         tokenizer: The tokenizer.
         reduction: How step scores become one score.
+        judge: The part of a solution that is judged.
         format: How problem and steps are laid out, and outputs become a score; ``None`` for prompt, steps, separators.
     """
 
@@ -63,6 +64,7 @@ class HFProcessRewardModel(LocalProcessReward):
         good_token: str | int | None = None,
         bad_token: str | int | None = None,
         reduction: Reduction = "last",
+        judge: Judge = "all",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
         chat_template: bool | None = None,
@@ -82,6 +84,9 @@ class HFProcessRewardModel(LocalProcessReward):
             good_token: The token (or id) whose probability is the score, for causal language models.
             bad_token: The token (or id) that it is weighed against.
             reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
+            judge: The part of a solution that is read and judged, where the policy thinks: ``"all"`` steps, those of
+                thoughts too (a search that scores steps meets most of them there), the ``"final"`` part, or
+                ``"thoughts"``.
             step_separator: Text that ends every step as the model was trained on it; the score stands at its last
                 token. ``None``: at the step's own last token.
             use_token_ids: Use the ids that the generator sampled; only where both have the same tokenizer.
@@ -98,6 +103,8 @@ class HFProcessRewardModel(LocalProcessReward):
             ValueError: If tokens, number of labels, format or tokenizer do not fit.
         """
         inside = check_pair(model, tokenizer, type(self).__name__)
+        if use_token_ids and judge != "all":
+            raise ValueError(f"judge={judge!r} reads parts of steps, which have no ids: leave use_token_ids out")
         if (good_token is None) != (bad_token is None):
             raise ValueError("give both good_token and bad_token (a causal language model), or neither (a classifier)")
         self.model = model
@@ -125,6 +132,7 @@ class HFProcessRewardModel(LocalProcessReward):
             step_ends,
             token_score,
             reduction=reduction,
+            judge=judge,
             micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
@@ -140,6 +148,7 @@ class HFProcessRewardModel(LocalProcessReward):
         good_token: str | int | None = None,
         bad_token: str | int | None = None,
         reduction: Reduction = "last",
+        judge: Judge = "all",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
         chat_template: bool | None = None,
@@ -197,6 +206,7 @@ class HFProcessRewardModel(LocalProcessReward):
             good_token=good_token,
             bad_token=bad_token,
             reduction=reduction,
+            judge=judge,
             step_separator=step_separator,
             use_token_ids=use_token_ids,
             chat_template=chat_template,

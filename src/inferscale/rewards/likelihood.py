@@ -12,7 +12,7 @@ import torch
 
 from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair
-from inferscale.tree import Node
+from inferscale.tree import Judge, Node
 
 from .scorer import CacheKind, LocalProcessReward, TextStepEncoder, log_likelihood, self_certainty, token_predictions
 
@@ -31,6 +31,7 @@ class LikelihoodReward(LocalProcessReward):
         token_reduction: How the numbers of a step's tokens become its score.
         measure: The number at every token.
         reduction: How step scores become one score.
+        judge: The part of a solution whose steps are scored.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LikelihoodReward(LocalProcessReward):
         token_reduction: Literal["min", "mean"] = "mean",
         measure: Literal["likelihood", "self-certainty"] = "likelihood",
         reduction: Reduction = "last",
+        judge: Judge = "all",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
         chat_template: bool | None = None,
@@ -57,6 +59,8 @@ class LikelihoodReward(LocalProcessReward):
             token_reduction: Which value of a step counts: the ``"mean"`` or the ``"min"`` of its tokens.
             measure: The number at every token: its ``"likelihood"``, or the ``"self-certainty"`` of the prediction.
             reduction: How step scores become one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
+            judge: The part of a solution whose steps are scored, where the policy thinks: ``"all"``, the ``"final"``
+                part, or the ``"thoughts"``. The model reads what stands before in any case.
             step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
             use_token_ids: Use the ids that the generator sampled; only where both have the same tokenizer.
             chat_template: Whether the prompt is a user turn of the tokenizer's chat template, which the steps follow;
@@ -82,9 +86,11 @@ class LikelihoodReward(LocalProcessReward):
             token_predictions,
             log_likelihood if measure == "likelihood" else self_certainty,
             reduction=reduction,
+            judge=judge,
             micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
+            reads_all=True,
         )
 
     @classmethod
@@ -96,6 +102,7 @@ class LikelihoodReward(LocalProcessReward):
         token_reduction: Literal["min", "mean"] = "mean",
         measure: Literal["likelihood", "self-certainty"] = "likelihood",
         reduction: Reduction = "last",
+        judge: Judge = "all",
         step_separator: str | None = "\n",
         use_token_ids: bool = False,
         chat_template: bool | None = None,
@@ -139,6 +146,7 @@ class LikelihoodReward(LocalProcessReward):
             token_reduction=token_reduction,
             measure=measure,
             reduction=reduction,
+            judge=judge,
             step_separator=step_separator,
             use_token_ids=use_token_ids,
             chat_template=chat_template,
@@ -179,6 +187,7 @@ class ImplicitReward(LocalProcessReward):
         beta: Scale of the scores.
         cumulative: True if a step's score is that of the whole solution up to it.
         reduction: How step scores become one score.
+        judge: The part of a solution whose steps are scored.
     """
 
     def __init__(
@@ -190,6 +199,7 @@ class ImplicitReward(LocalProcessReward):
         beta: float = 0.001,
         cumulative: bool = False,
         reduction: Reduction = "mean",
+        judge: Judge = "all",
         step_separator: str | None = "\n\n",
         use_token_ids: bool = False,
         chat_template: bool | None = None,
@@ -207,6 +217,8 @@ class ImplicitReward(LocalProcessReward):
             beta: Scale; 0.001 is EurusPRM's.
             cumulative: Whether a step's score is the sum up to it (Q) instead of its own part.
             reduction: How step scores become one score.
+            judge: The part of a solution whose steps are scored, where the policy thinks: ``"all"``, the ``"final"``
+                part, or the ``"thoughts"``. The model reads what stands before in any case.
             step_separator: Text that ends every encoded step. ``None``: steps are encoded as they are.
             use_token_ids: Use the ids that the generator sampled; only where all have the same tokenizer.
             chat_template: Whether the prompt is a user's turn; by default if the tokenizer has a template.
@@ -230,9 +242,11 @@ class ImplicitReward(LocalProcessReward):
             token_predictions,
             log_likelihood,
             reduction=reduction,
+            judge=judge,
             micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
+            reads_all=True,
         )
 
     @classmethod
@@ -245,6 +259,7 @@ class ImplicitReward(LocalProcessReward):
         beta: float = 0.001,
         cumulative: bool = False,
         reduction: Reduction = "mean",
+        judge: Judge = "all",
         step_separator: str | None = "\n\n",
         use_token_ids: bool = False,
         chat_template: bool | None = None,
@@ -299,6 +314,7 @@ class ImplicitReward(LocalProcessReward):
             beta=beta,
             cumulative=cumulative,
             reduction=reduction,
+            judge=judge,
             step_separator=step_separator,
             use_token_ids=use_token_ids,
             chat_template=chat_template,

@@ -11,12 +11,12 @@ from typing import Any, Self
 
 import torch
 
-from inferscale.base import RewardModel
+from inferscale.base import RewardModel, check_judge
 from inferscale.cost import Cost
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import check_length, check_pair, context_length, evaluating, load_pair
 from inferscale.runtime.prompts import PromptFormat
-from inferscale.tree import Node
+from inferscale.tree import Judge, Node
 
 from .scorer import Ids, checked_rows, padded, shortest_first
 
@@ -79,6 +79,7 @@ class HFOutcomeRewardModel(RewardModel):
     Attributes:
         model: The model.
         tokenizer: The tokenizer.
+        judge: The part of a solution that is judged.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class HFOutcomeRewardModel(RewardModel):
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         append_eos: bool = False,
+        judge: Judge = "final",
         micro_batch: int | None = None,
     ) -> None:
         """Checks that head and tokenizer fit.
@@ -101,6 +103,9 @@ class HFOutcomeRewardModel(RewardModel):
             system_prompt: System turn of the chat.
             append_eos: Whether an end of sequence follows, unless the text ends with one: so train TRL, OpenRLHF and
                 DeepSpeed-Chat decoders that have no chat template. No checkpoint tells.
+            judge: The part of a solution that is judged, where the policy thinks: the ``"final"`` part, the
+                ``"thoughts"``, or ``"all"``. A path that holds nothing of it, such as one that is still thinking, is
+                judged as an empty solution.
             micro_batch: Most rows run at a time (default 32); halved when memory runs out.
 
         Raises:
@@ -116,6 +121,7 @@ class HFOutcomeRewardModel(RewardModel):
             )
         self.model = model
         self.tokenizer = tokenizer
+        self.judge = check_judge(judge)
         self._encoder = SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos)
         self._context = context_length(self._inside.config, tokenizer)
         self._takes_types = "token_type_ids" in inspect.signature(self._inside.forward).parameters
@@ -132,6 +138,7 @@ class HFOutcomeRewardModel(RewardModel):
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         append_eos: bool = False,
+        judge: Judge = "final",
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
@@ -169,6 +176,7 @@ class HFOutcomeRewardModel(RewardModel):
             chat_template=chat_template,
             system_prompt=system_prompt,
             append_eos=append_eos,
+            judge=judge,
             micro_batch=micro_batch,
         )
 
@@ -194,7 +202,7 @@ class HFOutcomeRewardModel(RewardModel):
         self._text(root)
 
     def _text(self, node: Node) -> SolutionText:
-        text = self._encoder.encode(node)
+        text = self._encoder.encode(node.part(self.judge))
         check_length(len(text), self._context, node, type(self._inside).__name__)
         return text
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import compress
 from typing import Any, ClassVar
 
 from inferscale._http import JSONServer, RemoteError, RetryPolicy, finite_floats
-from inferscale.base import ProcessRewardModel, RewardModel
+from inferscale.base import ProcessRewardModel, RewardModel, check_judge
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import check_length, context_length, load_tokenizer
-from inferscale.tree import Node
+from inferscale.tree import Judge, Node
 
 from .formats import StepFormat, TokenPair
 from .huggingface import choose_format, load_config, refuse_constant_scores
@@ -121,6 +122,7 @@ class VLLMRewardModel(ProcessRewardModel):
     Attributes:
         concurrent: True: for ``schedule="stream"``.
         reduction: How step scores become one score.
+        judge: The part of a solution that is judged.
         format: The layout and how scores are read.
     """
 
@@ -135,6 +137,7 @@ class VLLMRewardModel(ProcessRewardModel):
         checkpoint: str | os.PathLike[str] | None = None,
         format: str | StepFormat = "auto",  # noqa: A002
         reduction: Reduction = "last",
+        judge: Judge = "all",
         api_key: str | None = None,
         timeout: float = 300.0,
         deadline: float = 900.0,
@@ -150,6 +153,7 @@ class VLLMRewardModel(ProcessRewardModel):
                 read.
             format: A name out of `inferscale.rewards.FORMATS`, a format of your own, or ``"auto"``.
             reduction: How step scores become one score.
+            judge: The part of a solution that is read and judged; see `HFProcessRewardModel`.
             api_key: What the server wants as a bearer token; by default the environment variable ``VLLM_API_KEY``.
             timeout: Most seconds to wait for one answer.
             deadline: Most seconds for an answer and all repetitions of its request.
@@ -160,6 +164,7 @@ class VLLMRewardModel(ProcessRewardModel):
             RemoteError: If the server does not answer as it should.
         """
         self.reduction = reduction
+        self.judge = check_judge(judge)
         source = model if checkpoint is None else os.fspath(checkpoint)
         self.format = choose_format(source, format)
         loaded = load_tokenizer(tokenizer, source)
@@ -175,14 +180,18 @@ class VLLMRewardModel(ProcessRewardModel):
 
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
         """For each node, one number for each of its steps."""
-        paths = [self._path_of(node) for node in nodes]
+        parts = [node.part(self.judge) for node in nodes]
+        judged = [bool(part.inner_steps()) for part in parts]
+        paths = [self._path_of(part) for part in compress(parts, judged)]
         answers = self._server.post("/pooling", "input", [path.ids for path in paths], task="token_classify")
-        return [self._scores(path, answer.get("data")) for path, answer in zip(paths, answers, strict=True)]
+        found = (self._scores(path, answer.get("data")) for path, answer in zip(paths, answers, strict=True))
+        return [next(found) if any_step else [] for any_step in judged]
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The cost of scoring each node: its whole text is read."""
-        paths = [self._path_of(node) for node in nodes]
-        return [self._charges.scoring(len(path), len(path.marks)) for path in paths]
+        parts = [node.part(self.judge) for node in nodes]
+        paths = [self._path_of(part) if part.inner_steps() else None for part in parts]
+        return [Cost() if path is None else self._charges.scoring(len(path), len(path.marks)) for path in paths]
 
     def check_prompt(self, root: Node) -> None:
         """Refuses a prompt that is longer than the server reads."""
@@ -247,6 +256,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         append_eos: bool = False,
+        judge: Judge = "final",
         label: int = 0,
         api_key: str | None = None,
         timeout: float = 300.0,
@@ -264,6 +274,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
                 one. Else the solution's text follows the prompt's, for encoders as the second of two texts.
             system_prompt: System turn of the chat.
             append_eos: Whether an end of sequence follows, unless the text ends with one; see `HFOutcomeRewardModel`.
+            judge: The part of a solution that is judged; see `HFOutcomeRewardModel`.
             label: Which of the model's outputs is the score.
             api_key: What the server wants as a bearer token; by default out of the environment.
             timeout: Most seconds to wait for one answer.
@@ -274,6 +285,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         """
         if label < 0:
             raise ValueError(f"label={label}: outputs are counted from 0")
+        self.judge = check_judge(judge)
         source = model if checkpoint is None else os.fspath(checkpoint)
         loaded, config = load_tokenizer(tokenizer, source), load_config(source)
         self._encoder = SolutionEncoder(loaded, chat_template, system_prompt, append_eos)
@@ -301,7 +313,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         self._ids(root)
 
     def _ids(self, node: Node) -> tuple[int, ...]:
-        ids = self._encoder.encode(node).ids
+        ids = self._encoder.encode(node.part(self.judge)).ids
         self._server.check(len(ids), node)
         return ids
 

@@ -13,14 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from operator import add
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from inferscale.base import ProcessRewardModel
+from inferscale.base import ProcessRewardModel, check_judge
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
@@ -34,7 +34,7 @@ from inferscale.runtime.prefix_cache import (
 )
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.runtime.session import Session, length_bound, run_in_pieces
-from inferscale.tree import Node
+from inferscale.tree import Judge, Node
 
 Ids: TypeAlias = tuple[int, ...]
 T = TypeVar("T")
@@ -478,6 +478,7 @@ class LocalProcessReward(ProcessRewardModel):
     Attributes:
         tokenizer: The tokenizer of all.
         reduction: How step scores become one score.
+        judge: The part of a solution that is judged.
     """
 
     def __init__(
@@ -489,12 +490,31 @@ class LocalProcessReward(ProcessRewardModel):
         token_score: TokenScore,
         *,
         reduction: Reduction,
+        judge: Judge,
         micro_batch: int | None,
         cache: CacheKind,
         max_cache_bytes: int | None,
+        reads_all: bool = False,
     ) -> None:
+        """Makes a scorer for each model.
+
+        Args:
+            models: The models.
+            tokenizer: The tokenizer of all.
+            encoder: Lays out a path as ids.
+            path_of: Places the marks.
+            token_score: The number at a mark.
+            reduction: How step scores become one score.
+            judge: The part of a solution that is judged.
+            micro_batch: Most rows run at a time.
+            cache: ``"tree"`` or ``"none"``.
+            max_cache_bytes: Most keys and values kept between calls.
+            reads_all: True if the models read the whole solution, of which the part is judged; else the part alone.
+        """
         self.tokenizer = tokenizer
         self.reduction = reduction
+        self.judge = check_judge(judge)
+        self._read: Judge = "all" if reads_all else judge
         self._encoder = encoder
         # the same for all, so that none is run on what another one cannot read
         context = min(filter(None, (context_length(model.config, tokenizer) for model in models)), default=None)
@@ -511,8 +531,18 @@ class LocalProcessReward(ProcessRewardModel):
         Raises:
             ValueError: If a path has more tokens than the model reads.
         """
-        of_models = zip(*(scorer.token_scores(nodes) for scorer in self._scorers), strict=True)
-        return [[self._step_score(*tokens) for tokens in zip(*steps, strict=True)] for steps in of_models]
+        parts, counts = self._parts(nodes)
+        run = list(compress(parts, map(any, counts)))
+        of_models = zip(*(scorer.token_scores(run) for scorer in self._scorers), strict=True)
+        found = ([self._step_score(*tokens) for tokens in zip(*steps, strict=True)] for steps in of_models)
+        return [list(compress(next(found), steps)) if any(steps) else [] for steps in counts]
+
+    def _parts(self, nodes: Sequence[Node]) -> tuple[list[Node], list[list[bool]]]:
+        """For each node the path that is run, and which of its steps are judged; without one it is not run."""
+        parts = [node.part(self._read) for node in nodes]
+        if self._read != self.judge:
+            return parts, [node.steps_in(self.judge) for node in nodes]
+        return parts, [[True] * len(part.inner_steps()) for part in parts]
 
     def _step_score(self, *tokens: Sequence[float]) -> float:
         """The score of one step, given under each model the numbers at its marks."""
@@ -520,7 +550,10 @@ class LocalProcessReward(ProcessRewardModel):
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The cost of scoring each node: with ``cache="tree"`` the tokens that it adds, else its whole text."""
-        return [reduce(add, costs) for costs in zip(*(scorer.cost(nodes) for scorer in self._scorers), strict=True)]
+        parts, counts = self._parts(nodes)
+        run = list(compress(parts, map(any, counts)))
+        costs = zip(*(scorer.cost(run) for scorer in self._scorers), strict=True)
+        return [reduce(add, next(costs)) if any(steps) else Cost() for steps in counts]
 
     def check_prompt(self, root: Node) -> None:
         """Refuses a prompt that is longer than the model reads."""
