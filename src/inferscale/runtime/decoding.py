@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inferscale._compat import cache_argument, evaluating
+from inferscale._compat import evaluating
 from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step
@@ -25,6 +24,7 @@ from inferscale.tree import Node, Step
 from .branch import Branch, BranchFactory, side_by_side
 from .charges import Charges
 from .kv import ROOM, RowBatch
+from .plain import PlainRows, plain_way, ranges
 from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
 from .processing import LogitsProcessing
 from .sampling import Draws, TokenSampler, uniforms
@@ -286,8 +286,8 @@ def home_of(logits: Tensor) -> torch.device:
 class StatelessDecoder(Decoder):
     """Next-token logits for rows that grow token by token; every call starts from whole prefixes.
 
-    Slow and simple: the reference for `TreeDecoder`, and what serves the models that it cannot. A model whose output
-    has no key-value cache, or one that cannot give up rows (state-space models), reads whole sequences for each token.
+    Slow and simple: the reference for `TreeDecoder`, and what serves the models that it cannot. How rows are run is
+    found by a probe before the first of them, see `plain_way`: a batch never changes a result.
     """
 
     follows_branches = False
@@ -295,60 +295,43 @@ class StatelessDecoder(Decoder):
     def __init__(self, model: Any, stats: GeneratorStats) -> None:
         self._model = model
         self._stats = stats
-        self._parameters = inspect.signature(model.forward).parameters
-        self._cache_argument = cache_argument(model)
-        self._cache: Any = None
-        self._caches = True
-        self._ids = torch.empty(0)
-        self._mask = torch.empty(0)
+        self._ranges = ranges(model.config)
+        self._run: PlainRows | None = None
+
+    def alike(self, branches: Sequence[Branch]) -> list[list[Branch]]:
+        """The branches in groups, each of which may run in one batch: of any lengths, or of one."""
+        groups: dict[tuple[int, int], list[Branch]] = {}
+        for branch in branches:
+            passed = self._passed(branch)
+            length = 0 if plain_way(self._model, passed).pads else len(branch.prefix)
+            groups.setdefault((passed, length), []).append(branch)
+        return list(groups.values())
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch."""
         prefixes = [branch.prefix for branch in branches]
         self._stats.prefill_tokens += sum(map(len, prefixes))
-        width = max(map(len, prefixes))
-        ids = [[0] * (width - len(prefix)) + list(prefix) for prefix in prefixes]
-        mask = [[0] * (width - len(prefix)) + [1] * len(prefix) for prefix in prefixes]
-        self._cache, self._caches = None, True
-        self._ids = torch.tensor(ids, device=self._model.device)
-        self._mask = torch.tensor(mask, device=self._model.device)
-        logits = self._forward(self._ids)
-        layers = getattr(self._cache, "layers", ())
-        self._caches = bool(layers) and all(hasattr(layer, "batch_select_indices") for layer in layers)
-        return logits
+        self._run = PlainRows(self._model, plain_way(self._model, max(map(self._passed, branches))))
+        return self._run.start(prefixes)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Logits after one more token in each row."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
-        return self._forward(tokens[:, None] if self._caches else self._ids)
+        assert self._run is not None
+        return self._run.step(tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these."""
-        index = torch.tensor(rows, dtype=torch.long, device=self._mask.device)
-        self._mask, self._ids = self._mask[index], self._ids[index]
-        if not rows:
-            self._cache = None
-        elif self._caches:
-            self._cache.batch_select_indices(index)
+        if self._run is not None:
+            self._run.keep(rows)
 
     def make_room(self) -> None:
-        """Drops the cache."""
-        self._cache = None
+        """Drops the rows."""
+        self._run = None
 
-    def _forward(self, ids: Tensor) -> Tensor:
-        options: dict[str, Any] = {}
-        if "position_ids" in self._parameters:
-            positions = self._mask.cumsum(dim=1) - 1
-            options["position_ids"] = positions[:, -ids.shape[1] :].clamp(min=0)
-        if "logits_to_keep" in self._parameters:
-            options["logits_to_keep"] = 1
-        if self._cache is not None and self._caches:
-            options[self._cache_argument] = self._cache
-        output = self._model(input_ids=ids, attention_mask=self._mask, use_cache=self._caches, **options)
-        self._cache = output.get(self._cache_argument)
-        logits: Tensor = output.logits[:, -1]
-        return logits
+    def _passed(self, branch: Branch) -> int:
+        """The longest of the model's ranges that the branch may pass."""
+        longest = len(branch.prefix) + branch.most_tokens
+        return max((r for r in self._ranges if r < longest), default=0)
 
 
 class TreeDecoder(Decoder):
@@ -555,13 +538,12 @@ class ModelRunner:
                     decoder.release(root.key)
 
     def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
-        """The decoders, each with the branches that it runs: beyond an attention window no prefix is shared."""
-        if self._tree is None:
-            return [(self._plain, list(branches))]
-        ordered, bound = side_by_side(branches), self._bound
-        if bound is None:
-            return [(self._tree, ordered)]
-        short, long = list[Branch](), list[Branch]()
-        for branch in ordered:
-            (short if len(branch.prefix) + branch.most_tokens <= bound else long).append(branch)
-        return [(self._tree, short), (self._plain, long)]
+        """The decoders, each with branches that it runs together: beyond an attention window no prefix is shared."""
+        plain, shared = list(branches), list[Branch]()
+        if self._tree is not None:
+            plain, bound = [], self._bound
+            for branch in side_by_side(branches):
+                fits = bound is None or len(branch.prefix) + branch.most_tokens <= bound
+                (shared if fits else plain).append(branch)
+        groups = self._plain.alike(plain) if isinstance(self._plain, StatelessDecoder) else [plain]
+        return [*([(self._tree, shared)] if self._tree is not None else []), *((self._plain, g) for g in groups)]

@@ -24,6 +24,7 @@ from inferscale._compat import cache_argument
 
 from .kv import Buffers, Piece, Plan, PromptPlan, RowBatch, RowPlan, UnsupportedModelError, attending
 from .loading import evaluating
+from .plain import FAILURES, difference, perturbed, ranges, text_config, whole_logits
 
 T = TypeVar("T")
 
@@ -50,7 +51,10 @@ class Session:
         self._cache_argument = cache_argument(model)
         if "position_ids" not in self._parameters:
             raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids")
-        self._layers = int(model.config.get_text_config().num_hidden_layers)
+        layers = getattr(text_config(model.config), "num_hidden_layers", None)
+        if layers is None:
+            raise UnsupportedModelError(f"the configuration of {type(model).__name__} names no num_hidden_layers")
+        self._layers = int(layers)
         # The configurations that the model's parts look their attention up in.
         configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
         self._configs = [config for config in configs.values() if hasattr(config, "_attn_implementation")]
@@ -158,22 +162,15 @@ class Session:
 def length_bound(config: Any) -> int | None:
     """The longest sequence for which every layer sees every earlier token in one and the same way.
 
-    Sliding windows and rotary embeddings that change with the length are left to the model's own forward beyond it;
-    ``None`` if there is no bound.
+    Windows, chunks, selections of keys, and rotary embeddings that change with the length are left to the model's own
+    forward beyond it; ``None`` if there is no bound.
     """
-    text = config.get_text_config()
-    bounds: list[int] = []
+    text = text_config(config)
     kinds = getattr(text, "layer_types", None)
     slides = kinds is None or any("sliding" in str(kind) or "chunked" in str(kind) for kind in kinds)
-    if slides and getattr(text, "use_sliding_window", True):
-        windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        bounds += [int(window) for window in windows if window]
-    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
-    if str(rope.get("rope_type", rope.get("type", ""))) in ("dynamic", "longrope"):
-        original = rope.get("original_max_position_embeddings")
-        original = original or getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings
-        bounds.append(int(original))
-    return min(bounds, default=None)
+    slides = slides and getattr(text, "use_sliding_window", True)
+    windows = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
+    return min((r for r in ranges(config) if slides or r not in windows), default=None)
 
 
 def checked_session(model: Any) -> Session | None:
@@ -181,7 +178,8 @@ def checked_session(model: Any) -> Session | None:
     try:
         with evaluating(model), torch.inference_mode():
             session = Session(model)
-            check_session(session)
+            with perturbed(model):
+                check_session(session)
     except UnsupportedModelError as error:
         warnings.warn(
             f"{type(model).__name__} is run without shared prefixes, slower and with equal results: {error}",
@@ -212,17 +210,12 @@ def check_session(session: Session) -> None:
             for row in live:
                 rows[row] = [*rows[row], ids[8 + row]]
             logits = session.step(batch, live, torch.tensor([rows[row][-1] for row in live], device=model.device))
-        plain = []
-        for row in live:
-            whole = torch.tensor([rows[row]], device=model.device)
-            plain.append(model(input_ids=whole, attention_mask=torch.ones_like(whole), use_cache=False).logits[0, -1])
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, NotImplementedError) as error:
+        plain = [whole_logits(model, rows[row]) for row in live]
+    except FAILURES as error:
         raise UnsupportedModelError(f"a probe failed: {type(error).__name__}: {error}") from error
-    expected = torch.stack(plain).float()
-    spread = float(expected.std(correction=0)) or 1.0
-    worst = float((logits.float() - expected).abs().max())
-    if not worst <= max(1e-3, 16 * torch.finfo(model.dtype).eps) * spread:  # about a hundred roundings; NaN fails
-        raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} where their spread is {spread:.2g}")
+    worst = difference(logits, torch.stack(plain), model.dtype)
+    if worst > 1:
+        raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} times what rounding may do")
 
 
 class SearchMemoryError(RuntimeError):
