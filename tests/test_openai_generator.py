@@ -430,6 +430,100 @@ def test_a_chat_template_needs_ids():
     search(Stub(ids=False), tokenizer=Chatty(), chat_template=False)
 
 
+TURNS = [
+    {"role": "system", "content": "Count."},
+    {"role": "user", "content": "One?"},
+    {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "And two?"},
+]
+CHAT = frozenset({*Stub().fields, "chat_template_kwargs", "tools"})
+
+
+def test_a_conversation_is_sent_as_turns():
+    stub = Stub()
+    begun = [*TURNS, {"role": "assistant", "content": "It is"}]
+    chat, goes_on = Problem(messages=TURNS), Problem(messages=begun)
+    _, generator = search(stub, prompts=[chat, Problem("x")], endpoint="chat", system_prompt="Be brief.")
+    assert generator.takes_messages
+    sent = [body["messages"] for body in drawn(stub)]
+    assert TURNS in sent
+    assert [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}] in sent
+    stub = Stub()
+    search(stub, prompts=[goes_on], endpoint="chat")
+    assert begun in [body["messages"] for body in drawn(stub)]
+    for body in drawn(stub):  # the answer goes on where the problem had begun it
+        assert body["continue_final_message"]
+        assert body["messages"][:-1] == TURNS
+        assert body["messages"][-1]["content"].startswith("It is")
+    with pytest.raises(ValueError, match="is a conversation, and this server is sent text"):
+        search(Stub(), prompts=[chat])
+    with pytest.raises(ValueError, match="cannot go on with an answer"):
+        search(Stub(fields=PLAIN, strict=False), RepeatedSampling(2), [goes_on], endpoint="chat")
+
+
+def test_options_of_the_chat_template_and_tools_are_sent_to_chats():
+    def add(a: int) -> int:
+        """Adds one.
+
+        Args:
+            a: A number.
+        """
+        return a
+
+    stub = Stub(fields=CHAT)
+    options = {"endpoint": "chat", "chat_template_kwargs": {"enable_thinking": False}, "tools": [add]}
+    search(stub, RepeatedSampling(2), **options)
+    for body in stub.requests:
+        assert body["chat_template_kwargs"] == {"enable_thinking": False}
+        assert body["tools"][0]["function"]["name"] == "add"
+    with pytest.raises(ValueError, match="extra_body holds tools, which is given as an option too"):
+        search(Stub(), **options, extra_body={"tools": []})
+    with pytest.raises(ValueError, match="chat_template_kwargs and tools need tokenizer"):
+        search(Stub(), **{**options, "endpoint": "completions"})
+
+
+def test_a_call_of_a_tool_is_the_text_of_the_answer():
+    def called(answer):
+        for choice in answer["choices"]:
+            made = {"name": "add", "arguments": "{}"}
+            choice["message"] = {"content": None, "tool_calls": [{"type": "function", "function": made}]}
+        return answer
+
+    results, _ = search(Stub(misbehave=lambda body, before: called), RepeatedSampling(1), endpoint="chat")
+    assert {result.text for result in results} == {'{"name": "add", "arguments": "{}"}'}
+
+
+def test_control_tokens_in_texts_that_the_server_tokenises():
+    tokenizer = LetterTokenizer()
+    hostile = Problem(messages=[{"role": "user", "content": "a<eos>b"}])
+    spaced, kept = Stub(), Stub()
+    search(spaced, RepeatedSampling(1), [hostile], endpoint="chat", tokenizer=tokenizer)
+    assert {body["messages"][0]["content"] for body in drawn(spaced)} == {"a< eos>b"}
+    search(kept, RepeatedSampling(1), [hostile], endpoint="chat", tokenizer=tokenizer, control_tokens="keep")
+    assert {body["messages"][0]["content"] for body in drawn(kept)} == {"a<eos>b"}
+    refuse = {"tokenizer": tokenizer, "control_tokens": "refuse"}
+    with pytest.raises(ValueError, match="the user turn spells the control token '<eos>'"):
+        search(Stub(), RepeatedSampling(1), [hostile], endpoint="chat", **refuse)
+    with pytest.raises(ValueError, match="the prompt spells the control token '<eos>'"):
+        search(Stub(ids=False), RepeatedSampling(1), ["a<eos>b"], **refuse)
+    with pytest.raises(ValueError, match=r'control_tokens="refuse" needs tokenizer=\.\.\.'):
+        search(Stub(), control_tokens="refuse")
+
+
+def test_a_rendered_prompt_is_sent_without_the_beginning_that_the_server_adds():
+    class Beginning(LetterTokenizer):
+        bos_token, bos_token_id = "<s>", 1
+        all_special_tokens = ("<s>", "<eos>")
+
+        def __call__(self, text, add_special_tokens=True):
+            ids = [1 if word == "<s>" else ord(word) for word in re.split("(<s>)|(?<=.)", text) if word]
+            return {"input_ids": [1] * add_special_tokens + ids}
+
+    stub = Stub(ids=False)
+    search(stub, RepeatedSampling(1), ["<s>[user]x"], tokenizer=Beginning())
+    assert {body["prompt"] for body in drawn(stub)} == {"[user]x"}
+
+
 def test_a_chat_that_has_another_name_for_the_most_tokens_is_asked_by_it():
     stub = Stub(length_field="max_completion_tokens", strict=False)
     results, _ = search(stub, RepeatedSampling(3), endpoint="chat")

@@ -361,3 +361,55 @@ def test_forced_ids_say_the_text_and_nothing_more(name, forced):
     ids = TextEncoder(tokenizer).forced(forced)
     before = TextEncoder(tokenizer).raw("a b")
     assert tokenizer.decode([*before, *ids]) == tokenizer.decode(before) + forced
+
+
+class Engine:
+    """As much of a vLLM engine as making a generator needs."""
+
+    class model_config:  # noqa: N801
+        logprobs_mode, max_model_len, hf_config = "processed_logprobs", 512, None
+
+        @staticmethod
+        def try_get_generation_config():
+            return {}
+
+
+def made_by(kind, tokenizer, **options):
+    from inferscale import OpenAIGenerator, VLLMGenerator
+    from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
+
+    if kind == "openai":
+        return OpenAIGenerator("http://x", "m", tokenizer=tokenizer, **options)._scheduler.tokenizer.branches
+    model = tiny_model(vocab_size=len(tokenizer))
+    if kind == "vllm":
+        engine = Engine()
+        engine.model_config.hf_config = model.config
+        return VLLMGenerator(engine, tokenizer, **options)._branches
+    if kind == "quiet":
+        thinker = QuietSTaR(model, thought_length=2)
+        return QuietSTaRGenerator(thinker, tokenizer, **options)._runner.branches
+    return HFGenerator(model, tokenizer, **options)._runner.branches
+
+
+@pytest.mark.parametrize("kind", ["hf", "vllm", "quiet", "openai"])
+def test_every_generator_takes_the_options_of_the_template(kind):
+    tokenizer = chat_tokenizer(THINKS, ("<think>", "</think>"))
+    asked = [{"role": "user", "content": "a"}]
+    schema = {"type": "function", "function": {"name": "f"}}
+    options = {"chat_template_kwargs": {"enable_thinking": False}, "tools": [schema]}
+    expected = template_ids(tokenizer, asked, enable_thinking=False, tools=[schema])
+    assert made_by(kind, tokenizer, **options).encode("a") == expected
+    with pytest.raises(ValueError, match="never mentions thinking"):
+        made_by(kind, tokenizer, chat_template_kwargs={"thinking": False})
+    with pytest.raises(ValueError, match="the user turn spells the control token"):
+        made_by(kind, tokenizer, control_tokens="refuse").encode("a<|im_end|>")
+
+
+def test_a_folder_is_loaded_with_the_options_of_the_template(tmp_path):
+    tokenizer = chat_tokenizer(THINKS, ("<think>", "</think>"))
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    options = {"chat_template_kwargs": {"enable_thinking": False}, "control_tokens": "keep"}
+    branches = HFGenerator.from_pretrained(tmp_path, device="cpu", **options)._runner.branches
+    asked = [{"role": "user", "content": "a<|im_end|>"}]
+    assert branches.encode("a<|im_end|>") == template_ids(tokenizer, asked, enable_thinking=False)

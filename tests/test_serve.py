@@ -238,6 +238,36 @@ def test_a_conversation_becomes_one_prompt(server, name):
     assert answer["choices"][0]["message"]["content"] == alone(prompt).text
 
 
+class Chatty(ToyGenerator):
+    """Reads turns as a chat template would render them."""
+
+    takes_messages = True
+
+    def generate(self, requests):
+        seen.extend(request.node.problem for request in requests)
+        return super().generate(requests)
+
+
+seen = []
+
+
+def test_a_model_that_takes_messages_is_given_the_turns():
+    turns = [{"role": "system", "content": "Count."}, {"role": "user", "content": "One?"}]
+    begun = [*turns, {"role": "assistant", "content": "It is"}]
+    with serving(Service(Chatty(), strategy="sampling:2", prompt_end="\n")) as running:
+        path, say = "/v1/chat/completions", {"messages": begun, "continue_final_message": True}
+        for body in ({"messages": turns}, say, {"messages": turns[1:]}):
+            assert call(running, path, body)[0] == 200
+        status, _, answer = call(running, path, {"messages": begun})
+    assert (status, answer["error"]["param"]) == (400, "messages")
+    assert "the last message is the assistant's" in answer["error"]["message"]
+    assert list(dict.fromkeys(seen)) == [
+        isc.Problem(messages=turns),
+        isc.Problem(messages=begun),
+        isc.Problem("One?\n"),
+    ]
+
+
 def test_prompts_are_ended_as_the_service_says():
     with serving(Service(ToyGenerator(), strategy="sampling:2", prompt_end="\n")) as running:
         bare, ended = (ask(running, prompt)["choices"][0]["text"] for prompt in ("How many?", "How many?\n"))

@@ -36,21 +36,21 @@ class SearchProvider:
         self._parts = given or parts_from_texts(model_name, options)
 
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:  # noqa: A002
-        """The winning trajectory's text; other messages than the last user's become part of the prompt."""
+        """The winning trajectory's text; a conversation keeps its turns where the generator renders them."""
         import anyio.to_thread
 
         if tools:
             raise ValueError("inferscale answers without tools: leave them out of the task")
-        result = await anyio.to_thread.run_sync(partial(self._search, _prompt(input)))
+        result = await anyio.to_thread.run_sync(partial(self._search, _problem(input, self._parts[0])))
         return self._output(result)
 
     def max_connections(self) -> int:
         """One: the model runs in this process."""
         return 1
 
-    def _search(self, prompt: str) -> SearchResult:
+    def _search(self, problem: Problem) -> SearchResult:
         generator, strategy, reward_model, aggregator, seed = self._parts
-        return solve(Problem(prompt), strategy, generator, reward_model=reward_model, aggregator=aggregator, seed=seed)
+        return solve(problem, strategy, generator, reward_model=reward_model, aggregator=aggregator, seed=seed)
 
     def _output(self, result: SearchResult) -> Any:
         cost, api = result.cost, require("inspect_ai.model", "inspect")
@@ -101,8 +101,10 @@ def model_of(
     return get_model(f"inferscale/{name}", parts=parts, memoize=False)
 
 
-def _prompt(messages: list[Any]) -> str:
-    if len(messages) == 1:
-        return str(messages[0].text)
-    turns = [f"{message.role.capitalize()}: {message.text}" for message in messages]
-    return "\n\n".join([*turns, "Assistant:"])
+def _problem(messages: list[Any], generator: Generator) -> Problem:
+    """One user's turn is a prompt; of several, a generator without a chat template reads the text."""
+    turns = [{"role": message.role, "content": message.text} for message in messages]
+    if [turn["role"] for turn in turns] == ["user"]:
+        return Problem(turns[0]["content"])
+    problem = Problem(messages=turns)
+    return problem if generator.takes_messages else Problem(problem.prompt)

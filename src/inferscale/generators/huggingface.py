@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from inferscale.runtime.loading import (
 )
 from inferscale.runtime.prefix_cache import check_cache_options
 from inferscale.runtime.processing import LogitsProcessing
+from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.sampling import Confidence, TokenSampler, choose_sampler
 from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops
 from inferscale.tree import Node, Step
@@ -83,6 +84,9 @@ class HFGenerator(Generator):
         confidence: Confidence = "logprob",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         eos_token_id: int | list[int] | None = None,
         micro_batch: int | None = None,
         check_every: int | None = None,
@@ -117,8 +121,15 @@ class HFGenerator(Generator):
             prefix_allowed_tokens_fn: Function of ``batch_id`` (always 0: a row is alone) and ``input_ids`` ``[n]`` to
                 the ids that may come next, as in transformers.
             confidence: Kind of token confidence, of which `Step.confidence` is the mean; see `Sampler`.
-            chat_template: True if the prompt is a user turn of the tokenizer's chat template; by default if it has one.
-            system_prompt: System turn of the chat.
+            chat_template: True renders problems with the tokenizer's chat template, a prompt as the user's turn; by
+                default if it has one.
+            system_prompt: System turn of conversations that have none of their own.
+            chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": False}``; one that it
+                never mentions is refused.
+            tools: What the model may call, as JSON schemas or documented functions, for the chat template.
+            control_tokens: What becomes of control tokens that a problem spells: ``"text"`` reads them as letters,
+                ``"refuse"`` raises, ``"keep"`` lets them be tokens. By default ``"text"`` in chats, and ``"keep"`` in
+                plain prompts, which may be chats that are rendered already.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
             check_every: Tokens drawn between two looks at which steps have ended (default: 1 on a CPU, 8 elsewhere,
@@ -147,6 +158,9 @@ class HFGenerator(Generator):
             stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
         )
         self.thinking = branches.thinking
         self._runner = ModelRunner(
@@ -185,6 +199,9 @@ class HFGenerator(Generator):
         confidence: Confidence = "logprob",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         eos_token_id: int | list[int] | None = None,
         micro_batch: int | None = None,
         check_every: int | None = None,
@@ -237,6 +254,9 @@ class HFGenerator(Generator):
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
             eos_token_id=eos_token_id,
             micro_batch=micro_batch,
             check_every=check_every,

@@ -16,6 +16,7 @@ from inferscale.base import Generator
 from inferscale.flops.spec import ModelSpec, model_spec, sample_flops
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, Limits
+from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops, step_end, stop_place
 from inferscale.tree import FinishReason, Step
 
@@ -191,7 +192,7 @@ class TextSample(RemoteSample):
     def prefix(self) -> Prefix:
         """Text of prompt, path, forced text and what was sampled so far."""
         node = self.request.node
-        return Prefix(node.problem.prompt, node.text + self._text)
+        return Prefix(node.problem, node.text + self._text)
 
     @property
     def forced_tokens(self) -> int:
@@ -295,7 +296,7 @@ class IdSample(RemoteSample):
 
     def prefix(self) -> Prefix:
         """Ids of prompt, path, forced text and what was sampled so far."""
-        return Prefix("", ids=self._branch.prefix + tuple(self._branch.tokens))
+        return Prefix(None, ids=self._branch.prefix + tuple(self._branch.tokens))
 
     @property
     def forced_tokens(self) -> int:
@@ -398,14 +399,14 @@ class SampleScheduler:
         node, server, tokenizer = request.node, self.server, self.tokenizer
         if tokenizer is not None and not server.chat:
             branches = tokenizer.branches
-            if server.takes_ids(branches.encode(node.problem.prompt), branches.text.bare):
+            if server.takes_ids(branches.encode(node.problem), branches.text.bare):
                 return [IdSample(branch) for branch in branches.open(request)]
             if tokenizer.chat:
                 raise ValueError(
                     "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
                     'endpoint="chat", or chat_template=False'
                 )
-        if (node.text or request.forced) and not server.continues_answers():
+        if (node.text or request.forced or node.problem.prefill) and not server.continues_answers():
             raise ValueError(
                 "this server's chat endpoint cannot go on with an answer that has begun: use "
                 'endpoint="completions" (with tokenizer=... for the chat template), or a strategy of whole answers'
@@ -478,7 +479,7 @@ class SampleScheduler:
             more["logprobs"] = server.logprobs_field
         if prefix.ids is not None:
             more["return_token_ids"] = True
-        if server.chat and prefix.answer:
+        if server.chat and prefix.goes_on:
             more.update(CONTINUE)
         temperature = 0.0
         if not self.is_greedy(first.request):
@@ -553,6 +554,9 @@ class OpenAIGenerator(Generator):
         tokenizer: Any = None,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         step_delimiter: StepDelimiter = "\n",
         stop: str | Sequence[str] = (),
         max_step_tokens: int = 256,
@@ -579,9 +583,17 @@ class OpenAIGenerator(Generator):
             api_key: The key; by default that in the environment variable ``OPENAI_API_KEY``, if there is one.
             tokenizer: The model's tokenizer, or a folder or hub id to load it from: makes prompts ids, and counts
                 tokens where the server does not.
-            chat_template: True makes the prompt a user turn of the tokenizer's chat template (completions endpoint);
-                by default if it has one.
-            system_prompt: System turn of the chat.
+            chat_template: True renders problems with the tokenizer's chat template (completions endpoint), a prompt as
+                the user's turn; by default if it has one.
+            system_prompt: System turn of conversations that have none of their own.
+            chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": False}``, for the
+                tokenizer's, which must mention them, or for the server's (vLLM, SGLang).
+            tools: What the model may call, as JSON schemas or documented functions. A call that a chat endpoint
+                reports apart becomes the text of the answer, one JSON object a line.
+            control_tokens: What becomes of control tokens that a problem spells: ``"text"`` reads them as letters (with
+                a space in each where the server tokenises), ``"refuse"`` raises, ``"keep"`` lets them be tokens. By
+                default ``"text"`` in chats, and ``"keep"`` in plain prompts, which may be chats that are rendered
+                already. Without `tokenizer` they are not known, and are sent as they are.
             step_delimiter: Text that ends a step, or, as for `HFGenerator`, a regular expression or a function of text.
                 A server cannot stop at those: steps are sampled to `max_step_tokens`, cut, and paid for.
             stop: Texts that end the answer, and are left out of it; see `HFGenerator`. They are sent to the server,
@@ -621,8 +633,14 @@ class OpenAIGenerator(Generator):
             raise ValueError(f"min_p={min_p}: give a number from 0 (keep every token) to 1")
         if not 0 < repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty={repetition_penalty}: give a positive number (1 penalises nothing)")
-        if tokenizer is None and endpoint == "completions" and (chat_template or system_prompt):
-            raise ValueError('chat_template and system_prompt need tokenizer=..., or endpoint="chat"')
+        chat_options = {
+            "system_prompt": system_prompt, "chat_template_kwargs": chat_template_kwargs, "tools": tools
+        }  # fmt: skip
+        given = [name for name, value in {"chat_template": chat_template, **chat_options}.items() if value]
+        if tokenizer is None and endpoint == "completions" and given:
+            raise ValueError(f'{" and ".join(given)} need tokenizer=..., or endpoint="chat"')
+        if tokenizer is None and control_tokens not in (None, "keep"):
+            raise ValueError(f'control_tokens="{control_tokens}" needs tokenizer=..., to know which tokens those are')
         self.temperature = temperature
         self.step_delimiter = step_delimiter
         self.stop = checked_stops(stop)
@@ -630,17 +648,6 @@ class OpenAIGenerator(Generator):
         self.repetition_penalty = repetition_penalty
         self.limits = Limits(max_step_tokens, max_new_tokens, None)
         self._spec = None if config is None else model_spec(config)
-        server = OpenAIServer(
-            base_url,
-            model,
-            endpoint,
-            api_key=api_key,
-            system_prompt=system_prompt,
-            retry=RetryPolicy(timeout, deadline),
-            max_concurrency=max_concurrency,
-            extra_body=extra_body,
-            needs_usage=tokenizer is None,
-        )
         reads = None
         if tokenizer is not None:
             reads = ServerTokenizer(
@@ -649,10 +656,27 @@ class OpenAIGenerator(Generator):
                 step_delimiter=step_delimiter,
                 stop=stop,
                 chat_template=chat_template,
-                system_prompt=system_prompt if endpoint == "completions" else None,
+                control_tokens=control_tokens,
+                optional=endpoint == "chat",  # the server's template is what counts
+                **chat_options,
             )
+        server = OpenAIServer(
+            base_url,
+            model,
+            endpoint,
+            api_key=api_key,
+            system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            written=(lambda text, role: text) if reads is None else reads.written,
+            retry=RetryPolicy(timeout, deadline),
+            max_concurrency=max_concurrency,
+            extra_body=extra_body,
+            needs_usage=tokenizer is None,
+        )
         # A chat endpoint renders by its own template, and may keep thoughts to itself: there the text tells.
         self.thinking = reads.branches.thinking if reads is not None and endpoint == "completions" else None
+        self.takes_messages = endpoint == "chat" or (reads is not None and reads.chat)
         self._scheduler = SampleScheduler(
             server,
             reads,
@@ -697,7 +721,13 @@ class OpenAIGenerator(Generator):
         if not requests:
             return []
         scheduler, server = self._scheduler, self._scheduler.server
-        server.contact(requests[0].node.problem.prompt)
+        chats = [request.node.problem for request in requests if request.node.problem.messages is not None]
+        if chats and not self.takes_messages:
+            raise ValueError(
+                f"the problem {chats[0].prompt[:80]!r} is a conversation, and this server is sent text: choose "
+                'endpoint="chat", or pass tokenizer=... with a chat template to a server that takes ids'
+            )
+        server.contact(requests[0].node.problem)
         if scheduler.logprobs and not server.returns_logprobs():
             raise ValueError(f"logprobs=True, but {self!r} returns no log-probabilities: leave it out, or ask another")
         server.check_fields({*scheduler.filters, *scheduler.penalties})

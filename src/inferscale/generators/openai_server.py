@@ -21,7 +21,9 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 from inferscale._compat import require
 from inferscale._http import RemoteError, RetryPolicy, error_of_status, finite_floats
 from inferscale.runtime.branch import BranchFactory, Limits
+from inferscale.runtime.prompts import ControlTokens, refuse_control_tokens, tool_schemas
 from inferscale.runtime.text import StepDelimiter
+from inferscale.tree import Problem
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ def parse_reply(body: str) -> Reply:
         if reason in ("abort", "error"):  # vLLM and SGLang when they drop a request under way
             raise broken(f"a sample that it gave up ({reason})")
         message = choice.get("message")  # chat; a refusal has no content
-        text = (message.get("content") or "") if isinstance(message, dict) else choice.get("text")
+        text = _message_text(message) if isinstance(message, dict) else choice.get("text")
         if not isinstance(text, str):
             raise broken("a choice without text")
         ids = choice.get("token_ids")
@@ -131,6 +133,15 @@ def parse_reply(body: str) -> Reply:
     return Reply(tuple(choices), prompt if _is_count(prompt) else None, generated if _is_count(generated) else None)
 
 
+def _message_text(message: Mapping[str, Any]) -> Any:
+    """The text of a chat's answer; calls of tools, which stand apart from it, are lines of JSON after it."""
+    text, calls = message.get("content") or "", message.get("tool_calls")
+    if not isinstance(calls, list) or not isinstance(text, str):
+        return text
+    made = [call.get("function", call) if isinstance(call, dict) else call for call in calls]
+    return "\n".join([text] * bool(text) + [json.dumps(call, ensure_ascii=False) for call in made])
+
+
 def _is_count(value: object) -> bool:
     """True for a whole number that is not negative: an id, or a number of tokens."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -141,14 +152,19 @@ class Prefix:
     """The start of a sample: a prompt and the answer begun after it, as text or as ids.
 
     Attributes:
-        prompt: The problem's prompt.
-        answer: The answer so far, forced text included.
+        problem: The problem; ``None`` where `ids` say all.
+        answer: The answer so far after what the problem had begun, forced text included.
         ids: Both as token ids; ``None`` sends text.
     """
 
-    prompt: str
+    problem: Problem | None
     answer: str = ""
     ids: tuple[int, ...] | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        """True if an answer has begun."""
+        return bool(self.answer) or (self.problem is not None and bool(self.problem.prefill))
 
 
 @dataclass
@@ -204,12 +220,17 @@ class OpenAIServer:
         *,
         api_key: str | None,
         system_prompt: str | None,
+        chat_template_kwargs: Mapping[str, Any] | None,
+        tools: Sequence[Any] | None,
+        written: Callable[[str, str], str],
         retry: RetryPolicy,
         max_concurrency: int,
         extra_body: Mapping[str, Any] | None,
         needs_usage: bool,
     ) -> None:
         """Checks what names the server and its requests; see `OpenAIGenerator` for the arguments.
+
+        `written` makes of a text and the role of its turn (``"prompt"`` of a plain one) the text that is sent.
 
         Raises:
             ImportError: If the ``openai`` package is missing.
@@ -236,22 +257,41 @@ class OpenAIServer:
         self._retry = retry
         self._slots = threading.BoundedSemaphore(max_concurrency)
         self._extra_body = dict(extra_body or {})
+        if self.chat:
+            given = {"chat_template_kwargs": chat_template_kwargs, "tools": tools and tool_schemas(tools)}
+            given = {name: value for name, value in given.items() if value}
+            if twice := sorted(given.keys() & self._extra_body):
+                raise ValueError(f"extra_body holds {twice[0]}, which is given as an option too: give it once")
+            self._extra_body |= given
+        self._written = written
         self._needs_usage = needs_usage
         self._counting = threading.Lock()
         self._length_field = "max_tokens"
         self._probing = threading.RLock()  # held while the server is tried: everybody needs what comes out
         self._known: dict[str, Any] = {}
-        self._probe_prefix = Prefix("")
+        self._probe_prefix = Prefix(None)
 
     def body(self, prefix: Prefix, max_tokens: int, temperature: float, **more: Any) -> dict[str, Any]:
         """The body of a request, without the model; fields that are ``None`` are left out."""
         body: dict[str, Any] = {self._length_field: max_tokens, "temperature": temperature, **more}
         if self.chat:
-            turns = [("system", self._system_prompt), ("user", prefix.prompt), ("assistant", prefix.answer)]
-            body["messages"] = [{"role": role, "content": content} for role, content in turns if content]
+            body["messages"] = self._turns(prefix)
+        elif prefix.ids is not None:
+            body["prompt"] = list(prefix.ids)
         else:
-            body["prompt"] = prefix.prompt + prefix.answer if prefix.ids is None else list(prefix.ids)
+            body["prompt"] = "" if prefix.problem is None else self._written(prefix.problem.prompt, "prompt")
+            body["prompt"] += prefix.answer
         return {name: value for name, value in body.items() if value is not None}
+
+    def _turns(self, prefix: Prefix) -> list[dict[str, Any]]:
+        """The conversation, the system's turn first and the assistant's begun one last."""
+        turns = [] if prefix.problem is None else prefix.problem.question.turns
+        if self._system_prompt is not None and all(turn["role"] != "system" for turn in turns):
+            turns.insert(0, {"role": "system", "content": self._system_prompt})
+        if prefix.goes_on:
+            begun = "" if prefix.problem is None else prefix.problem.prefill
+            turns.append({"role": "assistant", "content": begun + prefix.answer})
+        return [{**turn, "content": self._written(turn["content"], turn["role"])} for turn in turns]
 
     @property
     def logprobs_field(self) -> bool | int:
@@ -334,15 +374,18 @@ class OpenAIServer:
 
     # -- what it supports ----------------------------------------------------------------------------------------------
 
-    def contact(self, prompt: str) -> Reply:
+    def contact(self, problem: Problem) -> Reply:
         """The reply to a first, plain, greedy request, made once; later probes go on from the same prompt.
+
+        It is the beginning of what the user said last.
 
         Raises:
             RemoteError: If the server cannot be reached within `FIRST_CONTACT` seconds, or refuses the request.
         """
 
         def first_reply() -> Reply:
-            self._probe_prefix = Prefix(prompt[:64])
+            said = [turn["content"] for turn in problem.turns if turn["role"] == "user"]
+            self._probe_prefix = Prefix(Problem(said[-1][:64]))
             retry = replace(self._retry, deadline=min(self._retry.deadline, FIRST_CONTACT))
             try:
                 return self._probe(8, retry=retry)
@@ -453,7 +496,7 @@ class OpenAIServer:
             return "".join(text.replace("\ufffd", "").split())
 
         def compare() -> bool:
-            reply = self._served(8, Prefix("", ids=prompt[:16]), return_token_ids=True)
+            reply = self._served(8, Prefix(None, ids=prompt[:16]), return_token_ids=True)
             # A list of numbers may be taken for so many prompts, or for text.
             if reply is None or reply.prompt_tokens not in (None, len(prompt[:16])):
                 return False
@@ -531,13 +574,20 @@ class ServerTokenizer:
         step_delimiter: StepDelimiter,
         stop: str | Sequence[str],
         chat_template: bool | None,
-        system_prompt: str | None,
+        control_tokens: ControlTokens | None,
+        optional: bool,
+        **chat_options: Any,
     ) -> None:
-        """Takes a tokenizer, or a folder or hub id to load it from."""
+        """Takes a tokenizer, or a folder or hub id to load it from; the options are those of `OpenAIGenerator`.
+
+        With `optional` the tokenizer needs no chat template for `chat_options`, which then go to the server alone.
+        """
         if isinstance(tokenizer, str | os.PathLike):
             from inferscale.runtime.loading import load_tokenizer
 
             tokenizer = load_tokenizer(tokenizer, tokenizer)
+        if optional and (chat_template is False or not getattr(tokenizer, "chat_template", None)):
+            chat_options = {}
         end = tokenizer.eos_token_id
         self.branches = BranchFactory(
             tokenizer,
@@ -546,15 +596,38 @@ class ServerTokenizer:
             step_delimiter=step_delimiter,
             stop=stop,
             chat_template=chat_template,
-            system_prompt=system_prompt,
+            control_tokens=control_tokens,
+            **chat_options,
         )
         self.chat = self.branches.prompts.chat
+        self._control_tokens = control_tokens
+
+    def written(self, text: str, role: str) -> str:
+        """The text that is sent to a server which tokenises it: what spells a control token has a space in it.
+
+        Plain prompts (role ``"prompt"``) keep their control tokens by default. One that begins with the token that the
+        tokenizer adds to every text, as a rendered chat does, is sent without it: the server adds it once more.
+
+        Raises:
+            ValueError: If a control token in it is to be refused.
+        """
+        plain, encoder = role == "prompt", self.branches.prompts.text
+        policy = self._control_tokens or ("keep" if plain else "text")
+        if policy == "refuse":
+            where = "the prompt" if plain else f"the {role} turn"
+            refuse_control_tokens(encoder.spelled(text, role), where)
+        if policy == "text":
+            return encoder.spaced(text, role)
+        bos = getattr(encoder.tokenizer, "bos_token", None)
+        adds_bos = plain and bool(bos) and encoder.added[0][-1:] == (encoder.tokenizer.bos_token_id,)
+        return text.removeprefix(bos) if adds_bos and bos else text
 
     def count(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""
         if prefix.ids is not None:
             return len(prefix.ids)
-        return len(self.branches.encode(prefix.prompt)) + self.count_text(prefix.answer)
+        problem = prefix.problem
+        return (0 if problem is None else len(self.branches.encode(problem))) + self.count_text(prefix.answer)
 
     def count_text(self, text: str) -> int:
         """Tokens of a text on its own."""

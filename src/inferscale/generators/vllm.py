@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from inferscale.runtime.branch import Branch, BranchFactory, Limits
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.loading import eos_of, refuse_unknown
 from inferscale.runtime.processing import LogitsProcessing
+from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.sampling import Sampler
 from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops
 from inferscale.tree import Step, branch_key
@@ -62,6 +63,9 @@ class VLLMGenerator(Generator):
         repetition_penalty: float = 1.0,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         eos_token_id: int | list[int] | None = None,
     ) -> None:
         """Takes an engine that runs.
@@ -82,8 +86,15 @@ class VLLMGenerator(Generator):
             top_k: Number of the likeliest tokens that are kept; 0 keeps all.
             min_p: Tokens at least so many times as likely as the likeliest one are kept; 0 keeps all.
             repetition_penalty: Lowers the logits of tokens that are in prompt or answer already.
-            chat_template: True if the prompt is a user turn of the tokenizer's chat template; by default if it has one.
-            system_prompt: System turn of the chat.
+            chat_template: True renders problems with the tokenizer's chat template, a prompt as the user's turn; by
+                default if it has one.
+            system_prompt: System turn of conversations that have none of their own.
+            chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": False}``; one that it
+                never mentions is refused.
+            tools: What the model may call, as JSON schemas or documented functions, for the chat template.
+            control_tokens: What becomes of control tokens that a problem spells: ``"text"`` reads them as letters,
+                ``"refuse"`` raises, ``"keep"`` lets them be tokens. By default ``"text"`` in chats, and ``"keep"`` in
+                plain prompts, which may be chats that are rendered already.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
 
         Raises:
@@ -113,6 +124,9 @@ class VLLMGenerator(Generator):
             stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
         )
         self.thinking = self._branches.thinking
         self.takes_messages = self._branches.prompts.chat
@@ -136,6 +150,9 @@ class VLLMGenerator(Generator):
         repetition_penalty: float = 1.0,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         eos_token_id: int | list[int] | None = None,
         **engine_options: Any,
     ) -> VLLMGenerator:
@@ -174,6 +191,9 @@ class VLLMGenerator(Generator):
             repetition_penalty=repetition_penalty,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
             eos_token_id=eos_token_id,
         )
 

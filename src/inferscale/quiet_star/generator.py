@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from inferscale.runtime.decoding import Decoder, GeneratorStats, ModelRunner
 from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids
 from inferscale.runtime.prefix_cache import PrefixCache, branch_path, cache_bytes, check_cache_options
 from inferscale.runtime.processing import LogitsProcessing
+from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.sampling import Confidence, Sampler, TokenSampler, choose_sampler
 from inferscale.runtime.text import StepDelimiter, checked_stops
 from inferscale.tree import Node, Step, branch_key
@@ -430,6 +431,9 @@ class QuietSTaRGenerator(Generator):
         confidence: Confidence = "logprob",
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         eos_token_id: int | list[int] | None = None,
         micro_batch: int | None = None,
         cache: Literal["tree", "none"] = "tree",
@@ -459,8 +463,14 @@ class QuietSTaRGenerator(Generator):
             logits_processor: Processors of the mixed logits of visible tokens; see `HFGenerator`.
             prefix_allowed_tokens_fn: Gives the visible tokens that may come next; see `HFGenerator`.
             confidence: What `Step.confidence` is the token mean of; see `Sampler`.
-            chat_template: Put prompts into the tokenizer's chat template; by default if it has one.
-            system_prompt: System turn of the chat.
+            chat_template: Render problems with the tokenizer's chat template; by default if it has one.
+            system_prompt: System turn of conversations that have none of their own.
+            chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": False}``; one that it
+                never mentions is refused.
+            tools: What the model may call, as JSON schemas or documented functions, for the chat template.
+            control_tokens: What becomes of control tokens that a problem spells: ``"text"`` reads them as letters,
+                ``"refuse"`` raises, ``"keep"`` lets them be tokens. By default ``"text"`` in chats, and ``"keep"`` in
+                plain prompts, which may be chats that are rendered already.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
             cache: ``"tree"`` keeps the keys and values of prompts and steps between calls; ``"none"`` reads whole
@@ -502,6 +512,9 @@ class QuietSTaRGenerator(Generator):
             stop=stop,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
         )
         self.takes_messages = branches.prompts.chat
         sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)

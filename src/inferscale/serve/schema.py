@@ -31,7 +31,7 @@ CAPS = frozenset({"tokens", "flops", "seconds", "calls"})
 
 USED = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "stream", "stream_options", "seed"}
-    | {"n", "best_of", "response_format", "inferscale"}
+    | {"n", "best_of", "response_format", "continue_final_message", "add_generation_prompt", "inferscale"}
 )
 """Fields of OpenAI's that mean something here."""
 
@@ -147,7 +147,7 @@ class CompletionRequest:
 
     Attributes:
         endpoint: Chat or text.
-        prompts: One search each.
+        problems: One search each.
         solver: Their searches' options.
         strategy: The strategy that the client asked for, without the cap on lengths.
         stops: Texts at which answers end.
@@ -158,7 +158,7 @@ class CompletionRequest:
     """
 
     endpoint: Endpoint
-    prompts: tuple[str, ...]
+    problems: tuple[Problem, ...]
     solver: Solver
     strategy: SearchStrategy
     stops: tuple[str, ...]
@@ -215,7 +215,7 @@ class CompletionRequest:
         )
         return cls(
             endpoint,
-            prompts=tuple(_prompts(body, endpoint, service)),
+            problems=tuple(_problems(body, endpoint, service)),
             solver=solver,
             strategy=strategy,
             stops=stops,
@@ -226,12 +226,12 @@ class CompletionRequest:
         )
 
     def jobs(self) -> list[Job]:
-        """A search for each prompt."""
-        seen = Counter[str]()
+        """A search for each problem."""
+        seen = Counter[Problem]()
         jobs = []
-        for prompt in self.prompts:
-            jobs.append(Job(Problem(prompt), self.solver, seen[prompt]))
-            seen[prompt] += 1
+        for problem in self.problems:
+            jobs.append(Job(problem, self.solver, seen[problem]))
+            seen[problem] += 1
         return jobs
 
 
@@ -242,38 +242,37 @@ def _made(name: str, make: Callable[[], T]) -> T:
         raise bad_field(name, str(error)) from None
 
 
-def _prompts(body: Mapping[str, Any], endpoint: Endpoint, service: Service) -> list[str]:
-    """The prompts of a request, each ended as the service says."""
-    given: list[Any]
+def _problems(body: Mapping[str, Any], endpoint: Endpoint, service: Service) -> list[Problem]:
+    """The problems of a request; those that are text are ended as the service says."""
+    end = service.prompt_end
     if endpoint == "chat":
-        name, given = "messages", [_conversation(body.get("messages"))]
+        name, problem = "messages", _conversation(body.get("messages"), body.get("continue_final_message") is True)
+        rendered = service.generator.takes_messages and problem.turns != [{"role": "user", "content": problem.prompt}]
+        problems = [problem] if rendered else [Problem(problem.prompt.removesuffix(end) + end)]
     else:
         name, value = "prompt", body.get("prompt")
-        given = value if isinstance(value, list) else [value]
+        given: list[Any] = value if isinstance(value, list) else [value]
         most = service.limits.max_prompts
         if not 0 < len(given) <= most:
             raise bad_field("prompt", f"{len(given)} prompts: give 1 to {most} in a request")
-    end, prompts = service.prompt_end, []
-    for prompt in given:
-        if not isinstance(prompt, str):
+        if not all(isinstance(prompt, str) for prompt in given):
             hint = "token ids are not read (lm-eval: tokenized_requests=False)"
             raise bad_field(name, f"give a text or a list of texts; {hint}")
-        if not prompt:
+        if "" in given:
             raise bad_field(name, "there is nothing to answer: the text is empty")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise bad_field(name, "the text holds half a character (a lone surrogate)") from None
-        prompts.append(prompt if prompt.endswith(end) else prompt + end)
-    return prompts
+        problems = [Problem(prompt.removesuffix(end) + end) for prompt in given]
+    try:
+        "".join(problem.stream for problem in problems).encode()
+    except UnicodeEncodeError:
+        raise bad_field(name, "the text holds half a character (a lone surrogate)") from None
+    return problems
 
 
-def _conversation(messages: object) -> str:
-    """One text: what the user said, after what the system said; of several turns, who said what."""
+def _conversation(messages: object, goes_on: bool) -> Problem:
+    """The conversation in the messages of a request; `goes_on` takes a last turn of the assistant's as begun."""
     if not isinstance(messages, list) or not messages:
         raise bad_field("messages", "give a list of messages, the last one the user's")
-    roles = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-    turns: list[tuple[str, str]] = []
+    roles = ("system", "developer", "user", "assistant")
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if not isinstance(message, dict) or role not in roles:
@@ -281,17 +280,16 @@ def _conversation(messages: object) -> str:
         content = message.get("content")
         parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
         texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
-        told = [text for text in texts if isinstance(text, str)]
-        if len(told) != len(parts):
+        if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
             raise bad_field("messages", "the content must be text")
-        turns.append((roles[role], "".join(told)))
-    if turns[-1][0] != "user":
-        raise bad_field("messages", f"the last message is the {turns[-1][0]}'s: it must be the user's")
-    head = [text for role, text in turns if role == "system"]
-    said = [(role, text) for role, text in turns if role != "system"]
-    if len(said) == 1:
-        return "\n\n".join([*head, said[0][1]])
-    return "\n\n".join([*head, *(f"{role.capitalize()}: {text}" for role, text in said), "Assistant:"])
+    last = messages[-1]["role"]
+    if last != "user" and not (goes_on and last == "assistant"):
+        raise bad_field("messages", f"the last message is the {last}'s: it must be the user's, or the assistant's with "
+                        "continue_final_message=true")  # fmt: skip
+    try:
+        return Problem(messages=[{"role": turn["role"], "content": turn["content"]} for turn in messages])
+    except (TypeError, ValueError) as error:
+        raise bad_field("messages", str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class Service:
         limits: Limits of all requests together, and of each.
         api_key: The key that clients must present (``Authorization: Bearer ...``); without it only clients on this
             machine are served.
-        prompt_end: Text that every prompt must end with; it is added where it is missing.
+        prompt_end: Text that every plain prompt must end with; it is added where it is missing.
         read_answer: Reads the answer out of a completion, where a request does not say what kind it is.
     """
 
