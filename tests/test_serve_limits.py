@@ -55,7 +55,7 @@ BAD = {
     "bad seed": ({"prompt": "x", "seed": "1"}, "seed: give a whole number", "seed"),
     "bad flag": ({"prompt": "x", "stream": 1}, "stream: give true or false", "stream"),
     "ours": ({"prompt": "x", "inferscale": "rebase"}, "inferscale: give an object", "inferscale"),
-    "misspelt": (ours(widht=3), "choose from aggregator, budget", "inferscale.widht"),
+    "misspelt": (ours(widht=3), "choose from aggregator, answer_kind", "inferscale.widht"),
     "no strategy": (ours(strategy="nope"), "unknown strategy 'nope': choose one of greedy", "inferscale.strategy"),
     "no text": (ours(strategy=3), "inferscale.strategy: give a text, not 3", "inferscale.strategy"),
     "code": (ours(strategy="REBASE(width=open('x'))"), "unknown strategy 'open'", "inferscale.strategy"),
