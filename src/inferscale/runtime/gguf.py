@@ -71,12 +71,18 @@ def whole_gguf(parts: Sequence[Path]) -> Iterator[Path]:
 
     Raises:
         ValueError: If it is no GGUF file.
-        ImportError: If ``gguf`` or ``accelerate``, with which transformers reads it, is not installed.
+        ImportError: If ``gguf`` or ``accelerate``, with which transformers reads it, is not installed, or transformers
+            is too old.
     """
     if not _is_gguf(parts[0]):
         raise ValueError(f"{parts[0]} is no GGUF file: it does not begin with the four letters GGUF")
     for package in ("gguf", "accelerate"):
         require(package, "gguf")
+    if not hasattr(require("transformers", "gguf"), "GgufConfig"):
+        raise ImportError(
+            "GGUF files need a newer transformers, since older ones read other tokenizers from them than were written: "
+            'pip install -U "inferscale[gguf]"'
+        )
     if len(parts) == 1 and not (parts[0].parent / "tokenizer_config.json").exists():
         yield parts[0]
         return

@@ -178,7 +178,7 @@ def load_weights(
     ``quantization_config`` is given; `name` loads it again.
     """
     unpacked = "gguf_file" in place.options and "quantization_config" not in load_options
-    if unpacked and hasattr(transformers, "GgufConfig"):  # releases that can also keep the weights packed
+    if unpacked:
         load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, info = auto_class.from_pretrained(place.source, output_loading_info=True, **place.options, **load_options)
     if unpacked:
