@@ -276,3 +276,186 @@ def test_choices_get_letters(choices, answer):
 def test_choices_that_are_none_are_refused(choices, answer, told):
     with pytest.raises(ValueError, match=f"row 4 has .*{told}"):
         example_from_fields({"question": "q", "choices": choices, "answer": answer}, 4, {})
+
+
+# Rows of your own, wherever they are.
+
+ROWS = [
+    {"body": "1+1?", "gold": "2", "subject": "sums", "level": 1, "tags": ["a", "b"]},
+    {"body": "2+3, in words?", "gold": "five", "subject": "words", "level": 2, "tags": []},
+]
+NAMED = {"question": "body", "answer": "gold", "group": "subject"}
+
+
+class Frame:
+    """What pandas has, as far as it is used."""
+
+    def __init__(self, rows):
+        self.rows, self.columns = rows, list(rows[0])
+
+    def __bool__(self):
+        raise ValueError("The truth value of a DataFrame is ambiguous")
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return self.rows
+
+
+class Dicts:
+    """What polars has."""
+
+    columns = ("body", "gold")
+
+    def to_dicts(self):
+        return ROWS
+
+
+class Streamed:
+    """An iterable of rows, as `datasets` streams them, that counts what was read."""
+
+    column_names = tuple(ROWS[0])
+    read = 0
+
+    def __iter__(self):
+        for row in [*ROWS, *ROWS]:
+            self.read += 1
+            yield row
+
+
+def as_pandas(rows):
+    return pytest.importorskip("pandas", reason="pandas is not installed: pip install pandas").DataFrame(rows)
+
+
+def as_datasets(rows):
+    return pytest.importorskip("datasets", reason="datasets is not installed: pip install datasets").Dataset.from_list(
+        rows
+    )
+
+
+@pytest.mark.parametrize("make", [list, Frame, lambda rows: Dicts(), as_pandas, as_datasets])
+def test_tables_in_memory(make):
+    problems = load_problems(make(ROWS), fields=NAMED, style="plain")
+    assert [(p.prompt, p.answer, p.id) for p in problems] == [("1+1?", "2", "0"), ("2+3, in words?", "five", "1")]
+    assert problems[0].columns == {"subject": "sums", "level": 1, "tags": ["a", "b"], "group": "sums"}
+    assert problems == load_problems("jsonl", make(ROWS), fields=NAMED, style="plain")
+    with pytest.raises(
+        ValueError, match=r"row 0 of the \w+ has no field 'question': it has body, gold, subject, level"
+    ):
+        load_problems(make(ROWS))
+    with pytest.raises(ValueError, match=r"split='test': this .* has no splits"):
+        load_problems(make(ROWS), split="test", fields=NAMED)
+
+
+def test_known_data_sets_may_be_in_memory_too():
+    rows = [{"question": "Sum?", "answer": "1 + 2 = 3\n#### 3"}]
+    assert load_problems("gsm8k", rows)[0].answer == "3"
+    row = {"problem": "Half?", "solution": r"\boxed{0.5}", "level": "Level 3", "subject": "Algebra"}
+    assert load_problems("math", [row])[0].columns == {"group": "level 3", "domain": "Algebra"}
+
+
+def test_rows_that_stream_are_read_no_further_than_asked():
+    rows = Streamed()
+    assert len(load_problems(rows, fields=NAMED, limit=1)) == 1
+    assert rows.read == 1
+
+
+def test_a_data_set_of_several_splits():
+    splits = {"train": Streamed(), "test": Streamed()}
+    assert len(load_problems(splits, split="test", fields=NAMED)) == 4
+    with pytest.raises(ValueError, match=r"a data set with the splits train, test needs split=\.\.\."):
+        load_problems(splits, fields=NAMED)
+    with pytest.raises(ValueError, match="has no split 'dev'"):
+        load_problems(splits, split="dev", fields=NAMED)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv(tmp_path, delimiter):
+    def quoted(cell):
+        return '"' + str(cell).replace('"', '""') + '"'
+
+    rows = [["question", "answer", "subject"], ['Who said "1, 2; 3"?\nAnd why?', "007", "ü"], ["b", "3.50", ""]]
+    text = "".join(delimiter.join(map(quoted, row)) + "\r\n" for row in rows)
+    file = tmp_path / "mine.csv"
+    file.write_bytes(text.replace('"question"', "question").encode("utf-8-sig"))
+    problems = load_problems(file, fields={"group": "subject"}, style="plain")
+    assert problems == load_problems(str(file), fields={"group": "subject"}, style="plain")
+    assert problems == load_problems("jsonl", file, fields={"group": "subject"}, style="plain")
+    [first, second] = problems
+    assert (first.prompt, first.answer) == ('Who said "1, 2; 3"?\nAnd why?', "007")
+    assert (second.prompt, second.answer) == ("b", "3.50")
+    assert problems[0].columns == {"subject": "ü", "group": "ü"}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("question,answer\nWhat, then?,4\n", "row 0 of .* has more cells than the 2 columns"),
+        ("question,question\na,b\n", "names a column twice: question, question"),
+        ('question,answer\n"open,4\n', "is not CSV"),
+        ("question,answer\n", "holds no rows"),
+        ("question,answer\na,\n", "row 0 has no gold answer: it is empty"),
+        ("question,answer\na\n", "row 0 has no gold answer: it is null"),
+        ("question,gold\na,1\n", "row 0 of .* has no field 'answer': it has question, gold; give fields="),
+    ],
+)
+def test_csv_that_does_not_fit(tmp_path, text, told):
+    (tmp_path / "mine.csv").write_text(text)
+    with pytest.raises(ValueError, match=told):
+        load_problems(tmp_path / "mine.csv")
+
+
+class NAType:
+    """What pandas puts where an integer is missing: neither equal nor unequal to anything."""
+
+    def __eq__(self, other):
+        return self
+
+    def __ne__(self, other):
+        return self
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), NAType(), ""])
+def test_a_missing_gold_answer_is_told_with_its_row(missing):
+    rows = [{"question": "a", "answer": 1.0}, {"question": "b", "answer": missing}]
+    with pytest.raises(ValueError, match=r"row 1 has no gold answer.* \(leave out rows that have none\)"):
+        load_problems(Frame(rows))
+
+
+def test_the_numbers_of_arrays_and_frames():
+    import numpy as np
+
+    values = [np.int64(42), np.float32(2.5), 42.0, True, np.str_(" x "), 10**20]
+    rows = [{"question": "q", "answer": value, "level": np.int64(3), "seen": float("nan")} for value in values]
+    problems = load_problems(rows)
+    assert [p.answer for p in problems] == ["42", "2.5", "42", "True", "x", str(10**20)]
+    assert problems[0].columns == {"level": 3, "seen": None}
+    choices = {"question": "q", "choices": np.array(["x", "y"]), "answer": np.int64(1), "id": float("nan")}
+    [problem] = load_problems([choices], style="plain")  # as data frames out of Parquet hold them
+    assert (problem.prompt, problem.answer, problem.kind, problem.id) == ("q\nA. x\nB. y", "B", "choice:AB", "0")
+
+
+def test_columns_are_plain_data():
+    from datetime import date
+
+    row = {"question": "q", "answer": 1, "when": date(2024, 5, 1), "image": b"\x89PNG", "solution": "s", "id": "n"}
+    [problem] = load_problems([row])
+    assert problem.columns == {"when": "2024-05-01", "solution": "s"}
+    assert problem.id == "n"
+
+
+def test_what_is_no_table_is_told():
+    with pytest.raises(TypeError, match="int 7 is no table: give a data set of `datasets`, a data frame, or a list"):
+        load_problems(7)
+    with pytest.raises(TypeError, match="row 0 of the list is no dictionary: 'text'"):
+        load_problems(["text"])
+    frame = Frame([{"a": 1}])
+    frame.columns = ["a", "a"]
+    with pytest.raises(ValueError, match="names a column twice: a, a"):
+        load_problems(frame)
+    with pytest.raises(ValueError, match="the list holds no rows"):
+        load_problems([])

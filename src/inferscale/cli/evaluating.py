@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 GRADERS = ("auto", "numeric", "math")
 
-Dataset = Annotated[str, typer.Option(help="gsm8k, math, svamp, embedded, or jsonl (your own rows).")]
-Data = Annotated[Path | None, typer.Option(help="A .jsonl or .json file; without it the Hugging Face hub is asked.")]
+Dataset = Annotated[str, typer.Option(help="gsm8k, math, svamp, embedded, jsonl (your own rows), or a file of them.")]
+Data = Annotated[Path | None, typer.Option(help="A .jsonl, .json or .csv file; without it the hub is asked.")]
 Split = Annotated[str | None, typer.Option(help="Split of the hub's data set, or test or dev of the embedded task.")]
 Fields = Annotated[list[str] | None, typer.Option("--field", help="Your own fields: question=body, answer=gold.")]
 Style = Annotated[str | None, typer.Option(help="Prompt: cot, direct, steps, boxed, plain.")]

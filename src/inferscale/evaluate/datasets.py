@@ -1,17 +1,22 @@
-r"""Data sets as problems with prompts: GSM8K, MATH, SVAMP, your own files, and the embedded task.
+r"""Data sets as problems with prompts: GSM8K, MATH, SVAMP, your own rows, and the embedded task.
 
-Rows come from local files, or through the optional ``datasets`` package. Gold answers are the text after ``####``
+Rows come from local files, from tables that are in memory (a data set of ``datasets``, a data frame, a list of
+dictionaries), or from the hub through the optional ``datasets`` package. Gold answers are the text after ``####``
 (GSM8K), the ``answer`` field or the last ``\boxed{}`` (MATH), the number (SVAMP), or the field you name.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import islice
+from numbers import Number
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, TypeAlias
@@ -32,6 +37,7 @@ class Example:
         group: What results may be split by (a level, a type); ``""`` if there is nothing.
         domain: The field that the question is from (a subject, a kind of operation); ``""`` if it is not known.
         kind: What the answer is, see `Problem`; ``None`` if it is not known.
+        columns: Whatever else the row holds, by name.
     """
 
     question: str
@@ -41,6 +47,7 @@ class Example:
     group: str = ""
     domain: str = ""
     kind: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,16 @@ class PromptStyle:
         return self.separator.join([*parts, self._filled(question)])
 
     def problem(self, example: Example) -> Problem:
-        """The problem of a row."""
-        return Problem(self.prompt(example.question), example.answer, example.id or None, kind=example.kind)
+        """The problem of a row; its columns are the row's, with its ``"group"`` and ``"domain"`` if there are any."""
+        told = {name: value for name in ("group", "domain") if (value := getattr(example, name))}
+        columns = {**example.columns, **told}
+        return Problem(
+            self.prompt(example.question),
+            example.answer,
+            example.id or None,
+            kind=example.kind,
+            columns=columns or None,
+        )
 
     def reader(self, reader: Reader | None = None) -> Reader | None:
         """Reader of answers for prompts of this style, to pass as `read_answer`.
@@ -148,14 +163,16 @@ Row: TypeAlias = Mapping[str, Any]
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """Rows of a ``.jsonl`` file, a ``.json`` list, or all ``.json`` files below a folder (one row each).
+    """Rows of a ``.jsonl`` file, a ``.json`` list, a ``.csv`` or ``.tsv`` table, or all ``.json`` files below a folder.
+
+    The first line of a table names its columns; semicolons and tabs between them are told from commas by that line.
 
     Raises:
-        ValueError: If there is no such file, it holds no rows, or a line is not an object.
+        ValueError: If there is no such file, it holds no rows, or a line is not an object or does not fit the header.
     """
     source = Path(path).expanduser()
     if not source.exists():
-        raise ValueError(f"there is no file {str(path)!r}: give an existing .jsonl or .json file")
+        raise ValueError(f"there is no file {str(path)!r}: give an existing {_FILES}")
     rows: list[Any] = []
     if source.is_dir():
         for file in sorted(source.rglob("*.json")):
@@ -164,6 +181,8 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     elif source.suffix == ".json":
         whole = _parsed(_content(source), str(source))
         rows = whole if isinstance(whole, list) else [whole]
+    elif source.suffix.lower() in (".csv", ".tsv"):
+        rows = _csv_rows(_content(source), str(source))
     else:
         lines = _content(source).split("\n")
         rows = [_parsed(line, f"{source}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -173,6 +192,58 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         if not isinstance(row, dict):
             raise ValueError(f"row {number} of {str(path)!r} is not an object with fields: {row!r:.80}")
     return rows
+
+
+def _csv_rows(text: str, where: str) -> list[Any]:
+    header = text.split("\n", 1)[0]
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count), strict=True)
+    try:
+        names, rows = list(reader.fieldnames or ()), list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{where}, line {reader.line_num}, is not CSV ({error}): a quote may be open") from None
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where} names a column twice: {', '.join(names)}")
+    for number, row in enumerate(rows):
+        if None in row:
+            raise ValueError(f"row {number} of {where} has more cells than the {len(names)} columns of its header: "
+                             "put texts with commas in quotes")  # fmt: skip
+    return rows
+
+
+def table_rows(table: Any, split: str | None = None) -> Iterable[Row]:
+    """Rows of a table that is in memory.
+
+    Args:
+        table: A data set of ``datasets`` (one that streams, too), a data frame of pandas or polars, a table of pyarrow,
+            or dictionaries; by their methods, so that none of these packages is imported. Several splits by name
+            (``DatasetDict``) need `split`.
+        split: The split to take.
+
+    Raises:
+        TypeError: If it is no table.
+        ValueError: If there is no such split, or a column comes twice.
+    """
+    if isinstance(table, Mapping) and all(hasattr(part, "column_names") for part in table.values()):
+        if split not in table:
+            told = "needs split=..." if split is None else f"has no split {split!r}"
+            raise ValueError(f"a data set with the splits {', '.join(map(str, table))} {told}")
+        return table_rows(table[split])
+    if split is not None:
+        raise ValueError(f"split={split!r}: this {type(table).__name__} has no splits, give the rows of one")
+    for method in ("to_dicts", "to_pylist"):  # polars, pyarrow
+        if callable(getattr(table, method, None)):
+            return list(getattr(table, method)())
+    if hasattr(table, "columns") and callable(getattr(table, "to_dict", None)):  # pandas
+        names = list(table.columns)
+        if len(set(names)) < len(names):
+            raise ValueError(f"the data frame names a column twice: {', '.join(map(str, names))}")
+        return list(table.to_dict(orient="records"))
+    if isinstance(table, str | bytes | Mapping) or not isinstance(table, Iterable):
+        raise TypeError(
+            f"{type(table).__name__} {table!r:.60} is no table: give a data set of `datasets`, a data frame, or a list "
+            "of dictionaries"
+        )
+    return table
 
 
 def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Example:
@@ -187,20 +258,23 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
             put under the question with a letter for each; the answer is then a letter or label, a place in the list
             (from 0 on), or one of its texts.
 
+    All other fields become the example's columns, but for what is no plain data (images, bytes).
+
     Raises:
-        ValueError: If the question or the gold answer is empty, or the answer is no text or number, or no choice.
+        ValueError: If the question or the gold answer is missing (``None``, NaN, empty), or the answer is no text or
+            number, or no choice.
     """
     extra = ("solution", "id", "group", "domain", "answer_kind", "choices")
     names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
     if "question" not in fields and "question" not in row and "prompt" in row:
         names["question"] = "prompt"
     # what was named must be there; only what is optional by nature and was not named may be missing
-    optional = {key: row[names[key]] if key in fields else row.get(names[key]) for key in extra}
+    optional = {key: _python(row[names[key]] if key in fields else row.get(names[key])) for key in extra}
     question = row[names["question"]]
     question = question if isinstance(question, str) and question.strip() else _question(question, number)
     answer, kind = _gold(row[names["answer"]], number), _text(optional["answer_kind"]) or None
     if optional["choices"] is not None:
-        choices, answer, kind = _lettered(optional["choices"], row[names["answer"]], number)
+        choices, answer, kind = _lettered(optional["choices"], _python(row[names["answer"]]), number)
         question = f"{question.rstrip()}\n{choices}"
     return Example(
         question=question,
@@ -210,12 +284,14 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
         group=_text(optional["group"]),
         domain=_text(optional["domain"]),
         kind=kind,
+        columns=_columns(row, {names[key] for key in ("question", "answer", "id", "answer_kind")}),
     )
 
 
 def _lettered(choices: Any, answer: Any, number: int) -> tuple[str, str, str]:
     """The choices with their letters, the letter of the answer, and the kind."""
-    listed, labels = (choices.get("text"), choices.get("label")) if isinstance(choices, Mapping) else (choices, None)
+    both = (choices.get("text"), choices.get("label")) if isinstance(choices, Mapping) else (choices, None)
+    listed, labels = map(_python, both)
     if not isinstance(listed, list) or not 2 <= len(listed) <= len(ascii_uppercase):
         raise ValueError(f"row {number} has choices that are no list of 2 to 26: {choices!r:.80}")
     texts, letters = [_text(choice) for choice in listed], ascii_uppercase[: len(listed)]
@@ -231,6 +307,25 @@ def _lettered(choices: Any, answer: Any, number: int) -> tuple[str, str, str]:
                          f"a letter from A to {letters[-1]}, a place from 0 on, or the text of one")  # fmt: skip
     lines = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
     return lines, gold.upper(), f"choice:{letters}"
+
+
+def _columns(row: Row, used: set[str]) -> dict[str, Any]:
+    """The fields of `row` that are not `used`, in plain data: ``None`` for what is missing, dates as text."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in used:
+            continue
+        if _is_missing(value):
+            found[str(name)] = None
+        elif callable(getattr(value, "isoformat", None)):
+            found[str(name)] = value.isoformat()
+        else:
+            try:
+                Problem("?", columns={str(name): value})
+            except TypeError:  # no plain data
+                continue
+            found[str(name)] = value
+    return found
 
 
 def gsm8k_example(row: Row, number: int) -> Example:
@@ -276,7 +371,7 @@ def _content(file: Path) -> str:
     try:
         return file.read_text("utf-8-sig")  # some editors begin a file with a mark
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is not text in UTF-8: give a .jsonl or .json file") from None
+        raise ValueError(f"{file} is not text in UTF-8: give a {_FILES}") from None
 
 
 def _parsed(text: str, where: str) -> Any:
@@ -286,8 +381,11 @@ def _parsed(text: str, where: str) -> Any:
         raise ValueError(f"{where} is not JSON ({error}): give a .jsonl file with one object per line") from None
 
 
+_FILES = ".jsonl, .json or .csv file, or a table that is in memory"
+
+
 def _question(value: Any, number: int) -> str:
-    if not isinstance(value, str | int | float | None):
+    if not (_is_missing(value) or isinstance(value, str | Number)):
         raise ValueError(f"row {number} has a question that is no text: {value!r:.80}")
     text = _text(value)
     if not text:
@@ -296,19 +394,38 @@ def _question(value: Any, number: int) -> str:
 
 
 def _gold(value: Any, number: int) -> str:
-    if not isinstance(value, str | int | float | None) or value != value:
-        raise ValueError(f"row {number} has no gold answer that is a text or a number: {value!r:.80}")
+    """The gold answer: a row without one cannot be graded, and is told, not left out."""
+    if not isinstance(value, str | Number | None) or (value is not None and _is_missing(value)):
+        raise ValueError(f"row {number} has no gold answer that is a text or a number: {value!r:.80}{_WITHOUT}")
     text = _text(value)
     if not text:
-        raise ValueError(f"row {number} has no gold answer: it is {'null' if value is None else 'empty'}")
+        what = "null" if value is None else "empty"
+        raise ValueError(f"row {number} has no gold answer: it is {what}{_WITHOUT}")
     return text
 
 
+_WITHOUT = " (leave out rows that have none)"
+
+
+def _is_missing(value: Any) -> bool:
+    """True for ``None`` and NaN, and what pandas puts in their place."""
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, Number) and value != value)
+    )
+
+
+def _python(value: Any) -> Any:
+    """A value without the array or the number of NumPy around it; ``None`` for one that is missing."""
+    if _is_missing(value):
+        return None
+    return value.tolist() if callable(getattr(value, "tolist", None)) else value
+
+
 def _text(value: Any) -> str:
-    """A value as text; ``""`` for null."""
-    if value is None:
+    """A value as text; ``""`` for one that is missing."""
+    if _is_missing(value):
         return ""
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer():  # whole numbers beside a missing one are floats in pandas
         value = int(value)
     return str(value).strip()
 
@@ -325,9 +442,13 @@ ANSWER_KINDS = {"gsm8k": "number", "math": "expression", "svamp": "number"}
 """What the answers of a data set are; rows of your own say it themselves, or nothing."""
 
 
+Data: TypeAlias = str | os.PathLike[str] | Any
+"""A file of rows, or a table in memory; see `read_rows` and `table_rows`."""
+
+
 def load_problems(
-    dataset: str,
-    data: str | os.PathLike[str] | None = None,
+    dataset: Data,
+    data: Data | None = None,
     *,
     split: str | None = None,
     style: str | PromptStyle | None = None,
@@ -340,31 +461,37 @@ def load_problems(
 
     Args:
         dataset: ``"gsm8k"``, ``"math"``, ``"svamp"``, ``"embedded"`` (the task of `inferscale.zoo`) or ``"jsonl"``
-            (your own rows).
-        data: A ``.jsonl`` or ``.json`` file, or for MATH a folder of them; without it the hub is asked through the
-            optional package ``datasets``.
-        split: ``"test"`` or ``"dev"`` of the embedded task; the hub's split otherwise.
+            (your own rows). Or your own rows themselves: a file or a table, as `data`.
+        data: A ``.jsonl``, ``.json`` or ``.csv`` file, for MATH a folder, or a table in memory: a data set of
+            ``datasets``, a data frame, a list of dictionaries. Without it the hub is asked through the optional package
+            ``datasets``.
+        split: ``"test"`` or ``"dev"`` of the embedded task; the split of the hub, or of a data set that has several.
         style: A name of `STYLES` or a `PromptStyle`; ``"cot"`` by default, ``"plain"`` for the embedded task.
         shots: Worked examples shown before each question, for example ``load_examples("gsm8k", train)[:8]``.
-        fields: Names of your own fields: ``{"question": "body", "answer": "gold"}``; see `example_from_fields`.
+        fields: Names of your own fields: ``{"question": "body", "answer": "gold"}``; see `example_from_fields`. All
+            other fields become `Problem.columns`, for reward functions and tables.
         kind: What all answers are (`inferscale.answers.KINDS`), whatever data set and rows say.
         limit: Take the first so many.
 
     Raises:
+        TypeError: If `data` is neither a file nor a table.
         ValueError: If the data set is unknown, a file is missing or empty, a row lacks a field, or an option would
             have no effect (a file for the embedded task, a split of a file).
         ImportError: If the hub is asked and ``datasets`` is not installed.
     """
-    chosen = prompt_style(style or ("plain" if dataset == "embedded" else "cot"))
+    is_embedded = isinstance(dataset, str) and dataset == "embedded"
+    chosen = prompt_style(style or ("plain" if is_embedded else "cot"))
     if shots:
         chosen = chosen.with_shots(shots)
     examples = load_examples(dataset, data, split=split, fields=fields, kind=kind, limit=limit)
+    if is_embedded:  # the problems of `inferscale.zoo` as they are: their ids name the level
+        examples = [replace(example, group="", domain="") for example in examples]
     return [chosen.problem(example) for example in examples]
 
 
 def load_examples(
-    dataset: str,
-    data: str | os.PathLike[str] | None = None,
+    dataset: Data,
+    data: Data | None = None,
     *,
     split: str | None = None,
     fields: Mapping[str, str] | None = None,
@@ -374,33 +501,47 @@ def load_examples(
     """Rows of a data set before they are put into a prompt; see `load_problems`."""
     if kind is not None:
         reader_of(kind)  # refuses an unknown one
-    if dataset not in NAMES:
-        raise ValueError(f"unknown data set {dataset!r}: choose one of {', '.join(NAMES)}")
+    if data is None and _is_data(dataset):
+        dataset, data = "jsonl", dataset
+    if not isinstance(dataset, str) or dataset not in NAMES:
+        raise ValueError(f"unknown data set {dataset!r:.80}: choose one of {', '.join(NAMES)}, or give a {_FILES}")
     if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: take at least one problem")
     if dataset == "embedded" and (data is not None or fields):
         raise ValueError("the embedded task is read from no file: name the data set of your file, or 'jsonl'")
-    if data is not None and split is not None:
+    is_file = isinstance(data, str | os.PathLike)
+    if is_file and split is not None:
         raise ValueError(f"split={split!r}: a file has no splits, give the path of that split's file")
     if dataset == "embedded":
         return [replace(example, kind=kind or example.kind) for example in _embedded(split)[:limit]]
     if dataset == "jsonl" and data is None:
-        raise ValueError("the data set 'jsonl' needs data: give the path of your .jsonl or .json file")
-    rows: Iterable[Row] = read_rows(data) if data is not None else _hub_rows(dataset, split)
+        raise ValueError(f"the data set 'jsonl' needs data: give the path of your {_FILES}")
+    rows = _hub_rows(dataset, split) if data is None else read_rows(data) if is_file else table_rows(data, split)
+    name = data if is_file else dataset if data is None else f"the {type(data).__name__}"
     read = _own_rows(fields) if fields or dataset == "jsonl" else READERS[dataset]
     examples = []
-    for number, row in enumerate(rows):
-        if limit is not None and number >= limit:
-            break
+    for number, row in enumerate(islice(rows, limit)):  # one that streams is read no further
+        if not isinstance(row, Mapping):
+            raise TypeError(f"row {number} of {name} is no dictionary: {row!r:.80}")
         try:
             example = read(row, number)
             examples.append(replace(example, kind=kind or example.kind or ANSWER_KINDS.get(dataset)))
         except KeyError as error:
             raise ValueError(
-                f"row {number} of {data or dataset} has no field {error}: it has {', '.join(map(str, row))}; "
+                f"row {number} of {name} has no field {error}: it has {', '.join(map(str, row))}; "
                 "give fields={'question': ..., 'answer': ...}"
             ) from None
+    if not examples:
+        raise ValueError(f"{name} holds no rows")
     return examples
+
+
+def _is_data(given: Any) -> bool:
+    """True for rows, or a file of them, where the name of a data set could stand."""
+    if not isinstance(given, str | os.PathLike):
+        return True
+    path = Path(given)
+    return given not in NAMES and (path.suffix.lower() in (".csv", ".tsv", ".jsonl", ".json") or path.is_file())
 
 
 def _own_rows(fields: Mapping[str, str] | None) -> Callable[[Row, int], Example]:
