@@ -5,13 +5,15 @@ import json
 import threading
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 
 import inferscale as isc
+from inferscale import flow
 from inferscale.base import Generator
 from inferscale.cost import Budget
-from inferscale.engine import Solver, asolve, solve, solve_batch, stream
+from inferscale.engine import Solver, asolve, search, solve, solve_batch, stream
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
 from inferscale.quiet_star import QuietSTaRGenerator
@@ -33,6 +35,30 @@ class Looks:
     def __call__(self):
         self.left -= 1
         return self.left < 0
+
+
+class Clock:
+    """A clock that goes on by `tick` seconds whenever somebody looks, in the place of the machine's."""
+
+    def __init__(self, tick):
+        self.now, self.tick = 0.0, tick
+
+    def __call__(self):
+        self.now += self.tick
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Makes the clock of the engine and of requests."""
+
+    def make(tick=0.0):
+        made = Clock(tick)
+        for module in (flow, search):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made, perf_counter=made))
+        return made
+
+    return make
 
 
 def hugging_face(**options):
@@ -98,12 +124,14 @@ def test_thoughts_before_the_look_are_billed():
 # -- through the engine ------------------------------------------------------------------------------------------------
 
 
-def test_a_budget_of_seconds_reaches_into_a_call():
+def test_a_budget_of_seconds_reaches_into_a_call(clock):
+    clock(0.001)  # a sample asks for the time when it begins, and all of them together after each token
     gen = hugging_face(max_step_tokens=400, max_new_tokens=400, micro_batch=64)
     result = solve(PROMPTS[0], RepeatedSampling(2000), gen, reward_model=ToyReward(), budget=Budget(seconds=0.2))
     steps = [node.step for node in result.root.children]
     assert result.stopped_by == "seconds"
-    assert 0 < len(steps) == result.cost.num_generated == result.root.num_draws < 2000
+    assert len(steps) == result.cost.num_generated == result.root.num_draws < 2000
+    assert 100 < max(len(step.token_ids) for step in steps) < 200
     assert result.cost.generated_tokens == sum(len(step.token_ids) for step in steps) == gen.stats.decoded_tokens
     assert result.cost.generator_flops == sum(step.flops for step in steps)
     assert all(step.token_ids for step in steps)
@@ -111,25 +139,24 @@ def test_a_budget_of_seconds_reaches_into_a_call():
 
 
 class Late(Generator):
-    """The toy, whose samples from the second call on come when the time is over: of each request only the first."""
+    """The toy, whose time is over in the second call: of each request only the first sample has begun."""
 
-    def __init__(self, **options):
-        self.toy = ToyGenerator(**options)
+    def __init__(self, clock):
+        self.toy, self.clock = ToyGenerator(), clock
 
     def generate(self, requests):
-        groups = self.toy.generate([replace(request, deadline=None) for request in requests])
+        groups = self.toy.generate(requests)
         if self.toy.calls == 1:
             return groups
-        deadline = max(request.deadline for request in requests)
-        time.sleep(max(deadline - time.monotonic(), 0))
+        self.clock.now += 1
         return [[replace(steps[0], finish_reason="budget"), *[Step("", finish_reason="budget")] * (len(steps) - 1)]
                 for steps in groups]  # fmt: skip
 
 
 @pytest.mark.parametrize("strategy", [REBASE(6), BeamSearch(2, 3), RepeatedSampling(4)])
-def test_a_search_that_ended_within_a_call_ends_there_again(tmp_path, strategy):
+def test_a_search_that_ended_within_a_call_ends_there_again(tmp_path, clock, strategy):
     options = {"reward_model": ToyProcessReward(), "budget": Budget(seconds=0.3), "journal": tmp_path / "journal"}
-    first = solve_batch(PROMPTS, strategy, Late(), **options)
+    first = solve_batch(PROMPTS, strategy, Late(clock()), **options)
     again = solve_batch(PROMPTS, strategy, BrokenGenerator(die_after=0), **options)
     assert [result.to_dict() for result in again] == [result.to_dict() for result in first]
     rows = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
@@ -193,10 +220,10 @@ def test_nothing_is_scored_for_nobody():
     reward = ToyReward()
     solver = Solver(RepeatedSampling(3), ToyGenerator(), reward)
     with solver.session() as session:
-        search = session.start(PROMPTS[0])
-        search.abandoned.set()
-        assert session.advance() == [search]
-        assert session.finish(search).stopped_by == "cancel"
+        left = session.start(PROMPTS[0])
+        left.abandoned.set()
+        assert session.advance() == [left]
+        assert session.finish(left).stopped_by == "cancel"
     assert (solver.generator.calls, reward.calls) == (0, 0)
 
 
