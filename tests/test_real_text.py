@@ -163,6 +163,12 @@ PLAIN = [
     ("He pays $5 and she pays $6.", "6"),
     ("After the sale, 1,024 tickets are left.", "1024"),
     ("The temperature fell to -7 degrees.", "-7"),
+    ("So 17 000 people came by tram.", "17000"),
+    ("He has 3 100-dollar bills.", "100"),
+    ("The answer is 2 1/2 cups.", "5/2"),
+    ("So it needs 2\\frac{1}{2} cups.", "5/2"),
+    ("There are 2^10 of them.", "2^10"),
+    ("The square has 16 cm^2.", "16 cm^2"),
     ("Final answer: 3/5 of the cake", "3/5"),
     ("She needs 2.5 hours.", "2.5 hours"),
     ("The capital is Paris. The answer is Paris.", "Paris"),
@@ -302,6 +308,14 @@ def test_numbers_of_texts_with_words():
     assert Number()("It is 3,5 litres.") in ("3,5", "3.5", "3,5 litres")
     assert Number().same("3,5", "3.5")
     assert not Number().same("3,5", "35")
+    for text, number in {
+        "So we need $2\\frac{1}{2}$ cups.": "2.5", "It takes 2 1/2 hours.": "2.5", "About 1 500 000.": "1500000",
+        "The area is $12 \\text{ cm}^2$.": "12", "It is 5 cm^2.": "5", "\\boxed{12\\text{ cm}^2}": "12",
+    }.items():  # fmt: skip
+        assert Number().same(Number()(text) or "", number), text
+    for text in ("The answer is $2^{10}$.", "\\boxed{2^{10}}", "So it is 2^{10}."):
+        assert Number()(text) == "2^{10}"
+    assert Number()("The answer is 2^3 = 8.") == "8"
 
 
 def test_code_and_text_are_read_whole():

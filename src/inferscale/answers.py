@@ -574,8 +574,10 @@ _MAGNITUDE = r"(?:\s+(?:thousand|million|billion|trillion|percent)\b)?"
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-+\u2212]\s?)?"  # a sign, not a subtraction
     rf"[{CURRENCY}]?(?:(?<=[{CURRENCY}])[-\u2212])?"
-    r"(?:\\[dt]?frac\{-?\d+\}\{-?\d+\}"
-    rf"|(?<![A-Za-z_\d.])(?:\d+(?:,\d{{3}})+(?!\d)|\d+,\d\d(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:[/:]\d+(?:\.\d+)?)*"
+    r"(?:(?:(?<![A-Za-z_\d.])\d+\s?)?\\[dt]?frac\{-?\d+\}\{-?\d+\}"
+    r"|(?<![A-Za-z_\d.^])(?<!\^\{)(?:\d+ \d+/\d+(?![/\d])|\d{1,3}(?: \d{3})+(?! ?\d|-)"  # 2 1/2 and 17 000
+    rf"|\d+(?:,\d{{3}})+(?!\d)|\d+,\d\d(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:[/:]\d+(?:\.\d+)?)*"
+    r"(?:\^(?:-?\d+|\{-?\d+\}))?"
     rf"(?!\d|(?:st|nd|rd|th)\b)(?:\\?%)?{_MAGNITUDE})"
 )
 _AFTER_NUMBER = re.compile(r"\s*((?:square|cubic|sq\.?)\s+)?([A-Za-z/]{2,})(\^\{?[23]\}?|[²³])?(?![\w])")
@@ -728,6 +730,12 @@ read_answer = _BestEvidence()
 """The default reader: the best evidence of an answer of any kind."""
 
 
+# A power or a root, of numbers alone: it stays whole, for no number inside it is the answer.
+_ARITHMETIC = re.compile(
+    r"(?=.*(?:\^|sqrt|√))(?:[\d\s.,+*/(){}^!$√π-]|\\(?:sqrt|[dt]?frac|cdot|times|pi|left|right)(?![a-z]))+"
+)
+
+
 @dataclass(frozen=True)
 class Number(AnswerReader):
     """The number that is given as the answer, or the last one in the text; ``"3,5"`` is a decimal."""
@@ -739,7 +747,7 @@ class Number(AnswerReader):
         text = re.sub(r"(?<![\d,])(\d+),(\d{1,2})(?![\d,])", r"\1.\2", _plain_text(text))
         for way in (_boxed, _after_phrase, _after_hashes, *(() if stated else (_nothing_else, _numbers))):
             for candidate in way(text):
-                if candidate and parse_number(candidate) is not None:
+                if candidate and (parse_number(candidate) is not None or _ARITHMETIC.fullmatch(candidate)):
                     return str(candidate)
                 found = [str(match[0]) for match in _NUMBER.finditer(candidate)]
                 if found:
