@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -115,6 +115,53 @@ def same_answer(first: str | None, second: str | None) -> bool:
     return _agree(_parsed(first), _parsed(second))
 
 
+class AnswerGroups:
+    """Groups of answers that are the same, built one answer at a time.
+
+    An answer joins the group that holds its normal form, else the first one that it agrees with, else it starts a
+    group. So what is added later changes nothing for those before.
+
+    Args:
+        same_answer: A measure of your own, tried both ways round against the first answer of each group.
+        normalize: A normal form of your own; ``str`` compares answers as they are written.
+        reader: Its equality and normal form count where none of your own is given, `read_answer`'s by default. By its
+            equality an answer must agree with all normal forms in the group: ``"5"`` joins ``"5 cm"``, and ``"5 km"``
+            does not follow.
+    """
+
+    def __init__(
+        self,
+        same_answer: SameAnswer | None = None,
+        normalize: Normalize | None = None,
+        reader: AnswerReader | None = None,
+    ) -> None:
+        kind = reader or read_answer
+        self._agree = same_answer or (kind.same if normalize is None else str.__eq__)
+        self._normalize = normalize or kind.normalize
+        self._looked_at = None if same_answer is None else 1
+        self._members: list[list[str]] = []  # of each group, one answer for each normal form
+        self._group_of_form: dict[str, int] = {}
+
+    def add(self, answer: str) -> int:
+        """Return the number of the answer's group; groups are numbered in order of appearance."""
+        form = self._normalize(answer)
+        number = self._group_of_form.get(form)
+        if number is None:
+            agreeing = (i for i, known in enumerate(self._members) if self._agrees(answer, known[: self._looked_at]))
+            number = self._group_of_form[form] = next(agreeing, len(self._members))
+            if number == len(self._members):
+                self._members.append([])
+            self._members[number].append(answer)
+        return number
+
+    def first(self, number: int) -> str:
+        """Return the answer that began a group."""
+        return self._members[number][0]
+
+    def _agrees(self, answer: str, known: Sequence[str]) -> bool:
+        return all(self._agree(answer, other) or self._agree(other, answer) for other in known)
+
+
 def group_answers(
     answers: Iterable[str | None],
     same_answer: SameAnswer | None = None,
@@ -123,45 +170,14 @@ def group_answers(
 ) -> list[list[int]]:
     """Return the positions of answers that are the same, groups and members in order of appearance.
 
-    ``None`` is in no group. An answer joins the group that holds its normal form, else the first one that it agrees
-    with, else it starts a group.
-
-    Args:
-        answers: The answers.
-        same_answer: A measure of your own, tried both ways round against the first answer of each group.
-        normalize: A normal form of your own; ``str`` compares answers as they are written.
-        reader: Its equality and normal form count where none of your own is given, `read_answer`'s by default. By its
-            equality an answer must agree with all normal forms in the group: ``"5"`` joins ``"5 cm"``, and ``"5 km"``
-            does not follow.
+    ``None`` is in no group. The other arguments are those of `AnswerGroups`.
     """
-    kind = reader or read_answer
-    agree = same_answer or (kind.same if normalize is None else str.__eq__)
-    form_of = normalize or kind.normalize
-    looked_at = None if same_answer is None else 1
-    groups: list[list[int]] = []
-    members: list[list[str]] = []  # of each group, one answer for each normal form
-    group_of_form: dict[str, int] = {}
+    known = AnswerGroups(same_answer, normalize, reader)
+    groups: defaultdict[int, list[int]] = defaultdict(list)
     for position, answer in enumerate(answers):
-        if answer is None:
-            continue
-        form = form_of(answer)
-        number = group_of_form.get(form)
-        if number is None:
-            number = next(
-                (
-                    i
-                    for i, known in enumerate(members)
-                    if all(agree(answer, m) or agree(m, answer) for m in known[:looked_at])
-                ),
-                len(groups),
-            )
-            if number == len(groups):
-                groups.append([])
-                members.append([])
-            members[number].append(answer)
-            group_of_form[form] = number
-        groups[number].append(position)
-    return groups
+        if answer is not None:
+            groups[known.add(answer)].append(position)
+    return list(groups.values())
 
 
 def normalize_answer(answer: str) -> str:
@@ -1286,6 +1302,7 @@ def text_before(text: str, stops: Sequence[str]) -> str:
 __all__ = [
     "KINDS",
     "MAX_ANSWER_CHARS",
+    "AnswerGroups",
     "AnswerReader",
     "Before",
     "Choice",

@@ -367,8 +367,8 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
 
     The promises: the same seed gives the same tree; a problem's tree is the same alone and in any batch; any budget
     stops it with the best so far, and so does a cancellation, after which its journal leads to the whole tree; it
-    survives a generator that ends at once, never ends, fails, or returns empty
-    steps; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
+    survives a generator that ends at once, never ends, fails, or returns empty steps, and texts in which no answer is
+    found; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
     model unless `needs_scores` says so.
     """
     for check in (_check_batch, _check_budgets, _check_survival, _check_journal, _check_cancel):
@@ -462,6 +462,11 @@ def _check_survival(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
         )
         for result in results:
             assert result.trajectories, f"{strategy!r}: no trajectory from a generator that {what}"
+    silent = solve(
+        prompts[0], strategy, ToyGenerator(), reward_model=ToyReward(), read_answer=lambda text: None,
+        budget=Budget(calls=2000, tokens=20_000),
+    )  # fmt: skip
+    assert silent.trajectories, f"{strategy!r}: no trajectory where no answer is found"
 
 
 def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inferscale.aggregators import joining_of
-from inferscale.answers import Reader, answer_of, equality_of, group_answers, kind_of, reader_of
+from inferscale.answers import AnswerGroups, Reader, answer_of, chosen_reader, equality_of, kind_of, reader_of
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
 from inferscale.thinking import Thinking
@@ -295,26 +295,23 @@ class Answers:
     """Answers that a search asks for while it runs, read as those of its result are.
 
     Args:
-        reader: Reads them.
+        read_answer: What `solve` was given.
+        kind: That of the problem.
         vote: Says which are the same: they are given as one text, the first of them that was read.
     """
 
-    def __init__(self, reader: Reader, vote: Aggregator) -> None:
-        self._reader = reader
-        self._joining = joining_of(vote)
+    def __init__(self, read_answer: Reader | None, kind: str | None, vote: Aggregator) -> None:
+        self._reader = chosen_reader(read_answer, kind)
+        self._groups = AnswerGroups(*joining_of(vote), equality_of(self._reader, kind))
         self._read: dict[Node, str | None] = {}
 
     def __call__(self, nodes: Sequence[Node]) -> list[str | None]:
         """Return the answer of each node."""
         for node in nodes:
             if node not in self._read:
-                self._read[node] = answer_at(node, self._reader)
-        read, answers = list(self._read), list(self._read.values())
-        # An answer joins a group by those before it, so that what is read later changes nothing.
-        firsts: dict[Node, str | None] = {}
-        for group in group_answers(answers, *self._joining, equality_of(self._reader, nodes[0].problem.kind)):
-            firsts |= dict.fromkeys((read[place] for place in group), answers[group[0]])
-        return [firsts.get(node) for node in nodes]
+                answer = answer_at(node, self._reader)
+                self._read[node] = None if answer is None else self._groups.first(self._groups.add(answer))
+        return [self._read[node] for node in nodes]
 
 
 def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Trajectory:

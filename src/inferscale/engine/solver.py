@@ -444,7 +444,7 @@ class Session:
         again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
         search = Search(
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
-            chosen.reward_model is not None, Answers(chosen_reader(chosen.read_answer, given.kind), chosen.vote),
+            chosen.reward_model is not None, Answers(chosen.read_answer, given.kind, chosen.vote),
             self._journal, thinking=chosen.markers, cancel=cancel, abandoned=abandoned, on_step=on_step,
         )  # fmt: skip
         self._num_started += 1
