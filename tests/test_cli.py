@@ -114,6 +114,18 @@ def test_step_delimiters_of_any_script_are_read(model, given, read):
     assert make_generator(str(model), 1.0, step_delimiter=given)._runner.branches.text.delimiter == read
 
 
+def test_stop_strings_and_filters_of_a_command_line_are_read(run, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "inferscale.cli.solving.make_generator", lambda *a, **o: made.append(make_generator(*a, **o)) or made[-1]
+    )
+    code, out, _ = run("solve", "x", "--strategy", "greedy", "--stop", "a\\nb", "--stop", "=", "--min-p", "0.1")
+    assert code == 0
+    assert "=" not in out.partition("answer:")[0]
+    assert made[0].stop == ("a\nb", "=")
+    assert (made[0].sampler.min_p, made[0].sampler.top_p) == (0.1, 1.0)
+
+
 def test_the_same_in_a_process_of_its_own():
     ended = subprocess.run(
         [sys.executable, "-m", "inferscale", "solve", "x", "--strategy", "nope"], capture_output=True, text=True

@@ -1,6 +1,7 @@
 """Parts of a run as plain data: equal where the parts are, and different where they are not."""
 
 import copy
+import re
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +68,12 @@ def test_a_model_is_known_by_its_weights():
         HFGenerator(model, byte_tokenizer(), temperature=0.5),
         HFGenerator(model, byte_tokenizer(), step_delimiter="\n\n"),
         HFGenerator(model, byte_tokenizer(), max_new_tokens=7),
+        HFGenerator(model, byte_tokenizer(), stop=["a"]),
+        HFGenerator(model, byte_tokenizer(), step_delimiter=re.compile(r"\n")),
+        HFGenerator(model, byte_tokenizer(), step_delimiter=brief),
+        HFGenerator(model, byte_tokenizer(), min_p=0.1),
+        HFGenerator(model, byte_tokenizer(), repetition_penalty=1.1),
+        HFGenerator(model, byte_tokenizer(), logits_processor=[lambda input_ids, scores: scores]),
     ):
         assert describe(changed) != about[0]
     used = HFGenerator(model, byte_tokenizer(), temperature=1.0)

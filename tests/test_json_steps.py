@@ -15,7 +15,10 @@ llguidance = pytest.importorskip("llguidance", reason="grammars need the extra: 
 
 SCHEMA = {
     "type": "object",
-    "properties": {"steps": {"type": "array", "items": {"type": "integer"}, "maxItems": 3}, "sure": {"type": "boolean"}},
+    "properties": {
+        "steps": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+        "sure": {"type": "boolean"},
+    },
     "required": ["steps", "sure"],
     "additionalProperties": False,
 }

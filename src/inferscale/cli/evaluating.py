@@ -18,16 +18,20 @@ from .solving import (
     STRATEGY_HELP,
     AnswerKind,
     MaxNewTokens,
+    MinP,
     Model,
     Progress,
     Reward,
     Seed,
     StepDelimiter,
+    Stop,
     Temperature,
     Tokens,
+    TopP,
     UsageError,
     Vote,
     Width,
+    given,
 )
 
 if TYPE_CHECKING:
@@ -77,6 +81,9 @@ class RunOptions:
     max_new_tokens: MaxNewTokens = 512
     max_step_tokens: MaxStepTokens = 256
     step_delimiter: StepDelimiter = "\\n"
+    stop: Stop = None
+    top_p: TopP = None
+    min_p: MinP = None
     tokens: Tokens = None
     batch_size: BatchSize = 64
     force: Force = False
@@ -85,8 +92,9 @@ class RunOptions:
     def generator(self, model: str) -> Generator:
         """The model as a generator."""
         return make_generator(
-            model, self.temperature, self.max_new_tokens, self.step_delimiter, max_step_tokens=self.max_step_tokens
-        )
+            model, self.temperature, self.max_new_tokens, self.step_delimiter, max_step_tokens=self.max_step_tokens,
+            **given(stop=self.stop, top_p=self.top_p, min_p=self.min_p),
+        )  # fmt: skip
 
     def problems(self) -> list[Problem]:
         """The problems, worked examples in their prompts."""

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,12 +37,22 @@ Vote = Annotated[str, typer.Option(help=f"One of {', '.join(VOTES)}, or one in f
 Temperature = Annotated[float, typer.Option(help="Sampling temperature.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a solution.")]
 StepDelimiter = Annotated[str, typer.Option(help="What ends a step.")]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="A text that ends the answer, such as '\\n\\nQuestion:'; may come again.")
+]
+TopP = Annotated[float | None, typer.Option(help="Mass of the likeliest tokens that is kept.")]
+MinP = Annotated[float | None, typer.Option(help="Least probability of a token, as a share of the likeliest one's.")]
 AnswerKind = Annotated[
     str | None, typer.Option(help=f"What the answer is: one of {', '.join(KINDS)}, or choice:ABCDE (its letters).")
 ]
 Tokens = Annotated[int | None, typer.Option(help="Token budget of a problem.")]
 Seed = Annotated[int, typer.Option(help="Any integer.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
 
 
 class UsageError(Exception):
@@ -97,6 +107,9 @@ def solve(
     temperature: Temperature = 0.8,
     max_new_tokens: MaxNewTokens = 512,
     step_delimiter: StepDelimiter = "\\n",
+    stop: Stop = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     answer_kind: AnswerKind = None,
     tokens: Tokens = None,
     seed: Seed = 0,
@@ -114,7 +127,8 @@ def solve(
     if model in embedded() and not prompt.endswith("\n"):
         prompt += "\n"  # the embedded policies read a question as a line
     problem, budget = Problem(prompt, kind=answer_kind), None if tokens is None else Budget(tokens=tokens)
-    generator = make_generator(model, temperature, max_new_tokens, step_delimiter)
+    controls = given(stop=stop, top_p=top_p, min_p=min_p)
+    generator = make_generator(model, temperature, max_new_tokens, step_delimiter, **controls)
     reward_model = None if reward is None else make_reward(reward, model)
     result = run(
         problem, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
@@ -173,6 +187,9 @@ def serve(
     temperature: Temperature = 0.8,
     max_new_tokens: MaxNewTokens = 512,
     step_delimiter: StepDelimiter = "\\n",
+    stop: Stop = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
     answer_kind: AnswerKind = None,
     max_active: Annotated[int, typer.Option(min=1, help="Searches that share the model's batches.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Searches that wait; more are refused (429).")] = 256,
@@ -193,7 +210,9 @@ def serve(
     check_scores(make_strategy(strategy, width), make_vote(vote), reward)  # before the models are loaded
     reader = None if answer_kind is None else reader_of(answer_kind)
     service = Service(
-        make_generator(model, temperature, max_new_tokens, step_delimiter),
+        make_generator(
+            model, temperature, max_new_tokens, step_delimiter, **given(stop=stop, top_p=top_p, min_p=min_p)
+        ),
         None if reward is None else make_reward(reward, model),
         name=name or Path(model).name, strategy=strategy, width=width, vote=vote, seed=seed, api_key=key,
         read_answer=reader,

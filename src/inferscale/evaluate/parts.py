@@ -65,12 +65,19 @@ def check_scores(search: SearchStrategy, vote: Aggregator, reward: str | None) -
 def make_generator(
     model: str, temperature: float, max_new_tokens: int = 512, step_delimiter: str = "\\n", **options: Any
 ) -> Generator:
-    r"""An `HFGenerator` of a model of the zoo, a folder, GGUF file or hub id; escapes such as ``\n`` are read."""
+    r"""An `HFGenerator` of a model of the zoo, a folder, GGUF file or hub id.
+
+    Escapes such as ``\n`` are read in the step delimiter and in stop strings.
+    """
     from inferscale import zoo
     from inferscale.generators import HFGenerator
 
-    delimiter = step_delimiter.encode("latin-1", "backslashreplace").decode("unicode_escape")
-    options |= {"temperature": temperature, "max_new_tokens": max_new_tokens, "step_delimiter": delimiter}
+    def read(text: str) -> str:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+
+    if stop := options.get("stop"):
+        options["stop"] = [read(text) for text in ([stop] if isinstance(stop, str) else stop)]
+    options |= {"temperature": temperature, "max_new_tokens": max_new_tokens, "step_delimiter": read(step_delimiter)}
     if model in embedded() and not {"device", "dtype"} & options.keys():
         return HFGenerator(*zoo.load(model), **options)
     return HFGenerator.from_pretrained(at_hand(model), **options)

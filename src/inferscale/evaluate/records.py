@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FunctionType
 from typing import IO, Any, TypeAlias
 
 from inferscale.answers import SameAnswer
@@ -181,14 +182,17 @@ def describe(part: object) -> Any:
     """A part of a run as plain data that is equal in another process when the part is.
 
     A frozen dataclass is its ``repr``, a function or class its name, a `functools.partial` its function and what that
-    is given. Any other object is its class, its public attributes that are plain, frozen dataclasses, other parts, or
-    tuples of these, the public texts and flags of parts of inferscale that it holds (a step delimiter, say), and a
-    fingerprint of the weights of a public model. What is private is left out, and so are counts, which are private.
+    is given. Any other object is its class, its public attributes that are plain, frozen dataclasses, functions,
+    regular expressions, other parts, or tuples of these, the public texts and flags of parts of inferscale that it
+    holds (a step delimiter, say), and a fingerprint of the weights of a public model. What is private is left out, and
+    so are counts, which are private.
     """
     if _is_plain(part):
         return part
     if _is_frozen(part):
         return _plain_repr(part)
+    if isinstance(part, re.Pattern):
+        return {"pattern": part.pattern, "flags": part.flags}
     if isinstance(part, list | tuple):
         return [describe(item) for item in part]
     if isinstance(part, dict):
@@ -272,7 +276,7 @@ def _describes(value: object) -> bool:
         return any(isinstance(item, _PARTS) for item in value)
     if isinstance(value, tuple):
         return all(map(_describes, value))
-    return _is_plain(value) or _is_frozen(value) or isinstance(value, _PARTS)
+    return _is_plain(value) or _is_frozen(value) or isinstance(value, (*_PARTS, re.Pattern, FunctionType))
 
 
 def _is_frozen(part: object) -> bool:
