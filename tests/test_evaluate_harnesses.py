@@ -9,13 +9,15 @@ import textwrap
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from inferscale import REBASE, RepeatedSampling, solve
+from inferscale import REBASE, BestOfN, Problem, RepeatedSampling, solve
 from inferscale.answers import read_answer, text_before
 from inferscale.evaluate.parts import parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
+from tests.reward_checkpoints import llama_tokenizer
 from tests.tiny_models import byte_tokenizer, tiny_model
 
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed (extra lm-eval)")
@@ -66,6 +68,45 @@ def test_without_the_package_the_error_names_the_extra(module, function, monkeyp
     getattr(plug, function).cache_clear()
     with pytest.raises(ImportError, match=r"pip install \"inferscale\[(lm-eval|inspect)\]\""):
         getattr(plug, function)()
+
+
+class Chatty(ToyGenerator):
+    takes_messages = True
+
+
+TURNS = [{"role": "system", "content": "Count."}, {"role": "user", "content": "One?"}]
+
+
+def test_chats_of_lm_eval_keep_their_turns():
+    from inferscale.evaluate.lm_eval import SearchModel
+
+    seen = []
+
+    class Judge(ToyReward):
+        def score(self, nodes):
+            seen.extend(node.problem for node in nodes)
+            return super().score(nodes)
+
+    for kind, expected in ((Chatty, Problem(messages=TURNS)), (ToyGenerator, None)):
+        model = SearchModel.of(kind(), RepeatedSampling(2), Judge(), BestOfN())
+        model.generator.tokenizer = llama_tokenizer()
+        model.cache_hook = SimpleNamespace(add_partial=lambda *given: None)
+        prompt = model.apply_chat_template(TURNS)
+        assert prompt == llama_tokenizer().apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+        begun = model.apply_chat_template([*TURNS, {"role": "assistant", "content": "It"}], add_generation_prompt=False)
+        assert begun == prompt + "It"
+        model.generate_until([SimpleNamespace(args=(prompt, {"until": []}))], disable_tqdm=True)
+        assert set(seen) == {expected or Problem(prompt)}
+        seen.clear()
+
+
+def test_chats_of_inspect_keep_their_turns():
+    from inferscale.evaluate.inspect_ai import problem_of
+
+    said = [SimpleNamespace(role=turn["role"], text=turn["content"]) for turn in TURNS]
+    assert problem_of(said, Chatty()) == Problem(messages=TURNS)
+    assert problem_of(said, ToyGenerator()) == Problem("Count.\n\nOne?")
+    assert problem_of(said[1:], Chatty()) == Problem("One?")
 
 
 def lm_eval_model(strategy, **options):

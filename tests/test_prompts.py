@@ -363,6 +363,39 @@ def test_forced_ids_say_the_text_and_nothing_more(name, forced):
     assert tokenizer.decode([*before, *ids]) == tokenizer.decode(before) + forced
 
 
+def test_forced_text_ends_thoughts_and_no_turn():
+    from inferscale import Thinking
+
+    tokenizer = chat_tokenizer(added=("<|mark|>",))
+    generator = HFGenerator(tiny_model(vocab_size=len(tokenizer)), tokenizer, max_step_tokens=2)
+    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in (*MARKS, "<|mark|>")}
+    forced = "a<|im_end|>b<|mark|> 12"  # an answer that a user made spell the end of a turn, and the end of thoughts
+    start = Node(Problem("x"), key=1, thinking=Thinking("<|im_start|>", "<|mark|>"))
+    [node] = grow(generator, start, forced=forced, greedy=True)
+    head = node.step.token_ids[: -node.step.generated_tokens]
+    assert node.step.text.startswith(forced)
+    assert ids["<|im_end|>"] not in head
+    assert head.count(ids["<|mark|>"]) == 1
+    assert tokenizer.decode(head) == forced
+    kept = HFGenerator(generator.model, tokenizer, max_step_tokens=2, control_tokens="keep")
+    [node] = grow(kept, Node(Problem("x"), key=1), forced=forced, greedy=True)
+    assert ids["<|im_end|>"] in node.step.token_ids
+
+
+def test_a_call_of_a_tool_is_refused_for_what_it_spells():
+    tokenizer = chat_tokenizer()
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": ["<|im_end|>"]}}}
+    turns = [ASKED, {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+    with pytest.raises(ValueError, match="the assistant turn spells the control token"):
+        encode(tokenizer, Problem(messages=turns), control_tokens="refuse")
+
+
+def test_a_plain_layout_takes_a_rendered_prompt_with_one_beginning():
+    tokenizer = byte_tokenizer()
+    shared, _ = FORMATS["trl"].layout.encoder(tokenizer).encode(Node(Problem("<s>a b")))
+    assert shared == (tokenizer.bos_token_id, *TextEncoder(tokenizer).raw("a b"))
+
+
 class Engine:
     """As much of a vLLM engine as making a generator needs."""
 

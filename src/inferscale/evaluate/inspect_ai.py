@@ -41,7 +41,7 @@ class SearchProvider:
 
         if tools:
             raise ValueError("inferscale answers without tools: leave them out of the task")
-        result = await anyio.to_thread.run_sync(partial(self._search, _problem(input, self._parts[0])))
+        result = await anyio.to_thread.run_sync(partial(self._search, problem_of(input, self._parts[0])))
         return self._output(result)
 
     def max_connections(self) -> int:
@@ -101,7 +101,7 @@ def model_of(
     return get_model(f"inferscale/{name}", parts=parts, memoize=False)
 
 
-def _problem(messages: list[Any], generator: Generator) -> Problem:
+def problem_of(messages: list[Any], generator: Generator) -> Problem:
     """One user's turn is a prompt; of several, a generator without a chat template reads the text."""
     turns = [{"role": message.role, "content": message.text} for message in messages]
     if [turn["role"] for turn in turns] == ["user"]:

@@ -74,11 +74,15 @@ class SearchModel:
             groups.setdefault(_stops(request.args[1]), []).append(index)
         texts = [""] * len(requests)
         for stops, members in groups.items():
-            problems = [Problem(requests[index].args[0]) for index in members]
+            problems = [self._problem(requests[index].args[0]) for index in members]
             for index, text in zip(members, self._solved(problems, stops, not disable_tqdm), strict=True):
                 texts[index] = text
                 self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts
+
+    def _problem(self, prompt: str) -> Problem:
+        turns = getattr(prompt, "turns", None) if self.generator.takes_messages else None
+        return Problem(str(prompt)) if turns is None else Problem(messages=turns)
 
     def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
         results = solve_batch(
@@ -126,12 +130,11 @@ class SearchModel:
         return str(getattr(self._tokenizer(), "chat_template", None) or "") if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The turns as one prompt; the generator must then be made with ``chat_template=False``."""
-        return str(
-            self._tokenizer().apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        """The turns as one prompt, which still knows them: generator and reward model render them each with its own."""
+        how = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        text = _Rendered(self._tokenizer().apply_chat_template(chat_history, tokenize=False, **how))
+        text.turns = chat_history
+        return text
 
     def _tokenizer(self) -> Any:
         return getattr(self.generator, "tokenizer", None)
@@ -164,6 +167,12 @@ def run_command_line() -> None:
     """lm-eval's own command line, with our model known to it."""
     model_class()
     import_module("lm_eval.__main__").cli_evaluate()
+
+
+class _Rendered(str):
+    """A rendered chat, with the turns that it was made of; a generator without a chat template reads the text."""
+
+    turns: list[dict[str, str]]
 
 
 def _stops(arguments: dict[str, Any]) -> tuple[str, ...]:

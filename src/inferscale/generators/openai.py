@@ -668,7 +668,7 @@ class OpenAIGenerator(Generator):
             system_prompt=system_prompt,
             chat_template_kwargs=chat_template_kwargs,
             tools=tools,
-            written=(lambda text, role: text) if reads is None else reads.written,
+            written=(lambda data, role: data) if reads is None else reads.written,
             retry=RetryPolicy(timeout, deadline),
             max_concurrency=max_concurrency,
             extra_body=extra_body,

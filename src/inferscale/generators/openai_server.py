@@ -222,7 +222,7 @@ class OpenAIServer:
         system_prompt: str | None,
         chat_template_kwargs: Mapping[str, Any] | None,
         tools: Sequence[Any] | None,
-        written: Callable[[str, str], str],
+        written: Callable[[Any, str], Any],
         retry: RetryPolicy,
         max_concurrency: int,
         extra_body: Mapping[str, Any] | None,
@@ -230,7 +230,7 @@ class OpenAIServer:
     ) -> None:
         """Checks what names the server and its requests; see `OpenAIGenerator` for the arguments.
 
-        `written` makes of a text and the role of its turn (``"prompt"`` of a plain one) the text that is sent.
+        `written` makes of a turn and its role, or of a plain text and ``"prompt"``, what is sent.
 
         Raises:
             ImportError: If the ``openai`` package is missing.
@@ -291,7 +291,7 @@ class OpenAIServer:
         if prefix.goes_on:
             begun = "" if prefix.problem is None else prefix.problem.prefill
             turns.append({"role": "assistant", "content": begun + prefix.answer})
-        return [{**turn, "content": self._written(turn["content"], turn["role"])} for turn in turns]
+        return [{**self._written(turn, turn["role"]), "role": turn["role"]} for turn in turns]
 
     @property
     def logprobs_field(self) -> bool | int:
@@ -602,8 +602,8 @@ class ServerTokenizer:
         self.chat = self.branches.prompts.chat
         self._control_tokens = control_tokens
 
-    def written(self, text: str, role: str) -> str:
-        """The text that is sent to a server which tokenises it: what spells a control token has a space in it.
+    def written(self, text: Any, role: str) -> Any:
+        """The text or turn that is sent to a server which tokenises it: a control token in it has a space inside.
 
         Plain prompts (role ``"prompt"``) keep their control tokens by default. One that begins with the token that the
         tokenizer adds to every text, as a rendered chat does, is sent without it: the server adds it once more.

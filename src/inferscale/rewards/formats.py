@@ -37,7 +37,11 @@ class PlainPrompt:
         before: Ids = text.added[0] if self.bos == "tokenizer" else ()
         if self.bos == "always" and text.tokenizer.bos_token_id is not None:
             before = (text.tokenizer.bos_token_id,)
-        return before + text.plain(self.template.replace("{problem}", problem.question.prompt))
+        asked = problem.question.prompt
+        bos = getattr(text.tokenizer, "bos_token", None)
+        if bos and before[:1] == (text.tokenizer.bos_token_id,):
+            asked = asked.removeprefix(bos)  # a prompt that is rendered already begins with it
+        return before + text.plain(self.template.replace("{problem}", asked))
 
 
 @dataclass(frozen=True, slots=True)

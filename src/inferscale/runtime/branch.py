@@ -292,7 +292,9 @@ class BranchFactory:
                 f"the prompt {problem.prompt[:80]!r} has {len(ids)} tokens and the model reads {context}: "
                 "there is no room for an answer; shorten it"
             )
-        return ids, self.prompts.text.forced(request.forced) if request.forced else ()
+        thinking = request.node.thinking or self.thinking
+        marks = (thinking.forced_end, thinking.start) if thinking else ()
+        return ids, self.prompts.forced(request.forced, marks) if request.forced else ()
 
 
 def side_by_side(branches: Sequence[Branch]) -> list[Branch]:

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Literal, TypeAlias, get_args
@@ -73,15 +73,21 @@ class TextEncoder:
         self.forced = lru_cache(maxsize=4096)(self._forced)
         self.template = lru_cache(maxsize=64)(self._template)
 
-    def spelled(self, text: str, role: str = "user") -> list[str]:
-        """Control tokens that `text` spells; in an assistant's turn those alone that could end it."""
-        pattern = self._marks if role == "assistant" else self._all_marks
-        return [] if pattern is None else pattern.findall(text)
+    def spelled(self, data: Any, role: str = "user") -> list[str]:
+        """Control tokens that a text or a turn spells; in an assistant's turn those alone that could end it."""
+        pattern, found = self._marks if role == "assistant" else self._all_marks, list[str]()
 
-    def spaced(self, text: str, role: str = "user") -> str:
-        """The text with a space in every control token that it spells, for servers that read text."""
+        def look(text: str) -> str:
+            found.extend([] if pattern is None else pattern.findall(text))
+            return text
+
+        _mapped(data, look)
+        return found
+
+    def spaced(self, data: Any, role: str = "user") -> Any:
+        """A text, or the texts of a turn, with a space in every control token, for servers that read text."""
         pattern = self._marks if role == "assistant" else self._all_marks
-        return " ".join(_cut(pattern, text))
+        return _mapped(data, lambda text: " ".join(_cut(pattern, text)))
 
     def raw(self, text: str) -> Ids:
         """Ids of a text on its own, control tokens as tokens."""
@@ -160,13 +166,13 @@ class TextEncoder:
 
     def marked(self, data: Any, role: str) -> Any:
         """Texts of a turn with noncharacters around every control token that they spell; see `rendered`."""
-        if isinstance(data, str):
-            pattern = self._marks if role == "assistant" else self._all_marks
-            clean = data.replace(_OPEN, "").replace(_CLOSE, "")
+        pattern = self._marks if role == "assistant" else self._all_marks
+
+        def mark(text: str) -> str:
+            clean = text.replace(_OPEN, "").replace(_CLOSE, "")
             return clean if pattern is None else pattern.sub(rf"{_OPEN}\g<0>{_CLOSE}", clean)
-        if isinstance(data, Mapping):
-            return {key: self.marked(value, role) for key, value in data.items()}
-        return [self.marked(value, role) for value in data] if isinstance(data, list) else data
+
+        return _mapped(data, mark)
 
     def rendered(self, text: str) -> Ids:
         """Ids of what a template made of marked turns: its own control tokens are tokens, marked ones are letters."""
@@ -200,6 +206,15 @@ class TextEncoder:
                 f"{text[:80]!r} spells a control token that this tokenizer cannot write as text: remove it"
             )
         return ids
+
+
+def _mapped(data: Any, change: Callable[[str], str]) -> Any:
+    """Plain data with every text in it changed."""
+    if isinstance(data, str):
+        return change(data)
+    if isinstance(data, Mapping):
+        return {key: _mapped(value, change) for key, value in data.items()}
+    return [_mapped(value, change) for value in data] if isinstance(data, list) else data
 
 
 def _pattern(words: Iterable[str]) -> re.Pattern[str] | None:
@@ -291,7 +306,7 @@ class ChatTemplate:
             return list(turns)
         if self.control_tokens == "refuse":
             for turn in turns:
-                refuse_control_tokens(self.text.spelled(turn["content"], turn["role"]), f"the {turn['role']} turn")
+                refuse_control_tokens(self.text.spelled(turn, turn["role"]), f"the {turn['role']} turn")
         return [{**self.text.marked(turn, turn["role"]), "role": turn["role"]} for turn in turns]
 
     def _render(self, turns: Sequence[Mapping[str, Any]], end: str) -> str:
@@ -455,6 +470,21 @@ class PromptFormat:
         if not ids:
             raise ValueError(f"the prompt {problem.prompt[:80]!r} has no tokens: nothing to continue")
         return ids
+
+    def forced(self, text: str, marks: Sequence[str]) -> Ids:
+        """Ids of what a search puts into an answer: `marks` are tokens, so that it can end thoughts.
+
+        Another control token stays text: a search may repeat what an answer, and so a user, has spelled.
+        """
+        if self.control_tokens == "keep" or not self.text.spelled(text, "assistant"):
+            return self.text.forced(text)
+        pieces = re.split("|".join(f"({re.escape(mark)})" for mark in marks if mark) or "(?!)", text)
+        return tuple(
+            i
+            for piece in pieces
+            if piece
+            for i in (self.text.forced(piece) if piece in marks else self.text.continued(piece))
+        )
 
     def _plain(self, prompt: str) -> Ids:
         spelled = self.text.spelled(prompt) if self.control_tokens != "keep" else []
