@@ -101,8 +101,9 @@ def configured_form(module: nn.Module) -> ModelSpec | None:
     if getattr(config, "text_config", None) is None and spec.family not in SPARSE:
         weights = 0
         for part in module.modules():
-            if isinstance(part, nn.Linear):
-                weights += part.in_features * part.out_features
+            sizes = getattr(part, "in_features", None), getattr(part, "out_features", None)
+            if isinstance(sizes[0], int) and isinstance(sizes[1], int):  # layers of packed weights are no nn.Linear
+                weights += sizes[0] * sizes[1]
             elif type(part).__name__ == "Conv1D":  # GPT-2's linear layer
                 weights += int(part.nx) * int(part.nf)  # type: ignore[arg-type]
         if weights != spec.active_weights:

@@ -59,7 +59,8 @@ def register_flop_formula(targets: Any, get_raw: bool = False) -> Callable[[Call
 
 def _product(index: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
     """A matrix product whose left side is argument `index`: each number of the result sums over its last axis."""
-    return int(2 * result.numel() * args[index].shape[-1])
+    product = result[0] if isinstance(result, tuple) else result  # bitsandbytes gives the columns of outliers, too
+    return int(2 * product.numel() * args[index].shape[-1])
 
 
 def _sum_of_products(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
@@ -119,6 +120,8 @@ _PRODUCTS = {
         *("_scaled_mm", "_scaled_mm_v2", "_weight_int8pack_mm", "_weight_int4pack_mm", "_weight_int4pack_mm_for_cpu"),
         *("mkldnn::_linear_pointwise", "mkl::_mkl_linear", "onednn::qlinear_pointwise", "quantized::linear"),
         *("quantized::linear_relu", "quantized::linear_dynamic", "quantized::linear_relu_dynamic"),
+        *("bitsandbytes::gemm_4bit", "bitsandbytes::gemv_4bit", "bitsandbytes::int8_linear_matmul"),
+        *("bitsandbytes::int8_scaled_mm", "bitsandbytes::int8_mixed_scaled_mm"),
     ),
     1: ("addmm", "addmm_", "baddbmm", "baddbmm_", "addmv", "addmv_", "_addmm_activation"),
 }
@@ -155,6 +158,7 @@ _PRODUCT = re.compile(
     r"|convolution|lstm|gru|rnn|cdist|v?dot|bilinear|trilinear|transformer|linalg|fft|int[48]pack|einsum)(?:_|$)"
 )
 _HARMLESS = re.compile(r"(?:^|_)(?:upsample|convert|pack|prepack|flatten|cache|errors|norm|cross|diagonal)(?:_|$)")
+_CONVERSION = re.compile(r"(?:^|_)(?:de)?quant(?:ize)?(?:_|$)")  # no products, whoever's operator it is
 _METADATA = re.compile(
     r"(?:sym_)?(?:is_contiguous|size|stride|storage_offset|numel)|is_strides_like_format|is_non_overlapping_and_dense"
     r"|dim|layout"
@@ -179,7 +183,7 @@ def _action(func: Any) -> Action:
         action = "metadata"
     elif func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
         action = "decompose"
-    elif func.namespace in _WITHOUT_ARITHMETIC:
+    elif func.namespace in _WITHOUT_ARITHMETIC or _CONVERSION.search(name):
         action = "pass"
     elif func.namespace not in _BUILTIN or (_PRODUCT.search(name) and not _HARMLESS.search(name)):
         return "unknown"

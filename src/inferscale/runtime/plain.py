@@ -261,6 +261,7 @@ def perturbed(model: Any) -> Iterator[None]:
     for tensor in (*model.parameters(), *model.buffers()):
         tensor = tensor.data  # a view without history, so that a backward pass that waits is not disturbed
         ordinary = tensor.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        ordinary = ordinary and type(tensor) is Tensor  # torchao's packed weights are tensors of their own kind
         if not ordinary or tensor.is_meta or not 0 < tensor.numel() <= _LARGEST_PERTURBED:
             continue
         if tensor.min() == tensor.max():
