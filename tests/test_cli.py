@@ -55,6 +55,7 @@ def small(model, rows, *more):
 
 BAD = {
     "unknown strategy": (["solve", "x", "--strategy", "nope"], "unknown strategy 'nope': choose one of greedy"),
+    "one marker": (["solve", "x", "--strategy", "sampling", "--thinking", "<think>"], "write the two markers"),
     "unknown class": (["solve", "x", "--strategy", "Nope(n=3)"], "unknown strategy 'Nope': choose one of ABMCTS"),
     "unknown vote": (["solve", "x", "--vote", "nope", "--strategy", "sampling"], "unknown vote 'nope': choose one of"),
     "not a strategy": (["solve", "x", "--strategy", "plan_sampling(1)"], "unknown strategy 'plan_sampling'"),

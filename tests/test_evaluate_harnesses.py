@@ -13,10 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from inferscale import REBASE, BestOfN, Problem, RepeatedSampling, solve
+from inferscale import REBASE, BestOfN, Generator, Problem, RepeatedSampling, Step, Thinking, solve
 from inferscale.answers import read_answer, text_before
-from inferscale.evaluate.parts import parts_from_texts
+from inferscale.evaluate.parts import make_thinking, parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
+from inferscale.thinking import NO_THINKING
 from tests.reward_checkpoints import llama_tokenizer
 from tests.tiny_models import byte_tokenizer, tiny_model
 
@@ -58,6 +59,37 @@ def test_parts_from_texts(tiny_folder):
     assert parts_from_texts(str(tiny_folder), {"n": 2})[1] == RepeatedSampling(2)
     with pytest.raises(ValueError, match="no model"):
         parts_from_texts("", {})
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ("<think> </think>", Thinking()),
+        ("[THINK] [/THINK] prefilled", Thinking("[THINK]", "[/THINK]", prefilled=True)),
+        ("off", NO_THINKING),
+    ],
+)
+def test_markers_of_thoughts_from_texts(tiny_folder, told, found):
+    assert make_thinking(told) == found
+    assert parts_from_texts(str(tiny_folder), {"thinking": told})[0].thinking == found
+    with pytest.raises(ValueError, match="write the two markers"):
+        make_thinking("<think>")
+
+
+@needs_lm_eval
+def test_lm_eval_is_given_what_follows_the_thoughts():
+    from inferscale.evaluate.lm_eval import model_class
+
+    model = model_class().of(Thinks(), RepeatedSampling(3))
+    assert model._solved([Problem("?")], ["\nQ"], progress=False) == ["It is 15."]
+
+
+class Thinks(Generator):
+    """Thinks of 12, and says 15; its thoughts hold a stop text."""
+
+    def generate(self, requests):
+        text = "<think>12?\nQ</think>It is 15.\nQ: and 16?"
+        return [[Step(text, (1,), finish_reason="eos")] * request.n for request in requests]
 
 
 @pytest.mark.parametrize(("module", "function"), [("lm_eval", "model_class"), ("inspect_ai", "provider")])

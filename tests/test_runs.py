@@ -163,6 +163,7 @@ def test_solved_problems_are_not_solved_again(tmp_path):
         {"problems": [replace(TEN[0], answer="7"), *TEN[1:]]},
         {"config": {"prompt": "cot"}},
         {"read_answer": str.strip},
+        {"thinking": False},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -81,6 +81,29 @@ def test_the_best_of_n_letters_is_the_one_with_the_greatest_reward():
         assert ask(running, inferscale={"vote": "medoid"})["choices"][0]["text"] in texts
 
 
+@pytest.mark.parametrize("thinking", [None, False])
+def test_thoughts_come_apart_from_the_answer_of_a_chat(thinking):
+    text = "<think>12?\nQ: no</think>\n\nThe answer is 15.\nQ: and 16?"
+
+    def thinks(step, node):
+        return replace(step, text=text, finish_reason="eos", inner_ends=())
+
+    with serving(Service(BrokenGenerator(thinks), None, "toy", "sampling", 2, thinking=thinking)) as running:
+        status, _, told = call(
+            running, "/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "stop": ["\nQ"]}
+        )
+        assert status == 200
+        [choice] = told["choices"]
+        [completion] = ask(running, stop=["\nQ"])["choices"]
+    message = {"role": "assistant", "content": "The answer is 15.", "reasoning_content": "12?\nQ: no"}
+    whole = "<think>12?\nQ: no</think>\n\nThe answer is 15."
+    if thinking is False:
+        message, whole = {"role": "assistant", "content": "<think>12?"}, "<think>12?"
+    assert choice["message"] == message
+    assert (choice["inferscale"]["answer"], choice["finish_reason"]) == ("15" if thinking is None else "12", "stop")
+    assert completion["text"] == whole
+
+
 def test_a_request_says_what_kind_its_answer_is(server):
     def letter(step, node):
         return replace(step, text="The answer is B, since 7 < 9.", finish_reason="eos", inner_ends=())

@@ -309,6 +309,15 @@ def test_chat_templates_show_the_markers(name):
     assert generator.thinking == expected
 
 
+@pytest.mark.parametrize(("switch", "prefilled"), [({}, True), ({"enable_thinking": False}, False)])
+def test_options_of_the_template_switch_thoughts(switch, prefilled):
+    opens = (
+        "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n{% endif %}"
+    )
+    own = tokenizer(f"{TURN}<assistant>{opens}")
+    assert HFGenerator(model(), own, chat_template_kwargs=switch).thinking == Thinking(prefilled=prefilled)
+
+
 def test_a_template_that_is_not_used_says_nothing_of_the_prompt():
     assert HFGenerator(model(), tokenizer(TEMPLATES["r1"][0]), chat_template=False).thinking == Thinking()
 

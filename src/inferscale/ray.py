@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult, as_plain
@@ -25,6 +25,7 @@ from ._compat import require
 from .answers import Reader
 from .base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from .cost import Budget
+from .thinking import Thinking
 from .tree import Problem
 
 
@@ -136,6 +137,7 @@ def solve_dataset(
     *,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     num_actors: int = 1,
@@ -156,8 +158,9 @@ def solve_dataset(
         strategy: Decides what is sampled next.
         make_generator: Makes the generator, in the actor; a function that can be sent there.
         make_reward_model: Makes the reward model, in the actor.
-        aggregator: Picks the trajectory to report; see `Solver` for this and the next three.
+        aggregator: Picks the trajectory to report; see `Solver` for this and the next four.
         read_answer: Reads the answer out of a completion; by default that of the problem's kind.
+        thinking: The markers of thoughts.
         budget: The most that each problem may cost.
         seed: Any integer.
         num_actors: Actors, each with models of its own.
@@ -179,8 +182,9 @@ def solve_dataset(
     results = dict(
         stream_dataset(
             problems, strategy, make_generator, make_reward_model, aggregator=aggregator,
-            read_answer=read_answer, budget=budget, seed=seed, num_actors=num_actors, batch_size=batch_size,
-            num_cpus=num_cpus, num_gpus=num_gpus, max_attempts=max_attempts, storage=storage, progress=progress,
+            read_answer=read_answer, thinking=thinking, budget=budget, seed=seed, num_actors=num_actors,
+            batch_size=batch_size, num_cpus=num_cpus, num_gpus=num_gpus, max_attempts=max_attempts, storage=storage,
+            progress=progress,
         )
     )  # fmt: skip
     return [results[index] for index in range(len(problems))]
@@ -194,6 +198,7 @@ def stream_dataset(
     *,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
     num_actors: int = 1,
@@ -215,7 +220,9 @@ def stream_dataset(
     batches = [row_of(batch, given) for batch in make_batches(given, batch_size)]
     data: Any = require("ray.data", "ray")
     journals = None if storage is None else Journals.at(storage, max_attempts)
-    options = {"aggregator": aggregator, "read_answer": read_answer, "budget": budget, "seed": seed}
+    options = {
+        "aggregator": aggregator, "read_answer": read_answer, "thinking": thinking, "budget": budget, "seed": seed
+    }  # fmt: skip
     arguments = (strategy, make_generator, make_reward_model, options, journals)
 
     def rows() -> Iterator[Mapping[str, str]]:

@@ -386,7 +386,12 @@ class Trajectory:
     @property
     def thoughts(self) -> str:
         """The thoughts in the solution; ``""`` if there are none."""
-        return thinking_in(self.text, self.thinking).thoughts(self.text)
+        return self.split()[0]
+
+    def split(self) -> tuple[str, str]:
+        """Return the thoughts, and all that follows the end of thinking: ``""`` if it never ended."""
+        thoughts, rest = thinking_in(self.text, self.thinking).split(self.text)
+        return thoughts, rest or ""
 
     @property
     def final_text(self) -> str | None:

@@ -26,6 +26,7 @@ from .solving import (
     StepDelimiter,
     Stop,
     Temperature,
+    ThinkingMarkers,
     Tokens,
     TopP,
     UsageError,
@@ -73,6 +74,7 @@ class RunOptions:
     shots_data: ShotsData = None
     limit: Limit = None
     answer_kind: AnswerKind = None
+    thinking: ThinkingMarkers = None
     grader: Grader = "auto"
     width: Width = 16
     vote: Vote = "majority"
@@ -93,7 +95,7 @@ class RunOptions:
         """The model as a generator."""
         return make_generator(
             model, self.temperature, self.max_new_tokens, self.step_delimiter, max_step_tokens=self.max_step_tokens,
-            **given(stop=self.stop, top_p=self.top_p, min_p=self.min_p),
+            **given(stop=self.stop, top_p=self.top_p, min_p=self.min_p, thinking=self.thinking),
         )  # fmt: skip
 
     def problems(self) -> list[Problem]:

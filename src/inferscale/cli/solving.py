@@ -46,6 +46,10 @@ AnswerKind = Annotated[
     str | None, typer.Option(help=f"What the answer is: one of {', '.join(KINDS)}, or choice:ABCDE (its letters).")
 ]
 Tokens = Annotated[int | None, typer.Option(help="Token budget of a problem.")]
+ThinkingMarkers = Annotated[
+    str | None,
+    typer.Option("--thinking", help="Markers of thoughts: '<think> </think>', or off; by default the tokenizer's."),
+]
 Seed = Annotated[int, typer.Option(help="Any integer.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
@@ -111,6 +115,7 @@ def solve(
     top_p: TopP = None,
     min_p: MinP = None,
     answer_kind: AnswerKind = None,
+    thinking: ThinkingMarkers = None,
     tokens: Tokens = None,
     seed: Seed = 0,
     save: Annotated[Path | None, typer.Option(help="Write the whole result there as JSON.")] = None,
@@ -127,7 +132,7 @@ def solve(
     if model in embedded() and not prompt.endswith("\n"):
         prompt += "\n"  # the embedded policies read a question as a line
     problem, budget = Problem(prompt, kind=answer_kind), None if tokens is None else Budget(tokens=tokens)
-    controls = given(stop=stop, top_p=top_p, min_p=min_p)
+    controls = given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking)
     generator = make_generator(model, temperature, max_new_tokens, step_delimiter, **controls)
     reward_model = None if reward is None else make_reward(reward, model)
     result = run(
@@ -191,6 +196,7 @@ def serve(
     top_p: TopP = None,
     min_p: MinP = None,
     answer_kind: AnswerKind = None,
+    thinking: ThinkingMarkers = None,
     max_active: Annotated[int, typer.Option(min=1, help="Searches that share the model's batches.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Searches that wait; more are refused (429).")] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Size of a request; larger ones are refused (413).")] = 2
@@ -211,7 +217,8 @@ def serve(
     reader = None if answer_kind is None else reader_of(answer_kind)
     service = Service(
         make_generator(
-            model, temperature, max_new_tokens, step_delimiter, **given(stop=stop, top_p=top_p, min_p=min_p)
+            model, temperature, max_new_tokens, step_delimiter,
+            **given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking),
         ),
         None if reward is None else make_reward(reward, model),
         name=name or Path(model).name, strategy=strategy, width=width, vote=vote, seed=seed, api_key=key,

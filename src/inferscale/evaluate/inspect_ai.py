@@ -36,7 +36,7 @@ class SearchProvider:
         self._parts = given or parts_from_texts(model_name, options)
 
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:  # noqa: A002
-        """The winning trajectory's text; a conversation keeps its turns where the generator renders them."""
+        """The winning trajectory, thoughts apart; a conversation keeps its turns where the generator renders them."""
         import anyio.to_thread
 
         if tools:
@@ -54,7 +54,9 @@ class SearchProvider:
 
     def _output(self, result: SearchResult) -> Any:
         cost, api = result.cost, require("inspect_ai.model", "inspect")
-        output = api.ModelOutput.from_content(self.model_name, result.text)
+        thoughts, final = result.selected.split()
+        told = [api.ContentReasoning(reasoning=thoughts), api.ContentText(text=final)] if thoughts else final
+        output = api.ModelOutput.from_content(self.model_name, told)
         output.usage = api.ModelUsage(
             input_tokens=cost.prompt_tokens,
             output_tokens=cost.tokens,

@@ -68,7 +68,7 @@ class SearchModel:
         self.fingerprint = digest([describe(part) for part in (generator, strategy, reward_model, aggregator)] + [seed])
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """The text of the winning trajectory of each request, up to its first stop text."""
+        """The winning trajectory of each request without its thoughts, up to the first stop text."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(_stops(request.args[1]), []).append(index)
@@ -89,7 +89,7 @@ class SearchModel:
             problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
             read_answer=Before(tuple(stops)), seed=self.seed, progress=progress,
         )  # fmt: skip
-        return [text_before(result.text, stops) for result in results]
+        return [text_before(result.selected.split()[1], stops) for result in results]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
         """From lm-eval's own model: a search has no likelihood."""

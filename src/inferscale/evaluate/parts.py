@@ -12,6 +12,7 @@ from inferscale import base
 from inferscale.aggregators import BestOfN, MajorityVote, Medoid
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.strategies import registry
+from inferscale.thinking import NO_THINKING, Thinking
 
 VOTES = ("majority", "weighted", "best-of-n", "medoid")
 
@@ -63,14 +64,22 @@ def check_scores(search: SearchStrategy, vote: Aggregator, reward: str | None) -
 
 
 def make_generator(
-    model: str, temperature: float, max_new_tokens: int = 512, step_delimiter: str = "\\n", **options: Any
+    model: str,
+    temperature: float,
+    max_new_tokens: int = 512,
+    step_delimiter: str = "\\n",
+    thinking: str | None = None,
+    **options: Any,
 ) -> Generator:
     r"""An `HFGenerator` of a model of the zoo, a folder, GGUF file or hub id.
 
-    Escapes such as ``\n`` are read in the step delimiter and in stop strings.
+    Escapes such as ``\n`` are read in the step delimiter and in stop strings. `thinking` names the markers of thoughts,
+    see `make_thinking`; by default they are those that the tokenizer shows.
     """
     from inferscale import zoo
     from inferscale.generators import HFGenerator
+
+    markers = None if thinking is None else make_thinking(thinking)
 
     def read(text: str) -> str:
         return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
@@ -79,8 +88,25 @@ def make_generator(
         options["stop"] = [read(text) for text in ([stop] if isinstance(stop, str) else stop)]
     options |= {"temperature": temperature, "max_new_tokens": max_new_tokens, "step_delimiter": read(step_delimiter)}
     if model in embedded() and not {"device", "dtype"} & options.keys():
-        return HFGenerator(*zoo.load(model), **options)
-    return HFGenerator.from_pretrained(at_hand(model), **options)
+        generator = HFGenerator(*zoo.load(model), **options)
+    else:
+        generator = HFGenerator.from_pretrained(at_hand(model), **options)
+    generator.thinking = markers or generator.thinking
+    return generator
+
+
+def make_thinking(text: str) -> Thinking:
+    """The markers of thoughts that a text names: ``"<think> </think>"``, with a third word ``prefilled``, or ``"off"``.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    words = text.split()
+    if words == ["off"]:
+        return NO_THINKING
+    if len(words) == 2 or words[2:] == ["prefilled"]:
+        return Thinking(words[0], words[1], len(words) == 3)
+    raise ValueError(f"thinking={text!r}: write the two markers, such as '<think> </think>', or off")
 
 
 def make_reward(text: str, policy: str = "") -> RewardModel:
@@ -120,7 +146,7 @@ def parts_from_texts(
     Args:
         model: A folder, a hub id, or an embedded policy.
         options: ``strategy``, ``width`` (or ``n``), ``vote``, ``reward``, ``seed``, ``temperature``,
-            ``max_new_tokens``, ``step_delimiter``, and further options of `HFGenerator`.
+            ``max_new_tokens``, ``step_delimiter``, ``thinking``, and further options of `HFGenerator`.
 
     Raises:
         ValueError: If there is no model, a name is unknown, or scores are needed and there is no reward.

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, SameAnswer
@@ -22,6 +22,7 @@ from inferscale.cost import Budget
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import Schedule, Solver
+from inferscale.thinking import Thinking
 from inferscale.tree import Problem
 
 from .records import (
@@ -156,6 +157,7 @@ def run_evaluation(
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     same_answer: SameAnswer | None = None,
     budget: Budget | None = None,
     seed: int = 0,
@@ -182,6 +184,7 @@ def run_evaluation(
         reward_model: As in `solve_batch`.
         aggregator: As in `solve_batch`.
         read_answer: As in `solve_batch`.
+        thinking: As in `solve_batch`.
         same_answer: Called with an answer and the gold answer, such as a `MathGrader`; by default the equality of the
             problem's kind.
         budget: The most that each problem may cost.
@@ -203,13 +206,14 @@ def run_evaluation(
     if not given:
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()
-    solver = Solver(strategy, generator, reward_model, vote, read_answer=read_answer, budget=budget, seed=seed,
-                    schedule=schedule, batch_size=batch_size)  # fmt: skip
+    solver = Solver(strategy, generator, reward_model, vote, read_answer=read_answer, thinking=thinking,
+                    budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     identity = {
         "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
         "aggregator": describe(vote), "read_answer": describe(read_answer),
         "same_answer": str(describe(same_answer)), "budget": describe(budget),
         "seed": operator.index(seed), "config": dict(config or {}),
+        **({} if thinking is None else {"thinking": describe(thinking)}),
     }  # fmt: skip
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

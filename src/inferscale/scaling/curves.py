@@ -17,6 +17,7 @@ from inferscale.cost import Budget
 from inferscale.engine.result import Abstentions, SearchResult
 from inferscale.engine.solver import solve_batch
 from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from inferscale.thinking import Thinking
 from inferscale.tree import Problem, Step
 
 _SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions"})
@@ -346,6 +347,7 @@ def scaling_curve(
     seeds: Sequence[int] = (0,),
     budget: Budget | None = None,
     read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
     same_answer: SameAnswer | None = None,
     batch_size: int | None = 64,
     model: str = "",
@@ -367,6 +369,7 @@ def scaling_curve(
         seeds: Each strategy is run once for each; a problem counts with its mean over them.
         budget: The most that each problem may cost.
         read_answer: As in `solve`.
+        thinking: As in `solve`.
         same_answer: Tells whether two answers are the same, such as a `MathGrader`; by default the equality of the
             problem's kind.
         batch_size: Problems searched at the same time.
@@ -382,7 +385,7 @@ def scaling_curve(
         runs = [
             solve_batch(
                 problems, strategy, generator, reward_model=reward_model, read_answer=read_answer,
-                budget=budget, seed=seed, batch_size=batch_size, progress=progress,
+                thinking=thinking, budget=budget, seed=seed, batch_size=batch_size, progress=progress,
             )
             for seed in seeds
         ]  # fmt: skip

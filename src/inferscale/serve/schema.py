@@ -210,6 +210,7 @@ class CompletionRequest:
             service.reward_model if judged else None,
             aggregator,
             read_answer=Before(stops, named or service.read_answer),
+            thinking=service.thinking,
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
         )
@@ -346,7 +347,7 @@ class Reply:
             APIError: If the model failed.
         """
         choices = [
-            {"index": index, **self._content("message", self._text(result)), "logprobs": None, **self._end(result)}
+            {"index": index, **self._content("message", *self._texts(result)), "logprobs": None, **self._end(result)}
             for index, result in enumerate(results)
         ]
         kind = "chat.completion" if self.request.endpoint == "chat" else "text_completion"
@@ -363,7 +364,7 @@ class Reply:
         Raises:
             APIError: If the model failed.
         """
-        text = {"index": index, **self._content("delta", self._text(result)), "finish_reason": None}
+        text = {"index": index, **self._content("delta", *self._texts(result)), "finish_reason": None}
         nothing: dict[str, Any] = {"delta": {}} if self.request.endpoint == "chat" else {"text": ""}
         return [self._chunk([text]), self._chunk([{"index": index, **nothing, **self._end(result)}])]
 
@@ -379,20 +380,34 @@ class Reply:
         named = {"id": f"{prefix}-{self.id}", "object": kind, "created": self.created, "model": self.model}
         return {**named, "choices": choices}
 
-    def _content(self, name: str, text: str) -> dict[str, Any]:
-        return {name: {"role": "assistant", "content": text}} if self.request.endpoint == "chat" else {"text": text}
+    def _content(self, name: str, text: str, thoughts: str = "") -> dict[str, Any]:
+        if self.request.endpoint != "chat":
+            return {"text": text}
+        return {name: {"role": "assistant", "content": text, **({"reasoning_content": thoughts} if thoughts else {})}}
 
-    def _text(self, result: SearchResult) -> str:
+    def _texts(self, result: SearchResult) -> tuple[str, str]:
+        """The answer of a chat and the thoughts before it; for completions the whole text. Stops cut no thoughts.
+
+        Raises:
+            APIError: If the model failed.
+        """
         step = result.selected.steps[-1] if result.selected.steps else None
         if step is not None and step.finish_reason == "error":
             raise APIError(502, f"the model failed: {step.text}", kind="server_error", code="model_failed")
-        return text_before(result.text, self.request.stops)
+        thoughts, final, kept = self._final(result)
+        return (kept if self.request.endpoint == "chat" else result.text.removesuffix(final) + kept), thoughts
+
+    def _final(self, result: SearchResult) -> tuple[str, str, str]:
+        """Thoughts, the final part, and that up to the first stop."""
+        thoughts, final = result.selected.split()
+        return thoughts, final, text_before(final, self.request.stops)
 
     def _end(self, result: SearchResult) -> dict[str, Any]:
         """The reason why the text ended, and the outcome of the search."""
         selected = result.selected
         ended = bool(selected.steps) and selected.steps[-1].finish_reason in ("eos", "empty")
-        stopped = ended or len(text_before(result.text, self.request.stops)) < len(result.text)
+        _, final, kept = self._final(result)
+        stopped = ended or len(kept) < len(final)
         told: dict[str, Any] = {
             "answer": result.answer,
             "score": selected.score,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 from inferscale.answers import Reader
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
 from inferscale.cost import Budget
 from inferscale.engine.solver import Solver
 from inferscale.evaluate.parts import make_strategy, make_vote
+from inferscale.thinking import Thinking
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Names by which a machine calls itself."""
@@ -77,6 +78,7 @@ class Service:
             machine are served.
         prompt_end: Text that every plain prompt must end with; it is added where it is missing.
         read_answer: Reads the answer out of a completion, where a request does not say what kind it is.
+        thinking: The markers of thoughts, as in `Solver`: chat answers are sent without them, and thoughts apart.
     """
 
     generator: Generator
@@ -91,6 +93,7 @@ class Service:
     api_key: str | None = field(default=None, repr=False)
     prompt_end: str = ""
     read_answer: Reader | None = None
+    thinking: Thinking | Literal[False] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a default that could not be served."""
@@ -103,7 +106,7 @@ class Service:
         """Return the search that requests get which say nothing of it."""
         return Solver(
             self.make_strategy(), self.generator, self.reward_model, self.make_vote(),
-            read_answer=self.read_answer, budget=self.limits.budget, seed=self.seed,
+            read_answer=self.read_answer, thinking=self.thinking, budget=self.limits.budget, seed=self.seed,
         )  # fmt: skip
 
     def make_strategy(self, text: str | None = None, width: int | None = None) -> SearchStrategy:
