@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,9 +22,10 @@ from transformers import (
 
 from inferscale import rewards
 from inferscale.flow import GenerateRequest
-from inferscale.generators import HFGenerator, Sampler
-from inferscale.quiet_star import QuietSTaR
+from inferscale.generators import Draws, HFGenerator, Sampler, TokenSampler, inverse_cdf
+from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
 from inferscale.rewards.training import load_for_training
+from inferscale.runtime.loading import Located, check_load_options
 from inferscale.runtime.sampling import choose_sampler, uniforms
 from inferscale.runtime.text import step_end, stop_place
 from inferscale.testing import check_generator
@@ -572,3 +574,50 @@ def test_what_transformers_or_the_configuration_knows_passes(folder):
     gen = HFGenerator.from_pretrained(folder, device="cpu", **options)
     assert gen.model.config.rms_norm_eps == 1e-3
     assert gen.model.config._attn_implementation == "eager"
+
+
+def test_code_of_a_repository_may_have_options_of_its_own(folder):
+    place = Located(str(folder), {"local_files_only": True})
+    check_load_options(place, {"trust_remote_code": True, "num_of_its_experts": 2}, HFGenerator.from_pretrained)
+    with pytest.raises(TypeError, match=r"'min_pp': did you mean min_p\?"):
+        check_load_options(place, {"trust_remote_code": True, "min_pp": 2}, HFGenerator.from_pretrained)
+
+
+# -- what else runs on the same token loop -----------------------------------------------------------------------------
+
+
+def test_thoughts_that_change_nothing_leave_every_control_as_it_is():
+    controls = {"stop": ["b", "\ufffd"], "min_p": 0.02, "step_delimiter": re.compile("[a1]"), **CONTROLS["all"]}
+    plain = generator(**controls)
+    quiet = QuietSTaRGenerator(
+        QuietSTaR(tiny_model(), 2), byte_tokenizer(), max_step_tokens=9, max_new_tokens=24, **controls
+    )
+    for until in ("step", "end"):
+        pairs = [[grow(gen, root(prompt), 2, until=until) for prompt in PROMPTS[:3]] for gen in (plain, quiet)]
+        for left, right in zip(*pairs, strict=True):
+            assert [n.step.token_ids for n in left] == [n.step.token_ids for n in right]
+            assert [n.text for n in left] == [n.text for n in right]
+
+
+def test_reward_models_judge_what_stands_before_a_stop_string():
+    gen = generator(stop=["\nab"])
+    ids = [*ids_of("x 1\n"), *ids_of("12"), *ids_of("\nab")]
+    _, cut = drawn(gen, ids, until="end")
+    whole = replace(cut, token_ids=cut.token_ids[: cut.inner_ends[-1][1]])
+    assert (cut.text, len(whole.token_ids)) == ("x 1\n12", len(ids) - 2)
+    start = root("a")
+    nodes = [Node(start.problem, step, start) for step in (cut, whole)]
+    for own in (True, False):
+        reward = rewards.LikelihoodReward(tiny_model(), byte_tokenizer(), use_token_ids=own, step_separator=None)
+        assert reward.step_scores(nodes[:1]) == reward.step_scores(nodes[1:])
+        assert len(reward.step_scores(nodes)[0]) == 2
+
+
+def test_a_sampler_of_ones_own_keeps_its_confidences():
+    class Sure(TokenSampler):
+        def draw(self, logits, numbers):
+            tokens, shares = inverse_cdf(logits.softmax(-1), numbers)
+            return Draws(tokens, shares.log().float(), torch.full_like(numbers, 7.0).float())
+
+    [node] = grow(generator(sampler=Sure(), repetition_penalty=1.3), root("a"))
+    assert node.step.confidence == 7.0

@@ -236,7 +236,8 @@ class TextSample(RemoteSample):
 
         What stood before the first sampled character stays, as in `HFGenerator`.
         """
-        before, forced = self.request.node.text, len(self.request.forced)
+        node, forced = self.request.node, len(self.request.forced)
+        before = node.problem.prefill + node.text
         end = step_end(self._text, self._delimiter, forced) if self.request.until == "step" else -1
         text = self._text if end < 0 else self._text[:end]
         place = stop_place(before + text, self._stops, len(before) + forced)

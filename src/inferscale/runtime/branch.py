@@ -152,11 +152,12 @@ class Branch:
     def _ends_at_stop(self, text: str) -> bool:
         """True if the last token completes a stop string, which may begin before the first sampled token.
 
-        What stands before the first sampled token stays: text that the caller forced, and that of the path's nodes.
+        What stands before the first sampled token stays: the answer's given beginning, text of earlier steps, and
+        forced text.
         """
         if not self.text.stops:
             return False
-        before = self.request.node.text
+        before = self.request.node.problem.prefill + self.request.node.text
         place = stop_place(before + text, self.text.stops, len(before) + len(self.request.forced))
         if place >= 0:
             self._cut = max(place - len(before), len(self.request.forced))

@@ -259,13 +259,19 @@ def check_load_options(
     """
     known = _transformers_options()
     unknown = [name for name in load_options if name not in known]
-    if not unknown or not known or load_options.get("trust_remote_code"):
+    if load_options.get("trust_remote_code"):  # a repository's own code may have options of its own
+        own = [] if loader is None else list(inspect.signature(loader).parameters)
+        unknown = [name for name in unknown if difflib.get_close_matches(name, own, 1, 0.85)]
+    if not unknown or not known:
         return
     config = load_options.get("config")
     if config is None:
-        where = {"cache_dir", "revision", "subfolder", "token"} & load_options.keys()
+        where = {"cache_dir", "revision", "subfolder", "token", "trust_remote_code"} & load_options.keys()
         given = {name: load_options[name] for name in where}
-        config = transformers.AutoConfig.from_pretrained(place.source, **place.options, **given)
+        try:
+            config = transformers.AutoConfig.from_pretrained(place.source, **place.options, **given)
+        except OSError:  # no configuration: an adapter alone, or nothing; loading it will tell
+            return
     # from_pretrained overrides whatever the configuration has
     refuse_unknown([name for name in unknown if not hasattr(config, name)], known, loader)
 

@@ -96,9 +96,12 @@ class TokenSampler(ABC):
         logprobs = _pick(logits, tokens) - logits.logsumexp(dim=-1)
         return Draws(tokens, logprobs, logprobs)
 
-    def confidences(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Confidences of drawn tokens `[rows]` under the model's own `logits`, where processors have changed them."""
-        return _pick(logits, tokens) - logits.logsumexp(dim=-1)
+    def confidences(self, logits: Tensor, tokens: Tensor) -> Tensor | None:
+        """Confidences of drawn tokens `[rows]` under the model's own `logits`, where processors have changed them.
+
+        ``None`` leaves those that `draw` gave, under the processed logits.
+        """
+        return None
 
     def draw_mixed(
         self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None, processed: Tensor | None = None
@@ -110,7 +113,7 @@ class TokenSampler(ABC):
             numbers: Uniform numbers in (0, 1), float64 `[rows]`.
             greedy: Rows that take the likeliest token, bool `[rows]`; ``None`` means none.
             processed: What logits processors have made of `logits`; ``None`` if there are none. Tokens are drawn from
-                these, and confidences stay those of the model.
+                these; confidences stay those of the model where the sampler knows them.
         """
         logits = logits.float()
         scores = logits if processed is None else processed
@@ -122,7 +125,8 @@ class TokenSampler(ABC):
                 torch.where(greedy, best.logprobs, drawn.logprobs),
                 torch.where(greedy, best.confidences, drawn.confidences),
             )
-        return drawn if processed is None else replace(drawn, confidences=self.confidences(logits, drawn.tokens))
+        plain = None if processed is None else self.confidences(logits, drawn.tokens)
+        return drawn if plain is None else replace(drawn, confidences=plain)
 
 
 @dataclass(frozen=True, slots=True)
