@@ -39,6 +39,7 @@ def test_a_conversation_reads_as_it_was_given():
     assert Problem("How many?", "7", "q").messages is None
     tools = [*TURNS, {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "3"}]
     assert json.dumps(CALL["function"]) in Problem(messages=tools).prompt
+    assert Problem(messages=tools).messages == tools  # a call needs no content, and is given none
 
 
 def test_the_last_turn_of_the_assistant_is_gone_on_with():

@@ -242,11 +242,10 @@ def _checked_turn(turn: object, name: str) -> _FrozenDict:
     role = _RENAMED.get(given, given) if isinstance(given, str) else given
     if role not in ROLES:
         raise ValueError(f"{name} has the role {given!r:.40}: choose one of {', '.join(ROLES)}")
-    content = turn.get("content")
-    if content is None and turn.get("tool_calls") and role == "assistant":
-        content = ""
-    fields = {key: value for key, value in turn.items() if value is not None}
-    frozen: _FrozenDict = _frozen({**fields, "role": role, "content": _text(content, role, name)}, name)
+    given_fields = {**{key: value for key, value in turn.items() if value is not None}, "role": role}
+    if "content" in given_fields or role != "assistant" or not turn.get("tool_calls"):
+        given_fields["content"] = _text(turn.get("content"), role, name)
+    frozen: _FrozenDict = _frozen(given_fields, name)
     return frozen
 
 
@@ -281,8 +280,7 @@ def _conversation_text(messages: Sequence[Mapping[str, Any]]) -> str:
         return "\n\n".join([*head, said[0]["content"]])
     calls = [[call.get("function", call) for call in turn.get("tool_calls", ())] for turn in said]
     lines = [
-        f"{turn['role'].capitalize()}: "
-        + "\n".join([turn["content"]] * bool(turn["content"]) + [*map(json.dumps, made)])
+        f"{turn['role'].capitalize()}: " + "\n".join(filter(None, [turn.get("content"), *map(json.dumps, made)]))
         for turn, made in zip(said, calls, strict=True)
     ]
     return "\n\n".join([*head, *lines, *([] if said[-1]["role"] == "assistant" else ["Assistant:"])])
