@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -225,6 +226,16 @@ def test_nothing_is_scored_for_nobody():
         assert session.advance() == [left]
         assert session.finish(left).stopped_by == "cancel"
     assert (solver.generator.calls, reward.calls) == (0, 0)
+
+
+def test_a_request_of_a_search_can_be_sent_elsewhere():
+    class Sending(ToyGenerator):
+        def generate(self, requests):
+            return super().generate(pickle.loads(pickle.dumps(requests)))  # noqa: S301 (its own)
+
+    options = {"reward_model": ToyReward(), "budget": Budget(seconds=1000)}
+    result = solve(PROMPTS[0], REBASE(4), Sending(), cancel=threading.Event(), **options)
+    assert result.trajectories == solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ToyReward()).trajectories
 
 
 # -- callbacks ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import collections.abc
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -74,6 +75,11 @@ class GenerateRequest:
         """
         late = self.deadline is not None and time.monotonic() >= self.deadline
         return late or (self.is_cancelled is not None and self.is_cancelled())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it for other processes, which have neither this one's clock nor its searches."""
+        told = {each.name: getattr(self, each.name) for each in fields(self)}
+        return partial(GenerateRequest, **told | {"deadline": None, "is_cancelled": None}), ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,8 @@ class HFGenerator(Generator):
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
             check_every: Tokens drawn between two looks at which steps have ended (default: 1 on a CPU, 8 elsewhere,
-                where a look waits for the device). Results do not depend on it; tokens beyond an end are wasted.
+                where a look waits for the device), and whether time is over. Results do not depend on it; tokens beyond
+                an end are wasted.
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
                 memory); what does not fit is computed again.
