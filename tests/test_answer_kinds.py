@@ -1,5 +1,6 @@
 """The kind of a problem's answer: who reads it, which answers are the same, and where the kind is kept."""
 
+import pickle
 from dataclasses import dataclass, replace
 
 import pytest
@@ -220,6 +221,14 @@ def test_a_result_saved_before_there_were_kinds_is_read():
     told = result.to_dict()
     del told["kind"]
     assert SearchResult.from_dict(told).selected == result.selected
+
+
+def test_trajectories_can_be_pickled_whatever_read_them():
+    for reader in (lambda text: text, Code(), Before(("#",)), None):
+        (path,) = solve("q", RepeatedSampling(1), Says(("x",)), read_answer=reader).trajectories
+        again = pickle.loads(pickle.dumps(path))  # noqa: S301 (our own)
+        assert again == path
+        assert again.equality == path.equality
 
 
 def test_a_trajectory_made_by_hand_has_the_equality_of_its_problem():

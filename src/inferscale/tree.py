@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from hashlib import blake2b
 from typing import Any, Literal, Never, TypeAlias
 
-from .answers import AnswerReader, Reader, equality_of, final_part, final_span, reader_of
+from .answers import AnswerReader, equality_of, final_part, final_span, reader_of
 from .thinking import NO_THINKING, Thinking, thinking_in
 
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
@@ -364,7 +364,8 @@ class Trajectory:
         step_scores: A process reward model's score of each step (one each for inner steps), or ``None``.
         answer: The answer read out of the text; ``None`` abstains. An unfinished path always abstains.
         score: The reward model's score of the whole, or ``None``.
-        reader: What read the answer; its equality says which answers are the same.
+        reader: What read the answer, if it has an equality of its own, which says which answers are the same; ``None``
+            for a plain function.
         thinking: The markers of thoughts; ``None`` where they are not known, and the text tells.
     """
 
@@ -373,7 +374,7 @@ class Trajectory:
     step_scores: tuple[float, ...] | None = None
     answer: str | None = None
     score: float | None = None
-    reader: Reader | None = field(default=None, repr=False, compare=False)
+    reader: AnswerReader | None = field(default=None, repr=False, compare=False)
     thinking: Thinking | None = None
 
     @property

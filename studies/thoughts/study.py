@@ -16,7 +16,7 @@ from typing import Any
 
 from inferscale import zoo
 from inferscale.aggregators import BestOfN, BordaVote, MajorityVote
-from inferscale.answers import read_answer, same_answer
+from inferscale.answers import Reader, read_answer, same_answer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Cost
 from inferscale.engine import solve_batch
@@ -144,7 +144,7 @@ class ThoughtStudy:
     widths: Sequence[int] = (3, 6, 16)
     step_tokens: int = STEP_TOKENS
     max_new_tokens: int = 160
-    read_answer: Callable[[str], str | None] = read_answer
+    read_answer: Reader = read_answer
     seed: int = 0
 
     @classmethod

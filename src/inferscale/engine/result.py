@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from inferscale.aggregators import joining_of
-from inferscale.answers import AnswerGroups, Reader, answer_of, chosen_reader, equality_of, kind_of, reader_of
+from inferscale.answers import (
+    AnswerGroups,
+    AnswerReader,
+    Reader,
+    answer_of,
+    chosen_reader,
+    equality_of,
+    kind_of,
+    reader_of,
+)
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
 from inferscale.thinking import Thinking
@@ -287,8 +296,9 @@ def trajectory(leaf: Node, reader: Reader) -> Trajectory:
     path, step_scores = leaf.path, leaf.step_scores
     if step_scores is None and path and all(node.is_scored for node in path):
         step_scores = tuple(node.score for node in path)  # of an outcome model, which scored each prefix
-    score = leaf.score if leaf.is_scored else None
-    return Trajectory(leaf.problem, leaf.steps, step_scores, answer_at(leaf, reader), score, reader, leaf.thinking)
+    answer, score = answer_at(leaf, reader), leaf.score if leaf.is_scored else None
+    known = reader if isinstance(reader, AnswerReader) else None
+    return Trajectory(leaf.problem, leaf.steps, step_scores, answer, score, known, leaf.thinking)
 
 
 class Answers:
