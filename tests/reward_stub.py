@@ -29,6 +29,7 @@ class RewardStub(ThreadingHTTPServer):
         self.faults: list[str] = []
         self.bodies: list[tuple[str, Any, str | None]] = []
         self.api_key: str | None = None
+        self.max_model_len: int | None = None
 
     @property
     def url(self) -> str:
@@ -74,6 +75,12 @@ class RewardStub(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: RewardStub
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        card = {"id": "judge", "object": "model", "max_model_len": self.server.max_model_len}
+        if self.path == "/v1/models" and self.server.max_model_len:
+            return self.send(200, json.dumps({"object": "list", "data": [{"id": "another"}, card]}))
+        return self.send(404, "{}")
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -6,6 +6,7 @@ import pytest
 
 from inferscale import _http as retry
 from inferscale._http import RemoteError
+from inferscale.base import ContextLengthError
 from inferscale.engine import solve_batch
 from inferscale.rewards import (
     FORMATS,
@@ -165,6 +166,20 @@ def test_a_solution_that_does_not_fit_is_told_with_its_length(server, qwen_folde
     ) as error:
         reward.step_scores(NODES)
     assert error.value.kind == "too long"
+
+
+@pytest.mark.parametrize(("told", "reads"), [(16, 16), (None, 512), (1024, 1024)])
+def test_what_a_server_reads_is_asked_and_a_longer_path_is_not_sent(told, reads, server, qwen_folder):
+    server.max_model_len = told  # a server that does not tell reads what the checkpoint does
+    reward = remote(server, qwen_folder, check=False)
+    long = solution("What is 2 + 2?", ["2 + 2 = 4\n"] * 400)
+    for ask in (reward.cost, reward.step_scores):
+        with pytest.raises(ContextLengthError, match=rf"tokens and judge at http://.* reads {reads}: sample shorter"):
+            ask([NODES[1], long])
+    assert not server.bodies
+    outcome = VLLMOutcomeRewardModel(server.url, "judge", qwen_tokenizer(), checkpoint=qwen_folder)
+    with pytest.raises(ContextLengthError, match=rf"the prompt .* reads {reads}: shorten it"):
+        outcome.check_prompt(solution("2 + 2 = 4 " * 500, ["4"]).root)
 
 
 def test_a_password_in_the_address_is_not_shown(server, qwen_folder):

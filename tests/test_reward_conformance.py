@@ -18,6 +18,8 @@ from inferscale.rewards import (
     LikelihoodReward,
     PlattCalibration,
     RewardFunction,
+    TruncatedProcessReward,
+    TruncatedReward,
     WeightedReward,
 )
 from inferscale.testing import ToyProcessReward, ToyReward, check_reward_model, unit_hash
@@ -38,6 +40,8 @@ MODELS = {
     "mixed ensemble": lambda: EnsembleReward([ToyProcessReward(), ToyReward()]),
     "cached": lambda: CachedProcessReward(ToyProcessReward("min")),
     "cached outcome": lambda: CachedReward(ToyReward()),
+    "truncated": lambda: TruncatedProcessReward(ToyProcessReward("min")),
+    "truncated outcome": lambda: TruncatedReward(ToyReward()),
     "calibrated": lambda: CalibratedReward(ToyProcessReward(), PlattCalibration(2, -1)),
     "outcome": lambda: HFOutcomeRewardModel(
         tiny_model("llama", "SequenceClassification", num_labels=1), byte_tokenizer()

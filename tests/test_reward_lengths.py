@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 
 from inferscale import REBASE, BestOfN, HFGenerator, Problem, RepeatedSampling, solve_batch
+from inferscale.base import ContextLengthError
 from inferscale.quiet_star import QuietSTaR, ThoughtUtility
 from inferscale.quiet_star.reward import WithThoughts
 from inferscale.rewards import (
@@ -26,6 +28,8 @@ from inferscale.rewards import (
     LikelihoodReward,
     PlattCalibration,
     RewardFunction,
+    TruncatedProcessReward,
+    TruncatedReward,
     WeightedReward,
 )
 from inferscale.rewards.formats import FORMATS
@@ -321,3 +325,88 @@ def test_encoders_judge_a_pair_of_texts_alone_and_in_a_batch_alike(family):
     assert len(set(scores)) == 3
     marked = solution("b a", ["<bad> a"])  # the separator, written by a model
     assert list(reward._encoder.encode(marked).ids).count(4) == 2
+
+
+# Judged by what fits.
+
+
+def long_prm(**options: object) -> HFProcessRewardModel:
+    return HFProcessRewardModel(tiny_model("gpt2", **SHORT), byte_tokenizer(), good_token=3, bad_token=4, **options)
+
+
+def completion(problem: str, lines: list[str]) -> Node:
+    """The same solution in one node, as a model ends it in one go."""
+    ends = list(accumulate(map(len, lines)))
+    start = Node(Problem(problem), key=7)
+    step = Step("".join(lines), finish_reason="eos", inner_ends=tuple((end, 0) for end in ends))
+    return Node(start.problem, step, start, 8)
+
+
+@pytest.mark.parametrize("make", [solution, completion])
+def test_steps_that_do_not_fit_have_the_score_of_the_last_that_does(make):
+    lines = [" a is 12\n", " b is 12\n" * 3, " a\n", " b is 12\n" * 9, " x\n"]
+    node, prm = make("b a", lines), long_prm()
+    judged = prm.step_scores([make("b a", lines[:3])])[0]
+    assert len(prm.step_scores([make("b a", lines[:3])])[0]) == 3
+    with pytest.raises(ContextLengthError):
+        prm.step_scores([make("b a", lines[:4])])
+    wrapped = TruncatedProcessReward(prm)
+    short = make("b", [" a\n"])
+    for nodes in ([node, short], [node], [short]):
+        assert len(wrapped.cost(nodes)) == len(nodes)
+        found = wrapped.step_scores(nodes)
+        for one, scores in zip(nodes, found, strict=True):
+            assert scores == pytest.approx(
+                [*judged, judged[-1], judged[-1]] if one is node else prm.step_scores([one])[0]
+            )
+    assert (node.stats.get("truncated"), short.stats.get("truncated")) == (True, None)
+    assert wrapped.reduction == prm.reduction
+    wrapped.release(node.root)
+    assert not wrapped._beginnings.get(node.root)
+
+
+def test_an_outcome_model_judges_the_beginning_that_fits():
+    model = tiny_model("llama", "SequenceClassification", num_labels=1, **SHORT)
+    reward = HFOutcomeRewardModel(model, byte_tokenizer(), append_eos=True)
+    lines = [" a is 12\n", " b is 12\n", "x" * 60, "y"]
+    [score] = TruncatedReward(reward).score([solution("b", lines)])
+    assert score == pytest.approx(reward.score([solution("b", lines[:2])])[0])
+
+
+def test_where_nothing_fits_it_is_told():
+    prm = long_prm()
+    node = solution("b", ["x" * 90 + "\n", "y\n"])
+    with pytest.raises(ContextLengthError, match="reads 64"):
+        TruncatedProcessReward(prm).step_scores([node])
+    with pytest.raises(ContextLengthError, match="shorten it"):
+        TruncatedProcessReward(prm).check_prompt(Node(Problem("a" * 300)))
+    with pytest.raises(TypeError, match=r"TruncatedProcessReward\(model\) keeps them"):
+        TruncatedReward(prm)
+    with pytest.raises(TypeError, match="use TruncatedReward"):
+        TruncatedProcessReward(ToyReward())
+
+
+def test_no_long_path_ends_a_search_that_truncates():
+    generator = HFGenerator(tiny_model(), byte_tokenizer(), max_new_tokens=90, max_step_tokens=30)
+    results = solve_batch(
+        ["a b", "b is 12"], REBASE(width=2), generator, reward_model=TruncatedProcessReward(long_prm())
+    )
+    nodes = [node for result in results for leaf in result.leaves for node in leaf.path]
+    assert any(node.stats.get("truncated") for node in nodes)
+    assert all(node.is_scored for node in nodes)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta-v2"])
+def test_an_encoder_that_judges_steps_has_its_own_positions(family):
+    config = transformers.CONFIG_MAPPING[family](
+        **_ENCODER | {"num_labels": 2, "initializer_range": 0.5}, max_position_embeddings=130
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForTokenClassification.from_config(config).eval()
+    reward = HFProcessRewardModel(model, byte_tokenizer(), cache="none")
+    node = solution("b a", [" a\n", " b is 12\n"])
+    ids = [*ids_of("b a"), *ids_of(" a\n"), *ids_of(" b is 12\n")]  # encoded piece by piece
+    ends = [len(ids) - len(ids_of(" b is 12\n")) - 1, len(ids) - 1]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([ids])).logits[0, ends].softmax(-1)[:, 1].tolist()
+    assert reward.step_scores([node, solution("b", [" a\n"])])[0] == pytest.approx(expected, abs=1e-5)

@@ -49,6 +49,10 @@ class Generator(ABC):
         """Forget what was cached for the search of ``root.problem``, which has ended."""
 
 
+class ContextLengthError(ValueError):
+    """A solution, or a prompt alone, is longer than its reward model reads."""
+
+
 class RewardModel(ABC):
     """Scores partial or complete solutions; higher is better.
 

@@ -1,7 +1,15 @@
 """Reward models: functions, transformers models, servers, and what is made of others."""
 
 from .calibration import CalibratedReward, Diagnosis, IsotonicCalibration, PlattCalibration, diagnose
-from .combining import CachedProcessReward, CachedReward, EnsembleProcessReward, EnsembleReward, WeightedReward
+from .combining import (
+    CachedProcessReward,
+    CachedReward,
+    EnsembleProcessReward,
+    EnsembleReward,
+    TruncatedProcessReward,
+    TruncatedReward,
+    WeightedReward,
+)
 from .formats import FORMATS, StepFormat
 from .functions import CheckerReward, RewardFunction
 from .generative import GenerativeVerifier
@@ -33,6 +41,8 @@ __all__ = [
     "SGLangRewardModel",
     "StepFormat",
     "TrainingRecipe",
+    "TruncatedProcessReward",
+    "TruncatedReward",
     "VLLMOutcomeRewardModel",
     "VLLMRewardModel",
     "WeightedReward",

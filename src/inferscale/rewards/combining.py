@@ -1,18 +1,20 @@
-"""Reward models made of others: ensembles, a weighted sum of functions, scores kept by content."""
+"""Reward models made of others: ensembles, a weighted sum of functions, scores kept by content, and of what fits."""
 
 from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any, Literal, TypeVar
 
-from inferscale.base import ProcessRewardModel, RewardModel
+from inferscale.base import ContextLengthError, ProcessRewardModel, RewardModel
 from inferscale.cost import Cost
 from inferscale.functional import Reduction
-from inferscale.tree import Node
+from inferscale.tree import Node, branch_key
 
 from .functions import RewardFunction
 
@@ -318,6 +320,128 @@ class CachedProcessReward(CachedReward, ProcessRewardModel):
         return [list(scores) for scores in self._lookup(nodes, self.model.step_scores)]
 
     score = ProcessRewardModel.score
+
+
+class TruncatedReward(RewardModel):
+    """A reward model that judges a path which is too long for it by the steps that fit.
+
+    Such a path gets the score of its longest beginning, in whole steps, that the model reads; ``"truncated"`` in
+    `Node.stats` tells. Without this wrapper, the first such path ends all searches. `TruncatedProcessReward` gives step
+    scores.
+
+    Attributes:
+        model: The model.
+        judge: The part of a solution that is judged, as in the model.
+    """
+
+    def __init__(self, model: RewardModel) -> None:
+        """Wraps `model`.
+
+        Raises:
+            TypeError: If it is not a reward model, or one whose step scores would be lost.
+        """
+        _check_model(model)
+        if isinstance(model, ProcessRewardModel) and not isinstance(self, ProcessRewardModel):
+            raise TypeError(f"{type(model).__name__} gives step scores: TruncatedProcessReward(model) keeps them")
+        self.model = model
+        self.judge = model.judge
+        self.concurrent = model.concurrent
+        self._beginnings: dict[Node, dict[Node, Node]] = {}  # by root
+
+    def score(self, nodes: Sequence[Node]) -> list[float]:
+        """The model's scores of what fits.
+
+        Raises:
+            ContextLengthError: If not even the first step of a path does.
+        """
+        return self.model.score(self._fitting(nodes))
+
+    def cost(self, nodes: Sequence[Node]) -> list[Cost]:
+        """The costs of the model for what fits."""
+        return self.model.cost(self._fitting(nodes))
+
+    def check_prompt(self, root: Node) -> None:
+        """Asks the model."""
+        self.model.check_prompt(root)
+
+    def release(self, root: Node) -> None:
+        """Passes the root on to the model."""
+        self._beginnings.pop(root, None)
+        self.model.release(root)
+
+    def _fitting(self, nodes: Sequence[Node]) -> list[Node]:
+        """Each node, or the longest beginning of its path that fits."""
+        if not self._too_long(nodes):
+            return list(nodes)
+        found = []
+        for node in nodes:
+            known = self._beginnings.setdefault(node.root, {})
+            if node not in known and self._too_long([node]):
+                known[node] = self._beginning(node)
+                node.stats["truncated"] = True
+            found.append(known.get(node, node))
+        return found
+
+    def _beginning(self, node: Node) -> Node:
+        steps = list(_beginnings(node))
+        fits = bisect_left(steps, True, key=lambda beginning: self._too_long([beginning]))
+        if not fits or not steps[fits - 1].part(self.judge).inner_steps():
+            self.model.cost([node])  # says which lengths do not fit
+        return steps[fits - 1]
+
+    def _too_long(self, nodes: Sequence[Node]) -> bool:
+        try:
+            self.model.cost(nodes)
+        except ContextLengthError:
+            return True
+        return False
+
+
+class TruncatedProcessReward(TruncatedReward, ProcessRewardModel):
+    """A process reward model that judges a path which is too long for it by the steps that fit; see `TruncatedReward`.
+
+    The steps that do not fit have the score of the last one that does.
+
+    Attributes:
+        model: The model.
+        reduction: How step scores become one score, as in the model.
+    """
+
+    model: ProcessRewardModel
+
+    def __init__(self, model: ProcessRewardModel) -> None:
+        """Wraps `model`."""
+        super().__init__(model)
+        _check_process(model, "TruncatedReward")
+        self.reduction = model.reduction
+
+    def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
+        """The step scores of what fits, and the last of them again for every step that does not.
+
+        Raises:
+            ContextLengthError: If not even the first step of a path fits.
+        """
+        fitting = self._fitting(nodes)
+        found = [list(scores) for scores in self.model.step_scores(fitting)]
+        for node, beginning, scores in zip(nodes, fitting, found, strict=True):
+            if beginning is not node:
+                scores += scores[-1:] * (len(node.part(self.judge).inner_steps()) - len(scores))
+        return found
+
+    score = ProcessRewardModel.score
+
+
+def _beginnings(node: Node) -> Iterator[Node]:
+    """The path of `node` up to the end of each step, inner steps included, shortest first."""
+    for place in node.path:
+        assert place.step is not None
+        for number, (text_end, id_end) in enumerate(place.step.inner_ends[:-1], 1):
+            step = replace(
+                place.step, text=place.step.text[:text_end], token_ids=place.step.token_ids[:id_end],
+                inner_ends=place.step.inner_ends[:number], finish_reason="step",
+            )  # fmt: skip
+            yield Node(place.problem, step, place.parent, branch_key(place.key, number))
+        yield place
 
 
 def _check_model(model: object) -> None:

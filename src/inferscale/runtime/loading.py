@@ -17,6 +17,7 @@ import transformers
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
 from inferscale._compat import without_wrapper
+from inferscale.base import ContextLengthError
 from inferscale.tree import Node
 
 from .gguf import choose_gguf, gguf_files, whole_gguf
@@ -423,13 +424,14 @@ def context_length(config: Any, tokenizer: Any = None) -> int | None:
 
 
 def check_length(count: int, context: int | None, node: Node, reader: str) -> None:
-    """Raises ``ValueError`` when a path of `count` tokens is longer than what the model called `reader` reads."""
+    """Raises ``ContextLengthError`` when a path of `count` tokens is longer than what the model `reader` reads."""
     if context is None or count <= context:
         return
     prompt = f"the prompt {node.problem.prompt[:80]!r}"
     what = prompt if node.step is None else f"a solution ({node!r}) with {prompt}"
-    fix = "shorten it" if node.step is None else "sample shorter ones with max_new_tokens"
-    raise ValueError(
-        f"{what} has {count} tokens and {reader} reads {context}: {fix}, or judge with a model of a longer context "
-        "(what counts is the configuration's max_position_embeddings, and the tokenizer's model_max_length)"
+    fix = "sample shorter ones with max_new_tokens, have what fits judged (TruncatedReward, TruncatedProcessReward)"
+    fix = "shorten it" if node.step is None else fix
+    raise ContextLengthError(
+        f"{what} has {count} tokens and {reader} reads {context}: {fix}, or take a model of a longer context "
+        "(what counts is max_position_embeddings, and the tokenizer's model_max_length)"
     )
