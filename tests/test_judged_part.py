@@ -126,6 +126,13 @@ def test_what_was_begun_of_an_answer_belongs_to_its_parts(begun, text, final, th
         assert part.problem.turns[0] == asked
 
 
+@pytest.mark.parametrize("mark", ["<|im_start|>user\n", "<|user|>\n", "[INST] "])
+def test_a_mark_of_the_next_turn_ends_any_text(mark):
+    node = chain(("Dear Ann,\n", "thank you.\n", f"{mark}And Bob?\n", "Dear Bob,"))
+    assert node.part("all").text == "Dear Ann,\nthank you.\n"
+    assert chain((f"{mark}a?\n", "b")).part("all").text.endswith("b")  # nothing stands before it
+
+
 # -- reward models -----------------------------------------------------------------------------------------------------
 
 

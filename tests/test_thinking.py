@@ -147,6 +147,8 @@ def test_the_setting_comes_from_the_generator_unless_it_is_given():
     assert solve("?", RepeatedSampling(1), inside).answer is None
     assert solve("?", RepeatedSampling(1), inside, thinking=False).answer == "12"
     assert Solver(RepeatedSampling(1), inside, thinking=False).markers == NO_THINKING
+    assert Solver(RepeatedSampling(1), inside, thinking=Thinking()).markers == INSIDE  # its template opens thoughts
+    assert Solver(RepeatedSampling(1), inside, thinking=Thinking("[", "]")).markers == Thinking("[", "]")
     with pytest.raises(TypeError, match="give Thinking"):
         Solver(RepeatedSampling(1), inside, thinking="<think>")
 

@@ -606,7 +606,7 @@ _JOINED = re.compile(r"[\s,;]*(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad)?[\s
 
 _MAX_QUESTIONS = 8  # headings that are looked at: the first may belong to the solution
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:(?:[#*]+\s*)?(Question|Q|Problem|Exercise|Example|Human|User|Instruction)\b\s*(\d*)[*]*\s*[:.]"
+    r"\n\s*(?:(?:[#*]+\s*)?(Question|Q|Problem|Exercise|Human|User|Instruction)\b\s*(\d*)[*]*\s*[:.]"
     r"|<\|user\|>|<\|im_start\|>\s*user|\[INST\])",
     re.IGNORECASE,
 )
@@ -695,7 +695,7 @@ def final_span(
 
     A model that has answered may invent a further question and answer that one too. A heading such as "Question:" or
     "Q:" outside of thoughts is one if the answer was stated before it, or if some answer stands before it and a heading
-    of an answer follows: the form of worked examples.
+    of an answer follows: the form of worked examples. The control tokens of a user's turn are always one.
 
     Args:
         text: A completion.
@@ -710,9 +710,11 @@ def final_span(
     for start, end in pieces:
         for match in islice(_NEXT_QUESTION.finditer(text, start, end), _MAX_QUESTIONS):
             before = text[start : match.start() + 1]
+            if not before.strip():
+                continue
             if match[2] and re.search(rf"\b{match[1]}\s*{int(match[2]) - 1}\b", before, re.IGNORECASE):
                 continue  # "Question 2:" after "Question 1:" is a part of the solution
-            stated = find(before, True) is not None
+            stated = match[1] is None or find(before, True) is not None  # a mark of the next turn needs no answer
             if stated or (_NEXT_ANSWER.search(text, match.end(), end) and find(before, False) is not None):
                 return start, match.start() + 1
     return pieces[-1] if pieces else None

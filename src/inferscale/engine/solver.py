@@ -64,8 +64,8 @@ class Solver:
         generator: Samples the steps.
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
-        read_answer: Reads the answer out of a completion (``None`` abstains), for the result and for strategies that
-            look at answers; by default the reader of the problem's kind, `inferscale.answers.read_answer` without one.
+        read_answer: Reads the answer out of the final part of a completion (``None`` abstains), for the result and for
+            strategies that look at answers; by default the reader of the problem's kind, `inferscale.answers.read_answer` without one.
         thinking: The markers that the model writes around its thoughts, such as ``Thinking("<think>", "</think>")``:
             readers, reward models and strategies take them from here. ``None`` asks the generator, and where it cannot
             tell, a text shows its own; ``False`` says that there are no thoughts.
@@ -144,9 +144,11 @@ class Solver:
     @property
     def markers(self) -> Thinking | None:
         """The markers of thoughts: those given, else the generator's; ``None`` if neither tells."""
-        if self.thinking is None:
-            return self.generator.thinking
-        return self.thinking or NO_THINKING
+        given, own = self.thinking, self.generator.thinking
+        if not given:
+            return own if given is None else NO_THINKING
+        # The generator alone knows that its template opens thoughts.
+        return own if own == replace(given, prefilled=True) else given
 
     @property
     def vote(self) -> Aggregator:

@@ -245,7 +245,8 @@ def _prefixes(source: Node, place: int) -> list[Node]:
     if not pieces or source.step is None or source.is_failed:
         raise ValueError(f"{source!r} has no steps to label, or a failed sample for its last one: leave it out")
     # equal solutions are different samples: their completions must not be the same
-    node = Node(source.problem, key=root_key(f"rollouts/{place}/{source.key}/{source.problem.stream}"))
+    key = root_key(f"rollouts/{place}/{source.key}/{source.problem.stream}")
+    node = Node(source.problem, key=key, thinking=source.thinking)
     prefixes = []
     for number, (text, ids) in enumerate(pieces, 1):
         reason = source.step.finish_reason if number == len(pieces) else "step"
