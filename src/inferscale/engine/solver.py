@@ -65,7 +65,8 @@ class Solver:
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
         read_answer: Reads the answer out of the final part of a completion (``None`` abstains), for the result and for
-            strategies that look at answers; by default the reader of the problem's kind, `inferscale.answers.read_answer` without one.
+            strategies that look at answers; by default the reader of the problem's kind, and without one
+            `inferscale.answers.read_answer`.
         thinking: The markers that the model writes around its thoughts, such as ``Thinking("<think>", "</think>")``:
             readers, reward models and strategies take them from here. ``None`` asks the generator, and where it cannot
             tell, a text shows its own; ``False`` says that there are no thoughts.
