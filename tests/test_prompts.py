@@ -9,7 +9,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from inferscale.generators.huggingface import HFGenerator
-from inferscale.rewards import FORMATS, HFOutcomeRewardModel, LikelihoodReward
+from inferscale.rewards import FORMATS, HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
+from inferscale.rewards.formats import separated_by
 from inferscale.runtime.prompts import PromptFormat, TextEncoder
 from inferscale.tree import Node, Problem, Step
 from tests.reward_checkpoints import QWEN_TEMPLATE, llama_tokenizer, mistral_tokenizer, qwen_tokenizer, with_marks
@@ -446,3 +447,23 @@ def test_a_folder_is_loaded_with_the_options_of_the_template(tmp_path):
     branches = HFGenerator.from_pretrained(tmp_path, device="cpu", **options)._runner.branches
     asked = [{"role": "user", "content": "a<|im_end|>"}]
     assert branches.encode("a<|im_end|>") == template_ids(tokenizer, asked, enable_thinking=False)
+
+
+def test_letters_that_a_tokenizer_does_not_know_are_no_control_tokens():
+    tokenizer = copy.deepcopy(word_tokenizer())
+    tokenizer.unk_token, tokenizer.chat_template = "[UNK]", QWEN_TEMPLATE
+    unknown = tokenizer.unk_token_id
+    assert unknown in TextEncoder(tokenizer).plain("a ж b")
+    assert unknown in encode(tokenizer, "a ж b")
+    assert unknown in encode(tokenizer, "a", "ж")
+
+
+def test_a_separator_may_be_a_control_token():
+    tokenizer = with_marks("<|step|>")
+    mark = tokenizer.convert_tokens_to_ids("<|step|>")
+    model = tiny_model("llama", "TokenClassification", num_labels=2, vocab_size=len(tokenizer))
+    node = Node(Problem("a"), Step("b<|step|>c", finish_reason="eos"), Node(Problem("a")))
+    for options in ({"step_separator": "<|step|>"}, {"format": separated_by("<|step|>")}):
+        encoder = HFProcessRewardModel(model, tokenizer, **options)._encoder
+        _, [piece] = encoder.encode(node)
+        assert (piece[-1], piece.count(mark)) == (mark, 1)

@@ -109,7 +109,7 @@ class _RunningTextEncoder:
         # a separator of one token is a tag: no solution may write it
         self._text = text = TextEncoder(tokenizer, (layout.separator,) if layout.one_id else ())
         self._layout = layout
-        self._separator: Ids = (text.one_id(layout.separator),) if layout.one_id else text.plain(layout.separator)
+        self._separator: Ids = (text.one_id(layout.separator),) if layout.one_id else text.raw(layout.separator)
         self._prompt = lru_cache(maxsize=4096)(lambda problem: layout.prompt.ids(problem, text))
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:

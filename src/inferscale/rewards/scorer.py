@@ -84,7 +84,7 @@ class TextStepEncoder:
         return self._prompt(node.problem), [self._step(text, ids) for text, ids in node.inner_steps()]
 
     def _step(self, text: str, ids: Ids) -> Ids:
-        end = self._plain(self.separator) if self.separator else ()
+        end = self.prompts.text.raw(self.separator or "")  # a mark of the format: it may be a control token
         if not self.use_token_ids:
             body = text.removesuffix(self.separator).rstrip() if self.separator else text
             return self._plain(body) + end

@@ -31,7 +31,6 @@ _MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]+){_CLOSE}|[{_OPEN}{_CLOSE}]")
 _NEUTRAL = (("\n", "a", "."), ("a", "."))
 """Texts that tokenizers do not merge with what follows them, for what starts without and with white space."""
 
-
 _PROBE = "What is 2 + 2?"
 
 
@@ -64,6 +63,7 @@ class TextEncoder:
         marks |= set(tokenizer.all_special_tokens)
         self._guarded = self.specials | {added[word] for word in marks & set(added)}
         self._guarded |= {self.one_id(tag) for tag in tags if tag.strip()}
+        self._guarded -= {getattr(tokenizer, "unk_token_id", None)}  # of letters that it does not know
         template = str(getattr(tokenizer, "chat_template", None) or "")
         self._marks = _pattern(marks)
         # Turns of others do not open a tool call or end a thought either; an assistant's turn holds both by right.
