@@ -577,7 +577,7 @@ def test_what_transformers_or_the_configuration_knows_passes(folder):
 
 
 def test_code_of_a_repository_may_have_options_of_its_own(folder):
-    place = Located(str(folder), {"local_files_only": True})
+    place = Located(str(folder), {"local_files_only": True}, "tiny")
     check_load_options(place, {"trust_remote_code": True, "num_of_its_experts": 2}, HFGenerator.from_pretrained)
     with pytest.raises(TypeError, match=r"'min_pp': did you mean min_p\?"):
         check_load_options(place, {"trust_remote_code": True, "min_pp": 2}, HFGenerator.from_pretrained)

@@ -65,7 +65,7 @@ def load_for_training(
         check_load_options(place, load_options, load_for_training)
         torch.manual_seed(seed)
         loaded, info = load_weights(
-            path_or_id, place, AutoModelForTokenClassification, num_labels=2, dtype="float32", **load_options
+            place, AutoModelForTokenClassification, num_labels=2, dtype="float32", **load_options
         )
     foreign = sorted(key for key in info["missing_keys"] if not key.startswith(("score.", "classifier.")))
     if foreign:

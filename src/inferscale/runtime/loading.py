@@ -73,25 +73,30 @@ class Located(NamedTuple):
     Attributes:
         source: A local folder or a hub id.
         options: ``local_files_only`` (true for a folder) and, for GGUF, ``gguf_file``.
+        name: What it was named by, which finds it again.
     """
 
     source: str
     options: dict[str, Any]
+    name: str
 
 
 @contextmanager
-def located(name: str | os.PathLike[str], gguf_file: str | None = None) -> Iterator[Located]:
+def located(name: str | os.PathLike[str] | Located, gguf_file: str | None = None) -> Iterator[Located]:
     """Yields where a checkpoint lies; a GGUF file in parts is whole inside.
 
     Args:
         name: A local folder, a GGUF file (one part of it is enough) or a hub id. A folder without ``config.json`` in
-            which one GGUF file lies stands for that file.
+            which one GGUF file lies stands for that file. What is located already is yielded as it is.
         gguf_file: Which GGUF file of a folder or of a repository of the hub.
 
     Raises:
         ValueError: If a path does not exist, is no model, or it is not clear which of several GGUF files is meant.
         ImportError: If a GGUF file is given and ``gguf`` is not installed.
     """
+    if isinstance(name, Located):
+        yield name
+        return
     text = os.fspath(name)
     path = Path(text).expanduser()
     parts: list[Path] = []
@@ -106,14 +111,14 @@ def located(name: str | os.PathLike[str], gguf_file: str | None = None) -> Itera
         raise ValueError(f"there is no folder {text!r}: give an existing model folder, or a hub id such as 'org/name'")
     if parts:
         with whole_gguf(parts) as file:
-            yield Located(str(file.parent), {"local_files_only": True, "gguf_file": file.name})
+            yield Located(str(file.parent), {"local_files_only": True, "gguf_file": file.name}, text)
     else:
         hub = {} if gguf_file is None else {"gguf_file": gguf_file}
-        yield Located(str(path) if path.exists() else text, {"local_files_only": path.exists(), **hub})
+        yield Located(str(path) if path.exists() else text, {"local_files_only": path.exists(), **hub}, text)
 
 
 def load_model(
-    path_or_id: str | os.PathLike[str],
+    path_or_id: str | os.PathLike[str] | Located,
     auto_class: Any,
     *,
     loader: Callable[..., Any] | None = None,
@@ -141,49 +146,36 @@ def load_model(
         ImportError: If a GGUF file is given and ``gguf`` is not installed.
     """
     require_path(path_or_id)
-    with located(path_or_id, gguf_file) as place:
-        check_load_options(place, load_options, loader)
-        return _load_model(path_or_id, place, auto_class, device, dtype, load_options)
-
-
-def _load_model(
-    name: str | os.PathLike[str],
-    place: Located,
-    auto_class: Any,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    load_options: dict[str, Any],
-) -> Any:
     target = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device is None else device)
     if dtype is None:
         dtype = "float32" if target.type == "cpu" else "auto"
-    model, info = load_weights(name, place, auto_class, dtype=dtype, **load_options)
+    with located(path_or_id, gguf_file) as place:
+        check_load_options(place, load_options, loader)
+        model, info = load_weights(place, auto_class, dtype=dtype, **load_options)
     wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")}
     if any(wrong.values()):
         told = "; ".join(
             f"{kind}: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for kind, keys in wrong.items() if keys
         )
         raise CheckpointError(
-            f"the checkpoint {os.fspath(name)!r} does not fit {type(model).__name__} ({told}): it would run on random "
+            f"the checkpoint {place.name!r} does not fit {type(model).__name__} ({told}): it would run on random "
             "weights; load it with the class that it was saved from"
         )
     return model.to(target).eval()
 
 
-def load_weights(
-    name: str | os.PathLike[str], place: Located, auto_class: Any, **load_options: Any
-) -> tuple[Any, dict[str, Any]]:
+def load_weights(place: Located, auto_class: Any, **load_options: Any) -> tuple[Any, dict[str, Any]]:
     """A model as `auto_class` loads it from `place`, and which weights were missing or left over.
 
     What comes out of a GGUF file is an ordinary model of plain numbers, which can be trained and saved, unless a
-    ``quantization_config`` is given; `name` loads it again.
+    ``quantization_config`` is given; its name loads it again.
     """
     unpacked = "gguf_file" in place.options and "quantization_config" not in load_options
     if unpacked:
         load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model, info = auto_class.from_pretrained(place.source, output_loading_info=True, **place.options, **load_options)
     if unpacked:
-        model.name_or_path = model.config._name_or_path = os.fspath(name)
+        model.name_or_path = model.config._name_or_path = place.name
         quantizer = getattr(model, "hf_quantizer", None)
         if quantizer is not None:
             quantizer.remove_quantization_config(model)
@@ -191,7 +183,7 @@ def load_weights(
 
 
 def load_tokenizer(
-    tokenizer: Any, path_or_id: str | os.PathLike[str], *, gguf_file: str | None = None, **load_options: Any
+    tokenizer: Any, path_or_id: str | os.PathLike[str] | Located, *, gguf_file: str | None = None, **load_options: Any
 ) -> Any:
     """The tokenizer that is given, or of the folder or hub id that is given; by default the one at `path_or_id`."""
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
@@ -235,12 +227,9 @@ def load_pair(
     shared = {"trust_remote_code", "token"} | ({"revision"} if own else set())
     passed_on = {key: value for key, value in load_options.items() if key in shared}
     with located(path_or_id, gguf_file) as place:
-        check_load_options(place, load_options, loader)
-        if own:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place.source, **place.options, **passed_on)
-        else:
-            tokenizer = load_tokenizer(tokenizer, path_or_id, **passed_on)
-        model = _load_model(path_or_id, place, auto_class, device, dtype, load_options)
+        check_load_options(place, load_options, loader)  # and not first when the tokenizer has been read
+        tokenizer = load_tokenizer(None if own else tokenizer, place, **passed_on)
+        model = load_model(place, auto_class, loader=loader, device=device, dtype=dtype, **load_options)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
 
@@ -305,7 +294,7 @@ def _transformers_options() -> frozenset[str]:
 
 def require_path(path_or_id: Any) -> None:
     """Raises a `TypeError` for objects, which `from_pretrained` does not take."""
-    if not isinstance(path_or_id, str | os.PathLike):
+    if not isinstance(path_or_id, str | os.PathLike | Located):
         raise TypeError(
             f"from_pretrained takes a folder or a hub id, not {type(path_or_id).__name__}: give objects to "
             "the class itself"
