@@ -1,9 +1,11 @@
 """SmolLM2-135M-Instruct, which nobody here trained, through every part that runs a model."""
 
+import json
 from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import NoRepeatNGramLogitsProcessor
 
 from inferscale import HFGenerator, RepeatedSampling, solve_batch, zoo
 from inferscale.flow import GenerateRequest
@@ -76,6 +78,40 @@ def test_what_the_pages_say_can_be_run(page, capsys):
     [block] = [block for block in BLOCKS[page] if block.why is not None and "smollm2" in block.why]
     exec(block.source, {})
     assert capsys.readouterr().out.strip()
+
+
+def test_answers_in_json(smollm2):
+    pytest.importorskip("llguidance", reason="grammars need the extra: grammar")
+    [block], names = BLOCKS["docs/howto/json_steps.md"], dict[str, object]()
+    exec(block.source, names)
+    whole = [t for t in names["result"].trajectories if t.steps[-1].finish_reason == "eos"]
+    assert whole
+    assert all(json.loads(t.text).keys() == {"reason", "answer"} for t in whole)
+
+
+def test_penalties_and_processors_are_those_of_transformers(smollm2):
+    model, tokenizer = smollm2
+    ngrams = NoRepeatNGramLogitsProcessor(4)
+    generator = HFGenerator(model, tokenizer, repetition_penalty=1.2, logits_processor=[ngrams], max_new_tokens=24)
+    problems = PROBLEMS[:2]
+    groups = generator.generate([GenerateRequest(Node(problem), until="end", greedy=True) for problem in problems])
+    for problem, [step] in zip(problems, groups, strict=True):
+        prompt = chat_ids(tokenizer, problem)
+        options = {"repetition_penalty": 1.2, "logits_processor": [ngrams]}
+        made = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, **options)
+        assert list(step.token_ids) == made[0, len(prompt) :].tolist()
+
+
+def test_stop_strings_of_real_tokens(smollm2):
+    for stop in ([" the"], ["."]):
+        generator = HFGenerator(*smollm2, temperature=0.8, stop=stop, max_new_tokens=24)
+        requests = [GenerateRequest(Node(problem, key=key), until="end") for key, problem in enumerate(PROBLEMS[:4])]
+        steps = [group[0] for group in generator.generate(requests)]
+        for step in steps:
+            whole = smollm2[1].decode(step.token_ids, skip_special_tokens=True)
+            assert step.text == whole.partition(stop[0])[0]
+            assert (stop[0] in whole) <= (step.finish_reason == "eos")
+        assert any(step.inner_ends for step in steps)
 
 
 def test_alone_equals_batched(smollm2):
