@@ -502,6 +502,15 @@ def test_control_tokens_in_texts_that_the_server_tokenises():
     search(kept, RepeatedSampling(1), [hostile], endpoint="chat", tokenizer=tokenizer, control_tokens="keep")
     assert {body["messages"][0]["content"] for body in drawn(kept)} == {"a<eos>b"}
     refuse = {"tokenizer": tokenizer, "control_tokens": "refuse"}
+
+    def echoes(answer):
+        for choice in answer["choices"]:
+            choice["message"]["content"] = "a<eos>b\n"
+        return answer
+
+    echo = Stub(misbehave=lambda body, before: echoes)
+    search(echo, REBASE(2, max_depth=2), ["x"], endpoint="chat", **refuse)  # what the model writes is not refused
+    assert {turn["content"] for body in drawn(echo) for turn in body["messages"][1:]} == {"a< eos>b\n"}
     with pytest.raises(ValueError, match="the user turn spells the control token '<eos>'"):
         search(Stub(), RepeatedSampling(1), [hostile], endpoint="chat", **refuse)
     with pytest.raises(ValueError, match="the prompt spells the control token '<eos>'"):

@@ -658,7 +658,7 @@ class OpenAIGenerator(Generator):
                 stop=stop,
                 chat_template=chat_template,
                 control_tokens=control_tokens,
-                optional=endpoint == "chat",  # the server's template is what counts
+                in_chat=endpoint == "chat",
                 **chat_options,
             )
         server = OpenAIServer(

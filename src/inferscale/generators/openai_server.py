@@ -230,7 +230,8 @@ class OpenAIServer:
     ) -> None:
         """Checks what names the server and its requests; see `OpenAIGenerator` for the arguments.
 
-        `written` makes of a turn and its role, or of a plain text and ``"prompt"``, what is sent.
+        `written` makes of a turn and its role, of a plain text and ``"prompt"``, or of what the model has answered and
+        ``"answer"``, what is sent.
 
         Raises:
             ImportError: If the ``openai`` package is missing.
@@ -280,18 +281,19 @@ class OpenAIServer:
             body["prompt"] = list(prefix.ids)
         else:
             body["prompt"] = "" if prefix.problem is None else self._written(prefix.problem.prompt, "prompt")
-            body["prompt"] += prefix.answer
+            body["prompt"] += self._written(prefix.answer, "answer")
         return {name: value for name, value in body.items() if value is not None}
 
     def _turns(self, prefix: Prefix) -> list[dict[str, Any]]:
         """The conversation, the system's turn first and the assistant's begun one last."""
-        turns = [] if prefix.problem is None else prefix.problem.question.turns
+        turns = [] if prefix.problem is None else prefix.problem.turns
         if self._system_prompt is not None and all(turn["role"] != "system" for turn in turns):
             turns.insert(0, {"role": "system", "content": self._system_prompt})
-        if prefix.goes_on:
-            begun = "" if prefix.problem is None else prefix.problem.prefill
-            turns.append({"role": "assistant", "content": begun + prefix.answer})
-        return [{**self._written(turn, turn["role"]), "role": turn["role"]} for turn in turns]
+        turns = [{**self._written(turn, turn["role"]), "role": turn["role"]} for turn in turns]
+        if prefix.answer:
+            begun = turns.pop()["content"] if prefix.problem is not None and prefix.problem.prefill else ""
+            turns.append({"role": "assistant", "content": begun + self._written(prefix.answer, "answer")})
+        return turns
 
     @property
     def logprobs_field(self) -> bool | int:
@@ -575,18 +577,18 @@ class ServerTokenizer:
         stop: str | Sequence[str],
         chat_template: bool | None,
         control_tokens: ControlTokens | None,
-        optional: bool,
+        in_chat: bool,
         **chat_options: Any,
     ) -> None:
         """Takes a tokenizer, or a folder or hub id to load it from; the options are those of `OpenAIGenerator`.
 
-        With `optional` the tokenizer needs no chat template for `chat_options`, which then go to the server alone.
+        With `in_chat` the server renders: `chat_options` then go to it alone if the tokenizer has no chat template.
         """
         if isinstance(tokenizer, str | os.PathLike):
             from inferscale.runtime.loading import load_tokenizer
 
             tokenizer = load_tokenizer(tokenizer, tokenizer)
-        if optional and (chat_template is False or not getattr(tokenizer, "chat_template", None)):
+        if in_chat and (chat_template is False or not getattr(tokenizer, "chat_template", None)):
             chat_options = {}
         end = tokenizer.eos_token_id
         self.branches = BranchFactory(
@@ -601,6 +603,7 @@ class ServerTokenizer:
         )
         self.chat = self.branches.prompts.chat
         self._control_tokens = control_tokens
+        self._in_chat = in_chat
 
     def written(self, text: Any, role: str) -> Any:
         """The text or turn that is sent to a server which tokenises it: a control token in it has a space inside.
@@ -612,7 +615,9 @@ class ServerTokenizer:
             ValueError: If a control token in it is to be refused.
         """
         plain, encoder = role == "prompt", self.branches.prompts.text
-        policy = self._control_tokens or ("keep" if plain else "text")
+        policy = self._control_tokens or ("text" if self._in_chat else "keep")
+        if role == "answer":  # nobody's input: it is never refused
+            return text if policy == "keep" else encoder.spaced(text, "assistant")
         if policy == "refuse":
             where = "the prompt" if plain else f"the {role} turn"
             refuse_control_tokens(encoder.spelled(text, role), where)

@@ -58,7 +58,7 @@ class TextEncoder:
         """
         self.tokenizer = tokenizer
         self.specials = frozenset(getattr(tokenizer, "all_special_ids", ()))
-        added = {word: place for word, place in tokenizer.get_added_vocab().items() if not word.isspace()}
+        added = {word: place for word, place in _added(tokenizer).items() if not word.isspace()}
         marks = {word for word in added if _CONTROL.fullmatch(word)} | {tag.strip() for tag in tags if tag.strip()}
         marks |= set(tokenizer.all_special_tokens)
         self._guarded = self.specials | {added[word] for word in marks & set(added)}
@@ -206,6 +206,12 @@ class TextEncoder:
                 f"{text[:80]!r} spells a control token that this tokenizer cannot write as text: remove it"
             )
         return ids
+
+
+def _added(tokenizer: Any) -> dict[str, int]:
+    """Added tokens and their ids; a tokenizer of one's own need not have any."""
+    added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
+    return added
 
 
 def _mapped(data: Any, change: Callable[[str], str]) -> Any:
@@ -446,7 +452,7 @@ class PromptFormat:
         template = template.get("default", "") if isinstance(template, dict) else template
         form = form_of(template)
         if form is None or not self.chat:
-            added = tokenizer.get_added_vocab()
+            added = _added(tokenizer)
             return form or next((form for form in FORMS if form.start in added and form.end in added), None)
         rendered = tokenizer.decode(list(self.encode(_PROBE)), skip_special_tokens=False)
         return form.after(rendered[max(rendered.rfind(_PROBE), 0) :])
