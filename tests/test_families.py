@@ -31,6 +31,8 @@ def test_every_family_is_the_same_alone_batched_and_with_shared_prefixes(family)
     assert dataclasses.asdict(verdict)["batch"], families.row(verdict)
     assert verdict.tree is not False, families.row(verdict)
     assert verdict.forward or known, families.row(verdict)
+    assert verdict.flops is None or 0.99 < verdict.flops < 1.01, families.row(verdict)
+    assert families.closed_form(families.small_model(family)).linear > 0
 
 
 def same(one, other):

@@ -8,9 +8,10 @@ rows. No key of the configuration is guessed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
 from typing import Any
@@ -21,9 +22,17 @@ from torch import nn
 from inferscale._compat import CACHE_NAMES, cache_argument, evaluating, without_wrapper
 
 from .ops import ExactMode, OpFlops
-from .spec import SPARSE, AttentionGroup, HeadKind, ModelSpec, UnknownArchitectureError, head_of_class, model_spec
+from .spec import (
+    SPARSE,
+    AttentionGroup,
+    HeadKind,
+    ModelSpec,
+    UnknownArchitectureError,
+    forward_flops,
+    head_of_class,
+    model_spec,
+)
 
-_TOLERANCE = 0.001
 _LONGEST = 8  # tokens in the longest probe
 _ADVICE = 'count it op by op with FlopCounter(mode="exact")'
 
@@ -122,8 +131,15 @@ def _head_kind(module: nn.Module) -> HeadKind:
     return head_of_class(next((name for name in names if name.endswith("Model")), names[0]))
 
 
+def _is_language_model(module: nn.Module) -> bool:
+    try:
+        return _head_kind(module) == "lm"
+    except UnknownArchitectureError:
+        return False
+
+
 def calibrate(model: Any) -> ModelSpec:
-    """The closed form of a model, measured with a few forwards of at most eight tokens.
+    """The closed form of a model, measured with a few forwards of some tokens.
 
     A model that gives keys and values back is a decoder. So is a classifier whose body does: its head is what it costs
     beyond the body. Any other is an encoder.
@@ -136,14 +152,14 @@ def calibrate(model: Any) -> ModelSpec:
             causal language model is then built without memory for its weights.
 
     Raises:
-        CalibrationError: If the model cannot be run so, or what it costs has another form (state-space layers,
-            linear attention).
+        CalibrationError: If the model cannot be run so, or no form describes what it costs.
     """
     if not isinstance(model, nn.Module):
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(model)
+            # there, grouped products of experts know no other numbers
+            model = AutoModelForCausalLM.from_config(model, dtype=torch.bfloat16)
     model = without_wrapper(model)
     context = Context()  # in it no counter is active
     context.run(is_calibrating.set, True)
@@ -174,26 +190,131 @@ def _returns_cache(model: nn.Module) -> bool:
         return False
     name = cache_argument(model)
     ids = torch.arange(1, 3, device=next(model.parameters()).device)[None]
-    with _failing_as_calibration(model, 2):
-        return getattr(model(input_ids=ids, **{name: None}, use_cache=True), name, None) is not None
+    try:
+        with _failing_as_calibration(model, 2):
+            return getattr(model(input_ids=ids, **{name: None}, use_cache=True), name, None) is not None
+    except CalibrationError:  # it may run without one
+        return False
 
 
 def _decoder_form(model: nn.Module) -> ModelSpec:
-    (linear, pair, head, cached), windows = _solve(model)
-    # The constants know attention as a whole; every layer of the cache has the same part of it.
-    kinds = list(dict.fromkeys(windows))
-    if len(kinds) > 1 and pair % len(windows):
-        raise CalibrationError(f"{type(model).__name__} has layers with and without windows that differ; {_ADVICE}")
-    shares = {kind: pair * windows.count(kind) // len(windows) for kind in kinds} or {None: pair}
+    """The form out of four constants where it is exact, or else out of single steps, or of whole forwards."""
+    try:
+        (linear, pair, head, cached), windows = _solve(model)
+    except CalibrationError as first:
+        try:
+            return _stepwise_form(model)
+        except CalibrationError:
+            try:  # what fails with a cache
+                return _encoder_form(model)
+            except CalibrationError:
+                raise first from None
+    window = windows[0] if windows else None
+    groups = (AttentionGroup(pair, 0, window),) if pair else ()
+    return _measured_spec(model, linear, head, groups, cached=cached)
+
+
+def _measured_spec(
+    model: nn.Module, linear: int, head: int, attention: tuple[AttentionGroup, ...], **others: Any
+) -> ModelSpec:
     return ModelSpec(
         family=str(getattr(getattr(model, "config", None), "model_type", type(model).__name__)),
         linear=linear,
         head=head,
-        attention=tuple(AttentionGroup(share, 0, kind) for kind, share in shares.items()),
+        attention=attention,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         active_weights=(linear + head) // 2,
-        cached=cached,
+        **others,
     )
+
+
+_FAR = 24  # tokens that the last checks of a form stand after
+_STEPS = range(_FAR, _FAR + 4)
+_SCANS = (2, 3, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of the forwards that are measured as a whole
+
+
+def _stepwise_form(model: nn.Module) -> ModelSpec:
+    """The form of a model with recurrent layers, convolutions, or windows of several kinds, out of single new tokens.
+
+    One token after p others costs ``g(p) = A + C + sum over windows w of B_w * min(p + 1, w)``: a recurrent layer does
+    the same for every token. The slope of g falls by B_w where the window w is full. Where g is not such a function
+    (layers that compress every few tokens), A is the mean over a few steps. A part of the slope may be the expansion
+    of a latent cache, which is done once for all new tokens: two of them tell it from the pairs, which double. What
+    else a forward of several tokens runs beyond its steps is measured at some lengths.
+
+    A copy without weights is measured, if there can be one: then it costs no time that grows with the model's width.
+    """
+    config: Any = getattr(model, "config", None)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    kind = (type(model), config.to_json_string() if hasattr(config, "to_json_string") else id(model), numbers)
+    if kind not in _forms:
+        twin = _without_weights(model)
+        try:
+            found = None if twin is None else _stepwise(twin, model, _SCANS)
+        except CalibrationError:  # what cannot run without numbers, such as loops over chosen experts
+            found = None
+        _forms[kind] = found or _stepwise(model, model, _SCANS[:5])
+    return _forms[kind]
+
+
+_forms: dict[tuple[Any, ...], ModelSpec] = {}  # by class, configuration and size
+
+
+def _stepwise(model: nn.Module, owner: nn.Module, lengths: Sequence[int]) -> ModelSpec:
+    keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+    head = (_measure(model, 4, 0, 4)[0] - _measure(model, 4, 0, 1)[0]) // 3 if keeps_logits else 0
+
+    costs: dict[int, int] = {}
+
+    def step(past: int) -> int:
+        if past not in costs:
+            costs[past] = _measure(model, 1, past, 1)[0]
+        return costs[past]
+
+    layers = getattr(_measure(model, 2, 0, 1)[1], "layers", ())
+    found = {int(layer.sliding_window) for layer in layers if getattr(layer, "sliding_window", None) is not None}
+    windows = sorted(w for w in found if model is not owner or w <= lengths[-1])
+    slope = first_slope = step(3) - step(2)
+    groups: list[AttentionGroup] = []
+    for window in windows:
+        beyond = step(window + 2) - step(window + 1)
+        groups.append(AttentionGroup(slope - beyond, 0, window))
+        slope = beyond
+    groups = [group for group in (*groups, AttentionGroup(slope, 0)) if group.per_pair]
+    pairs = {past: sum(g.per_pair * min(past + 1, g.window or past + 1) for g in groups) for past in _STEPS}
+    linear = sum(step(past) - pairs[past] - head for past in _STEPS) // len(_STEPS)
+    early = linear + head + sum(g.per_pair * min(3, g.window or 3) for g in groups)
+    if linear <= 0 or any(group.per_pair < 0 for group in groups) or abs(early - step(2)) > 0.1 * step(2):
+        raise CalibrationError(
+            f"one token after 2, 3 and {max(_STEPS)} others costs {type(model).__name__} {step(2):,}, {step(3):,} and "
+            f"{step(max(_STEPS)):,} FLOPs, which no form describes; {_ADVICE}"
+        )
+    # Another cached token costs one new token B + D, and two of them 2·B + D.
+    cached = max(2 * first_slope - (_measure(model, 2, 3, 1)[0] - _measure(model, 2, 2, 1)[0]), 0)
+    if groups and groups[-1].window is None:
+        cached = min(cached, groups[-1].per_pair)
+        groups[-1] = dataclasses.replace(groups[-1], per_pair=groups[-1].per_pair - cached)
+        groups, linear = [group for group in groups if group.per_pair], linear + cached
+    else:
+        cached = 0
+    spec = _measured_spec(owner, linear, head, tuple(groups), cached=cached)
+    whole = {n: _measure(model, n, 0, 1)[0] for n in lengths}
+    scan = tuple((n, count - forward_flops(spec, n, logits=1).full) for n, count in whole.items())
+    return dataclasses.replace(spec, scan=scan if any(extra for _, extra in scan) else ())
+
+
+def _without_weights(model: nn.Module) -> nn.Module | None:
+    """A copy on the meta device; ``None`` if the configuration does not make a model with the same parameters."""
+    make, config = getattr(type(model), "_from_config", None), getattr(model, "config", None)
+    if make is None or config is None:
+        return None
+    try:
+        with torch.device("meta"):
+            twin = make(copy.deepcopy(config), dtype=torch.bfloat16)  # grouped products of experts know no others there
+    except (AttributeError, ImportError, RuntimeError, TypeError, ValueError):
+        return None
+    shapes = ({name: p.shape for name, p in part.named_parameters()} for part in (model, twin))
+    return twin.eval() if next(shapes) == next(shapes) else None
 
 
 def _encoder_form(model: nn.Module) -> ModelSpec:
@@ -205,14 +326,21 @@ def _encoder_form(model: nn.Module) -> ModelSpec:
     if getattr(config, "attention_type", None) == "block_sparse":  # BigBird attends to all of a short text alone
         raise CalibrationError(f"{type(model).__name__} attends to blocks of long texts; {_ADVICE}")
     lengths = (4, 6, 8)
-    once = [_count(model, 1, length) for length in lengths]
-    added = [_count(model, 2, length) - first for length, first in zip(lengths, once, strict=True)]
+    causal = _is_language_model(model)  # one without a cache (GPT, XLM) is counted as if it had one
+    parameters = inspect.signature(model.forward).parameters
+    keep: dict[str, Any] = {"use_cache": False} if causal and "use_cache" in parameters else {}
+    head = 0
+    if causal and "logits_to_keep" in parameters:
+        keep["logits_to_keep"] = 1
+        head = (_forward(model, 1, 4, {**keep, "logits_to_keep": 4})[0] - _forward(model, 1, 4, keep)[0]) // 3
+    once = [_forward(model, 1, length, keep)[0] for length in lengths]
+    added = [_forward(model, 2, length, keep)[0] - first for length, first in zip(lengths, once, strict=True)]
     pair = (added[2] - 2 * added[1] + added[0]) // 8
     linear = (added[2] - added[0] - 48 * pair) // 4
     row = added[0] - 4 * linear - 16 * pair
     position = (once[2] - added[2] - once[0] + added[0]) // 4
     forward = once[0] - added[0] - 4 * position
-    predicted, check = 3 * (5 * linear + 25 * pair + row) + forward + 5 * position, _count(model, 3, 5)
+    predicted, check = 3 * (5 * linear + 25 * pair + row) + forward + 5 * position, _forward(model, 3, 5, keep)[0]
     if min(linear, pair, row, position, forward) < 0 or linear == 0 or predicted != check:
         raise CalibrationError(
             f"{type(model).__name__} is no decoder, and does not cost b·(A·s + B·s² + R) + F + G·s: 3 rows of 5 tokens "
@@ -220,20 +348,27 @@ def _encoder_form(model: nn.Module) -> ModelSpec:
         )
     kinds = [kind == "sliding_attention" for kind in getattr(config, "layer_types", None) or ()]
     local = pair * sum(kinds) // len(kinds) if kinds else 0
-    window = 2 * int(config.sliding_window) + 1 if local else None  # half of it on either side, and the token itself
-    groups = (AttentionGroup(local, 0, window, False), AttentionGroup(pair - local, 0, None, False))
+    window = int(config.sliding_window) if local else None
+    if window and not causal:
+        window = 2 * window + 1  # half of it on either side, and the token itself
+    groups = (AttentionGroup(local, 0, window, causal), AttentionGroup(pair - local, 0, None, causal))
     matrices = sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear))
-    return ModelSpec(
+    spec = ModelSpec(
         family=str(getattr(config, "model_type", type(model).__name__)),
         linear=linear,
-        head=0,
+        head=head,
         attention=tuple(group for group in groups if group.per_pair),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         active_weights=matrices,
-        per_row=row,
+        per_row=row - head,
         per_forward=forward,
         per_position=position,
     )
+    if not causal:
+        return spec
+    # Attention in chunks of its own (Reformer) shows beyond the probes.
+    longer = [(n, _forward(model, 1, n, keep)[0] - forward_flops(spec, n, logits=1).full) for n in (8, 16, 32, 64)]
+    return dataclasses.replace(spec, scan=tuple(longer)) if any(extra for _, extra in longer) else spec
 
 
 def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None]]:
@@ -253,20 +388,25 @@ def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None
     fourth = _measure(model, 2, 6, 2)[0]
     check, cache = _measure(model, 5, 3, 5)
     windows = [getattr(layer, "sliding_window", None) for layer in getattr(cache, "layers", ())]
-    if any(window is not None and window < _LONGEST for window in windows):  # the probes did not see everything
-        raise CalibrationError(
-            f"{type(model).__name__} has a window of {min(filter(None, windows))} tokens, and calibration needs one of "
-            f"at least {_LONGEST}; {_ADVICE}"
-        )
+    if len(set(windows)) > 1 or any(window is not None and window < _LONGEST for window in windows):
+        raise CalibrationError(f"{type(model).__name__} has windows that short probes do not tell apart; {_ADVICE}")
     head = (second - third) // 7
     pair = (second - 2 * first) // 32
     linear = (first - 16 * pair) // 4 - head
     cached = (fourth - 2 * linear - 16 * pair - 2 * head) // 6
     predicted = 5 * linear + 40 * pair + 5 * head + 3 * cached
-    if min(linear, pair, head, cached) < 0 or linear == 0 or abs(predicted - check) > _TOLERANCE * check:
+    if min(linear, pair, head, cached) < 0 or linear == 0 or predicted != check:
         raise CalibrationError(
             f"{type(model).__name__} does not cost A·s + B·s·(s + past) + C·logits + D·past: 5 tokens on a cache of 3 "
             f"should be {predicted:,} FLOPs and were {check:,}; {_ADVICE}"
+        )
+    # Far beyond the probes: layers that choose among keys, or compress them, differ there.
+    seen = min(_FAR + 1, windows[0] or _FAR + 1) if windows else _FAR + 1
+    far, count = linear + pair * seen + head + cached * _FAR, _measure(model, 1, _FAR, 1)[0]
+    if far != count:
+        raise CalibrationError(
+            f"one token after {_FAR} others should cost {type(model).__name__} {far:,} FLOPs and cost {count:,}; "
+            f"{_ADVICE}"
         )
     return (linear, pair, head, cached), windows
 
@@ -301,7 +441,7 @@ def _forward(model: nn.Module, rows: int, length: int, options: dict[str, Any]) 
         else:
             total += flops.full
 
-    ids = torch.arange(1, length + 1, device=next(model.parameters()).device).expand(rows, length)
+    ids = torch.arange(length, device=next(model.parameters()).device).remainder(40).add(1).expand(rows, length)
     with _failing_as_calibration(model, length), ExactMode(record):
         output = model(input_ids=ids, **options)
     if unknown:
@@ -316,7 +456,7 @@ def _forward(model: nn.Module, rows: int, length: int, options: dict[str, Any]) 
 def _failing_as_calibration(model: nn.Module, length: int) -> Iterator[None]:
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CalibrationError(
             f"{type(model).__name__} cannot be calibrated: a forward of {length} tokens fails "
             f"({type(error).__name__}: {error}); {_ADVICE}"

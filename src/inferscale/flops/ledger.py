@@ -400,7 +400,8 @@ class Ledger:
         ledger = cls(models=[str(label) for label in state["models"]])
         for label, values in state["specs"].items():
             groups = tuple(AttentionGroup(**group) for group in values["attention"])
-            ledger.specs[label] = ModelSpec(**{**values, "attention": groups})
+            scan = tuple((tokens, flops) for tokens, flops in values.get("scan", ()))
+            ledger.specs[label] = ModelSpec(**{**values, "attention": groups, "scan": scan})
         for leaf in state["leaves"]:
             scope: Scope = tuple((str(key), value) for key, value in leaf["scope"])
             tally = Tally(**{item.name: int(leaf[item.name]) for item in dataclasses.fields(Tally)})

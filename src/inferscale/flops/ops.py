@@ -89,6 +89,11 @@ def _convolution(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) 
     return int(2 * (source if is_transposed else result).numel() * math.prod(weight.shape[1:]))
 
 
+def _triangular_solve(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> int:
+    """``linalg_solve_triangular(A [..., n, n], B [..., n, k])``: half of the n·n·k multiply-adds of a product."""
+    return int(result.numel() * args[0].shape[-1])
+
+
 def _attention(causal: int, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> OpFlops:
     """Attention of ``query [B, H, S, D]``, ``key [B, H', T, D]``, ``value [B, H', T, Dv]``; query heads count.
 
@@ -134,6 +139,7 @@ _FORMULAS: dict[str, Formula] = {
     "aten::convolution": _convolution,
     "aten::_convolution": _convolution,
     "aten::convolution_overrideable": _convolution,
+    "aten::linalg_solve_triangular": _triangular_solve,
     "aten::addbmm": _sum_of_products,
     "aten::addbmm_": _sum_of_products,
     "aten::_grouped_mm": _grouped,

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -55,6 +55,9 @@ class ModelSpec:
         per_row: FLOPs for each row, however long (an encoder's pooler, and its head at one position); mostly 0.
         per_forward: FLOPs of a forward, whatever its rows (DeBERTa projects its relative positions); mostly 0.
         per_position: The same for each position of the longest row (DeBERTa's first version); mostly 0.
+        scan: What a forward of several new tokens executes beyond its tokens one by one, for some numbers of tokens,
+            ascending: ``(tokens, FLOPs)``, interpolated between. Recurrent layers read a prompt in chunks, and pad
+            convolutions. A part of ``full`` alone; mostly empty.
         hidden_size: Width of the residual stream, d; 0 in a calibrated spec, like the other shapes.
         num_layers: Layers, L.
         num_heads: Query heads.
@@ -74,6 +77,7 @@ class ModelSpec:
     per_row: int = 0
     per_forward: int = 0
     per_position: int = 0
+    scan: tuple[tuple[int, int], ...] = ()
     hidden_size: int = 0
     num_layers: int = 0
     num_heads: int = 0
@@ -90,7 +94,7 @@ class Flops:
     Attributes:
         linear: In the layers' matrices.
         head: In the matrix after the last layer.
-        attention_full: QKᵀ and AV over the whole rectangle of queries and keys.
+        attention_full: QKᵀ and AV over the whole rectangle of queries and keys, and the scans of recurrent layers.
         attention_causal: QKᵀ and AV over the pairs that the causal mask (and the window) lets through.
     """
 
@@ -356,6 +360,20 @@ def encoder_pairs(length: int, window: int | None = None) -> int:
     return length * (2 * reach + 1) - reach * (reach + 1)
 
 
+def interpolated(points: Sequence[tuple[int, int]], place: int) -> int:
+    """The value at `place` on parabolas through three neighbours of `points`, which ascend; lines beyond the ends."""
+    if len(points) < 3 or not points[0][0] <= place <= points[-1][0]:
+        (x, y), (nearer, value) = points[:2] if place < points[0][0] else points[-2:]
+        return y + (value - y) * (place - x) // (nearer - x)
+    last = max(2, next(i for i, (x, _) in enumerate(points) if x >= place))
+    (a, first), (b, second), (c, third) = points[last - 2 : last + 1]
+    # Newton's divided differences, over one denominator.
+    slope, further = (second - first) * (c - b), (third - second) * (b - a)
+    scale = (b - a) * (c - b)
+    bent = (further - slope) * (place - b)
+    return first + (slope * (c - a) + bent) * (place - a) // (scale * (c - a))
+
+
 def forward_flops(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logits: int | None = None) -> Flops:
     """FLOPs of one forward of `batch` equally long rows, by kind.
 
@@ -378,7 +396,9 @@ def count_forward(spec: ModelSpec, new: int, past: int, batch: int, logits: int 
         causal += group.per_pair * pairs
     kept = new if logits is None else logits
     # Latent attention (MLA) caches a narrow vector for each token and multiplies it out again in every forward; what
-    # grows linearly with the cache is `cached`. Linear attention and state spaces have other terms, and no form here.
+    # grows linearly with the cache is `cached`. A recurrent layer takes the same work for every token; what its scan of
+    # several tokens does beyond it depends on the implementation.
+    full += interpolated(spec.scan, new) if new > 1 and spec.scan else 0
     linear = batch * (new * spec.linear + past * spec.cached + spec.per_row)
     return linear + new * spec.per_position + spec.per_forward, batch * kept * spec.head, batch * full, batch * causal
 

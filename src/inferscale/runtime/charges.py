@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from inferscale.cost import Cost
-from inferscale.flops.calibration import closed_form
+from inferscale.flops.calibration import calibrate, closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost, model_spec, sample_flops
 
 from .branch import Branch
@@ -17,8 +18,8 @@ from .branch import Branch
 class Charges:
     """Closed-form costs of a model's forwards, convention ``causal``, no padding.
 
-    The form comes from the configuration, or from a few small forwards; an architecture that has none (state-space
-    layers) is charged 0 FLOPs, with one warning.
+    The form comes from the configuration, or from a few small forwards; a model that cannot be run so is charged 0
+    FLOPs, with one warning.
 
     Attributes:
         spec: The constants of the closed form, or ``None``.
@@ -28,7 +29,7 @@ class Charges:
         """Finds the closed form of a model, or of the configuration of one that runs elsewhere."""
         self.spec: ModelSpec | None = None
         try:
-            self.spec = closed_form(model) if isinstance(model, torch.nn.Module) else model_spec(model)
+            self.spec = _form_of(model)
         except UnknownArchitectureError as error:
             warnings.warn(f"FLOPs of this model will be reported as 0: {error}", UserWarning, stacklevel=4)
 
@@ -55,3 +56,14 @@ class Charges:
     def scoring(self, tokens: int, logits: int, past: int = 0) -> Cost:
         """The cost of reading `tokens` after `past` cached ones with the head run at `logits` positions."""
         return Cost(scored_tokens=tokens, reward_flops=self.forward(tokens, past, logits))
+
+
+def _form_of(model: Any) -> ModelSpec:
+    if isinstance(model, torch.nn.Module):
+        return closed_form(model)
+    try:
+        return model_spec(model)
+    except UnknownArchitectureError:
+        if isinstance(model, Mapping):  # makes no model that could be measured
+            raise
+        return calibrate(model)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from inferscale._compat import cache_argument
 
-FAILURES = (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, NotImplementedError)
+FAILURES = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
 """What a forward raises that a model cannot do."""
 
 
