@@ -5,8 +5,18 @@ import pytest
 
 from inferscale import zoo
 from inferscale.answers import chosen_reader, parse_number, read_answer, same_answer
-from inferscale.evaluate import STYLES, Example, PromptStyle, load_examples, load_problems, prompt_style
+from inferscale.evaluate import (
+    STYLES,
+    Example,
+    PromptStyle,
+    load_examples,
+    load_problems,
+    prompt_style,
+    run_evaluation,
+)
 from inferscale.evaluate.datasets import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
+from inferscale.strategies import RepeatedSampling
+from inferscale.testing import ToyGenerator
 
 SHOT = Example("1+1?", "2", "1 + 1 = 2", "shot")
 
@@ -459,3 +469,13 @@ def test_what_is_no_table_is_told():
         load_problems(frame)
     with pytest.raises(ValueError, match="the list holds no rows"):
         load_problems([])
+
+
+def test_records_keep_the_group(tmp_path):
+    rows = [{"question": "1+1?", "answer": 2, "group": "sums"}, {"question": "2-1?", "answer": 1, "group": "rest"}]
+    run = run_evaluation(load_problems(rows, style="plain"), RepeatedSampling(1), ToyGenerator(), tmp_path / "run")
+    assert [record["group"] for record in run.records] == ["sums", "rest"]
+    assert [row["group"] for row in run.rows()] == ["sums", "rest"]
+    assert [result.problem.columns for result in run.results()] == [{"group": "sums"}, {"group": "rest"}]
+    bare = run_evaluation(["1+1?"], RepeatedSampling(1), ToyGenerator(), tmp_path / "bare")
+    assert bare.rows()[0]["group"] is None

@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 from inferscale import REBASE, BestOfN, HFGenerator, Problem, RepeatedSampling, solve_batch
 from inferscale.base import ContextLengthError
+from inferscale.flops import FlopCounter
 from inferscale.quiet_star import QuietSTaR, ThoughtUtility
 from inferscale.quiet_star.reward import WithThoughts
 from inferscale.rewards import (
@@ -361,6 +362,9 @@ def test_steps_that_do_not_fit_have_the_score_of_the_last_that_does(make):
             )
     assert (node.stats.get("truncated"), short.stats.get("truncated")) == (True, None)
     assert wrapped.reduction == prm.reduction
+    with torch.no_grad(), FlopCounter(reward=wrapped) as counter:  # the model inside of both
+        prm.model(input_ids=torch.tensor([[5, 6]]))
+    assert counter.flops > 0
     wrapped.release(node.root)
     assert not wrapped._beginnings.get(node.root)
 

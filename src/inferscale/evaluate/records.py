@@ -314,6 +314,7 @@ class Run:
         directory: Its folder.
         about: The content of ``run.json``: configuration, fingerprints, versions.
         records: One for each solved problem, in the order of the problems. Keys: ``key``, ``index``, ``id``,
+            ``group`` (of the row that the problem was read from, or ``None``),
             ``status`` ("ok"; "partial" for the best so far of a search that was broken off), ``answer``, ``gold``,
             ``correct`` (``None`` without a gold answer), ``correct_each`` (of every trajectory), ``measured``,
             ``result`` (`SearchResult.to_dict`, the tree included).
@@ -361,13 +362,13 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each solved problem: what it cost and whether it was right, without the tree."""
-        kept = ("index", "id", "status", "answer", "gold", "correct")
+        kept = ("index", "id", "group", "status", "answer", "gold", "correct")
         rows = []
         for record in self.records:
             silent = abstentions_in(record["result"])
             counts = {"cut": silent.cut, "unread": silent.unread, "abstaining": silent.abstaining}
             rows.append(
-                {**{name: record[name] for name in kept}, "trajectories": silent.trajectories, **counts,
+                {**{name: record.get(name) for name in kept}, "trajectories": silent.trajectories, **counts,
                  "stopped_by": record["result"]["stopped_by"], **record["result"]["cost"]}
             )  # fmt: skip
         return rows
@@ -439,6 +440,7 @@ def make_record(
         "key": key,
         "index": index,
         "id": result.problem.id,
+        "group": (result.problem.columns or {}).get("group"),
         "status": "partial" if result.stopped_by == "error" else "ok",
         "answer": result.answer,
         "gold": result.problem.answer,

@@ -47,13 +47,15 @@ class CalibrationError(UnknownArchitectureError):
 def language_model(model: Any) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
     """The language model in `model` (itself, or what its attribute ``model`` holds), and the layers beside it.
 
-    Generators, reward models and wrappers hold a model as ``.model``; a module that wraps one may run linear layers of
-    its own beside it.
+    Generators, reward models and wrappers of these hold a model as ``.model``; a module that wraps one may run linear
+    layers of its own beside it.
 
     Raises:
         TypeError: If there is no torch module.
     """
-    found = model if isinstance(model, nn.Module) else getattr(model, "model", None)
+    found = model
+    while found is not None and not isinstance(found, nn.Module):
+        found = getattr(found, "model", None)
     if not isinstance(found, nn.Module):
         raise TypeError(
             f"FlopCounter watches torch modules, and generators and reward models that hold one as `.model`; got "
