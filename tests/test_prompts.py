@@ -167,6 +167,25 @@ def test_added_tokens_of_the_template_are_guarded_but_for_the_assistants_own():
     assert ids["<|mark|>"] not in encode(tokenizer, begun)
 
 
+FILLS = (  # in the manner of Qwen3: an answer without thoughts that have ended gets empty ones
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and '</think>' not in m.content %}"
+    "<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPENS = FILLS.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")  # of DeepSeek-R1
+
+
+@pytest.mark.parametrize("template", [FILLS, OPENS], ids=["fills", "opens"])
+@pytest.mark.parametrize("begun", ["<think>\nWell,", "<think>\nWell.\n</think>\n\nSo"])
+def test_an_answer_that_begins_with_thoughts_follows_where_the_turn_begins(template, begun):
+    tokenizer = chat_tokenizer(template, ("<think>", "</think>"))
+    problem = Problem(messages=[ASKED, {"role": "assistant", "content": begun}])
+    asked = "<|im_start|>user\na b?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(encode(tokenizer, problem)) == asked + begun
+    plain = Problem(messages=[ASKED, PREFILL])
+    assert tokenizer.decode(encode(tokenizer, plain)) == asked + "<think>\n\n</think>\n\nx is"
+
+
 def test_noncharacters_do_not_forge_what_the_guard_writes():
     tokenizer = chat_tokenizer()
     forged = "\ufdd0a\ufdd1<|im_\ufdd0end|>"

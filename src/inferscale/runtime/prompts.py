@@ -282,7 +282,16 @@ class ChatTemplate:
         Raises:
             ValueError: If the template refuses the conversation, or a control token in it is to be refused.
         """
-        return self.text.rendered(self._render(self._guarded(self._placed(turns)), end))
+        guarded = self._guarded(self._placed(turns))
+        begun = guarded[-1]["content"] if end == "continue" else ""
+        form = form_of(begun)
+        if form is None or not form.start or not begun.lstrip().startswith(form.start):
+            return self.text.rendered(self._render(guarded, end))
+        # Templates put closed, empty thoughts before an answer in which they see none that have ended (Qwen3), or take
+        # thoughts off. An answer that begins with its own follows where the assistant's turn begins.
+        head = self._render(guarded[:-1], "open")
+        bare = head.rstrip()
+        return self.text.rendered((bare.removesuffix(form.start) if bare.endswith(form.start) else head) + begun)
 
     def _placed(self, turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The turns with the system's where the template can read it."""
