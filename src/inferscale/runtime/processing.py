@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,6 +22,9 @@ from .branch import Branch
 
 Processor: TypeAlias = Callable[[Any, Any], Any]
 """From a row's ids ``[1, n]`` and scores ``[1, vocabulary]`` to scores: a ``transformers.LogitsProcessor``."""
+
+Maker: TypeAlias = tuple[Callable[[], Processor], bool]
+"""What gives the processor of a path, and whether that keeps state, so that it must be told of every token."""
 
 _STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor")  # of transformers
 
@@ -41,6 +44,7 @@ class LogitsProcessing:
     repetition_penalty: float = 1.0
     logits_processor: Sequence[Any] = ()
     prefix_allowed_tokens_fn: Callable[[int, Any], list[int]] | None = None
+    _makers: list[Maker] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuses what cannot be called, or copied for each path."""
@@ -54,24 +58,22 @@ class LogitsProcessing:
             raise TypeError(
                 f"prefix_allowed_tokens_fn={self.prefix_allowed_tokens_fn!r}: give a function of batch_id and input_ids"
             )
-        for given in self.logits_processor:
-            _maker(given)
-
-    def rows(self) -> ProcessedRows | None:
-        """A fresh batch of rows; ``None`` if nothing changes logits."""
-        if self == LogitsProcessing():
-            return None
         makers = [_maker(given) for given in self.logits_processor]
         if self.prefix_allowed_tokens_fn is not None:
             from transformers import PrefixConstrainedLogitsProcessor
 
             allowed: Processor = PrefixConstrainedLogitsProcessor(self.prefix_allowed_tokens_fn, 1)
             makers.insert(0, (lambda: allowed, False))
-        return ProcessedRows(float(self.repetition_penalty), makers)
+        object.__setattr__(self, "_makers", makers)
+
+    def rows(self) -> ProcessedRows | None:
+        """A fresh batch of rows; ``None`` if nothing changes logits."""
+        changes = self.repetition_penalty != 1 or bool(self._makers)
+        return ProcessedRows(float(self.repetition_penalty), self._makers) if changes else None
 
 
-def _maker(given: Any) -> tuple[Callable[[], Processor], bool]:
-    """What gives the processor of a path, and whether it keeps state, so that it must be told of every token.
+def _maker(given: Any) -> Maker:
+    """What gives the processor of a path, and whether that keeps state.
 
     Functions and transformers' own processors keep none and serve all rows. Any other object is copied for each path.
 
@@ -132,7 +134,7 @@ class ProcessedRows:
         needs_looks: True if it must be seen before each token which rows have ended.
     """
 
-    def __init__(self, penalty: float, makers: Sequence[tuple[Callable[[], Processor], bool]]) -> None:
+    def __init__(self, penalty: float, makers: Sequence[Maker]) -> None:
         self.needs_looks = bool(makers)  # a grammar cannot go on after its end
         self._penalty = penalty
         self._makers = makers
