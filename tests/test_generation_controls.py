@@ -25,6 +25,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.generators import Draws, HFGenerator, Sampler, TokenSampler, inverse_cdf
 from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
 from inferscale.rewards.training import load_for_training
+from inferscale.runtime import decoding
 from inferscale.runtime.loading import Located, check_load_options
 from inferscale.runtime.sampling import choose_sampler, uniforms
 from inferscale.runtime.text import step_end, stop_place
@@ -436,6 +437,24 @@ def test_a_processor_with_state_is_told_of_every_token_of_its_path(given):
         assert list(forced.token_ids) == expected[:8]
     if isinstance(given, Counting):
         assert (given.calls, given.seen) == (3, []), "the object that was given is left alone"
+
+
+def test_rows_that_begin_anew_when_memory_runs_out_have_fresh_processors(monkeypatch):
+    class Tight(decoding.TreeDecoder):
+        steps = 0
+
+        def step(self, tokens):
+            self.steps += 1
+            if len(tokens) > 2 and self.steps > 2:  # in the middle of the paths
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().step(tokens)
+
+    controls = {"logits_processor": [Counting(3)], "repetition_penalty": 1.2, "stop": ["a"]}
+    expected = grow(generator(**controls), root("a b"), 5)
+    monkeypatch.setattr(decoding, "TreeDecoder", Tight)
+    gen = generator(**controls)
+    assert picture(n.step for n in grow(gen, root("a b"), 5)) == picture(n.step for n in expected)
+    assert gen.stats.wasted_tokens > 0
 
 
 def test_a_processor_that_cannot_be_copied_is_made_by_a_function():
