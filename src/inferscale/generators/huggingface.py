@@ -213,12 +213,12 @@ class HFGenerator(Generator):
         """A generator around a model that is loaded; the options that are not named here are those of the class.
 
         Args:
-            path_or_id: A local folder (never touches the network) or a hub id.
+            path_or_id: A local folder or GGUF file (never touches the network), or a hub id.
             tokenizer: Another folder or hub id, or a tokenizer; by default the one beside the model.
             device: Where to run; by default a GPU if there is one.
             dtype: By default float32 on a CPU and the checkpoint's own elsewhere.
-            load_options: Passed on to transformers, for example ``trust_remote_code``, ``attn_implementation`` or
-                ``revision`` (which is not that of a tokenizer named apart).
+            load_options: Passed on to transformers, for example ``trust_remote_code``, ``attn_implementation``,
+                ``gguf_file`` (one of several) or ``revision`` (which is not that of a tokenizer named apart).
 
         Raises:
             TypeError: If an object is given in place of a folder or hub id.
