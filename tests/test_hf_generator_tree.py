@@ -5,14 +5,17 @@ import random
 import pytest
 import torch
 
+from benchmarks import families
 from inferscale.flops import FlopCounter, closed_form
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
 from inferscale.runtime import kv as kv_attention
 from inferscale.runtime import kv as kv_plans
-from inferscale.runtime.kv import Piece, UnsupportedModelError
+from inferscale.runtime import session as runtime_session
+from inferscale.runtime.kv import Piece, Scores, UnsupportedModelError
+from inferscale.runtime.plain import whole_logits
 from inferscale.runtime.prefix_cache import KeyedPath, PrefixCache, chain_key
-from inferscale.runtime.session import Session, check_session, length_bound
+from inferscale.runtime.session import Session, check_session
 from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
@@ -143,7 +146,7 @@ def test_nodes_are_known_by_their_tokens_and_not_by_their_keys():
     assert picture([second]) == picture([clean])
 
 
-@pytest.mark.parametrize("family", ["gemma2", "bloom", "falcon"])
+@pytest.mark.parametrize("family", ["bloom", "falcon"])
 def test_models_that_do_not_fit_are_run_plainly_and_say_so(family):
     with pytest.warns(UserWarning, match=r"is run without shared prefixes, slower and with equal results: "):
         gen = generator(family)
@@ -151,22 +154,63 @@ def test_models_that_do_not_fit_are_run_plainly_and_say_so(family):
     assert picture(wander(gen)) == picture(wander(generator(model=gen.model, cache="none")))
 
 
-def test_sequences_longer_than_a_window_are_run_plainly():
-    model = tiny_model("mistral_window")
-    gen = generator(model=model)
-    assert gen._runner._bound == 12
-    assert gen.shares_prefixes
-    assert picture(wander(gen)) == picture(wander(generator(model=model, cache="none")))
-    assert gen._runner._tree.session.tokens > 40
+SHARED = ["mistral_window", "gemma2", "gpt_oss", "gemma3_text", "deepseek_v3", "qwen2"]
 
 
-def test_length_bounds_come_from_windows_and_changing_embeddings():
-    bound = {f: length_bound(tiny_model(f).config) for f in ("llama", "qwen2", "mistral_window", "gemma2")}
-    assert bound == {"llama": None, "qwen2": None, "mistral_window": 12, "gemma2": 12}
-    dynamic = tiny_model(
-        "llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}, max_position_embeddings=64
-    )
-    assert length_bound(dynamic.config) == 64
+def shared_model(family):
+    """A model whose layers have windows, caps, sinks or narrow values; prompts and rows pass its windows."""
+    if family in ("mistral_window", "gemma2"):
+        return tiny_model(family, sliding_window=6)
+    return families.small_model(family)
+
+
+@pytest.mark.parametrize("family", SHARED)
+@pytest.mark.parametrize("flash", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_windows_caps_sinks_and_narrow_values_share_prefixes(family, flash, monkeypatch):
+    model = shared_model(family)
+    if not flash:
+        monkeypatch.setattr(kv_attention, "_CPU_FLASH", None)
+    tree, plain = generator(model=model), generator(model=model, cache="none")
+    assert tree.shares_prefixes
+    assert tree._runner._tree.session.covers(40)
+    ours, theirs = wander(tree), wander(plain)
+    assert picture(ours) == picture(theirs)
+    for one, other in zip((n for t in ours for n in t.walk()), (n for t in theirs for n in t.walk()), strict=True):
+        if one.step:
+            assert one.step.logprob == pytest.approx(other.step.logprob, abs=2e-3)
+    assert tree.stats.prefill_tokens < plain.stats.prefill_tokens / 3
+
+
+@pytest.mark.parametrize("family", ["mistral_window", "gemma2", "gpt_oss"])
+def test_a_long_common_prefix_is_seen_as_far_as_windows_reach(family):
+    """Prompts that begin alike are read after their common part, which is longer than the window."""
+    model, ids = shared_model(family), [3 + 7 * i % 250 for i in range(60)]
+    with torch.inference_mode():
+        session = Session(model)
+        pieces = session.prefill([ids[:40], [*ids[:36], 9, 8, 7]])
+        logits = session.extend(session.open(pieces, 1), [[5], [5, 6]])
+        for found, row in zip(logits, ([*ids[:40], 5], [*ids[:36], 9, 8, 7, 5, 6]), strict=True):
+            torch.testing.assert_close(found, whole_logits(model, row), atol=1e-4, rtol=1e-4)
+
+
+def test_lengths_that_are_not_covered_are_run_plainly():
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    dynamic = tiny_model("llama", rope_parameters=rope, max_position_embeddings=16)
+    gen = generator(model=dynamic)
+    session = gen._runner._tree.session
+    assert (session.covers(16), session.covers(17)) == (True, False)
+    assert picture(wander(gen)) == picture(wander(generator(model=dynamic, cache="none")))
+    assert session.tokens > 40
+    assert Session(tiny_model("qwen2")).covers(10**6)  # its window is not in use
+
+
+def test_a_wrong_window_is_seen_beyond_it(monkeypatch):
+    session = Session(tiny_model("mistral_window"))
+    monkeypatch.setattr(kv_plans, "Scores", lambda scale, window, *rest: Scores(scale, window and window + 1, *rest))
+    with torch.inference_mode():
+        check_session(session)
+        with pytest.raises(UnsupportedModelError, match="logits differ"):
+            check_session(session, 12)
 
 
 def test_the_check_sees_a_wrong_key(monkeypatch):
@@ -291,3 +335,16 @@ def test_a_flop_counter_sees_what_the_steps_are_charged(family, mode):
     spec = closed_form(gen.model)
     unread_heads = len(PROMPTS) * spec.head  # a shared prefix is read for its keys, and one position runs the head
     assert charged <= counter.flops <= charged + unread_heads
+
+
+@pytest.mark.parametrize("family", ["mistral_window", "gemma3_text"])
+def test_a_flop_counter_sees_windows_in_shared_prefixes(family, monkeypatch):
+    monkeypatch.setattr(runtime_session, "_covered", {})  # the probe beyond the window is no work of the search
+    gen = generator(model=shared_model(family))
+    trees = [root(prompt) for prompt in PROMPTS]
+    with FlopCounter(generator=gen, mode="verify") as counter:
+        level = trees
+        for _ in range(3):
+            level = [n for group in grow_all(gen, level, 2) for n in group if not n.is_finished]
+    charged = sum(n.step.flops for t in trees for n in t.walk() if n.step)
+    assert charged <= counter.flops <= charged + len(PROMPTS) * closed_form(gen.model).head

@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -33,11 +33,20 @@ from .spec import (
     model_spec,
 )
 
+T = TypeVar("T")
+
 _LONGEST = 8  # tokens in the longest probe
 _ADVICE = 'count it op by op with FlopCounter(mode="exact")'
 
 is_calibrating: ContextVar[bool] = ContextVar("inferscale_flops_is_calibrating", default=False)
 """True where forwards are probes, which no counter counts or misses."""
+
+
+def unwatched(probe: Callable[[], T]) -> T:
+    """The result of `probe`, whose forwards no counter counts or misses."""
+    context = Context()  # in it no counter is active
+    context.run(is_calibrating.set, True)
+    return context.run(probe)
 
 
 class CalibrationError(UnknownArchitectureError):
@@ -163,10 +172,8 @@ def calibrate(model: Any) -> ModelSpec:
             # there, grouped products of experts know no other numbers
             model = AutoModelForCausalLM.from_config(model, dtype=torch.bfloat16)
     model = without_wrapper(model)
-    context = Context()  # in it no counter is active
-    context.run(is_calibrating.set, True)
     with evaluating(model), torch.no_grad():
-        return context.run(_calibrated, model)
+        return unwatched(lambda: _calibrated(model))
 
 
 def _calibrated(model: nn.Module) -> ModelSpec:

@@ -133,8 +133,9 @@ class ForwardShape(NamedTuple):
             tally.linear, tally.head = self.new * spec.linear + packed.read_tokens * spec.cached, kept * spec.head
             tally.numbers_read = spec.active_weights
             for group in spec.attention:
-                tally.attention_full += group.per_pair * packed.executed_pairs
-                tally.attention_causal += group.per_pair * packed.causal_pairs
+                causal, executed = packed.pairs(group.window)
+                tally.attention_full += group.per_pair * executed
+                tally.attention_causal += group.per_pair * causal
                 tally.numbers_read += group.kv_width * packed.read_tokens
         return tally
 

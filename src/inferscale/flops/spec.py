@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -139,12 +139,20 @@ class PackedRows(NamedTuple):
         causal_pairs: Query-key pairs that the mask lets through, over all rows.
         executed_pairs: Query-key pairs that are computed, masked ones and padding included.
         read_tokens: Cached tokens whose keys and values are read, a shared prefix once.
+        windowed: Causal and executed pairs of layers with a window of the given size; ``None`` if they are the same.
     """
 
     rows: int
     causal_pairs: int
     executed_pairs: int
     read_tokens: int
+    windowed: Callable[[int], tuple[int, int]] | None = None
+
+    def pairs(self, window: int | None) -> tuple[int, int]:
+        """Causal and executed pairs of layers with this window."""
+        if window is None or self.windowed is None:
+            return self.causal_pairs, self.executed_pairs
+        return self.windowed(window)
 
 
 class UnknownArchitectureError(ValueError):

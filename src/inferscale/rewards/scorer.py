@@ -33,7 +33,7 @@ from inferscale.runtime.prefix_cache import (
     shared_prefixes,
 )
 from inferscale.runtime.prompts import PromptFormat
-from inferscale.runtime.session import Session, length_bound, run_in_pieces
+from inferscale.runtime.session import Session, run_in_pieces
 from inferscale.tree import Judge, Node
 
 Ids: TypeAlias = tuple[int, ...]
@@ -418,7 +418,6 @@ class StepScorer:
         self._charges = Charges(model)
         self._whole: PathScorer = BatchScorer(model, token_score, rows or 32)
         self._lock = threading.Lock()
-        self._bound = length_bound(model.config)
         shared = shared_prefixes(model, cache, max_cache_bytes)
         self._tree = None if shared is None else TreeScorer(*shared, token_score, rows or 64)
 
@@ -456,10 +455,10 @@ class StepScorer:
     def _by_length(
         self, paths: Sequence[EncodedPath], run: Callable[[PathScorer, Sequence[EncodedPath]], list[T]]
     ) -> list[T]:
-        """The results of `run` for each path; paths beyond an attention window do not share prefixes."""
+        """The results of `run` for each path; paths of lengths that shared prefixes do not cover are run whole."""
         if self._tree is None:
             return run(self._whole, paths)
-        fits = [self._bound is None or len(path) <= self._bound for path in paths]
+        fits = [self._tree.session.covers(len(path)) for path in paths]
         short = iter(run(self._tree, [path for path, fit in zip(paths, fits, strict=True) if fit]))
         long = iter(run(self._whole, [path for path, fit in zip(paths, fits, strict=True) if not fit]))
         return [next(short if fit else long) for fit in fits]

@@ -24,11 +24,11 @@ from inferscale.tree import Node, Step
 from .branch import Branch, BranchFactory, side_by_side
 from .charges import Charges
 from .kv import ROOM, RowBatch
-from .plain import PlainRows, plain_way, ranges
+from .plain import PlainRows, plain_way, used_ranges
 from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
 from .processing import LogitsProcessing
 from .sampling import Draws, TokenSampler, uniforms
-from .session import Session, length_bound, run_halving
+from .session import Session, run_halving
 
 
 @dataclass
@@ -295,7 +295,7 @@ class StatelessDecoder(Decoder):
     def __init__(self, model: Any, stats: GeneratorStats) -> None:
         self._model = model
         self._stats = stats
-        self._ranges = ranges(model.config)
+        self._ranges = used_ranges(model.config)
         self._run: PlainRows | None = None
 
     def alike(self, branches: Sequence[Branch]) -> list[list[Branch]]:
@@ -488,7 +488,6 @@ class ModelRunner:
         self._plain = StatelessDecoder(model, self.stats) if decoder is None else decoder(self.stats)
         shared = None if decoder is not None else shared_prefixes(model, cache, max_cache_bytes)
         self._tree = None if shared is None else TreeDecoder(*shared, self.stats)
-        self._bound = length_bound(model.config)
 
     @property
     def shares_prefixes(self) -> bool:
@@ -538,12 +537,12 @@ class ModelRunner:
                     decoder.release(root.key)
 
     def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
-        """The decoders, each with branches that it runs together: beyond an attention window no prefix is shared."""
+        """The decoders, each with branches that it runs together; lengths that are not covered are run plainly."""
         plain, shared = list(branches), list[Branch]()
         if self._tree is not None:
-            plain, bound = [], self._bound
+            plain = []
             for branch in side_by_side(branches):
-                fits = bound is None or len(branch.prefix) + branch.most_tokens <= bound
+                fits = self._tree.session.covers(len(branch.prefix) + branch.most_tokens)
                 (shared if fits else plain).append(branch)
         groups = self._plain.alike(plain) if isinstance(self._plain, StatelessDecoder) else [plain]
         return [*([(self._tree, shared)] if self._tree is not None else []), *((self._plain, g) for g in groups)]

@@ -8,6 +8,8 @@ their log-sum-exps (Hydragen, arXiv 2402.05099; FlashInfer's cascade)::
 
     out = out_private + (out_shared - out_private) * sigmoid(lse_shared - lse_private)
 
+Windows shorten what both parts see, soft caps bend the scores, and a sink is one more score without a value.
+
 The model calls this through transformers' ``AttentionInterface``; which plan is running is known through a context
 variable, since not every model passes further arguments down to its attention.
 """
@@ -29,7 +31,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-from inferscale.flops.spec import PackedRows
+from inferscale.flops.spec import PackedRows, causal_pairs
 
 ROOM = 32  # private tokens that a batch starts with beyond what it holds, if more are to come
 
@@ -196,6 +198,29 @@ class RowBatch:
         self.prompts, self.lengths = [], self.lengths[:0]
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How an attention layer makes weights out of products of queries and keys.
+
+    Attributes:
+        scale: Factor of the products.
+        window: Keys that a query sees, its own included; ``None`` for all.
+        cap: Bound c of ``c * tanh(score / c)``, or ``None``.
+        sinks: A score `[heads]` that takes its share of the softmax and has no value, or ``None``.
+    """
+
+    scale: float
+    window: int | None = None
+    cap: float | None = None
+    sinks: Tensor | None = None
+
+    def drained(self, out: Tensor, lse: Tensor) -> Tensor:
+        """Outputs `[kv_heads, group, tokens, head_dim]` less what the sinks take; `lse` `[kv_heads, group, tokens]`."""
+        if self.sinks is None:
+            return out
+        return out * torch.sigmoid(lse - self.sinks.float().view(*lse.shape[:2], 1)).to(out.dtype)[..., None]
+
+
 class UnsupportedModelError(RuntimeError):
     """This model's attention is not what the shared-prefix decoder computes."""
 
@@ -219,14 +244,14 @@ class Plan(Cache, ABC):
         """Attention of this forward, for a `FlopCounter`: one sequence stands for many rows."""
 
     @abstractmethod
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Stores the new keys and values of `layer`; returns the outputs.
 
         Args:
             query: `[heads, tokens, head_dim]`.
             key: `[kv_heads, tokens, head_dim]`.
             value: `[kv_heads, tokens, head_dim]`.
-            scale: Factor of the scores.
+            scores: What the layer does with them.
 
         Returns:
             `[heads, tokens, head_dim]`.
@@ -245,7 +270,6 @@ class Plan(Cache, ABC):
 
 
 NAME = "inferscale_tree"
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 _running: ContextVar[Plan | None] = ContextVar("inferscale_running_plan", default=None)
 
 
@@ -275,12 +299,15 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """The function that transformers calls; outputs `[1, tokens, heads, head_dim]`."""
     plan = _running.get()
-    asked = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if plan is None or asked or query.shape[-1] != value.shape[-1]:
-        raise UnsupportedModelError(f"attention with {', '.join(asked) or 'an unknown layout'}")
+    width, more = value.shape[-1], query.shape[-1] - value.shape[-1]
+    if plan is None or kwargs.get("position_bias") is not None or more < 0:
+        raise UnsupportedModelError("attention with a position bias or an unknown layout")
     plan.attended += 1
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = plan.attend(query[0], key[0], value[0], scale)
+    scores = Scores(scale, kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
+    if more:  # latent attention has narrower values
+        value = torch.nn.functional.pad(value, (0, more))
+    out = plan.attend(query[0], key[0], value[0], scores)[..., :width]
     return out.transpose(0, 1)[None].contiguous(), None
 
 
@@ -290,7 +317,7 @@ _CPU_FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cp
 
 
 def partial_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scores: Scores
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention over some of the keys, and what is needed to join it with the rest.
 
@@ -299,19 +326,21 @@ def partial_attention(
         key: `[batch, heads, keys, head_dim]`.
         value: `[batch, heads, keys, head_dim]`.
         bias: Added to the scores, `[batch, 1, queries or 1, keys]`; -inf hides a key; every query sees at least one.
-        scale: Factor of the scores.
+        scores: Scale and cap of the scores; window and sinks are the caller's.
 
     Returns:
         Outputs, as `query`, and the log-sum-exps of the scores, float32 `[batch, heads, queries]`.
     """
-    if query.device.type == "cpu" and _CPU_FLASH is not None:
-        out, lse = _CPU_FLASH(query, key, value, attn_mask=bias, scale=scale)
+    if query.device.type == "cpu" and _CPU_FLASH is not None and scores.cap is None:
+        out, lse = _CPU_FLASH(query, key, value, attn_mask=bias, scale=scores.scale)
         return out, lse
-    scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scale)
+    products = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scores.scale)
+    if scores.cap is not None:
+        products = products.div_(scores.cap).tanh_().mul_(scores.cap)
     if bias is not None:
-        scores += bias
-    lse = scores.logsumexp(dim=-1)
-    weights = scores.sub_(lse[..., None]).exp_()
+        products += bias
+    lse = products.logsumexp(dim=-1)
+    weights = products.sub_(lse[..., None]).exp_()
     return torch.matmul(weights.to(value.dtype), value), lse
 
 
@@ -336,9 +365,14 @@ class PromptPlan(Plan):
         lengths = [stop - start for start, stop in self._spans]
         shared = sum(lengths) * len(self._prefix)
         causal = sum(n * (n + 1) // 2 for n in lengths)
-        return PackedRows(len(lengths), causal + shared, sum(n * n for n in lengths) + shared, len(self._prefix))
+        executed = sum(n * n for n in lengths) + shared
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        def windowed(window: int) -> tuple[int, int]:
+            return sum(causal_pairs(n, len(self._prefix), window) for n in lengths), executed
+
+        return PackedRows(len(lengths), causal + shared, executed, len(self._prefix), windowed)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each prompt against itself and the prefix."""
         past = len(self._prefix)
         if not self.kv:
@@ -346,21 +380,29 @@ class PromptPlan(Plan):
         outputs = []
         for (start, stop), kv in zip(self._spans, self.kv, strict=True):
             kv[self.layer, 0, :, past:], kv[self.layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
-            mask = None
+            tokens, seen, mask = stop - start, kv.shape[3], None
+            is_short = scores.window is None or scores.window >= seen
             if self._prefix.kv is not None:
                 kv[self.layer, :, :, :past] = self._prefix.kv[self.layer]
-                mask = torch.ones(stop - start, kv.shape[3], dtype=torch.bool, device=key.device).tril_(past)
-            outputs.append(
-                torch.nn.functional.scaled_dot_product_attention(
-                    query[None, :, start:stop],
-                    kv[None, self.layer, 0],
-                    kv[None, self.layer, 1],
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    scale=scale,
-                    enable_gqa=query.shape[0] != key.shape[0],
-                )[0]
-            )
+            if self._prefix.kv is not None or not is_short or scores.sinks is not None or scores.cap is not None:
+                mask = torch.ones(tokens, seen, dtype=torch.bool, device=key.device).tril_(past)
+                if scores.window is not None:
+                    mask.triu_(past - scores.window + 1)
+            one, (k, v) = query[:, start:stop], kv[self.layer]
+            if scores.sinks is None and scores.cap is None:
+                options: dict[str, Any] = {"scale": scores.scale, "enable_gqa": query.shape[0] != key.shape[0]}
+                attention = torch.nn.functional.scaled_dot_product_attention
+                outputs.append(
+                    attention(one[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, **options)[0]
+                )
+            else:
+                assert mask is not None
+                grouped = one.reshape(key.shape[0], -1, tokens, one.shape[2])  # [kv_heads, group, tokens, head_dim]
+                bias = torch.zeros(mask.shape, dtype=one.dtype, device=one.device).masked_fill_(~mask, -torch.inf)
+                bias = bias.repeat(grouped.shape[1], 1)[None, None]
+                out, lse = partial_attention(grouped.flatten(1, 2)[None], k[None], v[None], bias, scores)
+                drained = scores.drained(out.view(grouped.shape), lse.view(grouped.shape[:3]))
+                outputs.append(drained.reshape(one.shape))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
 
@@ -383,7 +425,8 @@ class RowPlan(Plan):
         starts, ends = batch.lengths[rows], np.cumsum(counts)
         place = np.arange(ends[-1]) - np.repeat(ends - counts, counts)  # of each token among its row's new ones
         position = np.repeat(starts, counts) + place  # and among its row's private ones
-        self.absolute = position + np.repeat(batch.bases[rows], counts)
+        self._base_of_token = np.repeat(batch.bases[rows], counts)  # tokens of the prompt before it
+        self.absolute = position + self._base_of_token
         self._batch, self._count, self._past = batch, len(rows), int(starts.sum())
         self._most = int(counts.max())
         # The packed tokens that continue each prompt: the first one, and the one after the last.
@@ -392,7 +435,7 @@ class RowPlan(Plan):
         # Blocks of neighbouring rows, and the keys that their longest row sees. A GPU runs them as one.
         seen = np.ones(len(batch), dtype=np.int64)
         seen[rows] = starts + counts
-        keys = int(seen.max())
+        keys = self._keys = int(seen.max())
         self._blocks = [(0, len(batch), keys)]
         if device.type == "cpu":
             self._blocks = []
@@ -405,6 +448,7 @@ class RowPlan(Plan):
         self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
         self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
         self._bias: Tensor | None = None
+        self._windowed: dict[int, Tensor] = {}  # the bias of layers with a window
         if self._step is None:
             self._row = torch.from_numpy(np.repeat(rows, counts)).to(device)
             self._position = torch.from_numpy(position).to(device)
@@ -422,9 +466,16 @@ class RowPlan(Plan):
         shared = sum((stop - start) * len(prompt) for prompt, start, stop in self._spans)
         private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
         read = sum({id(prompt.kv): len(prompt) for prompt, _, _ in self._spans}.values()) + self._past
-        return PackedRows(self._count, int(self.absolute.sum()) + len(self.absolute), shared + private, read)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        def windowed(window: int) -> tuple[int, int]:
+            first = np.maximum(self.absolute - window + 1, 0)
+            within = sum((b - a) * max(len(prompt) - int(first[a:b].min()), 0) for prompt, a, b in self._spans)
+            return int(np.minimum(self.absolute + 1, window).sum()), within + private
+
+        causal = int(self.absolute.sum()) + len(self.absolute)
+        return PackedRows(self._count, causal, shared + private, read, windowed)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each token against its problem's prompt and its row's own tokens up to itself."""
         keys, values = self._batch.kv[self.layer]  # [rows, kv_heads, capacity, head_dim]
         if self._step is not None:
@@ -434,30 +485,55 @@ class RowPlan(Plan):
             values[self._row, :, self._position] = value.transpose(0, 1)
         heads, tokens, width = query.shape
         grouped = query.view(key.shape[0], heads // key.shape[0], tokens, width)  # [kv_heads, group, tokens, head_dim]
-        out, lse = self._private(grouped, keys, values, scale)
+        # The first position that each token sees; ``None`` where all of them see everything.
+        first = None if scores.window is None else self.absolute - scores.window + 1
+        if first is not None and int(first.max()) <= 0:
+            first = None
+        out, lse = self._private(grouped, keys, values, scores, first)
 
         # All queries of a problem against its prompt: one product for each kv head.
         outputs, sums = [], []
         for prompt, start, stop in self._spans:
             part = grouped[:, :, start:stop]
-            if prompt.kv is None:
-                shared, shared_lse = torch.zeros_like(part), torch.full(part.shape[:3], -torch.inf, device=part.device)
-            else:
-                k, v = prompt.kv[self.layer]
-                shared, shared_lse = partial_attention(part.flatten(1, 2)[None], k[None], v[None], None, scale)
-            outputs.append(shared.view(part.shape))
-            sums.append(shared_lse.view(part.shape[:3]))
+            shared, shared_lse = self._shared(part, prompt, scores, None if first is None else first[start:stop])
+            outputs.append(shared)
+            sums.append(shared_lse)
         shared, shared_lse = (
             (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
         )
         # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
         share = torch.sigmoid(shared_lse - lse).to(out.dtype)[..., None]
-        return torch.lerp(out, shared, share).reshape(heads, tokens, width)
+        joined = torch.lerp(out, shared, share)
+        if scores.sinks is not None:
+            joined = scores.drained(joined, torch.logaddexp(shared_lse, lse))
+        return joined.reshape(heads, tokens, width)
 
-    def _private(self, query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def _shared(
+        self, query: Tensor, prompt: Piece, scores: Scores, first: NDArray[np.int64] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Some tokens against their prompt from `first` on: outputs, as `query`, and log-sum-exps of its first axes."""
+        lowest = 0 if first is None else max(int(first.min()), 0)
+        if prompt.kv is None or lowest >= len(prompt):
+            return torch.zeros_like(query), torch.full(query.shape[:3], -torch.inf, device=query.device)
+        k, v = prompt.kv[self.layer, :, :, lowest:]
+        bias, blind = None, None
+        if first is not None and int(first.max()) > lowest:
+            begins = torch.from_numpy(first).to(query.device)
+            hidden = torch.arange(lowest, len(prompt), device=query.device) < begins[:, None]
+            blind = begins >= len(prompt)  # these see nothing here; an attention without a key has no value
+            dtype = query.dtype if query.device.type == "cpu" else torch.float32
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
+            bias = bias.masked_fill_(hidden & ~blind[:, None], -torch.inf).repeat(query.shape[1], 1)[None, None]
+        out, lse = partial_attention(query.flatten(1, 2)[None], k[None], v[None], bias, scores)
+        out, lse = out.view(query.shape), lse.view(query.shape[:3])
+        return out, lse if blind is None else lse.masked_fill(blind, -torch.inf)
+
+    def _private(
+        self, query: Tensor, keys: Tensor, values: Tensor, scores: Scores, first: NDArray[np.int64] | None
+    ) -> tuple[Tensor, Tensor]:
         """Each row against its own tokens: outputs, as `query`, and log-sum-exps `[kv_heads, group, tokens]`."""
         by_token = query.permute(2, 0, 1, 3)  # [tokens, kv_heads, group, head_dim]
-        bias, group = self._bias, query.shape[1]
+        bias, group = self._bias if first is None else self._window_bias(first, scores.window or 0), query.shape[1]
         if self._one_each:
             queries = by_token  # tokens are rows
         else:
@@ -471,7 +547,7 @@ class RowPlan(Plan):
                 keys[start:stop, :, :seen],
                 values[start:stop, :, :seen],
                 None if bias is None else bias[start:stop, :, :, :seen],
-                scale,
+                scores,
             )
             for start, stop, seen in self._blocks
         ]
@@ -480,3 +556,19 @@ class RowPlan(Plan):
             out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
             out, lse = out[self._row, :, :, self._place], lse[self._row, :, :, self._place]
         return out.permute(1, 2, 0, 3), lse.permute(1, 2, 0)
+
+    def _window_bias(self, first: NDArray[np.int64], window: int) -> Tensor:
+        """-inf where a key comes after the query or before its window, `[rows, 1, queries, keys]`."""
+        if window not in self._windowed:
+            device = self._batch.kv.device
+            begins = torch.zeros(len(self._batch), self._most, dtype=torch.long, device=device)
+            own = torch.from_numpy(first - self._base_of_token).to(device)
+            if self._one_each:
+                begins[:, 0] = own
+            else:
+                begins[self._row, self._place] = own
+            hidden = torch.arange(self._keys, device=device) < begins[..., None]
+            dtype = self._batch.kv.dtype if device.type == "cpu" else torch.float32
+            bias = torch.zeros(hidden.shape, dtype=dtype, device=device)[:, None] if self._bias is None else self._bias
+            self._windowed[window] = bias.masked_fill(hidden[:, None], -torch.inf)
+        return self._windowed[window]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from inferscale._compat import cache_argument
+from inferscale.flops.calibration import unwatched
 
 FAILURES = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
 """What a forward raises that a model cannot do."""
@@ -141,6 +142,17 @@ def ranges(config: Any, names: re.Pattern[str] = _RANGE) -> tuple[int, ...]:
     return tuple(sorted(found | (set() if rope is None else {rope[1]})))
 
 
+def used_ranges(config: Any) -> tuple[int, ...]:
+    """The `ranges` without those windows of a configuration that none of its layers uses."""
+    text = text_config(config)
+    kinds = getattr(text, "layer_types", None)
+    slides = kinds is None or any("sliding" in str(kind) or "chunked" in str(kind) for kind in kinds)
+    if slides and getattr(text, "use_sliding_window", True):
+        return ranges(config)
+    unused = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
+    return tuple(r for r in ranges(config) if r not in unused)
+
+
 def text_config(config: Any) -> Any:
     """The part of a configuration that describes the language model."""
     try:
@@ -190,7 +202,7 @@ def plain_way(model: Any, beyond: int = 0) -> Way:
     way = None if kind is None else _known.get((*kind, beyond))
     if way is None:
         with torch.inference_mode(), perturbed(model):
-            way = _find_way(model, beyond)
+            way = unwatched(lambda: _find_way(model, beyond))
         if kind is not None:
             _known[(*kind, beyond)] = way
     return way

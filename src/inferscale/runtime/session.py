@@ -21,16 +21,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inferscale._compat import cache_argument
+from inferscale.flops.calibration import unwatched
 
 from .kv import Buffers, Piece, Plan, PromptPlan, RowBatch, RowPlan, UnsupportedModelError, attending
 from .loading import evaluating
-from .plain import FAILURES, difference, perturbed, ranges, text_config, whole_logits
+from .plain import (
+    FAILURES,
+    changing_rope,
+    difference,
+    kind_of,
+    perturbed,
+    text_config,
+    used_ranges,
+    whole_logits,
+)
 
 T = TypeVar("T")
 
 _PREFILL_TOKENS = 8192  # packed prompt tokens in one forward
 _LEAST_COMMON = 32  # tokens of a common beginning that are read apart
 
+_covered: dict[tuple[Any, int], bool] = {}  # by the kind of the model and the range that is passed
 _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 
 
@@ -58,8 +69,32 @@ class Session:
         # The configurations that the model's parts look their attention up in.
         configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
         self._configs = [config for config in configs.values() if hasattr(config, "_attn_implementation")]
+        self._ranges = used_ranges(model.config)
         self._lock = _locks.setdefault(model, threading.RLock())
         self._like: Tensor | None = None
+
+    def covers(self, length: int) -> bool:
+        """True if sequences of this length are computed as the model computes them.
+
+        Windows, chunks, selections of keys and changing rotary embeddings show only in sequences that pass them: then a
+        check is made with such, once for each kind of model.
+        """
+        passed = max((r for r in self._ranges if r < length), default=0)
+        if not passed:
+            return True
+        kind = (kind_of(self.model) or (id(self),), passed)
+        if kind not in _covered:
+            tokens, rope = self.tokens, changing_rope(self.model.config)
+            try:
+                if rope is not None and rope[1] <= passed:
+                    raise UnsupportedModelError("the angles of a row depend on its length")
+                with self._lock, evaluating(self.model), torch.inference_mode(), perturbed(self.model):
+                    unwatched(lambda: check_session(self, passed))
+                _covered[kind] = True
+            except UnsupportedModelError:
+                _covered[kind] = False
+            self.tokens = tokens
+        return _covered[kind]
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Piece]:
         """The prompts with their keys and values; they are packed, and what they all begin with is read once."""
@@ -159,20 +194,6 @@ class Session:
         return logits if index is None else logits[index]
 
 
-def length_bound(config: Any) -> int | None:
-    """The longest sequence for which every layer sees every earlier token in one and the same way.
-
-    Windows, chunks, selections of keys, and rotary embeddings that change with the length are left to the model's own
-    forward beyond it; ``None`` if there is no bound.
-    """
-    text = text_config(config)
-    kinds = getattr(text, "layer_types", None)
-    slides = kinds is None or any("sliding" in str(kind) or "chunked" in str(kind) for kind in kinds)
-    slides = slides and getattr(text, "use_sliding_window", True)
-    windows = {getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")}
-    return min((r for r in ranges(config) if slides or r not in windows), default=None)
-
-
 def checked_session(model: Any) -> Session | None:
     """A session that computes what the model computes; ``None``, with a warning, if this model cannot be run so."""
     try:
@@ -189,31 +210,35 @@ def checked_session(model: Any) -> Session | None:
     return session
 
 
-def check_session(session: Session) -> None:
+def check_session(session: Session, beyond: int = 0) -> None:
     """Compares the logits of a short forked, ragged run with plain forwards.
 
     Logits are compared, not tokens: with a corrupted key the likeliest token can be the same every time.
+
+    Args:
+        session: Runs the model.
+        beyond: A length that prompts, and rows of their own, pass: a window, or another of the model's `ranges`.
 
     Raises:
         UnsupportedModelError: If they differ, or the model cannot be run in this way.
     """
     model = session.model
     size = model.get_input_embeddings().weight.shape[0]
-    ids = [(7919 * (i + 1)) % size for i in range(12)]
+    ids = [(7919 * (i + 1)) % size for i in range(beyond + 12)]
     try:
         # Two prompts, a ragged extension, a fork with a prune, a step of all rows and one of some.
-        batch = session.open(session.prefill([ids[:5], ids[3:5]]), 2)
-        session.extend(batch, [ids[5:8], ids[5:6]])
+        batch = session.open(session.prefill([ids[: beyond + 5], ids[3:5]]), 2)
+        session.extend(batch, [ids[-7:-4], ids[5 : beyond + 6]])
         batch = batch.select([0, 0, 1])
-        rows = [ids[:8], ids[:8], ids[3:6]]
+        rows = [ids[:-4], ids[:-4], ids[3 : beyond + 6]]
         for live in ([0, 1, 2], [1, 2]):
             for row in live:
-                rows[row] = [*rows[row], ids[8 + row]]
+                rows[row] = [*rows[row], ids[row - 4]]
             logits = session.step(batch, live, torch.tensor([rows[row][-1] for row in live], device=model.device))
         plain = [whole_logits(model, rows[row]) for row in live]
     except FAILURES as error:
         raise UnsupportedModelError(f"a probe failed: {type(error).__name__}: {error}") from error
-    worst = difference(logits, torch.stack(plain), model.dtype)
+    worst = max(difference(found, expected, model.dtype) for found, expected in zip(logits, plain, strict=True))
     if worst > 1:
         raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} times what rounding may do")
 
