@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, Self, get_args
 
 from .cost import Cost
 from .flow import Flow, GenerateRequest
 from .functional import Reduction, reduce_steps
 from .thinking import Thinking
-from .tree import Judge, Node, Step, Trajectory
+from .tree import FinishReason, Judge, Node, Step, Trajectory
 
 
 class Generator(ABC):
@@ -37,6 +39,13 @@ class Generator(ABC):
         ``branch_key(request.node.key, request.first + i)``; then results do not depend on the batch.
         """
 
+    def open(self) -> Sampling:
+        """Return a session that requests join while others are sampled; by default `generate` answers it in rounds.
+
+        It is used in one thread, and must give each request the steps that `generate` gives.
+        """
+        return Rounds(self)
+
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
         """Return the most tokens that one sample of `request` can have; ``None`` if there is no bound.
 
@@ -47,6 +56,109 @@ class Generator(ABC):
 
     def release(self, root: Node) -> None:
         """Forget what was cached for the search of ``root.problem``, which has ended."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ticket:
+    """One request that a `Sampling` was given; another one for the same request is another ticket.
+
+    Attributes:
+        request: The request.
+    """
+
+    request: GenerateRequest
+
+
+class Sampling(ABC):
+    """A session of a generator: samples are handed over as they end, and requests join while others are sampled.
+
+    ::
+
+        with generator.open() as sampling:
+            ticket = sampling.submit(GenerateRequest(node, n=4))
+            for ticket, index, step in sampling.collect():
+                print(ticket.request.node, index, step.text)
+
+    Closing it, as leaving the ``with`` statement does, drops what has not ended.
+
+    Attributes:
+        on_tokens: Called with the number of tokens just drawn, while `collect` waits for a sample to end. A session
+            need not call it.
+    """
+
+    on_tokens: Callable[[int], object] | None = None
+
+    def __enter__(self) -> Self:
+        """The session."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes it."""
+        self.close()
+
+    @abstractmethod
+    def submit(self, request: GenerateRequest) -> Ticket:
+        """Take a request, all of whose samples `collect` will hand over.
+
+        Raises:
+            ValueError: If it cannot be answered, such as one whose prompt is too long; nothing of it is taken then.
+        """
+
+    @abstractmethod
+    def collect(self) -> list[tuple[Ticket, int, Step]]:
+        """Sample until at least one sample has ended, and hand over those that have since the last call.
+
+        Returns:
+            For each its ticket, its place among the ``request.n`` samples of that, and its step; ``[]`` only if every
+            sample has been handed over. After an error all that was not handed over is still to come.
+        """
+
+    @abstractmethod
+    def cancel(self, ticket: Ticket) -> None:
+        """End the samples of a request: `collect` hands over what was drawn of them, marked ``"budget"``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drop everything; the session must not be used again."""
+
+
+class Rounds(Sampling):
+    """The session of a generator that has none: one ``generate`` for all that was submitted since the last one."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._waiting: list[Ticket] = []
+        self._ended: list[tuple[Ticket, int, Step]] = []
+
+    def submit(self, request: GenerateRequest) -> Ticket:
+        """Take a request for the next round."""
+        self._waiting.append(Ticket(request))
+        return self._waiting[-1]
+
+    def collect(self) -> list[tuple[Ticket, int, Step]]:
+        """Answer all requests that wait, in one call."""
+        if self._waiting:
+            requests = [ticket.request for ticket in self._waiting]
+            answers = self._generator.generate(requests)
+            check_steps(requests, answers, type(self._generator).__name__)
+            for ticket, steps in zip(self._waiting, answers, strict=True):
+                self._ended += [(ticket, index, step) for index, step in enumerate(steps)]
+            self._waiting = []
+        ended, self._ended = self._ended, []
+        return ended
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Take a request out of the next round."""
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+            unbegun = Step("", finish_reason="budget")
+            self._ended += [(ticket, index, unbegun) for index in range(ticket.request.n)]
+
+    def close(self) -> None:
+        """Drop what waits."""
+        self._waiting, self._ended = [], []
 
 
 class ContextLengthError(ValueError):
@@ -159,3 +271,36 @@ def check_scores(
         if reward_model is None and part.needs_scores:
             does = "scores its nodes" if isinstance(part, SearchStrategy) else "reads scores"
             raise ValueError(f"{part!r} {does}: {advice}")
+
+
+def check_steps(requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]], name: str) -> None:
+    """Raise an error if `answers` are not what the generator called `name` must return for `requests`.
+
+    Raises:
+        TypeError: If they are not lists of steps.
+        ValueError: If their number or a ``finish_reason`` is wrong.
+    """
+    if not isinstance(answers, Sequence) or not all(isinstance(steps, Sequence) for steps in answers):
+        raise TypeError(f"{name}.generate() must return a list of steps for each request, not {answers!r:.100}")
+    if len(answers) != len(requests):
+        raise ValueError(
+            f"{name}.generate() answered {len(answers)} of {len(requests)} requests: answer each, in order"
+        )
+    for request, steps in zip(requests, answers, strict=True):
+        if len(steps) != request.n:
+            raise ValueError(f"{name}.generate() returned {len(steps)} steps where {request.n} were asked for")
+        for step in steps:
+            if not isinstance(step, Step):
+                raise TypeError(f"{name}.generate() must return Step objects, not {type(step).__name__} {step!r:.80}")
+            if not isinstance(step.text, str):
+                raise TypeError(f"{name}.generate() returned a step whose text is {step.text!r:.80}, and no string")
+            if step.finish_reason not in get_args(FinishReason):
+                raise ValueError(
+                    f"{name}.generate() returned a step with finish_reason={step.finish_reason!r}: "
+                    f"choose one of {', '.join(map(repr, get_args(FinishReason)))}"
+                )
+            if request.until == "end" and step.finish_reason == "step":
+                raise ValueError(
+                    f'{name}.generate() ended a completion (until="end") with finish_reason="step", as if it could go '
+                    'on: give "eos" or "length"'
+                )

@@ -7,20 +7,18 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any, get_args
+from typing import Any
 
-from inferscale.base import Generator, ProcessRewardModel, RewardModel
+from inferscale.base import Generator, ProcessRewardModel, RewardModel, Ticket, check_steps
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
-from inferscale.tree import FinishReason, Node, Step
+from inferscale.tree import Node, Step
 
 from .journal import Samples, Scores
 from .search import Search
-
-_REASONS = get_args(FinishReason)
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class ModelCalls:
         started = time.perf_counter()
         answers = self.generator.generate(requests)
         seconds = (time.perf_counter() - started) / sum(request.n for request in requests)
-        _check_steps(requests, answers, type(self.generator).__name__)
+        check_steps(requests, answers, type(self.generator).__name__)
         rest = iter(answers)
         return [
             Samples([list(steps) for steps in islice(rest, len(batch))], seconds * sum(r.n for r in batch))
@@ -95,33 +93,6 @@ class ModelCalls:
         return answers
 
 
-def _check_steps(requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]], name: str) -> None:
-    if not isinstance(answers, Sequence) or not all(isinstance(steps, Sequence) for steps in answers):
-        raise TypeError(f"{name}.generate() must return a list of steps for each request, not {answers!r:.100}")
-    if len(answers) != len(requests):
-        raise ValueError(
-            f"{name}.generate() answered {len(answers)} of {len(requests)} requests: answer each, in order"
-        )
-    for request, steps in zip(requests, answers, strict=True):
-        if len(steps) != request.n:
-            raise ValueError(f"{name}.generate() returned {len(steps)} steps where {request.n} were asked for")
-        for step in steps:
-            if not isinstance(step, Step):
-                raise TypeError(f"{name}.generate() must return Step objects, not {type(step).__name__} {step!r:.80}")
-            if not isinstance(step.text, str):
-                raise TypeError(f"{name}.generate() returned a step whose text is {step.text!r:.80}, and no string")
-            if step.finish_reason not in _REASONS:
-                raise ValueError(
-                    f"{name}.generate() returned a step with finish_reason={step.finish_reason!r}: "
-                    f"choose one of {', '.join(map(repr, _REASONS))}"
-                )
-            if request.until == "end" and step.finish_reason == "step":
-                raise ValueError(
-                    f'{name}.generate() ended a completion (until="end") with finish_reason="step", as if it could go '
-                    'on: give "eos" or "length"'
-                )
-
-
 def _check_count(values: Sequence[object], nodes: Sequence[Node], name: str, what: str = "scores") -> None:
     try:
         count = len(values)
@@ -141,33 +112,115 @@ def _checked_score(value: object, node: Node, name: str) -> float:
     return number
 
 
+@dataclass
+class Asked:
+    """The requests of one search that are being answered.
+
+    Attributes:
+        requests: The requests.
+        num_open: Number of samples that have not ended.
+        steps: Of each sample its step, once it has ended.
+        seconds: The search's share of the time until now.
+        tickets: Of the requests that were submitted.
+    """
+
+    requests: Sequence[GenerateRequest]
+    num_open: int
+    steps: dict[tuple[Ticket, int], Step] = field(default_factory=dict)
+    seconds: float = 0.0
+    tickets: list[Ticket] = field(default_factory=list)
+
+
 class WaveScheduler:
-    """Resumes all searches together, so that each call of a model is as large as can be."""
+    """Resumes each search as soon as its own answers are there; all of them share the generator's session.
+
+    A generator that knows no other way answers in rounds, and then all searches are resumed together. Scores are asked
+    for in batches: when at least half as many nodes wait for one as samples are still being drawn. All of it is decided
+    by counts and never by a clock, so that the same call makes the same batches again.
+    """
 
     def __init__(self, calls: ModelCalls) -> None:
         self._calls = calls
+        self._sampling = calls.generator.open()
+        self._asked: dict[Search, Asked] = {}
+        self._owners: dict[Ticket, Search] = {}
 
     def advance(self, active: Collection[Search]) -> None:
-        """Answer what the searches ask for: first all samples, then all scores; no call is made for nothing.
+        """Submit what idle searches ask for, wait for samples to end, and have nodes scored that wait.
 
         Each search is asked once for each, so none can have two turns while another waits.
         """
-        asking = [(search, batch) for search in active if (batch := search.next_samples(self._calls.generator))]
-        if asking:
-            answers = self._calls.generate([batch for _, batch in asking])
-            for (search, batch), samples in zip(asking, answers, strict=True):
-                search.take_samples(batch, samples)
+        for search in active:
+            if search not in self._asked and (requests := search.next_samples(self._calls.generator)):
+                self._submit(search, requests)
+        if self._asked:
+            self._collect()
         unscored = [(search, nodes) for search in active if (nodes := search.next_nodes())]
-        if unscored:
+        waiting, drawn = sum(len(nodes) for _, nodes in unscored), sum(asked.num_open for asked in self._asked.values())
+        if unscored and (2 * waiting >= drawn or any(search.stopped_by for search, _ in unscored)):
             judged = self._calls.score([nodes for _, nodes in unscored])
             for (search, nodes), scores in zip(unscored, judged, strict=True):
                 search.take_scores(nodes, scores)
 
+    def _submit(self, search: Search, requests: Sequence[GenerateRequest]) -> None:
+        started = time.perf_counter()
+        asked = self._asked[search] = Asked(requests, sum(request.n for request in requests))
+        try:
+            for request in requests:
+                asked.tickets.append(ticket := self._sampling.submit(request))
+                self._owners[ticket] = search
+        except BaseException:
+            self.cancel(search)
+            raise
+        asked.seconds = time.perf_counter() - started
+
+    def _collect(self) -> None:
+        """Wait until samples have ended; searches that have all of theirs go on."""
+        started, num_open = time.perf_counter(), sum(asked.num_open for asked in self._asked.values())
+        ended = self._sampling.collect()
+        seconds = (time.perf_counter() - started) / num_open
+        for asked in self._asked.values():  # time is divided by the samples that were waited for
+            asked.seconds += seconds * asked.num_open
+        if not ended:
+            name = type(self._calls.generator).__name__
+            raise RuntimeError(f"{name}.open(): collect() returned no sample, though {num_open} have not ended")
+        for ticket, index, step in ended:
+            if ticket in self._owners:  # else its search was cancelled
+                asked = self._asked[self._owners[ticket]]
+                asked.steps[ticket, index] = step
+                asked.num_open -= 1
+        for search in [search for search, asked in self._asked.items() if not asked.num_open]:
+            self._take(search)
+
+    def _take(self, search: Search) -> None:
+        """Give a search its answer, which is complete."""
+        asked = self._forget(search)
+        steps = [
+            [asked.steps[ticket, index] for index in range(request.n) if (ticket, index) in asked.steps]
+            for ticket, request in zip(asked.tickets, asked.requests, strict=True)
+        ]
+        check_steps(asked.requests, steps, type(self._calls.generator).__name__)
+        search.take_samples(asked.requests, Samples(steps, asked.seconds))
+
+    def _forget(self, search: Search) -> Asked:
+        asked = self._asked.pop(search)
+        for ticket in asked.tickets:
+            del self._owners[ticket]
+        return asked
+
     def cancel(self, search: Search) -> None:
-        """Nothing is under way between waves."""
+        """Forget what `search` waits for: its samples end with what was drawn of them."""
+        if search in self._asked:
+            for ticket in self._forget(search).tickets:
+                self._sampling.cancel(ticket)
 
     def close(self, patient: bool) -> None:
-        """Nothing is under way between waves."""
+        """Drop what is under way; a `patient` caller has the answers kept that are complete."""
+        self._sampling.close()
+        for search in [search for search, asked in self._asked.items() if not asked.num_open]:
+            search.on_step = None  # it may be what has failed
+            if patient:
+                self._take(search)
 
 
 MAX_CALLS = 64

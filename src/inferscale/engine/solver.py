@@ -72,10 +72,10 @@ class Solver:
             tell, a text shows its own; ``False`` says that there are no thoughts.
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
-        schedule: ``"wave"`` resumes all searches together, with one generate and one score call for all of them:
-            the largest batches, for models in process. ``"stream"`` resumes each search as soon as its own answers
-            are there, with a call for each in a thread (64 at most): no search waits for a slower one, for models on
-            a server. Trees, scores and costs are the same in both, but for seconds.
+        schedule: ``"wave"`` has all searches share one session of the generator, `Generator.open`: the largest
+            batches, for models in process. A search goes on as soon as its own samples are there; those of a generator
+            that answers in rounds go on together. ``"stream"`` makes a call for each search in a thread (64 at most),
+            for models on a server. Trees, scores and costs are the same in both, but for seconds.
         batch_size: Problems searched at the same time; by default all of them, and 64 of a stream of unknown length.
 
     Raises:

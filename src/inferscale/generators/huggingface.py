@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from inferscale.base import Generator
+from inferscale.base import Generator, Sampling
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.decoding import ModelRunner
@@ -279,6 +279,14 @@ class HFGenerator(Generator):
             FloatingPointError: If the model's logits hold NaN or infinity.
         """
         return self._runner.generate(requests)
+
+    def open(self) -> Sampling:
+        """A session that hands branches over as they end, and gives their rows to requests that came meanwhile.
+
+        One whose `generate` was replaced, by a subclass for instance, is served by that, in rounds.
+        """
+        own = getattr(self.generate, "__func__", None) is HFGenerator.generate
+        return self._runner.open() if own else super().open()
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""

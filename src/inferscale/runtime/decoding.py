@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inferscale._compat import evaluating
+from inferscale.base import Sampling, Ticket
 from inferscale.flops import report_tokens
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step
@@ -72,6 +73,10 @@ class Decoder(ABC):
     refills: bool = False
     follows_branches: bool = True
 
+    def another(self) -> Decoder:
+        """A decoder without rows on the same model and cache, so that several batches can be under way; or this one."""
+        return self
+
     @abstractmethod
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits `[branches, vocabulary]` of the first token of each branch."""
@@ -82,7 +87,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but these; their branches have ended."""
+        """Drops all rows but these; their branches have ended. There may be none."""
 
     def make_room(self) -> None:
         """Memory ran out: lets go of everything that can be computed again."""
@@ -90,6 +95,9 @@ class Decoder(ABC):
     def release(self, root: int) -> None:
         """The tree with this root key will not grow any more."""
 
+
+_PATIENCE = 16
+"""Looks after which branches that wait join, however few they are: a copy of the rows then costs little beside them."""
 
 # State of a row: the key of its random stream, the tokens drawn (those included that its branch was not told of
 # yet), the counts at which a length ends a step and the path, and whether it takes likeliest tokens or has ended.
@@ -168,114 +176,212 @@ class TokenBuffer:
             branch.take([int(i) for i in ids], logprobs, confidences)
         self.rows["due"][row], self.rows["ended"][row] = branch.due, branch.finish is not None
 
-    def end_overdue(self) -> None:
-        """Ends the rows whose requests are over, with every token that was drawn for them."""
+    def end_overdue(self) -> bool:
+        """Ends the rows whose requests are over, with every token that was drawn for them; True if there are any."""
         over = {id(request) for request in self._requests if request.is_over}
-        for row, branch in enumerate(self.branches if over else ()):
-            if id(branch.request) in over and branch.finish is None:
+        if over:
+            self.end({id(branch) for branch in self.branches if id(branch.request) in over})
+        return bool(over)
+
+    def end(self, branches: Container[int]) -> None:
+        """Ends the rows of branches, given by `id`, with every token that was drawn for them."""
+        for row, branch in enumerate(self.branches):
+            if id(branch) in branches and branch.finish is None:
                 self._tell(row, everything=True)
                 branch.finish = branch.finish or "budget"
                 self.rows["ended"][row] = True
 
 
-def sample_branches(
-    branches: Sequence[Branch],
-    rows: int,
-    decoder: Decoder,
-    sampler: TokenSampler,
-    stats: GeneratorStats,
-    check_every: int,
-    processing: LogitsProcessing | None = None,
-) -> None:
-    """Samples all of `branches` that have not ended to their ends; can be called again when it was interrupted.
+class Rows:
+    """Branches of one decoder: those that decode together, and those that wait for a place.
 
     A branch whose request is over ends at the next look with what it has (``"budget"``), or is not begun.
 
-    Args:
-        branches: Those of a problem, and of a node, stand together.
-        rows: Most branches that decode at a time. When half of them have ended others take their places, if the
-            decoder can do that, or else when all have ended.
-        decoder: Gives logits.
-        sampler: Draws tokens.
-        stats: Counts tokens.
-        check_every: Tokens drawn between two looks at which branches have ended. A look waits for the device; what was
-            drawn beyond an end is wasted.
-        processing: What changes the logits before a token is drawn.
-
-    Raises:
-        FloatingPointError: If the logits hold NaN or infinity.
-        ValueError: If logits processors leave a branch without a token.
+    Attributes:
+        on_tokens: Called with the number of tokens just drawn.
     """
-    processed = None if processing is None else processing.rows()
-    waiting = deque(branch for branch in branches if branch.finish is None)
-    for branch in waiting:
-        branch.restart()
-    buffer = TokenBuffer()
-    logits: Tensor | None = None  # [rows, vocabulary], after the newest token of every row of the buffer
-    try:
-        while waiting or buffer.branches:
-            live = len(buffer.branches)
-            if waiting and (not live or (decoder.refills and 2 * live <= rows)):
-                new = list[Branch]()
-                while waiting and len(new) < rows - live:
-                    branch = waiting.popleft()
-                    if branch.request.is_over:
-                        branch.finish = "budget"
-                    else:
-                        new.append(branch)
-                if new:
-                    first = decoder.start(new)
-                    logits = first if logits is None else torch.cat([logits, first])
-                    buffer.add(new)
-                    if processed is not None:
-                        processed.add(new, home_of(logits))
-                elif not live:
-                    break
-            assert logits is not None
 
-            # Draw some tokens of every row, without a look at them. Token t of a branch takes number t of its stream.
-            looks = decoder.follows_branches or (processed is not None and processed.needs_looks)
-            ahead, home = 1 if looks else buffer.most_ahead(check_every), home_of(logits)
-            places = buffer.rows["count"][:, None] + np.arange(ahead)
-            numbers = torch.from_numpy(uniforms(buffer.rows["key"][:, None], places.astype(np.uint64))).to(home)
-            greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if buffer.rows["greedy"].any() else None
-            draws: list[Draws] = []
-            for place in range(ahead):
-                if draws:
-                    logits = decoder.step(draws[-1].tokens.to(logits.device))
-                plain = logits.to(home)
-                scores = None if processed is None else processed(plain)
-                draws.append(sampler.draw_mixed(plain, numbers[:, place], greedy, scores))
-                if processed is not None:
-                    processed.push(draws[-1].tokens)
+    def __init__(
+        self,
+        decoder: Decoder,
+        sampler: TokenSampler,
+        stats: GeneratorStats,
+        check_every: int,
+        processing: LogitsProcessing | None = None,
+    ) -> None:
+        """Begins without branches.
 
-            # Look at them, in one copy from the device, [3, rows, tokens]: steps end in text, which is the host's.
-            columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
-            drawn: NDArray[np.float64] = torch.stack(columns, dim=2).cpu().numpy()
-            if np.isnan(drawn[1]).any():
-                raise FloatingPointError(
-                    f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"
-                )
-            buffer.record(drawn, tell_all=decoder.follows_branches)
-            buffer.end_overdue()
+        Args:
+            decoder: Gives logits.
+            sampler: Draws tokens.
+            stats: Counts tokens.
+            check_every: Tokens drawn between two looks at which branches have ended. A look waits for the device; what
+                was drawn beyond an end is wasted.
+            processing: What changes the logits before a token is drawn.
+        """
+        self.decoder = decoder
+        self.on_tokens: Callable[[int], object] | None = None
+        self._sampler, self._stats, self._check_every, self._processing = sampler, stats, check_every, processing
+        self._waiting: deque[Branch] = deque()
+        self._ended: list[Branch] = []
+        self._reset()
 
-            # Take the rows of ended branches out, and go on with the others.
-            tokens, ended = draws[-1].tokens.to(logits.device), buffer.rows["ended"]
-            left = np.flatnonzero(~ended)
-            if len(left) < len(ended):
-                kept = sum(len(buffer.branches[row].tokens) for row in np.flatnonzero(ended))
-                stats.decoded_tokens += kept
-                stats.wasted_tokens += int(buffer.rows["count"][ended].sum()) - kept
-                decoder.keep(left.tolist())
-                buffer.keep(left)
-                if processed is not None:
-                    processed.keep(left.tolist())
-                tokens = tokens[torch.from_numpy(left).to(tokens.device)]
-            logits = decoder.step(tokens) if len(left) else None
-    finally:
-        if buffer.branches:  # interrupted
-            stats.wasted_tokens += int(buffer.rows["count"].sum())
-            decoder.keep([])
+    def _reset(self) -> None:
+        self._buffer = TokenBuffer()
+        self._logits: Tensor | None = None  # [rows, vocabulary], after the newest token of every row of the buffer
+        self._processed = None if self._processing is None else self._processing.rows()
+        self._looks = 0  # since rows were filled
+
+    @property
+    def unfinished(self) -> list[Branch]:
+        """The branches that have not ended."""
+        return [branch for branch in (*self._buffer.branches, *self._waiting) if branch.finish is None]
+
+    def __bool__(self) -> bool:
+        """True while there are branches that were not handed over."""
+        return bool(self._waiting or self._buffer.branches or self._ended)
+
+    def submit(self, branches: Sequence[Branch]) -> None:
+        """Puts branches that have no tokens yet behind those that wait, or beside those of their problem and node."""
+        self._waiting = deque(side_by_side([*self._waiting, *branches]))
+
+    def advance(self, size: int) -> list[Branch]:
+        """Samples until at least one branch has ended; those that have, ``[]`` only if there is none left.
+
+        It can be called again after an exception: the tokens of the rows that decoded are then drawn once more.
+
+        Args:
+            size: Most branches that decode at a time. When as many wait as decode, they join, or else after some looks,
+                if the decoder can do that; else when all have ended.
+
+        Raises:
+            FloatingPointError: If the logits hold NaN or infinity.
+            ValueError: If logits processors leave a branch without a token.
+        """
+        try:
+            while not self._ended and (self._waiting or self._buffer.branches):
+                self._fill(size)
+                if self._buffer.branches:
+                    self._draw()
+        except BaseException:
+            self.interrupt()
+            raise
+        ended, self._ended = self._ended, []
+        return ended
+
+    def interrupt(self) -> None:
+        """Takes all rows out, as after an error: their branches begin again, before those that wait."""
+        live, counts = self._buffer.branches, self._buffer.rows["count"]
+        for row in reversed(range(len(live))):
+            self._stats.wasted_tokens += int(counts[row])
+            if live[row].finish is None:
+                live[row].restart()
+                self._waiting.appendleft(live[row])
+            else:
+                self._ended.insert(0, live[row])
+        self._reset()
+        self.decoder.keep([])
+
+    def cancel(self, branches: Sequence[Branch]) -> None:
+        """Ends branches with what was drawn of them; `advance` hands them over."""
+        given = {id(branch) for branch in branches if branch.finish is None}
+        self._ended += unbegun([branch for branch in self._waiting if id(branch) in given])
+        self._waiting = deque(branch for branch in self._waiting if id(branch) not in given)
+        if any(id(branch) in given for branch in self._buffer.branches):
+            self._buffer.end(given)
+            self._take_out()
+
+    def _fill(self, size: int) -> None:
+        """Lets waiting branches join, if it is worth the copy of the rows that decode."""
+        live = len(self._buffer.branches)
+        count = min(len(self._waiting), size - live)
+        if count < 1 or (live and not (self.decoder.refills and (count >= live or self._looks >= _PATIENCE))):
+            return
+        new, over = list[Branch](), list[Branch]()
+        while self._waiting and len(new) < size - live:
+            branch = self._waiting.popleft()
+            (over if branch.request.is_over else new).append(branch)
+        self._ended += unbegun(over)
+        if not new:
+            return
+        try:
+            first = self.decoder.start(new)
+            self._logits = first if self._logits is None else torch.cat([self._logits, first])
+        except BaseException:
+            self._waiting.extendleft(reversed(new))
+            raise
+        self._buffer.add(new)
+        if self._processed is not None:
+            self._processed.add(new, home_of(self._logits))
+        self._looks = 0
+
+    def _draw(self) -> None:
+        """Draws the next tokens of all rows, looks at them, and takes out the branches that have ended."""
+        buffer, processed, logits = self._buffer, self._processed, self._logits
+        assert logits is not None
+
+        # Draw some tokens of every row, without a look at them. Token t of a branch takes number t of its stream.
+        looks = self.decoder.follows_branches or (processed is not None and processed.needs_looks)
+        ahead, home = 1 if looks else buffer.most_ahead(self._check_every), home_of(logits)
+        places = buffer.rows["count"][:, None] + np.arange(ahead)
+        numbers = torch.from_numpy(uniforms(buffer.rows["key"][:, None], places.astype(np.uint64))).to(home)
+        greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if buffer.rows["greedy"].any() else None
+        draws: list[Draws] = []
+        for place in range(ahead):
+            if draws:
+                logits = self.decoder.step(draws[-1].tokens.to(logits.device))
+            plain = logits.to(home)
+            scores = None if processed is None else processed(plain)
+            draws.append(self._sampler.draw_mixed(plain, numbers[:, place], greedy, scores))
+            if processed is not None:
+                processed.push(draws[-1].tokens)
+
+        # Look at them, in one copy from the device, [3, rows, tokens]: steps end in text, which is the host's.
+        columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
+        drawn: NDArray[np.float64] = torch.stack(columns, dim=2).cpu().numpy()
+        if np.isnan(drawn[1]).any():
+            raise FloatingPointError(
+                f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"
+            )
+        buffer.record(drawn, tell_all=self.decoder.follows_branches)
+        if buffer.end_overdue():  # others of their search may wait, and would be asked only when they join
+            self.cancel([branch for branch in self._waiting if branch.request.is_over])
+        self._looks += 1
+        if self.on_tokens is not None:
+            self.on_tokens(drawn.shape[1] * drawn.shape[2])
+
+        # Take the rows of ended branches out, and go on with the others.
+        tokens, self._logits = draws[-1].tokens.to(logits.device), None
+        left = self._take_out()
+        if len(left) < len(tokens):
+            tokens = tokens[torch.from_numpy(left).to(tokens.device)]
+        self._logits = self.decoder.step(tokens) if len(left) else None
+
+    def _take_out(self) -> NDArray[np.int64]:
+        """Takes the rows of ended branches out; the numbers of those that are left."""
+        buffer, ended = self._buffer, self._buffer.rows["ended"]
+        left = np.flatnonzero(~ended)
+        if len(left) == len(ended):
+            return left
+        out = [buffer.branches[row] for row in np.flatnonzero(ended)]
+        kept = sum(len(branch.tokens) for branch in out)
+        self._stats.decoded_tokens += kept
+        self._stats.wasted_tokens += int(buffer.rows["count"][ended].sum()) - kept
+        self.decoder.keep(left.tolist())
+        buffer.keep(left)
+        if self._processed is not None:
+            self._processed.keep(left.tolist())
+        if self._logits is not None:
+            self._logits = self._logits[torch.from_numpy(left).to(self._logits.device)] if len(left) else None
+        self._ended += out
+        return left
+
+
+def unbegun(branches: Sequence[Branch]) -> Sequence[Branch]:
+    """The branches, ended before their first token."""
+    for branch in branches:
+        branch.finish = "budget"
+    return branches
 
 
 def home_of(logits: Tensor) -> torch.device:
@@ -297,6 +403,10 @@ class StatelessDecoder(Decoder):
         self._stats = stats
         self._ranges = used_ranges(model.config)
         self._run: PlainRows | None = None
+
+    def another(self) -> Decoder:
+        """A decoder of the same model."""
+        return type(self)(self._model, self._stats)
 
     def alike(self, branches: Sequence[Branch]) -> list[list[Branch]]:
         """The branches in groups, each of which may run in one batch: of any lengths, or of one."""
@@ -356,6 +466,10 @@ class TreeDecoder(Decoder):
         self._live: list[tuple[Branch, KeyedPath]] = []  # each branch that decodes, and the path to its node
         self._rows = np.zeros(0, dtype=np.int64)  # and its row in the batch
 
+    def another(self) -> Decoder:
+        """A decoder with the same cache."""
+        return type(self)(self.session, self.cache, self._stats)
+
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Logits of the first token of each branch; what is held of their prefixes is not read again."""
         before = self.session.tokens
@@ -395,7 +509,8 @@ class TreeDecoder(Decoder):
     def keep(self, rows: Sequence[int]) -> None:
         """Parks what the branches that end have read, and compacts the batch when half of it is idle."""
         batch = self._batch
-        assert batch is not None
+        if batch is None:  # an error came before there were rows
+            return
         for place in sorted(set(range(len(self._live))) - set(rows)):
             branch, path = self._live[place]
             if branch.finish == "step":  # the node can grow; its last token is read when it does
@@ -503,31 +618,14 @@ class ModelRunner:
             SearchMemoryError: If not even one row fits into memory.
             FloatingPointError: If the model's logits hold NaN or infinity.
         """
-        started = time.perf_counter()
-        groups = [self.branches.open(request) for request in requests]
-        waiting = [branch for group in groups for branch in group if branch.finish is None]
-        with self._lock, evaluating(self.model), torch.inference_mode():
-            for decoder, branches in self._assigned(waiting):
-                self._sample(decoder, branches)
-        steps = [[branch.step(self._charges.sample) for branch in group] for group in groups]
-        report_tokens(self.model, sampled=sum(step.generated_tokens for group in steps for step in group))
-        self.stats.seconds += time.perf_counter() - started
-        return steps
+        with self.open() as sampling:
+            tickets = [sampling.submit(request) for request in requests]
+            steps = {(ticket, index): step for ticket, index, step in sampling.collect_all()}
+        return [[steps[ticket, index] for index in range(ticket.request.n)] for ticket in tickets]
 
-    def _sample(self, decoder: Decoder, branches: Sequence[Branch]) -> None:
-        def run(rows: int) -> None:
-            sample_branches(branches, rows, decoder, self.sampler, self.stats, self._check_every, self.processing)
-
-        def left() -> list[Branch]:
-            return [branch for branch in branches if branch.finish is None]
-
-        def describe(branch: Branch) -> str:
-            return (
-                f"{len(branch.prefix)} tokens read and up to {branch.most_tokens} to sample, {self.model.dtype}; "
-                "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
-            )
-
-        self.rows = run_halving(run, self.rows, left, describe, decoder.make_room)
+    def open(self) -> RunnerSampling:
+        """A session; several can be open, whose rows are apart."""
+        return RunnerSampling(self)
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""
@@ -536,13 +634,126 @@ class ModelRunner:
                 if decoder is not None:
                     decoder.release(root.key)
 
-    def _assigned(self, branches: Sequence[Branch]) -> list[tuple[Decoder, list[Branch]]]:
-        """The decoders, each with branches that it runs together; lengths that are not covered are run plainly."""
-        plain, shared = list(branches), list[Branch]()
-        if self._tree is not None:
-            plain = []
-            for branch in side_by_side(branches):
-                fits = self._tree.session.covers(len(branch.prefix) + branch.most_tokens)
-                (shared if fits else plain).append(branch)
-        groups = self._plain.alike(plain) if isinstance(self._plain, StatelessDecoder) else [plain]
-        return [*([(self._tree, shared)] if self._tree is not None else []), *((self._plain, g) for g in groups)]
+
+class RunnerSampling(Sampling):
+    """A session of a local model: branches are handed over as they end, and others take their rows.
+
+    Nothing is on the model between two calls: its mode, its lock and what the caller has open are those of each call.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner = runner
+        self._tickets: dict[int, tuple[Ticket, Branch]] = {}  # of the branches that were not handed over, by `id`
+        self._ended: list[Branch] = []
+        tree, plain = runner._tree, runner._plain
+        self._shared = None if tree is None else self._rows(tree)
+        self._plain = self._rows(plain)
+        self._new: list[Branch] = []
+        self._apart: list[Branch] = []  # for the plain rows, in which only branches that are alike run together
+
+    def _rows(self, decoder: Decoder) -> Rows:
+        runner = self._runner
+        return Rows(decoder.another(), runner.sampler, runner.stats, runner._check_every, runner.processing)
+
+    def submit(self, request: GenerateRequest) -> Ticket:
+        """Takes a request; its branches join at the next `collect`.
+
+        Raises:
+            ValueError: If the prompt does not fit into the model's context, or the node has no token ids.
+        """
+        ticket = Ticket(request)
+        for branch in self._runner.branches.open(request):
+            self._tickets[id(branch)] = ticket, branch
+            # One that had no room for a token has ended.
+            (self._new if branch.finish is None else self._ended).append(branch)
+        return ticket
+
+    def _assign(self) -> None:
+        """Gives new branches to the shared rows, or sets them apart where the model's lengths are not covered."""
+        tree = self._runner._tree
+        shared, apart = list[Branch](), list[Branch]()
+        for branch in self._new:
+            fits = tree is not None and tree.session.covers(len(branch.prefix) + branch.most_tokens)
+            (shared if fits else apart).append(branch)
+        if self._shared is not None and shared:
+            self._shared.submit(shared)
+        self._apart += apart
+        self._new = []
+
+    def collect(self) -> list[tuple[Ticket, int, Step]]:
+        """Samples until at least one sample has ended; the samples that have.
+
+        Raises:
+            ValueError: If logits processors leave a path without a token.
+            SearchMemoryError: If not even one row fits into memory.
+            FloatingPointError: If the model's logits hold NaN or infinity.
+        """
+        return self._collected(lambda: bool(self._ended))
+
+    def collect_all(self) -> list[tuple[Ticket, int, Step]]:
+        """What `collect` returns until there is no sample left."""
+        return self._collected(lambda: False)
+
+    def _collected(self, enough: Callable[[], bool]) -> list[tuple[Ticket, int, Step]]:
+        runner, started = self._runner, time.perf_counter()
+
+        def run(size: int) -> None:
+            while not enough() and (rows := self._next_rows()):
+                rows.on_tokens = self.on_tokens
+                self._ended += rows.advance(size)
+
+        def left() -> list[Branch]:
+            return [branch for _, branch in self._tickets.values() if branch.finish is None]
+
+        def describe(branch: Branch) -> str:
+            return (
+                f"{len(branch.prefix)} tokens read and up to {branch.most_tokens} to sample, {runner.model.dtype}; "
+                "lower max_new_tokens or max_step_tokens, or load the model in a smaller dtype"
+            )
+
+        def make_room() -> None:
+            for rows in filter(None, (self._shared, self._plain)):
+                rows.interrupt()
+                rows.decoder.make_room()
+
+        with runner._lock, evaluating(runner.model), torch.inference_mode():
+            self._assign()
+            runner.rows = run_halving(run, runner.rows, left, describe, make_room)
+        ended, self._ended = self._ended, []
+        samples = []
+        for branch in ended:
+            ticket, _ = self._tickets.pop(id(branch))
+            samples.append((ticket, branch.index, branch.step(runner._charges.sample)))
+        report_tokens(runner.model, sampled=sum(step.generated_tokens for _, _, step in samples))
+        runner.stats.seconds += time.perf_counter() - started
+        return samples
+
+    def _next_rows(self) -> Rows | None:
+        """The rows that are to go on; ``None`` if no branch is left."""
+        if self._shared:
+            return self._shared
+        if not self._plain and self._apart:
+            alike, decoder = [self._apart], self._plain.decoder
+            if isinstance(decoder, StatelessDecoder):
+                alike = decoder.alike(self._apart)
+            self._plain.submit(alike[0])
+            self._apart = [branch for group in alike[1:] for branch in group]
+        return self._plain or None
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Ends the samples of a request and frees their rows; `collect` hands over what was drawn of them."""
+        branches = [branch for given, branch in self._tickets.values() if given is ticket]
+        given = {id(branch) for branch in branches}
+        self._ended += unbegun([branch for branch in (*self._new, *self._apart) if id(branch) in given])
+        self._new = [branch for branch in self._new if id(branch) not in given]
+        self._apart = [branch for branch in self._apart if id(branch) not in given]
+        with self._runner._lock, torch.inference_mode():
+            for rows in filter(None, (self._shared, self._plain)):
+                rows.cancel(branches)
+
+    def close(self) -> None:
+        """Drops all rows."""
+        self._tickets, self._ended, self._new, self._apart = {}, [], [], []
+        with self._runner._lock, torch.inference_mode():
+            for rows in filter(None, (self._shared, self._plain)):
+                rows.interrupt()

@@ -86,9 +86,8 @@ class Job:
 class Dispatcher:
     """Takes searches, gives each its turn, and hands the results over.
 
-    Searches of any strategy, budget and seed share one generate call and one score call at each wave; in float32 a
-    result does not depend on what is searched beside it. Searches begin in the order in which they came, and each that
-    has begun takes part in every wave.
+    Searches of any strategy, budget and seed share one session of the generator, and are scored together; in float32 a
+    result does not depend on what is searched beside it. Searches begin in the order in which they came.
 
     Whatever a model, a strategy or a vote raises fails the search that is to blame, and no other. An error out of a
     shared call does not say which one that is: then all of them become suspects, which begin again, one at a time and

@@ -1,0 +1,313 @@
+"""Sessions of generators: samples come as they end, requests join meanwhile, and every result is that of `generate`."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from inferscale.base import Generator
+from inferscale.cost import Budget
+from inferscale.engine import Solver, solve_batch
+from inferscale.flow import GenerateRequest
+from inferscale.generators import HFGenerator
+from inferscale.runtime import decoding
+from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, RepeatedSampling
+from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from tests.tiny_models import byte_tokenizer, root, tiny_model
+
+PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
+RAGGED = {"max_step_tokens": 9, "max_new_tokens": 40, "eos_token_id": list(range(2, 30))}
+
+
+def generator(cls=HFGenerator, **options):
+    return cls(tiny_model(), byte_tokenizer(), **{**RAGGED, **options})
+
+
+class InRounds(HFGenerator):
+    """The same model with a `generate` of its own, which alone is called."""
+
+    rounds = 0
+
+    def generate(self, requests):
+        self.rounds += 1
+        return super().generate(requests)
+
+
+def requests_of(prompts=PROMPTS, n=4, **options):
+    return [GenerateRequest(root(prompt), n, **{"until": "end", **options}) for prompt in prompts]
+
+
+def collected(sampling):
+    """All that is still to come, by ticket and index."""
+    steps = {}
+    while ended := sampling.collect():
+        assert not {(ticket, index) for ticket, index, _ in ended} & steps.keys()
+        steps.update({(ticket, index): step for ticket, index, step in ended})
+    return steps
+
+
+def plain(step):
+    """A step without its log-probabilities, whose last digits depend on the batch."""
+    return replace(step, logprob=None, confidence=None)
+
+
+def same(groups):
+    return [[plain(step) for step in steps] for steps in groups]
+
+
+def in_order(tickets, steps):
+    return [[steps.pop((ticket, index)) for index in range(ticket.request.n)] for ticket in tickets]
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": "none"}, {"micro_batch": 3}, {"check_every": 4}], ids=repr)
+@pytest.mark.parametrize("until", ["step", "end"])
+def test_requests_that_join_get_what_generate_gives_them(options, until):
+    requests = requests_of(until=until)
+    expected = generator().generate(requests)
+    with generator(**options).open() as sampling:
+        tickets, steps = [], {}
+        for request in requests:  # each joins when some of the others have ended
+            tickets.append(sampling.submit(request))
+            steps.update({(ticket, index): step for ticket, index, step in sampling.collect()})
+        steps.update(collected(sampling))
+        assert same(in_order(tickets, steps)) == same(expected)
+        assert not steps
+        assert sampling.collect() == []
+
+
+def test_samples_come_as_they_end_and_not_with_the_slowest():
+    gen = generator()
+    seen = []
+    with gen.open() as sampling:
+        sampling.on_tokens = seen.append
+        sampling.submit(requests_of(PROMPTS[:1], 16)[0])
+        rounds = []
+        while ended := sampling.collect():
+            rounds.append((len(seen), [len(step.token_ids) for _, _, step in ended]))
+    assert len(rounds) > 4
+    for looks, lengths in rounds:
+        assert set(lengths) == {looks}, "a sample of so many tokens is there after so many looks"
+    assert sum(seen) == gen.stats.decoded_tokens == sum(sum(lengths) for _, lengths in rounds)
+
+
+def test_those_that_come_late_join_rows_that_decode(monkeypatch):
+    rows = []
+
+    class Counting(decoding.TreeDecoder):
+        def step(self, tokens):
+            rows.append(len(tokens))
+            return super().step(tokens)
+
+    monkeypatch.setattr(decoding, "TreeDecoder", Counting)
+    gen = generator(eos_token_id=300, max_new_tokens=60)
+    with gen.open() as sampling:
+        early = sampling.submit(replace(requests_of(PROMPTS[:1], 2)[0], max_tokens=60))
+        sampling.submit(replace(requests_of(PROMPTS[1:2], 1)[0], max_tokens=2))
+        sampling.collect()  # the short one
+        late = sampling.submit(replace(requests_of(PROMPTS[2:3], 1)[0], max_tokens=5))
+        [(ticket, _, step)] = sampling.collect()
+        assert (ticket, len(step.token_ids)) == (late, 5)
+        assert max(rows[2:]) == 3
+        assert {ticket for ticket, _ in collected(sampling)} == {early}
+
+
+@pytest.mark.parametrize("cache", ["tree", "none"])
+def test_a_cancelled_request_comes_back_with_what_was_drawn_and_the_others_do_not_notice(cache):
+    requests = requests_of(PROMPTS[:3], 3)
+    expected = generator(eos_token_id=300).generate(requests)
+    with generator(eos_token_id=300, cache=cache, micro_batch=6).open() as sampling:
+        tickets = [sampling.submit(request) for request in requests]
+        looks = []
+
+        def look(tokens):
+            looks.append(tokens)
+            if len(looks) == 5:
+                raise KeyboardInterrupt
+
+        sampling.on_tokens = look
+        with pytest.raises(KeyboardInterrupt):
+            sampling.collect()
+        short = sampling.submit(replace(requests[0], max_tokens=2))
+        steps = {}
+        while not any(ticket is short for ticket, _ in steps):
+            steps.update({(ticket, index): step for ticket, index, step in sampling.collect()})
+        sampling.cancel(tickets[1])
+        sampling.cancel(tickets[1])
+        steps.update(collected(sampling))
+        cut = [steps[tickets[1], index] for index in range(3)]
+        for step, whole in zip(cut, expected[1], strict=True):
+            assert plain(step) == plain(whole) or (
+                step.finish_reason == "budget" and step.token_ids == whole.token_ids[: len(step.token_ids)]
+            )
+        assert same(in_order([tickets[0], tickets[2]], steps)) == same([expected[0], expected[2]])
+
+
+def test_cancelling_frees_rows_at_once():
+    gen = generator(eos_token_id=300)
+    with gen.open() as sampling:
+        long = sampling.submit(requests_of(PROMPTS[:1], 3)[0])
+        sampling.submit(replace(requests_of(PROMPTS[1:2], 1)[0], max_tokens=4))
+        sampling.collect()
+        sampling.cancel(long)
+        ended = sampling.collect()
+        assert [(ticket, step.finish_reason, len(step.token_ids)) for ticket, _, step in ended] == [
+            (long, "budget", 4)
+        ] * 3
+        assert sampling.collect() == []
+    assert gen.stats.decoded_tokens == 16
+    assert gen.stats.wasted_tokens == 0
+
+
+def test_several_sessions_of_one_generator_do_not_notice_each_other():
+    gen, requests = generator(), requests_of()
+    expected = generator().generate(requests)
+    with gen.open() as one, gen.open() as other:
+        first = [one.submit(request) for request in requests]
+        steps = {(ticket, index): step for ticket, index, step in one.collect()}
+        second = [other.submit(request) for request in requests]
+        assert same(gen.generate(requests)) == same(expected)
+        assert same(in_order(second, collected(other))) == same(expected)
+        assert same(in_order(first, {**steps, **collected(one)})) == same(expected)
+
+
+@pytest.mark.parametrize("cache", ["tree", "none"])
+def test_memory_that_runs_out_costs_time_and_no_sample(monkeypatch, cache):
+    name = {"tree": "TreeDecoder", "none": "StatelessDecoder"}[cache]
+
+    class Tight(getattr(decoding, name)):
+        def step(self, tokens):
+            if len(tokens) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+            return super().step(tokens)
+
+    requests = requests_of()
+    expected = generator(cache=cache).generate(requests)
+    monkeypatch.setattr(decoding, name, Tight)
+    gen = generator(cache=cache)
+    with gen.open() as sampling:
+        tickets = [sampling.submit(request) for request in requests]
+        steps = collected(sampling)
+        assert sum(len(step.token_ids) for step in steps.values()) == gen.stats.decoded_tokens
+        assert same(in_order(tickets, steps)) == same(expected)
+    assert gen._runner.rows <= 3
+    assert gen.stats.wasted_tokens > 0
+
+
+def test_a_prompt_that_does_not_fit_is_refused_and_the_session_goes_on():
+    gen = HFGenerator(tiny_model(max_position_embeddings=64), byte_tokenizer(), **RAGGED)
+    with gen.open() as sampling:
+        ticket = sampling.submit(requests_of(PROMPTS[:1], 1)[0])
+        with pytest.raises(ValueError, match="the model reads 64"):
+            sampling.submit(requests_of(["a" * 200], 1)[0])
+        assert {given for given, _ in collected(sampling)} == {ticket}
+
+
+def test_one_generate_a_round_serves_a_generator_of_ones_own():
+    class Own(ToyGenerator):
+        sizes = ()
+
+        def generate(self, requests):
+            self.sizes = (*self.sizes, len(requests))
+            return super().generate(requests)
+
+    own, requests = Own(), requests_of(n=2)
+    with own.open() as sampling:
+        tickets = [sampling.submit(request) for request in requests[:3]]
+        sampling.cancel(tickets[1])
+        steps = collected(sampling)
+        tickets.append(sampling.submit(requests[3]))
+        steps.update(collected(sampling))
+    assert own.sizes == (2, 1)
+    found = in_order(tickets, steps)
+    assert [found[0], *found[2:]] == ToyGenerator().generate([requests[0], *requests[2:]])
+    assert {(step.finish_reason, step.text) for step in found[1]} == {("budget", "")}
+
+
+# -- searches --------------------------------------------------------------------------------------------------------
+
+
+def content(result):
+    """All of a result but its seconds and log-probabilities."""
+    steps = [
+        (node.key, node.is_scored and node.score, node.stats, node.step and plain(node.step))
+        for node in result.root.walk()
+    ]
+    return steps, result.answer, result.stopped_by, replace(result.cost, seconds=0)
+
+
+STRATEGIES = [RepeatedSampling(5), BeamSearch(2, 3), REBASE(6), DVTS(2, 2), MCTS(6)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+@pytest.mark.parametrize("budget", [None, Budget(tokens=60), Budget(calls=7)], ids=repr)
+def test_trees_scores_and_bills_are_those_of_rounds(strategy, budget):
+    options = {"reward_model": ToyReward(), "budget": budget}
+    rounds, session = generator(InRounds), generator()
+    expected = solve_batch(PROMPTS, strategy, rounds, **options)
+    assert rounds.rounds > 0
+    found = solve_batch(PROMPTS, strategy, session, **options)
+    assert [content(result) for result in found] == [content(result) for result in expected]
+    assert all(budget is None or budget.tokens is None or result.cost.tokens <= budget.tokens for result in found)
+    assert session.stats.decoded_tokens == rounds.stats.decoded_tokens
+
+
+def test_a_search_is_told_and_recorded_before_the_slowest_has_ended(tmp_path):
+    gen, path = generator(), tmp_path / "journal.jsonl"
+    told = []
+    for result in Solver(RepeatedSampling(1), gen).stream([f"{p}{i}" for p in PROMPTS for i in range(6)], journal=path):
+        recorded = [json.loads(line) for line in path.read_text().splitlines()]
+        told.append((gen.stats.decoded_tokens, sum(row.get("kind") == "steps" for row in recorded)))
+        assert result.cost.tokens <= gen.stats.decoded_tokens
+    assert told == sorted(told)
+    assert told[0][0] < told[-1][0] / 4
+    assert told[0][1] < 12, "the others are still being drawn"
+
+
+def test_scores_come_in_batches_while_others_are_sampled():
+    batches = []
+
+    class Counted(ToyReward):
+        def score(self, nodes):
+            batches.append(len(nodes))
+            return super().score(nodes)
+
+    results = solve_batch(PROMPTS * 3, RepeatedSampling(4), generator(), reward_model=Counted())
+    assert sum(batches) == sum(result.cost.num_scored for result in results) == 48
+    assert 2 <= len(batches) < 12
+    assert [len(result.trajectories) for result in results] == [4] * 12
+
+
+def test_a_search_that_is_cancelled_leaves_the_rows_and_the_others_go_on():
+    expected = solve_batch(PROMPTS[1:], RepeatedSampling(4), generator())
+    with Solver(RepeatedSampling(4), generator()).session() as session:
+        searches = [session.start(prompt) for prompt in PROMPTS]
+        ended = session.advance()
+        session.cancel(searches[0])
+        results = {search: session.finish(search) for search in ended if search is not searches[0]}
+        while session.active:
+            results |= {search: session.finish(search) for search in session.advance()}
+    assert [content(results[search]) for search in searches[1:]] == [content(result) for result in expected]
+
+
+def test_a_session_that_hands_nothing_over_is_told_so():
+    class Silent(ToyGenerator):
+        def open(self):
+            sampling = Generator.open(self)
+            sampling.collect = list
+            return sampling
+
+    with pytest.raises(RuntimeError, match=r"Silent.open\(\): collect\(\) returned no sample, though 4 have not ended"):
+        solve_batch(PROMPTS[:2], RepeatedSampling(2), Silent())
+
+
+def test_an_error_of_the_model_leaves_what_was_answered_before():
+    class Judge(ToyReward):
+        def score(self, nodes):
+            raise RuntimeError("no judge today")
+
+    with pytest.raises(RuntimeError, match="no judge today") as told:
+        solve_batch(PROMPTS, RepeatedSampling(4), generator(), reward_model=Judge())
+    assert sum(result.cost.num_generated for result in told.value.partial) >= 4
+    with pytest.raises(KeyboardInterrupt):
+        solve_batch(PROMPTS, RepeatedSampling(4), BrokenGenerator(die_after=0))
