@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForSequenceClassification
 
 from inferscale import HFGenerator, RepeatedSampling, solve
 from inferscale.flops import FlopCounter, forward_flops
 from inferscale.flops.calibration import closed_form
 from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
+from inferscale.runtime import loading
+from inferscale.runtime.loading import CheckpointError
 from tests.reward_checkpoints import solution
 from tests.tiny_models import byte_tokenizer, grow, root, tiny_model
 
@@ -222,3 +227,47 @@ def test_peft_prompt_tuning_is_refused_and_an_adapter_folder_is_loaded(tmp_path)
     given = HFGenerator(adapted, byte_tokenizer(), max_new_tokens=6, temperature=0.0)
     assert grow(loaded, root("b"))[0].text == grow(given, root("b"))[0].text
     assert loaded.shares_prefixes
+
+
+def adapter_folder(folder: Path, model: Any, base: Path, task: str) -> Any:
+    """An adapter's folder as peft writes it, for the model in `base`; the model with the adapter."""
+    adapted = by_peft(model, ATTENTION, task)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_without_a_tokenizer_has_that_of_its_model_and_a_head_is_not_made_up(tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed: pip install peft")
+    base, policy, judge = tmp_path / "base", tmp_path / "policy", tmp_path / "judge"
+    tiny_model().save_pretrained(base)
+    byte_tokenizer().save_pretrained(base)
+    adapter_folder(policy, tiny_model(), base, "CAUSAL_LM")
+    assert len(HFGenerator.from_pretrained(policy, device="cpu").tokenizer) == len(byte_tokenizer())
+    # with a head that was trained, and kept in the adapter
+    classifier = LlamaForSequenceClassification.from_pretrained(base, num_labels=1)
+    adapted = adapter_folder(judge, classifier, base, "SEQ_CLS")
+    node = solution("b", [" a is 12\n"])
+    loaded = HFOutcomeRewardModel.from_pretrained(judge, device="cpu")
+    assert loaded.score([node]) == pytest.approx(HFOutcomeRewardModel(adapted, byte_tokenizer()).score([node]))
+    with pytest.raises(CheckpointError, match=r"missing: score\.weight"):
+        HFOutcomeRewardModel.from_pretrained(policy, device="cpu")
+
+
+def test_an_adapter_whose_model_is_not_there_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "require", lambda package, extra: None)
+    about = tmp_path / "adapter_config.json"
+    about.write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(ValueError, match=r"does not say which model it belongs to: peft\.PeftModel\.from_pretrained"):
+        HFGenerator.from_pretrained(tmp_path)
+    about.write_text('{"base_model_name_or_path": "/gone/llama"}')
+    with pytest.raises(ValueError, match=r"belongs to '/gone/llama': there is no folder '/gone/llama'"):
+        HFGenerator.from_pretrained(tmp_path)
+
+
+def test_an_adapter_needs_peft(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}')
+    with pytest.raises(ImportError, match=r"inferscale\[peft\]"):
+        HFGenerator.from_pretrained(tmp_path)

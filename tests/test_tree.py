@@ -22,6 +22,8 @@ def tree() -> Node:
 
 
 def test_an_answer_is_a_text():
+    with pytest.raises(TypeError, match=r"not nan: write None where there is none"):
+        Problem("q", answer=float("nan"))
     with pytest.raises(TypeError, match=r"answer is a text or None, not 5: write str\(answer\)"):
         Problem("How many?", answer=5)
 

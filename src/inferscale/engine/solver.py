@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
@@ -278,8 +278,7 @@ class Solver:
         result that was handed out is not kept. So an exception's ``partial`` holds the best so far of the searches that
         were under way, and no others.
         """
-        if isinstance(problems, str):
-            raise TypeError("stream() takes an iterable of problems; for one prompt call solve()")
+        _refuse_no_list(problems, "stream")
         total = len(problems) if isinstance(problems, Sequence) else None
         size = STREAM_SIZE if self.batch_size is None and total is None else self.batch_size
         given: Iterator[Problem] = map(as_problem, problems)
@@ -498,9 +497,20 @@ def as_problem(problem: Problem | str) -> Problem:
 
 def as_problems(problems: Sequence[Problem | str], caller: str) -> list[Problem]:
     """Return the problems that were given to the function `caller`; see `as_problem`."""
-    if isinstance(problems, str):
-        raise TypeError(f"{caller}() takes a list of problems; for one prompt call solve()")
+    _refuse_no_list(problems, caller)
     return [as_problem(problem) for problem in problems]
+
+
+def _refuse_no_list(problems: Iterable[Problem | str], caller: str) -> None:
+    """Raise a ``TypeError`` for what is iterated over by its characters, or by the names of its columns."""
+    takes = f"{caller}() takes {'an iterable' if caller == 'stream' else 'a list'} of problems"
+    if isinstance(problems, str):
+        raise TypeError(f"{takes}; for one prompt call solve()")
+    if isinstance(problems, Mapping) or hasattr(problems, "columns"):
+        raise TypeError(
+            f"{takes}, not {type(problems).__name__}: inferscale.evaluate.load_problems "
+            'makes problems of a table, and a column of prompts is taken as it is (frame["question"])'
+        )
 
 
 def solve(

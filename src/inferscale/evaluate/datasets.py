@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import islice
-from numbers import Number
+from numbers import Number, Real
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, TypeAlias
@@ -256,16 +256,22 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
             ``"domain"``, ``"answer_kind"`` and ``"choices"``; those left out are looked for under their own names, and
             under ``"prompt"`` for the question. Choices (a list of texts, or ``{"text": [...], "label": [...]}``) are
             put under the question with a letter for each; the answer is then a letter or label, a place in the list
-            (from 0 on), or one of its texts.
+            (from 0 on; where the choices are numbers, one of these), or one of its texts.
 
     All other fields become the example's columns, but for what is no plain data (images, bytes).
 
     Raises:
-        ValueError: If the question or the gold answer is missing (``None``, NaN, empty), or the answer is no text or
-            number, or no choice.
+        ValueError: If the question or the gold answer is missing (``None``, NaN, empty), the answer is no text or
+            number, or no choice, or `fields` names a part that there is not.
     """
     extra = ("solution", "id", "group", "domain", "answer_kind", "choices")
     names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
+    if unknown := [key for key in fields if key not in ("question", "answer", *extra)]:
+        turned = " (the part comes first, then your field)" if fields[unknown[0]] in names else ""
+        raise ValueError(
+            f"fields={dict(fields)!r:.200}: there is no part {unknown[0]!r} of a row; the parts are question, answer, "
+            f"{', '.join(extra)}{turned}"
+        )
     if "question" not in fields and "question" not in row and "prompt" in row:
         names["question"] = "prompt"
     # what was named must be there; only what is optional by nature and was not named may be missing
@@ -295,18 +301,18 @@ def _lettered(choices: Any, answer: Any, number: int) -> tuple[str, str, str]:
     if not isinstance(listed, list) or not 2 <= len(listed) <= len(ascii_uppercase):
         raise ValueError(f"row {number} has choices that are no list of 2 to 26: {choices!r:.80}")
     texts, letters = [_text(choice) for choice in listed], ascii_uppercase[: len(listed)]
-    gold = _text(answer)
-    if isinstance(answer, int) and 0 <= answer < len(texts):
-        gold = letters[answer]
-    for names in (labels or [], texts):
-        if list(names).count(gold) == 1:
-            gold = letters[list(names).index(gold)]
-            break
-    if len(gold) != 1 or gold.upper() not in letters:
+    gold, is_place = _text(answer), isinstance(answer, Real) and answer in range(len(texts)) and answer not in listed
+    named = [labels or []] if is_place else [labels or [], texts, [text.casefold() for text in texts]]
+    found = [list(map(str, names)) for names in named]
+    places = [names.index(name) for names in found for name in (gold, gold.casefold()) if names.count(name) == 1]
+    if is_place:  # 1.0 is one, too: pandas has no whole numbers beside NaN
+        places.append(int(answer))
+    letter = letters[places[0]] if places else gold.strip("()[].: ").upper()
+    if len(letter) != 1 or letter not in letters:
         raise ValueError(f"row {number} has the answer {answer!r:.80}, which is none of its {len(texts)} choices: give "
                          f"a letter from A to {letters[-1]}, a place from 0 on, or the text of one")  # fmt: skip
     lines = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, texts, strict=True))
-    return lines, gold.upper(), f"choice:{letters}"
+    return lines, letter, f"choice:{letters}"
 
 
 def _columns(row: Row, used: set[str]) -> dict[str, Any]:

@@ -213,14 +213,27 @@ def describe(part: object) -> Any:
 
 
 def model_fingerprint(model: Any) -> str:
-    """A digest of a torch model's configuration, shapes and a few values of every tensor."""
+    """A digest of a torch model's configuration, shapes and a few values of every tensor, and the adapters in use."""
     to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
     parts: list[Any] = [type(model).__name__, str(to_dict())]
-    for name, tensor in model.state_dict().items():
+    layers = [layer for layer in model.modules() if hasattr(layer, "disable_adapters")]  # peft's
+    if layers:
+        parts.append(sorted({str([layer.disable_adapters, layer.active_adapters]) for layer in layers}))
+    for name, tensor in _plain_tensors(model.state_dict()):
         flat = tensor.detach().flatten()
         values = [*flat[:_ENDS].tolist(), *flat[-_ENDS:].tolist()]
         parts.append([name, list(tensor.shape), str(tensor.dtype), [str(value) for value in values]])
     return digest(parts)
+
+
+def _plain_tensors(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tensors by name; for quantised ones those that they are made of (torch's protocol of wrapping tensors)."""
+    for name, tensor in named.items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            inner, _ = tensor.__tensor_flatten__()
+            yield from _plain_tensors({f"{name}.{part}": getattr(tensor, part) for part in inner})
+        elif hasattr(tensor, "detach"):  # and no extra state
+            yield name, tensor
 
 
 def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:

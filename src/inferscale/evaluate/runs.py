@@ -21,7 +21,7 @@ from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
-from inferscale.engine.solver import Schedule, Solver
+from inferscale.engine.solver import Schedule, Solver, as_problems
 from inferscale.thinking import Thinking
 from inferscale.tree import Problem
 
@@ -202,7 +202,7 @@ def run_evaluation(
         RunLockedError: If another process is writing into the folder.
         ValueError: If there are no problems, or the folder's files are damaged.
     """
-    given = [replace(p) if isinstance(p, Problem) else Problem(p) for p in problems]  # copies: known by identity
+    given = [replace(p) for p in as_problems(problems, "run_evaluation")]  # copies: known by identity
     if not given:
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()

@@ -12,7 +12,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForTokenClassification,
@@ -24,7 +23,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from inferscale._compat import cache_argument
 from inferscale.base import ProcessRewardModel
 from inferscale.functional import Reduction
-from inferscale.runtime.loading import check_pair, load_pair, located, require_path
+from inferscale.runtime.loading import check_pair, load_pair, located, read_config, require_path
 from inferscale.tree import Judge, Node, Problem, Step
 
 from .formats import FORMATS, PQM, PURE, QWEN, SKYWORK, TRL, ClassProbability, Head, StepFormat, separated_by
@@ -326,10 +325,9 @@ def load_config(model: Any, load_options: dict[str, Any] | None = None) -> Any:
     """The configuration of a model object, a local folder or a hub id."""
     if not isinstance(model, str | os.PathLike):
         return model.config
-    given = load_options or {}
-    kept = {key: given[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in given}
+    given = {**(load_options or {}), "trust_remote_code": False}
     with located(model, given.get("gguf_file")) as place:
-        return AutoConfig.from_pretrained(place.source, trust_remote_code=False, **place.options, **kept)
+        return read_config(place, given)
 
 
 def _weight_names(folder: Path) -> list[str]:

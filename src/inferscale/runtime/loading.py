@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ import torch
 import transformers
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
-from inferscale._compat import without_wrapper
+from inferscale._compat import require, without_wrapper
 from inferscale.base import ContextLengthError
 from inferscale.tree import Node
 
@@ -168,8 +169,16 @@ def load_weights(place: Located, auto_class: Any, **load_options: Any) -> tuple[
     """A model as `auto_class` loads it from `place`, and which weights were missing or left over.
 
     What comes out of a GGUF file is an ordinary model of plain numbers, which can be trained and saved, unless a
-    ``quantization_config`` is given; its name loads it again.
+    ``quantization_config`` is given; its name loads it again. An adapter is put into its model: what it holds
+    itself (the head of a classifier) is not missing, and the model may have another head.
     """
+    base = adapted(place)
+    if base is not None:
+        model, info = load_weights(base, auto_class, **load_options)
+        model.load_adapter(place.source)
+        held = tuple(f"{name}." for name, part in model.named_modules() if hasattr(part, "modules_to_save"))
+        missing = {key for key in info["missing_keys"] if not key.startswith(held)}
+        return model, {**info, "missing_keys": missing, "unexpected_keys": ()}
     unpacked = "gguf_file" in place.options and "quantization_config" not in load_options
     if unpacked:
         load_options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -182,13 +191,41 @@ def load_weights(place: Located, auto_class: Any, **load_options: Any) -> tuple[
     return model, info
 
 
+def adapted(place: Located) -> Located | None:
+    """Where the model lies that an adapter's folder belongs to; ``None`` for any other place.
+
+    Raises:
+        ImportError: If peft is not installed.
+        ValueError: If the adapter does not say it, or the model is not there any more.
+    """
+    about = Path(place.source) / "adapter_config.json"
+    if not about.is_file():
+        return None
+    require("peft", "peft")
+    base = json.loads(about.read_text("utf-8")).get("base_model_name_or_path")
+    apart = f"peft.PeftModel.from_pretrained(model, {place.name!r}) and its tokenizer are taken as objects, too"
+    if not base:
+        raise ValueError(f"the adapter in {place.name!r} does not say which model it belongs to: {apart}")
+    try:
+        with located(base) as found:
+            return found
+    except ValueError as error:
+        raise ValueError(f"the adapter in {place.name!r} belongs to {base!r}: {error}; {apart}") from None
+
+
 def load_tokenizer(
     tokenizer: Any, path_or_id: str | os.PathLike[str] | Located, *, gguf_file: str | None = None, **load_options: Any
 ) -> Any:
-    """The tokenizer that is given, or of the folder or hub id that is given; by default the one at `path_or_id`."""
+    """The tokenizer that is given, or of the folder or hub id that is given; by default the one at `path_or_id`.
+
+    An adapter's folder without one has that of its model.
+    """
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         return tokenizer
     with located(path_or_id if tokenizer is None else tokenizer, gguf_file) as place:
+        base = adapted(place)
+        if base is not None and not any(Path(place.source).glob("tokenizer*")):
+            place = base
         return transformers.AutoTokenizer.from_pretrained(place.source, **place.options, **load_options)
 
 
@@ -256,11 +293,9 @@ def check_load_options(
         return
     config = load_options.get("config")
     if config is None:
-        where = {"cache_dir", "revision", "subfolder", "token", "trust_remote_code"} & load_options.keys()
-        given = {name: load_options[name] for name in where}
         try:
-            config = transformers.AutoConfig.from_pretrained(place.source, **place.options, **given)
-        except OSError:  # no configuration: an adapter alone, or nothing; loading it will tell
+            config = read_config(place, load_options)
+        except OSError:  # no configuration: loading it will tell
             return
     # from_pretrained overrides whatever the configuration has
     refuse_unknown([name for name in unknown if not hasattr(config, name)], known, loader)
@@ -290,6 +325,14 @@ def _transformers_options() -> frozenset[str]:
             if "kwargs" in line or "for name in" in line:
                 names.update(re.findall(r'"(\w+)"', line))
     return frozenset(names)
+
+
+def read_config(place: Located, load_options: Mapping[str, Any]) -> Any:
+    """The configuration of the model at `place`, or of the one that the adapter there belongs to."""
+    names = {"cache_dir", "revision", "subfolder", "token", "trust_remote_code"} & load_options.keys()
+    found = adapted(place) or place
+    given = {name: load_options[name] for name in names}
+    return transformers.AutoConfig.from_pretrained(found.source, **found.options, **given)
 
 
 def require_path(path_or_id: Any) -> None:

@@ -139,6 +139,7 @@ def load_model(folder: Path) -> LlamaForCausalLM:
         raise RuntimeError(f"the weights in {folder} do not fit their config.json ({names}): install the package anew")
     model.load_state_dict(weights, strict=False)  # the head is the embedding, and nothing else is missing
     model.train(False)
+    model.name_or_path = str(folder)  # an adapter that is trained on it notes where it is from
     return model
 
 
