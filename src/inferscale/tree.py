@@ -80,8 +80,10 @@ class Problem:
                 f"a problem needs a prompt, a string that is not empty, or messages=[...]; got {self.prompt!r:.80}"
             )
         if self.answer is not None and not isinstance(self.answer, str):
-            instead = "str(answer)" if self.answer == self.answer else "None where there is none"  # NaN is not itself
-            raise TypeError(f"a problem's answer is a text or None, not {self.answer!r:.80}: write {instead}")
+            raise TypeError(
+                f"a problem's answer is a text or None, not {self.answer!r:.80}: write "
+                + ("str(answer)" if self.answer == self.answer else "None where there is none")  # NaN is not itself
+            )
         if self.columns is not None:
             if not isinstance(self.columns, Mapping):
                 raise TypeError(f"columns is a dictionary of plain data by name, not {self.columns!r:.80}")
