@@ -8,9 +8,11 @@ import torch
 from benchmarks import families
 from inferscale.engine import solve, solve_batch
 from inferscale.generators import HFGenerator
+from inferscale.rewards import LikelihoodReward
 from inferscale.runtime import plain
 from inferscale.runtime.plain import PlainRows, Way, difference, perturbed, plain_way, ranges, whole_logits
 from inferscale.strategies import RepeatedSampling
+from inferscale.tree import Node, Problem, Step
 from tests.tiny_models import byte_tokenizer, tiny_config, tiny_model
 
 pytestmark = [
@@ -168,3 +170,14 @@ def test_ranges_are_windows_chunks_selections_and_changing_ropes():
     static = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 1e4, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     static["original_max_position_embeddings"] = 64
     assert ranges(tiny_config("llama", rope_parameters=static)) == ()
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_scores_do_not_depend_on_longer_texts_in_the_batch(kind):
+    reward = LikelihoodReward(changing_model(kind), byte_tokenizer(), cache="none")
+    nodes = []
+    for prompt, text in (("a", " b"), ("Step 1: a b", " the ab is 12 x 12 = 12 x 12 a b"), ("b", " a b a b a")):
+        start = Node(Problem(prompt))
+        nodes.append(Node(start.problem, Step(text, tuple(byte_tokenizer()(text)["input_ids"])), start))
+    assert reward.score(nodes) == pytest.approx([reward.score([node])[0] for node in nodes], abs=1e-5)
+    assert max(len(byte_tokenizer()(n.problem.prompt + n.text)["input_ids"]) for n in nodes) > 14

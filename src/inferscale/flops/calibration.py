@@ -239,7 +239,7 @@ def _measured_spec(
 
 _FAR = 24  # tokens that the last checks of a form stand after
 _STEPS = range(_FAR, _FAR + 4)
-_SCANS = (2, 3, 4, 8, 16, 32, 64, 128, 256, 512)  # tokens of the forwards that are measured as a whole
+_SCANS = (2, 4, 8, 16, 64, 256, 512)  # tokens of the forwards that are measured as a whole
 
 
 def _stepwise_form(model: nn.Module) -> ModelSpec:
@@ -262,7 +262,7 @@ def _stepwise_form(model: nn.Module) -> ModelSpec:
             found = None if twin is None else _stepwise(twin, model, _SCANS)
         except CalibrationError:  # what cannot run without numbers, such as loops over chosen experts
             found = None
-        _forms[kind] = found or _stepwise(model, model, _SCANS[:5])
+        _forms[kind] = found or _stepwise(model, model, _SCANS[:4])
     return _forms[kind]
 
 
@@ -423,11 +423,18 @@ def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None
 def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, Any]:
     """FLOPs of `new` tokens on a cache of `past` with `kept` logits, and the cache after them."""
     name = cache_argument(model)
-    options: dict[str, Any] = {name: _measure(model, past, 0, past)[1] if past else None, "use_cache": True}
+    options: dict[str, Any] = {name: None, "use_cache": True}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = kept
+    if past:
+        with _failing_as_calibration(model, past):
+            options[name] = getattr(model(input_ids=_probe_ids(model, 1, past), **options), name)
     total, output = _forward(model, 1, new, options)
     return total, getattr(output, name, None)
+
+
+def _probe_ids(model: nn.Module, rows: int, length: int) -> torch.Tensor:
+    return torch.arange(length, device=next(model.parameters()).device).remainder(40).add(1).expand(rows, length)
 
 
 def _count(model: nn.Module, rows: int, length: int) -> int:
@@ -450,9 +457,8 @@ def _forward(model: nn.Module, rows: int, length: int, options: dict[str, Any]) 
         else:
             total += flops.full
 
-    ids = torch.arange(length, device=next(model.parameters()).device).remainder(40).add(1).expand(rows, length)
     with _failing_as_calibration(model, length), ExactMode(record):
-        output = model(input_ids=ids, **options)
+        output = model(input_ids=_probe_ids(model, rows, length), **options)
     if unknown:
         raise CalibrationError(
             f"{type(model).__name__} runs {', '.join(sorted(unknown))}, which has no formula: give it one with "

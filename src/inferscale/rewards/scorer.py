@@ -26,6 +26,7 @@ from inferscale.functional import Reduction
 from inferscale.runtime.charges import Charges
 from inferscale.runtime.kv import Piece
 from inferscale.runtime.loading import check_length, context_length, evaluating
+from inferscale.runtime.plain import alike_in_rope, forget_longer_rows
 from inferscale.runtime.prefix_cache import (
     KeyedPath,
     PrefixCache,
@@ -245,8 +246,15 @@ class BatchScorer(PathScorer):
 
     def score(self, paths: Sequence[EncodedPath]) -> list[list[float]]:
         """For each path, the numbers at its marks."""
-        values, self._rows = shortest_first(paths, self._rows, self._run, str(self._model.dtype))
-        return values
+        groups: dict[int, list[int]] = {}  # rotary angles that change with the length follow the longest row of a batch
+        for place, path in enumerate(paths):
+            groups.setdefault(alike_in_rope(self._model.config, len(path)), []).append(place)
+        found: dict[int, list[float]] = {}
+        for places in groups.values():
+            rows = [paths[place] for place in places]
+            values, self._rows = shortest_first(rows, self._rows, self._run, str(self._model.dtype))
+            found.update(zip(places, values, strict=True))
+        return [found[place] for place in range(len(paths))]
 
     def _run(self, batch: Sequence[EncodedPath]) -> list[list[float]]:
         marks = [path.marks for path in batch]
@@ -259,6 +267,8 @@ class BatchScorer(PathScorer):
             options["logits_to_keep"] = torch.tensor(positions, dtype=torch.long, device=ids.device)
         else:
             positions = list(range(ids.shape[1]))
+        if alike_in_rope(self._model.config, ids.shape[1]):
+            forget_longer_rows(self._model.modules())
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
         # logits: [rows, positions, outputs]; out of them [marks of all rows, outputs]
         column = {position: i for i, position in enumerate(positions)}

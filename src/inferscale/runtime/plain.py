@@ -110,6 +110,14 @@ class PlainRows:
         return logits
 
 
+def alike_in_rope(config: Any, length: int) -> int:
+    """A number that is equal for lengths whose rows are turned by the same angles in any batch of theirs."""
+    rope = changing_rope(config)
+    if rope is None or length <= rope[1]:
+        return 0
+    return 1 if rope[0] == "longrope" else length
+
+
 def forget_longer_rows(modules: Iterable[Any]) -> None:
     """Makes dynamic rotary embeddings compute their angles for the next length, not for the longest so far."""
     for module in modules:
