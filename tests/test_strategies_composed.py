@@ -251,5 +251,10 @@ def test_numbers_that_are_none_are_no_basis_for_a_choice():
     outcomes[RepeatedSampling(2)][0] = float("nan")
     with pytest.raises(ValueError, match=r"n=2\) has an outcome that is no finite number"):
         fit_compute_optimal([0.1, 0.2, 0.3, 0.4], outcomes, num_bins=2)
+    outcomes[RepeatedSampling(2)][0] = None
+    with pytest.raises(ValueError, match=r"n=2\) has an outcome that is no finite number"):
+        fit_compute_optimal([0.1, 0.2, 0.3, 0.4], outcomes, num_bins=2)
+    with pytest.raises(ValueError, match="a sample has no score; pass reward_model"):
+        difficulty([0.5, None])
     with pytest.raises(ValueError, match='choose "score" or "agreement"'):
         difficulty([0.5], ["1"], measure="votes")

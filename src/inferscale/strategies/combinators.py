@@ -185,6 +185,9 @@ def difficulty(
     if samples == 0:
         raise ValueError(f'difficulty(measure="{measure}") needs at least one sample')
     if measure == "score":
+        if None in scores:
+            raise ValueError('difficulty(measure="score"): a sample has no score; pass reward_model=... when you draw '
+                             'the samples, or give answers=... and measure="agreement"')  # fmt: skip
         return 1 - math.fsum(scores) / samples
     return 1 - max(map(len, group_answers(answers, normalize=normalize)), default=0) / samples
 
@@ -302,9 +305,9 @@ def fit_compute_optimal(
         if len(row) != len(difficulties):
             problems = f"{len(difficulties)} problems: give one for each"
             raise ValueError(f"{candidate!r} has {len(row)} outcomes for {problems}")
-        if not all(map(math.isfinite, row)):
+        if None in row or not all(map(math.isfinite, row)):
             raise ValueError(f"{candidate!r} has an outcome that is no finite number: give 0 to 1 for each problem")
-    if not all(map(math.isfinite, difficulties)):
+    if None in difficulties or not all(map(math.isfinite, difficulties)):
         raise ValueError("a difficulty is no finite number: give one for each problem, by difficulty()")
     shares = np.arange(1, num_bins) / num_bins
     thresholds = tuple(np.quantile(np.asarray(difficulties, dtype=float), shares).tolist())
