@@ -175,6 +175,34 @@ def test_stops_are_the_same_in_any_batch_and_however_often_one_looks(until):
     check_generator(generator(stop=stop), ["Step 1: a", "b"])
 
 
+@pytest.mark.parametrize("until", ["step", "end"])
+def test_a_request_may_have_stop_strings_of_its_own(until):
+    own, plain = generator(stop=["b", "12"]), generator(stop=["b"])
+    asked = [("12",), (), ("a", "x"), ("12",)]
+    prompts = ["Step 1: a", "b", "12 = 12", "Step 1: a"]
+    together = plain.generate(
+        [GenerateRequest(root(prompt, seed), 3, until, stop=stop)
+         for seed, (prompt, stop) in enumerate(zip(prompts, asked, strict=True))]
+    )  # fmt: skip
+    for seed, (prompt, stop) in enumerate(zip(prompts, asked, strict=True)):
+        gen = own if stop == ("12",) else generator(stop=["b", *stop])
+        assert picture(together[seed]) == picture(gen.generate([GenerateRequest(root(prompt, seed), 3, until)])[0])
+    whole = generator().generate([GenerateRequest(root("Step 1: a", 0), 3, until)])[0]
+    assert picture(whole) != picture(together[0])
+
+
+def test_stop_strings_of_a_request_may_be_special_tokens():
+    tokenizer = byte_tokenizer()
+    gen, end = generator(tokenizer, eos_token_id=0), tokenizer.eos_token
+    place = tokenizer.eos_token_id
+    assert drawn(gen, [*ids_of("a"), place, *ids_of("b")]) is None
+    count, step = drawn(gen, [*ids_of("a"), place, *ids_of("b")], stop=(end, f"a{end}"))
+    assert (count, step.text, step.finish_reason) == (2, "a", "eos")
+    for stop in ("a", ["a"], ("",), (1,)):
+        with pytest.raises(ValueError, match="give a tuple of texts"):
+            GenerateRequest(root("a"), stop=stop)
+
+
 def test_what_is_drawn_before_a_stop_string_is_what_is_drawn_without_one():
     free, stopped = generator(max_new_tokens=40), generator(max_new_tokens=40, stop=["b", "1"])
     for prompt in PROMPTS[:3]:

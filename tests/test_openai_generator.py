@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -626,15 +627,16 @@ def test_tokens_per_choice_choices_add_up(choices, total, asked):
 STOPS = ["e answer", "q", "x\n"]  # across tokens; a letter; one that ends with the delimiter
 
 
-def stopped_texts(generator, until):
-    """Texts and reasons of paths with stop strings, by seed."""
+def stopped_texts(generator, until, stop=()):
+    """Texts and reasons of paths with stop strings, by seed; those of requests end whole completions alone."""
     found = []
     for key in (0, 1, 5):
         if until == "step":
             node = chain(generator, key)
             found.append((node.text, node.step.finish_reason))
         else:
-            (step,) = generator.generate(requests_of(Node(Problem("How many?"), key=key), until="end"))[0]
+            asked = requests_of(Node(Problem("How many?"), key=key), until="end")
+            (step,) = generator.generate([replace(request, stop=stop) for request in asked])[0]
             found.append((step.text, step.finish_reason))
     return found
 
@@ -652,6 +654,9 @@ def test_stop_strings_end_answers_on_every_server(until, stops, tokenizer):
         expected.append(text[:place])
     with serving(Stub(stops=stops)) as address:
         found = stopped_texts(OpenAIGenerator(address, "toy", stop=STOPS, tokenizer=tokenizer), until)
+        if until == "end":
+            other = OpenAIGenerator(address, "toy", stop=STOPS[0], tokenizer=tokenizer)
+            assert stopped_texts(other, until, (*STOPS[1:],)) == found
     assert [text for text, _ in found] == expected
     assert {reason for _, reason in found} == {"eos"}
 

@@ -9,8 +9,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from inferscale.generators.huggingface import HFGenerator
-from inferscale.rewards import FORMATS, HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
+from inferscale.rewards import (
+    FORMATS,
+    GenerativeVerifier,
+    HFOutcomeRewardModel,
+    HFProcessRewardModel,
+    LikelihoodReward,
+)
 from inferscale.rewards.formats import separated_by
+from inferscale.runtime import loading
 from inferscale.runtime.prompts import PromptFormat, TextEncoder
 from inferscale.tree import Node, Problem, Step
 from tests.reward_checkpoints import QWEN_TEMPLATE, llama_tokenizer, mistral_tokenizer, qwen_tokenizer, with_marks
@@ -486,3 +493,40 @@ def test_a_separator_may_be_a_control_token():
         encoder = HFProcessRewardModel(model, tokenizer, **options)._encoder
         _, [piece] = encoder.encode(node)
         assert (piece[-1], piece.count(mark)) == (mark, 1)
+
+
+BAD_FOR_THE_TOKENIZER = {
+    "chat_template_kwargs": ({"chat_template_kwargs": {"thinking": False}}, "never mentions thinking"),
+    "tools": ({"tools": [3]}, "no JSON schema"),
+    "control_tokens": ({"control_tokens": "escape"}, 'choose "text", "refuse" or "keep"'),
+    "system_prompt": ({"system_prompt": "a", "chat_template": False}, "needs a chat template"),
+    "stop": ({"stop": ["a<|im_end|>"]}, "give it alone"),
+    "step_delimiter": ({"step_delimiter": "<|im_end|>"}, "never appears in text"),
+    "micro_batch": ({"micro_batch": 0}, "micro_batch=0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FOR_THE_TOKENIZER)
+def test_options_are_checked_with_the_tokenizer_before_the_model_is_loaded(tmp_path, monkeypatch, name):
+    chat_tokenizer(THINKS, ("<think>", "</think>")).save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "load_model", lambda *args, **options: pytest.fail("the model was loaded"))
+    options, said = BAD_FOR_THE_TOKENIZER[name]
+    with pytest.raises(ValueError, match=said):
+        HFGenerator.from_pretrained(tmp_path, **options)
+
+
+def test_reward_models_check_their_options_before_they_are_loaded(tmp_path, monkeypatch):
+    byte_tokenizer().save_pretrained(tmp_path)
+    tiny_model().config.save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "load_model", lambda *args, **options: pytest.fail("the model was loaded"))
+    cases = [
+        (HFOutcomeRewardModel, {"chat_template": True}, "no chat template"),
+        (HFOutcomeRewardModel, {"judge": "last"}, "judge='last'"),
+        (LikelihoodReward, {"system_prompt": "a"}, "needs a chat template"),
+        (GenerativeVerifier, {"yes": "surely so"}, "must be one"),
+        (GenerativeVerifier, {"temperature": -1.0}, "temperature=-1.0"),
+        (HFProcessRewardModel, {"good_token": "much too good", "bad_token": "-"}, "is not one token"),
+    ]
+    for kind, options, said in cases:
+        with pytest.raises(ValueError, match=said):
+            kind.from_pretrained(tmp_path, **options)

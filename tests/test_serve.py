@@ -7,11 +7,12 @@ from threading import Thread
 import pytest
 
 import inferscale as isc
-from inferscale.answers import Number
+from inferscale.answers import Before, Number
 from inferscale.evaluate.parts import make_strategy, make_vote
 from inferscale.serve import Limits, Service
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from tests.serve_tools import ask, call, events, serving
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 PROMPT = "How many?"
 
@@ -56,6 +57,26 @@ def test_text_and_chat_answer_what_the_engine_finds(server):
         assert choice["inferscale"]["num_trajectories"] == len(result.trajectories)
         assert measured(answer["inferscale"]["cost"]) == measured(asdict(result.cost))
         assert answer["inferscale"]["cost"]["flops"] == result.cost.flops
+
+
+@pytest.mark.parametrize("strategy", ["greedy", "sampling:2", "beam:2"])
+def test_a_stop_text_ends_the_sampling_too(strategy):
+    def model(**options):
+        return isc.HFGenerator(tiny_model(), byte_tokenizer(), max_new_tokens=24, max_step_tokens=6, **options)
+
+    with serving(Service(model(), ToyReward(), "tiny", strategy, limits=Limits(budget=isc.Budget()))) as running:
+        whole = ask(running)
+        word = whole["choices"][0]["text"][5:7]
+        cut = ask(running, stop=[word])
+        short = ask(running, stop=word, max_tokens=4)
+    judge = ToyReward() if strategy == "beam:2" else None  # nobody else reads scores
+    own = isc.solve(PROMPT, make_strategy(strategy), model(stop=word), reward_model=judge, read_answer=Before((word,)))
+    assert cut["choices"][0]["text"] == own.text != whole["choices"][0]["text"]
+    assert cut["choices"][0]["finish_reason"] == ("stop" if own.selected.steps[-1].finish_reason == "eos" else "length")
+    assert cut["usage"]["completion_tokens"] == own.cost.tokens
+    if strategy == "greedy":
+        assert own.cost.tokens < whole["usage"]["completion_tokens"]
+        assert short["usage"]["completion_tokens"] == 4
 
 
 def test_usage_is_all_that_was_spent(server):
@@ -236,6 +257,12 @@ def test_trajectories_are_reported_when_they_are_asked_for(server):
 def test_what_means_nothing_here_is_named(server):
     answer = ask(server, temperature=0, top_p=0.9, user="me", presence_penalty=None, n=1, echo=False)
     assert answer["inferscale"]["ignored"] == ["temperature", "top_p", "user"]
+
+
+def test_what_changes_nothing_may_be_said(server):
+    answer = ask(server, frequency_penalty=0, presence_penalty=0.0, repetition_penalty=1.0, tool_choice="none", min_p=0)
+    assert answer["choices"][0]["text"] == ask(server)["choices"][0]["text"]
+    assert "tool_choice" not in answer["inferscale"]["ignored"]
 
 
 CONVERSATIONS = {

@@ -198,6 +198,8 @@ def test_controls_are_those_of_transformers(llm, until):
     params = llm.calls[-1][1][0]
     assert (params.min_p, params.repetition_penalty) == (0.3, 1.5)
     assert params.stop == ["a", "\ufffd"] + ["\n"] * (until == "step")
+    there.generate([GenerateRequest(root(), until=until, stop=("b",))])
+    assert llm.calls[-1][1][0].stop == ["a", "\ufffd", "b"] + ["\n"] * (until == "step")
 
 
 def test_steps_end_where_a_function_or_an_expression_says(llm):

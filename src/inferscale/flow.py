@@ -38,6 +38,7 @@ class GenerateRequest:
             ``branch_key(node.key, first + i)``. Set by the engine.
         max_tokens: Most tokens for each sample; a sample cut there ends with ``finish_reason="budget"``. The engine
             lowers it where the caller's budget leaves less.
+        stop: Texts that end the answer, besides those of the generator, and are left out of it; see `HFGenerator`.
         deadline: When its search runs out of time, on the clock of `time.monotonic`. Set by the engine.
         is_cancelled: Says whether its search has been cancelled, which another thread may do. Set by the engine.
     """
@@ -50,6 +51,7 @@ class GenerateRequest:
     attach: bool = True
     first: int = 0
     max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
     deadline: float | None = None
     is_cancelled: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
 
@@ -61,6 +63,8 @@ class GenerateRequest:
             raise ValueError(f"n={self.n}: ask for at least one sample of {self.node!r}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ValueError(f"max_tokens={self.max_tokens}: give each sample at least one token, or None for no cap")
+        if not isinstance(self.stop, tuple) or not all(isinstance(text, str) and text for text in self.stop):
+            raise ValueError(f"stop={self.stop!r}: give a tuple of texts, none of them empty")
         if self.until not in ("step", "end"):
             raise ValueError(f'until={self.until!r}: choose "step" or "end"')
         if self.node.is_finished:

@@ -11,7 +11,7 @@ import torch
 from inferscale.base import Generator, Sampling
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
-from inferscale.runtime.decoding import ModelRunner
+from inferscale.runtime.decoding import ModelRunner, check_counts
 from inferscale.runtime.loading import (
     TransformersModel,
     TransformersTokenizer,
@@ -230,14 +230,25 @@ class HFGenerator(Generator):
         # Bad options are told before the model is loaded.
         sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
         LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)
-        checked_delimiter(step_delimiter), checked_stops(stop)
-        Limits(max_step_tokens, max_new_tokens, None)
+        limits = Limits(max_step_tokens, max_new_tokens, None)
         check_cache_options(cache, max_cache_bytes)
+        check_counts(micro_batch=micro_batch, check_every=check_every)
+        checked_delimiter(step_delimiter), checked_stops(stop)
+        of_text: dict[str, Any] = {
+            "step_delimiter": step_delimiter,
+            "stop": stop,
+            "chat_template": chat_template,
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+            "tools": tools,
+            "control_tokens": control_tokens,
+        }
         model, loaded = load_pair(
             path_or_id,
             AutoModelForCausalLM,
             tokenizer,
             loader=cls.from_pretrained,
+            check=lambda tokenizer: BranchFactory(tokenizer, (), limits, **of_text),
             device=device,
             dtype=dtype,
             **load_options,
@@ -245,24 +256,18 @@ class HFGenerator(Generator):
         return cls(
             model,
             loaded,
-            step_delimiter=step_delimiter,
-            stop=stop,
             max_step_tokens=max_step_tokens,
             max_new_tokens=max_new_tokens,
             sampler=sampler,
             repetition_penalty=repetition_penalty,
             logits_processor=logits_processor,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            chat_template=chat_template,
-            system_prompt=system_prompt,
-            chat_template_kwargs=chat_template_kwargs,
-            tools=tools,
-            control_tokens=control_tokens,
             eos_token_id=eos_token_id,
             micro_batch=micro_batch,
             check_every=check_every,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
+            **of_text,
         )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:

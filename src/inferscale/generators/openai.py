@@ -414,7 +414,7 @@ class SampleScheduler:
             )
         stops = server.stop_handling() if request.until == "step" else "hidden"
         forced = None if tokenizer is None else tokenizer.count_text(request.forced)
-        ends = (self.delimiter, self.stops, stops)
+        ends = (self.delimiter, (*self.stops, *request.stop), stops)
         return [TextSample(request, i, self.limits, *ends, forced) for i in range(request.n)]
 
     def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
@@ -472,7 +472,7 @@ class SampleScheduler:
         stops = [self.delimiter] if first.request.until == "step" and isinstance(self.delimiter, str) else []
         # Where it cannot be told whether the delimiter or a stop string has ended a text, samples look for the latter.
         if first.request.until == "end" or prefix.ids is not None or server.names_stops():
-            stops += self.stops
+            stops += (*self.stops, *first.request.stop)
         if stops:
             more["stop"] = stops
         more |= self.penalties

@@ -224,7 +224,7 @@ class VLLMGenerator(Generator):
     def _options(self, call: Sequence[Branch]) -> Any:
         import vllm
 
-        first, text, sampler = call[0], self._branches.text, self.sampler
+        first, text, sampler = call[0], call[0].text, self.sampler
         stops = [*text.stops]
         if first.request.until == "step" and isinstance(text.delimiter, str):
             stops.append(text.delimiter)

@@ -16,7 +16,7 @@ from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.decoding import ModelRunner
+from inferscale.runtime.decoding import ModelRunner, check_counts
 from inferscale.runtime.loading import check_length, check_pair, context_length, eos_ids, evaluating, load_pair
 from inferscale.runtime.prompts import TextEncoder
 from inferscale.runtime.sampling import Sampler
@@ -179,11 +179,15 @@ class GenerativeVerifier(RewardModel):
         from transformers import AutoModelForCausalLM
 
         _check_verification(n, num_rounds, question)  # told before the model is loaded
+        check_counts(micro_batch=micro_batch)
+        check_judge(judge), Sampler(temperature)
+        limits = Limits(max_new_tokens, max_new_tokens, None)
         model, tokenizer = load_pair(
             path_or_id,
             AutoModelForCausalLM,
             tokenizer,
             loader=cls.from_pretrained,
+            check=lambda tokenizer: _check_tokenizer(tokenizer, (yes, no), limits, chat_template, system_prompt),
             device=device,
             dtype=dtype,
             **load_options,
@@ -305,6 +309,14 @@ class GenerativeVerifier(RewardModel):
         ids = (*end.token_ids, *self._question_ids)
         part = PathPart(end.key, ids, (len(ids) - 1,), (0,), (1,), True)
         return EncodedPath(end.root.key, self.runner.branches.encode(end.problem), (part,))
+
+
+def _check_tokenizer(
+    tokenizer: Any, answers: Sequence[str], limits: Limits, chat_template: bool | None, system_prompt: str | None
+) -> None:
+    BranchFactory(tokenizer, (), limits, chat_template=chat_template, system_prompt=system_prompt)
+    for answer in answers:
+        TextEncoder(tokenizer).one_id(answer)
 
 
 def _check_verification(n: int, num_rounds: int, question: str) -> None:

@@ -189,11 +189,22 @@ class HFProcessRewardModel(LocalProcessReward):
             load_options.setdefault("config", load_config(path_or_id, load_options))
         if kind == "value":
             load_options.setdefault("key_mapping", VALUE_KEYS)
+
+        def check_tokenizer(tokenizer: Any) -> None:
+            if format is not None:
+                format.check_tokenizer(tokenizer)
+                return
+            TextStepEncoder(tokenizer, step_separator, use_token_ids, chat_template, system_prompt)
+            for token in (good_token, bad_token):
+                if token is not None:
+                    _token_id(tokenizer, token)
+
         model, tokenizer = load_pair(
             path_or_id,
             _HEADS[kind][0],
             tokenizer,
             loader=cls.from_pretrained,
+            check=check_tokenizer,
             device=device,
             dtype=dtype,
             **load_options,

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import torch
 
+from inferscale.base import check_judge
 from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair
 from inferscale.tree import Judge, Node
@@ -131,11 +132,15 @@ class LikelihoodReward(LocalProcessReward):
         from transformers import AutoModelForCausalLM
 
         _check_measure(token_reduction, measure)  # told before the model is loaded
+        check_judge(judge)
         model, tokenizer = load_pair(
             path_or_id,
             AutoModelForCausalLM,
             tokenizer,
             loader=cls.from_pretrained,
+            check=lambda tokenizer: TextStepEncoder(
+                tokenizer, step_separator, use_token_ids, chat_template, system_prompt
+            ),
             device=device,
             dtype=dtype,
             **load_options,
@@ -289,11 +294,15 @@ class ImplicitReward(LocalProcessReward):
         from transformers import AutoModelForCausalLM
 
         _check_beta(beta)  # told before the models are loaded
+        check_judge(judge)
         model, tokenizer = load_pair(
             path_or_id,
             AutoModelForCausalLM,
             tokenizer,
             loader=cls.from_pretrained,
+            check=lambda tokenizer: TextStepEncoder(
+                tokenizer, step_separator, use_token_ids, chat_template, system_prompt
+            ),
             device=device,
             dtype=dtype,
             **load_options,

@@ -160,12 +160,14 @@ class HFOutcomeRewardModel(RewardModel):
         """
         from transformers import AutoModelForSequenceClassification
 
+        check_judge(judge), checked_rows(micro_batch)  # told before the model is loaded
         load_options.setdefault("num_labels", 1)
         model, tokenizer = load_pair(
             path_or_id,
             AutoModelForSequenceClassification,
             tokenizer,
             loader=cls.from_pretrained,
+            check=lambda tokenizer: SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos),
             device=device,
             dtype=dtype,
             **load_options,

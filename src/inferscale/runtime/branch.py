@@ -264,8 +264,9 @@ class BranchFactory:
                 f"{node!r} holds text without token ids (another generator's?): it cannot be continued token by token"
             )
         keys = [branch_key(node.key, request.first + index) for index in range(request.n)]
+        text = self.text.stopping_at(request.stop) if request.stop else self.text
         return [
-            Branch(request, index, key, prompt, node.token_ids, forced, self.text, self.limits)
+            Branch(request, index, key, prompt, node.token_ids, forced, text, self.limits)
             for index, key in enumerate(keys)
         ]
 

@@ -30,6 +30,7 @@ from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
 from .processing import LogitsProcessing
 from .sampling import Draws, TokenSampler, uniforms
 from .session import Session, run_halving
+from .text import TokenText
 
 
 @dataclass
@@ -118,6 +119,7 @@ class TokenBuffer:
         self.branches: list[Branch] = []
         self.rows = np.zeros(0, _ROW)
         self._requests: list[GenerateRequest] = []  # those of the branches, each once
+        self._texts: list[tuple[TokenText, NDArray[np.int64]]] = []  # what ends texts, and the rows that it ends
         # ids, log-probabilities, confidences, and whether a step may end there: `[4, rows, room]`
         self._drawn = np.zeros((4, 0, 64))
 
@@ -127,13 +129,20 @@ class TokenBuffer:
         self.branches = [*self.branches, *branches]
         self.rows = np.concatenate([self.rows, np.array(new, _ROW)])
         self._drawn = np.pad(self._drawn, ((0, 0), (0, len(new)), (0, 0)))
-        self._requests = list({id(b.request): b.request for b in self.branches}.values())
+        self._group()
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drops all rows but these."""
         self.branches = [self.branches[row] for row in rows]
         self.rows, self._drawn = self.rows[rows], self._drawn[:, rows]
+        self._group()
+
+    def _group(self) -> None:
         self._requests = list({id(b.request): b.request for b in self.branches}.values())
+        owned: dict[TokenText, list[int]] = {}
+        for row, branch in enumerate(self.branches):
+            owned.setdefault(branch.text, []).append(row)
+        self._texts = [(text, np.array(own)) for text, own in owned.items()]
 
     def most_ahead(self, wanted: int) -> int:
         """Number of tokens, up to `wanted`, to draw without a look: no row leaves its room, some row needs them all."""
@@ -153,7 +162,9 @@ class TokenBuffer:
             self._drawn = np.pad(self._drawn, ((0, 0), (0, 0), (0, max(short, room))))
         rows = np.arange(len(self.branches))[:, None]
         places = counts[:, None] + np.arange(new)
-        flags = self.branches[0].text.may_end(drawn[0].astype(np.int64))
+        flags = np.zeros(drawn.shape[1:], dtype=bool)
+        for text, own in self._texts:
+            flags[own] = text.may_end(drawn[0, own].astype(np.int64))
         self._drawn[:3, rows, places] = drawn
         self._drawn[3, rows, places] = flags
         counts += new
@@ -546,6 +557,13 @@ class TreeDecoder(Decoder):
         self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.cache.bytes + live)
 
 
+def check_counts(**counts: int | None) -> None:
+    """Raises a ``ValueError`` for an option that is given and is no positive number."""
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: give a positive number")
+
+
 class ModelRunner:
     """Samples the steps of requests from one local model, for generators and verifiers.
 
@@ -588,9 +606,7 @@ class ModelRunner:
         Raises:
             ValueError: If an option does not fit.
         """
-        for name, value in (("micro_batch", micro_batch), ("check_every", check_every)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: give a positive number")
+        check_counts(micro_batch=micro_batch, check_every=check_every)
         self.model = model
         self.branches = branches
         self.sampler = sampler

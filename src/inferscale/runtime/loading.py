@@ -235,6 +235,7 @@ def load_pair(
     tokenizer: Any = None,
     *,
     loader: Callable[..., Any] | None = None,
+    check: Callable[[Any], object] | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     gguf_file: str | None = None,
@@ -247,6 +248,7 @@ def load_pair(
         auto_class: The transformers class to load with.
         tokenizer: Another folder, GGUF file or hub id, or a tokenizer; by default the one beside the model.
         loader: The public function whose options these are.
+        check: Given the tokenizer before the model is loaded, to refuse options that do not fit it.
         device: Where to run.
         dtype: Of the weights.
         gguf_file: Which GGUF file of the folder or repository; its own tokenizer is in it.
@@ -266,6 +268,8 @@ def load_pair(
     with located(path_or_id, gguf_file) as place:
         check_load_options(place, load_options, loader)  # and not first when the tokenizer has been read
         tokenizer = load_tokenizer(None if own else tokenizer, place, **passed_on)
+        if check is not None:
+            check(tokenizer)
         model = load_model(place, auto_class, loader=loader, device=device, dtype=dtype, **load_options)
     check_vocabulary(model, tokenizer)
     return model, tokenizer

@@ -95,10 +95,17 @@ class TokenText:
         self.eos_ids = frozenset(eos_ids) | ids
         self._tokenizer = tokenizer
         self.thinking = thinking
+        self._unseen = hidden
         self._hidden = lru_cache(maxsize=64)(self._hidden_ids)
+        self.stopping_at = lru_cache(maxsize=64)(self._stopping_at)
         self._may_end = np.full(len(tokenizer), -1, dtype=np.int8)  # 1 yes, 0 no, -1 not known yet
         # Of these characters one is in every token that completes something; None: any token may.
         self._last = {text[-1] for text in (delimiter, *self.stops)} if isinstance(delimiter, str) else None
+
+    def _stopping_at(self, stops: tuple[str, ...]) -> TokenText:
+        """The same with further stop strings; those that hold a special token beside other text never come."""
+        come = [stop for stop in stops if stop in self._unseen or not any(word in stop for word in self._unseen)]
+        return TokenText(self._tokenizer, self.delimiter, self.eos_ids, self.thinking, (*self.stops, *come))
 
     def decode(self, ids: Sequence[int], final: bool, thinking: Thinking | None = None) -> str:
         """Text of `ids`, special tokens left out, but for those that mark thoughts.

@@ -44,8 +44,34 @@ REFUSED = {
     "logit_bias": "the server's own sampler is used",
     "tools": "a search answers without tools",
     "functions": "a search answers without tools",
+    "tool_choice": "a search answers without tools",
+    "function_call": "a search answers without tools",
+    "modalities": "an answer is text",
+    "audio": "an answer is text",
+    "web_search_options": "a search reads nothing but its prompt",
+    "reasoning_effort": "the chat template's variables are the server's own",
+    "verbosity": "the chat template's variables are the server's own",
+    "chat_template_kwargs": "the chat template's variables are the server's own",
+    "chat_template": "the chat template is the server's own",
+    **dict.fromkeys(
+        ("frequency_penalty", "presence_penalty", "repetition_penalty", "bad_words", "allowed_token_ids"),
+        "the server's own sampler is used",
+    ),
+    **dict.fromkeys(
+        ("stop_token_ids", "ignore_eos", "min_tokens"), "an answer ends where the model ends it, or at a text of stop"
+    ),
+    **dict.fromkeys(
+        ("structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar"),
+        "only text is served",
+    ),
 }
 """Fields that would change what an answer means, and why they are not served."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "repetition_penalty": (1,), "min_tokens": (0,),
+    "modalities": (["text"],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+}  # fmt: skip
+"""Values of such fields that mean the same as leaving them out."""
 
 
 class APIError(Exception):
@@ -183,7 +209,7 @@ class CompletionRequest:
                 code="model_not_found", param="model",
             )  # fmt: skip
         for name, reason in REFUSED.items():
-            if not is_blank(body.get(name)):
+            if not is_blank(body.get(name)) and body[name] not in NEUTRAL.get(name, ()):
                 raise bad_field(name, f"not served: {reason}; leave it out")
         for name in ("n", "best_of"):
             if body.get(name) not in (None, 1):
@@ -205,7 +231,7 @@ class CompletionRequest:
         budget = Budget(caps.integer("tokens"), caps.number("flops"), caps.number("seconds"), caps.integer("calls"))
         judged = strategy.needs_scores or aggregator.needs_scores  # else nobody reads what scoring would cost
         solver = Solver(
-            strategy if longest is None else Shortened(strategy, longest),
+            strategy,
             service.generator,
             service.reward_model if judged else None,
             aggregator,
@@ -214,6 +240,10 @@ class CompletionRequest:
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
         )
+        # A stop ends no thoughts: where there may be some, what follows it is sampled, and cut from the answer.
+        ends = () if solver.markers is not None and solver.markers.end else stops
+        if longest is not None or ends:
+            solver = replace(solver, strategy=Shortened(strategy, longest, ends))
         return cls(
             endpoint,
             problems=tuple(_problems(body, endpoint, service)),
@@ -223,7 +253,7 @@ class CompletionRequest:
             stream=fields.flag("stream"),
             include_usage=fields.inner("stream_options").flag("include_usage"),
             trajectories=ours.flag("trajectories"),
-            ignored=tuple(sorted(name for name in set(body) - USED if not is_blank(body[name]))),
+            ignored=tuple(sorted(name for name in set(body) - USED - REFUSED.keys() if not is_blank(body[name]))),
         )
 
     def jobs(self) -> list[Job]:
@@ -295,17 +325,19 @@ def _conversation(messages: object, goes_on: bool) -> Problem:
 
 @dataclass(frozen=True)
 class Shortened(SearchStrategy):
-    """`strategy` with paths of at most `max_tokens` sampled tokens.
+    """`strategy` with paths of at most `max_tokens` sampled tokens, which end before a text of `stop`.
 
     A path that ends a step exactly there is given one token more, so that it ends.
 
     Attributes:
         strategy: The strategy.
-        max_tokens: Most sampled tokens of a path.
+        max_tokens: Most sampled tokens of a path; ``None`` for no bound.
+        stop: Texts that end a path.
     """
 
     strategy: SearchStrategy
-    max_tokens: int
+    max_tokens: int | None
+    stop: tuple[str, ...] = ()
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
@@ -316,8 +348,11 @@ class Shortened(SearchStrategy):
         """Return what the strategy does."""
 
         def shorten(request: GenerateRequest) -> GenerateRequest:
+            if self.max_tokens is None:
+                return replace(request, stop=(*request.stop, *self.stop))
             left = max(1, self.max_tokens - sum(step.generated_tokens for step in request.node.steps))
-            return replace(request, max_tokens=min(left, request.max_tokens or left))
+            most = min(left, request.max_tokens or left)
+            return replace(request, max_tokens=most, stop=(*request.stop, *self.stop))
 
         return rewrite(
             self.strategy.search(root, rng), lambda asked: Generate(tuple(shorten(r) for r in asked.requests))
