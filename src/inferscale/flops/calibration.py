@@ -137,7 +137,7 @@ def _head_kind(module: nn.Module) -> HeadKind:
     """The head of a live model, by the first of its classes whose name tells."""
     names = [kind.__name__ for kind in type(module).__mro__]
     for name in names:
-        if "For" in name or name.endswith("LMHeadModel"):
+        if "For" in name or name.endswith(("LMHeadModel", "WithLMHead")):
             return head_of_class(name)
     return head_of_class(next((name for name in names if name.endswith("Model")), names[0]))
 

@@ -337,7 +337,7 @@ def head_of_class(name: str) -> HeadKind:
         return "process-reward"
     if name.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return "labels"
-    if name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+    if name.endswith(("ForCausalLM", "LMHeadModel", "WithLMHead", "ForConditionalGeneration")):
         return "lm"
     if name.endswith("Model"):
         return "none"
