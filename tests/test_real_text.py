@@ -99,6 +99,8 @@ LETTERS = [
     ("C", "C"),
     (r"$\boxed{C}$", "C"),
     (r"\boxed{\textbf{(B)}\ 15}", "B"),
+    ("I think that the answer is a little unclear.\n\nB", "B"),
+    ("I know that the answer is a hard one to give.", None),
 ]
 
 VERDICTS = [

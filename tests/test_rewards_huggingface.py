@@ -17,6 +17,7 @@ from inferscale.rewards import (
     LikelihoodReward,
     scorer,
 )
+from inferscale.runtime.loading import CheckpointError
 from inferscale.tree import Node, Step
 from tests.tiny_models import byte_tokenizer, grow, grow_all, root, tiny_model
 
@@ -225,6 +226,45 @@ def test_checkpoints_are_loaded_whole_or_refused(tmp_path):
         HFOutcomeRewardModel.from_pretrained(tmp_path / "lm")
 
 
+@pytest.mark.parametrize(
+    ("told", "shares"),
+    [
+        ({}, lambda logits: logits.softmax(-1)),
+        ({"problem_type": "multi_label_classification"}, torch.sigmoid),
+        ({"problem_type": "regression"}, lambda logits: logits),
+    ],
+)
+def test_of_several_labels_one_is_the_score(tmp_path, told, shares):
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    model = tiny_model("llama", "SequenceClassification", **names, **told)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    node = node_of("b", " b is 12\n")
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids_of("b b is 12\n", special=True)])).logits
+    expected = shares(logits[0].double()).tolist()
+    for label, number in (("bad", 0), ("good", 1), (0, 0), (1, 1)):
+        reward = HFOutcomeRewardModel(model, byte_tokenizer(), label=label)
+        assert reward.score([node]) == pytest.approx([expected[number]], abs=1e-6)
+        assert reward.label == number
+    assert HFOutcomeRewardModel.from_pretrained(tmp_path, device="cpu", label="good").score([node]) == reward.score(
+        [node]
+    )
+
+
+def test_of_several_labels_one_must_be_given(tmp_path):
+    model = tiny_model("llama", "SequenceClassification", num_labels=2)
+    with pytest.raises(ValueError, match=r"has the labels 0 \('LABEL_0'\), 1 \('LABEL_1'\): give the good one, label="):
+        HFOutcomeRewardModel(model, byte_tokenizer())
+    for label in (2, -1, "good"):
+        with pytest.raises(ValueError, match=rf"label={label!r} is none of them"):
+            HFOutcomeRewardModel(model, byte_tokenizer(), label=label)
+    model.save_pretrained(tmp_path)  # two labels without names leave no trace in the configuration
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"score\.weight is \[2, 32\] there and \[1, 32\] here.*label=\.\.\."):
+        HFOutcomeRewardModel.from_pretrained(tmp_path, device="cpu")
+
+
 def test_classes_take_objects_and_from_pretrained_loads_them(tmp_path):
     policy, outcome = tiny_model(), tiny_model("llama", "SequenceClassification", num_labels=1)
     for name, model in (("lm", policy), ("orm", outcome)):
@@ -262,8 +302,8 @@ def test_heads_that_give_no_score_are_refused():
         HFProcessRewardModel(tiny_model(), byte_tokenizer())
     with pytest.raises(ValueError, match="3 labels has no step score"):
         HFProcessRewardModel(tiny_model("llama", "TokenClassification", num_labels=3), byte_tokenizer())
-    with pytest.raises(ValueError, match="2 labels has no outcome score"):
-        HFOutcomeRewardModel(tiny_model("llama", "SequenceClassification", num_labels=2), byte_tokenizer())
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no outcome score: give a sequence classifier"):
+        HFOutcomeRewardModel(tiny_model(), byte_tokenizer())
     with pytest.raises(ValueError, match="'good grief' is not one token"):
         HFProcessRewardModel(tiny_model(), byte_tokenizer(), good_token="good grief", bad_token="<bad>")
     with pytest.raises(ValueError, match="token id 9999 is outside"):

@@ -807,11 +807,12 @@ class Choice(AnswerReader):
                 match = begins.match(candidate)
                 if match is not None and not _is_article(match[1], candidate[match.end() :]):
                     return str(match[1])
-        named = re.findall(
+        named = re.finditer(
             rf"\b(?:option|choice|answer)\b\s*(?:is|:)?\s*[*_]*\(?([{letters}])\)?(?![\w'’])", text, re.I
         )
-        if named:
-            return str(named[-1])
+        found = [match[1] for match in named if not _is_article(match[1], text[match.end() :])]
+        if found:
+            return found[-1]
         if stated:
             return None
         lines = [line.strip() for line in text.strip().splitlines() if line.strip()]

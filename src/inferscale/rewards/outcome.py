@@ -14,7 +14,14 @@ import torch
 from inferscale.base import RewardModel, check_judge
 from inferscale.cost import Cost
 from inferscale.runtime.charges import Charges
-from inferscale.runtime.loading import check_length, check_pair, context_length, evaluating, load_pair
+from inferscale.runtime.loading import (
+    CheckpointError,
+    check_length,
+    check_pair,
+    context_length,
+    evaluating,
+    load_pair,
+)
 from inferscale.runtime.prompts import PromptFormat
 from inferscale.tree import Judge, Node
 
@@ -71,14 +78,34 @@ class SolutionEncoder:
         return SolutionText(ids, (*types, *[0] * (len(ids) - len(types))))
 
 
+def chosen_label(model: Any, label: str | int | None) -> int:
+    """The number of the output that `label` names; of one output that one.
+
+    Raises:
+        ValueError: If the model is no classifier, or `label` is none of its labels.
+    """
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ValueError(f"{type(model).__name__} has no outcome score: give a sequence classifier")
+    names = [model.config.id2label[number] for number in range(model.num_labels)]
+    if label is None and len(names) == 1:
+        return 0
+    places: list[Any] = names if isinstance(label, str) else list(range(len(names)))
+    if label not in places:
+        there = ", ".join(f"{number} ({name!r})" for number, name in enumerate(names))
+        told = "give the good one, label=..." if label is None else f"label={label!r} is none of them"
+        raise ValueError(f"{type(model).__name__} has the labels {there}: {told}")
+    return places.index(label)
+
+
 class HFOutcomeRewardModel(RewardModel):
-    """Scores a whole solution: the single output of a sequence classifier, in float32.
+    """Scores a whole solution: the single output of a sequence classifier, in float32, or the chance of one label.
 
     A decoder is read at the last token; an encoder (BERT, DeBERTa, ModernBERT) where it was trained to be.
 
     Attributes:
         model: The model.
         tokenizer: The tokenizer.
+        label: Which output is read.
         judge: The part of a solution that is judged.
     """
 
@@ -87,6 +114,7 @@ class HFOutcomeRewardModel(RewardModel):
         model: Any,
         tokenizer: Any,
         *,
+        label: str | int | None = None,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         append_eos: bool = False,
@@ -96,8 +124,11 @@ class HFOutcomeRewardModel(RewardModel):
         """Checks that head and tokenizer fit.
 
         Args:
-            model: A sequence classifier with one label; it stays where it is.
+            model: A sequence classifier; it stays where it is.
             tokenizer: Its tokenizer.
+            label: Of a classifier with several labels the one that is good, by its name in the model's configuration or
+                by its number: the score is its probability, among all labels, or by itself where the `problem_type` of
+                the configuration is ``"multi_label_classification"``; an output of a ``"regression"`` as it is.
             chat_template: Whether prompt and solution are turns of the tokenizer's chat template; by default if it
                 has one. Else the solution's text follows the prompt's, for encoders as the second of two texts.
             system_prompt: System turn of the chat.
@@ -110,17 +141,13 @@ class HFOutcomeRewardModel(RewardModel):
 
         Raises:
             TypeError: If a path or hub id is given: `from_pretrained` loads.
-            ValueError: If the model has not exactly one label, or an option or the tokenizer does not fit.
+            ValueError: If the model is no classifier, it has several labels and none is given or another one, or an
+                option or the tokenizer does not fit.
         """
         self._inside = check_pair(model, tokenizer, type(self).__name__)
-        labels = getattr(self._inside, "num_labels", None)
-        if not type(self._inside).__name__.endswith("ForSequenceClassification") or labels != 1:
-            raise ValueError(
-                f"{type(self._inside).__name__} with {labels} labels has no outcome score: "
-                "give a sequence classifier with one label"
-            )
         self.model = model
         self.tokenizer = tokenizer
+        self.label = chosen_label(self._inside, label)
         self.judge = check_judge(judge)
         self._encoder = SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos)
         self._context = context_length(self._inside.config, tokenizer)
@@ -135,6 +162,7 @@ class HFOutcomeRewardModel(RewardModel):
         path_or_id: str | os.PathLike[str],
         tokenizer: Any = None,
         *,
+        label: str | int | None = None,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
         append_eos: bool = False,
@@ -155,26 +183,36 @@ class HFOutcomeRewardModel(RewardModel):
 
         Raises:
             TypeError: If an object is given in place of a folder or hub id.
-            ValueError: If the model has not exactly one label, or an option or the tokenizer does not fit.
-            CheckpointError: If the checkpoint lacks the head's weights.
+            ValueError: If the model has several labels and `label` is none of them, or an option or the tokenizer does
+                not fit.
+            CheckpointError: If the checkpoint lacks the head's weights, or has several labels and none is given.
         """
         from transformers import AutoModelForSequenceClassification
 
         check_judge(judge), checked_rows(micro_batch)  # told before the model is loaded
-        load_options.setdefault("num_labels", 1)
-        model, tokenizer = load_pair(
-            path_or_id,
-            AutoModelForSequenceClassification,
-            tokenizer,
-            loader=cls.from_pretrained,
-            check=lambda tokenizer: SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos),
-            device=device,
-            dtype=dtype,
-            **load_options,
-        )
+        if label is None:  # a configuration that tells nothing would stand for two
+            load_options.setdefault("num_labels", 1)
+        try:
+            model, tokenizer = load_pair(
+                path_or_id,
+                AutoModelForSequenceClassification,
+                tokenizer,
+                loader=cls.from_pretrained,
+                check=lambda tokenizer: SolutionEncoder(tokenizer, chat_template, system_prompt, append_eos),
+                device=device,
+                dtype=dtype,
+                **load_options,
+            )
+        except CheckpointError as error:
+            if label is not None or "mismatched" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{error}; of several labels give the good one: label=... (its name or number)"
+            ) from None
         return cls(
             model,
             tokenizer,
+            label=label,
             chat_template=chat_template,
             system_prompt=system_prompt,
             append_eos=append_eos,
@@ -183,7 +221,7 @@ class HFOutcomeRewardModel(RewardModel):
         )
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
-        """The model's output for each node's prompt and text.
+        """The model's output for each node's prompt and text, or the probability of its `label`.
 
         Raises:
             ValueError: If one has more tokens than the model reads.
@@ -228,8 +266,15 @@ class HFOutcomeRewardModel(RewardModel):
             outputs = self._inside(input_ids=ids, attention_mask=mask, **options)
         finally:
             config.pad_token_id = before
-        scores: list[float] = outputs.logits[:, 0].float().tolist()
+        scores: list[float] = self._scores(outputs.logits)[:, self.label].tolist()
         return scores
+
+    def _scores(self, logits: torch.Tensor) -> torch.Tensor:
+        kind = self._inside.config.problem_type
+        if self._inside.num_labels == 1 or kind == "regression":
+            return logits.float()
+        logits = logits.double()  # so that probabilities near 1 stay apart
+        return logits.sigmoid() if kind == "multi_label_classification" else logits.softmax(dim=-1)
 
     def _ignores_padding(self) -> bool:
         """True if a padded row gets the score that it has alone; an encoder may look at padding (FNet's does)."""

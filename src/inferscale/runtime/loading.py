@@ -152,8 +152,11 @@ def load_model(
         dtype = "float32" if target.type == "cpu" else "auto"
     with located(path_or_id, gguf_file) as place:
         check_load_options(place, load_options, loader)
+        load_options.setdefault("ignore_mismatched_sizes", True)  # they are told below, with all else that is wrong
         model, info = load_weights(place, auto_class, dtype=dtype, **load_options)
-    wrong = {kind: sorted(map(str, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")}
+    wrong = {
+        kind: sorted(map(_told, info.get(f"{kind}_keys") or ())) for kind in ("missing", "unexpected", "mismatched")
+    }
     if any(wrong.values()):
         told = "; ".join(
             f"{kind}: {', '.join(keys[:5])}{' …' * (len(keys) > 5)}" for kind, keys in wrong.items() if keys
@@ -163,6 +166,10 @@ def load_model(
             "weights; load it with the class that it was saved from"
         )
     return model.to(target).eval()
+
+
+def _told(key: str | tuple[str, Iterable[int], Iterable[int]]) -> str:
+    return key if isinstance(key, str) else f"{key[0]} is {[*key[1]]} there and {[*key[2]]} here"
 
 
 def load_weights(place: Located, auto_class: Any, **load_options: Any) -> tuple[Any, dict[str, Any]]:
