@@ -1,15 +1,16 @@
 """Sessions of generators: samples come as they end, requests join meanwhile, and every result is that of `generate`."""
 
 import json
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-from inferscale.base import Generator
+from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget
-from inferscale.engine import Solver, solve_batch
-from inferscale.flow import GenerateRequest
+from inferscale.engine import Solver, solve, solve_batch
+from inferscale.flow import GenerateRequest, expand
 from inferscale.generators import HFGenerator
 from inferscale.runtime import decoding
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, RepeatedSampling
@@ -236,6 +237,14 @@ def content(result):
     return steps, result.answer, result.stopped_by, replace(result.cost, seconds=0)
 
 
+@dataclass(frozen=True)
+class Told(SearchStrategy):
+    """Begins every answer with a text."""
+
+    def search(self, root, rng):
+        return (yield from expand([root], 6, until="end", forced="Step "))
+
+
 STRATEGIES = [RepeatedSampling(5), BeamSearch(2, 3), REBASE(6), DVTS(2, 2), MCTS(6)]
 
 
@@ -311,3 +320,73 @@ def test_an_error_of_the_model_leaves_what_was_answered_before():
     assert sum(result.cost.num_generated for result in told.value.partial) >= 4
     with pytest.raises(KeyboardInterrupt):
         solve_batch(PROMPTS, RepeatedSampling(4), BrokenGenerator(die_after=0))
+
+
+def dies_after(monkeypatch, forwards):
+    """Decoders that are killed after some more forwards."""
+    left = [forwards]
+
+    class Dying(decoding.TreeDecoder):
+        def step(self, tokens):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return super().step(tokens)
+
+    monkeypatch.setattr(decoding, "TreeDecoder", Dying)
+
+
+@pytest.mark.parametrize("strategy", [RepeatedSampling(6), REBASE(6), BeamSearch(2, 3)], ids=repr)
+@pytest.mark.parametrize("budget", [None, Budget(tokens=90)], ids=repr)
+def test_killed_at_any_token_it_loses_only_what_was_being_drawn(strategy, budget, tmp_path, monkeypatch):
+    options = {"reward_model": ToyReward(), "budget": budget}
+    whole = generator()
+    expected = [content(result) for result in solve_batch(PROMPTS, strategy, whole, **options)]
+    path, drawn = tmp_path / "journal.jsonl", 0
+    for forwards in (3, 1, 9, 4):
+        with monkeypatch.context() as patch:
+            dies_after(patch, forwards)
+            dying = generator()
+            with pytest.raises(KeyboardInterrupt) as told:
+                solve_batch(PROMPTS, strategy, dying, journal=path, **options)
+        drawn += dying.stats.decoded_tokens
+        samples = [node for result in told.value.partial for node in result.root.walk() if node.step]
+        assert sum(len(node.step.token_ids) for node in samples) == drawn, "all that has ended is handed over"
+        assert sum(result.cost.generated_tokens for result in told.value.partial) == drawn
+        path.write_bytes(path.read_bytes() + b'{"torn": ')
+    rest = generator()
+    found = solve_batch(PROMPTS, strategy, rest, journal=path, **options)
+    assert [content(result) for result in found] == expected
+    assert drawn + rest.stats.decoded_tokens == whole.stats.decoded_tokens
+    assert drawn > 0
+    again = solve_batch(PROMPTS, strategy, silent := generator(), journal=path, **options)
+    assert silent.stats.decoded_tokens == 0
+    assert [content(result) for result in again] == expected
+
+
+def test_samples_of_a_cancelled_answer_are_drawn_again(tmp_path):
+    expected = content(solve("ab the", RepeatedSampling(8), generator()))
+    path, cancel, gen = tmp_path / "journal.jsonl", threading.Event(), generator()
+    decoder = gen._runner._tree
+    step = type(decoder).step
+
+    class Leaving(type(decoder)):
+        def step(self, tokens):
+            if gen.stats.decoded_tokens:
+                cancel.set()
+            return step(self, tokens)
+
+    decoder.__class__ = Leaving
+    result = solve("ab the", RepeatedSampling(8), gen, journal=path, cancel=cancel)
+    assert result.stopped_by == "cancel"
+    assert content(solve("ab the", RepeatedSampling(8), generator(), journal=path)) == expected
+
+
+def test_forced_text_is_paid_for_once_also_after_a_kill(tmp_path, monkeypatch):
+    expected = [content(result) for result in solve_batch(PROMPTS, Told(), generator())]
+    path = tmp_path / "journal.jsonl"
+    dies_after(monkeypatch, 6)
+    with pytest.raises(KeyboardInterrupt):
+        solve_batch(PROMPTS, Told(), generator(), journal=path)
+    monkeypatch.undo()
+    assert [content(result) for result in solve_batch(PROMPTS, Told(), generator(), journal=path)] == expected

@@ -50,6 +50,10 @@ class Journal:
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
     The lines of different searches may stand in any order, which is why either schedule continues the other's journal.
+
+    Where an answer takes long, the samples of it that have ended stand before it, each named by its branch: ``{"root",
+    "kind": "sample", "key", "step"}``. They count until the next other line of their search, which holds them again.
+
     Each line is handed to the operating system when it is written, where it survives a kill of this process. A torn
     last line, as a kill leaves it, is cut off.
     """
@@ -70,7 +74,10 @@ class Journal:
         by_root: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         rows = _load(target, header)
         for row in rows[1:]:
-            by_root[row["root"]].append(row)
+            of_root = by_root[row["root"]]
+            while row["kind"] != "sample" and of_root and of_root[-1]["kind"] == "sample":
+                of_root.pop()
+            of_root.append(row)
         file = target.open("a", encoding="utf-8", buffering=1)  # by the line
         if not rows:
             file.write(json.dumps(header) + "\n")
@@ -80,9 +87,16 @@ class Journal:
         """Close the file."""
         self._file.close()
 
+    def samples(self, root: Node) -> dict[int, Step]:
+        """Return the steps of an answer that was not complete, by the keys of their branches; ask before `answers`."""
+        rows = self._rows.get(f"{root.key:016x}", [])
+        return {int(row["key"], 16): step_from_dict(row["step"]) for row in rows if row["kind"] == "sample"}
+
     def answers(self, root: Node) -> Iterator[Samples | Scores | None]:
         """Yield what is recorded for the search of `root`, once; ``None`` stands where the clock ended it."""
         for row in self._rows.pop(f"{root.key:016x}", ()):
+            if row["kind"] == "sample":
+                continue
             if row["kind"] == "steps":
                 groups = [[step_from_dict(step) for step in steps] for steps in row["steps"]]
                 yield Samples(groups, row["seconds"], row.get("stopped_by"))
@@ -90,6 +104,10 @@ class Journal:
                 yield Scores(row["scores"], row["step_scores"], Cost(**row["cost"]))
             else:
                 yield None
+
+    def record_sample(self, root: Node, key: int, step: Step) -> None:
+        """Write one sample of an answer that is not complete, under the key of its branch."""
+        self._write(root, {"kind": "sample", "key": f"{key:016x}", "step": step_to_dict(step)})
 
     def record(self, root: Node, answer: Samples | Scores | None) -> None:
         """Write an answer to the search of `root`; ``None`` says that the clock ended it here."""
@@ -102,6 +120,9 @@ class Journal:
             row["cost"] = asdict(answer.cost)
         else:
             row = {"kind": "timeout"}
+        self._write(root, row)
+
+    def _write(self, root: Node, row: Mapping[str, Any]) -> None:
         line = json.dumps({"root": f"{root.key:016x}", **row}, allow_nan=False, default=as_plain)
         self._file.write(line + "\n")
 

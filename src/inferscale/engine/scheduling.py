@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from inferscale.base import Generator, ProcessRewardModel, RewardModel, Ticket, check_steps
@@ -119,16 +119,16 @@ class Asked:
     Attributes:
         requests: The requests.
         num_open: Number of samples that have not ended.
-        steps: Of each sample its step, once it has ended.
+        steps: For each request the samples that have ended, by their place.
         seconds: The search's share of the time until now.
-        tickets: Of the requests that were submitted.
+        tickets: Of what was submitted: the place of its request, and that of its first sample among those.
     """
 
     requests: Sequence[GenerateRequest]
     num_open: int
-    steps: dict[tuple[Ticket, int], Step] = field(default_factory=dict)
+    steps: Sequence[dict[int, Step]]
     seconds: float = 0.0
-    tickets: list[Ticket] = field(default_factory=list)
+    tickets: dict[Ticket, tuple[int, int]] = field(default_factory=dict)
 
 
 class WaveScheduler:
@@ -163,16 +163,22 @@ class WaveScheduler:
                 search.take_scores(nodes, scores)
 
     def _submit(self, search: Search, requests: Sequence[GenerateRequest]) -> None:
-        started = time.perf_counter()
-        asked = self._asked[search] = Asked(requests, sum(request.n for request in requests))
+        """Ask for what no journal holds."""
+        started, steps = time.perf_counter(), [search.drawn(request) for request in requests]
+        num_open = sum(request.n - len(known) for request, known in zip(requests, steps, strict=True))
+        asked = self._asked[search] = Asked(requests, num_open, steps)
         try:
-            for request in requests:
-                asked.tickets.append(ticket := self._sampling.submit(request))
-                self._owners[ticket] = search
+            for place, (request, known) in enumerate(zip(requests, steps, strict=True)):
+                for first, n in _gaps(request.n, known):
+                    rest = replace(request, n=n, first=request.first + first) if known else request
+                    ticket = self._sampling.submit(rest)
+                    asked.tickets[ticket], self._owners[ticket] = (place, first), search
         except BaseException:
             self.cancel(search)
             raise
         asked.seconds = time.perf_counter() - started
+        if not num_open:
+            self._take(search)
 
     def _collect(self) -> None:
         """Wait until samples have ended; searches that have all of theirs go on."""
@@ -184,21 +190,26 @@ class WaveScheduler:
         if not ended:
             name = type(self._calls.generator).__name__
             raise RuntimeError(f"{name}.open(): collect() returned no sample, though {num_open} have not ended")
+        new: list[tuple[Search, int, int]] = []
         for ticket, index, step in ended:
             if ticket in self._owners:  # else its search was cancelled
-                asked = self._asked[self._owners[ticket]]
-                asked.steps[ticket, index] = step
+                search = self._owners[ticket]
+                asked = self._asked[search]
+                place, first = asked.tickets[ticket]
+                asked.steps[place][first + index] = step
                 asked.num_open -= 1
+                new.append((search, place, first + index))
+        for search, place, index in new:
+            asked = self._asked[search]
+            if asked.num_open:
+                search.record_part(asked.requests[place], index, asked.steps[place][index])
         for search in [search for search, asked in self._asked.items() if not asked.num_open]:
             self._take(search)
 
     def _take(self, search: Search) -> None:
         """Give a search its answer, which is complete."""
         asked = self._forget(search)
-        steps = [
-            [asked.steps[ticket, index] for index in range(request.n) if (ticket, index) in asked.steps]
-            for ticket, request in zip(asked.tickets, asked.requests, strict=True)
-        ]
+        steps = [[step for _, step in sorted(known.items())] for known in asked.steps]
         check_steps(asked.requests, steps, type(self._calls.generator).__name__)
         search.take_samples(asked.requests, Samples(steps, asked.seconds))
 
@@ -215,12 +226,23 @@ class WaveScheduler:
                 self._sampling.cancel(ticket)
 
     def close(self, patient: bool) -> None:
-        """Drop what is under way; a `patient` caller has the answers kept that are complete."""
+        """Drop what is under way, and keep what has ended; a `patient` caller has complete answers taken."""
         self._sampling.close()
-        for search in [search for search, asked in self._asked.items() if not asked.num_open]:
+        for search, asked in list(self._asked.items()):
             search.on_step = None  # it may be what has failed
-            if patient:
+            if patient and not asked.num_open:
                 self._take(search)
+            else:
+                search.take_part(asked.requests, asked.steps, asked.seconds)
+        self._asked, self._owners = {}, {}
+
+
+def _gaps(n: int, known: Container[int]) -> Iterator[tuple[int, int]]:
+    """The places below `n` that are not known, as runs: the first place and the number of each."""
+    for is_known, run in groupby(range(n), lambda place: place in known):
+        if not is_known:
+            places = list(run)
+            yield places[0], len(places)
 
 
 MAX_CALLS = 64

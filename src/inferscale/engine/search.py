@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,6 +91,7 @@ class Search:
         self._read = read
         self._journal = journal
         self._is_replaying = False
+        self._drawn: dict[int, Step] = {}  # of an answer that a journal holds in parts, by the keys of the branches
         self._started = time.perf_counter()
         # A pending `Generate` may take several calls of the generator. `_queue` holds what has not been sampled yet,
         # with the place of each request in `_groups`, where new nodes gather until all are there.
@@ -244,34 +245,65 @@ class Search:
             if samples.stopped_by != "cancel":
                 self._record(samples)
         nodes: list[Node] = []
-        tokens = thoughts = prompts = flops = 0
         for request, steps in zip(requests, samples.steps, strict=True):
             position, whole = self._queue.popleft()
             if request.n < whole.n:
                 self._queue.appendleft((position, replace(whole, n=whole.n - request.n)))
-            group, parent = self._groups[position], request.node
             for draw, step in enumerate(steps, request.first):
-                # NumPy's integers would overflow in silence.
-                tokens += int(step.generated_tokens)
-                thoughts += int(step.thought_tokens)
-                prompts += int(step.prompt_tokens)
-                flops += int(step.flops)
                 if samples.stopped_by is not None and not _has_begun(step, request):
-                    parent.num_draws -= 1
+                    request.node.num_draws -= 1
                     continue
-                if not step.text.strip() and step.finish_reason in ("step", "eos") and not parent.text.strip():
-                    step = replace(step, finish_reason="empty")
-                node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
-                group.append(node)
-                nodes.append(node)
-                if request.attach:
-                    parent.children.append(node)
-        self.cost += Cost(prompts, tokens, thoughts, 0, flops, 0, samples.seconds, len(nodes), 0)
+                nodes.append(self._grown(request, draw, step))
+                self._groups[position].append(nodes[-1])
+        self._bill([step for steps in samples.steps for step in steps], samples.seconds, len(nodes))
         self._tell(sampled=tuple(nodes))
         if samples.stopped_by is not None:
             self._end(samples.stopped_by)
         elif not self._queue:
             self._resume(self._groups)
+
+    def take_part(
+        self, requests: Sequence[GenerateRequest], parts: Sequence[Mapping[int, Step]], seconds: float
+    ) -> None:
+        """Put samples of an answer that will never be complete into the tree and on the bill, for the best so far."""
+        steps = [step for part in parts for step in part.values()]
+        for request, part in zip(requests, parts, strict=True):
+            for index, step in sorted(part.items()):
+                self._grown(request, request.first + index, step)
+        self._bill(steps, seconds, len(steps))
+
+    def drawn(self, request: GenerateRequest) -> dict[int, Step]:
+        """Return the samples of `request` that a journal holds, though not all of its answer, by their place."""
+        keys = {branch_key(request.node.key, request.first + index): index for index in range(request.n)}
+        return {keys[key]: self._drawn.pop(key) for key in keys if key in self._drawn}
+
+    def record_part(self, request: GenerateRequest, index: int, step: Step) -> None:
+        """Keep one sample of an answer that takes longer, in case this process is killed meanwhile.
+
+        Not of one with forced text, which the first sample of a request pays for: the rest would be another request.
+        """
+        if self._journal is not None and not request.forced and not request.is_over:
+            self._journal.record_sample(self.root, branch_key(request.node.key, request.first + index), step)
+
+    def _grown(self, request: GenerateRequest, draw: int, step: Step) -> Node:
+        """The new node of a sample."""
+        parent = request.node
+        if not step.text.strip() and step.finish_reason in ("step", "eos") and not parent.text.strip():
+            step = replace(step, finish_reason="empty")
+        node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
+        if request.attach:
+            parent.children.append(node)
+        return node
+
+    def _bill(self, steps: Sequence[Step], seconds: float, num_generated: int) -> None:
+        self.cost += Cost(  # NumPy's integers would overflow in silence
+            prompt_tokens=sum(int(step.prompt_tokens) for step in steps),
+            generated_tokens=sum(int(step.generated_tokens) for step in steps),
+            thought_tokens=sum(int(step.thought_tokens) for step in steps),
+            generator_flops=sum(int(step.flops) for step in steps),
+            seconds=seconds,
+            num_generated=num_generated,
+        )
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -321,6 +353,7 @@ class Search:
         if self._journal is None:
             return
         self._is_replaying = True
+        self._drawn = self._journal.samples(self.root)
         for answer in self._journal.answers(self.root):
             if answer is None:
                 self.stop("seconds")

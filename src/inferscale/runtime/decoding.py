@@ -239,7 +239,9 @@ class Rows:
 
     def _reset(self) -> None:
         self._buffer = TokenBuffer()
-        self._logits: Tensor | None = None  # [rows, vocabulary], after the newest token of every row of the buffer
+        # The logits [rows, vocabulary] after the newest token of each row; or those tokens [rows], to be read yet.
+        self._logits: Tensor | None = None
+        self._newest: Tensor | None = None
         self._processed = None if self._processing is None else self._processing.rows()
         self._looks = 0  # since rows were filled
 
@@ -271,6 +273,9 @@ class Rows:
         """
         try:
             while not self._ended and (self._waiting or self._buffer.branches):
+                # The newest tokens are read only now: what had ended with them was handed over first.
+                if self._newest is not None:
+                    self._logits, self._newest = self.decoder.step(self._newest), None
                 self._fill(size)
                 if self._buffer.branches:
                     self._draw()
@@ -362,18 +367,15 @@ class Rows:
             self.on_tokens(drawn.shape[1] * drawn.shape[2])
 
         # Take the rows of ended branches out, and go on with the others.
-        tokens, self._logits = draws[-1].tokens.to(logits.device), None
-        left = self._take_out()
-        if len(left) < len(tokens):
-            tokens = tokens[torch.from_numpy(left).to(tokens.device)]
-        self._logits = self.decoder.step(tokens) if len(left) else None
+        self._newest, self._logits = draws[-1].tokens.to(logits.device), None
+        self._take_out()
 
-    def _take_out(self) -> NDArray[np.int64]:
-        """Takes the rows of ended branches out; the numbers of those that are left."""
+    def _take_out(self) -> None:
+        """Takes the rows of ended branches out."""
         buffer, ended = self._buffer, self._buffer.rows["ended"]
         left = np.flatnonzero(~ended)
         if len(left) == len(ended):
-            return left
+            return
         out = [buffer.branches[row] for row in np.flatnonzero(ended)]
         kept = sum(len(branch.tokens) for branch in out)
         self._stats.decoded_tokens += kept
@@ -382,10 +384,11 @@ class Rows:
         buffer.keep(left)
         if self._processed is not None:
             self._processed.keep(left.tolist())
-        if self._logits is not None:
-            self._logits = self._logits[torch.from_numpy(left).to(self._logits.device)] if len(left) else None
+        for name in ("_logits", "_newest"):
+            values: Tensor | None = getattr(self, name)
+            if values is not None:
+                setattr(self, name, values[torch.from_numpy(left).to(values.device)] if len(left) else None)
         self._ended += out
-        return left
 
 
 def unbegun(branches: Sequence[Branch]) -> Sequence[Branch]:
