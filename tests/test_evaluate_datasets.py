@@ -1,6 +1,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from inferscale import zoo
@@ -17,6 +18,7 @@ from inferscale.evaluate import (
 from inferscale.evaluate.datasets import example_from_fields, gsm8k_example, math_example, read_rows, svamp_example
 from inferscale.strategies import RepeatedSampling
 from inferscale.testing import ToyGenerator
+from inferscale.tree import Problem
 
 SHOT = Example("1+1?", "2", "1 + 1 = 2", "shot")
 
@@ -492,3 +494,61 @@ def test_records_keep_the_group(tmp_path):
     assert [result.problem.columns for result in run.results()] == [{"group": "sums"}, {"group": "rest"}]
     bare = run_evaluation(["1+1?"], RepeatedSampling(1), ToyGenerator(), tmp_path / "bare")
     assert bare.rows()[0]["group"] is None
+
+
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+
+
+@pytest.mark.parametrize("name", ["question", "prompt", "messages", "asked"])
+def test_a_row_may_ask_by_a_conversation(name):
+    fields = {"question": name} if name == "asked" else None
+    [problem] = load_problems([{name: ASKED, "answer": 4, "level": 2}], fields=fields)
+    assert problem == Problem(messages=ASKED, answer="4", id="0", columns={"level": 2})
+
+
+def test_conversations_may_stand_beside_texts_begin_the_answer_and_have_choices():
+    turns = [*ASKED, {"role": "assistant", "content": "It is", "name": None}]
+    rows = [{"question": np.array(turns, dtype=object), "answer": 4}, {"question": "1 + 1?", "answer": 2}]
+    first, second = load_problems(rows)
+    assert (len(first.turns), first.prefill) == (3, "It is")
+    assert second.messages is None
+    assert second.prompt.startswith("Question: 1 + 1?")
+    [lettered] = load_problems([{"prompt": ASKED, "answer": "five", "choices": ["four", "five"]}])
+    assert lettered.turns == [ASKED[0], {"role": "user", "content": "2 + 2?\nA. four\nB. five"}]
+    assert (lettered.answer, lettered.kind) == ("B", "choice:AB")
+
+
+def test_worked_examples_of_a_conversation_are_turns():
+    shown = [
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "1 + 1 = 2\nThe answer is 2."},
+    ]
+    [problem] = load_problems([{"question": ASKED, "answer": "4"}], shots=[SHOT])
+    assert problem.turns == [ASKED[0], *shown, ASKED[1]]
+    [problem] = load_problems([{"question": "2 + 2?", "answer": "4"}], style="chat", shots=[SHOT])
+    assert problem.turns == [*shown, ASKED[1]]
+    style = PromptStyle("Q: {question}", shown="{answer}", instruction="Answer.", as_turns=True)
+    [problem] = load_problems([{"question": "2 + 2?", "answer": "4"}], style=style, shots=[Example("1+1?", "2")])
+    assert [turn["content"] for turn in problem.turns] == ["Answer.", "Q: 1+1?", "2", "Q: 2 + 2?"]
+    told = Example("?", "2", "so", messages=ASKED)
+    [problem] = load_problems([{"question": "2 + 2?", "answer": "4"}], style="chat", shots=[told])
+    assert [turn["role"] for turn in problem.turns] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "said"),
+    [
+        ({"question": ASKED}, {"style": "cot"}, "choose style 'chat'"),
+        (
+            {"question": [{"role": "robot", "content": "a"}]},
+            {},
+            "row 0 has a question that is no text and no conversation",
+        ),
+        ({"question": []}, {}, "row 0 has a question that is no text and no conversation"),
+        ({"question": [1]}, {}, "row 0 has a question that is no text and no conversation"),
+        ({"messages": [*ASKED, {"role": "assistant", "content": "4"}]}, {}, "end with the assistant's turn"),
+    ],
+)
+def test_conversations_that_do_not_fit_are_named(row, options, said):
+    with pytest.raises(ValueError, match=said):
+        load_problems([{**row, "answer": "4"}], **options)

@@ -49,7 +49,7 @@ Dataset = Annotated[str, typer.Option(help="gsm8k, math, svamp, embedded, jsonl 
 Data = Annotated[Path | None, typer.Option(help="A .jsonl, .json or .csv file; without it the hub is asked.")]
 Split = Annotated[str | None, typer.Option(help="Split of the hub's data set, or test or dev of the embedded task.")]
 Fields = Annotated[list[str] | None, typer.Option("--field", help="Your own fields: question=body, answer=gold.")]
-Style = Annotated[str | None, typer.Option(help="Prompt: cot, direct, steps, boxed, plain.")]
+Style = Annotated[str | None, typer.Option(help="Prompt: cot, direct, steps, boxed, plain, chat.")]
 Shots = Annotated[int, typer.Option(min=0, help="Worked examples before each question.")]
 ShotsData = Annotated[Path | None, typer.Option(help="File that the worked examples are taken from, not --data.")]
 Limit = Annotated[int | None, typer.Option(help="Take the first so many problems.")]

@@ -38,6 +38,7 @@ class Example:
         domain: The field that the question is from (a subject, a kind of operation); ``""`` if it is not known.
         kind: What the answer is, see `Problem`; ``None`` if it is not known.
         columns: Whatever else the row holds, by name.
+        messages: The turns of a question that is a conversation, as `Problem` takes them; `question` is their text.
     """
 
     question: str
@@ -48,6 +49,7 @@ class Example:
     domain: str = ""
     kind: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    messages: Sequence[Mapping[str, Any]] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class PromptStyle:
         separator: Between worked examples, and before the question.
         stop: What a base model writes when it goes on with a question of its own; answers are read before it.
         shots: Worked examples.
+        as_turns: True makes conversations (``Problem.messages``) for generators with a chat template: the instruction
+            is the system's turn, a worked example one of the user's and one of the assistant's.
     """
 
     template: str
@@ -69,6 +73,7 @@ class PromptStyle:
     separator: str = "\n\n"
     stop: str = "\nQuestion:"
     shots: tuple[Example, ...] = ()
+    as_turns: bool = False
 
     def __post_init__(self) -> None:
         """Refuses a template without the question."""
@@ -88,19 +93,48 @@ class PromptStyle:
         return replace(self, shots=tuple(shots))
 
     def prompt(self, question: str) -> str:
-        """The whole prompt of a question."""
+        """The whole prompt of a question; of turns, their text."""
+        if self.as_turns:
+            return Problem(messages=self.messages(Example(question, ""))).prompt
         parts = [self.instruction] if self.instruction else []
         parts += [self._filled(shot.question) + self._shown(shot) for shot in self.shots]
         return self.separator.join([*parts, self._filled(question)])
 
+    def messages(self, example: Example) -> list[Mapping[str, Any]]:
+        """The turns of a question: the system's, those of worked examples, and its own.
+
+        The instruction stands in for a conversation's own system turn, if it has none; its last turn of the user's is
+        put into the template.
+        """
+        turns = [dict(turn) for turn in example.messages or [{"role": "user", "content": example.question}]]
+        asked = max(place for place, turn in enumerate(turns) if turn["role"] == "user")
+        turns[asked]["content"] = self._filled(turns[asked]["content"])
+        head = [{"role": "system", "content": self.instruction}] if self.instruction else []
+        if turns[0]["role"] == "system":
+            head, turns = turns[:1], turns[1:]
+        for shot in self.shots:
+            shown = self._shown(shot).strip()
+            asks = shot.messages or [{"role": "user", "content": self._filled(shot.question)}]
+            head += [dict(turn) for turn in asks if turn["role"] != "system"]
+            head.append({"role": "assistant", "content": shown})
+        return [*head, *turns]
+
     def problem(self, example: Example) -> Problem:
-        """The problem of a row; its columns are the row's, with its ``"group"`` and ``"domain"`` if there are any."""
+        """The problem of a row; its columns are the row's, with its ``"group"`` and ``"domain"`` if there are any.
+
+        Raises:
+            ValueError: If the row is a conversation and the style makes texts.
+        """
+        if example.messages is not None and not self.as_turns:
+            raise ValueError(f"the row {example.id or example.question[:60]!r} is a conversation, of which this style "
+                             "would make a text: choose style 'chat', or a PromptStyle with as_turns=True")  # fmt: skip
         told = {name: value for name in ("group", "domain") if (value := getattr(example, name))}
         columns = {**example.columns, **told}
         return Problem(
-            self.prompt(example.question),
+            "" if self.as_turns else self.prompt(example.question),
             example.answer,
             example.id or None,
+            messages=self.messages(example) if self.as_turns else None,
             kind=example.kind,
             columns=columns or None,
         )
@@ -140,10 +174,12 @@ STYLES: dict[str, PromptStyle] = {
         stop="\nProblem:",
     ),
     "plain": PromptStyle("{question}", shown="{solution}", stop=""),
+    "chat": PromptStyle("{question}", stop="", as_turns=True),
 }
 """Styles by name: ``"cot"`` (zero-shot chain of thought, Kojima et al. 2022, arXiv:2205.11916), ``"direct"`` (the
-answer alone), ``"steps"`` (one step per line, for searches over steps), ``"boxed"`` (as MATH's solutions) and
-``"plain"`` (the question as it is, for chat models and the embedded task)."""
+answer alone), ``"steps"`` (one step per line, for searches over steps), ``"boxed"`` (as MATH's solutions), ``"plain"``
+(the question as it is, for the embedded task and for chat models) and ``"chat"`` (the question as a turn, worked
+examples as turns before it; for rows that are conversations, too)."""
 
 
 def prompt_style(style: str | PromptStyle) -> PromptStyle:
@@ -254,15 +290,16 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
         number: Its position, its name if it has none.
         fields: Names of the fields for ``"question"``, ``"answer"``, ``"solution"``, ``"id"``, ``"group"``,
             ``"domain"``, ``"answer_kind"`` and ``"choices"``; those left out are looked for under their own names, and
-            under ``"prompt"`` for the question. Choices (a list of texts, or ``{"text": [...], "label": [...]}``) are
-            put under the question with a letter for each; the answer is then a letter or label, a place in the list
-            (from 0 on; where the choices are numbers, one of these), or one of its texts.
+            under ``"prompt"`` or ``"messages"`` for the question, which is a text or a conversation (see `Problem`).
+            Choices (a list of texts, or ``{"text": [...], "label": [...]}``) are put under the question with a letter
+            for each; the answer is then a letter or label, a place in the list (from 0 on; where the choices are
+            numbers, one of these), or one of its texts.
 
     All other fields become the example's columns, but for what is no plain data (images, bytes).
 
     Raises:
-        ValueError: If the question or the gold answer is missing (``None``, NaN, empty), the answer is no text or
-            number, or no choice, or `fields` names a part that there is not.
+        ValueError: If the question or the gold answer is missing (``None``, NaN, empty), a conversation does not fit,
+            the answer is no text or number, or no choice, or `fields` names a part that there is not.
     """
     extra = ("solution", "id", "group", "domain", "answer_kind", "choices")
     names = {key: key for key in ("question", "answer", *extra)} | dict(fields)
@@ -272,18 +309,26 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
             f"fields={dict(fields)!r:.200}: there is no part {unknown[0]!r} of a row; the parts are question, answer, "
             f"{', '.join(extra)}{turned}"
         )
-    if "question" not in fields and "question" not in row and "prompt" in row:
-        names["question"] = "prompt"
+    if "question" not in fields:
+        names["question"] = next((name for name in ("question", "prompt", "messages") if name in row), "question")
     # what was named must be there; only what is optional by nature and was not named may be missing
     optional = {key: _python(row[names[key]] if key in fields else row.get(names[key])) for key in extra}
-    question = row[names["question"]]
-    question = question if isinstance(question, str) and question.strip() else _question(question, number)
+    asked, messages = row[names["question"]], None
+    if isinstance(asked := asked if isinstance(asked, str) else _python(asked), list | tuple):
+        messages = _conversation(asked, number, names["question"])
+    elif not (isinstance(asked, str) and asked.strip()):
+        asked = _question(asked, number)
     answer, kind = _gold(row[names["answer"]], number), _text(optional["answer_kind"]) or None
     if optional["choices"] is not None:
         choices, answer, kind = _lettered(optional["choices"], _python(row[names["answer"]]), number)
-        question = f"{question.rstrip()}\n{choices}"
+        if messages is None:
+            asked = f"{asked.rstrip()}\n{choices}"
+        else:
+            last = max(place for place, turn in enumerate(messages) if turn["role"] == "user")
+            messages[last]["content"] = f"{messages[last]['content'].rstrip()}\n{choices}"
     return Example(
-        question=question,
+        question=asked if messages is None else Problem(messages=messages).prompt,
+        messages=None if messages is None else tuple(messages),
         answer=answer,
         solution=_text(optional["solution"]),
         id=str(number if optional["id"] is None else optional["id"]),
@@ -292,6 +337,17 @@ def example_from_fields(row: Row, number: int, fields: Mapping[str, str]) -> Exa
         kind=kind,
         columns=_columns(row, {names[key] for key in ("question", "answer", "id", "answer_kind")}),
     )
+
+
+def _conversation(turns: Sequence[Any], number: int, name: str) -> list[dict[str, Any]]:
+    try:
+        problem = Problem(messages=turns)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"row {number} has a question that is no text and no conversation: {error}") from None
+    if problem.prefill and name == "messages":  # of a row for training
+        raise ValueError(f"row {number} has messages that end with the assistant's turn, which would be gone on with: "
+                         "leave it out, or name their field, fields={'question': 'messages'}")  # fmt: skip
+    return problem.turns
 
 
 def _lettered(choices: Any, answer: Any, number: int) -> tuple[str, str, str]:
@@ -472,7 +528,8 @@ def load_problems(
             ``datasets``, a data frame, a list of dictionaries. Without it the hub is asked through the optional package
             ``datasets``.
         split: ``"test"`` or ``"dev"`` of the embedded task; the split of the hub, or of a data set that has several.
-        style: A name of `STYLES` or a `PromptStyle`; ``"cot"`` by default, ``"plain"`` for the embedded task.
+        style: A name of `STYLES` or a `PromptStyle`; ``"cot"`` by default, ``"plain"`` for the embedded task,
+            and ``"chat"`` for rows whose question is a conversation.
         shots: Worked examples shown before each question, for example ``load_examples("gsm8k", train)[:8]``.
         fields: Names of your own fields: ``{"question": "body", "answer": "gold"}``; see `example_from_fields`. All
             other fields become `Problem.columns`, for reward functions and tables.
@@ -487,12 +544,13 @@ def load_problems(
     """
     is_embedded = isinstance(dataset, str) and dataset == "embedded"
     chosen = prompt_style(style or ("plain" if is_embedded else "cot"))
-    if shots:
-        chosen = chosen.with_shots(shots)
+    turns = chosen if style else STYLES["chat"]  # conversations stay what they are
     examples = load_examples(dataset, data, split=split, fields=fields, kind=kind, limit=limit)
     if is_embedded:  # the problems of `inferscale.zoo` as they are: their ids name the level
         examples = [replace(example, group="", domain="") for example in examples]
-    return [chosen.problem(example) for example in examples]
+    styles = [chosen if example.messages is None else turns for example in examples]
+    shown = {kind: kind.with_shots(shots) if shots else kind for kind in dict.fromkeys(styles)}
+    return [shown[kind].problem(example) for kind, example in zip(styles, examples, strict=True)]
 
 
 def load_examples(
