@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from inferscale.generators import Draws, Sampler, TokenSampler, inverse_cdf
-from inferscale.runtime.sampling import choose_sampler, uniforms
+from inferscale.runtime import sampling
+from inferscale.runtime.sampling import choose_sampler, filter_threshold, uniforms
 
 MASK = 2**64 - 1
 
@@ -110,6 +112,60 @@ def test_flat_distributions_take_the_exact_path_of_top_p():
     assert min(kept) > 256
     for logprob, count in zip(draws.logprobs.tolist(), kept, strict=True):
         assert logprob == pytest.approx(-math.log(count), abs=0.1)
+
+
+def sorted_edge(weights: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The last weight of the nucleus, by sorting the whole vocabulary."""
+    ordered = weights.double().sort(dim=-1, descending=True).values
+    reached = ordered.cumsum(dim=-1)
+    kept = (reached - ordered < top_p * reached[:, -1:]).sum(dim=-1, keepdim=True).clamp_(min=1)
+    return ordered.gather(1, kept - 1)[:, 0].float()
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 3.0, 30.0])
+@pytest.mark.parametrize("size", [1, 50, 3_000, 20_000])
+def test_the_nucleus_is_that_of_the_sorted_vocabulary_though_nothing_is_sorted(size, spread):
+    logits = torch.randn(5, size, generator=torch.Generator().manual_seed(size)) * spread
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    numbers = torch.from_numpy(uniforms(np.arange(5, dtype=np.uint64), 1))
+    for ties in (weights, (weights * 8).round() + 1):  # counts, which are many times the same
+        for top_p in (0.1, 0.5, 0.9, 0.999, 1 - 1e-9):
+            edge = sorted_edge(ties, top_p)
+            assert torch.equal(filter_threshold(ties, 0, top_p), edge)
+            assert torch.equal(sampling._edge_by_digits(ties, top_p), edge)  # what a GPU does
+    tokens = Sampler(top_p=0.9).draw(logits, numbers).tokens
+    kept = weights * (weights >= sorted_edge(weights, 0.9)[:, None])
+    assert torch.equal(tokens, inverse_cdf(kept, numbers)[0])
+
+
+@pytest.mark.parametrize("sampler", [Sampler(top_p=0.9), Sampler(0.7, top_p=0.9, min_p=0.01), Sampler(0.7, 20, 0.9)])
+def test_a_draw_never_waits_for_the_device(sampler):
+    """Tensors without contents have no answer to a look at them."""
+    draws = sampler.draw(torch.empty(3, 5_000, device="meta"), torch.empty(3, dtype=torch.float64, device="meta"))
+    assert draws.tokens.shape == draws.logprobs.shape == draws.confidences.shape == (3,)
+
+
+class ReadsOf(TorchDispatchMode):
+    """Counts the operations that go over all of a tensor."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.tensor, self.reads = tensor, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        whole = any(isinstance(a, torch.Tensor) and a.data_ptr() == self.tensor.data_ptr() for a in args)
+        self.reads += whole and function is not torch.ops.aten.gather.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_logits_are_read_as_often_at_every_temperature():
+    logits, numbers = torch.randn(2, 500), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    reads = []
+    for temperature in (1.0, 0.7):
+        with ReadsOf(logits) as counted:
+            Sampler(temperature, top_p=0.9).draw(logits, numbers)
+        reads.append(counted.reads)
+    assert reads == [2, 2]  # the peak, and what is left without it
 
 
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(0.7, 20, 0.9), Sampler(top_p=0.5), Sampler(0.0)])

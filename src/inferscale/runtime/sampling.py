@@ -20,7 +20,8 @@ from torch import Tensor
 Confidence: TypeAlias = Literal["logprob", "self_certainty", "deepconf"]
 
 _BLOCK = 64  # ids per block of the two-level inverse CDF
-_PREFILTER = 256  # candidates that top-p looks at first
+_DIGITS = 2048  # values of the first digit, of 11 bits, of a float32 without its sign bit
+_DIGIT_AT = (20, 10, 0)  # where that digit and the two after it, of 10 bits, begin
 _DEEPCONF_TOP = 20  # candidates in a DeepConf token confidence
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -168,18 +169,20 @@ class Sampler(TokenSampler):
         raw = logits.float()
         if self.temperature == 0.0:
             return self.draw_likeliest(raw)
-        # Softmax weights exp((x - peak) / T), not normalised; at T = 1 their sum gives the log-sum-exp as well.
+        # Softmax weights exp((x - peak) / T), not normalised; those of T = 1 give the log-sum-exp as well, so that the
+        # logits are read as often at every temperature.
         peak = raw.amax(dim=-1, keepdim=True)
         weights = raw - peak
-        if self.temperature != 1.0:
-            weights.div_(self.temperature)
-        weights.exp_()
-        plain = self.temperature == 1.0
-        log_total = peak[:, 0] + weights.sum(dim=-1).log() if plain else raw.logsumexp(dim=-1)
+        if self.temperature == 1.0:
+            total = weights.exp_().sum(dim=-1)
+        else:
+            total = weights.exp().sum(dim=-1)
+            weights.div_(self.temperature).exp_()
+        log_total = peak[:, 0] + total.log()
         if self.top_k or self.top_p < 1.0:
-            weights *= weights >= filter_threshold(weights, self.top_k, self.top_p)[:, None]
+            weights *= weights.clone().ge_(filter_threshold(weights, self.top_k, self.top_p)[:, None])
         if self.min_p:
-            weights *= weights >= self.min_p  # the likeliest has the weight 1
+            weights *= weights.clone().ge_(self.min_p)  # the likeliest has the weight 1
         tokens, shares = inverse_cdf(weights, numbers)
         return Draws(tokens, shares.log().to(raw.dtype), self._confidences(raw, log_total, tokens))
 
@@ -266,24 +269,62 @@ def filter_threshold(weights: Tensor, top_k: int, top_p: float) -> Tensor:
         top_k: Candidates kept; 0 keeps all.
         top_p: Mass of the candidates that is kept; the likeliest token always is.
     """
-    size = weights.shape[-1]
-    if top_k:
-        best = weights.topk(min(top_k, size), dim=-1).values  # [batch, candidates], descending
-        total = best.sum(dim=-1, keepdim=True)  # top-p is of what top-k has kept
-    else:
-        total, count = weights.sum(dim=-1, keepdim=True), min(_PREFILTER, size)
-        best = weights.topk(count, dim=-1).values
-        # A few hundred candidates nearly always hold the nucleus; where they do not, look at more.
-        while count < size and bool((best.sum(dim=-1, keepdim=True) < top_p * total).any()):
-            count = min(8 * count, size)
-            best = weights.topk(count, dim=-1).values
+    if not top_k:
+        return _nucleus_edge(weights, top_p)
+    best = weights.topk(min(top_k, weights.shape[-1]), dim=-1).values  # [batch, candidates], descending
     if top_p == 1.0:
         return best[:, -1]
-    # A token is kept while the likelier ones hold less than top_p: the one that reaches top_p is the last, and where
-    # they hold exactly top_p none is added.
-    share = best / total
+    # A token is kept while the likelier ones hold less than top_p of what top-k has kept: the one that reaches top_p is
+    # the last, and where they hold exactly top_p none is added.
+    share = best / best.sum(dim=-1, keepdim=True)
     kept = ((share.cumsum(dim=-1) - share) < top_p).sum(dim=-1).clamp_(min=1)
     return _pick(best, kept - 1)
+
+
+def _nucleus_edge(weights: Tensor, top_p: float) -> Tensor:
+    """The greatest weight `[batch]` of which the tokens of at least this weight hold `top_p` of their row's mass.
+
+    The vocabulary is not sorted. Floats of 0 or more are ordered as their bits are, so the masses of all values of the
+    first 11 bits say with which of them the weight begins: tokens with other ones are in the nucleus, or are not,
+    without a further look. A CPU sorts those that are left, a few in a hundred. A GPU would have to wait for their
+    number: there the others lose their mass, and the weight's next 10 bits are found in the same way, and the last 10.
+    Masses are added in float64.
+    """
+    if weights.device.type == "cpu":
+        return torch.stack([_row_edge(row, top_p) for row in weights]) if len(weights) else weights.new_zeros(0)
+    return _edge_by_digits(weights, top_p)
+
+
+def _row_edge(row: Tensor, top_p: float) -> Tensor:
+    """`_nucleus_edge` of one row on a CPU."""
+    candidates, wanted = row.numpy(), top_p * float(row.sum(dtype=torch.float64))
+    if len(row) > _DIGITS:  # a shorter one is sorted sooner
+        digits = row.view(torch.int32) >> _DIGIT_AT[0]
+        held = torch.zeros(_DIGITS, dtype=torch.float64).scatter_add_(0, digits.long(), row.double())
+        reached = held.numpy()[::-1].cumsum()  # by all tokens from the greatest digit down
+        greater = min(int(reached.searchsorted(wanted)), _DIGITS - 1)  # digits above the edge's
+        candidates = candidates[np.flatnonzero(digits.numpy() == _DIGITS - 1 - greater)]
+        wanted -= float(reached[greater - 1]) if greater else 0.0
+    likeliest = np.sort(candidates)[::-1]
+    before = int(likeliest.astype(np.float64).cumsum().searchsorted(wanted))
+    # Where rounding leaves the last sum below what is wanted of it, all are kept.
+    return row.new_tensor(likeliest[min(before, len(likeliest) - 1)] if len(likeliest) else 0.0)
+
+
+def _edge_by_digits(weights: Tensor, top_p: float) -> Tensor:
+    """`_nucleus_edge` without a look at what is on the device."""
+    batch, first = len(weights), _DIGITS * torch.arange(len(weights), device=weights.device)[:, None]
+    bits, mass = weights.contiguous().view(torch.int32), weights.double()
+    edge, wanted = bits.new_zeros(batch, 1), top_p * mass.sum(dim=-1, keepdim=True)
+    for shift, values in zip(_DIGIT_AT, (_DIGITS, 1024, 1024), strict=True):
+        digits = (bits >> shift) & (values - 1)
+        held = mass.new_zeros(batch * _DIGITS).scatter_add_(0, (digits + first).view(-1), mass.view(-1))
+        reached = held.view(batch, _DIGITS)[:, :values].flip(-1).cumsum(dim=-1)
+        greater = (reached < wanted).sum(dim=-1, keepdim=True).clamp_(max=values - 1)
+        edge |= ((values - 1 - greater) << shift).int()
+        wanted = wanted - torch.where(greater > 0, reached.gather(1, (greater - 1).clamp_(min=0)), 0.0)
+        mass = mass * (bits >> shift == edge >> shift)
+    return edge.view(torch.float32)[:, 0]
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
