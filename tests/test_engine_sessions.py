@@ -1,12 +1,15 @@
 """A solver that is used again, and sessions in which searches are driven one by one."""
 
+import gc
 import threading
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 
 import inferscale as isc
 from inferscale.engine import Solver, solve_batch, stream
+from inferscale.strategies import RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 
 PROMPTS = ["How many?", "How many more?", "How many are left, and why?"]
@@ -217,3 +220,24 @@ def test_a_journal_holds_the_searches_of_one_solver(tmp_path):
         with pytest.raises(ValueError, match="of one strategy, budget and seed: open another session"):
             session.start(PROMPTS[1], replace(solver, seed=1))
         assert len(driven(session)) == 1
+
+
+def test_a_stream_keeps_nothing_of_problems_that_are_done_but_a_hash():
+    """Bytes that Python holds after 50 and after 250 prompts of 4 kB."""
+    held = []
+    prompts = (f"{number:8d}" * 512 for number in range(250))
+    tracemalloc.start()
+    try:
+        for done, _ in enumerate(stream(prompts, RepeatedSampling(1), ToyGenerator(), batch_size=4), start=1):
+            if done in (50, 250):
+                gc.collect()
+                held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert (held[1] - held[0]) / 200 < 300
+
+
+def test_a_long_prompt_that_comes_again_is_another_problem():
+    twice = list(stream(["a" * 5000, "b" * 5000, "a" * 5000], RepeatedSampling(1), ToyGenerator()))
+    texts = {result.root.key: result.problem.prompt[0] for result in twice}
+    assert sorted(texts.values()) == ["a", "a", "b"]

@@ -29,7 +29,7 @@ from inferscale.base import (
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
 from inferscale.thinking import NO_THINKING, Thinking
-from inferscale.tree import Node, Problem
+from inferscale.tree import Node, Problem, root_key
 
 from .journal import Journal
 from .progress import ProgressBar
@@ -402,7 +402,7 @@ class Session:
         self._scheduler = scheduler
         self._journal = journal
         self._num_started = 0
-        self._occurrences: Counter[str] = Counter()
+        self._occurrences: Counter[int] = Counter()  # by a hash: prompts may be long, and a session may see many
 
     def start(
         self,
@@ -441,8 +441,9 @@ class Session:
         if self.solver.reward_model is not None and chosen.reward_model is not None:
             self.solver.reward_model.check_prompt(Node(given))
         if occurrence is None:
-            occurrence = self._occurrences[given.stream]
-            self._occurrences[given.stream] += 1
+            key = root_key(given.stream)
+            occurrence = self._occurrences[key]
+            self._occurrences[key] += 1
         again = f"#{occurrence}" if occurrence else ""  # before the prompt, which may hold anything
         search = Search(
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
