@@ -137,7 +137,7 @@ class HFGenerator(Generator):
                 an end are wasted.
             cache: ``"tree"`` reads shared prefixes once; ``"none"`` reads whole prefixes in every call.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
-                memory); what does not fit is computed again.
+                memory); what does not fit is computed again. Those of the rows that run come on top: `micro_batch`.
 
         Raises:
             TypeError: If a path or hub id is given: `from_pretrained` loads.

@@ -475,7 +475,8 @@ class QuietSTaRGenerator(Generator):
             micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
             cache: ``"tree"`` keeps the keys and values of prompts and steps between calls; ``"none"`` reads whole
                 prefixes in every call, as is done for models with windows or recurrent layers.
-            max_cache_bytes: Most keys and values kept (default: 2 GiB on a CPU, a quarter of a GPU's memory).
+            max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
+                memory). Those of the rows that run come on top: `micro_batch`.
 
         Raises:
             TypeError: If `quiet` is not a `QuietSTaR`.

@@ -95,7 +95,7 @@ class HFProcessRewardModel(LocalProcessReward):
             micro_batch: Most rows run at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
             cache: ``"tree"`` runs every node once; ``"none"`` runs whole texts each time.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
-                memory); what does not fit is computed again.
+                memory); what does not fit is computed again. Those of the rows that run come on top: `micro_batch`.
 
         Raises:
             TypeError: If a path or hub id is given: `from_pretrained` loads.
