@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from inferscale import HFGenerator
+from inferscale.evaluate.records import model_fingerprint
 from inferscale.flops import FlopCounter
 from inferscale.flops.calibration import closed_form
 from inferscale.rewards import HFOutcomeRewardModel, LikelihoodReward
@@ -137,3 +138,14 @@ def test_a_model_that_is_quantised_while_it_is_loaded(tmp_path):
     assert generator.shares_prefixes
     [node] = grow(generator, root("b"))
     assert node.step.flops > 0
+
+
+@WAYS
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_naming_a_quantised_model_in_a_run_changes_neither_it_nor_its_name(quantise):
+    model, ids = quantise(llama()), torch.arange(5, 35)[None]
+    name = model_fingerprint(model)
+    with torch.no_grad():
+        before, after = model(input_ids=ids).logits, model_fingerprint(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    assert after == name

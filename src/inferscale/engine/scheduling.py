@@ -108,7 +108,8 @@ def _checked_score(value: object, node: Node, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{name} scored {node!r} as {value!r}: a score must be a finite number")
+        hint = " (None abstains, and only beside others in a WeightedReward)" if value is None else ""
+        raise ValueError(f"{name} scored {node!r} as {value!r}: a score must be a finite number{hint}")
     return number
 
 

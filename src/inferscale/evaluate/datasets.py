@@ -593,7 +593,8 @@ def load_examples(
         except KeyError as error:
             raise ValueError(
                 f"row {number} of {name} has no field {error}: it has {', '.join(map(str, row))}; "
-                "give fields={'question': ..., 'answer': ...}"
+                "give fields={'question': ..., 'answer': ...} (questions without gold answers go to solve_batch as "
+                "texts)"
             ) from None
     if not examples:
         raise ValueError(f"{name} holds no rows")

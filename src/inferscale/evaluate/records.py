@@ -219,11 +219,26 @@ def model_fingerprint(model: Any) -> str:
     layers = [layer for layer in model.modules() if hasattr(layer, "disable_adapters")]  # peft's
     if layers:
         parts.append(sorted({str([layer.disable_adapters, layer.active_adapters]) for layer in layers}))
-    for name, tensor in _plain_tensors(model.state_dict()):
+    # The 4-bit weights of bitsandbytes: their first forward on a CPU turns them about, and state_dict() turns them back
+    # without their scales. So they are only counted, by value, and nobody asks for their state.
+    packed = {
+        name: weight for name, weight in model.named_parameters() if getattr(weight, "quant_state", None) is not None
+    }
+    for name, weight in packed.items():
+        parts.append([name, list(weight.quant_state.shape), _counts_of_4_bits(weight)])
+    whole = {**dict(model.named_parameters()), **dict(model.named_buffers())} if packed else model.state_dict()
+    for name, tensor in _plain_tensors({name: whole[name] for name in whole if name not in packed}):
         flat = tensor.detach().flatten()
         values = [*flat[:_ENDS].tolist(), *flat[-_ENDS:].tolist()]
         parts.append([name, list(tensor.shape), str(tensor.dtype), [str(value) for value in values]])
     return digest(parts)
+
+
+def _counts_of_4_bits(weight: Any) -> list[int]:
+    """How many of 16 values there are of each, two in a byte; the same in any order."""
+    values = weight.detach().flatten().view(sys.modules["torch"].uint8)  # loaded with the model
+    counts: list[int] = sum(part.bincount(minlength=16) for part in (values & 15, values >> 4)).tolist()
+    return counts
 
 
 def _plain_tensors(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
