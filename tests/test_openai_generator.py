@@ -15,6 +15,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.generators.openai import tokens_per_choice
 from inferscale.generators.openai_server import Choice
 from inferscale.testing import PROMPTS, ToyReward, check_generator
+from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step, branch_key
 from inferscale.viz import render_tree
 from tests.openai_stub import Letters, LetterTokenizer, Stub, serving
@@ -714,3 +715,30 @@ def test_fields_without_effect_are_an_error_before_anything_is_sampled(strict, g
 def test_controls_that_control_nothing_are_refused(options, said):
     with pytest.raises(ValueError, match=said):
         OpenAIGenerator("http://127.0.0.1:1/v1", "toy", **options)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_that_a_chat_reports_apart_stand_before_the_answer(name):
+    def thinks(content):
+        def told(answer):
+            for choice in answer["choices"]:
+                choice["message"] = {"role": "assistant", "content": content, name: "Is it 12?\nNo."}
+                choice["finish_reason"] = "stop" if content else "length"
+            return answer
+
+        return told
+
+    with serving(Stub(misbehave=lambda body, before: thinks("It is 15."))) as address:
+        result = solve("How many?", RepeatedSampling(2), OpenAIGenerator(address, "toy", endpoint="chat"))
+        harmony = Thinking("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
+        other = solve(
+            "How many?", RepeatedSampling(2), OpenAIGenerator(address, "toy", endpoint="chat"), thinking=harmony
+        )
+    assert result.text == "<think>Is it 12?\nNo.</think>It is 15."
+    assert (result.answer, result.selected.split()) == ("15", ("Is it 12?\nNo.", "It is 15."))
+    assert (other.answer, other.selected.split()) == ("15", ("Is it 12?\nNo.", "It is 15."))
+    with serving(Stub(misbehave=lambda body, before: thinks(None))) as address:
+        generator = OpenAIGenerator(address, "toy", endpoint="chat", max_new_tokens=60)
+        node = chain(generator, 1)
+    assert node.text.startswith("<think>Is it 12?\nIs it 12?\n")  # still thinking, step by step
+    assert node.text.count("<think>") == 1

@@ -11,7 +11,7 @@ from inferscale.rewards import GenerativeVerifier, ImplicitReward
 from inferscale.rewards.formats import TagError
 from inferscale.rewards.generative import THINK_PRM_PROMPT
 from inferscale.testing import PROMPTS, ToyGenerator
-from inferscale.tree import Problem
+from inferscale.tree import Node, Problem
 from tests.reward_checkpoints import causal, solution
 from tests.tiny_models import byte_tokenizer, tiny_model
 
@@ -26,7 +26,7 @@ def answering_tokenizer():
 
 def verifier(**options):
     tokenizer = answering_tokenizer()
-    return GenerativeVerifier(causal(tokenizer), tokenizer, max_new_tokens=24, **options)
+    return GenerativeVerifier(causal(tokenizer), tokenizer, **{"max_new_tokens": 24, **options})
 
 
 def plain(tokenizer, text):
@@ -81,23 +81,26 @@ def test_a_verification_is_bought_once_and_depends_on_its_node_alone(monkeypatch
 
 
 def test_chains_are_cut_where_they_ask_themselves_and_rounds_go_on(monkeypatch):
-    from inferscale.tree import Node, Step
+    reward = verifier(max_new_tokens=60)
+    branches, end = reward.runner.branches, byte_tokenizer().eos_token_id
 
-    reward = verifier()
-    root = Node(Problem("p"))
-    text = "Step 1 is fine.\nIs the solution correct? no"
-    ids = tuple(plain(reward.runner.branches.tokenizer, text))
-    cut = reward._cut(root, 0, Step(text, ids, finish_reason="eos"))
+    def ended(text, *last):
+        """The node after a verifier that writes so much, and the number of tokens that it was let write."""
+        root = Node(Problem("p"))
+        [request] = reward._requests([root])
+        [branch] = branches.open(request)
+        ids = (*plain(branches.tokenizer, text), *last)
+        taken = next(count for count, token in enumerate(ids, 1) if not branch.push(token, -1.0, -1.0))
+        return reward._cut(root, 0, branch.step(lambda branch: (0, 0))), taken, ids
+
+    cut, taken, ids = ended("Step 1 is fine.\nIs the solution correct? no")
     assert cut.text == "Step 1 is fine."
-    assert list(cut.token_ids) == plain(reward.runner.branches.tokenizer, "Step 1 is fine.")
+    assert list(cut.token_ids) == plain(branches.tokenizer, "Step 1 is fine.")
+    assert cut.step.generated_tokens == taken < len(ids)  # nothing is sampled beyond, or paid for
     assert not cut.is_finished
-    closed = reward._cut(root, 0, Step("ab</think> c", (1, 2), finish_reason="eos"))
-    assert closed.text == "ab"
-    end = reward.runner.branches.tokenizer.eos_token_id
-    assert (
-        reward._cut(root, 0, Step("b", (*plain(reward.runner.branches.tokenizer, "b"), end), finish_reason="eos")).text
-        == "b"
-    )
+    assert ended("ab</think> c")[0].text == "ab"
+    whole, taken, ids = ended("b", end)
+    assert (whole.text, list(whole.token_ids), taken) == ("b", plain(branches.tokenizer, "b"), len(ids))
     again = verifier(num_rounds=2)
     ends = []
     asked = again._question_path

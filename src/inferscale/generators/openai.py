@@ -18,6 +18,7 @@ from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, Limits
 from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops, step_end, stop_place
+from inferscale.thinking import Thinking
 from inferscale.tree import FinishReason, Step
 
 from .openai_server import (
@@ -205,6 +206,12 @@ class TextSample(RemoteSample):
         return max(min(forced, self.prefix_tokens - 1), 0)
 
     def _extend(self, choice: Choice, cut_short: bool) -> None:
+        if choice.thoughts:
+            node = self.request.node
+            told = node.thinking if node.thinking is not None and node.thinking.end else Thinking()
+            begun = node.problem.prefill + node.text + self._text
+            *_, (inside, _, _) = told.pieces(begun)
+            choice = replace(choice, text=choice.written(told, inside and bool(begun)))
         self._text += choice.text
         by_steps = self.request.until == "step"
         if self._cut_at_stop(choice) or (choice.stopped_by is not None and choice.stopped_by in self._stops):
@@ -343,7 +350,8 @@ def tokens_per_choice(choices: Sequence[Choice], total: int, asked: int) -> list
         return known
     cut = [choice.finish == "length" for choice in choices]
     full = min(asked, total // sum(cut)) if any(cut) else 0
-    weights = [0 if is_cut else len(choice.text) + 1 for choice, is_cut in zip(choices, cut, strict=True)]
+    sizes = [len(choice.thoughts + choice.text) + 1 for choice in choices]
+    weights = [0 if is_cut else size for size, is_cut in zip(sizes, cut, strict=True)]
     rest, whole = total - full * sum(cut), max(sum(weights), 1)
     ends = [rest * sum(weights[: place + 1]) // whole for place in range(len(weights))]  # rounded sums add up
     starts = [0, *ends[:-1]]
@@ -528,6 +536,9 @@ class OpenAIGenerator(Generator):
 
     A sample's seed derives from the node and the number of the draw, so on a server that keeps to its seeds results
     depend neither on the batch nor on the schedule.
+
+    Thoughts that a chat endpoint reports apart (``reasoning_content``, ``reasoning``) stand before the answer, between
+    the markers of the search's `Thinking`, ``<think>`` and ``</think>`` by default.
 
     A request that fails is made again where that may help. A sample that fails for good becomes a failed leaf
     (``finish_reason="error"``, its text says why) and the search goes on; when nothing comes any more, or the key,

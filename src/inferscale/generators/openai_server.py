@@ -23,6 +23,7 @@ from inferscale._http import RemoteError, RetryPolicy, error_of_status, finite_f
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.prompts import ControlTokens, refuse_control_tokens, tool_schemas
 from inferscale.runtime.text import StepDelimiter
+from inferscale.thinking import Thinking
 from inferscale.tree import Problem
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Choice:
 
     Attributes:
         text: Its text.
+        thoughts: Thoughts that a chat reports apart from its text (``reasoning_content`` or ``reasoning``).
         finish: ``"stop"`` (end of sequence or a stop string), ``"length"`` or ``"filtered"``.
         token_ids: Its ids, or ``None``.
         logprobs: Log-probability of each token (nats), or ``None``.
@@ -61,6 +63,19 @@ class Choice:
     logprobs: tuple[float, ...] | None = None
     stopped_by: str | None = None
     tells_stop: bool = False
+    thoughts: str = ""
+
+    def written(self, thinking: Thinking, inside: bool = False) -> str:
+        """What the model wrote: thoughts between their markers, then the text.
+
+        Args:
+            thinking: The markers.
+            inside: True if the thoughts go on with those of an answer that has begun.
+        """
+        if not self.thoughts:
+            return self.text
+        begun = ("" if inside else thinking.start) + self.thoughts
+        return begun + thinking.forced_end + self.text if self.text else begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +140,7 @@ def parse_reply(body: str) -> Reply:
                 logprobs=None if known is None else tuple(known),
                 stopped_by=stop if isinstance(stop, str) else None,
                 tells_stop="stop_reason" in choice or "matched_stop" in choice,
+                thoughts=_thoughts(message) if isinstance(message, dict) else "",
             )
         )
     usage = data.get("usage")
@@ -142,9 +158,19 @@ def _message_text(message: Mapping[str, Any]) -> Any:
     return "\n".join([text] * bool(text) + [json.dumps(call, ensure_ascii=False) for call in made])
 
 
+def _thoughts(message: Mapping[str, Any]) -> str:
+    """Thoughts of a chat's answer that stand apart from it: DeepSeek's and SGLang's field, or vLLM's."""
+    told = message.get("reasoning_content") or message.get("reasoning")
+    return told if isinstance(told, str) else ""
+
+
 def _is_count(value: object) -> bool:
     """True for a whole number that is not negative: an id, or a number of tokens."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _said(reply: Reply) -> str:
+    return reply.choices[0].thoughts + reply.choices[0].text
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +434,7 @@ class OpenAIServer:
 
         def differ() -> bool:
             replies = [self._served(16, temperature=2.0) for _ in range(2)]
-            return len({reply.choices[0].text for reply in replies if reply is not None}) != 1
+            return len({_said(reply) for reply in replies if reply is not None}) != 1
 
         return self._once("samples", differ)
 
@@ -424,7 +450,7 @@ class OpenAIServer:
 
             def texts(n: int | None, seed: int) -> list[str]:
                 reply = self._served(8, temperature=1.5, n=n, seed=seed if send_seeds else None)
-                return [] if reply is None else [choice.text for choice in reply.choices]
+                return [] if reply is None else [choice.thoughts + choice.text for choice in reply.choices]
 
             together = texts(2, 1)
             if len(together) != 2 or not send_seeds:  # transformers serve overlooks n, and sends one choice
@@ -445,7 +471,7 @@ class OpenAIServer:
         def compare() -> StopHandling:
             first: Choice = self._known["contact"].choices[0]
             stop = next((c for i, c in enumerate(first.text[:-1]) if i == first.text.find(c) > 0 and c.strip()), None)
-            if first.tells_stop or stop is None:
+            if first.tells_stop or first.thoughts or stop is None:
                 return "hidden"
             reply = self._served(8, stop=[stop])
             if reply is None or stop not in reply.choices[0].text:
@@ -468,14 +494,14 @@ class OpenAIServer:
     def _takes_min_p(self) -> bool:
         """True if at its greatest a high temperature gives the likeliest text, twice."""
         replies = [self._served(8, temperature=2.0, min_p=1.0) for _ in range(2)]
-        likeliest = self._known["contact"].choices[0].text
-        return all(reply is not None and reply.choices[0].text == likeliest for reply in replies)
+        likeliest = _said(self._known["contact"])
+        return all(reply is not None and _said(reply) == likeliest for reply in replies)
 
     def _takes_penalties(self) -> bool:
         """True if the likeliest text changes where repeated tokens are made unlikely, or all others are."""
         replies = [self._served(8, repetition_penalty=penalty) for penalty in (2.0, 0.01)]
-        likeliest = self._known["contact"].choices[0].text
-        return any(reply is not None and reply.choices[0].text != likeliest for reply in replies)
+        likeliest = _said(self._known["contact"])
+        return any(reply is not None and _said(reply) != likeliest for reply in replies)
 
     def returns_logprobs(self) -> bool:
         """True if log-probabilities of the sampled tokens are returned."""
@@ -640,7 +666,7 @@ class ServerTokenizer:
 
     def count_sampled(self, choice: Choice) -> int:
         """Tokens of a sample; what ended it counts too where its text does not show it, as one token if unknown."""
-        delimiter = self.branches.text.delimiter
-        if choice.finish != "stop" or (isinstance(delimiter, str) and delimiter in choice.text):
-            return self.count_text(choice.text)
-        return self.count_text(choice.text) + max(self.count_text(choice.stopped_by or ""), 1)
+        delimiter, text = self.branches.text.delimiter, choice.written(Thinking())
+        if choice.finish != "stop" or (isinstance(delimiter, str) and delimiter in text):
+            return self.count_text(text)
+        return self.count_text(text) + max(self.count_text(choice.stopped_by or ""), 1)

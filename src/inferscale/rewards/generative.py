@@ -99,7 +99,7 @@ class GenerativeVerifier(RewardModel):
             max_new_tokens: Most tokens of a verification.
             prompt: The verifier's task, with ``{problem}`` and ``{solution}``.
             step: Each line of the solution, with ``{number}`` and ``{step}``.
-            question: Put after the verification; one that asks it itself, or closes its thoughts, is cut there.
+            question: Put after the verification; one that asks it itself, or closes its thoughts, ends there.
             again: Put before a further round.
             yes: The answer whose probability is the score, one token as it stands after `question`.
             no: The other answer.
@@ -265,14 +265,14 @@ class GenerativeVerifier(RewardModel):
     def _verify(self, nodes: Sequence[Node]) -> None:
         problems = [self._task(node) for node in nodes]
         roots = [Node(p, key=branch_key(node.key, _DRAW)) for p, node in zip(problems, nodes, strict=True)]
-        answers = self.runner.generate([GenerateRequest(root, self.n, until="end") for root in roots])
+        answers = self.runner.generate(self._requests(roots, self.n))
         ends = [
             self._cut(root, draw, step)
             for root, steps in zip(roots, answers, strict=True)
             for draw, step in enumerate(steps)
         ]
         for _ in range(self.num_rounds - 1):
-            more = self.runner.generate([GenerateRequest(e, until="end", forced=self.again) for e in ends])
+            more = self.runner.generate(self._requests(ends, forced=self.again))
             ends = [self._cut(end, 0, steps[0]) for end, steps in zip(ends, more, strict=True)]
         paths = [self._question_path(end) for end in ends]
         with evaluating(self.runner.model), torch.inference_mode():
@@ -290,14 +290,17 @@ class GenerativeVerifier(RewardModel):
             # the question is scored on the whole text, once for each verification
             self._known[node] = found, sum((self._charges.scoring(len(path), 1) for path in paths[own]), cost)
 
+    def _requests(self, nodes: Sequence[Node], n: int = 1, forced: str = "") -> list[GenerateRequest]:
+        return [GenerateRequest(node, n, until="end", forced=forced, stop=self._stops) for node in nodes]
+
     def _cut(self, parent: Node, draw: int, step: Step) -> Node:
-        """The node after a sample, cut where the verifier asks or closes, and open for what comes next."""
+        """The node after a sample, which ends where the verifier asks or closes, and is open for what comes next."""
         text, ids = step.text, step.token_ids
+        is_stopped = step.finish_reason == "eos" and ids[-1] not in self.runner.branches.text.eos_ids
         while ids and ids[-1] in self._text.specials:  # the end of sequence
             ids = ids[:-1]
-        cut = min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=len(text))
-        if cut < len(text):
-            text = text[:cut].rstrip()
+        if is_stopped:
+            text = text.rstrip()
             ids = self._text.continued(text)
         kept = replace(
             step, text=text, token_ids=ids, finish_reason="step", inner_ends=(), num_tokens=step.generated_tokens
