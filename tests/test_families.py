@@ -108,7 +108,7 @@ def test_rows_of_unequal_length_that_end_at_other_times_equal_rows_alone():
             rows = [[*rows[i], 50] for i in kept]
             logits = run.step(torch.full((len(kept),), 50))
             for row, found in zip(rows, logits, strict=True):
-                assert difference(found, whole_logits(model, row), model.dtype) < 1
+                assert difference(found, whole_logits(model, row), model) < 1
 
 
 def test_keys_that_are_equally_strong_are_chosen_alike_in_every_batch():

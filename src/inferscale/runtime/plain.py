@@ -8,6 +8,7 @@ for each kind of model, against forwards of single rows, and falls back to batch
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -226,7 +227,7 @@ def _find_way(model: Any, beyond: int) -> Way:
         """The largest difference from a forward of the row alone, in units of what rounding may make."""
         if tuple(row) not in references:
             references[tuple(row)] = whole_logits(model, row)
-        return difference(logits, references[tuple(row)], model.dtype)
+        return difference(logits, references[tuple(row)], model)
 
     # Keys that are equally strong are chosen by their place, which padding changes; random keys would not show it.
     chooses = beyond >= min(ranges(model.config, _SELECTION), default=sys.maxsize)
@@ -260,10 +261,15 @@ def whole_logits(model: Any, row: Sequence[int]) -> Tensor:
     return logits
 
 
-def difference(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference of logits over what about a hundred roundings of such numbers make; NaN is infinite."""
+def difference(found: Tensor, expected: Tensor, model: Any) -> float:
+    """The largest difference of logits over what the roundings of `model` may make of such numbers; NaN is infinite.
+
+    About a hundred roundings in eight layers or fewer; beyond, they add up as the root of the layers does.
+    """
+    layers = getattr(text_config(model.config), "num_hidden_layers", None) or 8
+    grain = 16 * torch.finfo(model.dtype).eps * max(1.0, math.sqrt(layers / 8))
     spread = float(expected.float().std(correction=0)) or 1.0
-    worst = float((found.float() - expected.float()).abs().max()) / (max(1e-3, 16 * torch.finfo(dtype).eps) * spread)
+    worst = float((found.float() - expected.float()).abs().max()) / (max(1e-3, grain) * spread)
     return worst if worst == worst else float("inf")
 
 

@@ -238,7 +238,7 @@ def check_session(session: Session, beyond: int = 0) -> None:
         plain = [whole_logits(model, rows[row]) for row in live]
     except FAILURES as error:
         raise UnsupportedModelError(f"a probe failed: {type(error).__name__}: {error}") from error
-    worst = max(difference(found, expected, model.dtype) for found, expected in zip(logits, plain, strict=True))
+    worst = max(difference(found, expected, model) for found, expected in zip(logits, plain, strict=True))
     if worst > 1:
         raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} times what rounding may do")
 
