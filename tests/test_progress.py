@@ -7,9 +7,13 @@ import pytest
 import tqdm.auto
 
 from inferscale.engine import solve_batch, stream
+from inferscale.evaluate import run_evaluation
+from inferscale.generators import HFGenerator
+from inferscale.runtime import decoding
 from inferscale.strategies import BeamSearch, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from inferscale.tree import Problem
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 PROBLEMS = [Problem(f"How many in box {number}?", answer="1") for number in range(6)]
 
@@ -122,3 +126,41 @@ def test_a_terminal_sees_the_bar_on_standard_error():
     assert "4/4" in shown.stderr
     for word in ("rounds=", "tok/s=", "accuracy="):
         assert word in shown.stderr
+
+
+def hugging_face(**options):
+    return HFGenerator(tiny_model(), byte_tokenizer(), **{"max_step_tokens": 30, "eos_token_id": 300, **options})
+
+
+def test_tokens_are_counted_and_the_time_left_is_told_while_the_first_sample_is_drawn(bars, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("inferscale.engine.progress.time.perf_counter", lambda: now[0])
+    letters = list(range(70, 80))
+    generator = hugging_face(max_new_tokens=40, prefix_allowed_tokens_fn=lambda row, ids: letters)  # no end
+    step = decoding.TreeDecoder.step
+
+    def slow(self, tokens):
+        now[0] += 1
+        return step(self, tokens)
+
+    monkeypatch.setattr(decoding.TreeDecoder, "step", slow)
+    solve_batch(PROBLEMS[:4], RepeatedSampling(2), generator, progress=True)
+    said = [said for count, said in bars[0].said if count == 0]
+    assert int(said[0]["tokens"]) == 8 * 2, "the first tokens came at once"
+    for seconds, each in enumerate(said, 1):
+        tokens = int(each["tokens"])
+        assert each["tok/s"] == f"{tokens / seconds:.0f}"
+        left = round((4 * 2 * 40 - tokens) / (tokens / seconds))  # if all samples are as long as they can be
+        assert each["left"] == f"{left // 60}:{left % 60:02d}"
+    assert len(said) == 39
+    assert bars[0].said[-1][1]["left"] == "0:00"
+
+
+def test_a_run_shows_tokens_before_a_problem_is_done(bars, tmp_path, monkeypatch):
+    monkeypatch.setattr("inferscale.engine.progress._INTERVAL", 0.0)
+    run_evaluation(PROBLEMS, RepeatedSampling(1), hugging_face(max_new_tokens=9), tmp_path, progress=True)
+    [bar] = bars
+    assert bar.options["total"] == bar.count == 6
+    assert sum(int(said["tokens"]) > 0 for count, said in bar.said if count == 0) >= 8
+    assert int(bar.said[-1][1]["tokens"]) == 54
+    assert "accuracy" in bar.said[-1][1]

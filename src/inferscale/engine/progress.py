@@ -8,9 +8,17 @@ from typing import Any, Self
 
 from .result import SearchResult
 
+_INTERVAL = 0.2
+"""Seconds between two looks at tokens that are being drawn."""
+
 
 class ProgressBar:
-    """Problems done, rounds, tokens a second, and the accuracy so far. Imports tqdm, so make one only to show it.
+    """Problems done, rounds, tokens, tokens a second, the time left, and the accuracy so far.
+
+    It imports tqdm, so make one only to show it.
+
+    The time left takes an open problem for one of ``all tokens / problems done`` tokens, but of no more than those
+    under way can have: while none is done that bound alone says how long it may take.
 
     Args:
         total: Number of problems; ``None`` if it is not known.
@@ -22,10 +30,14 @@ class ProgressBar:
     def __init__(self, total: int | None, *, done: int = 0, right: int = 0, graded: int = 0) -> None:
         from tqdm.auto import tqdm
 
-        self._bar: Any = tqdm(total=total, initial=done, unit="problem", dynamic_ncols=True, leave=False)
+        form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's time left knows problems alone
+        self._bar: Any = tqdm(
+            total=total, initial=done, unit="problem", dynamic_ncols=True, leave=False, bar_format=form
+        )
         self._right, self._graded = right, graded
-        self._tokens = 0
-        self._started = time.perf_counter()
+        self._left = None if total is None else total - done
+        self._done = self._tokens = self._drawn = 0
+        self._started = self._shown = time.perf_counter()
 
     def __enter__(self) -> Self:
         """The bar, which is shown already."""
@@ -44,15 +56,43 @@ class ProgressBar:
     def count(self, tokens: int, correct: bool | None) -> None:
         """Count a problem; `correct` is ``None`` where it has no gold answer."""
         self._tokens += tokens
+        self._done += 1
         if correct is not None:
             self._graded += 1
             self._right += correct
         self._bar.update(1)
 
-    def show(self, open_tokens: int = 0, **numbers: object) -> None:
-        """Show `numbers`, the speed (with the tokens of problems under way) and the accuracy."""
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        shown = {**numbers, "tok/s": f"{(self._tokens + open_tokens) / seconds:.0f}"}
+    def drew(self, tokens: int) -> bool:
+        """Count tokens of samples that have not ended; True if it is time to `show` them."""
+        self._drawn += tokens
+        return time.perf_counter() - self._shown >= _INTERVAL
+
+    def show(self, open_tokens: int = 0, most_tokens: float | None = None, **numbers: object) -> None:
+        """Show `numbers`, and what is known of tokens, time and accuracy.
+
+        Args:
+            open_tokens: Cost of the problems under way, in tokens.
+            most_tokens: The most tokens that one of them can have with what it has asked for, on average.
+            numbers: Shown before, by their names.
+        """
+        self._shown = time.perf_counter()
+        seconds = max(self._shown - self._started, 1e-9)
+        tokens = self._drawn or self._tokens + open_tokens  # those of a journal were drawn before
+        shown = {**numbers, "tokens": str(tokens), "tok/s": f"{tokens / seconds:.0f}"}
+        seconds_left = self._seconds_left(tokens, tokens / seconds, most_tokens)
+        if seconds_left is not None:
+            minutes, rest = divmod(round(seconds_left), 60)
+            shown["left"] = (
+                f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+            )
         if self._graded:
             shown["accuracy"] = f"{self._right / self._graded:.3f}"
         self._bar.set_postfix(shown)
+
+    def _seconds_left(self, tokens: int, speed: float, most_tokens: float | None) -> float | None:
+        bounds = [most_tokens, tokens / self._done if self._done else None]
+        known = [bound for bound in bounds if bound is not None]
+        if self._left is None or not speed or not known:
+            return None
+        under_way = max(tokens - self._tokens, 0)
+        return max((self._left - self._done) * min(known) - under_way, 0) / speed

@@ -163,6 +163,20 @@ class WaveScheduler:
             for (search, nodes), scores in zip(unscored, judged, strict=True):
                 search.take_scores(nodes, scores)
 
+    def watch(self, on_tokens: Callable[[int], object]) -> None:
+        """Have tokens told as they are drawn, by generators that can."""
+        self._sampling.on_tokens = on_tokens
+
+    def most_tokens(self) -> float | None:
+        """The mean over searches that wait for samples of the most tokens they have then; ``None`` if nobody knows."""
+        most = []
+        for search, asked in self._asked.items():
+            bounds = [self._calls.generator.max_sample_tokens(request) for request in asked.requests]
+            if not all(bounds):
+                return None
+            most.append(search.cost.tokens + sum(r.n * (b or 0) for r, b in zip(asked.requests, bounds, strict=True)))
+        return sum(most) / len(most) if most else None
+
     def _submit(self, search: Search, requests: Sequence[GenerateRequest]) -> None:
         """Ask for what no journal holds."""
         started, steps = time.perf_counter(), [search.drawn(request) for request in requests]
@@ -275,6 +289,12 @@ class StreamScheduler:
         answered, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
         for future in answered:
             self._take(future)
+
+    def watch(self, on_tokens: Callable[[int], object]) -> None:
+        """Nothing: calls of generators tell no tokens before they end."""
+
+    def most_tokens(self) -> None:
+        """Nobody knows: how far a call has come cannot be seen."""
 
     def cancel(self, search: Search) -> None:
         """Forget the call that `search`, now abandoned, has under way; its thread ends by itself."""

@@ -268,7 +268,7 @@ class Solver:
         problems: Iterable[Problem | str],
         *,
         journal: str | os.PathLike[str] | None = None,
-        progress: bool = False,
+        progress: bool | ProgressBar = False,
         cancel: threading.Event | None = None,
         on_step: OnStep | None = None,
     ) -> Iterator[SearchResult]:
@@ -276,7 +276,7 @@ class Solver:
 
         `problems` may be endless: a problem is taken when there is room for it, and none any more after `cancel`; a
         result that was handed out is not kept. So an exception's ``partial`` holds the best so far of the searches that
-        were under way, and no others.
+        were under way, and no others. A `ProgressBar` given as `progress` is told of tokens, and not of results.
         """
         _refuse_no_list(problems, "stream")
         total = len(problems) if isinstance(problems, Sequence) else None
@@ -292,14 +292,28 @@ class Solver:
         total: int | None,
         batch_size: int | None,
         journal: str | os.PathLike[str] | None,
-        progress: bool,
+        progress: bool | ProgressBar,
         cancel: threading.Event | None,
         on_step: OnStep | None,
         abandoned: threading.Event | None = None,
     ) -> Iterator[tuple[int, SearchResult]]:
         """Yield results with the places of their problems; none is kept, for there may be no end of them."""
         rounds = 0
-        with self.session(journal) as session, ProgressBar(total) if progress else nullcontext() as bar:
+        own = None if isinstance(progress, ProgressBar) or not progress else ProgressBar(total)
+        bar = progress if isinstance(progress, ProgressBar) else own
+        with own or nullcontext(), self.session(journal) as session:
+
+            def show() -> None:
+                if bar is not None:
+                    open_tokens = sum(search.cost.tokens for search in session.active)
+                    bar.show(open_tokens, session.most_tokens(), rounds=rounds)
+
+            def look(tokens: int) -> None:
+                if bar is not None and bar.drew(tokens):
+                    show()
+
+            if bar is not None:
+                session.watch(look)
             while True:
                 room = None if batch_size is None else batch_size - len(session.active)
                 for problem in islice(problems, room):
@@ -308,12 +322,11 @@ class Solver:
                     return
                 for search in session.advance():
                     result = session.finish(search)
-                    if bar is not None:
-                        bar.finished(result)
+                    if own is not None:
+                        own.finished(result)
                     yield search.index, result
-                if bar is not None:
-                    rounds += 1
-                    bar.show(sum(search.cost.tokens for search in session.active), rounds=rounds)
+                rounds += 1
+                show()
 
     @contextmanager
     def session(self, journal: str | os.PathLike[str] | None = None) -> Iterator[Session]:
@@ -460,6 +473,14 @@ class Session:
         """Answer what the active searches wait for, one round of it; return those that have ended."""
         self._scheduler.advance(self.active.keys())
         return [search for search in self.active if search.leaves is not None]
+
+    def watch(self, on_tokens: Callable[[int], object]) -> None:
+        """Have `on_tokens` called with the number of tokens just drawn, if the generator's session tells it."""
+        self._scheduler.watch(on_tokens)
+
+    def most_tokens(self) -> float | None:
+        """Return the most tokens that a search has with what it waits for, on average; ``None`` if nobody knows."""
+        return self._scheduler.most_tokens()
 
     def finish(self, search: Search) -> SearchResult:
         """Return the result of a search that has ended, which the models may forget then."""

@@ -232,12 +232,19 @@ def _solve_rest(task: Task, solver: Solver, progress: bool) -> None:
     left = _left(task, done)
     verdicts = [record["correct"] for record in done.values() if record["correct"] is not None]
     position = {id(task.problems[index]): index for index in left}
-    search = solver.stream([task.problems[index] for index in left], journal=journal)
     total, right, graded = len(task.problems), sum(verdicts), len(verdicts)
     with (
         (task.folder / RECORDS).open("ab", buffering=0) as file,
         ProgressBar(total, done=len(done), right=right, graded=graded) if progress else nullcontext() as bar,
-        closing(_keeping_partial(search, task, position, done, file)) as solved,
+        closing(
+            _keeping_partial(
+                solver.stream([task.problems[index] for index in left], journal=journal, progress=bar or False),
+                task,
+                position,
+                done,
+                file,
+            )
+        ) as solved,
     ):
         for result in solved:
             index = position[id(result.problem)]
@@ -247,7 +254,6 @@ def _solve_rest(task: Task, solver: Solver, progress: bool) -> None:
             append(file, record, task.fsync)
             if bar is not None:
                 bar.count(result.cost.tokens, record["correct"])
-                bar.show()
     journal.unlink(missing_ok=True)
 
 
