@@ -303,3 +303,18 @@ def test_lookahead_is_not_part_of_the_tree():
     result = run(body)
     assert sum(1 for _ in result.root.walk()) == 3
     assert result.cost.num_generated == 4
+
+
+@pytest.mark.parametrize("strategy", [RepeatedSampling(4), BeamSearch(2, 2), REBASE(4)], ids=repr)
+def test_a_budget_that_cuts_the_last_sample_is_named_and_one_that_is_just_met_is_not(strategy, tmp_path):
+    def searched(tokens, **options):
+        budget = None if tokens is None else Budget(tokens=tokens)
+        return solve("a b", strategy, ToyGenerator(depth=2), reward_model=ToyReward(), budget=budget, **options)
+
+    whole = searched(None)
+    met = searched(whole.cost.tokens)
+    assert (met.stopped_by, met.text, met.cost.tokens) == (None, whole.text, whole.cost.tokens)
+    cut = searched(whole.cost.tokens - 1, journal=tmp_path / "journal")
+    assert cut.cost.tokens == whole.cost.tokens - 1
+    assert any(node.step and node.step.finish_reason == "budget" for node in cut.root.walk())
+    assert cut.stopped_by == searched(cut.cost.tokens, journal=tmp_path / "journal").stopped_by == "tokens"

@@ -19,6 +19,7 @@ from inferscale.rewards import (
 from inferscale.rewards.formats import separated_by
 from inferscale.runtime import loading
 from inferscale.runtime.prompts import PromptFormat, TextEncoder
+from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step
 from tests.reward_checkpoints import QWEN_TEMPLATE, llama_tokenizer, mistral_tokenizer, qwen_tokenizer, with_marks
 from tests.tiny_models import byte_tokenizer, grow, metaspace_tokenizer, root, tiny_model
@@ -463,6 +464,16 @@ def test_every_generator_takes_the_options_of_the_template(kind):
         made_by(kind, tokenizer, chat_template_kwargs={"thinking": False})
     with pytest.raises(ValueError, match="the user turn spells the control token"):
         made_by(kind, tokenizer, control_tokens="refuse").encode("a<|im_end|>")
+
+
+def test_a_generator_that_thinks_before_tokens_knows_of_thoughts_in_text_too():
+    from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
+
+    template = THINKS.replace("assistant\n", "assistant\n<think>\n")
+    tokenizer = chat_tokenizer(template, ("<think>", "</think>"))
+    model = tiny_model(vocab_size=len(tokenizer))
+    thinker = QuietSTaRGenerator(QuietSTaR(model, thought_length=2), tokenizer)
+    assert thinker.thinking == HFGenerator(model, tokenizer).thinking == Thinking(prefilled=True)
 
 
 def test_a_folder_is_loaded_with_the_options_of_the_template(tmp_path):

@@ -84,6 +84,11 @@ BAD = {
     "no such cap": (ours(budget={"money": 1}), "choose from calls, flops", "inferscale.budget.money"),
     "no messages": (chat(), "give a list of messages", "messages"),
     "no role": (chat({"content": "x"}), "the role 'None' is not served", "messages"),
+    "a call": (
+        chat({"role": "assistant", "content": "x", "tool_calls": [{}]}, {"role": "user", "content": "x"}),
+        "tool_calls of a turn is not served",
+        "messages",
+    ),
     "a tool's": (chat({"role": "tool", "content": "x"}), "the role 'tool' is not served", "messages"),
     "not the user's": (chat({"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}),
                        "the last message is the assistant's", "messages"),

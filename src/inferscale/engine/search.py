@@ -50,7 +50,7 @@ class Search:
         index: Number of searches that its session started before.
         root: The root of the tree.
         cost: Its cost until now.
-        stopped_by: The cap of the budget that ended it, ``"cancel"``, or ``None``.
+        stopped_by: The cap of the budget that ended it or cut its last sample, ``"cancel"``, or ``None``.
         abandoned: Set from any thread, ends the search at the next token, and nothing is scored any more: nobody waits
             for its result.
         on_step: Called with every answer that a model gives it, before it goes on; not with those out of a journal.
@@ -91,6 +91,7 @@ class Search:
         self._read = read
         self._journal = journal
         self._is_replaying = False
+        self._is_cut = False  # the tokens that were left did not do for the newest sample
         self._drawn: dict[int, Step] = {}  # of an answer that a journal holds in parts, by the keys of the branches
         self._started = time.perf_counter()
         # A pending `Generate` may take several calls of the generator. `_queue` holds what has not been sampled yet,
@@ -141,6 +142,8 @@ class Search:
                 request = as_request(self._flow.send(answer))
             except StopIteration as stop:
                 self.leaves = stop.value
+                if self._is_cut and self.stopped_by is None:  # it asked for no more, but had not all that it asked for
+                    self.stopped_by = "tokens"
                 return
             if not isinstance(request, Answer):
                 break
@@ -247,6 +250,7 @@ class Search:
         nodes: list[Node] = []
         for request, steps in zip(requests, samples.steps, strict=True):
             position, whole = self._queue.popleft()
+            self._is_cut = request.max_tokens != whole.max_tokens and steps[0].finish_reason == "budget"
             if request.n < whole.n:
                 self._queue.appendleft((position, replace(whole, n=whole.n - request.n)))
             for draw, step in enumerate(steps, request.first):

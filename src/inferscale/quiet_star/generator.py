@@ -404,6 +404,7 @@ class QuietSTaRGenerator(Generator):
         step_delimiter: What ends a step.
         stop: Texts that end the answer.
         stats: Counts of what was really run, visible tokens alone.
+        thinking: The markers of thoughts in visible text that chat template or vocabulary show.
     """
 
     def __init__(
@@ -517,6 +518,7 @@ class QuietSTaRGenerator(Generator):
             tools=tools,
             control_tokens=control_tokens,
         )
+        self.thinking = branches.thinking
         self.takes_messages = branches.prompts.chat
         sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
         self.processing = LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)

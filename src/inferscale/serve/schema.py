@@ -299,6 +299,10 @@ def _problems(body: Mapping[str, Any], endpoint: Endpoint, service: Service) -> 
     return problems
 
 
+_READ = ("role", "content", "name", "reasoning_content")
+"""What a turn may say to the chat template."""
+
+
 def _conversation(messages: object, goes_on: bool) -> Problem:
     """The conversation in the messages of a request; `goes_on` takes a last turn of the assistant's as begun."""
     if not isinstance(messages, list) or not messages:
@@ -313,12 +317,16 @@ def _conversation(messages: object, goes_on: bool) -> Problem:
         texts = [part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text"]
         if len(texts) != len(parts) or not all(isinstance(text, str) for text in texts):
             raise bad_field("messages", "the content must be text")
+        if unread := [name for name in ("tool_calls", "function_call", "audio") if not is_blank(message.get(name))]:
+            raise bad_field("messages", f"{unread[0]} of a turn is not served: a search answers without tools, in text")
     last = messages[-1]["role"]
     if last != "user" and not (goes_on and last == "assistant"):
         raise bad_field("messages", f"the last message is the {last}'s: it must be the user's, or the assistant's with "
                         "continue_final_message=true")  # fmt: skip
     try:
-        return Problem(messages=[{"role": turn["role"], "content": turn["content"]} for turn in messages])
+        return Problem(
+            messages=[{name: turn[name] for name in _READ if turn.get(name) is not None} for turn in messages]
+        )
     except (TypeError, ValueError) as error:
         raise bad_field("messages", str(error)) from None
 
