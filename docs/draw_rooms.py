@@ -21,11 +21,12 @@ PLACES = {  # column and row
     "quiet_star": (3, 3), "rewards": (5, 3), "generators": (4, 4),
     "strategies": (2, 5), "runtime": (3, 5), "flops": (3, 6),
     "base": (1, 7), "flow": (1, 8), "zoo": (5, 8), "_http": (4, 8),
-    "cost": (0, 9), "tree": (1, 9), "functional": (2, 9), "_compat": (4, 9), "answers": (1, 10), "thinking": (1, 11),
+    "cost": (0, 9), "tree": (1, 9), "functional": (2, 9), "identity": (3, 9), "_compat": (4, 9),
+    "answers": (1, 10), "thinking": (1, 11),
 }
 # fmt: on
 COLOURS = {
-    "#e8eef7": ("_compat", "tree", "thinking", "cost", "flow", "base", "functional", "answers"),
+    "#e8eef7": ("_compat", "tree", "thinking", "cost", "identity", "flow", "base", "functional", "answers"),
     "#fdebd3": ("flops", "runtime", "generators", "rewards", "quiet_star", "zoo", "_http"),
     "#e3f3e6": ("strategies", "aggregators"),
 }

@@ -42,6 +42,9 @@ class SlowToy(Generator):
     def __init__(self, pause: float) -> None:
         self._toy, self._pause = ToyGenerator(), pause
 
+    def identity(self):
+        return self._toy.identity()
+
     def generate(self, requests):
         time.sleep(self._pause)
         return self._toy.generate(requests)

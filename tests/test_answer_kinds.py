@@ -35,6 +35,9 @@ class Says(Generator):
     texts: tuple[str, ...]
     reasons: tuple[str, ...] = ("eos",)
 
+    def identity(self):
+        return {}
+
     def generate(self, requests):
         return [[self.step(r.first + i) for i in range(r.n)] for r in requests]
 

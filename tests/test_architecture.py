@@ -10,13 +10,14 @@ import pytest
 import inferscale
 
 PACKAGE = Path(inferscale.__file__).parent
-CORE = {"tree", "thinking", "cost", "_compat"}  # and what imports nothing of ours
+CORE = {"tree", "thinking", "cost", "identity", "_compat"}  # and what imports nothing of ours
 ROOMS: dict[str, set[str]] = {
     "_compat": set(),
     "thinking": set(),
     "answers": {"thinking"},
     "tree": {"thinking", "answers"},
     "cost": set(),
+    "identity": set(),
     "functional": set(),
     "flow": CORE,
     "base": {*CORE, "flow", "functional"},

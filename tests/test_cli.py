@@ -195,10 +195,11 @@ def test_eval_runs_resumes_and_refuses(run, model, rows, tmp_path):
     assert (out_folder / "records.jsonl").read_bytes() == records
     code, _, err = run(*command, "--temperature", 0.1)
     assert code == 2
-    assert "another configuration (generator was" in err
+    assert "another configuration (generator.sampler.temperature was 0.8 and is 0.1)" in err
     assert run(*command, "--temperature", 0.1, "--force")[0] == 0
-    identity = load_run(out_folder).about["identity"]
-    assert identity["strategy"] == "RepeatedSampling(n=3)"
+    about = load_run(out_folder).about
+    identity = about["identity"]
+    assert about["strategy"] == "RepeatedSampling(n=3)"
     assert identity["config"] == {"dataset": "jsonl", "model": "tiny", "reward": None}
     assert load_run(out_folder).records[0]["gold"] == "0"
 
@@ -314,6 +315,9 @@ def test_a_strategy_that_is_no_dataclass_is_reported_by_its_class(run, tmp_path)
     from inferscale.tree import Problem
 
     class Own(SearchStrategy):
+        def identity(self):
+            return {}
+
         def search(self, root, rng):
             return RepeatedSampling(2).search(root, rng)
 

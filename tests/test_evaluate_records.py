@@ -2,9 +2,11 @@
 
 import math
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+from inferscale.evaluate import records
 from inferscale.evaluate.records import append, cut_torn_line, prune_journal, read_records
 
 
@@ -37,3 +39,12 @@ def test_numbers_that_are_not_finite_are_null_on_disk(tmp_path):
     assert read_records(tmp_path / "r") == [{"v": 1, "key": "a", "x": [None, {"y": None}], "t": [1.0]}]
     assert read_records(tmp_path / "nothing") == []
     cut_torn_line(tmp_path / "nothing")
+
+
+def test_where_git_cannot_tell_nothing_is_claimed(monkeypatch):
+    monkeypatch.setattr(records, "_git", lambda folder, command, *rest: "abc" if command == "rev-parse" else None)
+    assert records.git_state(Path("/")) == {"commit": "abc", "changed": None}
+
+
+def test_outside_of_a_checkout_there_is_no_state():
+    assert records.git_state(Path("/")) is None

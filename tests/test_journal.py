@@ -11,6 +11,7 @@ from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
 from inferscale.flow import expand
+from inferscale.identity import identity_of
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from inferscale.tree import Step
@@ -73,6 +74,9 @@ def test_numbers_of_numpy_are_the_same_numbers(tmp_path, one, other):
 class Arrays(Generator):
     """A generator that hands out what NumPy gave it."""
 
+    def identity(self):
+        return {}
+
     def generate(self, requests):
         step = Step("The answer is 5", tuple(np.arange(3)), np.float32(-1), None, "eos", flops=np.int64(6 * 10**18))
         return [[step] * request.n for request in requests]
@@ -80,11 +84,27 @@ class Arrays(Generator):
 
 def test_steps_of_numpys_numbers_are_recorded_and_add_up(tmp_path):
     straight = solve(PROMPTS[0], RepeatedSampling(4), Arrays(), journal=tmp_path / "j")
-    again = solve(PROMPTS[0], RepeatedSampling(4), BrokenGenerator(die_after=0), journal=tmp_path / "j")
+    path = tmp_path / "j"
+    again = solve(PROMPTS[0], RepeatedSampling(4), Dead(Arrays()), journal=path)
     assert again.trajectories == straight.trajectories
     assert again.cost == straight.cost
     assert straight.cost.generator_flops == 24 * 10**18
     assert straight.load(straight.save(tmp_path / "r.json")).trajectories == straight.trajectories
+
+
+class Dead(Generator):
+    """Goes by the name of another generator, and gives nothing."""
+
+    concurrent = True
+
+    def __init__(self, other):
+        self.other = other
+
+    def identity(self):
+        return identity_of(self.other)
+
+    def generate(self, requests):
+        raise AssertionError("all is in the journal")
 
 
 @dataclass(frozen=True)
@@ -116,9 +136,7 @@ def test_a_search_that_the_clock_ended_ends_there_again(tmp_path, schedule):
     options = {"reward_model": reward, "budget": Budget(seconds=0.1), "journal": path, "schedule": schedule}
     first = solve_batch(PROMPTS, Steps(), slow, **options)
     assert {result.stopped_by for result in first} == {"seconds"}
-    broken = BrokenGenerator(die_after=0)
-    broken.concurrent = True
-    again = solve_batch(PROMPTS, Steps(), broken, **options)
+    again = solve_batch(PROMPTS, Steps(), Dead(Slow(depth=None)), **options)
     assert [result.to_dict() for result in again] == [result.to_dict() for result in first]
 
 
@@ -131,7 +149,7 @@ def test_what_is_replayed_counts_for_the_clock_but_never_stops_a_replay(tmp_path
     assert 1 <= len(steps) < 10
     steps[-1]["seconds"] = 1.0
     path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *steps]))
-    left = ToyGenerator(depth=None)
+    left = Slow(depth=None)
     again = solve(PROMPTS[0], Steps(), left, reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)
     assert (again.stopped_by, left.calls) == ("seconds", 0)
     assert again.cost.num_generated == len(steps)
@@ -159,5 +177,5 @@ def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):
 def test_a_journal_of_another_call_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
     solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
-    with pytest.raises(ValueError, match=r"another call \(seed, strategy differ\)"):
+    with pytest.raises(ValueError, match=r"another call \(strategy.n was 2 and is 3; seed was 0 and is 1\)"):
         solve(PROMPTS[0], RepeatedSampling(3), ToyGenerator(), journal=path, seed=1)

@@ -150,6 +150,9 @@ def test_conversations_are_kept_in_results_and_journals(tmp_path):
     assert pickle.loads(pickle.dumps(result)).problem == problem  # noqa: S301
 
     class Nothing(ToyGenerator):
+        def identity(self):
+            return ToyGenerator().identity()
+
         def generate(self, requests):
             raise AssertionError
 

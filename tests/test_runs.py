@@ -117,7 +117,8 @@ def test_a_run_holds_what_the_searches_gave(tmp_path):
         assert record["correct_each"] == [t.answer == result.problem.answer for t in result.trajectories]
         assert [t.answer for t in result.trajectories].count(record["answer"]) >= 1
     about = run.about
-    assert about["identity"]["strategy"] == "RepeatedSampling(n=3)"
+    assert about["strategy"] == "RepeatedSampling(n=3)"
+    assert about["identity"]["strategy"]["n"] == 3
     assert about["identity"]["config"] == {"data": "ten"}
     assert about["versions"]["python"] == sys.version.split()[0]
     assert run.rows()[0]["generated_tokens"] == results[0].cost.generated_tokens
@@ -170,7 +171,7 @@ def test_solved_problems_are_not_solved_again(tmp_path):
 def test_another_configuration_is_refused(tmp_path, change):
     run_ten(tmp_path)
     before = (tmp_path / "records.jsonl").read_bytes()
-    with pytest.raises(ChangedRunError, match=rf"another configuration \({next(iter(change))} was .*--force"):
+    with pytest.raises(ChangedRunError, match=rf"another configuration \({next(iter(change))}(\.\w+)* was .*--force"):
         run_ten(tmp_path, **change)
     assert (tmp_path / "records.jsonl").read_bytes() == before
     forced = run_ten(tmp_path, **change, force=True)
@@ -212,6 +213,9 @@ class Interrupted(ToyGenerator):
     def __init__(self, after):
         super().__init__()
         self._after = after
+
+    def identity(self):
+        return {}
 
     def generate(self, requests):
         if self.calls >= self._after:

@@ -23,9 +23,15 @@ LONG = 20.0
 class Remote(ToyGenerator):
     concurrent = True
 
+    def identity(self):
+        return ToyGenerator().identity()
+
 
 class RemoteReward(ToyReward):
     concurrent = True
+
+    def identity(self):
+        return ToyReward().identity()
 
 
 class Dying(BrokenGenerator):

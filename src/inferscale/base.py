@@ -12,11 +12,12 @@ from typing import ClassVar, Self, get_args
 from .cost import Cost
 from .flow import Flow, GenerateRequest
 from .functional import Reduction, reduce_steps
+from .identity import Identified
 from .thinking import Thinking
 from .tree import FinishReason, Judge, Node, Step, Trajectory
 
 
-class Generator(ABC):
+class Generator(Identified, ABC):
     """Samples continuations. The only part that runs the language model.
 
     Attributes:
@@ -29,6 +30,7 @@ class Generator(ABC):
 
     concurrent: bool = False
     thinking: Thinking | None = None
+    set_later = ("thinking",)
     takes_messages: bool = False
 
     @abstractmethod
@@ -165,7 +167,7 @@ class ContextLengthError(ValueError):
     """A solution, or a prompt alone, is longer than its reward model reads."""
 
 
-class RewardModel(ABC):
+class RewardModel(Identified, ABC):
     """Scores partial or complete solutions; higher is better.
 
     One of your own is given whole paths, and takes the part that it judges as ``node.part(self.judge)``.
@@ -178,6 +180,7 @@ class RewardModel(ABC):
 
     concurrent: bool = False
     judge: Judge = "all"
+    set_later: ClassVar[tuple[str, ...]] = ("judge",)
 
     @abstractmethod
     def score(self, nodes: Sequence[Node]) -> list[float]:
@@ -208,6 +211,7 @@ class ProcessRewardModel(RewardModel):
     """
 
     reduction: Reduction = "last"
+    set_later = ("judge", "reduction")
 
     @abstractmethod
     def step_scores(self, nodes: Sequence[Node]) -> list[list[float]]:
@@ -222,7 +226,7 @@ class ProcessRewardModel(RewardModel):
         return float(reduce_steps(step_scores, self.reduction)) if step_scores else 0.0
 
 
-class Aggregator(ABC):
+class Aggregator(Identified, ABC):
     """Picks the trajectory to report out of those that a search returned.
 
     Attributes:
@@ -238,7 +242,7 @@ class Aggregator(ABC):
         """Return one of `trajectories`."""
 
 
-class SearchStrategy(ABC):
+class SearchStrategy(Identified, ABC):
     """Decides what to sample next. Subclasses are frozen dataclasses of hyperparameters only.
 
     Attributes:

@@ -45,6 +45,7 @@ class ToyGenerator(Generator):
     depth: int | None = 3
     num_answers: int = 4
     calls: int = 0
+    no_effect = frozenset({"calls"})
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Steps that depend on each request's prefix and draw numbers alone."""
@@ -110,6 +111,7 @@ class ToyReward(RewardModel):
     """Scores in (0, 1) that are a hash of prompt and text."""
 
     calls: int = 0
+    no_effect = frozenset({"calls"})
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """One number for each node."""
@@ -129,6 +131,10 @@ class ToyProcessReward(ProcessRewardModel):
         return [[unit_hash(prefix) for prefix in accumulate(of_node)][1:] for of_node in texts]
 
 
+def _unchanged(step: Step, node: Node) -> Step:
+    return step
+
+
 @dataclass
 class BrokenGenerator(Generator):
     """A `ToyGenerator` whose steps are rewritten by `change`, for failures: empty steps, errors, an early end.
@@ -138,9 +144,14 @@ class BrokenGenerator(Generator):
         die_after: Raises `KeyboardInterrupt` in the call after so many.
     """
 
-    change: Callable[[Step, Node], Step] = field(default=lambda step, node: step)
+    change: Callable[[Step, Node], Step] = field(default=_unchanged)
     die_after: int | None = None
     toy: ToyGenerator = field(default_factory=ToyGenerator)
+    no_effect = frozenset({"die_after"})
+
+    def identity(self) -> dict[str, Any]:
+        """That of the toy if nothing is rewritten: a search that died goes on with it."""
+        return self.toy.identity() if self.change is _unchanged else super().identity()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """The toy's steps, changed."""
@@ -485,6 +496,9 @@ def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
 def _check_cancel(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
     class Cancelling(ToyGenerator):
         """Cancels the searches that ask for something in its first, or second, call."""
+
+        def identity(self) -> dict[str, Any]:
+            return ToyGenerator().identity()
 
         def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
             if self.calls + 1 == call:

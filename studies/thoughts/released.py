@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -116,6 +116,10 @@ class ReleasedPaths(Generator):
         self.generator = generator
         self.digit_leaves = digit_leaves
         self.answer_tokens = answer_tokens
+
+    def identity(self) -> dict[str, Any]:
+        """The options of the constructor are all that there is."""
+        return super().identity()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Sample ``request.n`` steps for each request; those at which a path ends say ``"eos"``."""

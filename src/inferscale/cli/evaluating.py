@@ -194,9 +194,9 @@ def read_points(folders: Iterable[Path]) -> list[CurvePoint]:
         raise UsageError("no complete run to report")
     members = [_one_for_each_seed(runs) for runs in groups.values()]
     points: list[CurvePoint] = []
-    for runs, model in zip(members, _models([runs[0].about["identity"] for runs in members]), strict=True):
+    for runs, model in zip(members, _models([runs[0].about for runs in members]), strict=True):
         points += curve_of_results(
-            [list(run.results()) for run in runs], _strategy(runs[0].about["identity"]["strategy"]),
+            [list(run.results()) for run in runs], _strategy(runs[0].about),
             correct=[[record["correct_each"] for record in run.finished] for run in runs],
             memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None, model=model,
         )  # fmt: skip
@@ -229,24 +229,23 @@ def _one_for_each_seed(runs: Sequence[Run]) -> list[Run]:
     return list({run.about["identity"]["seed"]: run for run in runs}.values())
 
 
-def _strategy(described: Any) -> Any:
-    """The strategy of a run, or its name when it is not one of ours."""
-    if not isinstance(described, str):
-        return str(described["class"]).rpartition(".")[2]
+def _strategy(about: Mapping[str, Any]) -> Any:
+    """The strategy of a run, or how it is written when it is not one of ours."""
+    written = str(about.get("strategy", about["identity"]["strategy"]))  # the latter: of an older version
     try:
-        return make_strategy(described) if "(" in described else described
+        return make_strategy(written) if "(" in written else written
     except ValueError:
-        return described
+        return written
 
 
-def _models(identities: Sequence[Mapping[str, Any]]) -> list[str]:
+def _models(abouts: Sequence[Mapping[str, Any]]) -> list[str]:
     """For each group of runs the name of its model, with what tells it from others of that model and strategy."""
-    names = [str(identity["config"].get("model", "")) for identity in identities]
+    names = [str(about["identity"]["config"].get("model", "")) for about in abouts]
     curves: dict[tuple[str, str], list[int]] = {}
-    for place, identity in enumerate(identities):
-        curves.setdefault((names[place], _curve(identity)), []).append(place)
+    for place, about in enumerate(abouts):
+        curves.setdefault((names[place], _curve(about)), []).append(place)
     for (name, _), places in curves.items():
-        settings = [dict(_settings(_settings_of(identities[place]), "")) for place in places]
+        settings = [dict(_settings(_settings_of(abouts[place]["identity"]), "")) for place in places]
         keys = _telling(settings)
         for place, own in zip(places, settings, strict=True):
             told = ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in keys if key in own)
@@ -254,10 +253,10 @@ def _models(identities: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _curve(identity: Mapping[str, Any]) -> str:
+def _curve(about: Mapping[str, Any]) -> str:
     from inferscale.scaling import short_name
 
-    strategy = _strategy(identity["strategy"])
+    strategy = _strategy(about)
     return strategy if isinstance(strategy, str) else short_name(strategy)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from inferscale.cost import Cost
+from inferscale.identity import compare, warn_of_unknown
 from inferscale.tree import Node, Step
 
 from .result import as_plain, step_from_dict, step_to_dict
 
 FORMAT = "inferscale.Journal"
-VERSION = 1
+VERSION = 2
 
 
 class Samples(NamedTuple):
@@ -41,11 +42,11 @@ class Scores(NamedTuple):
 class Journal:
     """An append-only file of JSON lines: a header, then one line for each answer of a model to one search.
 
-    ``{"format", "version", "strategy", "budget", "seed", "thinking"}`` is the header. An answer names its search by the
-    key of its root: ``{"root", "kind": "steps", "steps", "seconds"}`` or ``{"root", "kind": "scores", "scores",
-    "step_scores", "cost"}``. Steps that the clock cut, so that the search ended with them, have ``"stopped_by":
-    "seconds"`` too, and ``{"root", "kind": "timeout"}`` stands where it ended a search between two answers: nothing
-    else could tell.
+    ``{"format", "version", "identity"}`` is the header, with those of strategy, models, thinking, budget and seed. An
+    answer names its search by the key of its root: ``{"root", "kind": "steps", "steps", "seconds"}`` or ``{"root",
+    "kind": "scores", "scores", "step_scores", "cost"}``. Steps that the clock cut, so that the search ended with them,
+    have ``"stopped_by": "seconds"`` too, and ``{"root", "kind": "timeout"}`` stands where it ended a search between two
+    answers: nothing else could tell.
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
@@ -63,14 +64,15 @@ class Journal:
         self._rows = rows
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], fingerprint: dict[str, str]) -> Journal:
-        """Open the journal at `path`, or begin it.
+    def open(cls, path: str | os.PathLike[str], identity: dict[str, Any]) -> Journal:
+        """Open the journal at `path`, or begin it; a warning says which parts cannot tell what they are.
 
         Raises:
-            ValueError: If the file belongs to another call (strategy, budget or seed differ), or is damaged.
+            ValueError: If the file belongs to another call (a part, budget or seed differs), or is damaged.
         """
         target = Path(path)
-        header = {"format": FORMAT, "version": VERSION, **fingerprint}
+        warn_of_unknown(identity, f"the journal {target}")
+        header = {"format": FORMAT, "version": VERSION, "identity": identity}
         by_root: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         rows = _load(target, header)
         for row in rows[1:]:
@@ -142,12 +144,15 @@ def _load(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
         if number == 1:
             if not isinstance(row, dict) or row.get("format") != FORMAT:
                 raise ValueError(f"{path} is no journal: give another path")
-            row.setdefault("thinking", repr(None))  # an older journal, which knew of none
-            different = sorted(key for key in header if row.get(key) != header[key])
-            if different:
+            if row.get("version") != VERSION:
                 raise ValueError(
-                    f"the journal {path} was written by another call ({', '.join(different)} differ): "
-                    "give another path, or delete it"
+                    f"the journal {path} has version {row.get('version')}, and this inferscale goes on with version "
+                    f"{VERSION}: use the one that wrote it, or give another path"
+                )
+            apart = compare(row.get("identity"), header["identity"])
+            if apart.changed:
+                raise ValueError(
+                    f"the journal {path} was written by another call ({apart}): give another path, or delete it"
                 )
         elif not isinstance(row, dict) or not {"root", "kind"} <= row.keys():
             raise ValueError(f"the journal {path} is damaged at line {number}: give another path, or delete it")

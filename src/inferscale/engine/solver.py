@@ -13,7 +13,7 @@ from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import islice, takewhile
 from numbers import Integral
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, chosen_reader
@@ -28,6 +28,7 @@ from inferscale.base import (
 )
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
+from inferscale.identity import compare, identity_of
 from inferscale.thinking import NO_THINKING, Thinking
 from inferscale.tree import Node, Problem, root_key
 
@@ -119,7 +120,7 @@ class Solver:
         seed: object = self.seed
         if not isinstance(seed, Integral):
             raise TypeError(f"seed must be an integer, not {seed!r}")
-        object.__setattr__(self, "seed", int(seed))  # NumPy's are written differently, in the fingerprint too
+        object.__setattr__(self, "seed", int(seed))  # NumPy's are written differently
         size: object = self.batch_size
         if size is not None:
             if not isinstance(size, Integral) or int(size) < 1:
@@ -182,8 +183,8 @@ class Solver:
         Args:
             problems: Problems, or prompts.
             journal: A file that records every answer of the models, so that a search that was killed or cancelled goes
-                on where it was when the same call is made again. It knows strategy, thinking, budget and seed, and not
-                the models.
+                on where it was when the same call is made again. Strategy, models, thinking, budget and seed must have
+                the `identity` that they had; answers may be read and voted on in another way.
             progress: Show a progress bar.
             cancel: When it is set, from any thread, every search ends with the best so far
                 (``stopped_by="cancel"``): samples that are being drawn end at the next token, leaves are scored, and
@@ -340,7 +341,8 @@ class Solver:
         """
         calls = ModelCalls(self.generator, self.reward_model)
         scheduler = WaveScheduler(calls) if self.schedule == "wave" else StreamScheduler(calls)
-        record = None if journal is None else Journal.open(journal, self.fingerprint())
+        # how answers are read is no part of it: the models' answers may be read and voted on in another way
+        record = None if journal is None else Journal.open(journal, {**self._course(), **self._models()})
         session = Session(self, scheduler, record)
         failed = False
         try:
@@ -362,10 +364,18 @@ class Solver:
                 if record is not None:
                     record.close()
 
-    def fingerprint(self) -> dict[str, str]:
-        """Return the options that a journal must have been written with to be continued: not the schedule."""
-        options = {"strategy": repr(self.strategy), "budget": repr(self.budget), "seed": repr(self.seed)}
-        return {**options, "thinking": repr(self.markers)}
+    def identity(self) -> dict[str, Any]:
+        """Return what results depend on: every part's `identity`, the budget and the seed, and not the schedule."""
+        answers = {"aggregator": identity_of(self.vote), "read_answer": identity_of(self.read_answer)}
+        return {**self._course(), **self._models(), **answers}
+
+    def _course(self) -> dict[str, Any]:
+        """Return the identity of what leads a search, whatever the models are."""
+        options = {"strategy": self.strategy, "thinking": self.markers, "budget": self.budget, "seed": self.seed}
+        return {name: identity_of(option) for name, option in options.items()}
+
+    def _models(self) -> dict[str, Any]:
+        return {"generator": identity_of(self.generator), "reward_model": identity_of(self.reward_model)}
 
     def result(self, search: Search) -> SearchResult:
         """Return what `search` has found until now."""
@@ -449,8 +459,10 @@ class Session:
         if on_step is not None and not callable(on_step):
             raise TypeError(f"on_step must be a function of a SearchUpdate, not {on_step!r:.80}")
         foreign = chosen is not self.solver and self._journal is not None
-        if foreign and chosen.fingerprint() != self.solver.fingerprint():
-            raise ValueError("a journal holds the searches of one strategy, budget and seed: open another session")
+        if foreign and (apart := compare(self.solver._course(), chosen._course())).changed:
+            raise ValueError(
+                f"a journal holds the searches of one strategy, budget and seed: open another session ({apart})"
+            )
         if self.solver.reward_model is not None and chosen.reward_model is not None:
             self.solver.reward_model.check_prompt(Node(given))
         if occurrence is None:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
 from inferscale.answers import MAX_ANSWER_CHARS, brackets, is_range, is_relation, parse_number, same_answer
+from inferscale.identity import Identified
 
 _OUT_OF_TIME = getattr(signal, "SIGPROF", 0)
 _WORKER = Path(__file__).with_name("_math_worker.py")
@@ -148,7 +149,7 @@ class GradingStats:
     seconds: float = 0.0
 
 
-class MathGrader:
+class MathGrader(Identified):
     """Symbolic equivalence of an answer and the gold answer: ``grader(answer, gold) -> bool``.
 
     What `same_answer` accepts is the same; two plain numbers that it does not are different, and so are an equation and
@@ -165,6 +166,8 @@ class MathGrader:
         memory_bytes: Most address space of a worker.
         stats: What happened so far.
     """
+
+    no_effect = frozenset({"workers", "startup_seconds"})
 
     def __init__(
         self,

@@ -21,13 +21,13 @@ from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Before, text_before
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
-from inferscale.engine.solver import solve_batch
+from inferscale.engine.solver import Solver, solve_batch
+from inferscale.identity import compare, warn_of_unknown
 from inferscale.tree import Problem
 
 from .parts import parts_from_texts
-from .records import describe, digest
 
-FINGERPRINT_KEY = "inferscale-fingerprint"
+IDENTITY_KEY = "inferscale-identity"
 _LOG = logging.getLogger(__name__)
 
 
@@ -65,7 +65,7 @@ class SearchModel:
         self.generator, self.strategy, self.reward_model = generator, strategy, reward_model
         self.aggregator, self.seed = aggregator, seed
         self._scorer: Any = None
-        self.fingerprint = digest([describe(part) for part in (generator, strategy, reward_model, aggregator)] + [seed])
+        self.search_identity = Solver(strategy, generator, reward_model, aggregator, seed=seed).identity()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The winning trajectory of each request without its thoughts, up to the first stop text."""
@@ -111,13 +111,11 @@ class SearchModel:
         known = cache_hook.dbdict
         if known is None:
             return
-        if FINGERPRINT_KEY not in known and len(known):
+        if IDENTITY_KEY not in known and len(known):
             raise ValueError("the cache was not filled by this model: give another --use_cache path")
-        if known.setdefault(FINGERPRINT_KEY, self.fingerprint) != self.fingerprint:
-            raise ValueError(
-                f"the cache was filled by another search ({self.strategy!r} is asked for now): give another "
-                "--use_cache path"
-            )
+        warn_of_unknown(self.search_identity, "the cache of answers")
+        if (apart := compare(known.setdefault(IDENTITY_KEY, self.search_identity), self.search_identity)).changed:
+            raise ValueError(f"the cache was filled by another search ({apart}): give another --use_cache path")
         known.commit()
 
     @property

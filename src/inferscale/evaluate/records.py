@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FunctionType
 from typing import IO, Any, TypeAlias
 
 from inferscale.answers import SameAnswer
-from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.result import Abstentions, SearchResult, as_plain, finite
+from inferscale.identity import digest
 from inferscale.tree import Problem, Trajectory
 
 VERSION = 1
@@ -167,90 +163,6 @@ def _parsed(line: bytes | str) -> dict[str, Any]:
     return row if isinstance(row, dict) else {}
 
 
-_PARTS = (Generator, RewardModel, Aggregator, SearchStrategy, partial)
-_DEPTH = 3
-_ENDS = 8  # values read at each end of a tensor
-
-
-def digest(data: object) -> str:
-    """The first 32 hex digits of the SHA-256 of plain data."""
-    text = json.dumps(data, sort_keys=True, ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def describe(part: object) -> Any:
-    """A part of a run as plain data that is equal in another process when the part is.
-
-    A frozen dataclass is its ``repr``, a function or class its name, a `functools.partial` its function and what that
-    is given. Any other object is its class, its public attributes that are plain, frozen dataclasses, functions,
-    regular expressions, other parts, or tuples of these, the public texts and flags of parts of inferscale that it
-    holds (a step delimiter, say), and a fingerprint of the weights of a public model. What is private is left out, and
-    so are counts, which are private.
-    """
-    if _is_plain(part):
-        return part
-    if _is_frozen(part):
-        return _plain_repr(part)
-    if isinstance(part, re.Pattern):
-        return {"pattern": part.pattern, "flags": part.flags}
-    if isinstance(part, list | tuple):
-        return [describe(item) for item in part]
-    if isinstance(part, dict):
-        return {str(name): describe(value) for name, value in part.items()}
-    if isinstance(part, partial):
-        return {"function": describe(part.func), "given": describe([*part.args, part.keywords])}
-    if (name := getattr(part, "__qualname__", None)) is not None:
-        return f"{getattr(part, '__module__', None) or 'builtins'}.{name}"
-    about: dict[str, Any] = {"class": f"{type(part).__module__}.{type(part).__qualname__}"}
-    for name, value in sorted(getattr(part, "__dict__", {}).items()):
-        if name.startswith("_"):
-            about |= _texts_and_flags(value, name)
-        elif _describes(value):
-            about[name] = describe(value)
-        elif callable(getattr(value, "state_dict", None)):
-            about[name] = model_fingerprint(value)
-    return about
-
-
-def model_fingerprint(model: Any) -> str:
-    """A digest of a torch model's configuration, shapes and a few values of every tensor, and the adapters in use."""
-    to_dict = getattr(getattr(model, "config", None), "to_dict", dict)
-    parts: list[Any] = [type(model).__name__, str(to_dict())]
-    layers = [layer for layer in model.modules() if hasattr(layer, "disable_adapters")]  # peft's
-    if layers:
-        parts.append(sorted({str([layer.disable_adapters, layer.active_adapters]) for layer in layers}))
-    # The 4-bit weights of bitsandbytes: their first forward on a CPU turns them about, and state_dict() turns them back
-    # without their scales. So they are only counted, by value, and nobody asks for their state.
-    packed = {
-        name: weight for name, weight in model.named_parameters() if getattr(weight, "quant_state", None) is not None
-    }
-    for name, weight in packed.items():
-        parts.append([name, list(weight.quant_state.shape), _counts_of_4_bits(weight)])
-    whole = {**dict(model.named_parameters()), **dict(model.named_buffers())} if packed else model.state_dict()
-    for name, tensor in _plain_tensors({name: whole[name] for name in whole if name not in packed}):
-        flat = tensor.detach().flatten()
-        values = [*flat[:_ENDS].tolist(), *flat[-_ENDS:].tolist()]
-        parts.append([name, list(tensor.shape), str(tensor.dtype), [str(value) for value in values]])
-    return digest(parts)
-
-
-def _counts_of_4_bits(weight: Any) -> list[int]:
-    """How many of 16 values there are of each, two in a byte; the same in any order."""
-    values = weight.detach().flatten().view(sys.modules["torch"].uint8)  # loaded with the model
-    counts: list[int] = sum(part.bincount(minlength=16) for part in (values & 15, values >> 4)).tolist()
-    return counts
-
-
-def _plain_tensors(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Tensors by name; for quantised ones those that they are made of (torch's protocol of wrapping tensors)."""
-    for name, tensor in named.items():
-        if hasattr(tensor, "__tensor_flatten__"):
-            inner, _ = tensor.__tensor_flatten__()
-            yield from _plain_tensors({f"{name}.{part}": getattr(tensor, part) for part in inner})
-        elif hasattr(tensor, "detach"):  # and no extra state
-            yield name, tensor
-
-
 def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:
     """A name for each problem under one configuration; a prompt that comes again gets another one each time."""
     seen: Counter[str] = Counter()
@@ -292,42 +204,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return run.stdout.strip()
-
-
-def _is_plain(part: object) -> bool:
-    return part is None or isinstance(part, str | bool | int | float)
-
-
-def _describes(value: object) -> bool:
-    """True if a public attribute says what a part is; a list that holds no part may be one that grows."""
-    if isinstance(value, list):
-        return any(isinstance(item, _PARTS) for item in value)
-    if isinstance(value, tuple):
-        return all(map(_describes, value))
-    return _is_plain(value) or _is_frozen(value) or isinstance(value, (*_PARTS, re.Pattern, FunctionType))
-
-
-def _is_frozen(part: object) -> bool:
-    parameters = getattr(type(part), "__dataclass_params__", None)
-    return parameters is not None and bool(parameters.frozen)
-
-
-def _texts_and_flags(part: object, path: str, depth: int = _DEPTH) -> dict[str, str | bool]:
-    """Public texts and flags of a part of inferscale, of parts within it and of bound ones, by dotted name."""
-    inside = part.keywords if isinstance(part, partial) else getattr(part, "__dict__", {})
-    if not depth or not (isinstance(part, partial) or type(part).__module__.startswith("inferscale.")):
-        return {}
-    found: dict[str, str | bool] = {}
-    for name, value in inside.items():
-        if isinstance(value, str | bool) and not name.startswith("_"):
-            found[f"{path}.{name}"] = value
-        else:
-            found |= _texts_and_flags(value, f"{path}.{name}", depth - 1)
-    return found
-
-
-def _plain_repr(part: object) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(part))
 
 
 FORMAT = "inferscale.Run"

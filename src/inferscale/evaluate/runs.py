@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections.abc
 import itertools
 import json
-import operator
 import os
 import sys
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -22,6 +21,7 @@ from inferscale.cost import Budget
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import Schedule, Solver, as_problems
+from inferscale.identity import Differences, compare, digest, identity_of
 from inferscale.thinking import Thinking
 from inferscale.tree import Problem
 
@@ -34,8 +34,6 @@ from .records import (
     Run,
     append,
     cut_torn_line,
-    describe,
-    digest,
     git_state,
     keep_lines,
     latest_records,
@@ -62,6 +60,7 @@ class Task:
         folder: The folder.
         problems: The problems.
         keys: A name for each under the configuration.
+        strategy: The strategy, as a call that makes it.
         same_answer: Tells whether an answer is right.
         fsync: Whether each record is waited for.
     """
@@ -69,6 +68,7 @@ class Task:
     folder: Path
     problems: list[Problem]
     keys: list[str]
+    strategy: str
     same_answer: SameAnswer | None
     fsync: bool
 
@@ -77,7 +77,7 @@ def prepare(task: Task, identity: Mapping[str, Any], force: bool) -> None:
     """Writes ``run.json``, or checks that what is there belongs to this call.
 
     Raises:
-        ChangedRunError: If it does not and `force` is not set.
+        ChangedRunError: If it does not, or cannot be told to, and `force` is not set.
     """
     about = read_about(task.folder)
     cut_torn_line(task.folder / RECORDS)
@@ -85,14 +85,19 @@ def prepare(task: Task, identity: Mapping[str, Any], force: bool) -> None:
     if about is None:
         _check_orphans(task, force)
     else:
-        changed = _differences(about["identity"], identity)
-        if not changed:
+        apart = compare(about["identity"], identity)
+        if not apart.changed and not apart.unknown:
             return
         if not force:
-            raise ChangedRunError(_what_changed(task.folder, about["identity"], identity, changed))
-        _put_aside(task, digest(about["identity"])[:8], keep_journal=changed == ["problems"])
-    fresh = {"format": FORMAT, "version": 1, "identity": identity, "versions": versions(), "git": git_state(Path.cwd()),
-             "command": sys.argv, "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
+            raise ChangedRunError(_why_not(task.folder, apart))
+        if apart.changed:
+            same_parts = all(name.startswith("problems.") for name in apart.changed)
+            _put_aside(task, digest(about["identity"])[:8], keep_journal=same_parts and not apart.unknown)
+        else:
+            _adopt(task)
+    fresh = {"format": FORMAT, "version": 1, "identity": identity, "strategy": task.strategy, "versions": versions(),
+             "git": git_state(Path.cwd()), "command": sys.argv,
+             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
     write_atomically(task.folder / ABOUT, json.dumps(fresh, indent=1) + "\n")
 
 
@@ -109,17 +114,24 @@ def _check_orphans(task: Task, force: bool) -> None:
     _put_aside(task, "unknown", keep_journal=False)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Names of what differs; by digest, for NaN is not equal to itself."""
-    return sorted(name for name in {*old, *new} if digest(old.get(name)) != digest(new.get(name)))
-
-
-def _what_changed(folder: Path, old: Mapping[str, Any], new: Mapping[str, Any], names: Sequence[str]) -> str:
-    told = "; ".join(f"{name} was {str(old.get(name))[:120]} and is {str(new.get(name))[:120]}" for name in names)
+def _why_not(folder: Path, apart: Differences) -> str:
+    if apart.changed:
+        return (
+            f"{folder} holds a run of another configuration ({apart}): give another folder, or force=True (--force) to "
+            "go on with what is still valid"
+        )
     return (
-        f"{folder} holds a run of another configuration ({told}): give another folder, or force=True (--force) to go "
-        "on with what is still valid"
+        f"{folder} holds a run with {' and '.join(apart.unknown)}, which has no identity(): whether it is the same one "
+        "cannot be told. Give another folder, or force=True (--force) to go on as if it were; with a method "
+        "`identity(self)`, which returns what its texts or scores depend on, later runs can be compared"
     )
+
+
+def _adopt(task: Task) -> None:
+    """Gives the records the keys that they have under the identity of now."""
+    records = task.folder / RECORDS
+    rows = [{**record, "key": task.keys[record["index"]]} for record in latest_records(records)]
+    write_atomically(records, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _put_aside(task: Task, name: str, keep_journal: bool) -> None:
@@ -171,10 +183,11 @@ def run_evaluation(
     """Solves and grades problems, each recorded in `directory` as soon as it is solved; the run.
 
     The same call again goes on where the last one ended, however it ended: solved problems are not solved again, and
-    half-done searches go on from their journal. In float32 the records are those of an undisturbed run (times, memory
-    and the last digits of log-probabilities apart). ``run.json`` holds the configuration and its versions,
-    ``records.jsonl`` a line for each problem; where the call breaks off, the best so far of each open search is
-    recorded as partial.
+    half-done searches go on from their journal. A part of your own that is no dataclass tells by its method `identity`
+    what it is; without one, a warning says that the run cannot be resumed safely, and only `force` goes on with it. In
+    float32 the records are those of an undisturbed run (times, memory and the last digits of log-probabilities apart).
+    ``run.json`` holds the configuration and its versions, ``records.jsonl`` a line for each problem; where the call
+    breaks off, the best so far of each open search is recorded as partial.
 
     Args:
         problems: Problems with gold answers, or prompts.
@@ -193,12 +206,14 @@ def run_evaluation(
         batch_size: Problems searched at the same time.
         config: Further facts about the run, plain data; part of its configuration.
         force: Where the folder holds a run of another configuration: keep what is still valid (nothing, unless only
-            the set of problems has changed), put the rest aside, and go on.
+            the set of problems has changed), put the rest aside, and go on. Where a part has no `identity`: go on, as
+            if it were the same.
         fsync: Wait for the disk after each record: a power cut loses nothing either.
         progress: Show a progress bar with the accuracy so far and the time left.
 
     Raises:
-        ChangedRunError: If the folder holds a run of another configuration and `force` is not set.
+        ChangedRunError: If the folder holds a run of another configuration, or of parts of which that cannot be told,
+            and `force` is not set.
         RunLockedError: If another process is writing into the folder.
         ValueError: If there are no problems, or the folder's files are damaged.
     """
@@ -208,16 +223,11 @@ def run_evaluation(
     vote = aggregator or MajorityVote()
     solver = Solver(strategy, generator, reward_model, vote, read_answer=read_answer, thinking=thinking,
                     budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
-    identity = {
-        "strategy": describe(strategy), "generator": describe(generator), "reward_model": describe(reward_model),
-        "aggregator": describe(vote), "read_answer": describe(read_answer),
-        "same_answer": str(describe(same_answer)), "budget": describe(budget),
-        "seed": operator.index(seed), "config": dict(config or {}),
-        **({} if thinking is None else {"thinking": describe(thinking)}),
-    }  # fmt: skip
+    identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
+    written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    task = Task(folder, given, problem_keys(given, digest(identity)), same_answer, fsync)
+    task = Task(folder, given, problem_keys(given, digest(identity)), written, same_answer, fsync)
     with locked(folder / LOCK):
         prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
         _solve_rest(task, solver, progress)

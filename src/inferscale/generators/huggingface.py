@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -63,6 +63,12 @@ class HFGenerator(Generator):
         stats: Work that was really done.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
+
+    no_effect = frozenset({"micro_batch", "check_every", "cache", "max_cache_bytes"})
+    held_in: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "confidence"), "sampler"),
+        "chat_template": "takes_messages",
+    }
 
     def __init__(
         self,

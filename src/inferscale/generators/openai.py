@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from inferscale._http import RemoteError, RetryPolicy, public_address
 from inferscale.base import Generator
@@ -555,6 +555,9 @@ class OpenAIGenerator(Generator):
     """
 
     concurrent = True
+
+    no_effect = frozenset({"base_url", "api_key", "max_concurrency", "timeout", "deadline"})
+    held_in: ClassVar[Mapping[str, str]] = {"config": "_spec"}
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from inferscale._compat import require
 from inferscale.base import Generator
@@ -20,6 +20,9 @@ from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.sampling import Sampler
 from inferscale.runtime.text import StepDelimiter, checked_delimiter, checked_stops
 from inferscale.tree import Step, branch_key
+
+_ENGINE_SETTINGS = ("model", "revision", "dtype", "quantization", "max_model_len", "logprobs_mode")
+"""Of a vLLM engine, whose weights are not at hand: what its texts depend on."""
 
 
 class VLLMGenerator(Generator):
@@ -46,6 +49,12 @@ class VLLMGenerator(Generator):
         limits: Lengths.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
+
+    held_in: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("temperature", "top_p", "top_k", "min_p"), "sampler"),
+        "llm": "_engine",
+        "chat_template": "takes_messages",
+    }
 
     def __init__(
         self,
@@ -113,6 +122,7 @@ class VLLMGenerator(Generator):
         self._logprobs_mode = str(config.logprobs_mode)
         if self._logprobs_mode not in ("raw_logprobs", "processed_logprobs"):
             raise ValueError(f'logprobs_mode="{self._logprobs_mode}" of the engine: it must report log-probabilities')
+        self._engine = {name: str(getattr(config, name, None)) for name in _ENGINE_SETTINGS}
         self.tokenizer = llm.get_tokenizer() if tokenizer is None else tokenizer
         self.limits = Limits(max_step_tokens, max_new_tokens, int(config.max_model_len))
         named = [config.try_get_generation_config().get("eos_token_id"), self.tokenizer.eos_token_id]

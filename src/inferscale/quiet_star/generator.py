@@ -407,6 +407,13 @@ class QuietSTaRGenerator(Generator):
         thinking: The markers of thoughts in visible text that chat template or vocabulary show.
     """
 
+    no_effect = frozenset({"micro_batch", "cache", "max_cache_bytes", "record_thoughts"})
+    held_in: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "confidence"), "sampler"),
+        **dict.fromkeys(("thought_length", "thought_temperature", "num_thoughts", "when"), "settings"),
+        "chat_template": "takes_messages",
+    }
+
     def __init__(
         self,
         quiet: QuietSTaR,
@@ -520,14 +527,14 @@ class QuietSTaRGenerator(Generator):
         )
         self.thinking = branches.thinking
         self.takes_messages = branches.prompts.chat
-        sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
+        self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
         self.processing = LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)
         self.step_delimiter = step_delimiter
         self.stop = checked_stops(stop)
         self._runner = ModelRunner(
             quiet.model,
             branches,
-            sampler,
+            self.sampler,
             micro_batch=micro_batch,
             processing=self.processing,
             decoder=self._make_decoder,

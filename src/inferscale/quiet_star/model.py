@@ -114,6 +114,18 @@ class QuietSTaR(nn.Module):
         self.rows_at_once = rows_at_once
         self._check: ParallelCheck | None = None
 
+    def identity(self) -> dict[str, Any]:
+        """Return what thoughts and texts depend on: the base, what was trained, and how thoughts are drawn."""
+        return {
+            "model": self.model,
+            "start": self.start,
+            "end": self.end,
+            "head": self.head,
+            "bounded": self.head.bounded,
+            "thought_length": self.thought_length,
+            "forbidden_ids": self.forbidden_ids,
+        }
+
     @classmethod
     def from_pretrained(
         cls,

@@ -31,6 +31,8 @@ class ThoughtUtility(ProcessRewardModel):
         reduction: From step scores to one score.
     """
 
+    no_effect = frozenset({"rows_at_once"})
+
     def __init__(
         self,
         quiet: QuietSTaR,

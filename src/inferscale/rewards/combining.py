@@ -220,6 +220,8 @@ class CachedReward(RewardModel):
         model: The model.
     """
 
+    no_effect = frozenset({"max_entries"})
+
     def __init__(self, model: RewardModel, max_entries: int = 1_000_000) -> None:
         """Starts empty.
 

@@ -68,6 +68,8 @@ class GenerativeVerifier(RewardModel):
         judge: The part of a solution that is verified.
     """
 
+    no_effect = frozenset({"micro_batch"})
+
     def __init__(
         self,
         model: Any,

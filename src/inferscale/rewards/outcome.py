@@ -109,6 +109,8 @@ class HFOutcomeRewardModel(RewardModel):
         judge: The part of a solution that is judged.
     """
 
+    no_effect = frozenset({"micro_batch"})
+
     def __init__(
         self,
         model: Any,

@@ -128,6 +128,8 @@ class VLLMRewardModel(ProcessRewardModel):
 
     concurrent = True
 
+    no_effect = frozenset({"base_url", "api_key", "timeout", "deadline", "check"})
+
     def __init__(
         self,
         base_url: str,
@@ -174,6 +176,7 @@ class VLLMRewardModel(ProcessRewardModel):
         self._charges = Charges(config)
         key = api_key or os.environ.get("VLLM_API_KEY")
         retry = RetryPolicy(timeout, deadline)
+        self.tokenizer = loaded
         self._server = _ModelServer(base_url, model, key, retry, context_length(config, loaded))
         if check:
             refuse_constant_scores(self)
@@ -245,6 +248,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
     _key_name: ClassVar[str]  # the environment variable that holds the key
     _rows_field: ClassVar[str]  # of a request
     _outputs_field: ClassVar[str]  # of an answer's item
+    no_effect = frozenset({"base_url", "api_key", "timeout", "deadline"})
 
     def __init__(
         self,
@@ -293,6 +297,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
         self._label = label
         key = api_key or os.environ.get(self._key_name)
         retry = RetryPolicy(timeout, deadline)
+        self.tokenizer = loaded
         self._server = _ModelServer(base_url, model, key, retry, context_length(config, loaded))
 
     def score(self, nodes: Sequence[Node]) -> list[float]:

@@ -490,6 +490,8 @@ class LocalProcessReward(ProcessRewardModel):
         judge: The part of a solution that is judged.
     """
 
+    no_effect = frozenset({"micro_batch", "cache", "max_cache_bytes"})
+
     def __init__(
         self,
         models: Sequence[Any],
