@@ -34,8 +34,8 @@ def pick(ids, scores):
 
 
 @cache
-def model(seed=0, head="CausalLM"):
-    return tiny_model(head=head, seed=seed, vocab_size=len(chat_tokenizer(THINKS)), num_labels=1)
+def model(seed=0, head="CausalLM", labels=1):
+    return tiny_model(head=head, seed=seed, vocab_size=len(chat_tokenizer(THINKS)), num_labels=labels)
 
 
 @cache
@@ -114,10 +114,10 @@ CASES = {
         },
     ),
     r.HFOutcomeRewardModel: (
-        {"model": model(0, "SequenceClassification"), "tokenizer": chat_tokenizer(THINKS)},
+        {"model": model(0, "SequenceClassification", 2), "tokenizer": chat_tokenizer(THINKS), "label": 0},
         {
-            "model": model(1, "SequenceClassification"), "tokenizer": chat_tokenizer(), **PROMPTS, "append_eos": True,
-            "judge": "all", "micro_batch": 3,
+            "model": model(1, "SequenceClassification", 2), "tokenizer": chat_tokenizer(), **PROMPTS,
+            "append_eos": True, "judge": "all", "micro_batch": 3, "label": 1,
         },
     ),
     r.GenerativeVerifier: (
