@@ -284,3 +284,19 @@ def test_a_model_is_known_by_the_adapter_in_use_and_by_the_parts_of_quantised_we
         layer.bias.data.zero_()
         found.append(identity_of(layer))
     assert found[0] == found[1] != found[2]
+
+
+def test_the_state_of_4_bit_weights_is_not_asked_for():
+    class Packed(torch.nn.Module):
+        def __init__(self, values, shape):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.tensor(values, dtype=torch.uint8).view(shape), requires_grad=False)
+            self.weight.quant_state = torch.empty(2, 4)
+            self.norm = torch.nn.Parameter(torch.ones(2))
+
+        def _save_to_state_dict(self, *args):
+            raise AssertionError("bitsandbytes loses the scales here")
+
+    known = identity_of(Packed([0x12, 0x34, 0x56, 0x78], (4, 1)))
+    assert identity_of(Packed([0x81, 0x32, 0x47, 0x65], (2, 2))) == known, "turned about by its first forward"
+    assert identity_of(Packed([0x12, 0x34, 0x56, 0x77], (4, 1))) != known

@@ -263,7 +263,9 @@ def _sampled_weights(model: Any) -> list[Any]:
     packed = {
         name: weight for name, weight in model.named_parameters() if getattr(weight, "quant_state", None) is not None
     }
-    sampled: list[Any] = [[n, list(weight.quant_state.shape), _counts_of_4_bits(weight)] for n, weight in packed.items()]
+    sampled: list[Any] = [
+        [n, list(weight.quant_state.shape), _counts_of_4_bits(weight)] for n, weight in packed.items()
+    ]
     whole = {**dict(model.named_parameters()), **dict(model.named_buffers())} if packed else model.state_dict()
     tensors = _plain_tensors({name: whole[name] for name in whole if name not in packed})
     return sampled + [[name, *_sampled(tensor)] for name, tensor in tensors]
