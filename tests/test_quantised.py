@@ -13,9 +13,9 @@ import transformers
 from torch import nn
 
 from inferscale import HFGenerator
-from inferscale.evaluate.records import model_fingerprint
 from inferscale.flops import FlopCounter
 from inferscale.flops.calibration import closed_form
+from inferscale.identity import model_identity
 from inferscale.rewards import HFOutcomeRewardModel, LikelihoodReward
 from tests.reward_checkpoints import solution
 from tests.tiny_models import VOCABULARY, byte_tokenizer, grow, root
@@ -144,8 +144,8 @@ def test_a_model_that_is_quantised_while_it_is_loaded(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_naming_a_quantised_model_in_a_run_changes_neither_it_nor_its_name(quantise):
     model, ids = quantise(llama()), torch.arange(5, 35)[None]
-    name = model_fingerprint(model)
+    name = model_identity(model)
     with torch.no_grad():
-        before, after = model(input_ids=ids).logits, model_fingerprint(model)
+        before, after = model(input_ids=ids).logits, model_identity(model)
         assert torch.equal(model(input_ids=ids).logits, before)
     assert after == name
