@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import hypergeom
 
 from inferscale.functional import best_of_k, majority_at_k, majority_vote, pass_at_k, weighted_majority_at_k
 from inferscale.functional import estimators as _majority
@@ -150,6 +151,36 @@ def test_large_numbers_of_samples_agree_with_the_exact_integers(monkeypatch):
     _majority.majority_expectation.cache_clear()
     assert thinned == pytest.approx(exact, abs=1e-12)
     assert (thinned != exact).any()  # it was the other programme
+
+
+def test_majorities_of_thousands_of_samples_are_those_of_the_hypergeometric_distribution():
+    ids = np.repeat([0, 1, -1], [4_700, 4_500, 800])
+    for k in (2, 40):
+        votes = [(first, second, k - first - second) for first in range(k + 1) for second in range(k + 1 - first)]
+        ways = [math.comb(4_700, one) * math.comb(4_500, two) * math.comb(800, none) for one, two, none in votes]
+        credit = [1.0 if one > two else 0.5 if one == two > 0 else 0.0 for one, two, _ in votes]
+        wanted = math.fsum(share * (way / math.comb(10_000, k)) for share, way in zip(credit, ways, strict=True))
+        assert float(majority_at_k(ids, ids == 0, k)) == pytest.approx(wanted, abs=1e-11)
+    two = np.repeat([0, 1], [5_050, 4_950])
+    for k in (100, 5_001, 9_000):
+        wins = hypergeom(10_000, 5_050, k)
+        wanted = wins.sf(k // 2) + (wins.pmf(k / 2) / 2 if k % 2 == 0 else 0.0)
+        assert float(majority_at_k(two, two == 0, k)) == pytest.approx(wanted, abs=1e-11)
+    different = np.arange(10_000)
+    assert majority_at_k(different, different == 7, [2, 3_000]) == pytest.approx([1e-4, 1e-4], abs=1e-11)
+
+
+@pytest.mark.parametrize("counts", [[40, 30, 30], [1] * 100, [30] + [1] * 70, [20, 20, 20, 10, 10, 5, 5, 5, 5]])
+def test_floats_agree_with_the_exact_integers_whatever_is_tied(counts, monkeypatch):
+    ids = np.repeat(np.arange(len(counts)), counts)
+    correct = (ids == 1) | (ids == len(counts) - 1)
+    ks = [1, 2, 7, 50, 99]
+    exact = majority_at_k(ids, correct, ks)
+    monkeypatch.setattr(_majority, "_EXACT_UP_TO", 0)
+    _majority.majority_expectation.cache_clear()
+    floats = majority_at_k(ids, correct, ks)
+    _majority.majority_expectation.cache_clear()
+    assert floats == pytest.approx(exact, abs=1e-12)
 
 
 def test_a_long_run_tends_to_the_mode():

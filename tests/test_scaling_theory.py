@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from inferscale.functional import pass_at_k
 from inferscale.scaling import (
@@ -18,6 +19,7 @@ from inferscale.scaling import (
     voting_limit,
     weighted_accuracy,
 )
+from inferscale.scaling.theory import enumerated_vote
 
 P = (0.5, 0.3, 0.2)
 SIZES = (1, 2, 3, 5, 9, 17, 33, 65)
@@ -43,6 +45,24 @@ def test_finite_majority_equals_enumeration(p, n):
             if max(counts) > 0 and counts[gold] == max(counts):
                 total += math.prod(chance[index] for index in draw) / counts.count(max(counts))
         assert majority_accuracy(p, gold, n) == pytest.approx(total, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", [30, 31, 80])
+@pytest.mark.parametrize("p", [(0.45, 0.35, 0.2), (0.3, 0.3, 0.1), (0.02, 0.9, 0.08), (0.55, 0.45, 0.0)])
+def test_votes_of_many_samples_equal_enumeration(p, n):
+    for gold in range(3):
+        expected = enumerated_vote([*p, max(0.0, 1 - sum(p))], (1, 1, 1), gold, n)
+        assert majority_accuracy(p, gold, n) == pytest.approx(expected, abs=1e-12)
+
+
+def test_votes_of_thousands_of_samples():
+    for n in (3_000, 9_999, 10_000):
+        wins = binom(n, 0.505)
+        tie = wins.pmf(n / 2) / 2 if n % 2 == 0 else 0.0
+        assert majority_accuracy((0.505, 0.495), 0, n) == pytest.approx(wins.sf(n // 2) + tie, abs=1e-11)
+        assert majority_accuracy((0.05,) * 20, 3, n) == pytest.approx(1 / 20, abs=1e-11)
+    for p in [(0.31, 0.3, 0.29), np.arange(8, 0, -1) / 36]:  # with abstentions and without: somebody wins
+        assert sum(majority_accuracy(p, gold, 2_000) for gold in range(len(p))) == pytest.approx(1, abs=1e-11)
 
 
 def test_the_limit_is_whether_the_mode_is_right():

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from .arrays import Array, ArrayLike, NumpyOps, ops_for, require, require_items, whole_numbers
+from .leading import Binomial, leader_credit
 from .resampling import draw_uniforms
 from .voting import group_totals, vote_arrays, vote_leaders
 
@@ -137,9 +138,9 @@ _EXACT_UP_TO = 128  # samples; beyond, probabilities in float64 stand for the in
 def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total: int, k: int) -> float:
     """Expected correctness of the majority of k samples, uniform over subsets and over tied answers.
 
-    Summed over the greatest count t of the subset: answers join it one at a time with u <= t samples each, those with
-    u = t are tied, and what has been counted is (size, tied). Exact integers for N up to 128; beyond, probabilities
-    in float64.
+    For N up to 128 in exact integers, summed over the greatest count t of the subset: answers join it one at a time
+    with u <= t samples each, those with u = t are tied, and what has been counted is (size, tied). Beyond, in float64:
+    kept with probability k / N each, the samples are a uniform subset given that k are kept.
 
     Args:
         counts: Number of samples with each answer.
@@ -151,6 +152,8 @@ def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total:
         Rounded once for N up to 128; beyond, right to about 1e-11.
     """
     most = max(counts, default=0)
+    if k == 1:
+        return sum(right) / total
     if k == total:
         tied = [correct / count for count, correct in zip(counts, right, strict=True) if count == most]
         return sum(tied) / len(tied) if tied else 0.0
@@ -158,8 +161,12 @@ def majority_expectation(counts: tuple[int, ...], right: tuple[int, ...], total:
     tops = range(1, min(k, able) + 1)  # a greater t leaves no correct answer among the tied
     if total <= _EXACT_UP_TO:
         return float(sum((_exact_top(counts, right, total, k, t) for t in tops), Fraction(0)) / math.comb(total, k))
-    p = k / total
-    return math.fsum(_thinned_top(counts, right, total, k, t) for t in tops) / _binomial(total, p, k)
+    kinds: dict[int, list[float]] = {}  # correctness of the answers with equal counts
+    for count, correct in zip(counts, right, strict=True):
+        kinds.setdefault(count, []).append(correct / count)
+    repeats = [len(shares) for shares in kinds.values()]
+    credit_of = [sum(shares) / len(shares) for shares in kinds.values()]
+    return leader_credit(Binomial(k / total), list(kinds), repeats, credit_of, total - sum(counts), k)
 
 
 def _exact_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, t: int) -> Fraction:
@@ -186,50 +193,12 @@ def _exact_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, 
     return sum(shares, Fraction(0))
 
 
-def _thinned_top(counts: Sequence[int], right: Sequence[int], total: int, k: int, t: int) -> float:
-    """`_exact_top` as a probability: each sample is kept with probability k / total, on its own.
-
-    Given that k are kept they are a uniform subset, so the caller divides by the probability of that. All terms are
-    positive and at most 1: nothing cancels or overflows.
-    """
-    p, others = k / total, total
-    ways, credit = np.zeros((2, k + 1, k // t + 2))  # [size, tied]
-    ways[0, 0] = 1.0
-    for count, correct in zip(counts, right, strict=True):
-        if count < t:
-            continue
-        others -= count
-        kept = [_binomial(count, p, u) for u in range(t + 1)]
-        new_ways, new_credit = _convolve(ways, kept[:t]), _convolve(credit, kept[:t])
-        new_ways[t:, 1:] += kept[t] * ways[: k + 1 - t, :-1]
-        new_credit[t:, 1:] += kept[t] * (credit + ways * (correct / count))[: k + 1 - t, :-1]
-        ways, credit = new_ways, new_credit
-    rest = np.array([_binomial(others, p, k - size) for size in range(k + 1)])
-    return float(rest @ (credit[:, 1:] / np.arange(1, credit.shape[1])).sum(-1))
-
-
-def _convolve(table: Array, factors: Sequence[float]) -> Array:
-    """`table`, a polynomial along its first axis, times the polynomial with coefficients `factors`."""
-    product = np.zeros_like(table)
-    for shift, factor in enumerate(factors[: len(table)]):
-        product[shift:] += factor * table[: len(table) - shift]
-    return product
-
-
-@lru_cache(maxsize=65536)
-def _binomial(n: int, p: float, successes: int) -> float:
-    """Probability of so many successes in n trials, for 0 < p < 1."""
-    if successes > n:
-        return 0.0
-    log_chance = successes * math.log(p) + (n - successes) * math.log1p(-p)
-    return math.exp(math.log(math.comb(n, successes)) + log_chance)
-
-
 def majority_at_k(answer_ids: ArrayLike, correct: ArrayLike, k: int | Sequence[int]) -> Array:
     """Expected correctness of the majority of k samples; answers tied for first share the credit.
 
-    Exact over all subsets of k. It is also the expectation, over random orders, of "the earliest wins". All
-    abstaining counts as wrong. The numbers are brought to the CPU, since exact integers have no tensor.
+    Over all subsets of k: exact for N up to 128, beyond right to about 1e-11. It is also the expectation, over random
+    orders, of "the earliest wins". All abstaining counts as wrong. The numbers are brought to the CPU, since exact
+    integers have no tensor.
 
     Args:
         answer_ids: `[..., N]` whole numbers; negative ones abstain.

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from inferscale.functional.leading import Poisson, leader_credit
+
 MAX_OUTCOMES = 200_000
 
 
@@ -98,8 +100,8 @@ def voting_limit(probabilities: ArrayLike, gold: ArrayLike, weights: ArrayLike |
 def majority_accuracy(probabilities: ArrayLike, gold: int, n: int) -> float:
     """Probability that a majority vote over `n` samples gives the answer `gold`; ties share the credit.
 
-    Exact, by the multinomial distribution: the counts are independent Poisson numbers given their sum, so the sum
-    over all counts is a product of one polynomial for each answer.
+    By the multinomial distribution, right to about 1e-12 (so that a smaller probability is rounding), for thousands of
+    samples too.
 
     Args:
         probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
@@ -112,26 +114,11 @@ def majority_accuracy(probabilities: ArrayLike, gold: int, n: int) -> float:
     p = _one_row(probabilities)
     if not _occurs(p, gold, n):
         return 0.0
-    rest = [float(q) for index, q in enumerate(p) if index != gold and q > 0]
+    # Answers that are as likely as one another are one kind.
+    rivals, repeats = np.unique(np.delete(p, gold)[np.delete(p, gold) > 0], return_counts=True)
+    sizes, credit_of = [n * float(q) for q in (p[gold], *rivals)], [1.0] + [0.0] * len(rivals)
     abstain = max(0.0, 1.0 - float(p.sum()))
-    blank = _poisson(n * abstain, n)
-    total = 0.0
-    for top in range(1, n + 1):
-        share = _poisson(n * float(p[gold]), n)[top]
-        if share == 0.0:
-            continue
-        # table[s]: distribution of the votes of the others, with s of them level with the gold answer
-        table = [blank[: n - top + 1]]
-        for q in rest:
-            votes = _poisson(n * q, n)
-            below = np.where(np.arange(n + 1) < top, votes, 0.0)
-            level = np.where(np.arange(n + 1) == top, votes, 0.0)
-            grown = [np.convolve(row, below)[: n - top + 1] for row in table] + [np.zeros(n - top + 1)]
-            for s, row in enumerate(table):
-                grown[s + 1] = grown[s + 1] + np.convolve(row, level)[: n - top + 1]
-            table = grown
-        total += share * sum(float(row[n - top]) / (s + 1) for s, row in enumerate(table))
-    return total / float(_poisson(float(n), n)[n])
+    return leader_credit(Poisson(), sizes, [1, *repeats.tolist()], credit_of, n * abstain, n)
 
 
 def weighted_accuracy(
@@ -243,14 +230,6 @@ def _occurs(p: Floats, gold: int, n: int) -> bool:
     if not -1 <= gold < len(p):
         raise ValueError(f"gold={gold}: give the index of one of {len(p)} answers, or -1 if the right one never occurs")
     return gold >= 0
-
-
-def _poisson(rate: float, n: int) -> Floats:
-    """Probabilities of 0..n under a Poisson distribution."""
-    from scipy.special import gammaln, xlogy
-
-    k = np.arange(n + 1)
-    return np.asarray(np.exp(xlogy(k, rate) - rate - gammaln(k + 1)))
 
 
 def estimate_voting_limit(
