@@ -282,8 +282,11 @@ def test_the_wrong_family_is_refused_by_name(tmp_path):
         HFProcessRewardModel.from_pretrained(folder, format="shepherd")
     with pytest.raises(CheckpointError, match=r"missing: v_head\.summary\.bias, v_head\.summary\.weight"):
         HFProcessRewardModel.from_pretrained(folder, format="skywork")
-    with pytest.raises(CheckpointError, match=r"missing: score\.0\.bias.*"):
+    with pytest.raises(TagError, match="the tag '<extra_0>' is 9 tokens in this tokenizer"):
         HFProcessRewardModel.from_pretrained(folder, format="qwen")
+    tagged = save(tmp_path / "tagged", causal(qwen_tokenizer()), qwen_tokenizer())
+    with pytest.raises(CheckpointError, match=r"missing: score\.0\.bias.*"):
+        HFProcessRewardModel.from_pretrained(tagged, format="qwen")
     with pytest.raises(CheckpointError, match=r"does not fit LlamaForTokenClassification .*missing: score\."):
         HFProcessRewardModel.from_pretrained(folder, format="trl")
     with pytest.raises(FormatError, match="reads a ForTokenClassification, not a LlamaForCausalLM"):
