@@ -273,18 +273,37 @@ def test_a_search_is_told_and_recorded_before_the_slowest_has_ended(tmp_path):
     assert told[0][1] < 12, "the others are still being drawn"
 
 
-def test_scores_come_in_batches_while_others_are_sampled():
-    batches = []
+class Counted(ToyReward):
+    """Counts the nodes of each call."""
 
-    class Counted(ToyReward):
-        def score(self, nodes):
-            batches.append(len(nodes))
-            return super().score(nodes)
+    def __init__(self):
+        super().__init__()
+        self.batches = []
 
-    results = solve_batch(PROMPTS * 3, RepeatedSampling(4), generator(), reward_model=Counted())
-    assert sum(batches) == sum(result.cost.num_scored for result in results) == 48
-    assert 2 <= len(batches) < 12
-    assert [len(result.trajectories) for result in results] == [4] * 12
+    def score(self, nodes):
+        self.batches.append(len(nodes))
+        return super().score(nodes)
+
+
+def test_steps_are_scored_in_batches_while_others_are_sampled():
+    reward = Counted()
+    results = solve_batch(
+        PROMPTS * 3, BeamSearch(2, 2, max_depth=1), generator(max_step_tokens=40), reward_model=reward
+    )
+    assert sum(reward.batches) == sum(result.cost.num_scored for result in results) == 48
+    assert 2 <= len(reward.batches) < 12
+    assert max(reward.batches) > 4
+
+
+def test_completions_are_scored_while_the_others_are_sampled():
+    reward, gen = Counted(), generator()
+    results = Solver(RepeatedSampling(4), gen, reward).stream(PROMPTS * 3)
+    next(results)
+    first = gen.stats.decoded_tokens
+    assert len(reward.batches) <= 2
+    assert len(list(results)) == 11
+    assert first < gen.stats.decoded_tokens / 2
+    assert sum(reward.batches) == 48
 
 
 def test_a_search_that_is_cancelled_leaves_the_rows_and_the_others_go_on():

@@ -131,12 +131,18 @@ class Asked:
     seconds: float = 0.0
     tickets: dict[Ticket, tuple[int, int]] = field(default_factory=dict)
 
+    @property
+    def num_open_steps(self) -> int:
+        """Number of samples that have not ended, and will soon: whole completions may take long."""
+        pairs = zip(self.requests, self.steps, strict=True)
+        return sum(request.n - len(known) for request, known in pairs if request.until == "step")
+
 
 class WaveScheduler:
     """Resumes each search as soon as its own answers are there; all of them share the generator's session.
 
     A generator that knows no other way answers in rounds, and then all searches are resumed together. Scores are asked
-    for in batches: when at least half as many nodes wait for one as samples are still being drawn. All of it is decided
+    for in batches: when at least half as many nodes wait for one as steps are still being drawn. All of it is decided
     by counts and never by a clock, so that the same call makes the same batches again.
     """
 
@@ -157,11 +163,16 @@ class WaveScheduler:
         if self._asked:
             self._collect()
         unscored = [(search, nodes) for search in active if (nodes := search.next_nodes())]
-        waiting, drawn = sum(len(nodes) for _, nodes in unscored), sum(asked.num_open for asked in self._asked.values())
-        if unscored and (2 * waiting >= drawn or any(search.stopped_by for search, _ in unscored)):
+        if unscored and self._is_worth_a_call(unscored):
             judged = self._calls.score([nodes for _, nodes in unscored])
             for (search, nodes), scores in zip(unscored, judged, strict=True):
                 search.take_scores(nodes, scores)
+
+    def _is_worth_a_call(self, unscored: Sequence[tuple[Search, Sequence[Node]]]) -> bool:
+        """True if so many nodes wait that those of the steps that are being drawn need not be waited for."""
+        steps = sum(asked.num_open_steps for asked in self._asked.values())
+        waiting = sum(len(nodes) for _, nodes in unscored)
+        return 2 * waiting >= steps or any(search.stopped_by is not None for search, _ in unscored)
 
     def watch(self, on_tokens: Callable[[int], object]) -> None:
         """Have tokens told as they are drawn, by generators that can."""
