@@ -238,6 +238,21 @@ def test_there_is_one_beginning_of_sequence():
     assert list(encode(spaced, "<s>a")).count(spaced.bos_token_id) == 1
 
 
+def test_a_beginning_of_two_tokens_comes_once_too():
+    """As GLM's: every text begins with two control tokens, and neither is called the beginning of sequence."""
+    tokenizer = copy.deepcopy(llama_tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    tokenizer.bos_token = None
+    marks = [(word, tokenizer.convert_tokens_to_ids(word)) for word in ("[gMASK]", "<sop>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[gMASK] <sop> $A", special_tokens=marks
+    )
+    ids = [place for _, place in marks]
+    for prompt in ("[gMASK]<sop>a b", "a b"):
+        assert encode(tokenizer, prompt, chat=False)[:3] == (*ids, *encode(tokenizer, "a b", chat=False)[2:3])
+    assert encode(tokenizer, "[gMASK]<sop>[gMASK]<sop>a", chat=False)[:4] == (*ids, *ids)  # written twice
+
+
 def test_options_that_the_template_never_mentions_are_refused():
     tokenizer = chat_tokenizer(THINKS, ("<think>", "</think>"))
     off = encode(tokenizer, "a", chat_template_kwargs={"enable_thinking": False})

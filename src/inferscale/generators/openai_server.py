@@ -634,7 +634,7 @@ class ServerTokenizer:
     def written(self, text: Any, role: str) -> Any:
         """The text or turn that is sent to a server which tokenises it: a control token in it has a space inside.
 
-        Plain prompts (role ``"prompt"``) keep their control tokens by default. One that begins with the token that the
+        Plain prompts (role ``"prompt"``) keep their control tokens by default. One that begins with what the
         tokenizer adds to every text, as a rendered chat does, is sent without it: the server adds it once more.
 
         Raises:
@@ -649,9 +649,11 @@ class ServerTokenizer:
             refuse_control_tokens(encoder.spelled(text, role), where)
         if policy == "text":
             return encoder.spaced(text, role)
-        bos = getattr(encoder.tokenizer, "bos_token", None)
-        adds_bos = plain and bool(bos) and encoder.added[0][-1:] == (encoder.tokenizer.bos_token_id,)
-        return text.removeprefix(bos) if adds_bos and bos else text
+        ids, tokenizer = encoder.added[0], encoder.tokenizer
+        if not plain or not ids:
+            return text
+        alone = ids == (getattr(tokenizer, "bos_token_id", None),)
+        return text.removeprefix(tokenizer.bos_token if alone else tokenizer.decode(ids, skip_special_tokens=False))
 
     def count(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""

@@ -509,9 +509,10 @@ class PromptFormat:
         if spelled:
             before, after = self.text.added
             return before + self.text.rendered(self.text.marked(prompt, "user")) + after
-        # A prompt that is rendered already begins with the token that the tokenizer adds once more.
+        # A prompt that is rendered already begins with what the tokenizer adds once more, one token or two.
         bos = getattr(self.text.tokenizer, "bos_token_id", None)
-        return ids[1:] if bos is not None and ids[:2] == (bos, bos) else ids
+        head = self.text.added[0] or (() if bos is None else (bos,))
+        return ids[len(head) :] if head and ids[: 2 * len(head)] == head + head else ids
 
     def _answered(self, prompt: str, answer: str) -> Ids:
         """Ids of a prompt and the solution after it, in which control tokens are letters whatever the prompt may."""
