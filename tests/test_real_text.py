@@ -49,7 +49,14 @@ DISPLAY = [
     ("The answer is\n\\begin{equation}\n\\frac{9}{4}\n\\end{equation}", "9/4"),
     ("Therefore, $x = \\frac{1+\\sqrt{5}}{2}$.", r"\frac{1+\sqrt{5}}{2}"),
     ("Hence the length is $\\sqrt{3}$.", r"\sqrt{3}"),
-    ("Solving, we find $x=3$ or $x=-2$.", "-2"),
+    ("Solving, we find $x=3$ or $x=-2$.", "-2, 3"),
+    ("So the solutions are $x=1$, $x=2$, and $x=3$.", "1, 2, 3"),
+    ("We have $x^2 = 16$, so $x = 4$.", "4"),
+    ("Hence $|z| = \\sqrt{13}$.", r"\sqrt{13}"),
+    ("The answer is:\n\\begin{align*}\n2x &= 10 \\\\\nx &= 5\n\\end{align*}", "5"),
+    ("Thus $x \\leq 2$ is our answer.", r"x \le 2"),
+    ("The answer is [1, 5].", "[1, 5]"),
+    ("The answer is sqrt(2).", "sqrt(2)"),
     ("$x=3$ or $x=-2$", "x = -2, x = 3"),
     ("$\\sqrt{3}$", r"\sqrt{3}"),
     ("The final answer is $5x - 3y + 9 = 0$.", "5x - 3y + 9 = 0"),
@@ -75,6 +82,27 @@ MARKDOWN = [
     ("## Solution\n\nTotal: 5 + 6 = 11 marbles\n\n**Answer:** 11 marbles", "11"),
     ("| item | price |\n|---|---|\n| pen | 3 |\n\nThe total cost is $9.", "9"),
     ("The answer is: **$1,080**", "1080"),
+    ("**Answer**\n\n42\n\nTo check: 40 + 2 = 42, and 3 > 2.", "42"),
+    ("Answer:\n1. 42", "42"),
+    ("Answer:\n– 42", "42"),
+    ("So there are **42** apples in 3 baskets.", "42"),
+    ("Final answer - 42", "42"),
+    ("<answer>42</answer>", "42"),
+    ("I add 2.\n<answer>The answer is 7.</answer> (out of 9)", "7"),
+    ('```json\n{"answer": "42", "confidence": 0.9}\n```', "42"),
+    ('{"reasoning": "2 + 2", "answer": "B"}', "B"),
+    (r"\boxed{12}. Actually, that is wrong. The correct answer is 7.", "7"),
+    ("The answer is 12. Wait, no, the answer is 7.", "7"),
+    ("The answer is 42 because there are 2 sets of 21.", "42"),
+    ("The answer is undefined because we divide by 0.", "undefined"),
+    ("So 42 is the answer, as 3 > 2.", "42"),
+    ("The answer would be 8, with 2 left over.", "8"),
+    ("The answer is January 5, 2020.", "January 5, 2020"),
+    ("Die Antwort ist 42, denn 3 > 2.", "42"),
+    ("La respuesta es 7. (2 + 5)", "7"),
+    ("La réponse est 9, car 3 > 2.", "9"),
+    ("答案是 42。其中 3 个是红色的。", "42"),
+    ("Ответ: 15 (из 20)", "15"),
 ]
 
 LETTERS = [
@@ -101,6 +129,26 @@ LETTERS = [
     (r"\boxed{\textbf{(B)}\ 15}", "B"),
     ("I think that the answer is a little unclear.\n\nB", "B"),
     ("I know that the answer is a hard one to give.", None),
+    ("B is correct because A is false.", "B"),
+    ("A is wrong, B is wrong, C is wrong; so it must be D.", "D"),
+    ("Option A is incorrect. Option B is correct. Option C is incorrect.", "B"),
+    ("The answer is B. Option A is wrong because water is wet.", "B"),
+    ("I'd go with B.", "B"),
+    (r"\boxed{\mathrm{B}}", "B"),
+    (r"\boxed{\text{Option B}}", "B"),
+    (r"The answer is \(B\).", "B"),
+    ("The correct answer is probably the letter 'C'.", "C"),
+    ("Answer - B", "B"),
+    ("`B`", "B"),
+    ("<answer>(B)</answer>", "B"),
+    ('{"answer": "B"}', "B"),
+    ("正确答案是 C。", "C"),
+    ("A. 12\nB. 13\nC. 14\n\nThe total is 14, which is C.", "C"),
+    ("The answer is not A. It is B.", "B"),
+    ("The answer is a car.", None),
+    ("The answer is A and C.", None),
+    ("The answer is B/C.", None),
+    ("None of the above.", None),
 ]
 
 VERDICTS = [
@@ -117,6 +165,17 @@ VERDICTS = [
     ("Ships float on water.\n\nFinal answer: yes", "yes"),
     ("no", "no"),
     ("The answer is No since nobody lived there in 1200.", "no"),
+    ("The statement is not true.", "no"),
+    ("This is not false.", "yes"),
+    ("The claim isn't true.", "no"),
+    ("There is no reason to doubt it; yes.", "yes"),
+    ("The answer is that there is no such animal, so yes.", "yes"),
+    ("I have no idea.", None),
+    ("The answer is neither yes nor no.", None),
+    ("The answer is not yes.", None),
+    ("Is it yes or no? The answer is no.", "no"),
+    ("No, that is not true.", "no"),
+    ('{"answer": true}', "yes"),
 ]
 
 UNITS = [
@@ -139,6 +198,12 @@ UNITS = [
     ("The answer is 1 250 000.", "1250000"),
     ("There are 1.5 million people.", "1500000"),
     ("The answer is $0.05.", "0.05"),
+    ("It took 2 hours and 15 minutes.", "2 hours and 15 minutes"),
+    ("The price is €1.250,50.", "1250.5"),
+    ("The answer is 1.234.567.", "1234567"),
+    ("The answer is 1½ cups.", "1.5"),
+    ("The answer is 3.0 × 10⁸.", "300000000"),
+    ("That makes 2.5 × 10^-3 mol.", "0.0025"),
 ]
 
 SEVERAL = [
@@ -155,6 +220,7 @@ SEVERAL = [
     (r"\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}", r"\begin{bmatrix}1\\2\end{bmatrix}"),
     ("The answer is $a = 2, b = 3$.", "a=2, b=3"),
     (r"The answer is $0 \le t < 9$.", "[0, 9)"),
+    ("The roots are 3 and -2.", "-2, 3"),
     (r"$x=1$, $x=2$ and $x=3$", "1, 2, 3"),
 ]
 
@@ -197,6 +263,11 @@ CUT = [
     ("", None),
     ("The final answer is 3.", None),
     ("The answer is 8. We can verify th", "8"),
+    ("<answer>12</answer>", "12"),
+    ("<answer>12", None),
+    ('{"answer": 12}', "12"),
+    ("The answer is 12.\nWait, no. The answer is 1", None),
+    ("The answer is 12.\nTo sum up, the answer is 1", "12"),
 ]
 
 RUN_ON = [
@@ -215,6 +286,13 @@ RUN_ON += [
     ("Question 1: How many? Answer: 5.\nQuestion 2: And then? Answer: 8.", "8"),
     ("Let me restate.\nProblem: find the sum.\nSo 3 + 4 = 7.", "7"),
     ("<think>Q: what is asked?\n\nThe answer is 3.\n\nQuestion: really?</think>\nThe answer is 6.", "6"),
+    ("The answer is 6.<|endoftext|>Question: next\nAnswer: The answer is 7.", "6"),
+    ("The answer is 6.</s><s>[INST] And 3? [/INST] The answer is 3.", "6"),
+    ("The answer is 6.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nAnd 3? The answer is 3.", "6"),
+    ("The answer is 6.<end_of_turn>\n<start_of_turn>user\nAnd 3?\n\nThe answer is 3.", "6"),
+    ("The answer is 6.\n\n[Question]\nAnd 7?\n[Answer]\nThe answer is 7.", "6"),
+    ("6\n\nExample 2:\nQuestion: next\nAnswer: 7", "6"),
+    ("The answer is 6.\n\nInput: 3\nOutput: The answer is 7", "6"),
     ("<think>a</think>The answer is 6.\n\nQuestion: next\n<think>7?</think>The answer is 9.", "6"),
 ]
 
@@ -318,6 +396,10 @@ def test_numbers_of_texts_with_words():
     for text in ("The answer is $2^{10}$.", "\\boxed{2^{10}}", "So it is 2^{10}."):
         assert Number()(text) == "2^{10}"
     assert Number()("The answer is 2^3 = 8.") == "8"
+    assert Number()(r"\boxed{5\pi}") == r"5\pi"
+    assert Number()("It took 2 hours and 30 minutes.") is None
+    assert Number()('{"answer": 7, "confidence": 0.9}') == "7"
+    assert Number()("It is 1.234,5.") == "1234.5"
 
 
 def test_code_and_text_are_read_whole():
@@ -391,6 +473,7 @@ def test_a_trajectory_that_was_cut_votes_only_with_a_complete_answer(text, answe
     [
         "\n```a" * 50_000, "\nQ: " * 50_000, "\\[" * 100_000, "$" * 100_000, "option A " * 50_000, "yes " * 100_000,
         "(A) " * 100_000, "<think>" * 50_000, "</think>" * 50_000, "<think></think>\nQ: " * 10_000,
+        "<answer>" * 30_000, '"answer": "' * 30_000, "answer\n" * 30_000, " " * 200_000, "\n" * 200_000, "1" * 100_000,
         "answer: (" * 50_000, "\\boxed{1} and " * 20_000, "1 000 " * 50_000, "3 hours and " * 50_000,
     ],
     ids=lambda text: repr(text[:10]),

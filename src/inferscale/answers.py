@@ -9,8 +9,9 @@ before the cut; ``reader.same(first, second)`` is the equality that belongs to t
 Thoughts are no evidence: what counts is the final part, which follows the end of thinking (see `Thinking`), up to where
 the model invents a further question.
 
-Evidence is looked for in this order, the last of a kind counting: ``\boxed{...}``; what follows "the answer is" and its
-like; what follows ``####``; a text that is nothing but an answer; the last formula or number, whichever ends later.
+Evidence is looked for in this order, the last of a kind counting: ``<answer>...</answer>`` and ``{"answer": ...}``;
+``\boxed{...}``, unless it is taken back; what follows "the answer is" and its like; what follows ``####``; a text that
+is nothing but an answer; a number in bold on the last line; the last formula or number, whichever ends later.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ _FRACTION = re.compile(rf"([-+]?)(\d*)\s*\\frac\{{([-+]?)({_DECIMAL})\}}\{{([-+]
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\*|×|·|x)\s*10\s*\^\s*(?:\{([-+]?\d+)\}|([-+]?\d+))")
 _SCALED = re.compile(
     rf"([-+]?)\s*({_DECIMAL})(?:e([-+]?\d+))?(?:\s*/\s*([-+]?)\s*({_DECIMAL}))?(?![\d.,/:^])(.*)", re.IGNORECASE
+)
+_POINTS_OF_THOUSANDS = re.compile(
+    r"(?<![\d.,])(\d{1,3}(?:\.\d{3})+(?=,\d+(?![\d,]))|\d{1,3}(?:\.\d{3}){2,}(?![\d.,]))(?:,(\d+))?"
 )
 _DECIMAL_COMMA = re.compile(r"([-+]?)((?:\d{4,}|0),\d+|\d+,\d{2})(?!\d|,)")  # 1000,99 and 0,125 and 2,74; not 1,2
 _MIXED = re.compile(r"([-+]?)\s*(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.,/:^])(.*)")
@@ -425,7 +429,7 @@ def _unnamed(text: str) -> str:
 
 def _without_markup(answer: str) -> str:
     """`answer` in ASCII digits, without LaTeX and Markdown around it, layer by layer."""
-    text = _plain_text("".join(map(_ascii, answer)))
+    text = _plain_text("".join(map(_ascii, _SUPERSCRIPTS.sub(_plain_superscript, answer))))
     for _ in range(_MAX_LAYERS):
         bare = _unnamed(_unwrapped(text))
         if bare == text:
@@ -459,6 +463,18 @@ def _plain_unit(match: re.Match[str]) -> str:
     return f" {name}" + (f"^{match[2]}" if match[2] else "")
 
 
+_SUPERSCRIPTS = re.compile(r"[⁻⁺]?[⁰¹²³⁴-⁹]+|\d?[½⅓⅔¼¾⅕-⅞]")
+
+
+def _plain_superscript(match: re.Match[str]) -> str:
+    """``10⁸`` as ``10^8``, and ``1½`` as ``1 1/2``."""
+    plain = unicodedata.normalize("NFKC", match[0]).replace("\u2212", "-").replace("\u2044", "/")
+    if "/" in plain:
+        whole = match[0][:-1]
+        return f"{whole} {plain[len(whole) :]}".strip()
+    return f"^{plain}" if len(plain) == 1 else f"^{{{plain}}}"
+
+
 def _ascii(character: str) -> str:
     """Digits, minus signs and full-width forms in ASCII; superscripts stay what they are."""
     if character.isascii():
@@ -473,6 +489,7 @@ def _ascii(character: str) -> str:
 def _measured(text: str) -> tuple[Fraction, str] | None:
     """The number that `text` is and its unit of measure."""
     text = re.sub(rf"^([-+]?)\s*[{CURRENCY}]\s*", r"\1", text)
+    text = _POINTS_OF_THOUSANDS.sub(_without_points, text, count=1)
     comma = _DECIMAL_COMMA.match(text)
     if comma is not None:
         text = comma[1] + comma[2].replace(",", ".") + text[comma.end() :]
@@ -497,6 +514,11 @@ def _measured(text: str) -> tuple[Fraction, str] | None:
             return None
         value /= _decimal(divisor)
     return _with_unit(-value if (sign == "-") != (divisor_sign == "-") else value, rest)
+
+
+def _without_points(match: re.Match[str]) -> str:
+    """``1.250,50`` as ``1250.50``."""
+    return match[1].replace(".", "") + (f".{match[2]}" if match[2] else "")
 
 
 def _plain_fraction(match: re.Match[str]) -> str:
@@ -567,11 +589,24 @@ _MAX_CANDIDATES = 64  # of one kind that are looked at, last ones first
 
 # "answer is", "answer:", "answer to the question is", not "answer is not": the bare answer or a sentence follows.
 _PHRASE = re.compile(
-    r"(?<![/\w])answer[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?\s*(?:\bis\b|:)(?!\s+(?:not|in)\b)[\s:=*_]*",
+    r"(?<![/\w])answer[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?"
+    r"\s*(?:\b(?:is|equals|(?:would|should|must) be)\b|[:：=→]|(?<=\s)[-–—](?=\s))(?!\s+(?:not|in)\b)[\s:=*_]*"
+    r"|^[#*_ ]*(?:final |correct )?answer[*_]*\s*\n\s*"  # a heading
+    r"|\b(?:antwort|respuesta|resposta|risposta|réponse|ответ|jawaban)\b[*_]*(?:\s+\w+){0,2}?"
+    r"\s*(?:\b(?:ist|es|é|è|est|adalah)\b|[:：=—-])[\s:：*_]*"
+    r"|(?:答案|答え|정답)[*_]*\s*(?:应该|應該)?\s*(?:[是为為は은는]|[:：])[\s:：*_]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_BEFORE_PHRASE = re.compile(r"\bis\s+(?:the|our|my)\s+(?:final\s+|correct\s+)?answer\b", re.IGNORECASE)
+_DECLARED = re.compile(
+    r"<answer>((?:[^<]|<(?!/?answer>))*)</answer>"
+    r"|[\"'](?:final[_ ])?answer[\"']\s*:\s*"
+    r"(?:\"((?:\\.|[^\"\\])*)\"|'((?:\\.|[^'\\])*)'|([^\s,}\[{\"'][^,}\n]*))\s*[,}\n]",
     re.IGNORECASE,
 )
+_TAKEN_BACK = re.compile(r"\b(?:wait|actually|wrong|incorrect|mistaken?|correction|no)\b", re.IGNORECASE)
 _OPTION = re.compile(r"\b(?:option|choice)\s*(?:is|:)?\s*[*_]*\(?([A-Z])\)?(?![\w'’])")
-_SENTENCE_END = re.compile(r"[.!?](?=[*_]*(?:\s|$))|\n")
+_SENTENCE_END = re.compile(r"[.!?](?=[*_]*(?:\s|$))|。|\n")
 _DISPLAY_MATH = re.compile(
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\begin\{(?:equation|align|gather)\*?\}(.+?)\\end\{(?:equation|align|gather)\*?\}",
     re.DOTALL,
@@ -581,7 +616,9 @@ _INLINE_MATH = re.compile(
     r"|(?<![\\$])\$(?![ \n$])((?:\\.|[^$\\])*?(?:\\.|[^$\\\s]))\$(?!\d)|\\\((.+?)\\\)"
 )
 _LINKED = re.compile(r".*\b(?:is|are|was|were|equals)\s+([-+\u2212$€£¥₹\\]*[\d.\\].*|\$.*)", re.DOTALL)
-_WORD = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{2,}")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z{])(?!(?:and|or|sqrt|sin|cos|tan|log|ln|exp|pi)(?![A-Za-z]))[A-Za-z]{2,}|[^\W\d_a-zA-Zα-ωΑ-Ωπ²³¹⁰-₉]{2,}"
+)
 _CHOICE = re.compile(r"\(([A-Z])\)(?=\s|$)|([A-Z])\)(?=\s)")
 _REASON = r"(?=\s*(?:[,;:!]|$|[-–—]|\(|because\b|since\b|as\b|for\b|but\b))"
 _LETTER = re.compile(rf"[*_]*\(?([A-Z])[.)]?[*_]*{_REASON}")
@@ -592,26 +629,44 @@ _NUMBER = re.compile(
     rf"[{CURRENCY}]?(?:(?<=[{CURRENCY}])[-\u2212])?"
     r"(?:(?:(?<![A-Za-z_\d.])\d+\s?)?\\[dt]?frac\{-?\d+\}\{-?\d+\}"
     r"|(?<![A-Za-z_\d.^])(?<!\^\{)(?:\d+ \d+/\d+(?![/\d])|\d{1,3}(?: \d{3})+(?! ?\d|-)"  # 2 1/2 and 17 000
-    rf"|\d+(?:,\d{{3}})+(?!\d)|\d+,\d\d(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:[/:]\d+(?:\.\d+)?)*"
-    r"(?:\^(?:-?\d+|\{-?\d+\}))?"
-    rf"(?!\d|(?:st|nd|rd|th)\b)(?:\\?%)?{_MAGNITUDE})"
+    r"|\d{1,3}(?:\.\d{3})+,\d+(?![\d,])|\d{1,3}(?:\.\d{3}){2,}(?![\d.])"  # 1.250,50 and 1.234.567
+    r"|\d+(?:,\d{3})+(?!\d)"
+    r"|\d+,\d\d?(?![\d,])|\d+|(?=\.\d))(?:\.\d+)?(?:[eE][-+]?\d+\b)?[½⅓⅔¼¾]?(?:[/:]\d+(?:\.\d+)?)*"
+    r"(?:\s*(?:\\times|\\cdot|[×·*x])\s*10(?=\s?[\^⁻⁰¹²³⁴-⁹]))?(?:\^(?:[-\u2212]?\d+|\{[-\u2212]?\d+\})|[⁻⁰¹²³⁴-⁹]+)?"
+    rf"(?!\d|(?:st|nd|rd|th)\b)(?:\\?%)?{_MAGNITUDE}|[½⅓⅔¼¾])"
 )
 _AFTER_NUMBER = re.compile(r"\s*((?:square|cubic|sq\.?)\s+)?([A-Za-z/]{2,})(\^\{?[23]\}?|[²³])?(?![\w])")
 _COMPOUND = re.compile(
     r"\d[\d.,]*\s+[a-z]+(?:,?\s+(?:and\s+)?\d[\d.,]*\s+[a-z]+)+", re.IGNORECASE
 )  # 3 hours 20 minutes
+_MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.?"
+_DATE = re.compile(
+    rf"{_MONTH}\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s+\d{{4}})?\b"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}(?:,?\s+\d{{4}})?\b",
+    re.IGNORECASE,
+)  # January 5, 2020 and 5 January 2020: no number in them is the answer
+_AND = re.compile(r"(?<![A-Za-z])(?:and|or)(?![A-Za-z])")
+_LISTED = re.compile(r"\bare\s+([-+\u2212]?\d[\d./]*(?:,?\s*(?:,|and|or)\s*[-+\u2212]?\d[\d./]*)+)(?=\.?\s*$)")
 _BARE_START = re.compile(r"[-+\u2212\d.(\[{\\$€£¥₹|√±]|[A-Za-z]\w*\s*=")
 _JOINED = re.compile(r"[\s,;]*(?:and|or|\\text\{\s*(?:and|or)\s*\}|\\q?quad)?[\s,;.]*", re.IGNORECASE)
 
 
 _MAX_QUESTIONS = 8  # headings that are looked at: the first may belong to the solution
+_HEADINGS = "Question|Q|Problem|Exercise|Example|Human|User|Instruction|Input|Passage|Task"
 _NEXT_QUESTION = re.compile(
-    r"\n\s*(?:(?:[#*]+\s*)?(Question|Q|Problem|Exercise|Human|User|Instruction)\b\s*(\d*)[*]*\s*[:.]"
-    r"|<\|user\|>|<\|im_start\|>\s*user|\[INST\])",
+    rf"\n[ \t]*(?:(?:[#*\[]+\s?)?({_HEADINGS})\b[ \t]*(\d*)[*\]]*[ \t]*[:.]"
+    rf"|[#*\[]+[ \t]?({_HEADINGS})\b[ \t]*(\d*)[*\]]*[ \t]*\n)"
+    r"|<\|user\|>|<\|im_start\|>\s*user|<\|start_header_id\|>\s*user|<start_of_turn>\s*user|\[INST\]"
+    r"|<\|endoftext\|>|<\|end_of_text\|>|<\|eot_id\|>|</s>|<eos>",
     re.IGNORECASE,
 )
 _NEXT_ANSWER = re.compile(
-    r"\n\s*(?:[#*]+\s*)?(?:Answer|A|Solution|Assistant|AI|Response)\b\s*\d*[*]*\s*:", re.IGNORECASE
+    r"\n[ \t]*(?:[#*\[]+\s?)?(?:Answer|A|Solution|Assistant|AI|Response|Output)\b\s*\d*[*\]]*\s*[:\n]", re.IGNORECASE
+)
+
+
+_STARTS_WITH_NUMBER = re.compile(
+    rf"\W*(?:{_NUMBER.pattern})\s*(?:[a-z]+\s*)?(?:[,;:(]|$|and\b|as\b|so\b|which\b)", re.IGNORECASE
 )
 
 
@@ -647,7 +702,12 @@ class AnswerReader(ABC):
         final = final_part(text, thinking, self.find)
         if final is None or _has_open_box(final):
             return None
-        return self.find(complete_part(final), stated=True)
+        complete = complete_part(final)
+        if _PHRASE.search(final, len(complete)) and _TAKEN_BACK.search(
+            final[len(complete) - 40 :] if len(complete) > 40 else final
+        ):
+            return None  # it was correcting itself
+        return self.find(complete, stated=True)
 
     def same(self, first: str, second: str) -> bool:
         """True if two answers of this kind mean the same."""
@@ -709,22 +769,24 @@ def final_span(
     pieces = thinking_in(text, thinking).final_pieces(text)
     for start, end in pieces:
         for match in islice(_NEXT_QUESTION.finditer(text, start, end), _MAX_QUESTIONS):
-            before = text[start : match.start() + 1]
+            stop = match.start() + (text[match.start()] == "\n")
+            before, heading, number = text[start:stop], match[1] or match[3], match[2] or match[4]
             if not before.strip():
                 continue
-            if match[2] and re.search(rf"\b{match[1]}\s*{int(match[2]) - 1}\b", before, re.IGNORECASE):
+            if number and re.search(rf"\b{heading}\s*{int(number) - 1}\b", before, re.IGNORECASE):
                 continue  # "Question 2:" after "Question 1:" is a part of the solution
-            stated = match[1] is None or find(before, True) is not None  # a mark of the next turn needs no answer
+            stated = heading is None or find(before, True) is not None  # a mark of the next turn needs no answer
             if stated or (_NEXT_ANSWER.search(text, match.end(), end) and find(before, False) is not None):
-                return start, match.start() + 1
+                return start, stop
     return pieces[-1] if pieces else None
 
 
 def complete_part(text: str) -> str:
     """Return a cut text up to its last complete sentence, line or box."""
-    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|\n", text)]
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s)|。|\n", text)]
     boxes = [start + len(content) + 1 for start, content in _boxes(text)]
-    return text[: max([0, *ends[-1:], *boxes[-1:]])]
+    declared = [match.end() for match in _DECLARED.finditer(text)]
+    return text[: max([0, *ends[-1:], *boxes[-1:], *declared[-1:]])]
 
 
 @dataclass(frozen=True)
@@ -735,10 +797,7 @@ class _BestEvidence(AnswerReader):
         if _has_open_box(text):
             return None
         text = _plain_text(text)
-        ways: list[Callable[[str], Iterable[str]]] = [_after_final, _boxed, _after_phrase, _after_option, _after_hashes]
-        if not stated:
-            ways += [_nothing_else, _last_value]
-        return _first(candidate for way in ways for candidate in way(text))
+        return _first(candidate for way in (*_STATED, *(() if stated else _UNSTATED)) for candidate in way(text))
 
     def __repr__(self) -> str:
         return "read_answer"
@@ -750,7 +809,7 @@ read_answer = _BestEvidence()
 
 # A power or a root, of numbers alone: it stays whole, for no number inside it is the answer.
 _ARITHMETIC = re.compile(
-    r"(?=.*(?:\^|sqrt|√))(?:[\d\s.,+*/(){}^!$√π-]|\\(?:sqrt|[dt]?frac|cdot|times|pi|left|right)(?![a-z]))+"
+    r"(?=.*(?:\^|sqrt|√|\\pi|π))(?:[\d\s.,+*/(){}^!$√π-]|\\(?:sqrt|[dt]?frac|cdot|times|pi|left|right)(?![a-z]))+"
 )
 
 
@@ -761,10 +820,13 @@ class Number(AnswerReader):
     kind: ClassVar[str] = "number"
 
     def find(self, text: str, stated: bool = False) -> str | None:
-        """Return the number in the best evidence that holds one."""
-        text = re.sub(r"(?<![\d,])(\d+),(\d{1,2})(?![\d,])", r"\1.\2", _plain_text(text))
-        for way in (_boxed, _after_phrase, _after_hashes, *(() if stated else (_nothing_else, _numbers))):
+        """Return the number in the best evidence that holds one; ``None`` for a quantity of several numbers."""
+        text = _POINTS_OF_THOUSANDS.sub(_without_points, _plain_text(text))
+        text = re.sub(r"(?<![\d,])(\d+),(\d{1,2})(?![\d,])", r"\1.\2", text)
+        for way in (*_STATED, *(() if stated else (_nothing_else, _emphasised, _last_compound, _numbers))):
             for candidate in way(text):
+                if _is_compound(candidate):
+                    return None  # 3 hours and 20 minutes: no number in it is the answer
                 if candidate and (parse_number(candidate) is not None or _ARITHMETIC.fullmatch(candidate)):
                     return str(candidate)
                 found = [str(match[0]) for match in _NUMBER.finditer(candidate)]
@@ -797,34 +859,62 @@ class Choice(AnswerReader):
             raise ValueError(f'Choice({self.options!r}): give the letters in a row, such as "ABCD"')
 
     def find(self, text: str, stated: bool = False) -> str | None:
-        """Return the letter that is given as the answer, else one that begins or ends the text alone."""
+        """Return the letter that is given as the answer, else one that begins or ends the text alone.
+
+        Several letters together (``"B and C"``) are no answer to a question with one.
+        """
         letters = re.escape("".join(sorted({*self.options.upper(), *self.options.lower()})))
-        begins = re.compile(
-            rf"[\s*_$(\[]*(?:\\text(?:bf)?\s*\{{)?[\s*_(\[]*([{letters}])(?=[\s.):,;\]}}*_$-]|$)(?![-'’]\w)"
-        )
-        for way in (_boxed, _phrase_lines):
+        begins = re.compile(rf"{_BEFORE_LETTER}([{letters}])(?=[\s.):,;\]}}*_$\"'`”’>\\/。，、）-]|$)(?![-'’]\w)")
+        more = re.compile(rf"[)\s*_]*(?:,|/|&|\band\b|\bor\b)\s*(?:(?:and|or)\s+)?\(?[{letters}]\)?[\s*_]*(?:[.,;:]|$)")
+        both = re.compile(rf"(?:both|either|neither)\s+\(?[{letters}]\)?\s+(?:and|or|nor)\s", re.IGNORECASE)
+        for way in (_declared, _after_final_line, _boxed, _phrase_lines):
             for candidate in way(text):
+                if both.match(candidate):
+                    return None
                 match = begins.match(candidate)
                 if match is not None and not _is_article(match[1], candidate[match.end() :]):
-                    return str(match[1])
-        named = re.finditer(
-            rf"\b(?:option|choice|answer)\b\s*(?:is|:)?\s*[*_]*\(?([{letters}])\)?(?![\w'’])", text, re.I
+                    return None if more.match(candidate, match.end()) else str(match[1])
+        named = re.compile(rf"\b(?:option|choice|answer)\b\s*(?:is|:)?\s*[*_]*\(?([{letters}])\)?(?![\w'’])", re.I)
+        capitals = letters.upper() if self.options.isalpha() else letters
+        called = re.compile(
+            rf"(?<![\w'’])([{capitals}])[)*_\"'.]*\s+(?:is|must be)\s+(?:\w+ly\s+)?(?:the\s+)?(?:only\s+)?"
+            rf"(?:correct|right|true|best|answer)\b"
+            rf"|\b(?:choose|chose|pick|select|go(?:ing)? with|must be|is)\s+{_BEFORE_LETTER}([{capitals}])"
+            rf"(?=\W*$|[)*_]*(?:[.,;:](?=\s)|\s+(?:because|since|as)\b))"
         )
-        found = [match[1] for match in named if not _is_article(match[1], text[match.end() :])]
+        found = [
+            (match.start(), next(group for group in match.groups() if group))
+            for pattern in (called, named)
+            for match in pattern.finditer(text)
+            if not _DENIED.match(text, match.end())
+            and not _is_article(match[match.lastindex or 1], text[match.end() :])
+        ]
         if found:
-            return found[-1]
+            return max(found)[1]
         if stated:
             return None
-        lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-        for line in [*lines[:1], *lines[-1:]]:
-            if re.match(rf"[*_]*\(?[{letters}](?:[.):][*_]*(?:\s|$)|\)?[*_]*$)", line):
-                return str(re.search(rf"[{letters}]", line)[0])  # type: ignore[index]
+        lines = [line.strip(" \t\r\"'`[]") for line in text.strip().splitlines() if line.strip()]
+        starts = [re.match(rf"[*_]*\(?([{letters}])(?:[.):][*_]*(?:\s|$)|\)?[*_]*$)", line) for line in lines]
+        listed = len({match[1] for match in starts if match is not None}) > 1  # the options, repeated
+        for line, match in zip([*lines[:1], *lines[-1:]], [*starts[:1], *starts[-1:]], strict=True):
+            if match is not None and not (listed and match.end() < len(line)):
+                return str(match[1])
         marked = re.findall(rf"\(([{letters}])\)|\*\*\(?([{letters}])\)?\.?\*\*", text)
         return (marked[-1][0] or marked[-1][1]) if marked else None
 
     def same(self, first: str, second: str) -> bool:
         """True for the same letter, whatever its case and brackets."""
         return first.strip("()[]. ").casefold() == second.strip("()[]. ").casefold()
+
+
+_BEFORE_LETTER = (  # markup and words that may stand before the letter
+    r"(?:[\s*_$(\[<{\"'`“‘]|\\[(\[]|\\(?:text|math)[a-z]*\s*\{|\\(?:mbox|boxed|fbox)\s*\{"
+    r"|(?i:the|letter|option|choice|\w+ly|therefore|indeed|thus)\b(?=[\s(:*]))*"
+)
+_DENIED = re.compile(
+    r"[)*_\"'.]*\s+(?:(?:is|are|was|must|would|seems|can)\s+(?:\w+ly\s+)?(?:not|incorrect|wrong|false|too|ruled|out)\b"
+    r"|\w+n['’]t\b|cannot\b|does\s+not\b)"
+)
 
 
 def _is_article(letter: str, rest: str) -> bool:
@@ -844,21 +934,38 @@ class YesNo(AnswerReader):
 
     def find(self, text: str, stated: bool = False) -> str | None:
         """Return the verdict that is given as the answer, else the one that begins the text, else its last one."""
-        words = re.compile(r"\b(yes|no|true|false)\b", re.IGNORECASE)
-        for way in (_boxed, _phrase_lines, _after_hashes):
+        for way in (_declared, _after_final_line, _boxed, _phrase_lines, _after_hashes):
             for candidate in way(text):
-                if (match := words.search(candidate[:80])) is not None:
-                    return _verdict(match[1])
+                if (verdict := next(_verdicts(candidate[:80]), None)) is not None:
+                    return verdict[1]
         if stated:
             return None
-        if match := re.match(r"[\s*_\"']*(yes|no|true|false)\b(?=[\s*_]*(?:[,.;:!]|$|\n|because|since))", text, re.I):
-            return _verdict(match[1])
-        last = [match[1] for match in words.finditer(text) if match[1].lower() != "no"] or words.findall(text[-80:])
-        return _verdict(last[-1]) if last else None
+        found = list(_verdicts(text))
+        if found and not text[: found[0][0]].strip(" \t\r\n*_\"'>#") and found[0][2]:
+            return found[0][1]
+        return found[-1][1] if found else None
 
     def same(self, first: str, second: str) -> bool:
         """True for the same verdict."""
         return _verdict(first.strip(" .*_")) == _verdict(second.strip(" .*_"))
+
+
+_YES_NO = re.compile(
+    r"(?:\b(not|isn['’]t|never|cannot be)\s+(?:\w+ly\s+|a\s+)?)?\b(yes|no|true|false)\b"
+    r"(?P<other>[\s,]*\b(?:and|or|nor)\s+(?:yes|no|true|false)\b|/(?:yes|no|true|false)\b)?"
+    r"(?P<noun>\s+(?!(?:because|since|as|for|but|it|they|he|she|you|we|i|that|this|there|the)\b)[a-z])?",
+    re.IGNORECASE,
+)
+
+
+def _verdicts(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Start of each verdict, itself, and whether it stands alone; "no reason", "yes or no", "not yes" are none."""
+    for match in _YES_NO.finditer(text):
+        word, negated, noun = match[2].lower(), match[1] is not None, match["noun"] is not None
+        if match["other"] or (word == "no" and noun) or (negated and word in ("yes", "no")):
+            continue
+        verdict = _verdict(word)
+        yield match.start(), {"yes": "no", "no": "yes"}[verdict] if negated else verdict, not noun
 
 
 def _verdict(word: str) -> str:
@@ -873,8 +980,7 @@ class Expression(AnswerReader):
 
     def find(self, text: str, stated: bool = False) -> str | None:
         """Return the formula in the best evidence."""
-        ways = (_boxed, _after_phrase, _after_hashes, *(() if stated else (_nothing_else, _last_value)))
-        return _first(candidate for way in ways for candidate in way(text))
+        return _first(candidate for way in (*_STATED, *(() if stated else _UNSTATED)) for candidate in way(text))
 
 
 @dataclass(frozen=True)
@@ -1126,13 +1232,29 @@ def _phrase_lines(text: str) -> Iterator[str]:
         yield text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS].split("\n", 1)[0]
 
 
-def _after_final(text: str) -> Iterator[str]:
-    """Text that follows "the final answer is" after every box."""
+def _declared(text: str) -> Iterator[str]:
+    """The answer in a field of JSON or in a tag that is named so, last one first."""
+    for match in _last(_DECLARED.finditer(text)):
+        content = next((group for group in match.groups() if group is not None), "").strip()
+        inner = next((inner for way in (_boxed, _after_phrase) for inner in way(content)), None)
+        yield content if inner is None else inner
+
+
+def _after_final_line(text: str) -> Iterator[str]:
+    """The line after "the final answer is" behind every box, or after any "the answer is" if the box is taken back."""
     boxes = _boxes(text)
-    start = boxes[-1][0] if boxes else len(text)
+    start = boxes[-1][0] + len(boxes[-1][1]) if boxes else len(text)
     last = next(_last(match for match in _PHRASE.finditer(text, start)), None)
-    if last is not None and re.search(r"\bfinal\s+$", text[start : last.start()], re.IGNORECASE):
-        yield _bare(text[last.end() : last.end() + 2 * MAX_ANSWER_CHARS])
+    if last is None:
+        return
+    between = text[start : last.start()]
+    if re.search(r"\b(?:final|correct)\s+$", between, re.IGNORECASE) or _TAKEN_BACK.search(between):
+        yield text[last.end() : last.end() + 2 * MAX_ANSWER_CHARS]
+
+
+def _after_final(text: str) -> Iterator[str]:
+    """The answer of `_after_final_line`, without the sentence around it."""
+    yield from map(_bare, _after_final_line(text))
 
 
 def _after_phrase(text: str) -> Iterator[str]:
@@ -1140,8 +1262,18 @@ def _after_phrase(text: str) -> Iterator[str]:
     for match in _last(_PHRASE.finditer(text)):
         rest = text[match.end() : match.end() + 2 * MAX_ANSWER_CHARS]
         if "\n" in match[0]:
-            rest = re.sub(r"^[-•+]\s+(?=\S)", "", rest)  # an item of a list, not a sign
+            rest = re.sub(r"^(?:[-–—•+]|1[.)])\s+(?=\S)", "", rest)  # an item of a list, not a sign
         yield _bare(rest)
+
+
+def _before_phrase(text: str) -> Iterator[str]:
+    """The formula, number or letter before "is the answer", last one first."""
+    for match in _last(_BEFORE_PHRASE.finditer(text)):
+        before = text[max(0, match.start() - MAX_ANSWER_CHARS) : match.start()].rstrip()
+        formulas = [formula for formula in _INLINE_MATH.finditer(before) if formula.end() == len(before)]
+        word = before.rsplit(maxsplit=1)[-1:] if not formulas else [formulas[-1][0]]
+        if word and re.search(r"[\d$\\]|^\W*[A-Z]\W*$", word[0]):
+            yield _bare(word[0])
 
 
 def _after_option(text: str) -> Iterator[str]:
@@ -1166,7 +1298,7 @@ def _nothing_else(text: str) -> Iterator[str]:
         yield joined
     elif _COMPOUND.fullmatch(bare.rstrip(".")):
         yield bare.rstrip(".")
-    elif "\n" not in bare and _BARE_START.match(bare) and not _WORD.search(re.sub(r"\b(?:and|or)\b", "", bare)):
+    elif "\n" not in bare and _BARE_START.match(bare) and not _WORD.search(bare):
         yield _formula(bare.rstrip(".,;")) if "=" in bare else bare.rstrip(".,;")
 
 
@@ -1194,14 +1326,55 @@ def _last_value(text: str) -> Iterator[str]:
         number, number_end = found[0], found.end()
     tail_start = max(0, len(text) - 8 * MAX_ANSWER_CHARS)
     tail = text[tail_start:]
-    spans = [(match, match.end()) for pattern in (_DISPLAY_MATH, _INLINE_MATH) for match in pattern.finditer(tail)]
-    if spans:
-        match, end = max(spans, key=lambda pair: pair[1])
-        if tail_start + end >= number_end:
-            contents = next(group for group in match.groups() if group is not None)
-            yield _formula(contents.strip().rstrip(".,; "))
+    spans = sorted(
+        (match.start(), match.end(), match)
+        for pattern in (_DISPLAY_MATH, _INLINE_MATH)
+        for match in pattern.finditer(tail)
+    )
+    if spans and tail_start + spans[-1][1] >= number_end:
+        joined = [spans[-1][2]]
+        for start, end, match in reversed(spans[:-1]):
+            gap = tail[end : joined[0].start()]
+            if start < end <= joined[0].start() and gap.strip() and _JOINED.fullmatch(gap) and "." not in gap:
+                joined.insert(0, match)
+            else:
+                break
+        contents = [next(group for group in match.groups() if group is not None).strip() for match in joined]
+        whole = tail[joined[0].start() : joined[-1].end()]
+        yield _formula(contents[0]) if len(joined) == 1 or not _AND.search(whole) else ", ".join(contents)
+    yield from _last_compound(text)
+    listed = _LISTED.search(tail)
+    if listed is not None:
+        yield listed[1]
     unit = _AFTER_NUMBER.match(text, number_end) if number_end >= 0 else None
     yield _number_and_measure(number, unit)
+
+
+def _last_compound(text: str) -> Iterator[str]:
+    """The last quantity of several numbers and units of measure, if no number follows."""
+    tail = text[-8 * MAX_ANSWER_CHARS :]
+    match = next(_last(_COMPOUND.finditer(tail)), None)
+    if match is not None and _is_compound(match[0]) and not _NUMBER.search(tail, match.end()):
+        yield match[0]
+
+
+def _is_compound(text: str) -> bool:
+    """True for a quantity of several numbers and units of measure: "3 hours and 20 minutes"."""
+    bare = text.strip(" .")
+    return _COMPOUND.fullmatch(bare) is not None and all(
+        map(_measure, re.findall(r"\d\s+([a-z]+)", bare, re.IGNORECASE))
+    )
+
+
+def _emphasised(text: str) -> Iterator[str]:
+    """The last number in bold on the last line."""
+    line = text.rstrip().rpartition("\n")[2]
+    for match in _last(re.finditer(r"\*\*([^*]+)\*\*", line)):
+        number = _NUMBER.match(match[1].strip())
+        if number is not None and _AFTER_NUMBER.fullmatch(match[1].strip(), number.end()):
+            yield match[1].strip()
+        elif number is not None and number.end() == len(match[1].strip()):
+            yield _number_and_measure(number[0], _AFTER_NUMBER.match(line, match.end()))
 
 
 def _numbers(text: str) -> Iterator[str]:
@@ -1220,9 +1393,16 @@ def _number_and_measure(number: str, after: re.Match[str] | None) -> str:
     return f"{number} {(after[1] or '')}{after[2]}{after[3] or ''}"
 
 
+_ALIGNED = re.compile(r"\\(?:begin|end)\{(?:aligned|gathered|split|align\*?)\}")
+_MODULUS = re.compile(r"\\?\|\s*(?:\\vec|\\mathbf)?\s*\{?\\?[A-Za-z]+\}?\s*\\?\|")
+
+
 def _formula(text: str) -> str:
     """The value that a formula gives: the right side of ``x = 5`` and of ``6 * 8 = 48``; an equation stays whole."""
     text = text.strip().rstrip(".,; ")
+    rows = _ALIGNED.sub("", text)
+    if rows != text or ("&" in text and "\\begin" not in text):  # the last row of aligned equations
+        text = ([row for row in rows.split("\\\\") if row.strip()] or [""])[-1].replace("&", "").strip().rstrip(".,; ")
     parts = _sides(text)
     if len(parts) == 1:
         return _NAMED.sub("", text, count=1).strip() if re.search(r"\\approx|≈", text) else text
@@ -1230,7 +1410,7 @@ def _formula(text: str) -> str:
         return text  # several equations
     left, right = parts[0].strip(), parts[-1].strip()
     right = re.split(r"\\approx(?![a-z])|≈", right)[0].strip() or right
-    if re.fullmatch(_NAME, left) or not (_has_variable(left) or _has_variable(right)):
+    if re.fullmatch(_NAME, left) or _MODULUS.fullmatch(left) or not (_has_variable(left) or _has_variable(right)):
         return right
     return right if len(parts) > 2 and right != "0" else text
 
@@ -1267,9 +1447,15 @@ def _bare(text: str) -> str:
         short = pattern.match(sentence)
         if short is not None and (pattern is _VERDICT or short.end() < len(sentence.rstrip(" *_"))):
             return short[1]
-    sentence = sentence.strip().strip("*_`\"'“”").rstrip(".,;:!?]")
+    sentence = sentence.strip().strip("*_`\"'“”").rstrip(".,;:!?")
+    if sentence.count("]") > sentence.count("[") + sentence.count("("):
+        sentence = sentence.rstrip("].")  # [answer: 5]
+    date = _DATE.match(sentence)
+    if date is not None:
+        return date[0]
+    sentence = re.split(r",?\s+(?:because|since)\b", sentence, maxsplit=1)[0]
     linked = _LINKED.search(sentence)
-    if linked is not None:
+    if linked is not None and not _STARTS_WITH_NUMBER.match(sentence):
         sentence = linked[1]
     joined = _joined_formulas(sentence)
     if joined is not None:
@@ -1280,7 +1466,7 @@ def _bare(text: str) -> str:
     choice = _CHOICE.match(sentence)
     if choice is not None and sentence.strip("() ") != (choice[1] or choice[2]):
         return choice[1] or choice[2]
-    if not _WORD.search(re.sub(r"\b(?:and|or)\b", "", sentence)):
+    if not _WORD.search(sentence):
         return _formula(sentence) if "=" in sentence else sentence
     if _COMPOUND.fullmatch(sentence):
         return sentence
@@ -1300,6 +1486,11 @@ def text_before(text: str, stops: Sequence[str]) -> str:
     """Return the text up to the first of the stop texts."""
     cut = min((place for stop in stops if stop and (place := text.find(stop)) >= 0), default=len(text))
     return text[:cut]
+
+
+_STATED = (_declared, _after_final, _boxed, _after_phrase, _before_phrase, _after_option, _after_hashes)
+_UNSTATED = (_nothing_else, _emphasised, _last_value)
+"""Ways to find the answer, the best evidence first: where it is said to be one, and where it is not."""
 
 
 __all__ = [
