@@ -425,6 +425,8 @@ def test_an_expression_is_read_whole():
     [
         ("5 cm", "5 meters"), ("5 cm", "5 km"), ("5 cm", "5 cm^2"), ("(3,1)", r"\{1,3\}"), ("11a+c", "7=11a+c"),
         ("0", "x + y - 4z + 2 = 0"), ("101_2", "101_3"), ("[0,1)", "(0,1)"), ("3 hours", "3 days"), ("0.33", "0.34"),
+        ("5 kJ", "5 MJ"), ("5 mW", "5 MW"), ("5 kPa", "5 Pa"), ("5 °C", "5 °F"), ("3 mol/L", "3 mol"), ("5 J", "5 N"),
+        ("5 acres", "5 hectares"), ("20 degrees Celsius", "20 degrees Fahrenheit"), ("5 m", "5 km"), ("sqrt(2)", "2"),
     ],
 )  # fmt: skip
 def test_what_is_never_the_same(first, second):
@@ -438,6 +440,10 @@ def test_what_is_never_the_same(first, second):
         ("0.0833", "1/12"), ("0.0833333333333333", r"\frac{1}{12}"), ("5 cm", "5"), ("5 centimeters", "5 cm"),
         ("1 000", "1000"), ("1000,99", "1000.99"), ("3 or -2", "-2, 3"), (r"\frac94", r"\frac{9}{4}"),
         ("x > 5", r"(5, \infty)"), (r"5 \le x", r"x \geq 5"), ("(a)", "A"), ("Yes.", "yes"), ("7:32", "A:B = 7:32"),
+        ("5 m/s", "5"), ("300 K", "300"), ("20°C", "20"), ("20°C", "20 degrees Celsius"),
+        (r"20^\circ C", "20 °C"), ("5 J", r"5\text{ J}"), ("3 hours and 20 minutes", "3 hours, 20 minutes"),
+        ("2√3", r"2\sqrt{3}"), ("sqrt(2)", r"\sqrt 2"), ("2π", r"2\pi"), ("x² + 1", "x^2+1"),
+        ("1½", "3/2"), ("∅", r"\emptyset"),
     ],
 )  # fmt: skip
 def test_what_is_the_same(first, second):

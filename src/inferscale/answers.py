@@ -73,8 +73,11 @@ _NOT_UNITS = (  # words that make a formula, a time or a sentence of what follow
     r"(?:pi|and|or|to|times|plus|minus|over|choose|mod|sqrt|sin|cos|tan|log|ln|exp|am|pm|a\.m|p\.m|o'clock"
     r"|is|are|was|were|has|have|can|cannot|could|does|did|not|no|if|than|but|because|with|from)\b"
 )
+# Symbols of units with their prefixes, after a space: in "5m" and "2x" the letter may be a variable.
+_PREFIXED = r"(?:(?-i:[kMGTmcdnµμ])?(?-i:m|g|L|s|J|W|N|V|A|Pa|Hz|mol|K|C|F|Ω|eV|cal|bar|B|Wh|h))"
+_SYMBOLIC = rf"{_PREFIXED}(?:\^\{{?-?\d\}}?)?(?:[/·]{_PREFIXED}(?:\^\{{?-?\d\}}?)?)*(?![\w/])"
 _UNIT = re.compile(
-    r"\s*(?:\\?%|°|[€£¥₹$]|[kcmd]m|m(?=\^|²|³)|[km]?g|mi|ml|k?m/h|m/s|mph|ft|lbs?|oz|hrs?|mins?|secs?"
+    rf"\s*(?:\\?%|°\s*[CF]?|[€£¥₹$]|(?<=\s)(?!(?-i:[msh])(?![\w/])){_SYMBOLIC}|[kcmd]m|m(?=\^|²|³)|[km]?g|mi|ml|k?m/h|m/s|mph|ft|lbs?|oz|hrs?|mins?|secs?"
     rf"|(?=\s+[a-z]{{2}})(?:\s+(?!{_NOT_UNITS})[a-z][a-z.'/-]*){{1,4}})(?:\^\{{?[23]\}}?|[²³])?\.?",
     re.IGNORECASE,
 )
@@ -92,7 +95,9 @@ _MEASURES = {
         "t": "tonne ton", "lb": "lb lbs pound", "oz": "oz ounce", "ml": "ml milliliter millilitre",
         "l": "liter litre", "gal": "gallon gal", "s": "sec secs second", "min": "min mins minute",
         "h": "hr hrs hour", "d": "day", "wk": "week", "mo": "month", "yr": "year",
-        "km/h": "km/h kph", "mph": "mph", "m/s": "m/s",
+        "km/h": "km/h kph", "mph": "mph", "m/s": "m/s", "J": "joule", "W": "watt", "N": "newton", "V": "volt",
+        "A": "amp ampere", "Pa": "pascal", "Hz": "hertz", "K": "kelvin", "kJ": "kilojoule", "kW": "kilowatt",
+        "mol": "mole", "acre": "acre", "ha": "hectare", "rad": "radian rad", "°C": "celsius °c", "°F": "fahrenheit °f",
     }.items()
     for name in names.split()
 }  # fmt: skip
@@ -295,7 +300,17 @@ def _parse(text: str, depth: int) -> _Parsed:
 
 
 def _text_form(text: str) -> str:
-    text = re.sub(r"\\sqrt\s*(\w)", r"\\sqrt{\1}", text.replace("∞", r"\infty"))
+    for sign, command in {
+        "∞": r"\infty",
+        "π": r"\pi",
+        "√": r"\sqrt",
+        r"\varnothing": r"\emptyset",
+        "∅": r"\emptyset",
+    }.items():
+        text = text.replace(sign, command)
+    text = re.sub(r"(?<![\\A-Za-z])sqrt(?=\s*\()", r"\\sqrt", text)
+    text = re.sub(r"\\sqrt\s*(?:(\w)|\((\w+)\))", lambda match: rf"\sqrt{{{match[1] or match[2]}}}", text)
+    text = re.sub(r"(?<=[a-z]),?\s+and\s+(?=\d)|(?<=[a-z]),\s+(?=\d)", " ", text) if _is_compound(text) else text
     text = re.sub(r"\\(?:cdot|times)(?![a-z])", "*", text)
     text = re.sub(r"\\left\[?\s*\\begin\{array\}\{[^{}]*\}|\\begin\{[pbvB]?(?:small)?matrix\}", "[[", text)
     text = re.sub(r"\s*(?:\\\\)?\s*(?:\\end\{array\}\s*\\right\]?|\\end\{[pbvB]?(?:small)?matrix\})", "]]", text)
@@ -553,8 +568,12 @@ def _with_unit(value: Fraction, rest: str) -> tuple[Fraction, str] | None:
 
 def _measure(text: str) -> str:
     """The unit of measure that `text` names, with its power; "" if it names something else."""
-    text = text.strip().rstrip(".").lower().replace("²", "^2").replace("³", "^3")
-    name, _, power = text.partition("^")
+    text = text.strip().rstrip(".").replace("²", "^2").replace("³", "^3")
+    text = re.sub(r"^(?:°\s*|degrees?\s+)(?=(?:C|F|celsius|fahrenheit)$)", "°", text, flags=re.IGNORECASE)
+    text = re.sub(r"^°(?=[a-z]{2})", "", text, flags=re.IGNORECASE)
+    if re.fullmatch(_SYMBOLIC, text) and text.lower().partition("^")[0] not in {"m", *_MEASURES}:
+        return re.sub(r"[{}]", "", text)  # capitals count: 5 mW and 5 MW
+    name, _, power = text.lower().partition("^")
     words = name.split()
     for prefix, value in (("square", "2"), ("sq", "2"), ("cubic", "3")):
         if words and words[0].rstrip(".") == prefix:
@@ -855,7 +874,7 @@ class Choice(AnswerReader):
 
     def __post_init__(self) -> None:
         """Refuse options that are no letters."""
-        if not self.options.isalnum():
+        if not isinstance(self.options, str) or not self.options.isalnum():
             raise ValueError(f'Choice({self.options!r}): give the letters in a row, such as "ABCD"')
 
     def find(self, text: str, stated: bool = False) -> str | None:
