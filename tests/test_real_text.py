@@ -247,6 +247,7 @@ PLAIN = [
     ("That makes 17 in all. #### 17", "17"),
     ("Half of 90 is 45. So the answer is 45 points.", "45"),
     ("The answer is not 12. The answer is 13.", "13"),
+    ("The next answer was twice the answer of the first problem, or 600*2 = 1200\n#### 3200", "3200"),
     ("He was born in 1990 and is 30 years old.", "30 years"),
 ]
 

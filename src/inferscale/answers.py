@@ -609,7 +609,8 @@ _MAX_CANDIDATES = 64  # of one kind that are looked at, last ones first
 # "answer is", "answer:", "answer to the question is", not "answer is not": the bare answer or a sentence follows.
 _PHRASE = re.compile(
     r"(?<![/\w])answer[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?"
-    r"\s*(?:\b(?:is|equals|(?:would|should|must) be)\b|[:：=→]|(?<=\s)[-–—](?=\s))(?!\s+(?:not|in)\b)[\s:=*_]*"
+    r"\s*(?:\b(?:is|equals|(?:would|should|must) be)\b|[:：])(?!\s+(?:not|in)\b)[\s:=*_]*"
+    r"|(?<![/\w])answer[*_]*\s*(?:[=→]|(?<=\s)[-–—](?=\s))[\s*_]*"
     r"|^[#*_ ]*(?:final |correct )?answer[*_]*\s*\n\s*"  # a heading
     r"|\b(?:antwort|respuesta|resposta|risposta|réponse|ответ|jawaban)\b[*_]*(?:\s+\w+){0,2}?"
     r"\s*(?:\b(?:ist|es|é|è|est|adalah)\b|[:：=—-])[\s:：*_]*"
