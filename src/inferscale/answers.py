@@ -624,7 +624,7 @@ _DECLARED = re.compile(
     r"(?:\"((?:\\.|[^\"\\])*)\"|'((?:\\.|[^'\\])*)'|([^\s,}\[{\"'][^,}\n]*))\s*[,}\n]",
     re.IGNORECASE,
 )
-_TAKEN_BACK = re.compile(r"\b(?:wait|actually|wrong|incorrect|mistaken?|correction|no)\b", re.IGNORECASE)
+_TAKEN_BACK = re.compile(r"\b(?:wait|actually|wrong|incorrect|mistaken?|correction)\b", re.IGNORECASE)
 _OPTION = re.compile(r"\b(?:option|choice)\s*(?:is|:)?\s*[*_]*\(?([A-Z])\)?(?![\w'’])")
 _SENTENCE_END = re.compile(r"[.!?](?=[*_]*(?:\s|$))|。|\n")
 _DISPLAY_MATH = re.compile(
