@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from inferscale import REBASE, BestOfN, Generator, Problem, RepeatedSampling, Step, Thinking, solve
-from inferscale.answers import read_answer, text_before
+from inferscale import REBASE, BestOfN, Generator, MajorityVote, Problem, RepeatedSampling, Step, Thinking, solve
+from inferscale.answers import Choice, read_answer, text_before
 from inferscale.evaluate.parts import make_thinking, parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.thinking import NO_THINKING
@@ -100,6 +100,30 @@ def test_without_the_package_the_error_names_the_extra(module, function, monkeyp
     getattr(plug, function).cache_clear()
     with pytest.raises(ImportError, match=r"pip install \"inferscale\[(lm-eval|inspect)\]\""):
         getattr(plug, function)()
+
+
+class Letters(Generator):
+    """Gives letters with numbers: most letters are B, but the number 7 is the most frequent one."""
+
+    def generate(self, requests):
+        texts = ["B) 3 cm", "C) 7 cm", "B) 4 cm", "C) 7 cm", "B) 5 cm"]
+        return [[Step(text, (1,), finish_reason="eos") for text in texts[: request.n]] for request in requests]
+
+
+def test_harnesses_vote_over_answers_of_a_kind():
+    from inferscale.evaluate.inspect_ai import SearchProvider
+    from inferscale.evaluate.lm_eval import SearchModel
+
+    for reader, voted in ((None, "C) 7 cm"), (Choice("ABCD"), "B) 3 cm")):
+        model = SearchModel.of(Letters(), RepeatedSampling(5), read_answer=reader)
+        assert model._solved([Problem("?")], ["\nQ"], progress=False) == [voted]
+        provider = SearchProvider.__new__(SearchProvider)
+        provider._parts, provider._read_answer = (Letters(), RepeatedSampling(5), None, MajorityVote(), 0), reader
+        assert provider._search(Problem("?")).text == voted
+    identities = [
+        SearchModel.of(Letters(), RepeatedSampling(5), read_answer=r).search_identity for r in (None, Choice())
+    ]
+    assert identities[0] != identities[1]
 
 
 class Chatty(ToyGenerator):

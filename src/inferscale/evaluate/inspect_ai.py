@@ -1,7 +1,8 @@
 """A model provider for inspect_ai: every answer is the result of a search (extra ``inspect``).
 
 After installation ``inspect eval task.py --model inferscale/PATH -M strategy=sampling -M width=16 -M vote=majority``
-works by the entry point ``inferscale`` of the group ``inspect_ai``. In Python, `provider` registers the class.
+works by the entry point ``inferscale`` of the group ``inspect_ai``; ``-M answer_kind=choice:ABCD`` says what votes
+compare. In Python, `provider` registers the class.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, TypeAlias
 
 from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
+from inferscale.answers import Reader, reader_of
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import solve
@@ -33,6 +35,8 @@ class SearchProvider:
         api: Any = require("inspect_ai.model", "inspect")
         super().__init__(model_name, base_url, api_key, [], config or api.GenerateConfig())  # type: ignore[call-arg]
         given: _Parts | None = options.pop("parts", None)
+        kind = options.pop("answer_kind", None)
+        self._read_answer: Reader | None = options.pop("read_answer", None) if kind is None else reader_of(kind)
         self._parts = given or parts_from_texts(model_name, options)
 
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:  # noqa: A002
@@ -50,7 +54,10 @@ class SearchProvider:
 
     def _search(self, problem: Problem) -> SearchResult:
         generator, strategy, reward_model, aggregator, seed = self._parts
-        return solve(problem, strategy, generator, reward_model=reward_model, aggregator=aggregator, seed=seed)
+        return solve(
+            problem, strategy, generator, reward_model=reward_model, aggregator=aggregator,
+            read_answer=self._read_answer, seed=seed,
+        )  # fmt: skip
 
     def _output(self, result: SearchResult) -> Any:
         cost, api = result.cost, require("inspect_ai.model", "inspect")
@@ -95,12 +102,13 @@ def model_of(
     aggregator: Aggregator | None = None,
     seed: int = 0,
     name: str = "search",
+    read_answer: Reader | None = None,
 ) -> Any:
-    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already."""
+    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already; options as of `solve`."""
     provider()
     get_model: Any = require("inspect_ai.model", "inspect").get_model
     parts = (generator, strategy, reward_model, aggregator or MajorityVote(), seed)
-    return get_model(f"inferscale/{name}", parts=parts, memoize=False)
+    return get_model(f"inferscale/{name}", parts=parts, read_answer=read_answer, memoize=False)
 
 
 def problem_of(messages: list[Any], generator: Generator) -> Problem:

@@ -6,7 +6,8 @@ the class, ``model_class()(pretrained=...)`` or ``model_class().of(generator, st
 ``lm_eval.evaluator.simple_evaluate``.
 
 The tasks' ``do_sample`` and ``temperature`` are not used: how to sample is the search's business, and the log says so.
-Log-likelihood requests are passed on to lm-eval's own model for transformers.
+``answer_kind=choice:ABCD`` says what votes compare. Log-likelihood requests are passed on to lm-eval's own model for
+transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import Before, text_before
+from inferscale.answers import Before, Reader, reader_of, text_before
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.solver import Solver, solve_batch
 from inferscale.identity import compare, warn_of_unknown
@@ -40,7 +41,8 @@ class SearchModel:
         super().__init__()
         for ours_to_choose in ("batch_size", "max_batch_size"):
             options.pop(ours_to_choose, None)
-        self._adopt(*parts_from_texts(pretrained, options))
+        kind = options.pop("answer_kind", None)
+        self._adopt(*parts_from_texts(pretrained, options), None if kind is None else reader_of(kind))
         _LOG.info("the search samples as its own options say, not as the tasks ask")
 
     @classmethod
@@ -51,21 +53,24 @@ class SearchModel:
         reward_model: RewardModel | None = None,
         aggregator: Aggregator | None = None,
         seed: int = 0,
+        read_answer: Reader | None = None,
     ) -> Any:
-        """A model from parts that are there already."""
+        """A model from parts that are there already; `read_answer` as `solve` takes it."""
         made = cls.__new__(cls)
         super(SearchModel, made).__init__()
-        made._adopt(generator, strategy, reward_model, aggregator or MajorityVote(), seed)
+        made._adopt(generator, strategy, reward_model, aggregator or MajorityVote(), seed, read_answer)
         return made
 
     def _adopt(
         self, generator: Generator, strategy: SearchStrategy, reward_model: RewardModel | None, aggregator: Aggregator,
-        seed: int,
+        seed: int, read_answer: Reader | None,
     ) -> None:  # fmt: skip
         self.generator, self.strategy, self.reward_model = generator, strategy, reward_model
-        self.aggregator, self.seed = aggregator, seed
+        self.aggregator, self.seed, self.read_answer = aggregator, seed, read_answer
         self._scorer: Any = None
-        self.search_identity = Solver(strategy, generator, reward_model, aggregator, seed=seed).identity()
+        self.search_identity = Solver(
+            strategy, generator, reward_model, aggregator, read_answer=read_answer, seed=seed
+        ).identity()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The winning trajectory of each request without its thoughts, up to the first stop text."""
@@ -87,7 +92,7 @@ class SearchModel:
     def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
         results = solve_batch(
             problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
-            read_answer=Before(tuple(stops)), seed=self.seed, progress=progress,
+            read_answer=Before(tuple(stops), self.read_answer), seed=self.seed, progress=progress,
         )  # fmt: skip
         return [text_before(result.selected.split()[1], stops) for result in results]
 

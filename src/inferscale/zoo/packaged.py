@@ -76,7 +76,7 @@ def carried_folder(name: str) -> Path:
 def word_problems() -> list[Problem]:
     """Twenty short word problems in the manner of SVAMP, written for this project, for a look at a real model."""
     text = files("inferscale.zoo").joinpath("word-problems.jsonl").read_text(encoding="utf-8")
-    return [Problem(**json.loads(line)) for line in text.splitlines()]
+    return [Problem(**json.loads(line), kind="number") for line in text.splitlines()]
 
 
 def cache_folder() -> Path:
