@@ -789,7 +789,9 @@ def final_span(
     pieces = thinking_in(text, thinking).final_pieces(text)
     for start, end in pieces:
         for match in islice(_NEXT_QUESTION.finditer(text, start, end), _MAX_QUESTIONS):
-            stop = match.start() + (text[match.start()] == "\n")
+            stop = match.start()
+            if text[stop] == "\n":  # of blank lines the first one's end is kept
+                stop = text.index("\n", len(text[:stop].rstrip())) + 1
             before, heading, number = text[start:stop], match[1] or match[3], match[2] or match[4]
             if not before.strip():
                 continue
