@@ -32,9 +32,8 @@ generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=16
 # No reward model at hand? The model's own likelihood is one: here the least likely token of the least likely step.
 
 # %%
-likelihood = isc.LikelihoodReward(
-    model,
-    tokenizer,
+likelihood = isc.LikelihoodReward.from_generator(
+    generator,  # the same model, under the prompts that it answers
     token_reduction="min",
     reduction="min",
     use_token_ids=True,  # it judges the very tokens that it sampled

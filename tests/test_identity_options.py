@@ -99,7 +99,7 @@ CASES = {
     ),
     r.LikelihoodReward: (
         {"model": model(), "tokenizer": chat_tokenizer(THINKS)},
-        {**PAIR, "token_reduction": "min", "measure": "self-certainty", **SCORES},
+        {**PAIR, "token_reduction": "min", "measure": "self-certainty", **SCORES, **CHAT},
     ),
     r.ImplicitReward: (
         {"model": model(), "reference": model(2), "tokenizer": chat_tokenizer(THINKS)},

@@ -1,14 +1,17 @@
-"""Self-certainty of steps, by hand."""
+"""Likelihood and self-certainty of steps: by hand, within bounds of memory, under a generator's prompts."""
 
 import math
 
 import pytest
 import torch
 
-from inferscale.rewards import LikelihoodReward
+from inferscale import HFGenerator, RepeatedSampling, solve
+from inferscale.rewards import LikelihoodReward, scorer
 from inferscale.rewards.scorer import self_certainty
+from inferscale.testing import ToyGenerator
 from tests.reward_checkpoints import causal, solution
-from tests.tiny_models import byte_tokenizer
+from tests.test_prompts import THINKS, chat_tokenizer
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 
 def test_a_uniform_prediction_has_none():
@@ -41,3 +44,43 @@ def test_steps_against_one_forward(token_reduction, cache):
     assert found == pytest.approx(expected, abs=1e-4)
     with pytest.raises(ValueError, match="measure='entropy'"):
         LikelihoodReward(model, tokenizer, measure="entropy")
+
+
+@pytest.mark.parametrize("cache", ["tree", "none"])
+def test_no_forward_holds_more_logits_than_it_may_and_scores_stay_the_same(monkeypatch, cache):
+    model = tiny_model()
+    generator = HFGenerator(model, byte_tokenizer(), max_new_tokens=60)
+    result = solve("a b", RepeatedSampling(16), generator, seed=3)
+    nodes = list(result.leaves)
+    sizes = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda *args: sizes.append(args[2].numel()))
+    whole = LikelihoodReward.from_generator(generator, cache=cache).step_scores(nodes)
+    most, vocabulary = max(sizes), model.config.vocab_size
+    for limit in (most // 3, 20 * vocabulary):
+        monkeypatch.setattr(scorer, "MAX_LOGITS", limit)
+        sizes.clear()
+        found = LikelihoodReward.from_generator(generator, cache=cache).step_scores(nodes)
+        assert max(sizes) <= (limit if cache == "tree" else max(limit, most // len(nodes)))  # whole rows at least
+        for row, other in zip(found, whole, strict=True):
+            assert row == pytest.approx(other, rel=1e-5)
+    handle.remove()
+
+
+def test_the_likelihood_of_a_generator_is_that_of_its_own_prompts():
+    tokenizer = chat_tokenizer(THINKS)
+    model = tiny_model(vocab_size=len(tokenizer))
+    options = {"system_prompt": "Be brief.", "chat_template_kwargs": {"enable_thinking": False}}
+    own = {"use_token_ids": True, "step_separator": None}
+    for prompts in ({}, options, {"chat_template": False}):
+        generator = HFGenerator(model, tokenizer, max_new_tokens=12, **prompts)
+        leaves = solve("a b", RepeatedSampling(3), generator).leaves
+        reward = LikelihoodReward.from_generator(generator, **own)
+        assert reward.model is model
+        scores = reward.score(leaves)
+        assert scores == LikelihoodReward(model, tokenizer, **own, **prompts).score(leaves)
+        for leaf, score in zip(leaves, scores, strict=True):  # what it was sampled with
+            ids = [i for i in leaf.token_ids if i not in tokenizer.all_special_ids]
+            if len(ids) == len(leaf.token_ids) and leaf.step.inner_ends == ():
+                assert score == pytest.approx(math.exp(leaf.step.logprob / len(ids)), rel=1e-4)
+    with pytest.raises(TypeError, match="has no model in this process"):
+        LikelihoodReward.from_generator(ToyGenerator())

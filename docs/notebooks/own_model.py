@@ -66,8 +66,8 @@ print("the same tree:", trees[0] == trees[1])
 # With no reward model at hand, the model's own likelihood is one: here the least likely token of the least likely step.
 
 # %%
-likelihood = isc.LikelihoodReward(
-    model, tokenizer, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
+likelihood = isc.LikelihoodReward.from_generator(  # the same model, under the prompts that it answers
+    generator, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
 )
 for strategy in (isc.RepeatedSampling(8), isc.REBASE(width=8)):
     results = isc.solve_batch(

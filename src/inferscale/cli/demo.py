@@ -56,12 +56,11 @@ def real_parts(model: str, temperature: float) -> tuple[list[Problem], HFGenerat
 
     shots = "".join(f"Question: {q}\nAnswer:\n{line}\nThe answer is {n}.\n\n" for q, line, n in _SHOTS)
     problems = [replace(p, prompt=f"{shots}Question: {p.prompt}\nAnswer:\n") for p in zoo.word_problems()]
-    pair = zoo.load(model)
     generator = HFGenerator(
-        *pair, temperature=temperature, stop=("\n\n", "Question:"), max_new_tokens=48, chat_template=False
+        *zoo.load(model), temperature=temperature, stop=("\n\n", "Question:"), max_new_tokens=48, chat_template=False
     )
-    reward = LikelihoodReward(
-        *pair, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None, chat_template=False
+    reward = LikelihoodReward.from_generator(
+        generator, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
     )
     return problems, generator, reward
 

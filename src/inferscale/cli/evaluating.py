@@ -384,7 +384,7 @@ def evaluate(
     check_scores(search, make_vote(options.vote), options.reward)
     problems = options.problems()
     generator = options.generator(model)
-    reward_model = None if options.reward is None else make_reward(options.reward, model)
+    reward_model = None if options.reward is None else make_reward(options.reward, model, generator)
     folder = out or Path("runs") / slug(options.dataset, model, search, options.reward, seed)
     show(options.run(problems, search, generator, reward_model, seed, folder, model))
 
@@ -404,7 +404,7 @@ def sweep(
     problems = options.problems()
     for name in model or ["policy-s"]:
         generator = options.generator(name)
-        reward_model = None if options.reward is None else make_reward(options.reward, name)
+        reward_model = None if options.reward is None else make_reward(options.reward, name, generator)
         for search in searches:
             for number in seed or [0]:
                 folder = out / slug(options.dataset, name, search, options.reward, number)

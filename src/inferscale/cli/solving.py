@@ -157,7 +157,7 @@ def solve(
     problem, budget = Problem(prompt, kind=answer_kind), None if tokens is None else Budget(tokens=tokens)
     controls = given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking)
     generator = make_generator(model, temperature, max_new_tokens, step_delimiter, **controls)
-    reward_model = None if reward is None else make_reward(reward, model)
+    reward_model = None if reward is None else make_reward(reward, model, generator)
     result = run(
         problem, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
         progress=progress,
@@ -238,12 +238,11 @@ def serve(
     check_host(host, key)
     check_scores(make_strategy(strategy, width), make_vote(vote), reward)  # before the models are loaded
     reader = None if answer_kind is None else reader_of(answer_kind)
+    controls = given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking)
+    generator = make_generator(model, temperature, max_new_tokens, step_delimiter, **controls)
     service = Service(
-        make_generator(
-            model, temperature, max_new_tokens, step_delimiter,
-            **given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking),
-        ),
-        None if reward is None else make_reward(reward, model),
+        generator,
+        None if reward is None else make_reward(reward, model, generator),
         name=name or Path(model).name, strategy=strategy, width=width, vote=vote, seed=seed, api_key=key,
         read_answer=reader,
         limits=Limits(max_active, max_waiting, max_body_bytes, max_size=max_size, budget=Budget(tokens, None, seconds)),

@@ -109,7 +109,7 @@ def make_thinking(text: str) -> Thinking:
     raise ValueError(f"thinking={text!r}: write the two markers, such as '<think> </think>', or off")
 
 
-def make_reward(text: str, policy: str = "") -> RewardModel:
+def make_reward(text: str, policy: str = "", generator: Generator | None = None) -> RewardModel:
     """The reward model that a text names.
 
     Args:
@@ -117,6 +117,7 @@ def make_reward(text: str, policy: str = "") -> RewardModel:
             folder or hub id of a published process reward model, one whose format cannot be told by its name as
             ``"FORMAT@PATH"``, or an outcome reward model as ``"outcome@PATH"``.
         policy: The policy.
+        generator: The policy as a generator, whose model and prompts ``"likelihood"`` shares.
     """
     from inferscale import zoo
     from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
@@ -127,6 +128,8 @@ def make_reward(text: str, policy: str = "") -> RewardModel:
         # Its own judge reads the ids that it sampled; a separator that it never wrote would decide every vote.
         own: dict[str, Any] = {"token_reduction": "min", "reduction": "min"}
         own |= {"use_token_ids": True, "step_separator": None}
+        if generator is not None:
+            return LikelihoodReward.from_generator(generator, **own)
         if policy in embedded():
             return LikelihoodReward(*zoo.load(policy), **own)
         return LikelihoodReward.from_pretrained(at_hand(policy), **own)
@@ -163,7 +166,7 @@ def parts_from_texts(
     check_scores(strategy, vote, reward)
     temperature, tokens = float(given.pop("temperature", 0.8)), int(given.pop("max_new_tokens", 512))
     generator = make_generator(model, temperature, tokens, given.pop("step_delimiter", "\\n"), **given)
-    return generator, strategy, None if reward is None else make_reward(reward, model), vote, seed
+    return generator, strategy, None if reward is None else make_reward(reward, model, generator), vote, seed
 
 
 def embedded() -> set[str]:

@@ -60,6 +60,7 @@ class HFGenerator(Generator):
         limits: Lengths.
         step_delimiter: What ends a step.
         stop: Texts that end the answer.
+        prompt_options: How problems become prompts, for a reward that reads them in the same way.
         stats: Work that was really done.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
@@ -157,17 +158,20 @@ class HFGenerator(Generator):
         self.limits = Limits(max_step_tokens, max_new_tokens, context_length(inside.config))
         self.step_delimiter = step_delimiter
         self.stop = checked_stops(stop)
+        self.prompt_options: dict[str, Any] = {
+            "chat_template": chat_template,
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": chat_template_kwargs,
+            "tools": tools,
+            "control_tokens": control_tokens,
+        }
         branches = BranchFactory(
             tokenizer,
             eos_ids(inside, tokenizer, eos_token_id),
             self.limits,
             step_delimiter=step_delimiter,
             stop=stop,
-            chat_template=chat_template,
-            system_prompt=system_prompt,
-            chat_template_kwargs=chat_template_kwargs,
-            tools=tools,
-            control_tokens=control_tokens,
+            **self.prompt_options,
         )
         self.thinking = branches.thinking
         self._runner = ModelRunner(

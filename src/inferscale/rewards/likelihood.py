@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Literal, Self
 
@@ -13,6 +13,7 @@ import torch
 from inferscale.base import check_judge
 from inferscale.functional import Reduction
 from inferscale.runtime.loading import check_pair, load_pair
+from inferscale.runtime.prompts import ControlTokens
 from inferscale.tree import Judge, Node
 
 from .scorer import CacheKind, LocalProcessReward, TextStepEncoder, log_likelihood, self_certainty, token_predictions
@@ -48,6 +49,9 @@ class LikelihoodReward(LocalProcessReward):
         use_token_ids: bool = False,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         micro_batch: int | None = None,
         cache: CacheKind = "tree",
         max_cache_bytes: int | None = None,
@@ -67,6 +71,9 @@ class LikelihoodReward(LocalProcessReward):
             chat_template: Whether the prompt is a user turn of the tokenizer's chat template, which the steps follow;
                 by default if it has one.
             system_prompt: System turn of the chat.
+            chat_template_kwargs: Variables of the chat template, as in the generator.
+            tools: What the chat template is told that the model may call, as in the generator.
+            control_tokens: What becomes of control tokens that a problem spells, as in the generator.
             micro_batch: Most rows run at a time (default 64, with ``cache="none"`` 32); halved when memory runs out.
             cache: ``"tree"`` runs every node once; ``"none"`` runs whole texts each time.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's
@@ -83,7 +90,16 @@ class LikelihoodReward(LocalProcessReward):
         super().__init__(
             [inside],
             tokenizer,
-            TextStepEncoder(tokenizer, step_separator, use_token_ids, chat_template, system_prompt),
+            TextStepEncoder(
+                tokenizer,
+                step_separator,
+                use_token_ids,
+                chat_template,
+                system_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+                tools=tools,
+                control_tokens=control_tokens,
+            ),
             token_predictions,
             log_likelihood if measure == "likelihood" else self_certainty,
             reduction=reduction,
@@ -108,6 +124,9 @@ class LikelihoodReward(LocalProcessReward):
         use_token_ids: bool = False,
         chat_template: bool | None = None,
         system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Any] | None = None,
+        control_tokens: ControlTokens | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         micro_batch: int | None = None,
@@ -139,7 +158,14 @@ class LikelihoodReward(LocalProcessReward):
             tokenizer,
             loader=cls.from_pretrained,
             check=lambda tokenizer: TextStepEncoder(
-                tokenizer, step_separator, use_token_ids, chat_template, system_prompt
+                tokenizer,
+                step_separator,
+                use_token_ids,
+                chat_template,
+                system_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+                tools=tools,
+                control_tokens=control_tokens,
             ),
             device=device,
             dtype=dtype,
@@ -156,10 +182,32 @@ class LikelihoodReward(LocalProcessReward):
             use_token_ids=use_token_ids,
             chat_template=chat_template,
             system_prompt=system_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+            tools=tools,
+            control_tokens=control_tokens,
             micro_batch=micro_batch,
             cache=cache,
             max_cache_bytes=max_cache_bytes,
         )
+
+    @classmethod
+    def from_generator(cls, generator: Any, **options: Any) -> Self:
+        """The likelihood under a generator's own model, of the prompts as that generator renders them.
+
+        Model and tokenizer are shared, not loaded again.
+
+        Args:
+            generator: An `HFGenerator`.
+            options: Those of the class; they go before what the generator says, as ``chat_template`` may.
+
+        Raises:
+            TypeError: If the generator has no model of its own in this process.
+        """
+        prompts = getattr(generator, "prompt_options", None)
+        if prompts is None:
+            raise TypeError(f"{type(generator).__name__} has no model in this process: give an HFGenerator, or load "
+                            "one with LikelihoodReward.from_pretrained")  # fmt: skip
+        return cls(generator.model, generator.tokenizer, **{**prompts, **options})
 
     def _step_score(self, *tokens: Sequence[float]) -> float:
         """The reduced probability of a step's tokens, in (0, 1], or their self-certainty, in nats."""

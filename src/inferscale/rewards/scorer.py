@@ -11,7 +11,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import accumulate, compress, pairwise
 from operator import add
@@ -68,10 +68,11 @@ class TextStepEncoder:
         use_token_ids: bool,
         chat_template: bool | None,
         system_prompt: str | None,
+        **prompt_options: Any,
     ) -> None:
         self.separator = separator
         self.use_token_ids = use_token_ids
-        self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt)
+        self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt, **prompt_options)
         self._special = self.prompts.text.specials
         self._prompt = lru_cache(maxsize=4096)(self.prompts.encode)
         self._plain = self.prompts.text.plain
@@ -220,6 +221,16 @@ def self_certainty(outputs: Tensor, targets: Tensor) -> Tensor:
     return -outputs.log_softmax(dim=-1).mean(dim=-1) - math.log(outputs.shape[-1])
 
 
+MAX_LOGITS = 2**26
+"""Most outputs that one forward may have: 256 MiB in float32. More rows than that are run apart."""
+
+
+def num_outputs(model: Any) -> int:
+    """The outputs at a mark: the vocabulary of a language model, a few classes of a classifier."""
+    head = model.get_output_embeddings()
+    return 1 if head is None else int(getattr(head, "out_features", head.weight.shape[0]))
+
+
 class PathScorer(ABC):
     """Gives a number for every mark of a path."""
 
@@ -260,8 +271,11 @@ class BatchScorer(PathScorer):
         marks = [path.marks for path in batch]
         if not any(marks):
             return [[] for _ in batch]
-        ids, mask = padded([path.ids for path in batch], 0, self._model.device)
         positions = sorted({mark for places in marks for mark in places})
+        if len(batch) > 1 and len(batch) * len(positions) * num_outputs(self._model) > MAX_LOGITS:
+            half = len(batch) // 2
+            return self._run(batch[:half]) + self._run(batch[half:])
+        ids, mask = padded([path.ids for path in batch], 0, self._model.device)
         options: dict[str, Any] = {}
         if "logits_to_keep" in self._parameters:  # the head runs only where some row has a mark
             options["logits_to_keep"] = torch.tensor(positions, dtype=torch.long, device=ids.device)
@@ -350,14 +364,24 @@ class TreeScorer(PathScorer):
     def _run(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
         # rows begin with what is held before `level`, and are extended by ragged parts, without padding
         parts = [path.parts[level] for path in paths]
+        window = MAX_LOGITS // num_outputs(self.session.model)
+        if len(paths) > 1 and sum(len(part.marks) for part in parts) > window:
+            half = len(paths) // 2
+            self._run(paths[:half], level, known)
+            self._run(paths[half:], level, known)
+            return
         held = [[known[path.root, part.key] for part in path.parts[:level]] for path in paths]
         most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path in paths)
         batch = self.cache.open(self.session, [path.keyed for path in paths], held, most)
         starts = batch.lengths.tolist()
-        logits = self.session.extend(batch, [part.ids for part in parts], [part.marks for part in parts])
-        targets = torch.tensor([t for part in parts for t in part.targets], dtype=torch.long, device=logits.device)
-        values = self._token_score(logits.float(), targets)  # logits: [marks of all rows, outputs]
-        notes = split(values.tolist(), [len(part.marks) for part in parts])
+        longest = max(len(part.ids) for part in parts)
+        values: list[float] = []
+        for start in range(0, longest, window if len(parts) == 1 else longest):  # one long row is run in pieces
+            pieces = [_piece_of(part, start, start + window) if len(parts) == 1 else part for part in parts]
+            logits = self.session.extend(batch, [part.ids for part in pieces], [part.marks for part in pieces])
+            targets = torch.tensor([t for part in pieces for t in part.targets], dtype=torch.long, device=logits.device)
+            values += self._token_score(logits.float(), targets).tolist()  # logits: [marks of all rows, outputs]
+        notes = split(values, [len(part.marks) for part in parts])
         for row, (path, part, note) in enumerate(zip(paths, parts, notes, strict=True)):
             # nothing follows a finished node: its numbers are kept, without keys and values
             kv = None if part.ends else batch.piece(row, starts[row], starts[row] + len(part.ids))
@@ -365,6 +389,13 @@ class TreeScorer(PathScorer):
             known[path.root, part.key] = piece
             self.cache.put(path.root, part.key, piece)
         batch.close()
+
+
+def _piece_of(part: PathPart, start: int, end: int) -> PathPart:
+    """The ids from `start` to `end`, with their marks."""
+    inside = [i for i, mark in enumerate(part.marks) if start <= mark < end]
+    marks, targets = (tuple(part.marks[i] - start for i in inside), tuple(part.targets[i] for i in inside))
+    return replace(part, ids=part.ids[start:end], marks=marks, targets=targets)
 
 
 def shortest_first(
