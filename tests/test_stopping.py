@@ -145,6 +145,9 @@ class Late(Generator):
     def __init__(self, clock):
         self.toy, self.clock = ToyGenerator(), clock
 
+    def identity(self):
+        return self.toy.identity()
+
     def generate(self, requests):
         groups = self.toy.generate(requests)
         if self.toy.calls == 1:
