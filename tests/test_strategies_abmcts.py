@@ -3,10 +3,13 @@
 import math
 import random
 import statistics
+from collections import Counter
 
+import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
-from inferscale.strategies import ABMCTS
+from inferscale.strategies import ABMCTS, abmcts
 from inferscale.strategies.abmcts import BetaPosterior, NormalPosterior
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Step
@@ -42,6 +45,46 @@ def test_the_beta_posterior():
     belief.observe(0.25)
     assert (belief.a, belief.b) == (1.75, 1.25)
     assert statistics.fmean(belief.draw(rng) for _ in range(20_000)) == pytest.approx(1.75 / 3, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", [NormalPosterior, BetaPosterior])
+def test_beliefs_that_are_drawn_from_together_have_the_distribution_of_one(kind):
+    beliefs = [kind() for _ in range(3)]
+    for belief, values in zip(beliefs, [(0.5,), (0.9, 0.7, 0.8), (0.1,) * 30], strict=True):
+        for value in values:
+            belief.observe(value)
+    count, rng, numbers = 4_000, random.Random(0), np.random.default_rng(0)
+    parameters = np.asarray([belief.parameters for belief in beliefs])
+    together = kind.draw_each(np.repeat(parameters, count, axis=0), numbers).reshape(3, count)
+    for belief, draws in zip(beliefs, together, strict=True):
+        assert ks_2samp(draws, [belief.draw(rng) for _ in range(count)]).pvalue > 1e-3
+
+
+def test_many_children_are_chosen_among_as_few_are(monkeypatch):
+    """How often each child is entered, by beliefs that are up to date, in whichever way they are drawn from."""
+    place = abmcts._Place(root(), None, NormalPosterior, "")
+    monkeypatch.setattr(place, "_table", np.zeros((1, 3)))  # it grows twice
+    for value in (0.2, 0.9, 0.5, 0.8):
+        place.add(abmcts._Place(root(), place, NormalPosterior, ""), value)
+    for _ in range(9):
+        place.kids[1].learn(0.1)  # what looked best leads to nothing
+    rng, shares = random.Random(0), []
+    for few in (0, 10):
+        monkeypatch.setattr(abmcts, "_FEW", few)
+        entered = Counter(place.kids.index(place.best_kid(rng)) for _ in range(2_000))
+        shares.append([entered[kid] / 2_000 for kid in range(4)])
+    assert shares[0] == pytest.approx(shares[1], abs=0.05)
+    assert min(shares[0]) == shares[0][1]
+
+
+def test_draws_for_many_children_come_from_the_seed():
+    def tree(seed):
+        start = root()
+        drive(ABMCTS(150, until="step").search(start, random.Random(seed)), lambda r, d: Step("x"), lambda node: 0.5)
+        return [len(node.children) for node in start.walk()]
+
+    assert tree(3) == tree(3) != tree(4)
+    assert max(tree(3)) > abmcts._FEW
 
 
 @pytest.mark.parametrize("posterior", ["normal", "beta"])

@@ -7,7 +7,10 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, Generate, GenerateRequest, expand, score
@@ -16,15 +19,27 @@ from inferscale.tree import Node
 from .checks import check_choice, check_counts
 from .revising import attempts_in, revision_prompt
 
+Floats: TypeAlias = NDArray[np.float64]
+
+_FEW = 32  # beliefs that are drawn from one by one, with numbers of `rng` itself: quicker for so few
+
 
 class Posterior(Protocol):
     """A belief about the mean score of an arm."""
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        """The numbers that `draw_each` needs."""
 
     def observe(self, value: float) -> None:
         """Take a score in."""
 
     def draw(self, rng: random.Random) -> float:
         """A mean score drawn from the belief."""
+
+    @staticmethod
+    def draw_each(parameters: Floats, rng: np.random.Generator) -> Floats:
+        """A mean score from each of the beliefs with the `parameters` `[beliefs, numbers]`."""
 
 
 class NormalPosterior:
@@ -56,6 +71,17 @@ class NormalPosterior:
         """``sigma^2 ~ InvGamma(nu'/2, nu' tau^2'/2)``, then ``mu ~ N(m', sigma^2 / kappa')``."""
         return self.m + self._scale * rng.gauss(0.0, 1.0) / math.sqrt(rng.gammavariate(self.nu / 2, 1.0))
 
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        """The numbers that `draw_each` needs."""
+        return self.m, self._scale, self.nu / 2
+
+    @staticmethod
+    def draw_each(parameters: Floats, rng: np.random.Generator) -> Floats:
+        """A mean score from each of many beliefs."""
+        m, scale, shape = parameters.T
+        return np.asarray(m + scale * rng.standard_normal(len(m)) / np.sqrt(rng.standard_gamma(shape)))
+
 
 class BetaPosterior:
     """Beta belief with Jeffreys' prior: a += r, b += 1 - r."""
@@ -74,11 +100,21 @@ class BetaPosterior:
         """``mu ~ Beta(a, b)``."""
         return rng.betavariate(self.a, self.b)
 
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        """The numbers that `draw_each` needs."""
+        return self.a, self.b
+
+    @staticmethod
+    def draw_each(parameters: Floats, rng: np.random.Generator) -> Floats:
+        """A mean score from each of many beliefs."""
+        return np.asarray(rng.beta(parameters[:, 0], parameters[:, 1]))
+
 
 class _Place:
     """A node where a child can be made, and the beliefs about its arms."""
 
-    __slots__ = ("answer", "belief", "deeper", "kids", "node", "parent", "wider")
+    __slots__ = ("_table", "answer", "belief", "deeper", "index", "kids", "node", "parent", "wider")
 
     def __init__(self, node: Node, parent: _Place | None, kind: type[NormalPosterior | BetaPosterior], answer: str):
         self.node, self.parent, self.answer = node, parent, answer
@@ -86,13 +122,38 @@ class _Place:
         self.belief: Posterior = kind()
         self.wider: Posterior = kind()  # GEN
         self.deeper: Posterior = kind()  # CONT
+        self.index = 0  # among the kids of the parent
+        self._table = np.zeros((_FEW, len(self.belief.parameters)))  # parameters of the kids' beliefs
+
+    def add(self, kid: _Place, value: float) -> None:
+        """Make a kid with this score an arm, and learn from it."""
+        kid.index = len(self.kids)
+        if kid.index == len(self._table):
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)])
+        self.kids.append(kid)
+        kid._observe(value)
+        self.learn(value)
+
+    def best_kid(self, rng: random.Random) -> _Place:
+        """The kid from whose belief the greatest number is drawn."""
+        if len(self.kids) <= _FEW:
+            draws = [kid.belief.draw(rng) for kid in self.kids]
+            return self.kids[draws.index(max(draws))]
+        numbers = np.random.default_rng(rng.getrandbits(64))
+        return self.kids[int(self.belief.draw_each(self._table[: len(self.kids)], numbers).argmax())]
+
+    def _observe(self, value: float) -> None:
+        """Take a score into the belief about this place, which its parent chooses by."""
+        self.belief.observe(value)
+        if self.parent is not None:
+            self.parent._table[self.index] = self.belief.parameters
 
     def learn(self, value: float) -> None:
         """Take the score of a new child in, up to the root."""
         self.wider.observe(value)  # the child was made here
         place = self
         while place.parent is not None:
-            place.belief.observe(value)
+            place._observe(value)
             place = place.parent
             place.deeper.observe(value)
 
@@ -153,9 +214,9 @@ class ABMCTS(SearchStrategy):
                         f"ABMCTS needs scores in [0, 1], and {node!r} has {node.score:.4g}: rescale the reward"
                     )
                 if self.until == "end" or not node.is_finished:
-                    pick.kids.append(_Place(node, pick, kind, answer))
-                    pick.kids[-1].belief.observe(node.score)
-                pick.learn(node.score)
+                    pick.add(_Place(node, pick, kind, answer), node.score)
+                else:
+                    pick.learn(node.score)
             answers += [node for _, node, _ in made]
         return answers if self.until == "end" and answers else root.leaves()
 
@@ -163,11 +224,9 @@ class ABMCTS(SearchStrategy):
         """The place that gets a child: Thompson sampling on every level from the root down."""
         place = top
         for _ in range(self.max_depth - 1):
-            kids = place.kids
-            if not kids or place.wider.draw(rng) >= place.deeper.draw(rng):  # theta_GEN >= theta_CONT
+            if not place.kids or place.wider.draw(rng) >= place.deeper.draw(rng):  # theta_GEN >= theta_CONT
                 break
-            draws = [kid.belief.draw(rng) for kid in kids]
-            place = kids[draws.index(max(draws))]
+            place = place.best_kid(rng)
         return place
 
     def _sample(self, root: Node, picks: Sequence[_Place]) -> Flow[list[tuple[_Place, Node, str]]]:
