@@ -145,6 +145,19 @@ def test_a_draw_never_waits_for_the_device(sampler):
     assert draws.tokens.shape == draws.logprobs.shape == draws.confidences.shape == (3,)
 
 
+def test_top_p_is_a_part_of_a_step_that_is_captured_whole():
+    logits = torch.randn(3, 3_000, generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+
+    def draw(logits):
+        return filter_threshold(logits.softmax(-1), 0, 0.9)
+
+    assert torch.equal(torch.compile(draw, fullgraph=True, backend="eager")(logits), draw(logits))
+    # However the logits lie in memory, and whether or not they have gradients.
+    other = logits.T.contiguous().T.requires_grad_()
+    assert torch.equal(Sampler(top_p=0.9).draw(other, numbers).tokens, Sampler(top_p=0.9).draw(logits, numbers).tokens)
+
+
 class ReadsOf(TorchDispatchMode):
     """Counts the operations that go over all of a tensor."""
 

@@ -287,10 +287,11 @@ def _nucleus_edge(weights: Tensor, top_p: float) -> Tensor:
     The vocabulary is not sorted. Floats of 0 or more are ordered as their bits are, so the masses of all values of the
     first 11 bits say with which of them the weight begins: tokens with other ones are in the nucleus, or are not,
     without a further look. A CPU sorts those that are left, a few in a hundred. A GPU would have to wait for their
-    number: there the others lose their mass, and the weight's next 10 bits are found in the same way, and the last 10.
-    Masses are added in float64.
+    number, and a compiled step cannot know it: there the others lose their mass, and the weight's next 10 bits are
+    found in the same way, and the last 10. Masses are added in float64.
     """
-    if weights.device.type == "cpu":
+    weights = weights.detach().contiguous()
+    if weights.device.type == "cpu" and not torch.compiler.is_compiling():
         return torch.stack([_row_edge(row, top_p) for row in weights]) if len(weights) else weights.new_zeros(0)
     return _edge_by_digits(weights, top_p)
 
@@ -314,7 +315,7 @@ def _row_edge(row: Tensor, top_p: float) -> Tensor:
 def _edge_by_digits(weights: Tensor, top_p: float) -> Tensor:
     """`_nucleus_edge` without a look at what is on the device."""
     batch, first = len(weights), _DIGITS * torch.arange(len(weights), device=weights.device)[:, None]
-    bits, mass = weights.contiguous().view(torch.int32), weights.double()
+    bits, mass = weights.view(torch.int32), weights.double()
     edge, wanted = bits.new_zeros(batch, 1), top_p * mass.sum(dim=-1, keepdim=True)
     for shift, values in zip(_DIGIT_AT, (_DIGITS, 1024, 1024), strict=True):
         digits = (bits >> shift) & (values - 1)
