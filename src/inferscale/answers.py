@@ -407,6 +407,9 @@ def _split(text: str) -> list[str]:
             depth += 1 if text[position + 1] == "{" else -1
             position += 2
             continue
+        if character == "\\" and text[position + 1 : position + 2] in (",", ";"):
+            position += 2  # a space
+            continue
         if character in _OPEN:
             depth += 1
         elif character in _CLOSE:
@@ -432,7 +435,7 @@ def _closes_at(text: str) -> int:
     return -1
 
 
-_NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))"
+_NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?:\^\{-1\})?(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))"
 _NAMED = re.compile(rf"^{_NAME}(?:\s*:\s*{_NAME})*\s*(?:=(?!=)|\\in(?![a-z])|\\approx(?![a-z])|≈|:=)\s*")
 _RELATION = re.compile(r"[=<>≤≥≠]|\\(?:le|ge|lt|gt|ne|leq|geq|neq)(?![a-z])")
 
@@ -608,7 +611,7 @@ _MAX_CANDIDATES = 64  # of one kind that are looked at, last ones first
 
 # "answer is", "answer:", "answer to the question is", not "answer is not": the bare answer or a sentence follows.
 _PHRASE = re.compile(
-    r"(?<![/\w])answer[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?"
+    r"(?<![/\w])(?:answer|ans)\b[*_]*(?:\s+(?:to|for|of)\s[^.\n:=]{1,80}?)?"
     r"\s*(?:\b(?:is|equals|(?:would|should|must) be)\b|[:：])(?!\s+(?:not|in)\b)[\s:=*_]*"
     r"|(?<![/\w])answer[*_]*\s*(?:[=→]|(?<=\s)[-–—](?=\s))[\s*_]*"
     r"|^[#*_ ]*(?:final |correct )?answer[*_]*\s*\n\s*"  # a heading
@@ -677,7 +680,8 @@ _NEXT_QUESTION = re.compile(
     rf"\n[ \t]*(?:(?:[#*\[]+\s?)?({_HEADINGS})\b[ \t]*(\d*)[*\]]*[ \t]*[:.]"
     rf"|[#*\[]+[ \t]?({_HEADINGS})\b[ \t]*(\d*)[*\]]*[ \t]*\n)"
     r"|<\|user\|>|<\|im_start\|>\s*user|<\|start_header_id\|>\s*user|<start_of_turn>\s*user|\[INST\]"
-    r"|<\|endoftext\|>|<\|end_of_text\|>|<\|eot_id\|>|</s>|<eos>",
+    r"|<\|endoftext\|>|<\|end_of_text\|>|<\|eot_id\|>|</s>|<eos>|<end_of_turn>"
+    r"|<\|im_end\|>(?!\s*<\|im_start\|>(?:think|answer))",
     re.IGNORECASE,
 )
 _NEXT_ANSWER = re.compile(
@@ -845,7 +849,7 @@ class Number(AnswerReader):
         """Return the number in the best evidence that holds one; ``None`` for a quantity of several numbers."""
         text = _POINTS_OF_THOUSANDS.sub(_without_points, _plain_text(text))
         text = re.sub(r"(?<![\d,])(\d+),(\d{1,2})(?![\d,])", r"\1.\2", text)
-        for way in (*_STATED, *(() if stated else (_nothing_else, _emphasised, _last_compound, _numbers))):
+        for way in (*_STATED, *(() if stated else (_nothing_else, _first_line, _emphasised, _last_compound, _numbers))):
             for candidate in way(text):
                 if _is_compound(candidate):
                     return None  # 3 hours and 20 minutes: no number in it is the answer
@@ -901,18 +905,23 @@ class Choice(AnswerReader):
         called = re.compile(
             rf"(?<![\w'’])([{capitals}])[)*_\"'.]*\s+(?:is|must be)\s+(?:\w+ly\s+)?(?:the\s+)?(?:only\s+)?"
             rf"(?:correct|right|true|best|answer)\b"
-            rf"|\b(?:choose|chose|pick|select|go(?:ing)? with|must be|is)\s+{_BEFORE_LETTER}([{capitals}])"
-            rf"(?=\W*$|[)*_]*(?:[.,;:](?=\s)|\s+(?:because|since|as)\b))"
+            rf"|\b(?:choose|chose|pick|select|go(?:ing)? with|must be|is|[Ii]t['’]s)\s+{_BEFORE_LETTER}([{capitals}])"
+            rf"(?=\W*$|[)*_]*(?:[.,;:](?=\s)|\s+(?:because|since|as|over|not)\b))"
+            rf"|\b(?i:hence|thus|therefore|so),?\s+\(?([{capitals}])\)?(?=\W*$)"
+            rf"|\b[Oo]nly\s+\(?([{capitals}])\)?\s+(?:remains|fits|works|is\s+left)\b"
         )
-        found = [
-            (match.start(), next(group for group in match.groups() if group))
-            for pattern in (called, named)
-            for match in pattern.finditer(text)
-            if not _DENIED.match(text, match.end())
-            and not _is_article(match[match.lastindex or 1], text[match.end() :])
-        ]
-        if found:
-            return max(found)[1]
+        for pattern in (called, named):
+            found = [
+                match[match.lastindex or 1]
+                for match in pattern.finditer(text)
+                if not _DENIED.match(text, match.end())
+                and not _is_article(match[match.lastindex or 1], text[match.end() :])
+            ]
+            if found:
+                return str(found[-1])
+        alone = begins.match(text.strip()[:80])
+        if not stated and alone is not None and not re.search(r"\w", text.strip()[alone.end() :]):
+            return str(alone[1])
         if stated:
             return None
         lines = [line.strip(" \t\r\"'`[]") for line in text.strip().splitlines() if line.strip()]
@@ -975,7 +984,7 @@ class YesNo(AnswerReader):
 _YES_NO = re.compile(
     r"(?:\b(not|isn['’]t|never|cannot be)\s+(?:\w+ly\s+|a\s+)?)?\b(yes|no|true|false)\b"
     r"(?P<other>[\s,]*\b(?:and|or|nor)\s+(?:yes|no|true|false)\b|/(?:yes|no|true|false)\b)?"
-    r"(?P<noun>\s+(?!(?:because|since|as|for|but|it|they|he|she|you|we|i|that|this|there|the)\b)[a-z])?",
+    r"(?P<noun>[ \t]+(?!(?:because|since|as|for|but|it|they|he|she|you|we|i|that|this|there|the)\b)[a-z])?",
     re.IGNORECASE,
 )
 
@@ -1324,6 +1333,14 @@ def _nothing_else(text: str) -> Iterator[str]:
         yield _formula(bare.rstrip(".,;")) if "=" in bare else bare.rstrip(".,;")
 
 
+def _first_line(text: str) -> Iterator[str]:
+    """A number that is the first line alone, before an explanation."""
+    line, _, rest = text.strip().partition("\n\n")
+    number = _NUMBER.fullmatch(line.strip(" *_$."))
+    if number is not None and _WORD.search(rest):
+        yield number[0]
+
+
 def _joined_formulas(text: str) -> str | None:
     """Formulas and nothing between them but "and", "or" and commas: their contents; ``None`` for any other text."""
     display = re.sub(r"\$\$(.+?)\$\$", lambda match: f"${match[1].strip()}$", text, flags=re.DOTALL)
@@ -1363,7 +1380,9 @@ def _last_value(text: str) -> Iterator[str]:
                 break
         contents = [next(group for group in match.groups() if group is not None).strip() for match in joined]
         whole = tail[joined[0].start() : joined[-1].end()]
-        yield _formula(contents[0]) if len(joined) == 1 or not _AND.search(whole) else ", ".join(contents)
+        same_name = len({_sides(content)[0].strip() for content in contents}) == 1 and "=" in contents[0]
+        together = len(joined) > 1 and (_AND.search(whole) or same_name)
+        yield ", ".join(contents) if together else _formula(contents[-1])
     yield from _last_compound(text)
     listed = _LISTED.search(tail)
     if listed is not None:
@@ -1432,7 +1451,12 @@ def _formula(text: str) -> str:
         return text  # several equations
     left, right = parts[0].strip(), parts[-1].strip()
     right = re.split(r"\\approx(?![a-z])|≈", right)[0].strip() or right
-    if re.fullmatch(_NAME, left) or _MODULUS.fullmatch(left) or not (_has_variable(left) or _has_variable(right)):
+    if (
+        re.fullmatch(_NAME, left)
+        or re.match(r"\\(?:lim|int|sum|prod)(?![a-z])", left)
+        or _MODULUS.fullmatch(left)
+        or not (_has_variable(left) or _has_variable(right))
+    ):
         return right
     return right if len(parts) > 2 and right != "0" else text
 
@@ -1511,7 +1535,7 @@ def text_before(text: str, stops: Sequence[str]) -> str:
 
 
 _STATED = (_declared, _after_final, _boxed, _after_phrase, _before_phrase, _after_option, _after_hashes)
-_UNSTATED = (_nothing_else, _emphasised, _last_value)
+_UNSTATED = (_nothing_else, _first_line, _emphasised, _last_value)
 """Ways to find the answer, the best evidence first: where it is said to be one, and where it is not."""
 
 
