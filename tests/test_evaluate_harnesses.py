@@ -1,5 +1,6 @@
 """The plug-ins for lm-evaluation-harness and inspect_ai, against the real packages, offline."""
 
+import asyncio
 import importlib
 import json
 import os
@@ -320,3 +321,28 @@ def test_the_plug_ins_are_found_where_they_are_declared():
         warnings.simplefilter("error")
         importlib.import_module("inferscale.evaluate.lm_eval")
         importlib.import_module("inferscale.evaluate.inspect_ai")
+
+
+def test_answers_for_inspect_end_at_the_stops_of_the_task(monkeypatch):
+    from inferscale.evaluate.inspect_ai import SearchProvider
+
+    made = object.__new__(SearchProvider)
+    made.model_name, made._read_answer = "toy", None
+    made._parts = (ToyGenerator(), RepeatedSampling(3), None, MajorityVote(), 0)
+    api = SimpleNamespace(
+        ModelOutput=SimpleNamespace(from_content=lambda name, told: SimpleNamespace(completion=told)),
+        ModelUsage=lambda **counts: counts,
+    )
+    monkeypatch.setitem(sys.modules, "inspect_ai", SimpleNamespace(model=api))
+    monkeypatch.setitem(sys.modules, "inspect_ai.model", api)
+    asked = [SimpleNamespace(role="user", text="How many?")]
+
+    def answer(**config):
+        return asyncio.run(made.generate(asked, [], "none", SimpleNamespace(**config)))
+
+    whole, cut = answer(), answer(stop_seqs=["answer is"], logprobs=None, num_choices=1)
+    assert cut.completion == whole.completion.partition("answer is")[0] != whole.completion
+    assert (whole.metadata["answer"] is None, cut.metadata["answer"]) == (False, None)
+    for config in ({"num_choices": 2}, {"presence_penalty": 0.5}, {"logprobs": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(config))}=.*leave it out of the task"):
+            answer(**config)

@@ -38,7 +38,8 @@ class GenerateRequest:
             ``branch_key(node.key, first + i)``. Set by the engine.
         max_tokens: Most tokens for each sample; a sample cut there ends with ``finish_reason="budget"``. The engine
             lowers it where the caller's budget leaves less.
-        stop: Texts that end the answer, besides those of the generator, and are left out of it; see `HFGenerator`.
+        stop: Texts that end the answer, besides those of the generator, and are left out of it; see `HFGenerator`. A
+            generator that does not look at them samples on, and whoever asked cuts its text.
         deadline: When its search runs out of time, on the clock of `time.monotonic`. Set by the engine.
         is_cancelled: Says whether its search has been cancelled, which another thread may do. Set by the engine.
     """

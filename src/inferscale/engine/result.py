@@ -108,8 +108,9 @@ class SearchResult:
         leaves: The leaves themselves, in the order of `trajectories`.
         root: The root of the search tree.
         cost: The cost of the search.
-        stopped_by: The cap that ended it (``"tokens"``, ``"flops"``, ``"seconds"``, ``"calls"``), ``"cancel"`` if
-            it was cancelled, ``"error"`` for the best so far of a search that was broken off, or ``None``.
+        stopped_by: The cap that ended it or cut its last sample (``"tokens"``, ``"flops"``, ``"seconds"``,
+            ``"calls"``), ``"cancel"`` if it was cancelled, ``"error"`` for the best so far of a search that was broken
+            off, or ``None``.
     """
 
     problem: Problem

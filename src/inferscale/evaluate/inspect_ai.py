@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
-from inferscale.answers import Reader, reader_of
+from inferscale.answers import Before, Reader, reader_of, text_before
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import solve
@@ -21,6 +21,13 @@ from inferscale.tree import Problem
 from .parts import parts_from_texts
 
 _Parts: TypeAlias = tuple[Generator, SearchStrategy, RewardModel | None, Aggregator, int]
+
+
+_NEUTRAL: dict[str, Any] = {
+    "num_choices": 1, "best_of": 1, "logprobs": False, "logit_bias": {}, "frequency_penalty": 0, "presence_penalty": 0,
+    "response_schema": None,
+}  # fmt: skip
+"""Options of a task that would change what an answer is, with what means the same as leaving them out."""
 
 
 class SearchProvider:
@@ -40,28 +47,39 @@ class SearchProvider:
         self._parts = given or parts_from_texts(model_name, options)
 
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:  # noqa: A002
-        """The winning trajectory, thoughts apart; a conversation keeps its turns where the generator renders them."""
+        """The winning trajectory, thoughts apart; a conversation keeps its turns where the generator renders them.
+
+        Answers end at the task's ``stop_seqs``, and are read before them; how to sample is the generator's business.
+
+        Raises:
+            ValueError: If the task has tools, or asks for what a search does not give.
+        """
         import anyio.to_thread
 
         if tools:
             raise ValueError("inferscale answers without tools: leave them out of the task")
-        result = await anyio.to_thread.run_sync(partial(self._search, problem_of(input, self._parts[0])))
-        return self._output(result)
+        for name, neutral in _NEUTRAL.items():
+            if (value := getattr(config, name, None)) not in (None, neutral):
+                raise ValueError(f"{name}={value!r}: a search has no such option: leave it out of the task")
+        stops = tuple(getattr(config, "stop_seqs", None) or ())
+        result = await anyio.to_thread.run_sync(partial(self._search, problem_of(input, self._parts[0]), stops))
+        return self._output(result, stops)
 
     def max_connections(self) -> int:
         """One: the model runs in this process."""
         return 1
 
-    def _search(self, problem: Problem) -> SearchResult:
+    def _search(self, problem: Problem, stops: tuple[str, ...] = ()) -> SearchResult:
         generator, strategy, reward_model, aggregator, seed = self._parts
         return solve(
             problem, strategy, generator, reward_model=reward_model, aggregator=aggregator,
-            read_answer=self._read_answer, seed=seed,
+            read_answer=Before(stops, self._read_answer) if stops else self._read_answer, seed=seed,
         )  # fmt: skip
 
-    def _output(self, result: SearchResult) -> Any:
+    def _output(self, result: SearchResult, stops: tuple[str, ...] = ()) -> Any:
         cost, api = result.cost, require("inspect_ai.model", "inspect")
         thoughts, final = result.selected.split()
+        final = text_before(final, stops)
         told = [api.ContentReasoning(reasoning=thoughts), api.ContentText(text=final)] if thoughts else final
         output = api.ModelOutput.from_content(self.model_name, told)
         output.usage = api.ModelUsage(
