@@ -11,7 +11,8 @@ the model invents a further question.
 
 Evidence is looked for in this order, the last of a kind counting: ``<answer>...</answer>`` and ``{"answer": ...}``;
 ``\boxed{...}``, unless it is taken back; what follows "the answer is" and its like; what follows ``####``; a text that
-is nothing but an answer; a number in bold on the last line; the last formula or number, whichever ends later.
+is nothing but an answer; a number alone on the first line, or in bold on the last; the last
+formula or number, whichever ends later.
 """
 
 from __future__ import annotations
