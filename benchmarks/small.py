@@ -68,7 +68,7 @@ def measure() -> dict[str, float]:
             lambda s=search: solve("problem", s, InstantGenerator(8), reward_model=InstantReward()),  # type: ignore[misc]
             1,
         )
-    figures["majority_accuracy of 3 answers, n = 300"] = milliseconds(lambda: majority_accuracy((0.4, 0.35), 0, 300), 1)
+    figures["majority_accuracy of 2 answers, n = 300"] = milliseconds(lambda: majority_accuracy((0.4, 0.35), 0, 300), 1)
     ids = np.minimum(np.random.default_rng(0).zipf(1.5, 400), 50)
     figures["majority_at_k, N = 400, k = 200"] = milliseconds(lambda: majority_at_k(ids, ids == 1, 200), 1)
     figures["bytes a stream keeps of a prompt of 4096"] = bytes_kept()

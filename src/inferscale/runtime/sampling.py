@@ -298,16 +298,18 @@ def _nucleus_edge(weights: Tensor, top_p: float) -> Tensor:
 
 def _row_edge(row: Tensor, top_p: float) -> Tensor:
     """`_nucleus_edge` of one row on a CPU."""
-    candidates, wanted = row.numpy(), top_p * float(row.sum(dtype=torch.float64))
+    candidates, passed, total = row.numpy(), 0.0, 0.0  # mass of the greater digits, and of all
     if len(row) > _DIGITS:  # a shorter one is sorted sooner
         digits = row.view(torch.int32) >> _DIGIT_AT[0]
-        held = torch.zeros(_DIGITS, dtype=torch.float64).scatter_add_(0, digits.long(), row.double())
-        reached = held.numpy()[::-1].cumsum()  # by all tokens from the greatest digit down
-        greater = min(int(reached.searchsorted(wanted)), _DIGITS - 1)  # digits above the edge's
+        masses = torch.zeros(_DIGITS, dtype=torch.float64).scatter_add_(0, digits.long(), row.double())
+        reached = masses.numpy()[::-1].cumsum()  # by all tokens from the greatest digit down
+        total = float(reached[-1])
+        greater = min(int(reached.searchsorted(top_p * total)), _DIGITS - 1)  # digits above the edge's
         candidates = candidates[np.flatnonzero(digits.numpy() == _DIGITS - 1 - greater)]
-        wanted -= float(reached[greater - 1]) if greater else 0.0
+        passed = float(reached[greater - 1]) if greater else 0.0
     likeliest = np.sort(candidates)[::-1]
-    before = int(likeliest.astype(np.float64).cumsum().searchsorted(wanted))
+    held = likeliest.astype(np.float64).cumsum()
+    before = int(held.searchsorted(top_p * (total or float(held[-1])) - passed)) if len(held) else 0
     # Where rounding leaves the last sum below what is wanted of it, all are kept.
     return row.new_tensor(likeliest[min(before, len(likeliest) - 1)] if len(likeliest) else 0.0)
 
