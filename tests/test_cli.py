@@ -309,6 +309,22 @@ def test_a_run_without_gold_answers_is_left_out(run, model, rows, tmp_path):
     assert "has problems without a gold answer and is left out" in err
 
 
+def test_names_of_models_tell_them_apart():
+    from inferscale.cli.evaluating import distinct_names
+
+    assert distinct_names(["a/final", "b/final"]) == ["a/final", "b/final"]
+    assert distinct_names(["x/a/final", "x/b/other"]) == ["final", "other"]
+    assert distinct_names(["org/m", "org/m"]) == ["m", "m"]
+
+
+def test_an_accuracy_at_the_edge_has_an_interval():
+    from inferscale.cli.evaluating import _accuracy
+
+    assert _accuracy(0.0, 0.0, 24) == "0.0 % (0-14)"  # Wilson: 1.96^2 / (24 + 1.96^2) = 0.138
+    assert _accuracy(1.0, 0.0, 24) == "100.0 % (86-100)"
+    assert _accuracy(0.5, 0.1, 24) == "50.0 ± 10.0 %"
+
+
 def test_a_strategy_that_is_no_dataclass_is_reported_by_its_class(run, tmp_path):
     from inferscale.base import SearchStrategy
     from inferscale.evaluate import run_evaluation

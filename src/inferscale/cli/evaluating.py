@@ -129,7 +129,7 @@ class RunOptions:
 
         style = prompt_style(self.style or ("plain" if self.dataset == "embedded" else "cot"))
         budget = None if self.tokens is None else Budget(tokens=self.tokens)
-        about = {"dataset": self.dataset, "model": Path(model).name, "reward": self.reward and Path(self.reward).name}
+        about = {"dataset": self.dataset, "model": model, "reward": self.reward and Path(self.reward).name}
         return run_evaluation(
             problems, search, generator, folder, reward_model=reward_model, aggregator=make_vote(self.vote),
             budget=budget, read_answer=style.reader(), same_answer=self.same_answer(), seed=seed,
@@ -311,14 +311,16 @@ def report(
     width = max(len(p.name) for p in shown)
     typer.echo(f"{'model, strategy, vote':<{width}} {COLUMNS[0]:>4} {COLUMNS[1]:>14} " + _cells(COLUMNS[2:]))
     for p in shown:
-        accuracy = f"{100 * p.accuracy:.1f} ± {100 * p.standard_error:.1f} %"
+        accuracy = _accuracy(p.accuracy, p.standard_error, p.problems)
         costs = f"{p.tokens:.0f}", f"{p.generator_flops:.3g}", f"{p.reward_flops:.3g}", f"{p.seconds:.2f}"
         silent = f"{p.abstentions.abstaining / max(p.abstentions.trajectories, 1):.1%}"
         typer.echo(f"{p.name:<{width}} {p.n:>4} {accuracy:>14} " + _cells([*costs, p.problems, silent]))
     for method, silent_of in {p.method: p.abstentions for p in shown}.items():
         for note in silent_of.notes:
             typer.echo(f"{method}: {note}", err=True)
-    typer.echo("± one standard error over problems; coverage is an upper bound (any sample is right), not a method.")
+    typer.echo(
+        "± one standard error over problems, or a 95 % interval (Wilson) where all are right or wrong; coverage is an upper bound (any sample is right), not a method."
+    )
     if csv is not None:
         _write_csv(points, csv)
 
@@ -385,8 +387,8 @@ def evaluate(
     problems = options.problems()
     generator = options.generator(model)
     reward_model = None if options.reward is None else make_reward(options.reward, model, generator)
-    folder = out or Path("runs") / slug(options.dataset, model, search, options.reward, seed)
-    show(options.run(problems, search, generator, reward_model, seed, folder, model))
+    folder = out or Path("runs") / slug(options.dataset, Path(model).name, search, options.reward, seed)
+    show(options.run(problems, search, generator, reward_model, seed, folder, Path(model).name))
 
 
 def sweep(
@@ -402,25 +404,49 @@ def sweep(
     for search in searches:
         check_scores(search, make_vote(options.vote), options.reward)
     problems = options.problems()
-    for name in model or ["policy-s"]:
+    models = model or ["policy-s"]
+    for name, label in zip(models, distinct_names(models), strict=True):
         generator = options.generator(name)
         reward_model = None if options.reward is None else make_reward(options.reward, name, generator)
         for search in searches:
             for number in seed or [0]:
-                folder = out / slug(options.dataset, name, search, options.reward, number)
-                show(options.run(problems, search, generator, reward_model, number, folder, name))
+                folder = out / slug(options.dataset, label, search, options.reward, number)
+                show(options.run(problems, search, generator, reward_model, number, folder, label))
 
 
 def slug(dataset: str, model: str, search: SearchStrategy, reward: str | None, seed: int) -> str:
     """A folder's name: what was run, without characters that a shell or a file system minds."""
-    parts: list[Any] = [dataset, Path(model).name, repr(search), Path(reward).name if reward else None, f"seed{seed}"]
+    parts: list[Any] = [dataset, model, repr(search), Path(reward).name if reward else None, f"seed{seed}"]
     text = "-".join(str(part) for part in parts if part)
     return re.sub(r"[^A-Za-z0-9.=]+", "-", text).replace("-.", "").strip("-")[:180]
 
 
+def _accuracy(accuracy: float, standard_error: float, count: int) -> str:
+    """An accuracy with its standard error; where all are right or all wrong, which has none, with Wilson's interval."""
+    if accuracy not in (0.0, 1.0) or not count:
+        return f"{100 * accuracy:.1f} ± {100 * standard_error:.1f} %"
+    bound = _Z**2 / (count + _Z**2)  # of Wilson's 95 % interval, whose other end is the accuracy itself
+    low, high = (0.0, bound) if accuracy == 0 else (1 - bound, 1.0)
+    return f"{100 * accuracy:.1f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+_Z = 1.96
+
+
+def distinct_names(models: Sequence[str]) -> list[str]:
+    """Names of models: the last part of each path, and as many before it as tell them apart."""
+    parts = [Path(model).parts for model in models]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(set(models)):
+            return names
+    return list(models)
+
+
 def show(run: Run) -> None:
     """Prints one line for a run."""
-    graded = f"accuracy {100 * run.accuracy:.1f} ± {100 * run.standard_error:.1f} %"
+    count = sum(record["correct"] is not None for record in run.finished)
+    graded = f"accuracy {_accuracy(run.accuracy, run.standard_error, count)}"
     if run.accuracy != run.accuracy:
         graded = "no gold answers"
     silent = sum(record["answer"] is None for record in run.finished)
