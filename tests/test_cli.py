@@ -200,6 +200,7 @@ def test_eval_runs_resumes_and_refuses(run, model, rows, tmp_path):
     about = load_run(out_folder).about
     identity = about["identity"]
     assert about["strategy"] == "RepeatedSampling(n=3)"
+    assert about["parameters"] > 1000
     assert identity["config"] == {"dataset": "jsonl", "model": "tiny", "reward": None}
     assert load_run(out_folder).records[0]["gold"] == "0"
 

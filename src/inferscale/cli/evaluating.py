@@ -199,6 +199,7 @@ def read_points(folders: Iterable[Path]) -> list[CurvePoint]:
             [list(run.results()) for run in runs], _strategy(runs[0].about),
             correct=[[record["correct_each"] for record in run.finished] for run in runs],
             memory_bytes=max(run.peak_memory_bytes or 0 for run in runs) or None, model=model,
+            parameters=runs[0].about.get("parameters"),
         )  # fmt: skip
     return points
 
@@ -318,9 +319,8 @@ def report(
     for method, silent_of in {p.method: p.abstentions for p in shown}.items():
         for note in silent_of.notes:
             typer.echo(f"{method}: {note}", err=True)
-    typer.echo(
-        "± one standard error over problems, or a 95 % interval (Wilson) where all are right or wrong; coverage is an upper bound (any sample is right), not a method."
-    )
+    typer.echo("± one standard error over problems, or a 95 % interval (Wilson) where all are right or all wrong;")
+    typer.echo("coverage is an upper bound (any sample is right), not a method.")
     if csv is not None:
         _write_csv(points, csv)
 

@@ -61,6 +61,7 @@ class Task:
         problems: The problems.
         keys: A name for each under the configuration.
         strategy: The strategy, as a call that makes it.
+        parameters: Of the generator's model; ``None`` if that is not in this process.
         same_answer: Tells whether an answer is right.
         fsync: Whether each record is waited for.
     """
@@ -69,6 +70,7 @@ class Task:
     problems: list[Problem]
     keys: list[str]
     strategy: str
+    parameters: int | None
     same_answer: SameAnswer | None
     fsync: bool
 
@@ -95,7 +97,8 @@ def prepare(task: Task, identity: Mapping[str, Any], force: bool) -> None:
             _put_aside(task, digest(about["identity"])[:8], keep_journal=same_parts and not apart.unknown)
         else:
             _adopt(task)
-    fresh = {"format": FORMAT, "version": 1, "identity": identity, "strategy": task.strategy, "versions": versions(),
+    fresh = {"format": FORMAT, "version": 1, "identity": identity, "strategy": task.strategy,
+             "parameters": task.parameters, "versions": versions(),
              "git": git_state(Path.cwd()), "command": sys.argv,
              "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
     write_atomically(task.folder / ABOUT, json.dumps(fresh, indent=1) + "\n")
@@ -225,9 +228,11 @@ def run_evaluation(
                     budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
     written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
+    model = getattr(generator, "model", None)
+    size = int(model.num_parameters()) if hasattr(model, "num_parameters") else None
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    task = Task(folder, given, problem_keys(given, digest(identity)), written, same_answer, fsync)
+    task = Task(folder, given, problem_keys(given, digest(identity)), written, size, same_answer, fsync)
     with locked(folder / LOCK):
         prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
         _solve_rest(task, solver, progress)
