@@ -228,7 +228,7 @@ def run_evaluation(
                     budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
     written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
-    model = getattr(generator, "model", None)
+    model: Any = getattr(generator, "model", None)
     size = int(model.num_parameters()) if hasattr(model, "num_parameters") else None
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
