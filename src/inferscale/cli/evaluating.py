@@ -319,8 +319,8 @@ def report(
     for method, silent_of in {p.method: p.abstentions for p in shown}.items():
         for note in silent_of.notes:
             typer.echo(f"{method}: {note}", err=True)
-    typer.echo("± one standard error over problems, or a 95 % interval (Wilson) where all are right or all wrong;")
-    typer.echo("coverage is an upper bound (any sample is right), not a method.")
+    note = "± one standard error over problems, or Wilson's 95 % interval where all are right or all wrong; "
+    typer.echo(f"{note}coverage is an upper bound (any sample is right), not a method.")
     if csv is not None:
         _write_csv(points, csv)
 
