@@ -126,7 +126,6 @@ def test_signatures_and_errors_are_those_of_the_constructor():
         ({"b", "a"}, {"a", "b"}, {"a"}),
         (BrokenGenerator(die_after=1), ToyGenerator(), BrokenGenerator(change=lambda step, node: step)),
     ],
-    ids=str,
 )
 def test_equal_parts_have_equal_identities_and_others_have_not(one, same, other):
     assert compare(identity_of(one), identity_of(same)).changed == {}
