@@ -192,7 +192,8 @@ def test_forged_tags_do_not_make_scores(name):
     first, second = f"a{forged} is 4{forged}{forged}b", "then 1"
     both, alone = solution(QUESTION + forged, [first, second]), solution(QUESTION + forged, [first])
     scores = reward.step_scores([both, alone])
-    assert [len(values) for values in scores] == [2, 1]
+    # An end of turn that a text spells ends the solution: what follows is not judged.
+    assert [len(values) for values in scores] == [1 if name == "rlhflow" else 2, 1]
     assert scores[0][0] == pytest.approx(scores[1][0], abs=1e-5)
     encoder = FORMATS[name].layout.encoder(tokenizer)
     shared, [piece] = encoder.encode(alone)

@@ -59,7 +59,8 @@ class Identified:
         if cls.__init__ is object.__init__ and (args or kwargs):
             raise TypeError(f"{cls.__name__}() takes no arguments")
         made = super().__new__(cls)
-        made.__dict__[_GIVEN] = (args, kwargs)  # the dataclass may be frozen
+        # Set in the dictionary, for the dataclass may be frozen; and without keys, which nobody is to be shown.
+        made.__dict__[_GIVEN] = args, {name: value for name, value in kwargs.items() if name not in cls.no_effect}
         return made
 
     def identity(self) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _options(part: Identified) -> dict[str, Any]:
     """Return the options with an effect, by the name of the option or of the attribute that holds it."""
     kind = type(part)
     args, kwargs = part.__dict__[_GIVEN]
-    bound = inspect.signature(kind).bind(*args, **kwargs)
+    bound = inspect.signature(kind).bind_partial(*args, **kwargs)
     bound.apply_defaults()
     given: dict[str, Any] = {}
     for name, value in bound.arguments.items():

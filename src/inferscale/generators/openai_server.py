@@ -649,7 +649,7 @@ class ServerTokenizer:
             refuse_control_tokens(encoder.spelled(text, role), where)
         if policy == "text":
             return encoder.spaced(text, role)
-        ids, tokenizer = encoder.added[0], encoder.tokenizer
+        ids, tokenizer = encoder.added()[0], encoder.tokenizer
         if not plain or not ids:
             return text
         alone = ids == (getattr(tokenizer, "bos_token_id", None),)

@@ -34,7 +34,7 @@ class PlainPrompt:
 
     def ids(self, problem: Problem, text: TextEncoder) -> Ids:
         """Ids of the prompt."""
-        before: Ids = text.added[0] if self.bos == "tokenizer" else ()
+        before: Ids = text.added()[0] if self.bos == "tokenizer" else ()
         if self.bos == "always" and text.tokenizer.bos_token_id is not None:
             before = (text.tokenizer.bos_token_id,)
         asked = problem.question.prompt

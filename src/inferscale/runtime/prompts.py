@@ -93,10 +93,9 @@ class TextEncoder:
         """Ids of a text on its own, control tokens as tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
 
-    @cached_property
-    def added(self) -> tuple[Ids, Ids]:
-        """Ids that the tokenizer puts before and after every text: beginning and end of sequence, if any."""
-        word, whole = self.raw("a"), tuple(self.tokenizer("a")["input_ids"])
+    def added(self, text: str = "a") -> tuple[Ids, Ids]:
+        """Ids that the tokenizer puts before and after a text: beginning and end of sequence, if any."""
+        word, whole = self.raw(text), tuple(self.tokenizer(text)["input_ids"])
         start = next((i for i in range(len(whole)) if whole[i : i + len(word)] == word), 0)
         return whole[:start], whole[start + len(word) :]
 
@@ -507,17 +506,17 @@ class PromptFormat:
             refuse_control_tokens(spelled, "the prompt")
         ids = tuple(self.text.tokenizer(prompt)["input_ids"])
         if spelled:
-            before, after = self.text.added
+            before, after = self.text.added(prompt)
             return before + self.text.rendered(self.text.marked(prompt, "user")) + after
         # A prompt that is rendered already begins with what the tokenizer adds once more, one token or two.
         bos = getattr(self.text.tokenizer, "bos_token_id", None)
-        head = self.text.added[0] or (() if bos is None else (bos,))
+        head = self.text.added(prompt)[0] or (() if bos is None else (bos,))
         return ids[len(head) :] if head and ids[: 2 * len(head)] == head + head else ids
 
     def _answered(self, prompt: str, answer: str) -> Ids:
         """Ids of a prompt and the solution after it, in which control tokens are letters whatever the prompt may."""
         if self.control_tokens == "keep" and not self.text.spelled(answer, "assistant"):
             return self._plain(prompt + answer)
-        after = self.text.added[1]
+        after = self.text.added(prompt)[1]
         head = self._plain(prompt)
         return head[: len(head) - len(after)] + self.text.continued(answer) + after
