@@ -220,6 +220,8 @@ class Stub:
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the acknowledgement of its head
+
     protocol_version = "HTTP/1.1"
     stub: Stub
 

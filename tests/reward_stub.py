@@ -73,6 +73,8 @@ class RewardStub(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the acknowledgement of its head
+
     server: RewardStub
     protocol_version = "HTTP/1.1"
 
