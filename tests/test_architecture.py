@@ -17,7 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "answers": {"thinking"},
     "tree": {"thinking", "answers"},
     "cost": set(),
-    "identity": set(),
+    "identity": {"_compat"},
     "functional": set(),
     "flow": CORE,
     "base": {*CORE, "flow", "functional"},

@@ -65,7 +65,10 @@ BAD = {
     "code too": (["solve", "x", "--strategy", "REBASE(width=().__class__)"], "options are numbers, texts, or"),
     "nested": (["solve", "x", "--strategy", f"REBASE({'-' * 10**5}1)"], "is not written like REBASE(width=16)"),
     "not written well": (["solve", "x", "--strategy", "REBASE(width="], "is not written like REBASE(width=16)"),
-    "unknown option of it": (["solve", "x", "--strategy", "REBASE(widht=3)"], "unexpected keyword argument 'widht'"),
+    "unknown option of it": (
+        ["solve", "x", "--strategy", "REBASE(widht=3)"],
+        "unknown option 'widht': did you mean width?",
+    ),
     "bad value of it": (["solve", "x", "--strategy", "REBASE(width=0)", "--reward", "checker"], "width"),
     "bad size": (["solve", "x", "--strategy", "rebase:many"], "give a whole number after the colon"),
     "no width": (["solve", "x", "--width", "0"], "width=0: give at least 1"),

@@ -13,6 +13,7 @@ import pytest
 from inferscale import Budget, Generator, RewardModel, Solver, solve_batch
 from inferscale.answers import Choice, Number
 from inferscale.evaluate import ChangedRunError, run_evaluation
+from inferscale.generators import HFGenerator
 from inferscale.identity import Identified, compare, identity_of, unknown_in
 from inferscale.rewards import (
     CachedProcessReward,
@@ -77,6 +78,13 @@ def test_an_option_cannot_be_forgotten():
     }  # fmt: skip
     assert Part.identity(Part(1))["last"] == 3
     assert list(inspect.signature(Part).parameters) == ["first", "rest", "last", "more"]
+
+
+def test_an_option_that_a_part_does_not_have_is_refused_with_the_nearest_one():
+    with pytest.raises(TypeError, match=r"REBASE\(\) got an unknown option 'widht': did you mean width\?"):
+        REBASE(widht=3)
+    with pytest.raises(TypeError, match=r"HFGenerator\(\) got an unknown option 'min_pp': did you mean min_p\?"):
+        HFGenerator(None, None, min_pp=0.1)
 
 
 def test_signatures_and_errors_are_those_of_the_constructor():

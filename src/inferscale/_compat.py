@@ -5,9 +5,10 @@ Imports nothing of ours.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -31,6 +32,14 @@ def late_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return value
 
     return load
+
+
+def unknown_option(called: str, name: str, known: Iterable[str]) -> TypeError:
+    """The error for an option that `called` does not have; it names the nearest of the `known` ones."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return TypeError(
+        f"{called}got an unknown option {name!r}: {f'did you mean {near[0]}?' if near else 'no option is like it'}"
+    )
 
 
 def require(package: str, extra: str) -> Any:

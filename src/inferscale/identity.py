@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, ClassVar, NamedTuple, Self
+
+from ._compat import unknown_option
 
 UNKNOWN = "unknown"
 """Key in the identity of a part about which nothing but its class can be told."""
@@ -58,6 +60,10 @@ class Identified:
         """Makes the part and remembers what it is made with."""
         if cls.__init__ is object.__init__ and (args or kwargs):
             raise TypeError(f"{cls.__name__}() takes no arguments")
+        if (known := _known_options(cls.__init__)) is not None:
+            for name in kwargs:
+                if name not in known:
+                    raise unknown_option(f"{cls.__name__}() ", name, known)
         made = super().__new__(cls)
         # Set in the dictionary, for the dataclass may be frozen; and without keys, which nobody is to be shown.
         made.__dict__[_GIVEN] = args, {name: value for name, value in kwargs.items() if name not in cls.no_effect}
@@ -75,6 +81,13 @@ class Identified:
         if kind.identity is Identified.identity and not (_is_ours(kind) or _made_by_dataclass(kind)):
             return {"class": about["class"], UNKNOWN: "it has no identity()"}
         return about | {name: identity_of(value) for name, value in sorted(_options(self).items())}
+
+
+@cache
+def _known_options(constructor: Callable[..., None]) -> tuple[str, ...] | None:
+    """Return the names of the constructor's options; ``None`` if it takes any."""
+    parameters = inspect.signature(constructor).parameters
+    return None if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else tuple(parameters)
 
 
 def identity_of(value: object) -> Any:

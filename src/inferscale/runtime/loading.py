@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from inferscale._compat import evaluating as evaluating  # the rooms of models take it from here
-from inferscale._compat import require, without_wrapper
+from inferscale._compat import require, unknown_option, without_wrapper
 from inferscale.base import ContextLengthError
 from inferscale.tree import Node
 
@@ -317,9 +317,7 @@ def refuse_unknown(unknown: Iterable[str], known: Iterable[str], loader: Callabl
     own = {} if loader is None else inspect.signature(loader).parameters
     called = "" if loader is None else f"{loader.__qualname__}() "
     for name in unknown:
-        near = difflib.get_close_matches(name, [*own, *sorted(known)], 1)
-        hint = f"did you mean {near[0]}?" if near else "no option is like it"
-        raise TypeError(f"{called}got an unknown option {name!r}: {hint}")
+        raise unknown_option(called, name, [*own, *sorted(known)])
 
 
 @cache
