@@ -427,7 +427,7 @@ def _accuracy(accuracy: float, standard_error: float, count: int) -> str:
         return f"{100 * accuracy:.1f} ± {100 * standard_error:.1f} %"
     bound = _Z**2 / (count + _Z**2)  # of Wilson's 95 % interval, whose other end is the accuracy itself
     low, high = (0.0, bound) if accuracy == 0 else (1 - bound, 1.0)
-    return f"{100 * accuracy:.1f} % ({100 * low:.0f}-{100 * high:.0f})"
+    return f"{100 * accuracy:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
 _Z = 1.96
