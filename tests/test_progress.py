@@ -27,8 +27,12 @@ class Bar:
     def update(self, number):
         self.count += number
 
-    def set_postfix(self, values):
+    def set_postfix(self, values, refresh):
+        assert not refresh, "it is drawn by the clock"
         self.said.append((self.count, dict(values)))
+
+    def refresh(self):
+        assert not self.is_closed
 
     def close(self):
         self.is_closed = True

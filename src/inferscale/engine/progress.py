@@ -9,7 +9,7 @@ from typing import Any, Self
 from .result import SearchResult
 
 _INTERVAL = 0.2
-"""Seconds between two looks at tokens that are being drawn."""
+"""Least seconds between two looks at tokens that are being drawn, and between two pictures of the bar."""
 
 
 class ProgressBar:
@@ -32,8 +32,9 @@ class ProgressBar:
 
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's time left knows problems alone
         self._bar: Any = tqdm(
-            total=total, initial=done, unit="problem", dynamic_ncols=True, leave=False, bar_format=form
-        )
+            total=total, initial=done, unit="problem", dynamic_ncols=True, leave=False, bar_format=form,
+            mininterval=_INTERVAL, miniters=0,
+        )  # fmt: skip
         self._right, self._graded = right, graded
         self._left = None if total is None else total - done
         self._done = self._tokens = self._drawn = 0
@@ -46,7 +47,8 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar away, also after an error."""
+        """Takes the bar away, also after an error; the last numbers have been seen."""
+        self._bar.refresh()
         self._bar.close()
 
     def finished(self, result: SearchResult) -> None:
@@ -87,7 +89,8 @@ class ProgressBar:
             )
         if self._graded:
             shown["accuracy"] = f"{self._right / self._graded:.3f}"
-        self._bar.set_postfix(shown)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(0)  # drawn if the last time was long enough ago: rounds may come in thousands a second
 
     def _seconds_left(self, tokens: int, speed: float, most_tokens: float | None) -> float | None:
         bounds = [most_tokens, tokens / self._done if self._done else None]
