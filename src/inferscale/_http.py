@@ -187,7 +187,7 @@ class JSONServer:
         self._retry = retry
 
     def get(self, path: str) -> Any:
-        """What the server says there, or ``None`` if it says nothing within seconds: for what may be known or not."""
+        """The server's answer there, or ``None`` if it says nothing within seconds: for what may be known or not."""
         try:
             response = self._client.get(path, timeout=min(self._retry.timeout, 5.0))
             return response.json() if response.status_code == 200 else None

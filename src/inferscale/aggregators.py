@@ -19,7 +19,7 @@ StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
 
 
 Joining: TypeAlias = tuple[SameAnswer | None, Normalize | None]
-"""How a vote joins answers: the arguments `same_answer` and `normalize` of `group_answers`."""
+"""The way in which a vote joins answers: the arguments `same_answer` and `normalize` of `group_answers`."""
 
 
 def joining_of(aggregator: Aggregator) -> Joining:

@@ -1,4 +1,4 @@
-"""What the texts and scores of a part depend on, as plain data: a run goes on only with parts of equal identity."""
+"""The identity of a part, which says what its texts and scores depend on: a run goes on only where it is equal."""
 
 from __future__ import annotations
 
@@ -356,7 +356,7 @@ def warn_of_unknown(identity: Any, kept: str) -> None:
 
 
 class Differences(NamedTuple):
-    """What tells two identities apart.
+    """Differences that tell two identities apart.
 
     Attributes:
         changed: Where they differ, by dotted name, with both values.

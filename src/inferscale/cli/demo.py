@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the demo does where it is not told.
+    """Defaults of the demo.
 
     Attributes:
         problems: Number of problems.

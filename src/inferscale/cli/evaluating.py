@@ -177,7 +177,7 @@ def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 _NO_SETTING = ("seed", "strategy", "aggregator")
-"""What one group of points has several of: seeds are averaged, sizes are one curve, votes are read again."""
+"""Things that one group of points has several of: seeds are averaged, sizes are one curve, votes are read again."""
 
 
 def read_points(folders: Iterable[Path]) -> list[CurvePoint]:

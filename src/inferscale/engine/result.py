@@ -81,7 +81,7 @@ class Abstentions:
 
     @property
     def notes(self) -> list[str]:
-        """What to do about reasons that take away a tenth of the votes or more: one line each, most often none."""
+        """Advice about reasons that take away a tenth of the votes or more: one line each, most often none."""
         said = {
             "by_length": "were cut by length and abstain: raise max_new_tokens",
             "by_budget": "were cut by the budget and abstain: raise it, or ask for fewer samples",
@@ -143,7 +143,7 @@ class SearchResult:
 
     @property
     def abstentions(self) -> Abstentions:
-        """How many trajectories have no answer, and why."""
+        """Count how many trajectories have no answer, and why."""
         return Abstentions.count((t.answer, t.steps[-1].finish_reason if t.steps else None) for t in self.trajectories)
 
     @property

@@ -22,7 +22,7 @@ from .journal import Journal, Samples, Scores
 
 @dataclass(frozen=True, slots=True)
 class SearchUpdate:
-    """What a search has just been answered, for callbacks; its nodes are those of the tree, to be read only.
+    """The answer that a search has just been given, for callbacks; its nodes are those of the tree, to be read only.
 
     Attributes:
         index: Place of the problem: number of searches begun before this one.
@@ -177,7 +177,7 @@ class Search:
         return time.perf_counter() - self._started
 
     def _spent(self) -> str | None:
-        """What ends it here. No clock and no event does while a journal answers: it would end elsewhere."""
+        """The reason that ends it here. No clock and no event does while a journal answers: it would end elsewhere."""
         if self.is_cancelled() and not self._is_replaying:
             return "cancel"
         if self._budget is None:

@@ -501,7 +501,7 @@ HUB: dict[str, tuple[str, str | None, str]] = {
 
 NAMES = ("gsm8k", "math", "svamp", "embedded", "jsonl")
 ANSWER_KINDS = {"gsm8k": "number", "math": "expression", "svamp": "number"}
-"""What the answers of a data set are; rows of your own say it themselves, or nothing."""
+"""Kinds of answers by data set; rows of your own say it themselves, or nothing."""
 
 
 Data: TypeAlias = str | os.PathLike[str] | Any

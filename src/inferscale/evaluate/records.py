@@ -257,7 +257,7 @@ class Run:
 
     @property
     def abstentions(self) -> Abstentions:
-        """How many trajectories of all problems have no answer, and why."""
+        """Count how many trajectories of all problems have no answer, and why."""
         return sum((abstentions_in(record["result"]) for record in self.finished), Abstentions())
 
     def results(self) -> Iterator[SearchResult]:

@@ -1,4 +1,4 @@
-"""How alike texts are: character n-grams as vectors, and the cosines between vectors."""
+"""Likeness of texts: character n-grams as vectors, and the cosines between vectors."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Choice:
     thoughts: str = ""
 
     def written(self, thinking: Thinking, inside: bool = False) -> str:
-        """What the model wrote: thoughts between their markers, then the text.
+        """Text that the model wrote: thoughts between their markers, then the text.
 
         Args:
             thinking: The markers.

@@ -120,7 +120,7 @@ def block_mask(query: Slots, key: Slots, keep: Tensor | None = None, window: int
 
 
 Way: TypeAlias = Literal["mask", "mask_by_kind", "fold"]
-"""How thoughts run in parallel: one 4D mask, one for each kind of layer, or every thought as a row of the batch."""
+"""Ways to run thoughts in parallel: one 4D mask, one for each kind of layer, or every thought as a row of the batch."""
 
 
 @dataclass

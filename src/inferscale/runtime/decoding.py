@@ -710,7 +710,7 @@ class RunnerSampling(Sampling):
         return self._collected(lambda: bool(self._ended))
 
     def collect_all(self) -> list[tuple[Ticket, int, Step]]:
-        """What `collect` returns until there is no sample left."""
+        """All samples that `collect` returns until none is left."""
         return self._collected(lambda: False)
 
     def _collected(self, enough: Callable[[], bool]) -> list[tuple[Ticket, int, Step]]:

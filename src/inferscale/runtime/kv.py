@@ -200,7 +200,7 @@ class RowBatch:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How an attention layer makes weights out of products of queries and keys.
+    """The way from products of queries and keys to the weights of an attention layer.
 
     Attributes:
         scale: Factor of the products.

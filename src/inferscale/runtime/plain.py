@@ -23,12 +23,12 @@ from inferscale._compat import cache_argument
 from inferscale.flops.calibration import unwatched
 
 FAILURES = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
-"""What a forward raises that a model cannot do."""
+"""Exceptions of a forward that a model cannot do."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How rows are run.
+    """The way in which rows are run.
 
     Attributes:
         pads: True if rows of unequal length stand in one batch, padded on the left, with positions of their own; else
@@ -190,7 +190,7 @@ _known: dict[tuple[Any, ...], Way] = {}
 
 
 def kind_of(model: Any) -> tuple[Any, ...] | None:
-    """What decides how a model computes: class, configuration, kind of numbers and device; ``None`` if not known."""
+    """Facts that decide how a model computes: class, configuration, dtype and device; ``None`` if not known."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         return None

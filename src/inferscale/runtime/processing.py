@@ -24,14 +24,14 @@ Processor: TypeAlias = Callable[[Any, Any], Any]
 """From a row's ids ``[1, n]`` and scores ``[1, vocabulary]`` to scores: a ``transformers.LogitsProcessor``."""
 
 Maker: TypeAlias = tuple[Callable[[], Processor], bool]
-"""What gives the processor of a path, and whether that keeps state, so that it must be told of every token."""
+"""The maker of a path's processor, and whether that keeps state, so that it must be told of every token."""
 
 _STATEFUL = ("UnbatchedClassifierFreeGuidanceLogitsProcessor", "SynthIDTextWatermarkLogitsProcessor")  # of transformers
 
 
 @dataclass(frozen=True)
 class LogitsProcessing:
-    """What changes the logits of a row before a token is drawn.
+    """Everything that changes the logits of a row before a token is drawn.
 
     Attributes:
         repetition_penalty: Divides positive logits of tokens that are in the row already, prompt included, and
@@ -73,7 +73,7 @@ class LogitsProcessing:
 
 
 def _maker(given: Any) -> Maker:
-    """What gives the processor of a path, and whether that keeps state.
+    """Return the maker of a path's processor, and whether that keeps state.
 
     Functions and transformers' own processors keep none and serve all rows. Any other object is copied for each path.
 

@@ -20,7 +20,7 @@ from inferscale.tree import Problem
 
 Ids: TypeAlias = tuple[int, ...]
 ControlTokens: TypeAlias = Literal["text", "refuse", "keep"]
-"""What becomes of control tokens that a prompt spells: letters, an error, or the tokens themselves."""
+"""The fate of control tokens that a prompt spells: letters, an error, or the tokens themselves."""
 
 _CONTROL = re.compile(r"<[|｜].+[|｜]>|\[/?[A-Z][A-Z_]*\]|</?s>")
 """Added tokens that look like the marks of turns, whether or not the tokenizer calls them special."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from inferscale.thinking import Thinking
 
 StepDelimiter: TypeAlias = str | re.Pattern[str] | Callable[[str], int | None]
-"""What ends a step: a text, a regular expression, or a function from a text to the end of its first step."""
+"""The end of a step: a text, a regular expression, or a function from a text to the end of its first step."""
 
 _PARTIAL = "\ufffd"  # what a decoder shows for a character whose bytes are not complete
 

@@ -300,7 +300,7 @@ def _problems(body: Mapping[str, Any], endpoint: Endpoint, service: Service) -> 
 
 
 _READ = ("role", "content", "name", "reasoning_content")
-"""What a turn may say to the chat template."""
+"""Fields of a turn that reach the chat template."""
 
 
 def _conversation(messages: object, goes_on: bool) -> Problem:
