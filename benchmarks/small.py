@@ -59,9 +59,10 @@ def measure() -> dict[str, float]:
     numbers = torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for spread in (1.0, 3.0):
         logits = torch.randn(4, VOCABULARY, generator=torch.Generator().manual_seed(1)) * spread
+        Sampler(top_p=0.9).draw(logits, numbers)  # the first large tensors of a process take memory from the system
         for sampler in (Sampler(), Sampler(0.7), Sampler(top_p=0.9), Sampler(top_p=0.95, min_p=0.01)):
             name = f"a row of {VOCABULARY} logits of deviation {spread:.0f}, {sampler!r}"
-            figures[name] = milliseconds(lambda s=sampler, x=logits: s.draw(x, numbers), 5) / 4  # type: ignore[misc]
+            figures[name] = milliseconds(lambda s=sampler, x=logits: s.draw(x, numbers), 40) / 4  # type: ignore[misc]
     for n in (250, 500, 1000, 2000):
         search = ABMCTS(n)
         figures[f"ABMCTS({n})"] = milliseconds(
@@ -90,7 +91,7 @@ def main() -> None:
         paths = os.pathsep.join([str(options.before.resolve() / "src"), str(root)])
         command = [sys.executable, "-m", "benchmarks.small", "--json"]
         env = {**os.environ, "PYTHONPATH": paths}
-        before = json.loads(subprocess.run(command, env=env, cwd=root, capture_output=True, check=True).stdout)
+        before = json.loads(subprocess.run(command, env=env, cwd=root, stdout=subprocess.PIPE, check=True).stdout)
     for name, figure in measure().items():
         beside = f"{before[name]:11.2f} before, {before[name] / figure:8.1f} times as much" if name in before else ""
         print(f"{figure:11.2f} {beside}  {name}")

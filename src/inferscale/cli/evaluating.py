@@ -425,12 +425,10 @@ def _accuracy(accuracy: float, standard_error: float, count: int) -> str:
     """An accuracy with its standard error; where all are right or all wrong, which has none, with Wilson's interval."""
     if accuracy not in (0.0, 1.0) or not count:
         return f"{100 * accuracy:.1f} ± {100 * standard_error:.1f} %"
-    bound = _Z**2 / (count + _Z**2)  # of Wilson's 95 % interval, whose other end is the accuracy itself
-    low, high = (0.0, bound) if accuracy == 0 else (1 - bound, 1.0)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
     return f"{100 * accuracy:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
-
-
-_Z = 1.96
 
 
 def distinct_names(models: Sequence[str]) -> list[str]:
