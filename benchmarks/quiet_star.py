@@ -48,7 +48,7 @@ class Recomputing(ThinkingDecoder):
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Compute logits of the first tokens."""
         self._live = list(branches)
-        self.traces.update({branch.key: Trace(branch) for branch in branches})
+        self._traces.update({id(branch): Trace(branch) for branch in branches})
         self._rows = [list(branch.prefix) for branch in branches]
         return self._again()
 
@@ -64,7 +64,7 @@ class Recomputing(ThinkingDecoder):
 
     def _again(self) -> Tensor:
         for branch in self._live:
-            self.traces[branch.key].thought.append(True)
+            self._traces[id(branch)].thought.append(True)
         numbers = branch_numbers(self._live, 1, self.settings.length, self.quiet.backbone.device)
         base, after = self._states(numbers)
         return self.quiet.logits(mix(base, after, self.quiet.head(base, after)))

@@ -74,6 +74,13 @@ class CachedText:
             text.feed(backbone.embed(ids), keep)
         return text
 
+    @classmethod
+    def joined(cls, texts: Sequence[CachedText]) -> CachedText:
+        """Make one text of the rows of several, without the padding that they all have."""
+        rows = [(text, row) for text in texts for row in range(len(text.keep))]
+        most = max(int(text.keep.sum(dim=1).max()) for text in texts)
+        return cls.prefill(texts[0].backbone, [()] * len(rows), [[text.cut(row, 0, most)] for text, row in rows])
+
     @property
     def can_roll_back(self) -> bool:
         """True if what was fed last can be taken back; else only a `fork` can be thought on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from inferscale.base import Generator
+from inferscale.base import Generator, Sampling
 from inferscale.flops.calibration import closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost
 from inferscale.flow import GenerateRequest
@@ -24,7 +24,7 @@ from inferscale.runtime.processing import LogitsProcessing
 from inferscale.runtime.prompts import ControlTokens
 from inferscale.runtime.sampling import Confidence, Sampler, TokenSampler, choose_sampler
 from inferscale.runtime.text import StepDelimiter, checked_stops
-from inferscale.tree import Node, Step, branch_key
+from inferscale.tree import Node, Step
 
 from .cache import CachedText, check_cached, think_once
 from .head import mean_of_thoughts, mix
@@ -213,9 +213,8 @@ class ThinkingDecoder(Decoder):
     Attributes:
         quiet: The model.
         settings: Of the thoughts.
-        traces: Thoughts by the key of their branch; taken out by who asked.
-        muted: Keys of branches that do not think (no budget for it).
-        passes: Forwards so far.
+        passes: Forwards so far, those of decoders made by `another` included.
+        records: Thoughts of finished branches by their keys, if they are to be kept.
     """
 
     def __init__(
@@ -228,28 +227,36 @@ class ThinkingDecoder(Decoder):
     ) -> None:
         self.quiet = quiet
         self.settings = settings
-        self.traces: dict[int, Trace] = {}
-        self.muted: set[int] = set()
         self.passes = 0
+        self.records: dict[int, list[tuple[ThoughtRecord, ...]]] = {}
         self._stats = stats
         self._record = record
         self._sampler = Sampler(settings.temperature)
+        try:
+            self._spec: ModelSpec | None = closed_form(quiet.model)
+        except UnknownArchitectureError:
+            self._spec = None  # the runner warns
         self._checked = False
+        self._first = self  # counts passes for all that are made of it
+        self._traces: dict[int, Trace] = {}  # of branches that were not handed over, by their `id`
         self._live: list[Branch] = []
         self._text: CachedText | None = None
-        self._newest = torch.empty(0)
         # Keys cannot be moved out of a window that counts padding, nor out of a recurrent state.
         body = quiet.backbone
-        movable = body.attention_only and body.window is None and body.takes_positions
-        self._prefixes = PrefixCache(max_cache_bytes) if movable and max_cache_bytes else None
+        self.refills = body.attention_only and body.window is None and body.takes_positions
+        self._prefixes = PrefixCache(max_cache_bytes) if self.refills and max_cache_bytes else None
+
+    def another(self) -> ThinkingDecoder:
+        """Make a decoder without rows that parks keys and values, and records thoughts, in the same place."""
+        other = copy.copy(self)
+        other._traces, other._live, other._text = {}, [], None
+        return other
 
     def start(self, branches: Sequence[Branch]) -> Tensor:
         """Compute logits of the first token of each branch; what branches share is read once, if it is not held."""
-        if not self._checked:
+        if not self._first._checked:
             check_cached(self.quiet)
-            self._checked = True
-        self._live = list(branches)
-        self.traces.update({branch.key: Trace(branch) for branch in branches})
+            self._first._checked = True
         prefixes = [branch.prefix[:-1] for branch in branches]  # the newest token is fed with the thought after it
         rows: dict[tuple[int, ...], int] = {}
         held: list[list[Tensor]] = []
@@ -259,13 +266,18 @@ class ThinkingDecoder(Decoder):
                 rows[prefix] = len(rows)
                 held.append(self._held(branch, len(prefix)))
                 missing.append(prefix[sum(part.shape[3] for part in held[-1]) :])
-        self._text = CachedText.prefill(self.quiet.backbone, missing, held)
-        self._text.select([rows[prefix] for prefix in prefixes])
+        text = CachedText.prefill(self.quiet.backbone, missing, held)
+        text.select([rows[prefix] for prefix in prefixes])
         read = sum(map(len, missing))
         self._stats.prefill_tokens += read + len(branches)
         self._stats.reused_tokens += sum(map(len, prefixes)) - read
-        self._newest = torch.tensor([branch.prefix[-1] for branch in branches], device=self.quiet.backbone.device)
-        return self._logits()
+        self._traces.update({id(branch): Trace(branch) for branch in branches})
+        newest = torch.tensor([branch.prefix[-1] for branch in branches], device=self.quiet.backbone.device)
+        logits = self._logits(text, branches, newest)
+        # the new rows stand behind those that decode
+        self._text = text if self._text is None else CachedText.joined([self._text, text])
+        self._live += branches
+        return logits
 
     def _held(self, branch: Branch, most: int) -> list[Tensor]:
         """Keys and values that are held of the first `most` tokens of a branch's prefix, piece by piece."""
@@ -280,8 +292,9 @@ class ThinkingDecoder(Decoder):
 
     def step(self, tokens: Tensor) -> Tensor:
         """Compute logits after one more token in each row."""
-        self._newest = tokens
-        return self._logits()
+        if self._text is None:
+            raise RuntimeError("start() comes before step()")
+        return self._logits(self._text, self._live, tokens)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these; what the others have read is parked."""
@@ -300,9 +313,19 @@ class ThinkingDecoder(Decoder):
         elif self._text is not None:
             self._text.select(rows)
 
+    def finished(self, branch: Branch, step: Step) -> Step:
+        """Return the step with its thoughts, and their price, on the bill."""
+        trace = self._traces.pop(id(branch), None)
+        if trace is None:  # it was not begun, and costs nothing
+            return step
+        if self._record:
+            self.records[branch.key] = trace.records
+        prompt, thought, flops = trace.charges(self._spec, self.settings, self.quiet.head.flops)
+        return replace(step, prompt_tokens=prompt, thought_tokens=thought, flops=flops)
+
     def make_room(self) -> None:
         """Drop the rows and everything parked."""
-        self._text = None
+        self._text, self._live = None, []
         if self._prefixes is not None:
             self._prefixes.shrink(0)
             self._tell()
@@ -319,59 +342,65 @@ class ThinkingDecoder(Decoder):
             self._stats.cache_bytes = self._prefixes.bytes
             self._stats.evictions = self._prefixes.evictions
 
-    def _logits(self) -> Tensor:
-        """Logits of the next token of each row, `[rows, vocabulary]`, after the thoughts that its rule wants."""
-        text, quiet, settings = self._text, self.quiet, self.settings
-        if text is None:
-            raise RuntimeError("start() comes before step()")
-        passes = text.passes
-        newest = quiet.backbone.embed(self._newest[:, None])  # [rows, 1, hidden]; not in the cache yet
-        for branch in self._live:
-            self.traces[branch.key].records.append(())
-        wanted = [] if settings.rule.needs_entropy else self._wanted([None] * len(self._live))
+    def _logits(self, text: CachedText, live: Sequence[Branch], ids: Tensor) -> Tensor:
+        """Logits of the next token of each row, `[rows, vocabulary]`, after the thoughts that its rule wants.
+
+        Args:
+            text: The rows.
+            live: Their branches.
+            ids: Their newest tokens, `[rows]`, which `text` has not read.
+        """
+        quiet, settings, passes = self.quiet, self.settings, text.passes
+        newest = quiet.backbone.embed(ids[:, None])  # [rows, 1, hidden]
+        traces = [self._traces[id(branch)] for branch in live]
+        for trace in traces:
+            trace.records.append(())
+        wanted = [] if settings.rule.needs_entropy else self._wanted(live, [None] * len(live))
         if wanted and all(wanted) and settings.num_thoughts == 1 and text.can_roll_back:
             # All rows think on the cache itself, which then forgets the thought and keeps the newest token.
-            logits = self._after_thoughts(text, newest, None, list(range(len(self._live))))
+            logits = self._after_thoughts(text, newest, None, traces)
             text.rollback(settings.length + 2)
         else:
             base = text.feed(newest)[:, -1]  # [rows, hidden]
             logits = quiet.logits(base)
             if settings.rule.needs_entropy:
                 logprobs = logits.float().log_softmax(dim=-1)
-                wanted = self._wanted((-(logprobs.exp() * logprobs).sum(dim=-1)).tolist())
+                wanted = self._wanted(live, (-(logprobs.exp() * logprobs).sum(dim=-1)).tolist())
             rows = [row for row, thinks in enumerate(wanted) if thinks]
             if rows:  # they think, each as often as asked, on a copy of their keys and values
                 index = torch.tensor(rows, device=base.device)
                 copies = index.repeat_interleave(settings.num_thoughts)
-                fork = text.fork(copies)
-                logits[index] = self._after_thoughts(fork, None, base[copies], rows).to(logits.dtype)
-                self.passes += fork.passes
-        for branch, thinks in zip(self._live, wanted, strict=True):
-            self.traces[branch.key].thought.append(thinks)
-        self.passes += text.passes - passes
+                fork, thinking = text.fork(copies), [traces[row] for row in rows]
+                logits[index] = self._after_thoughts(fork, None, base[copies], thinking).to(logits.dtype)
+                self._first.passes += fork.passes
+        for trace, thinks in zip(traces, wanted, strict=True):
+            trace.thought.append(thinks)
+        self._first.passes += text.passes - passes
         return logits
 
-    def _wanted(self, entropies: Sequence[float | None]) -> list[bool]:
-        """True for each row that thinks before its next token."""
+    def _wanted(self, live: Sequence[Branch], entropies: Sequence[float | None]) -> list[bool]:
+        """True for each branch that thinks before its next token."""
         return [
-            branch.key not in self.muted
+            not branch.is_muted
             and self.settings.rule.thinks(TokenContext(branch.step_tokens, len(branch.tokens), entropy))
-            for branch, entropy in zip(self._live, entropies, strict=True)
+            for branch, entropy in zip(live, entropies, strict=True)
         ]
 
-    def _after_thoughts(self, text: CachedText, newest: Tensor | None, base: Tensor | None, rows: list[int]) -> Tensor:
+    def _after_thoughts(
+        self, text: CachedText, newest: Tensor | None, base: Tensor | None, traces: Sequence[Trace]
+    ) -> Tensor:
         """Think at the end of `text` and mix: logits `[rows, vocabulary]`; the thought stays in the cache.
 
         Args:
-            text: `num_thoughts` rows for each of `rows`.
+            text: `num_thoughts` rows for each of `traces`.
             newest: Embeddings of their newest tokens, `[rows, 1, hidden]`, if `text` has not read them.
             base: Their plain states, `[rows * num_thoughts, hidden]`, if it has.
-            rows: Numbers of the rows that think.
+            traces: Of the rows that think.
         """
-        quiet, count, live = self.quiet, self.settings.num_thoughts, [self._live[row] for row in rows]
-        device = quiet.backbone.device
-        numbers = branch_numbers(live, count, self.settings.length, device)
-        flags = [branch.request.greedy for branch in live]  # greedy requests think greedily too
+        quiet, count = self.quiet, self.settings.num_thoughts
+        device, branches = quiet.backbone.device, [trace.branch for trace in traces]
+        numbers = branch_numbers(branches, count, self.settings.length, device)
+        flags = [branch.request.greedy for branch in branches]  # greedy requests think greedily too
         greedy = torch.tensor(flags, device=device).repeat_interleave(count) if any(flags) else None
         thought = think_once(quiet, text, newest, numbers, self._sampler, greedy)
         base = thought.before if base is None else base
@@ -381,9 +410,9 @@ class ThinkingDecoder(Decoder):
         if self._record:
             columns = (thought.tokens.tolist(), thought.logprobs.sum(dim=1).tolist(), weight[:, 0].tolist())
             records = [ThoughtRecord(tuple(ids), logprob, w) for ids, logprob, w in zip(*columns, strict=True)]
-            for number, branch in enumerate(live):
-                self.traces[branch.key].records[-1] = tuple(records[number * count : (number + 1) * count])
-        return mean_of_thoughts(logits.unflatten(0, (len(rows), count)))
+            for number, trace in enumerate(traces):
+                trace.records[-1] = tuple(records[number * count : (number + 1) * count])
+        return mean_of_thoughts(logits.unflatten(0, (len(traces), count)))
 
 
 class QuietSTaRGenerator(Generator):
@@ -499,11 +528,9 @@ class QuietSTaRGenerator(Generator):
         self.settings = ThoughtSettings(length, thought_temperature, num_thoughts, when or EveryToken())
         self.quiet = quiet
         self._record = record_thoughts
-        self._records: dict[int, list[tuple[ThoughtRecord, ...]]] = {}
         check_cache_options(cache, max_cache_bytes)
         size = cache_bytes(quiet.model, max_cache_bytes)
         self._cache_bytes = 0 if cache == "none" else size
-        self._lock = threading.Lock()
         check_vocabulary(quiet.model, tokenizer)
         context = context_length(quiet.model.config)
         if context is not None:
@@ -524,6 +551,7 @@ class QuietSTaRGenerator(Generator):
             chat_template_kwargs=chat_template_kwargs,
             tools=tools,
             control_tokens=control_tokens,
+            price=1 + self.settings.tokens,
         )
         self.thinking = branches.thinking
         self.takes_messages = branches.prompts.chat
@@ -539,10 +567,6 @@ class QuietSTaRGenerator(Generator):
             processing=self.processing,
             decoder=self._make_decoder,
         )
-        try:
-            self._spec: ModelSpec | None = closed_form(quiet.model)
-        except UnknownArchitectureError:
-            self._spec = None  # the runner has warned
 
     def _make_decoder(self, stats: GeneratorStats) -> Decoder:
         self._decoder = ThinkingDecoder(self.quiet, self.settings, stats, self._record, self._cache_bytes)
@@ -565,30 +589,12 @@ class QuietSTaRGenerator(Generator):
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Sample ``request.n`` steps for each request, in order; see the class for what a step holds."""
-        keys = [[branch_key(r.node.key, r.first + index) for index in range(r.n)] for r in requests]
-        each = 1 + self.settings.tokens
-        visible: list[GenerateRequest] = []  # requests with their caps in visible tokens, each with its thoughts
-        muted: set[int] = set()
-        for request, names in zip(requests, keys, strict=True):
-            cap = request.max_tokens
-            if cap is not None and cap < each:
-                muted.update(names)  # not even one thought: all of the cap goes into visible tokens
-            elif cap is not None:
-                request = replace(request, max_tokens=cap // each)
-            visible.append(request)
-        with self._lock:
-            decoder = self._decoder
-            decoder.muted = muted
-            groups = self._runner.generate(visible)
-            traces, decoder.traces = decoder.traces, {}
-            if self._record:
-                self._records |= {key: trace.records for key, trace in traces.items()}
-        for names, steps in zip(keys, groups, strict=True):
-            for index, name in enumerate(names):
-                if name in traces:  # else it had no room for a token, and costs nothing
-                    prompt, thought, flops = traces[name].charges(self._spec, self.settings, self.quiet.head.flops)
-                    steps[index] = replace(steps[index], prompt_tokens=prompt, thought_tokens=thought, flops=flops)
-        return groups
+        return self._runner.generate(requests)
+
+    def open(self) -> Sampling:
+        """Open a session, as that of `HFGenerator`: branches come as they end, and others take their rows."""
+        own = getattr(self.generate, "__func__", None) is QuietSTaRGenerator.generate
+        return self._runner.open() if own else super().open()
 
     def thoughts_of(self, node: Node) -> tuple[tuple[ThoughtRecord, ...], ...]:
         """Return the thoughts before each sampled token of a node's step, ``()`` where there was none.
@@ -600,17 +606,16 @@ class QuietSTaRGenerator(Generator):
         """
         if not self._record:
             raise ValueError("thoughts are not kept: make the generator with record_thoughts=True")
-        return tuple(self._records.get(node.key, ()))
+        return tuple(self._decoder.records.get(node.key, ()))
 
     def forget_thoughts(self) -> None:
         """Drop all recorded thoughts."""
-        self._records.clear()
+        self._decoder.records.clear()
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """Return the most tokens that one sample of `request` can have, thoughts included."""
-        return self._runner.branches.max_sample_tokens(request) * (1 + self.settings.tokens)
+        return self._runner.branches.max_sample_tokens(request)
 
     def release(self, root: Node) -> None:
         """Forget what was cached for a search that has ended; recorded thoughts stay."""
-        with self._lock:
-            self._decoder.release(root.key)
+        self._runner.release(root)

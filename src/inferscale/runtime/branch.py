@@ -56,6 +56,7 @@ class Branch:
         forced: Ids of the forced text.
         text: Text and step ends of ids.
         limits: Lengths.
+        price: Tokens that a budget is charged with for each sampled one, thoughts before it included.
         tokens: Ids sampled so far.
         finish: Why sampling stopped; ``None`` while it goes on.
         logprob: Sum of the tokens' log-probabilities.
@@ -71,6 +72,7 @@ class Branch:
     forced: tuple[int, ...]
     text: TokenText
     limits: Limits
+    price: int = 1
     tokens: list[int] = field(default_factory=list)
     finish: FinishReason | None = None
     logprob: float = 0.0
@@ -99,16 +101,27 @@ class Branch:
         return len(self.tokens) - (max(self._ends[-1][1] - len(self.forced), 0) if self._ends else 0)
 
     @property
+    def is_muted(self) -> bool:
+        """True if what the request may cost does not do for one token with thoughts: all of it goes into plain ones."""
+        return self.request.max_tokens is not None and self.request.max_tokens < self.price
+
+    @property
+    def cap(self) -> int | None:
+        """The most tokens that the request may sample; ``None`` if it sets no bound."""
+        cap = self.request.max_tokens
+        return cap if cap is None or self.is_muted else cap // self.price
+
+    @property
     def most_tokens(self) -> int:
         """The most tokens that can still come."""
-        caps = [self.room, self.limits.step if self.request.until == "step" else None, self.request.max_tokens]
+        caps = [self.room, self.limits.step if self.request.until == "step" else None, self.cap]
         return min(cap for cap in caps if cap is not None) - len(self.tokens)
 
     @property
     def due(self) -> int:
         """Number of sampled tokens at which length alone ends a step, or the branch."""
         full = len(self.tokens) - self.step_tokens + self.limits.step
-        cap = self.request.max_tokens
+        cap = self.cap
         return min(full, self.room) if cap is None else min(full, self.room, cap)
 
     def restart(self) -> None:
@@ -125,7 +138,7 @@ class Branch:
         self.tokens += tokens
         self.logprob = math.fsum((self.logprob, *logprobs))
         self.confidence = math.fsum((self.confidence, *confidences))
-        token, cap = tokens[-1], self.request.max_tokens
+        token, cap = tokens[-1], self.cap
         full = self.step_tokens >= self.limits.step
         text = None  # of most tokens, which can end nothing, it is not needed
         if token not in self.text.eos_ids and (full or self.text.may_end(np.array([token]))[0]):
@@ -221,6 +234,7 @@ class BranchFactory:
         prompts: Plain, or the turns of a chat.
         thinking: The markers of thoughts that chat template or vocabulary show.
         encode: From a problem to its ids.
+        price: Tokens that a budget is charged with for each sampled one, thoughts before it included.
     """
 
     def __init__(
@@ -236,9 +250,11 @@ class BranchFactory:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Any] | None = None,
         control_tokens: ControlTokens | None = None,
+        price: int = 1,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits
+        self.price = price
         self.prompts = PromptFormat.choose(
             tokenizer,
             chat_template,
@@ -266,19 +282,19 @@ class BranchFactory:
         keys = [branch_key(node.key, request.first + index) for index in range(request.n)]
         text = self.text.stopping_at(request.stop) if request.stop else self.text
         return [
-            Branch(request, index, key, prompt, node.token_ids, forced, text, self.limits)
+            Branch(request, index, key, prompt, node.token_ids, forced, text, self.limits, self.price)
             for index, key in enumerate(keys)
         ]
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
-        """The most tokens that one sample of `request` can have, its own `max_tokens` left out.
+        """The most tokens that one sample of `request` can cost, its own `max_tokens` left out.
 
         Raises:
             ValueError: If the prompt does not fit into the model's context.
         """
         prompt, forced = self._ids(request)
         room = self.limits.room(len(prompt), len(request.node.token_ids) + len(forced))
-        return max(min(room, self.limits.step) if request.until == "step" else room, 1)
+        return max(min(room, self.limits.step) if request.until == "step" else room, 1) * self.price
 
     def _ids(self, request: GenerateRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of the prompt, and of the forced text on its own."""

@@ -90,6 +90,10 @@ class Decoder(ABC):
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these; their branches have ended. There may be none."""
 
+    def finished(self, branch: Branch, step: Step) -> Step:
+        """The step of a branch that has ended, with what this decoder alone knows of it."""
+        return step
+
     def make_room(self) -> None:
         """Memory ran out: lets go of everything that can be computed again."""
 
@@ -742,7 +746,8 @@ class RunnerSampling(Sampling):
         samples = []
         for branch in ended:
             ticket, _ = self._tickets.pop(id(branch))
-            samples.append((ticket, branch.index, branch.step(runner._charges.sample)))
+            step = self._plain.decoder.finished(branch, branch.step(runner._charges.sample))
+            samples.append((ticket, branch.index, step))
         report_tokens(runner.model, sampled=sum(step.generated_tokens for _, _, step in samples))
         runner.stats.seconds += time.perf_counter() - started
         return samples
@@ -751,8 +756,9 @@ class RunnerSampling(Sampling):
         """The rows that are to go on; ``None`` if no branch is left."""
         if self._shared:
             return self._shared
-        if not self._plain and self._apart:
-            alike, decoder = [self._apart], self._plain.decoder
+        decoder = self._plain.decoder
+        if self._apart and (decoder.refills or not self._plain):
+            alike = [self._apart]
             if isinstance(decoder, StatelessDecoder):
                 alike = decoder.alike(self._apart)
             self._plain.submit(alike[0])
