@@ -3,9 +3,10 @@
 Run with ``python -m benchmarks.strategies``. A budget is what so many plain samples cost, reward included. Each
 strategy has one size (width, simulations, particles, ...), which is chosen so that its mean total FLOPs should meet
 the budget: from what it spent on development problems, then from what it spent at the budget before. The table shows
-what it really spent. Standard errors are over
-problems. ``--judge simulated`` is no trained model: it is the exact label with noise of the AUC given, charged as one
-forward of the policy over every token that it reads.
+what it really spent, and the most bytes that keys and values of a problem's tree take at one level. Standard errors are
+over problems; ``--against "REBASE"`` adds differences to that row, paired by problem. ``--judge simulated`` is no
+trained model: it is the exact label with noise of the AUC given, charged as one forward of the policy over every token
+that it reads.
 """
 
 from __future__ import annotations
@@ -82,6 +83,11 @@ def families() -> list[Family]:
         Family(named("beam", lookahead=1), [("beam search, look-ahead 1", WEIGHTED)], unit=4),
         Family(named("dvts"), [("DVTS", WEIGHTED)], unit=4),
         Family(named("rebase"), [("REBASE", WEIGHTED), ("REBASE, best of n", BestOfN())]),
+        Family(named("rebase", granularity=2), [("REBASE, granularity 2", WEIGHTED)]),
+        Family(named("beam", granularity=2), [("beam search, granularity 2", WEIGHTED)], unit=4),
+        Family(named("dora"), [("DORA", WEIGHTED)]),
+        Family(named("ets"), [("ETS", WEIGHTED)]),
+        Family(named("speculative-rejection"), [("speculative rejection", BestOfN())]),
         Family(named("stepwise"), [("step-wise greedy", WEIGHTED)]),
         Family(named("best-first"), [("best first", WEIGHTED)]),
         Family(named("depth-first", branching=2, max_finished=None), [("depth first", WEIGHTED)]),
@@ -174,12 +180,34 @@ def run(
     )
 
 
-def cell(results: Sequence[SearchResult], aggregator: Aggregator, budget: float) -> str:
-    """Accuracy in percent, its standard error over problems, and the share of the budget spent."""
-    right = [bool(result.reaggregate(aggregator).is_correct) for result in results]
+def kv_tokens(result: SearchResult) -> int:
+    """The most tokens whose keys and values one level of the tree needs: its nodes and all that they stand on."""
+    held: dict[int, set[Node]] = {}
+    for node in result.root.walk():
+        held.setdefault(node.depth, set()).update(node.path)
+    return max(sum(step.generated_tokens for node in nodes if (step := node.step)) for nodes in held.values())
+
+
+def correct(results: Sequence[SearchResult], aggregator: Aggregator) -> list[bool]:
+    """Whether each problem was answered rightly."""
+    return [bool(result.reaggregate(aggregator).is_correct) for result in results]
+
+
+def cell(results: Sequence[SearchResult], aggregator: Aggregator, budget: float, kv_bytes: int) -> str:
+    """Accuracy in percent, its standard error over problems, the share of the budget spent, and kilobytes of cache."""
+    right = correct(results, aggregator)
     accuracy = sum(right) / len(right)
     error = math.sqrt(accuracy * (1 - accuracy) / max(1, len(right) - 1))
-    return f"{100 * accuracy:5.1f} ± {100 * error:3.1f} ({mean_flops(results) / budget:4.2f})"
+    cached = kv_bytes * sum(map(kv_tokens, results)) / len(results) / 1000
+    return f"{100 * accuracy:5.1f} ± {100 * error:3.1f} ({mean_flops(results) / budget:4.2f}, {cached:4.0f} kB)"
+
+
+def difference(right: Sequence[bool], base: Sequence[bool]) -> str:
+    """The mean difference to another row in percent, and its standard error over the same problems."""
+    gains = [int(a) - int(b) for a, b in zip(right, base, strict=True)]
+    mean = sum(gains) / len(gains)
+    error = math.sqrt(sum((gain - mean) ** 2 for gain in gains) / max(1, len(gains) - 1) / len(gains))
+    return f"{100 * mean:+5.1f} ± {100 * error:3.1f}"
 
 
 def main() -> None:
@@ -193,6 +221,7 @@ def main() -> None:
     parser.add_argument("--auc", type=float, default=0.9, help="of the simulated judge")
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose name holds one of these texts")
+    parser.add_argument("--against", help="also print differences to the row of this name, paired by problem")
     options = parser.parse_args()
     started = time.perf_counter()
     model, tokenizer = zoo.load(options.policy)
@@ -206,9 +235,13 @@ def main() -> None:
     budgets = [plain * samples for samples in options.samples]
     print(f"{len(test)} test problems, policy {options.policy}, judge {options.judge}, T {options.temperature}")
     print(
-        f"accuracy in % ± standard error (share of the budget spent); one sample is {plain:.3g} FLOPs, reward included"
+        "accuracy in % ± standard error (share of the budget spent, most bytes of keys and values); "
+        f"one sample is {plain:.3g} FLOPs, reward included"
     )
-    print(f"{'':36}" + "".join(f"{f'{samples} samples':>22}" for samples in options.samples))
+    print(f"{'':36}" + "".join(f"{f'{samples} samples':>31}" for samples in options.samples))
+    config, outcomes = model.config, dict[str, list[list[bool]]]()
+    heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    kv_bytes = 2 * config.num_hidden_layers * heads * model.dtype.itemsize  # of one token
     for family in families():
         if not any(text in name for name, _ in family.votes for text in options.only):
             continue
@@ -220,8 +253,14 @@ def main() -> None:
             rows.append(run(family, size, test, generator, reward))
             spent = mean_flops(rows[-1])
         for name, aggregator in family.votes:
-            cells = (cell(results, aggregator, budget) for results, budget in zip(rows, budgets, strict=True))
-            print(f"{name:36}" + "".join(f"{text:>22}" for text in cells), flush=True)
+            cells = (cell(results, aggregator, budget, kv_bytes) for results, budget in zip(rows, budgets, strict=True))
+            print(f"{name:36}" + "".join(f"{text:>31}" for text in cells), flush=True)
+            outcomes[name] = [correct(results, aggregator) for results in rows]
+    if options.against:
+        print(f"difference to {options.against}, paired by problem")
+        for name, rights in outcomes.items():
+            pairs = zip(rights, outcomes[options.against], strict=True)
+            print(f"{name:36}" + "".join(f"{difference(*pair):>31}" for pair in pairs))
     print(f"{time.perf_counter() - started:.0f} seconds")
 
 

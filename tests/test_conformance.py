@@ -12,6 +12,9 @@ from inferscale.engine import SearchResult, solve
 from inferscale.flow import expand, score
 from inferscale.strategies import (
     ABMCTS,
+    DORA,
+    DVTS,
+    ETS,
     MCTS,
     REBASE,
     AdaptiveConsistency,
@@ -30,6 +33,8 @@ from inferscale.strategies import (
     RepeatedSampling,
     Restart,
     SelfRefine,
+    SpeculativeRejection,
+    StepwiseGreedy,
     Then,
     registry,
 )
@@ -41,13 +46,17 @@ STRATEGIES = [entry.make(6) for entry in registry().values()] + [
     AdaptiveConsistency(8, rule="dirichlet", num_parallel=3),
     BeamSearch(1, 2, lookahead=2),
     BeamSearch(2, 3, filter_duplicates=True),
+    BeamSearch(2, 2, lookahead=1, granularity=2),
     BestFirst(6, 2, num_parallel=3, max_finished=1),
     BudgetForcing(9, num_waits=1),
     BudgetForcing(None, num_waits=1, n=2, max_depth=8),
     ComputeOptimal((RepeatedSampling(2), MCTS(4), REBASE(4)), (0.4, 0.6), num_probes=3),
     ComputeOptimal((RepeatedSampling(2), BeamSearch(1, 2)), (0.5,), num_probes=3, measure="agreement"),
+    DORA(6, granularity=2),
+    DVTS(2, 2, granularity=3),
     DeepConf(3, 8, keep=0.5, window=4, num_parallel=2),
     DepthFirst(6, 2, threshold=0.3, max_finished=None),
+    ETS(6, cost_weight=0.2, max_distance=0.7, granularity=2),
     EarlyStoppingConsistency(2, 7),
     Fallback(BeamSearch(1, 2, max_depth=2), MCTS(6)),
     Limited(ParticleFilter(4), 9),
@@ -63,8 +72,11 @@ STRATEGIES = [entry.make(6) for entry in registry().values()] + [
     ParticleGibbs(3, 2),
     ParallelSequential(2, 2, best_of_chain=True),
     REBASE(6, truncate_ratio=0.5),
+    REBASE(6, granularity=2),
     Restart(BeamSearch(1, 2, max_depth=3), 3),
     SelfRefine(2, n=2),
+    SpeculativeRejection(6, 0.4, 12),
+    StepwiseGreedy(3, granularity=2),
     Then(ParticleFilter(3, max_depth=2), ParticleFilter(2)),
 ]
 

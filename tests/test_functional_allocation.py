@@ -1,6 +1,8 @@
-"""`rebase_allocation`: the table of roundings, rational arithmetic, and the sum over many random cases."""
+"""Allocations: the table of roundings, rational arithmetic, sums over random cases; directions; whole subsets."""
 
+import itertools
 import math
+import random
 import sys
 from fractions import Fraction
 
@@ -10,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferscale.functional import rebase_allocation, softmax
+from inferscale.functional import dora_allocation, ets_selection, rebase_allocation, softmax
 
 KINDS = {"list": list, "numpy": np.asarray, "torch": lambda x: torch.tensor(x, dtype=torch.float64)}
 if torch.cuda.is_available():
@@ -220,3 +222,81 @@ def test_the_calls_in_python_grow_no_faster_than_the_row():
 
     assert calls(64) <= 400
     assert calls(2048) <= 40 * calls(64)
+
+
+# Directions (DORA) ---------------------------------------------------------------------------------------------------
+
+
+def directions(sizes):
+    """Similarities of nodes in directions of these sizes: 1 within, 0 between."""
+    which = [k for k, size in enumerate(sizes) for _ in range(size)]
+    return [[float(a == b) for b in which] for a in which], which
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_direction_gets_what_one_solution_of_its_score_would_get(kind):
+    # Theorem of the paper: summed over a direction, counts are those of REBASE over one solution each.
+    similarities, which = directions([5, 1, 2])
+    scores, shares = [0.6, 0.5, 0.7], rebase_allocation([0.6, 0.5, 0.7], 4000, 0.1)
+    counts = dora_allocation(KINDS[kind]([scores[k] for k in which]), similarities, 4000, 0.1, 0.01)
+    assert counts.sum() == 4000
+    for k, share in enumerate(shares.tolist()):
+        got = sum(count for count, own in zip(counts.tolist(), which, strict=True) if own == k)
+        assert abs(got - share) <= len(which)
+    batch = dora_allocation(KINDS[kind]([[scores[k] for k in which]] * 2), [similarities] * 2, 4000, 0.1, 0.01)
+    assert batch.tolist() == [counts.tolist()] * 2
+
+
+def test_directions_against_the_equations_by_hand():
+    similarities = [[1.0, 0.9, 0.1], [0.9, 1.0, 0.2], [0.1, 0.2, 1.0]]
+    gamma = [math.exp(1 / 0.1) / sum(math.exp(s / 0.1) for s in row) for row in similarities]  # equation 11
+    weights = [math.exp(score / 0.2) * g for score, g in zip([0.7, 0.6, 0.4], gamma, strict=True)]
+    expected = rebase_allocation([math.log(w) for w in weights], 100, 1.0)
+    assert dora_allocation([0.7, 0.6, 0.4], similarities, 100, 0.2, 0.1).tolist() == expected.tolist()
+    assert (
+        dora_allocation([0.7, 0.6, 0.4], similarities, 100, 0.2, math.inf).tolist()
+        == rebase_allocation([0.7, 0.6, 0.4], 100, 0.2).tolist()
+    )
+    with pytest.raises(ValueError, match=r"\[..., N, N\]"):
+        dora_allocation([0.7, 0.6], similarities, 100, 0.2, 0.1)
+
+
+# Subsets that share their paths (ETS) --------------------------------------------------------------------------------
+
+
+def best_subset(weights, needed, clusters, cost_weight, coverage_weight):
+    """The greatest value of the objective over all subsets but the empty one."""
+    n, m, k = len(weights), len(needed[0]), len(set(clusters))
+
+    def value(subset):
+        inner = sum(any(needed[i][j] for i in subset) for j in range(m))
+        covered = len({clusters[i] for i in subset})
+        cost = cost_weight * (len(subset) + inner) / (n + m)
+        return sum(weights[i] for i in subset) - cost + coverage_weight * covered / k
+
+    subsets = [s for size in range(1, n + 1) for s in itertools.combinations(range(n), size)]
+    return max(map(value, subsets)), value
+
+
+@pytest.mark.parametrize("trial", range(12))
+def test_the_subset_is_the_best_of_all(trial):
+    rng = random.Random(trial)
+    n, m = rng.randint(1, 7), rng.randint(1, 5)
+    weights = [rng.random() / n for _ in range(n)]
+    needed = [[rng.random() < 0.4 for _ in range(m)] for _ in range(n)]
+    clusters = [rng.randrange(3) for _ in range(n)]
+    prices = rng.choice([0.0, 0.5, 1.0, 3.0, 50.0]), rng.choice([0.0, 0.5, 1.0])
+    kept = ets_selection(weights, needed, clusters, *prices)
+    best, value = best_subset(weights, needed, clusters, *prices)
+    assert kept.any()
+    assert value(tuple(np.flatnonzero(kept).tolist())) == pytest.approx(best, abs=1e-6)
+
+
+def test_leaves_that_share_a_path_are_kept_together_and_coverage_keeps_the_odd_one():
+    weights, needed, alone = [0.4, 0.35, 0.25], [[1, 0, 0], [1, 0, 0], [0, 1, 1]], [0, 0, 1]
+    assert ets_selection(weights, needed, alone, 0.0, 0.0).tolist() == [True, True, True]
+    assert ets_selection(weights, needed, alone, 1.2, 0.0).tolist() == [True, True, False]  # 0.25 < 1.2 * 3 / 6
+    assert ets_selection(weights, needed, alone, 1.2, 1.0).tolist() == [True, True, True]
+    assert ets_selection(weights, needed, alone, 100.0, 0.0).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match=r"\[N, M\]"):
+        ets_selection(weights, [1, 0, 0], alone, 1.0, 1.0)

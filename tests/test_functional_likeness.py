@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inferscale.functional import cosine_similarities, ngram_embeddings
+from inferscale.functional import cosine_similarities, likeness_clusters, ngram_embeddings
 
 
 def counted(first, second, max_length=4):
@@ -81,3 +81,19 @@ def test_vectors_that_cannot_be_are_refused():
         cosine_similarities([[math.inf]])
     with pytest.raises(ValueError, match=r"\[\.\.\., N, D\]"):
         cosine_similarities([1.0])
+
+
+def test_clusters_join_by_the_mean_distance_and_are_numbered_as_they_come():
+    # 0 and 2 are at distance 0.1, 3 is at 0.2 and 0.4 of them: 0.3 on average.
+    cosines = np.eye(4)
+    for first, second, value in [(0, 2, 0.9), (0, 3, 0.8), (2, 3, 0.6)]:
+        cosines[first, second] = cosines[second, first] = value
+    assert likeness_clusters(cosines, 0.05).tolist() == [0, 1, 2, 3]
+    assert likeness_clusters(cosines, 0.1 + 1e-9).tolist() == [0, 1, 0, 2]
+    assert likeness_clusters(cosines, 0.29).tolist() == [0, 1, 0, 2]
+    assert likeness_clusters(cosines, 0.31).tolist() == [0, 1, 0, 0]
+    assert likeness_clusters(cosines, 1.0).tolist() == [0, 0, 0, 0]
+    assert likeness_clusters(np.ones((3, 3)), 0.0).tolist() == [0, 0, 0]
+    assert likeness_clusters([[1.0]], 0.1).tolist() == [0]
+    with pytest.raises(ValueError, match=r"shape \[N, N\]"):
+        likeness_clusters([0.5, 0.5], 0.1)

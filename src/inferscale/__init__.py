@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from . import answers, evaluate, flops, functional, quiet_star, rewards, scaling, strategies, testing, viz, zoo
     from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Medoid, Oracle, answer_weights
     from .answers import normalize_answer, read_answer, same_answer
-    from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
+    from .base import Aggregator, Embedder, Generator, ProcessRewardModel, RewardModel, SearchStrategy
     from .cost import Budget, Cost
     from .engine import SearchResult, SearchUpdate, Solver, asolve, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
@@ -37,7 +37,7 @@ _MODULES = (
 _NAMES = {
     "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Medoid", "Oracle", "answer_weights"),
     "answers": ("normalize_answer", "read_answer", "same_answer"),
-    "base": ("Aggregator", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
+    "base": ("Aggregator", "Embedder", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
     "cost": ("Budget", "Cost"),
     "engine": ("SearchResult", "SearchUpdate", "Solver", "asolve", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
@@ -66,6 +66,7 @@ __all__ = [
     "ConfidenceVote",
     "Cost",
     "DVTS",
+    "Embedder",
     "FlopCounter",
     "Flow",
     "GenerateRequest",

@@ -7,11 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Self, get_args
+from typing import ClassVar, Protocol, Self, get_args, runtime_checkable
 
 from .cost import Cost
 from .flow import Flow, GenerateRequest
-from .functional import Reduction, reduce_steps
+from .functional import ArrayLike, Reduction, reduce_steps
 from .identity import Identified
 from .thinking import Thinking
 from .tree import FinishReason, Judge, Node, Step, Trajectory
@@ -254,6 +254,14 @@ class SearchStrategy(Identified, ABC):
     @abstractmethod
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """Return the leaves to vote over, as a Python generator that yields requests (see `inferscale.flow`)."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Gives texts vectors whose cosines say how alike they are."""
+
+    def embed(self, texts: Sequence[str]) -> ArrayLike:
+        """Return `[n, d]`, a row for each text, which depends on nothing but that text."""
 
 
 def check_judge(judge: Judge) -> Judge:

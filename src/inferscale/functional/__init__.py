@@ -5,10 +5,10 @@ CUDA) and lists go in; the same kind on the same device comes out, lists as NumP
 results given in float64, whole numbers in int64, whatever the precision of the input.
 """
 
-from .allocation import Rounding, rebase_allocation
+from .allocation import Rounding, dora_allocation, ets_selection, rebase_allocation
 from .arrays import Array, ArrayLike
 from .estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
-from .likeness import cosine_similarities, ngram_embeddings
+from .likeness import cosine_similarities, likeness_clusters, ngram_embeddings
 from .reductions import Reduction, logsumexp, reduce_steps, softmax
 from .resampling import Resampling, effective_sample_size, resample
 from .voting import majority_vote
@@ -21,7 +21,10 @@ __all__ = [
     "Rounding",
     "best_of_k",
     "cosine_similarities",
+    "dora_allocation",
     "effective_sample_size",
+    "ets_selection",
+    "likeness_clusters",
     "logsumexp",
     "majority_at_k",
     "majority_vote",

@@ -1,4 +1,4 @@
-"""Children for each node: reward-balanced allocation."""
+"""Children for each node: reward-balanced allocation, over directions, over a part of the tree."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from itertools import accumulate
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import NUMPY, Array, ArrayLike, NumpyOps, check_temperature, ops_for, require, require_items, whole_numbers
+from .reductions import logsumexp
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
 """Ways from shares to whole numbers; only ``"exact"`` spends exactly the budget."""
@@ -143,3 +145,98 @@ def _released(ops: NumpyOps, scores: Array, present: Array, budget: Array, tempe
         left, remaining = left - counts[-1], remaining - weights[..., i]
     require(finite, 'rounding="released" divided by a remainder of 0 (the published code crashes here): use "exact"')
     return ops.gather(xp.stack(counts, -1), ops.argsort(order))
+
+
+def dora_allocation(
+    scores: ArrayLike,
+    similarities: ArrayLike,
+    budget: int | ArrayLike,
+    temperature: float,
+    similarity_temperature: float,
+) -> Array:
+    """Number of children of each node where nodes that are alike share the weight of one; `budget` in all.
+
+    Shares are ``softmax(scores / T_b)_i * gamma_i`` with ``gamma_i = softmax(similarities[i] / T_s)_i``, which is one
+    over the number of nodes in its direction where similarities are 0 or 1 and T_s is small (Wang et al. 2025,
+    arXiv:2506.15707, equations 10 to 13). Rounded as `rebase_allocation` does.
+
+    Args:
+        scores: `[..., N]`, finite, higher is better.
+        similarities: `[..., N, N]`, cosines.
+        budget: Number of children for all nodes of a row, one number or `[...]`.
+        temperature: T_b, in units of the score.
+        similarity_temperature: T_s, in units of the cosine; infinity makes it `rebase_allocation`.
+
+    Returns:
+        `[..., N]` in int64; 0 means pruned.
+
+    Raises:
+        ValueError: If shapes do not fit, a number is not finite, or a temperature is not above 0.
+    """
+    ops = ops_for(scores, similarities, budget)
+    x, cosines = ops.float64(scores), ops.float64(similarities)
+    if tuple(cosines.shape) != (*x.shape, *x.shape[-1:]):
+        raise ValueError(
+            f"similarities of {tuple(x.shape)} scores have the shape [..., N, N], a number for every two nodes; "
+            f"got {tuple(cosines.shape)}"
+        )
+    require(ops.xp.isfinite(cosines), "similarities must be finite numbers; one is NaN or infinite")
+    scaled = cosines / check_temperature(similarity_temperature)
+    own = ops.xp.stack([scaled[..., i, i] for i in range(x.shape[-1])], -1) if x.shape[-1] else x
+    log_uniqueness = own - logsumexp(scaled)  # log gamma, equation 11
+    return rebase_allocation(x / check_temperature(temperature) + log_uniqueness, budget, 1.0)
+
+
+def ets_selection(
+    weights: ArrayLike, needed: ArrayLike, clusters: ArrayLike, cost_weight: float, coverage_weight: float
+) -> NDArray[np.bool_]:
+    """The leaves of a tree that are worth their inner nodes; at least one.
+
+    They maximise ``sum of weights - cost_weight * share of the tree's nodes + coverage_weight * share of the clusters``
+    (Hooper et al. 2025, arXiv:2502.13575), as an integer linear programme.
+
+    Args:
+        weights: `[N]`, what each leaf is worth.
+        needed: `[N, M]`, true where leaf i lies below inner node j.
+        clusters: `[N]`, whole numbers that say which leaves are alike.
+        cost_weight: Price of keeping all N + M nodes.
+        coverage_weight: What it is worth to keep a leaf of each cluster.
+
+    Returns:
+        `[N]`, true for the leaves that are kept. NumPy only, one tree at a time.
+
+    Raises:
+        ValueError: If shapes do not fit or a number is not finite.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    worth, below, kinds = np.asarray(weights, dtype=float), np.asarray(needed, dtype=bool), np.asarray(clusters)
+    n = len(worth)
+    if n == 0 or worth.shape != kinds.shape or below.shape[:1] != (n,) or below.ndim != 2:
+        raise ValueError(
+            f"weights and clusters have the shape [N] and needed [N, M]; got {worth.shape}, {kinds.shape} and "
+            f"{below.shape}"
+        )
+    require(np.isfinite([*worth, cost_weight, coverage_weight]), "weights must be finite numbers")
+    m, covers = below.shape[1], kinds[:, None] == np.unique(kinds)  # [N, K]
+    k = covers.shape[1]
+    # Variables, all in [0, 1]: x_i, leaf i is kept; y_j, inner node j is; c_k, cluster k is covered. Only x must be
+    # said to be whole: at an optimum y_j is the greatest x below it, and c_k is 1 as soon as one x of its own is.
+    price = cost_weight / (n + m)
+    gain = np.concatenate([worth - price, np.full(m, -price), np.full(k, coverage_weight / k)])
+    leaf, inner = np.nonzero(below)
+    links = np.zeros((len(leaf), n + m + k))  # y_j - x_i >= 0
+    links[np.arange(len(leaf)), n + inner], links[np.arange(len(leaf)), leaf] = 1, -1
+    covered = np.concatenate([covers.T, np.zeros((k, m)), -np.eye(k)], axis=1)  # sum of x in k - c_k >= 0
+    some = np.concatenate([np.ones(n), np.zeros(m + k)])[None]  # sum of x >= 1
+    lower = np.concatenate([np.zeros(len(links) + k), [1.0]])
+    found = milp(
+        -gain,
+        integrality=np.concatenate([np.ones(n), np.zeros(m + k)]),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(np.concatenate([links, covered, some]), lb=lower),
+    )
+    if found.x is None:
+        raise RuntimeError(f"the programme over {n} leaves was not solved: {found.message}")
+    kept: NDArray[np.bool_] = found.x[:n] > 0.5
+    return kept

@@ -65,3 +65,34 @@ def cosine_similarities(vectors: ArrayLike) -> Array:
     lengths = ops.xp.sqrt((x * x).sum(-1, keepdims=True))
     x = x / ops.xp.where(lengths == 0, ops.float64(1.0), lengths)
     return (x @ x.swapaxes(-1, -2)).round(decimals=12)
+
+
+def likeness_clusters(similarities: ArrayLike, max_distance: float) -> NDArray[np.int64]:
+    """The cluster of each item, numbered from 0 in the order of their first members: average linkage.
+
+    Clusters are joined while the mean of ``1 - similarity`` between their members is at most `max_distance`.
+
+    Args:
+        similarities: `[N, N]`, symmetric. NumPy only, one set at a time.
+        max_distance: 0 joins what is equal.
+
+    Returns:
+        `[N]`.
+
+    Raises:
+        ValueError: If it is no square or a number is not finite.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    cosines = np.asarray(similarities, dtype=float)
+    if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1]:
+        raise ValueError(f"similarities have the shape [N, N], a number for every two items; got {cosines.shape}")
+    require(np.isfinite(cosines), "similarities must be finite numbers; one is NaN or infinite")
+    if len(cosines) < 2:
+        return np.zeros(len(cosines), dtype=np.int64)
+    above = np.triu_indices(len(cosines), 1)
+    joined = linkage(np.maximum(1 - cosines[above], 0), method="average")
+    labels = fcluster(joined, max_distance, criterion="distance")
+    _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    order: NDArray[np.int64] = np.argsort(np.argsort(first))[which].astype(np.int64)
+    return order

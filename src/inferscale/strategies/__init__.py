@@ -11,7 +11,7 @@ from .combinators import (
     difficulty,
     fit_compute_optimal,
 )
-from .levels import DVTS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
+from .levels import DORA, DVTS, ETS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
 from .mcts import MCTS
 from .particles import ParticleFilter, ParticleGibbs
 from .registry import Registered, registry
@@ -23,6 +23,7 @@ from .sampling import (
     Greedy,
     RepeatedSampling,
     SamplingPlan,
+    SpeculativeRejection,
     plan_sampling,
 )
 
@@ -34,9 +35,11 @@ __all__ = [
     "BudgetForcing",
     "ComputeOptimal",
     "ComputeOptimalFit",
+    "DORA",
     "DVTS",
     "DeepConf",
     "DepthFirst",
+    "ETS",
     "EarlyStoppingConsistency",
     "Fallback",
     "Greedy",
@@ -51,6 +54,7 @@ __all__ = [
     "Restart",
     "SamplingPlan",
     "SelfRefine",
+    "SpeculativeRejection",
     "StepwiseGreedy",
     "Then",
     "difficulty",

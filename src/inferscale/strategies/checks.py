@@ -49,3 +49,12 @@ def check_members(owner: object, *members: object) -> None:
         if not isinstance(member, SearchStrategy):
             given = f"the class {member.__name__}" if isinstance(member, type) else repr(member)[:80]
             raise TypeError(f"{type(owner).__name__} is made of strategies such as REBASE(width=16), not of {given}")
+
+
+def check_embedder(owner: Any) -> None:
+    """Raise a TypeError unless ``owner.embedder`` is ``None`` or an `Embedder`."""
+    if owner.embedder is not None and not callable(getattr(owner.embedder, "embed", None)):
+        raise TypeError(
+            f"{type(owner).__name__}(embedder={owner.embedder!r:.80}): give an object with embed(texts) -> [n, d], "
+            "or None for character n-grams"
+        )

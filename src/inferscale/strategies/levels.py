@@ -1,20 +1,32 @@
-"""Searches that grow a tree level by level, or best node first: beam search, DVTS, REBASE, best-first, depth-first."""
+"""Searches that grow a tree level by level, or best node first.
+
+Level by level: beam search, DVTS, REBASE and its heirs DORA and ETS. Best node first: best-first, depth-first.
+"""
 
 from __future__ import annotations
 
 import heapq
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from inferscale.base import SearchStrategy
+import numpy as np
+
+from inferscale.base import Embedder, SearchStrategy
 from inferscale.flow import Flow, expand, gather, score
-from inferscale.functional import rebase_allocation
+from inferscale.functional import (
+    cosine_similarities,
+    dora_allocation,
+    ets_selection,
+    likeness_clusters,
+    ngram_embeddings,
+    rebase_allocation,
+)
 from inferscale.tree import Node
 
-from .checks import check_choice, check_counts, check_positive
+from .checks import check_choice, check_counts, check_embedder, check_positive
 
 
 def look_ahead(nodes: Sequence[Node], depth: int) -> Flow[list[float]]:
@@ -34,6 +46,22 @@ def look_ahead(nodes: Sequence[Node], depth: int) -> Flow[list[float]]:
     return [end.score for end in ends]
 
 
+def grow(nodes: Sequence[Node], n: int | Sequence[int], depth: int) -> Flow[list[Node]]:
+    """`n` new paths from each node, `depth` steps long where they do not end sooner.
+
+    They fork at their first step alone, and only their ends are candidates: a verifier looks every `depth` steps (the
+    granularity g of VG-Search; Chen et al. 2025, arXiv:2505.11730, section 3).
+    """
+    ends = yield from expand(nodes, n)
+    for _ in range(depth - 1):
+        grown = yield from expand([end for end in ends if not end.is_finished])
+        if not grown:
+            break
+        next_of = {node.parent: node for node in grown}
+        ends = [next_of.get(end, end) for end in ends]  # a path that ended, or whose next sample failed, stays put
+    return ends
+
+
 @dataclass(frozen=True)
 class BeamSearch(SearchStrategy):
     """Beam search against a process reward model (Snell et al. 2024, arXiv:2408.03314, section 5.1).
@@ -50,6 +78,8 @@ class BeamSearch(SearchStrategy):
         max_depth: Most steps in a path.
         lookahead: Greedy steps that a child is rolled out before it is ranked; 0 ranks it by its own score.
         filter_duplicates: Let only the first of several candidates with the same whole text compete.
+        granularity: Steps between two looks of the verifier (g of Chen et al. 2025, arXiv:2505.11730): a child is the
+            end of so many steps, and the nodes between are not scored.
     """
 
     beam_width: int = 4
@@ -57,10 +87,11 @@ class BeamSearch(SearchStrategy):
     max_depth: int = 40
     lookahead: int = 0
     filter_duplicates: bool = False
+    granularity: int = 1
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, "beam_width", "branching", "max_depth")
+        check_counts(self, "beam_width", "branching", "max_depth", "granularity")
         check_counts(self, "lookahead", minimum=0)
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -71,11 +102,11 @@ class BeamSearch(SearchStrategy):
         """All finished leaves, or the last beam, which is empty if every sample from it failed."""
         beam, branching, done = [root], self.beam_width * self.branching, list[Node]()
         value: dict[Node, float] = {}
-        for _ in range(self.max_depth):
+        for depth in range(0, self.max_depth, self.granularity):
             alive = [node for node in beam if not node.is_finished]
             if not alive:
                 break
-            children = yield from expand(alive, branching)
+            children = yield from grow(alive, branching, min(self.granularity, self.max_depth - depth))
             branching = self.branching
             value.update(zip(children, (yield from look_ahead(children, self.lookahead)), strict=True))
             done += [node for node in children if node.is_finished]
@@ -106,22 +137,24 @@ class DVTS(SearchStrategy):
         branching: Children of each beam at each level.
         max_depth: Most steps in a path.
         lookahead: As in `BeamSearch`.
+        granularity: As in `BeamSearch`.
     """
 
     num_subtrees: int = 4
     branching: int = 4
     max_depth: int = 40
     lookahead: int = 0
+    granularity: int = 1
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_subtrees", "branching", "max_depth")
+        check_counts(self, "num_subtrees", "branching", "max_depth", "granularity")
         check_counts(self, "lookahead", minimum=0)
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The finished leaves of all subtrees, or their open paths if none has finished."""
         # Side by side, so that the subtrees share their calls; each keeps its best path, whatever the others score.
-        beam = BeamSearch(1, self.branching, self.max_depth, self.lookahead)
+        beam = BeamSearch(1, self.branching, self.max_depth, self.lookahead, granularity=self.granularity)
         groups = yield from gather(beam.survivors(root) for _ in range(self.num_subtrees))
         leaves = [leaf for group in groups for leaf in group]
         return [leaf for leaf in leaves if leaf.is_finished] or leaves or root.leaves()
@@ -136,18 +169,51 @@ class StepwiseGreedy(SearchStrategy):
     Attributes:
         n: Samples of each step.
         max_depth: Most steps in a path.
+        granularity: As in `BeamSearch`.
     """
 
     n: int = 4
     max_depth: int = 40
+    granularity: int = 1
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, "n", "max_depth")
+        check_counts(self, "n", "max_depth", "granularity")
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """All finished leaves, or the path so far if none has finished."""
-        return BeamSearch(1, self.n, self.max_depth).search(root, rng)
+        return BeamSearch(1, self.n, self.max_depth, granularity=self.granularity).search(root, rng)
+
+
+def reward_balanced(
+    root: Node, width: int, max_depth: int, granularity: int, allocate: Callable[[list[Node], int], Sequence[int]]
+) -> Flow[list[Node]]:
+    """The loop of `REBASE` and its heirs, which differ in who gets how many children.
+
+    Args:
+        root: Where the search begins.
+        width: Leaves that it may finish.
+        max_depth: Most steps in a path.
+        granularity: Steps between two looks of the verifier.
+        allocate: Given the open nodes, scored, and the width that is left, the number of children of each.
+
+    Returns:
+        Finished leaves, then the paths still open; what is left of a search that died out.
+    """
+    finished: list[Node] = []
+    frontier, counts = [root], [width]
+    for depth in range(0, max_depth, granularity):
+        children = yield from grow(frontier, counts, min(granularity, max_depth - depth))
+        yield from score(children)
+        finished += [node for node in children if node.is_finished]
+        frontier = [node for node in children if not node.is_finished]
+        width_left = width - len(finished)  # a finished leaf keeps its unit of the width
+        if not frontier or width_left <= 0:
+            break
+        counts = [int(count) for count in allocate(frontier, width_left)]  # a node with 0 is pruned
+        for node, count in zip(frontier, counts, strict=True):
+            node.stats["allocated"] = count
+    return finished + frontier or root.leaves()
 
 
 @dataclass(frozen=True)
@@ -171,6 +237,7 @@ class REBASE(SearchStrategy):
         max_depth: Most steps in a path.
         rounding: ``"exact"``, or the published ``"paper"`` and ``"released"``.
         truncate_ratio: Keep only this share of the best open nodes before sharing; ``None`` keeps all.
+        granularity: As in `BeamSearch`.
     """
 
     width: int = 16
@@ -178,10 +245,11 @@ class REBASE(SearchStrategy):
     max_depth: int = 40
     rounding: Literal["exact", "paper", "released"] = "exact"
     truncate_ratio: float | None = None
+    granularity: int = 1
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_counts(self, "width", "max_depth")
+        check_counts(self, "width", "max_depth", "granularity")
         check_positive(self, "softmax_temperature")
         check_choice(self, "rounding", ("exact", "paper", "released"))
         if self.truncate_ratio is not None and not 0 < self.truncate_ratio <= 1:
@@ -189,24 +257,147 @@ class REBASE(SearchStrategy):
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """Finished leaves, then the paths still open; what is left of a search that died out."""
-        finished: list[Node] = []
-        frontier, counts = [root], [self.width]
-        for _ in range(self.max_depth):
-            children = yield from expand(frontier, counts)
-            yield from score(children)
-            finished += [node for node in children if node.is_finished]
-            frontier = [node for node in children if not node.is_finished]
-            width_left = self.width - len(finished)  # a finished leaf keeps its unit of the width
-            if not frontier or width_left <= 0:
-                break
-            # W_j = Round(width_left * exp(R_j / T_b) / sum_k exp(R_k / T_b)), a node with W_j = 0 is pruned
-            counts = rebase_allocation(
-                [node.score for node in frontier], width_left, self.softmax_temperature, self.rounding,
-                truncate_ratio=self.truncate_ratio,
-            ).tolist()  # fmt: skip
-            for node, count in zip(frontier, counts, strict=True):
-                node.stats["allocated"] = count
-        return finished + frontier or root.leaves()
+        return reward_balanced(root, self.width, self.max_depth, self.granularity, self.allocate)
+
+    def allocate(self, frontier: Sequence[Node], width: int) -> list[int]:
+        """Children of each open node: ``W_j = Round(width * exp(R_j / T_b) / sum_k exp(R_k / T_b))``."""
+        scores = [node.score for node in frontier]
+        counts: list[int] = rebase_allocation(
+            scores, width, self.softmax_temperature, self.rounding, truncate_ratio=self.truncate_ratio
+        ).tolist()
+        return counts
+
+
+def similarities(texts: Sequence[str], embedder: Embedder | None) -> np.ndarray:
+    """The cosine between every two texts, `[n, n]`, by an embedder or by their character n-grams.
+
+    Raises:
+        ValueError: If the embedder does not give a vector for each text.
+    """
+    if embedder is None:
+        return np.asarray(cosine_similarities(ngram_embeddings(texts)))
+    vectors = np.asarray(embedder.embed(texts), dtype=np.float64)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise ValueError(
+            f"{type(embedder).__name__}.embed() gave an array of shape {vectors.shape} for {len(texts)} texts: "
+            "give [n, d], a row for each"
+        )
+    return np.asarray(cosine_similarities(vectors))
+
+
+@dataclass(frozen=True)
+class DORA(SearchStrategy):
+    """Direction-oriented resource allocation (Wang et al. 2025, arXiv:2506.15707, section 3.3).
+
+    `REBASE` shares the width over solutions, so a direction that many of them take gets it several times. Here
+    solutions that are alike share the weight of one (equations 10 to 13)::
+
+        S_ij = cos(e_i, e_j)                                   # e: an embedding of the solution so far
+        P_ij = exp(S_ij / T_s) / sum_j' exp(S_ij' / T_s)
+        w'_i ~ softmax(R / T_b)_i * gamma_i,  gamma_i = P_ii   # one over the size of its direction, softly
+        B_i  = Round(N w'_i)
+
+    Differs from the paper: counts are rounded as in `REBASE`, so that they add up, and in one round (the released code
+    first drops nodes to which REBASE would give nothing); a finished leaf keeps its unit of the width. Without an
+    `embedder` texts are compared by their character n-grams instead of a model, which costs nothing.
+
+    Attributes:
+        width: Leaves that the search may finish (N in the paper).
+        softmax_temperature: T_b, in units of the score.
+        similarity_temperature: T_s, in units of the cosine; 0.01 in the paper. Infinity makes it `REBASE`.
+        max_depth: Most steps in a path.
+        granularity: As in `BeamSearch`.
+        embedder: Gives the vectors whose cosines say which solutions are alike; ``None`` for character n-grams.
+    """
+
+    width: int = 16
+    softmax_temperature: float = 0.1
+    similarity_temperature: float = 0.01
+    max_depth: int = 40
+    granularity: int = 1
+    embedder: Embedder | None = field(default=None, repr=False)
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, "width", "max_depth", "granularity")
+        check_positive(self, "softmax_temperature", "similarity_temperature")
+        check_embedder(self)
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """Finished leaves, then the paths still open; what is left of a search that died out."""
+        return reward_balanced(root, self.width, self.max_depth, self.granularity, self.allocate)
+
+    def allocate(self, frontier: Sequence[Node], width: int) -> list[int]:
+        """Children of each open node."""
+        cosines = similarities([node.text for node in frontier], self.embedder)
+        counts: list[int] = dora_allocation(
+            [node.score for node in frontier], cosines, width, self.softmax_temperature, self.similarity_temperature
+        ).tolist()
+        return counts
+
+
+@dataclass(frozen=True)
+class ETS(SearchStrategy):
+    """Efficient tree search (Hooper et al. 2025, arXiv:2502.13575): `REBASE` on a subset of the open nodes.
+
+    The subset S shares much of its paths, and so of the KV cache, and still holds all kinds of steps::
+
+        max_S  sum_{i in S} W_i  -  lambda_b |V_S| / |V|  +  lambda_d |C_S| / |C|
+
+    with W the shares of REBASE, V_S the nodes of the tree that S keeps alive (itself included), and C_S the clusters of
+    newest steps that it covers (average linkage over cosine distances). It is an integer linear programme, solved
+    exactly. The width that is left is then shared over S as in REBASE.
+
+    Differs from the paper: shares and counts are rounded as in `REBASE`, so that they add up; without an `embedder`
+    steps are compared by their character n-grams instead of a model for mathematical text.
+
+    Attributes:
+        width: Leaves that the search may finish.
+        softmax_temperature: T_b, in units of the score (0.2 in the published settings).
+        cost_weight: lambda_b, the price of keeping the whole tree (1 to 2 in the paper; 0 prunes nothing).
+        coverage_weight: lambda_d, what it is worth to cover all clusters.
+        max_distance: Mean cosine distance up to which steps are in one cluster.
+        max_depth: Most steps in a path.
+        granularity: As in `BeamSearch`.
+        embedder: As in `DORA`.
+    """
+
+    width: int = 16
+    softmax_temperature: float = 0.1
+    cost_weight: float = 1.0
+    coverage_weight: float = 1.0
+    max_distance: float = 0.05
+    max_depth: int = 40
+    granularity: int = 1
+    embedder: Embedder | None = field(default=None, repr=False)
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, "width", "max_depth", "granularity")
+        check_positive(self, "softmax_temperature")
+        for name in ("cost_weight", "coverage_weight", "max_distance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"ETS({name}={getattr(self, name)!r}): give a finite number, 0 or more")
+        check_embedder(self)
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """Finished leaves, then the paths still open; what is left of a search that died out."""
+
+        def allocate(frontier: Sequence[Node], width: int) -> list[int]:
+            scores = np.asarray([node.score for node in frontier])
+            shares = rebase_allocation(scores, width, self.softmax_temperature) / width
+            # The inner nodes that the frontier keeps alive, and which of them each path needs.
+            paths = [leaf.path[root.depth : -1] for leaf in frontier]
+            inner = list(dict.fromkeys(node for path in paths for node in path))
+            needed = np.asarray([[node in path for node in inner] for path in map(set, paths)], dtype=bool)
+            cosines = similarities([leaf.step.text if leaf.step else "" for leaf in frontier], self.embedder)
+            kept = ets_selection(
+                shares, needed, likeness_clusters(cosines, self.max_distance), self.cost_weight, self.coverage_weight
+            )
+            counts: list[int] = rebase_allocation(scores, width, self.softmax_temperature, mask=kept).tolist()
+            return counts
+
+        return reward_balanced(root, self.width, self.max_depth, self.granularity, allocate)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,18 @@ from inferscale.base import SearchStrategy
 
 from .abmcts import ABMCTS
 from .combinators import ComputeOptimal, Fallback, Limited, Restart, Then
-from .levels import DVTS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
+from .levels import DORA, DVTS, ETS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
 from .mcts import MCTS
 from .particles import ParticleFilter, ParticleGibbs
 from .revising import BudgetForcing, ParallelSequential, SelfRefine
-from .sampling import AdaptiveConsistency, DeepConf, EarlyStoppingConsistency, Greedy, RepeatedSampling
+from .sampling import (
+    AdaptiveConsistency,
+    DeepConf,
+    EarlyStoppingConsistency,
+    Greedy,
+    RepeatedSampling,
+    SpeculativeRejection,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def registry() -> dict[str, Registered]:
     >>> sorted(registry())[:4]
     ['ab-mcts', 'adaptive-consistency', 'beam', 'best-first']
     >>> registry()["rebase"].make(8)
-    REBASE(width=8, softmax_temperature=0.1, max_depth=40, rounding='exact', truncate_ratio=None)
+    REBASE(width=8, softmax_temperature=0.1, max_depth=40, rounding='exact', truncate_ratio=None, granularity=1)
     """
     makers: dict[str, Callable[[int], SearchStrategy]] = {
         "greedy": lambda n: Greedy(),
@@ -53,6 +60,8 @@ def registry() -> dict[str, Registered]:
         "beam": lambda n: BeamSearch(*_beams("beam", n)),
         "dvts": lambda n: DVTS(*_beams("dvts", n)),
         "rebase": REBASE,
+        "dora": DORA,
+        "ets": ETS,
         "stepwise": StepwiseGreedy,
         "best-first": BestFirst,
         "depth-first": DepthFirst,
@@ -63,6 +72,7 @@ def registry() -> dict[str, Registered]:
         "adaptive-consistency": AdaptiveConsistency,
         "early-stopping": lambda n: EarlyStoppingConsistency(min(5, n), n),
         "deepconf": lambda n: DeepConf(max(2, n // 4), n),
+        "speculative-rejection": lambda n: SpeculativeRejection(n, max_live_tokens=16 * n),
         "self-refine": lambda n: SelfRefine(n=max(1, n // 4)),
         "parallel-sequential": lambda n: ParallelSequential(max(1, round(n**0.5)), max(1, round(n / round(n**0.5)))),
         "budget-forcing": lambda n: BudgetForcing(n=n),

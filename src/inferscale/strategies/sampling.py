@@ -1,4 +1,8 @@
-"""Independent samples: one greedy, many, or many until the answer is settled (adaptive consistency, ESC, DeepConf)."""
+"""Independent samples: one greedy, many, or many of which some are stopped.
+
+Sampling ends once the answer is settled (adaptive consistency, ESC), or samples end that are not worth going on with
+(DeepConf, speculative rejection).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inferscale.answers import group_answers
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, answer, expand
+from inferscale.flow import Flow, answer, expand, score
 from inferscale.tree import Node
 
 from .checks import check_choice, check_counts
@@ -379,3 +383,55 @@ class DeepConf(SearchStrategy):
             return False
         votes = Counter(found for found in (yield from answer(leaves)) if found is not None)
         return max(votes.values(), default=0) >= self.consensus * votes.total() > 0
+
+
+@dataclass(frozen=True)
+class SpeculativeRejection(SearchStrategy):
+    """Best-of-n that stops candidates whose beginnings score low (Sun et al. 2024, arXiv:2410.20290, algorithm 1).
+
+    `n` completions begin side by side, more than there is memory for until all end. Whenever those still open hold
+    more than `max_live_tokens` together, their beginnings are scored and the best share `keep` goes on; a completion
+    that has ended makes room and stays a candidate. With ``keep=0.5`` the length doubles from one look to the next.
+    Report by `BestOfN`.
+
+    Differs from the paper: `n` and the memory, in tokens, are given (there both follow from the accelerator);
+    completions are looked at after every step; those that go on are counted, ``ceil(keep * open)``, where the paper
+    cuts at a quantile of the scores; one goes on in any case.
+
+    Attributes:
+        n: Completions that begin.
+        keep: Share of the open ones that goes on (1 - alpha in the paper).
+        max_live_tokens: Sampled tokens that the open ones may hold together.
+        max_depth: Most steps in a path.
+    """
+
+    n: int = 64
+    keep: float = 0.5
+    max_live_tokens: int = 1024
+    max_depth: int = 40
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_counts(self, "n", "max_live_tokens", "max_depth")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"SpeculativeRejection(keep={self.keep!r}): give a share in (0, 1)")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The completions that ran to their ends, or the open ones if none did."""
+        done, frontier, counts = list[Node](), [root], [self.n]
+        tokens = {root: 0}  # sampled along each path
+        for _ in range(self.max_depth):
+            nodes = yield from expand(frontier, counts)
+            for node in nodes:
+                if node.step is not None and node.parent is not None:
+                    tokens[node] = tokens[node.parent] + node.step.generated_tokens
+            done += [node for node in nodes if node.is_finished]
+            frontier = [node for node in nodes if not node.is_finished]
+            while len(frontier) > 1 and sum(tokens[node] for node in frontier) > self.max_live_tokens:
+                yield from score(frontier)
+                survivors = min(len(frontier) - 1, math.ceil(self.keep * len(frontier)))
+                frontier = sorted(frontier, key=lambda node: -node.score)[:survivors]
+            counts = [1] * len(frontier)
+            if not frontier:
+                break
+        return done or frontier or root.leaves()
