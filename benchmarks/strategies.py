@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import torch
+
 from inferscale import zoo
 from inferscale.aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
@@ -239,9 +241,10 @@ def main() -> None:
         f"one sample is {plain:.3g} FLOPs, reward included"
     )
     print(f"{'':36}" + "".join(f"{f'{samples} samples':>31}" for samples in options.samples))
-    config, outcomes = model.config, dict[str, list[list[bool]]]()
+    outcomes = dict[str, list[list[bool]]]()
+    config: Any = model.config
     heads = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-    kv_bytes = 2 * config.num_hidden_layers * heads * model.dtype.itemsize  # of one token
+    kv_bytes = 2 * config.num_hidden_layers * heads * torch.finfo(model.dtype).bits // 8  # of one token
     for family in families():
         if not any(text in name for name, _ in family.votes for text in options.only):
             continue
