@@ -199,6 +199,14 @@ def test_a_reward_model_that_miscounts_is_an_error():
         def step_scores(self, nodes):
             return [[] for _ in nodes]
 
+    class Seven(ProcessRewardModel):
+        def step_scores(self, nodes):
+            return [[0.5] * 7 for _ in nodes]
+
+    class ByNode(RewardModel):
+        def score(self, nodes):
+            return dict.fromkeys(range(len(nodes)), 0.5)
+
     class Forgot(RewardModel):
         def score(self, nodes):
             """Returns nothing."""
@@ -207,7 +215,11 @@ def test_a_reward_model_that_miscounts_is_an_error():
         def cost(self, nodes):
             return [Cost()]
 
-    with pytest.raises(TypeError, match="Forgot must return a list of scores, not None"):
+    with pytest.raises(ValueError, match=r"Seven gave 7 step scores to <Node depth=1 .*each of the 1 steps of the path"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Seven())
+    with pytest.raises(TypeError, match=r"ByNode must return a list of scores, not dict \{0: 0.5"):
+        solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ByNode())
+    with pytest.raises(TypeError, match="Forgot must return a list of scores, not NoneType"):
         solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Forgot())
     with pytest.raises(ValueError, match=r"Cheap.cost\(\) returned 1 costs for 4 nodes"):
         solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Cheap())

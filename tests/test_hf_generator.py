@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from inferscale.engine import solve
 from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
+from inferscale.rewards import LikelihoodReward
 from inferscale.runtime import decoding, loading
 from inferscale.runtime.sampling import uniforms
+from inferscale.strategies import Greedy
 from inferscale.tree import Node, Problem, Step, branch_key
 from tests.tiny_models import EXACT, FAMILIES, byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
 
@@ -180,7 +183,7 @@ EOS = 2
         ([EOS], 1, "", "eos"),
         ([*ids_of("\n"), EOS], 2, "\n", "eos"),
         (ids_of(" a b a b a b a b a b"), 9, " a b a b a b a b a", "step"),  # max_step_tokens
-        ([203] * 20, 9, "\n" * 9, "empty"),
+        ([203] * 20, 9, "\n" * 9, "step"),  # white space can go on
         (ids_of("é")[:1] + ids_of(" a\n"), 3, "\ufffd a\n", "step"),
     ],
 )
@@ -191,6 +194,27 @@ def test_where_a_step_ends(ids, taken, text, reason):
     assert step.logprob == -taken
     assert step.confidence == -2.0
     assert step.generated_tokens == taken
+
+
+@pytest.mark.parametrize("most", [1, 2, 9])
+def test_white_space_is_no_dead_end(most):
+    """However a path is cut into steps, it goes on: tokens, text and what a likelihood reads of them are the same."""
+    script = [*ids_of(" \n a b\n  ab"), EOS]
+    start = len(ids_of("x"))
+
+    def scripted(input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, script[min(input_ids.shape[1] - start, len(script) - 1)]] = 0.0
+        return forced
+
+    gen = generator(max_step_tokens=most, logits_processor=[scripted])
+    result = solve("x", Greedy(), gen, reward_model=LikelihoodReward.from_generator(gen, use_token_ids=True))
+    assert [*result.leaves[0].token_ids] == script
+    assert result.text == " \n a b\n  ab"
+    pieces = result.leaves[0].inner_steps()
+    assert "".join(text for text, _ in pieces) == result.text
+    assert [i for _, ids in pieces for i in ids if i != EOS] == script[:-1]
+    assert all(text.strip() for text, _ in pieces)
 
 
 def test_a_longer_delimiter_may_be_made_of_several_tokens():

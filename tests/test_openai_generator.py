@@ -302,7 +302,7 @@ def test_a_model_that_writes_nothing_but_blank_lines_ends(stops, tokenizer):
         )
     assert capped.generated_tokens <= 17
     assert full.generated_tokens <= 20
-    assert full.finish_reason in ("empty", "eos")
+    assert full.finish_reason in ("empty", "eos", "step")  # of white space alone, which may go on
     assert not full.text.strip()
     assert len(stub.requests) < 60
 

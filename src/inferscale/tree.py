@@ -17,7 +17,7 @@ FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "e
 
 ``"step"``: at the step delimiter or at ``max_step_tokens``; the path can go on. ``"eos"``: the model, or a stop
 string, ended the answer. ``"length"``: the path reached ``max_new_tokens``. ``"budget"``: the caller's budget ended it.
-``"empty"``: nothing but white space was sampled. ``"error"``: the sample failed (a remote server); the text says why.
+``"empty"``: the path ended with nothing but white space. ``"error"``: the sample failed (a remote server); the text says why.
 """
 
 
@@ -563,8 +563,24 @@ class Node:
         return tuple(token for step in self.steps for token in step.token_ids)
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Return text and ids of every step of the solution, completions split where their inner steps end."""
-        return [piece for step in self.steps for piece in step.inner_steps()]
+        """Return text and ids of every step of the solution, completions split where their inner steps end.
+
+        Steps of white space alone are joined to the next one; a step has no ids if a part of it has none.
+        """
+        pieces: list[tuple[str, tuple[int, ...]]] = []
+        blank: list[Step] = []  # steps of white space before the next one
+        for step in self.steps:
+            own = step.inner_steps()
+            if not own:
+                blank.append(step)
+                continue
+            if blank:
+                text, ids = own[0]
+                known = ids and all(before.token_ids for before in blank)
+                ids = (*(token for before in blank for token in before.token_ids), *ids) if known else ()
+                own[0], blank = ("".join(before.text for before in blank) + text, ids), []
+            pieces += own
+        return pieces
 
     def part(self, judge: Judge) -> Node:
         """Return the path as it would be if it held nothing but the part that is judged; itself, if that is the whole.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -68,9 +68,13 @@ class ModelCalls:
                 for node, of_node in zip(nodes, lists, strict=True)
             ]
             for node, of_node in zip(nodes, checked, strict=True):
-                judge = self.reward_model.judge
-                if not of_node and (judge == "all" or node.part(judge).inner_steps()):
-                    raise ValueError(f"{name} gave no step score to {node!r}: give one for each step of the path")
+                steps = len(node.part(self.reward_model.judge).inner_steps())
+                if len(of_node) != steps:
+                    given = f"{len(of_node)} step scores" if of_node else "no step score"
+                    raise ValueError(
+                        f"{name} gave {given} to {node!r}: give one for each of the {steps} steps of the path that are "
+                        f'judged, node.part("{self.reward_model.judge}").inner_steps()'
+                    )
             values = [self.reward_model.reduced(of_node) for of_node in checked]
             step_scores = [*checked]
         else:
@@ -94,10 +98,9 @@ class ModelCalls:
 
 
 def _check_count(values: Sequence[object], nodes: Sequence[Node], name: str, what: str = "scores") -> None:
-    try:
-        count = len(values)
-    except TypeError:
-        raise TypeError(f"{name} must return a list of {what}, not {values!r:.100}") from None
+    if isinstance(values, str | Mapping | Set) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        raise TypeError(f"{name} must return a list of {what}, not {type(values).__name__} {values!r:.100}")
+    count = len(values)
     if count != len(nodes):
         raise ValueError(f"{name} returned {count} {what} for {len(nodes)} nodes: return one for each, in order")
 

@@ -292,7 +292,9 @@ class Search:
     def _grown(self, request: GenerateRequest, draw: int, step: Step) -> Node:
         """The new node of a sample."""
         parent = request.node
-        if not step.text.strip() and step.finish_reason in ("step", "eos") and not parent.text.strip():
+        # A step of white space can go on; a path that ended with nothing else, or from which nothing came, cannot.
+        is_over = step.finish_reason == "eos" or (step.finish_reason == "step" and not _has_begun(step, request))
+        if is_over and not step.text.strip() and not parent.text.strip():
             step = replace(step, finish_reason="empty")
         node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
         if request.attach:

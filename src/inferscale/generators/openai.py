@@ -283,7 +283,7 @@ class TextSample(RemoteSample):
 
     def _bare_step(self) -> Step:
         reason: FinishReason = self.finish or "length"
-        if reason in ("step", "length") and not self._text.strip():
+        if (reason == "length" or (reason == "step" and not self.sampled)) and not self._text.strip():
             reason = "empty"
         ends: list[int] = []
         start = 0

@@ -194,7 +194,8 @@ class Branch:
             raise RuntimeError("a branch that is still sampling has no step yet")
         text, reason = self._ended_text if self.finish == "step" else self._decode(final=True), self.finish
         ids = self.forced + tuple(self.tokens)
-        if reason in ("step", "length") and not text.strip():
+        # White space alone is a step like any other, which the next one goes on from.
+        if (reason == "length" or (reason == "step" and not self.tokens)) and not text.strip():
             text, reason = self._decode(final=True), "empty"
         # The last inner step ends with the text, whether or not its delimiter came; ids of a stop string are behind it.
         ends, end = self._ends, (len(text), len(ids))
