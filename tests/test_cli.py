@@ -2,15 +2,13 @@ import csv
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from inferscale import zoo
 from inferscale.answers import Text
 from inferscale.cli import main
-from inferscale.cli.demo import live_speed
-from inferscale.evaluate import load_run
+from inferscale.evaluate import load_run, parts
 from inferscale.evaluate.parts import make_generator, make_reward, make_strategy, make_vote
 from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, LikelihoodReward
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, RepeatedSampling
@@ -77,6 +75,30 @@ BAD = {
     "missing model": (["solve", "x", "--strategy", "greedy", "--model", "./missing"], "there is no folder './missing'"),
     "bad option": (["solve", "x", "--wdth", "3"], "No such option: --wdth"),
     "bad type": (["solve", "x", "--width", "many"], "Invalid value for '--width'"),
+    "no value": (
+        ["solve", "x", "--strategy", "greedy", "--load", "revision"],
+        "--load revision: write it as KEY=VALUE",
+    ),
+    "an own option": (
+        ["eval", "--strategy", "greedy", "--load", "dtype=float16"],
+        "dtype is an option of its own, --dtype",
+    ),
+    "given twice": (["solve", "x", "--strategy", "greedy", "--load", "a=1", "--load", "a=2"], "a is given twice"),
+    "unknown load option": (
+        ["solve", "x", "--strategy", "greedy", "--load", "revison=main"],
+        "unknown option 'revison': did you mean revision?",
+    ),
+    "nothing to judge": (["eval", "--strategy", "greedy", "--judge", "final"], "--judge is for a reward model"),
+    "no such part": (
+        ["solve", "x", "--reward", "likelihood", "--judge", "all of it"],
+        "judge='all of it': choose one of",
+    ),
+    "a checker of parts": (["solve", "x", "--reward", "checker", "--judge", "final"], "the checker judges whole"),
+    "nothing to load": (
+        ["solve", "x", "--reward", "likelihood", "--reward-load", "a=1"],
+        "loads no model: leave out a",
+    ),
+    "no template": (["solve", "x", "--strategy", "greedy", "--chat-template"], "chat template"),
     "no prompt": (["solve"], "Missing argument"),
     "no command": (["slove", "x"], "No such command 'slove'"),
     "unknown data": (["eval", "--dataset", "gsm"], "unknown data set 'gsm': choose one of gsm8k"),
@@ -130,6 +152,87 @@ def test_stop_strings_and_filters_of_a_command_line_are_read(run, monkeypatch):
     assert "=" not in out.partition("answer:")[0]
     assert made[0].stop == ("a\nb", "=")
     assert (made[0].sampler.min_p, made[0].sampler.top_p) == (0.1, 1.0)
+
+
+@pytest.fixture
+def chat_model(tmp_path):
+    """A tiny random model that is talked to."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}\n{% endfor %}"
+    tiny_model("llama").save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    return tmp_path / "chat"
+
+
+@pytest.mark.parametrize("command", ["solve", "eval", "sweep"])
+def test_options_of_a_real_model_reach_it(command, run, monkeypatch, chat_model, rows, tmp_path):
+    made = []
+    for part in ("make_generator", "make_reward"):
+        own = getattr(parts, part)
+        monkeypatch.setattr(
+            f"inferscale.cli.solving.{part}", lambda *a, own=own, **o: made.append(own(*a, **o)) or made[-1]
+        )
+    options = ["--strategy", "sampling:2", "--reward", "likelihood", "--judge", "final",
+               "--system-prompt", "Be short.", "--device", "cpu", "--dtype", "bfloat16", "--max-step-tokens", 5,
+               "--load", "attn_implementation=eager", "--load", "max_cache_bytes=123456",
+               "--no-progress", "--max-new-tokens", 6]  # fmt: skip
+    solve = ["solve", "1+1=?", "--model", chat_model]
+    if command == "solve":
+        code, _, err = run(*solve, *options)
+    else:
+        code, _, err = run(command, *small(chat_model, rows, "--limit", 1, "--out", tmp_path / "run", *options))
+    assert code == 0, err
+    generator, reward_model = made
+    assert (str(generator.model.dtype), generator.model.config._attn_implementation) == ("torch.bfloat16", "eager")
+    assert generator.prompt_options["system_prompt"] == "Be short."
+    assert generator.limits.step == 5
+    assert generator.takes_messages
+    assert reward_model.judge == "final"
+    plain = [*options, "--no-chat-template"]
+    plain[plain.index("--system-prompt") : plain.index("--device")] = []
+    assert run(*solve, *plain)[0] == 0
+    assert not made[2].takes_messages
+
+
+def test_worked_examples_are_turns_of_a_chat(run, chat_model, rows, tmp_path):
+    shots = tmp_path / "shots.jsonl"
+    shots.write_text(json.dumps({"body": "4+4=?", "gold": "8", "solution": "4+4=8"}) + "\n")
+    arguments = small(chat_model, rows, "--strategy", "greedy", "--limit", 1, "--out", tmp_path / "r", "--shots", 1)
+    arguments[arguments.index("direct")] = "chat"
+    code, _, err = run("eval", *arguments, "--shots-data", shots)
+    assert code == 0, err
+    problem = next(load_run(tmp_path / "r").results()).problem
+    assert [(turn["role"], turn["content"]) for turn in problem.messages] == [
+        ("user", "4+4=?"), ("assistant", "4+4=8\nThe answer is 8."), ("user", "0+0=?"),
+    ]  # fmt: skip
+
+
+def test_models_of_one_last_name_have_folders_of_their_own(run, rows, tmp_path, monkeypatch):
+    """One after the other, and again: each goes on in its own folder."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a", "b", "x/b")):
+        tiny_model("llama", seed=number).save_pretrained(tmp_path / name / "final")
+        byte_tokenizer().save_pretrained(tmp_path / name / "final")
+    for _ in range(2):
+        for name in ("a/final", "b/final", "x/b/final"):
+            code, _, err = run("eval", *small(name, rows, "--strategy", "greedy", "--limit", 1))
+            assert code == 0, err
+    expected = {f"jsonl-{name}-Greedy-seed0": name for name in ("final", "b-final", "x-b-final")}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == expected.keys()
+    for folder, name in expected.items():
+        about = load_run(tmp_path / "runs" / folder).about
+        assert about["identity"]["config"]["model"].replace("/", "-") == name
+    code, _, err = run("eval", *small("b/final", rows, "--strategy", "greedy", "--limit", 1, "--temperature", 0.1))
+    assert code == 2
+    assert "b-final-Greedy-seed0 holds a run of another configuration (generator.sampler.temperature was 0.8" in err
+
+
+def test_a_long_folder_name_keeps_what_tells_it_apart():
+    from inferscale.cli.evaluating import slug
+
+    names = {slug("gsm8k", "m" * 300, RepeatedSampling(4), None, seed) for seed in range(3)}
+    assert len(names) == 3
+    assert max(map(len, names)) <= 180
 
 
 def test_the_same_in_a_process_of_its_own():
@@ -411,14 +514,6 @@ def test_models_and_demo(run):
     code, out, _ = run("demo", "--problems", 2, "--width", 2, "--no-progress")
     assert code == 0
     assert "REBASE" in out
-
-
-def test_the_demo_of_a_real_model_shows_tokens_as_they_come():
-    generator = SimpleNamespace(stats=SimpleNamespace(decoded_tokens=0))
-    with live_speed(generator) as bar:
-        generator.stats.decoded_tokens = 7
-    assert bar.n == 7
-    assert "tokens" in str(bar)
 
 
 def test_what_the_demo_of_a_real_model_needs(run, monkeypatch, tmp_path):

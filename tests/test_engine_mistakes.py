@@ -1,5 +1,6 @@
 """What the engine says to strategies, models and callers that are wrong."""
 
+import asyncio
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import ProcessRewardModel, RewardModel
 from inferscale.cost import Budget, Cost
-from inferscale.engine import solve, solve_batch, stream
+from inferscale.engine import asolve, solve, solve_batch, stream
+from inferscale.evaluate import run_evaluation
 from inferscale.flow import expand, score
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, ComputeOptimal, DepthFirst, Greedy, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
@@ -190,6 +192,15 @@ def test_a_reward_that_is_no_finite_number_is_an_error(value):
         solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Bad())
 
 
+@pytest.mark.parametrize("call", [solve, solve_batch, stream, run_evaluation])
+def test_an_option_that_there_is_not_is_refused_with_the_nearest(call):
+    said = rf"{call.__name__}\(\) got an unknown option 'read_anwser': did you mean read_answer\?"
+    with pytest.raises(TypeError, match=said):
+        call(PROMPTS, REBASE(4), ToyGenerator(), read_anwser=str)
+    with pytest.raises(TypeError, match=r"asolve\(\) got an unknown option 'sede': did you mean seed\?"):
+        asyncio.run(asolve(PROMPTS[0], REBASE(4), ToyGenerator(), sede=1))
+
+
 def test_a_reward_model_that_miscounts_is_an_error():
     class Bad(RewardModel):
         def score(self, nodes):
@@ -215,7 +226,7 @@ def test_a_reward_model_that_miscounts_is_an_error():
         def cost(self, nodes):
             return [Cost()]
 
-    with pytest.raises(ValueError, match=r"Seven gave 7 step scores to <Node depth=1 .*each of the 1 steps of the path"):
+    with pytest.raises(ValueError, match=r"Seven gave 7 step scores to <Node depth=1 .*each of the 1 steps"):
         solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=Seven())
     with pytest.raises(TypeError, match=r"ByNode must return a list of scores, not dict \{0: 0.5"):
         solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ByNode())

@@ -464,6 +464,23 @@ def test_the_numbers_of_arrays_and_frames():
     assert (problem.prompt, problem.answer, problem.kind, problem.id) == ("q\nA. x\nB. y", "B", "choice:AB", "0")
 
 
+def test_worked_examples_of_a_style_show_what_it_asks_for():
+    shot = Example("4+4=?", "8", "Four and four.")
+    boxed = prompt_style("boxed").with_shots([shot])
+    assert boxed.prompt("0+0=?").partition("\n\n")[2] == (
+        "Problem: 4+4=?\nSolution: Four and four.\nThe answer is \\boxed{8}.\n\nProblem: 0+0=?\nSolution:"
+    )
+    own = prompt_style("boxed").with_shots([Example("4+4=?", "8", r"It is \boxed{8}.")])  # as MATH's are
+    assert own.prompt("x").count("boxed{8}") == 1
+    plain = prompt_style("plain").with_shots([shot])
+    assert plain.prompt("0+0=?") == "4+4=?\nFour and four.\n\n0+0=?\n"
+    assert prompt_style("plain").prompt("0+0=?") == "0+0=?"
+    line = prompt_style("plain").with_shots([Example("4+4=?\n", "8", "8\n")])  # of the embedded task
+    assert line.prompt("0+0=?\n") == "4+4=?\n8\n\n\n0+0=?\n"
+    arrow = PromptStyle("{question}", shown=" -> {answer}", separator="\n").with_shots([shot])
+    assert arrow.prompt("0+0=?") == "4+4=? -> 8\n0+0=?"
+
+
 def test_columns_are_plain_data():
     from datetime import date
 

@@ -10,8 +10,12 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def late_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -40,6 +44,32 @@ def unknown_option(called: str, name: str, known: Iterable[str]) -> TypeError:
     return TypeError(
         f"{called}got an unknown option {name!r}: {f'did you mean {near[0]}?' if near else 'no option is like it'}"
     )
+
+
+def suggests_options(called: Callable[P, R]) -> Callable[P, R]:
+    """`called`, whose error for an option that it does not have names the nearest one, as that of a part does."""
+    known = inspect.signature(called).parameters
+
+    def check(names: Iterable[str]) -> None:
+        for name in names:
+            if name not in known:
+                raise unknown_option(f"{called.__name__}() ", name, known)
+
+    if inspect.iscoroutinefunction(called):
+
+        @wraps(called)
+        async def wait(*args: P.args, **kwargs: P.kwargs) -> Any:
+            check(kwargs)
+            return await called(*args, **kwargs)
+
+        return wait  # type: ignore[return-value]
+
+    @wraps(called)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check(kwargs)
+        return called(*args, **kwargs)
+
+    return call
 
 
 def require(package: str, extra: str) -> Any:

@@ -17,7 +17,8 @@ FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "e
 
 ``"step"``: at the step delimiter or at ``max_step_tokens``; the path can go on. ``"eos"``: the model, or a stop
 string, ended the answer. ``"length"``: the path reached ``max_new_tokens``. ``"budget"``: the caller's budget ended it.
-``"empty"``: the path ended with nothing but white space. ``"error"``: the sample failed (a remote server); the text says why.
+``"empty"``: the path ended with nothing but white space. ``"error"``: the sample failed (a remote server); the text
+says why.
 """
 
 

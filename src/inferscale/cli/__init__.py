@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from . import evaluating, solving
-from .solving import UsageError
+from .options import UsageError
 
 __all__ = ["UsageError", "app", "main"]
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inferscale.aggregators import BestOfN, MajorityVote
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
@@ -63,29 +61,6 @@ def real_parts(model: str, temperature: float) -> tuple[list[Problem], HFGenerat
         generator, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
     )
     return problems, generator, reward
-
-
-@contextmanager
-def live_speed(generator: HFGenerator) -> Iterator[Any]:
-    """Shows sampled tokens, and tokens a second, on standard error while searches run; yields the bar."""
-    from tqdm.auto import tqdm
-
-    ended = threading.Event()
-    with tqdm(unit=" tokens", leave=False) as bar:
-
-        def watch() -> None:
-            over = False
-            while not over:
-                over = ended.wait(0.5)
-                bar.update(generator.stats.decoded_tokens - bar.n)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            yield bar
-        finally:
-            ended.set()
-            watcher.join()
 
 
 @dataclass(frozen=True)

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import wraps
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferscale.evaluate.parts import check_scores, make_generator, make_reward, make_strategy, make_vote
+from inferscale.evaluate.parts import check_scores, make_strategy, make_vote
+from inferscale.identity import digest
 
-from .solving import (
-    STRATEGY_HELP,
-    AnswerKind,
-    MaxNewTokens,
-    MinP,
-    Model,
-    Progress,
-    Reward,
-    Seed,
-    StepDelimiter,
-    Stop,
-    Temperature,
-    ThinkingMarkers,
-    Tokens,
-    TopP,
-    UsageError,
-    Vote,
-    Width,
-    given,
-)
+from .options import STRATEGY_HELP, Model, ModelOptions, Progress, Seed, Tokens, UsageError, with_options
+from .solving import models_of
 
 if TYPE_CHECKING:
     from inferscale.answers import SameAnswer
@@ -56,13 +38,12 @@ Limit = Annotated[int | None, typer.Option(help="Take the first so many problems
 Grader = Annotated[
     str, typer.Option(help="numeric (the equality of the kind), math (math-verify in a killable process), or auto.")
 ]
-MaxStepTokens = Annotated[int, typer.Option(help="Most tokens of a step.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Problems searched at the same time.")]
 Force = Annotated[bool, typer.Option(help="Go on in a folder of another configuration with what is still valid.")]
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(ModelOptions):
     """Options that all runs of a command share."""
 
     dataset: Dataset = "embedded"
@@ -73,30 +54,11 @@ class RunOptions:
     shots: Shots = 0
     shots_data: ShotsData = None
     limit: Limit = None
-    answer_kind: AnswerKind = None
-    thinking: ThinkingMarkers = None
     grader: Grader = "auto"
-    width: Width = 16
-    vote: Vote = "majority"
-    reward: Reward = None
-    temperature: Temperature = 0.8
-    max_new_tokens: MaxNewTokens = 512
-    max_step_tokens: MaxStepTokens = 256
-    step_delimiter: StepDelimiter = "\\n"
-    stop: Stop = None
-    top_p: TopP = None
-    min_p: MinP = None
     tokens: Tokens = None
     batch_size: BatchSize = 64
     force: Force = False
     progress: Progress = True
-
-    def generator(self, model: str) -> Generator:
-        """The model as a generator."""
-        return make_generator(
-            model, self.temperature, self.max_new_tokens, self.step_delimiter, max_step_tokens=self.max_step_tokens,
-            **given(stop=self.stop, top_p=self.top_p, min_p=self.min_p, thinking=self.thinking),
-        )  # fmt: skip
 
     def problems(self) -> list[Problem]:
         """The problems, worked examples in their prompts."""
@@ -153,27 +115,6 @@ class RunOptions:
             if not equals or not value:
                 raise UsageError(f"--field {name}: write it as question=name_of_your_field")
         return {name: value for name, _, value in pairs} or None
-
-
-def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with every field of `RunOptions` as an option of its own, in place of its parameter ``options``."""
-    hints = get_type_hints(RunOptions, include_extras=True)
-    shared = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(RunOptions)
-    ]
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        options = RunOptions(**{parameter.name: given.pop(parameter.name) for parameter in shared})
-        command(**given, options=options)
-
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-    run.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
-    return run
 
 
 _NO_SETTING = ("seed", "strategy", "aggregator")
@@ -295,8 +236,8 @@ COLUMNS = ("n", "accuracy", "tokens", "policy FLOPs", "reward FLOPs", "seconds",
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    app.command("eval")(takes_run_options(evaluate))
-    app.command()(takes_run_options(sweep))
+    app.command("eval")(with_options(evaluate))
+    app.command()(with_options(sweep))
     app.command()(report)
     app.command()(plot)
 
@@ -385,10 +326,11 @@ def evaluate(
     search = make_strategy(strategy, options.width)
     check_scores(search, make_vote(options.vote), options.reward)
     problems = options.problems()
-    generator = options.generator(model)
-    reward_model = None if options.reward is None else make_reward(options.reward, model, generator)
-    folder = out or Path("runs") / slug(options.dataset, Path(model).name, search, options.reward, seed)
-    show(options.run(problems, search, generator, reward_model, seed, folder, Path(model).name))
+    generator, reward_model = models_of(model, options)
+    name, folder = Path(model).name, out
+    if folder is None:
+        name, folder = own_folder(Path("runs"), options, model, name, search, generator, reward_model, seed)
+    show(options.run(problems, search, generator, reward_model, seed, folder, name))
 
 
 def sweep(
@@ -405,20 +347,54 @@ def sweep(
         check_scores(search, make_vote(options.vote), options.reward)
     problems = options.problems()
     models = model or ["policy-s"]
-    for name, label in zip(models, distinct_names(models), strict=True):
-        generator = options.generator(name)
-        reward_model = None if options.reward is None else make_reward(options.reward, name, generator)
+    for path, known_as in zip(models, distinct_names(models), strict=True):
+        generator, reward_model = models_of(path, options)
         for search in searches:
             for number in seed or [0]:
-                folder = out / slug(options.dataset, label, search, options.reward, number)
-                show(options.run(problems, search, generator, reward_model, number, folder, label))
+                name, folder = own_folder(out, options, path, known_as, search, generator, reward_model, number)
+                show(options.run(problems, search, generator, reward_model, number, folder, name))
+
+
+def own_folder(
+    root: Path, options: RunOptions, model: str, name: str, search: SearchStrategy, generator: Generator,
+    reward_model: RewardModel | None, seed: int,
+) -> tuple[str, Path]:  # fmt: skip
+    """The model's name and the run's folder, made of the options: the first that holds no run of other models.
+
+    Paths that end alike, of the model or the reward model, are told apart by as much of them as it takes.
+    """
+    from inferscale.evaluate.records import read_about
+    from inferscale.identity import compare, identity_of
+
+    own = {"generator": generator, "reward_model": reward_model}
+    ours = json.loads(json.dumps({key: _weights(identity_of(part)) for key, part in own.items()}))
+    paths = [Path(model).parts, Path(options.reward).parts if options.reward else ()]
+    longest = max(map(len, paths))
+    for length in range(1, longest + 1):
+        model_name = max(name, "/".join(paths[0][-length:]), key=len)
+        folder = root / slug(options.dataset, model_name, search, "/".join(paths[1][-length:]), seed)
+        about = read_about(folder)
+        if about is None or length == longest:
+            break
+        theirs = {key: _weights(about["identity"].get(key)) for key in own}
+        if not compare(theirs, ours).changed:
+            break
+    return model_name, folder
+
+
+def _weights(identity: Any) -> Any:
+    """The models in the identity of a part: what tells a folder's run from that of another path."""
+    if not isinstance(identity, Mapping):
+        return None
+    return {key: identity[key] for key in ("class", "model", "reference", "models") if key in identity}
 
 
 def slug(dataset: str, model: str, search: SearchStrategy, reward: str | None, seed: int) -> str:
     """A folder's name: what was run, without characters that a shell or a file system minds."""
-    parts: list[Any] = [dataset, model, repr(search), Path(reward).name if reward else None, f"seed{seed}"]
+    parts: list[Any] = [dataset, model, repr(search), reward, f"seed{seed}"]
     text = "-".join(str(part) for part in parts if part)
-    return re.sub(r"[^A-Za-z0-9.=]+", "-", text).replace("-.", "").strip("-")[:180]
+    name = re.sub(r"[^A-Za-z0-9.=]+", "-", text).replace("-.", "").strip("-")
+    return name if len(name) <= 180 else f"{name[:171]}-{digest(text)[:8]}"
 
 
 def _accuracy(accuracy: float, standard_error: float, count: int) -> str:

@@ -5,76 +5,32 @@ from __future__ import annotations
 import os
 import re
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inferscale.answers import KINDS, reader_of
-from inferscale.evaluate.parts import (
-    VOTES,
-    check_scores,
-    embedded,
-    make_generator,
-    make_reward,
-    make_strategy,
-    make_vote,
-)
-from inferscale.strategies import registry
+from inferscale.answers import reader_of
+from inferscale.evaluate.parts import check_scores, embedded, make_generator, make_reward, make_strategy, make_vote
+
+from .options import STRATEGY_HELP, Model, ModelOptions, Progress, Seed, Tokens, UsageError, with_options
 
 if TYPE_CHECKING:
+    from inferscale.base import Generator, RewardModel
     from inferscale.engine.result import SearchResult
-
-
-STRATEGY_HELP = f"One of {', '.join(registry())} (with a size: rebase:16), or one in full: 'MCTS(num_simulations=64)'."
-
-Model = Annotated[str, typer.Option(help="A local path (GGUF too), a hub id, or a name of `inferscale models`.")]
-Reward = Annotated[
-    str | None, typer.Option(help="checker (embedded task), likelihood, a process reward model, or outcome@PATH.")
-]
-Width = Annotated[int, typer.Option(help="Samples or leaves.")]
-Vote = Annotated[str, typer.Option(help=f"One of {', '.join(VOTES)}, or one in full: 'BordaVote(p=0.7)'.")]
-Temperature = Annotated[float, typer.Option(help="Sampling temperature.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Most tokens of a solution.")]
-StepDelimiter = Annotated[str, typer.Option(help="What ends a step.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(help="A text that ends the answer, such as '\\n\\nQuestion:'; may come again.")
-]
-TopP = Annotated[float | None, typer.Option(help="Mass of the likeliest tokens that is kept.")]
-MinP = Annotated[float | None, typer.Option(help="Least probability of a token, as a share of the likeliest one's.")]
-AnswerKind = Annotated[
-    str | None, typer.Option(help=f"What the answer is: one of {', '.join(KINDS)}, or choice:ABCDE (its letters).")
-]
-Tokens = Annotated[int | None, typer.Option(help="Token budget of a problem.")]
-ThinkingMarkers = Annotated[
-    str | None,
-    typer.Option("--thinking", help="Markers of thoughts: '<think> </think>', or off; by default the tokenizer's."),
-]
-Seed = Annotated[int, typer.Option(help="Any integer.")]
-Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
-
-
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value not in (None, [])}
-
-
-class UsageError(Exception):
-    """Bad input: one line that says what to do."""
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(demo)
-    app.command()(solve)
+    app.command()(with_options(solve))
     app.command()(models)
     app.command(
         "lm-eval",
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
         help="Run lm-evaluation-harness: inferscale lm-eval run --model inferscale --model_args pretrained=DIR,...",
     )(lm_eval)
-    app.command()(serve)
+    app.command()(with_options(serve))
 
 
 def demo(
@@ -105,21 +61,16 @@ def demo(
     if real and reward != usual.reward:
         raise UsageError(f"--reward {reward}: the demo of {model} is judged by its own likelihood")
     generator: Any
-    speed: Any = nullcontext()
     if real:
         given, generator, reward_model = table.real_parts(model, temperature)
-        speed = table.live_speed(generator) if progress else speed
     else:
         given, generator, reward_model = zoo.problems("test"), make_generator(model, temperature), make_reward(reward)
     chosen = given[:problems]
     typer.echo(f"{model}, reward: {reward}, {len(chosen)} test problems, temperature {temperature}, seed {seed}")
     typer.echo("Tokens and MFLOPs of policy and reward model are means over problems; seconds are for all of them.")
     typer.echo(table.HEADER)
-    with speed as bar:
-        for row in table.rows(chosen, generator, reward_model, width, seed, progress and not real):
-            if bar is not None:
-                bar.clear()
-            typer.echo(table.format_row(row))
+    for row in table.rows(chosen, generator, reward_model, width, seed, progress):
+        typer.echo(table.format_row(row))
     if reward == "checker":
         typer.echo("The checker is an oracle that knows every right step, and costs nothing: an upper bound.")
 
@@ -128,36 +79,25 @@ def solve(
     prompt: Annotated[str, typer.Argument(help="The problem.")],
     model: Model = "policy-s",
     strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "rebase",
-    vote: Vote = "majority",
-    width: Width = 16,
-    reward: Reward = None,
-    temperature: Temperature = 0.8,
-    max_new_tokens: MaxNewTokens = 512,
-    step_delimiter: StepDelimiter = "\\n",
-    stop: Stop = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    answer_kind: AnswerKind = None,
-    thinking: ThinkingMarkers = None,
     tokens: Tokens = None,
     seed: Seed = 0,
     save: Annotated[Path | None, typer.Option(help="Write the whole result there as JSON.")] = None,
     tree: Annotated[bool, typer.Option(help="Print the search tree.")] = False,
     progress: Progress = True,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Search for the answer to one problem."""
     from inferscale.cost import Budget
     from inferscale.engine.solver import solve as run
     from inferscale.tree import Problem
 
-    search, aggregator = make_strategy(strategy, width), make_vote(vote)
-    check_scores(search, aggregator, reward)
+    search, aggregator = make_strategy(strategy, options.width), make_vote(options.vote)
+    check_scores(search, aggregator, options.reward)
     if model in embedded() and not prompt.endswith("\n"):
         prompt += "\n"  # the embedded policies read a question as a line
-    problem, budget = Problem(prompt, kind=answer_kind), None if tokens is None else Budget(tokens=tokens)
-    controls = given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking)
-    generator = make_generator(model, temperature, max_new_tokens, step_delimiter, **controls)
-    reward_model = None if reward is None else make_reward(reward, model, generator)
+    problem, budget = Problem(prompt, kind=options.answer_kind), None if tokens is None else Budget(tokens=tokens)
+    generator, reward_model = models_of(model, options)
     result = run(
         problem, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
         progress=progress,
@@ -165,6 +105,15 @@ def solve(
     _show(result, tree)
     if save is not None:
         typer.echo(f"saved to {result.save(save)}")
+
+
+def models_of(model: str, options: ModelOptions) -> tuple[Generator, RewardModel | None]:
+    """Generator and reward model; the options of both are read before the first is loaded."""
+    of_generator, of_reward = options.of_generator(), options.of_reward()
+    generator = make_generator(
+        model, options.temperature, options.max_new_tokens, options.step_delimiter, **of_generator
+    )
+    return generator, None if options.reward is None else make_reward(options.reward, model, generator, **of_reward)
 
 
 def models() -> None:
@@ -203,23 +152,12 @@ def _show(result: SearchResult, tree: bool) -> None:
 def serve(
     model: Model = "policy-s",
     strategy: Annotated[str, typer.Option(help=f"Of requests that name none. {STRATEGY_HELP}")] = "sampling",
-    width: Width = 16,
-    vote: Vote = "majority",
-    reward: Reward = None,
     name: Annotated[str | None, typer.Option(help="The model's name for clients; by default that of --model.")] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than this machine's need a key.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, help="0 takes a free one.")] = 8000,
     seed: Seed = 0,
-    temperature: Temperature = 0.8,
-    max_new_tokens: MaxNewTokens = 512,
-    step_delimiter: StepDelimiter = "\\n",
-    stop: Stop = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    answer_kind: AnswerKind = None,
-    thinking: ThinkingMarkers = None,
     max_active: Annotated[int, typer.Option(min=1, help="Searches that share the model's batches.")] = 64,
     max_waiting: Annotated[int, typer.Option(min=1, help="Searches that wait; more are refused (429).")] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="Size of a request; larger ones are refused (413).")] = 2
@@ -228,6 +166,8 @@ def serve(
     tokens: Annotated[int, typer.Option(min=1, help="Most sampled tokens of a search.")] = 100_000,
     seconds: Annotated[float, typer.Option(min=0.001, help="Most seconds of a search.")] = 600,
     shutdown_seconds: Annotated[int, typer.Option(min=1, help="Time that running searches get at the end.")] = 60,
+    *,
+    options: ModelOptions,
 ) -> None:
     """Serve searches behind an OpenAI-compatible endpoint; INFERSCALE_API_KEY is what clients must present, if set."""
     from inferscale.cost import Budget
@@ -236,15 +176,12 @@ def serve(
 
     key = os.environ.get("INFERSCALE_API_KEY") or None
     check_host(host, key)
-    check_scores(make_strategy(strategy, width), make_vote(vote), reward)  # before the models are loaded
-    reader = None if answer_kind is None else reader_of(answer_kind)
-    controls = given(stop=stop, top_p=top_p, min_p=min_p, thinking=thinking)
-    generator = make_generator(model, temperature, max_new_tokens, step_delimiter, **controls)
+    check_scores(make_strategy(strategy, options.width), make_vote(options.vote), options.reward)  # before it loads
+    reader = None if options.answer_kind is None else reader_of(options.answer_kind)
+    generator, reward_model = models_of(model, options)
     service = Service(
-        generator,
-        None if reward is None else make_reward(reward, model, generator),
-        name=name or Path(model).name, strategy=strategy, width=width, vote=vote, seed=seed, api_key=key,
-        read_answer=reader,
+        generator, reward_model, name=name or Path(model).name, strategy=strategy, width=options.width,
+        vote=options.vote, seed=seed, api_key=key, read_answer=reader,
         limits=Limits(max_active, max_waiting, max_body_bytes, max_size=max_size, budget=Budget(tokens, None, seconds)),
         prompt_end="\n" if model in embedded() else "",  # the embedded policies read a question as a line
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -98,7 +98,7 @@ class ModelCalls:
 
 
 def _check_count(values: Sequence[object], nodes: Sequence[Node], name: str, what: str = "scores") -> None:
-    if isinstance(values, str | Mapping | Set) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+    if isinstance(values, str | Mapping) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
         raise TypeError(f"{name} must return a list of {what}, not {type(values).__name__} {values!r:.100}")
     count = len(values)
     if count != len(nodes):

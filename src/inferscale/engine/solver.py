@@ -15,6 +15,7 @@ from itertools import islice, takewhile
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
+from inferscale._compat import suggests_options
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, chosen_reader
 from inferscale.base import (
@@ -547,6 +548,7 @@ def _refuse_no_list(problems: Iterable[Problem | str], caller: str) -> None:
         )
 
 
+@suggests_options
 def solve(
     problem: Problem | str,
     strategy: SearchStrategy,
@@ -570,6 +572,7 @@ def solve(
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
+@suggests_options
 async def asolve(
     problem: Problem | str,
     strategy: SearchStrategy,
@@ -593,6 +596,7 @@ async def asolve(
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
+@suggests_options
 def solve_batch(
     problems: Sequence[Problem | str],
     strategy: SearchStrategy,
@@ -620,6 +624,7 @@ def solve_batch(
     return solver.solve_batch(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
+@suggests_options
 def stream(
     problems: Iterable[Problem | str],
     strategy: SearchStrategy,

@@ -97,8 +97,8 @@ class PromptStyle:
         if self.as_turns:
             return Problem(messages=self.messages(Example(question, ""))).prompt
         parts = [self.instruction] if self.instruction else []
-        parts += [self._filled(shot.question) + self._shown(shot) for shot in self.shots]
-        return self.separator.join([*parts, self._filled(question)])
+        parts += [self._before_shown(shot.question) + self._shown(shot) for shot in self.shots]
+        return self.separator.join([*parts, self._before_shown(question) if self.shots else self._filled(question)])
 
     def messages(self, example: Example) -> list[Mapping[str, Any]]:
         """The turns of a question: the system's, those of worked examples, and its own.
@@ -151,11 +151,19 @@ class PromptStyle:
         # replaced, not formatted: a question may hold braces
         return self.template.replace("{question}", question)
 
+    def _before_shown(self, question: str) -> str:
+        """The template of a question that a solution follows, on a line of its own if nothing else is between them."""
+        filled = self._filled(question)
+        touches = self.template.endswith("{question}") and not self.shown[:1].isspace()
+        return filled + "\n" if touches and not filled.endswith("\n") else filled
+
     def _shown(self, shot: Example) -> str:
         head, _, tail = self.shown.partition("{solution}")
         whole = head.replace("{answer}", shot.answer)
         if "{solution}" in self.shown:
-            whole += shot.solution + tail.replace("{answer}", shot.answer)
+            boxed = r"\boxed"
+            closed = boxed in tail and boxed in shot.solution  # as MATH's solutions are: the answer is not said twice
+            whole += shot.solution + ("" if closed else tail.replace("{answer}", shot.answer))
         return whole
 
 
@@ -169,7 +177,7 @@ STYLES: dict[str, PromptStyle] = {
     ),
     "boxed": PromptStyle(
         "Problem: {question}\nSolution:",
-        shown=" {solution}",
+        shown=" {solution}\nThe answer is \\boxed{{answer}}.",
         instruction=r"Solve the problem step by step and put the final answer in \boxed{}.",
         stop="\nProblem:",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -87,7 +88,7 @@ def make_generator(
     if stop := options.get("stop"):
         options["stop"] = [read(text) for text in ([stop] if isinstance(stop, str) else stop)]
     options |= {"temperature": temperature, "max_new_tokens": max_new_tokens, "step_delimiter": read(step_delimiter)}
-    if model in embedded() and not {"device", "dtype"} & options.keys():
+    if model in embedded() and options.keys() <= inspect.signature(HFGenerator).parameters.keys():
         generator = HFGenerator(*zoo.load(model), **options)
     else:
         generator = HFGenerator.from_pretrained(at_hand(model), **options)
@@ -109,7 +110,9 @@ def make_thinking(text: str) -> Thinking:
     raise ValueError(f"thinking={text!r}: write the two markers, such as '<think> </think>', or off")
 
 
-def make_reward(text: str, policy: str = "", generator: Generator | None = None) -> RewardModel:
+def make_reward(
+    text: str, policy: str = "", generator: Generator | None = None, *, judge: str | None = None, **load: Any
+) -> RewardModel:
     """The reward model that a text names.
 
     Args:
@@ -118,27 +121,40 @@ def make_reward(text: str, policy: str = "", generator: Generator | None = None)
             ``"FORMAT@PATH"``, or an outcome reward model as ``"outcome@PATH"``.
         policy: The policy.
         generator: The policy as a generator, whose model and prompts ``"likelihood"`` shares.
+        judge: The part of a solution that is judged, where the policy thinks; by default the reward model's own.
+        load: `device`, `dtype` and other options of loading it, of which those without a model of their own need none.
+
+    Raises:
+        ValueError: If it is another text, or there is nothing to load.
     """
     from inferscale import zoo
     from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, HFProcessRewardModel, LikelihoodReward
 
+    judged: dict[str, Any] = {} if judge is None else {"judge": judge}
+    shares = text == "likelihood" and generator is not None
+    if (text == "checker" or shares) and (others := load.keys() - {"device", "dtype"}):
+        raise ValueError(f"the reward {text!r} loads no model: leave out {', '.join(sorted(others))}")
     if text == "checker":
+        if judge not in (None, "all"):
+            raise ValueError(f"judge={judge!r}: the checker judges whole solutions")
         return CheckerReward()
     if text == "likelihood":
         # Its own judge reads the ids that it sampled; a separator that it never wrote would decide every vote.
-        own: dict[str, Any] = {"token_reduction": "min", "reduction": "min"}
+        own: dict[str, Any] = {"token_reduction": "min", "reduction": "min", **judged}
         own |= {"use_token_ids": True, "step_separator": None}
-        if generator is not None:
+        if shares:
             return LikelihoodReward.from_generator(generator, **own)
-        if policy in embedded():
-            return LikelihoodReward(*zoo.load(policy), **own)
-        return LikelihoodReward.from_pretrained(at_hand(policy), **own)
+        return LikelihoodReward.from_pretrained(at_hand(policy), **own, **load)
     if text in embedded():
-        return HFProcessRewardModel(*zoo.load(text), good_token="<good>", bad_token="<bad>", reduction="min")
+        tokens: dict[str, Any] = {"good_token": "<good>", "bad_token": "<bad>", "reduction": "min", **judged}
+        if not load:
+            return HFProcessRewardModel(*zoo.load(text), **tokens)
+        return HFProcessRewardModel.from_pretrained(at_hand(text), **tokens, **load)
     before, at, path = text.partition("@")
     if before == "outcome" and at:
-        return HFOutcomeRewardModel.from_pretrained(path)
-    return HFProcessRewardModel.from_pretrained(path if at else text, format=before if at else "auto")
+        return HFOutcomeRewardModel.from_pretrained(path, **judged, **load)
+    kind = before if at else "auto"
+    return HFProcessRewardModel.from_pretrained(path if at else text, format=kind, **judged, **load)
 
 
 def parts_from_texts(
@@ -149,7 +165,8 @@ def parts_from_texts(
     Args:
         model: A folder, a hub id, or an embedded policy.
         options: ``strategy``, ``width`` (or ``n``), ``vote``, ``reward``, ``seed``, ``temperature``,
-            ``max_new_tokens``, ``step_delimiter``, ``thinking``, and further options of `HFGenerator`.
+            ``max_new_tokens``, ``step_delimiter``, ``thinking``, ``judge``, and further options of `HFGenerator`, of
+            which ``device`` and ``dtype`` are the reward model's too.
 
     Raises:
         ValueError: If there is no model, a name is unknown, or scores are needed and there is no reward.
@@ -162,11 +179,13 @@ def parts_from_texts(
         make_strategy(str(given.pop("strategy", "sampling")), width),
         make_vote(given.pop("vote", "majority")),
     )
-    reward, seed = given.pop("reward", None), int(given.pop("seed", 0))
+    reward, seed, judge = given.pop("reward", None), int(given.pop("seed", 0)), given.pop("judge", None)
     check_scores(strategy, vote, reward)
     temperature, tokens = float(given.pop("temperature", 0.8)), int(given.pop("max_new_tokens", 512))
     generator = make_generator(model, temperature, tokens, given.pop("step_delimiter", "\\n"), **given)
-    return generator, strategy, None if reward is None else make_reward(reward, model, generator), vote, seed
+    place = {name: given[name] for name in ("device", "dtype") if name in given}
+    judged = None if reward is None else make_reward(reward, model, generator, judge=judge, **place)
+    return generator, strategy, judged, vote, seed
 
 
 def embedded() -> set[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from inferscale._compat import suggests_options
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
@@ -163,6 +164,7 @@ def _renumber(task: Task, records: Path) -> None:
     write_atomically(records, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+@suggests_options
 def run_evaluation(
     problems: Sequence[Problem | str],
     strategy: SearchStrategy,
