@@ -1,7 +1,7 @@
 """The sampler against brute force, transformers' warpers and statistics."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from inferscale.generators import Draws, Sampler, TokenSampler, inverse_cdf
+from inferscale.flow import GenerateRequest
+from inferscale.generators import Draws, HFGenerator, Sampler, TokenSampler, inverse_cdf
+from inferscale.quiet_star import QuietSTaRGenerator
 from inferscale.runtime import sampling
 from inferscale.runtime.sampling import choose_sampler, filter_threshold, uniforms
+from inferscale.tree import Node, Problem
+from tests.quiet_star_tools import wrapped
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 MASK = 2**64 - 1
 
@@ -265,3 +270,41 @@ def test_a_sampler_or_its_shortcuts():
         choose_sampler(sampler, 0.5, 1.0, 0, "logprob")
     with pytest.raises(TypeError, match="derives from TokenSampler"):
         choose_sampler(lambda logits, numbers: logits, 1.0, 1.0, 0, "logprob")
+
+
+@pytest.mark.parametrize("kind", ["plain", "thinking"])
+def test_requests_at_temperatures_of_their_own_are_other_generators(kind):
+    """Rows at several temperatures in one batch draw what generators made with them draw."""
+    model, of_kind = (
+        (tiny_model("llama"), HFGenerator) if kind == "plain" else (wrapped("llama", 2), QuietSTaRGenerator)
+    )
+
+    def made(temperature):
+        return of_kind(model, byte_tokenizer(), max_new_tokens=6, temperature=temperature, eos_token_id=319)
+
+    roots = [Node(Problem(text), key=place) for place, text in enumerate(("ab", "cde"))]
+    own, temperatures = made(0.9), (None, 0.2, 1.7, 0.0)
+    requests = [
+        GenerateRequest(root, 2, "end", temperature=t, first=2 * place)
+        for root in roots
+        for place, t in enumerate(temperatures)
+    ]
+    mixed = own.generate(requests)
+    for request, steps in zip(requests, mixed, strict=True):
+        other = made(request.temperature or 0.9)
+        expected = other.generate([replace(request, temperature=None, greedy=request.temperature == 0)])[0]
+        assert [step.token_ids for step in steps] == [step.token_ids for step in expected]
+        assert [step.logprob for step in steps] == pytest.approx([step.logprob for step in expected], rel=1e-5)
+    assert len({step.token_ids for steps in mixed for step in steps}) > 6
+
+
+def test_a_sampler_without_a_temperature_refuses_requests_that_give_one():
+    @dataclass(frozen=True)
+    class First(TokenSampler):
+        def draw(self, logits, numbers):
+            tokens, shares = inverse_cdf(logits.softmax(dim=-1), numbers)
+            return Draws(tokens, shares.log(), shares.log())
+
+    generator = HFGenerator(tiny_model("llama"), byte_tokenizer(), sampler=First(), max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"write First.at\(temperature\)"):
+        generator.generate([GenerateRequest(Node(Problem("ab"), key=1), temperature=0.5)])

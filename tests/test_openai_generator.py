@@ -254,6 +254,8 @@ def test_logprobs():
         cool = OpenAIGenerator(address, "toy", temperature=0.5).generate(requests_of(node))[0][0]
         chat = OpenAIGenerator(address, "toy", endpoint="chat").generate(requests_of(node))[0][0]
         none = OpenAIGenerator(address, "toy", logprobs=False).generate(requests_of(node))[0][0]
+        asked = OpenAIGenerator(address, "toy").generate(requests_of(node, temperature=0.5))[0][0]
+    assert asked == cool != plain
     assert plain.confidence == pytest.approx(plain.logprob / plain.generated_tokens)
     assert cool.logprob is None
     assert cool.confidence == plain.confidence

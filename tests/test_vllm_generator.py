@@ -144,6 +144,13 @@ def test_numbers_that_the_engine_cannot_tell_are_none(mode, monkeypatch):
         assert known == ((True, True) if temperature != 0.5 else (mode != "raw_logprobs", mode == "raw_logprobs"))
 
 
+def test_requests_may_give_a_temperature(llm):
+    request = GenerateRequest(root(), n=2, until="end")
+    for temperature in (0.0, 0.5):
+        asked = VLLMGenerator(llm, **LIMITS).generate([replace(request, temperature=temperature)])
+        assert asked == VLLMGenerator(llm, **LIMITS, temperature=temperature).generate([request])
+
+
 def test_the_engine_starts_with_prefix_caching_and_the_callers_options(monkeypatch):
     vllm_stub.install(monkeypatch)
     options = VLLMGenerator.from_pretrained("tiny", dtype="float32", logprobs_mode="raw_logprobs").llm.options

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .cost import Budget, Cost
     from .engine import SearchResult, SearchUpdate, Solver, asolve, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
-    from .flow import Flow, GenerateRequest, answer, expand, gather, limit, score
+    from .flow import Flow, GenerateRequest, answer, ask, expand, gather, limit, replies, score
     from .generators import HFGenerator, OpenAIGenerator, RemoteError, VLLMGenerator
     from .rewards import (
         CheckerReward,
@@ -41,7 +41,7 @@ _NAMES = {
     "cost": ("Budget", "Cost"),
     "engine": ("SearchResult", "SearchUpdate", "Solver", "asolve", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
-    "flow": ("Flow", "GenerateRequest", "answer", "expand", "gather", "limit", "score"),
+    "flow": ("Flow", "GenerateRequest", "answer", "ask", "expand", "gather", "limit", "replies", "score"),
     "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError", "VLLMGenerator"),
     "viz": ("render_tree",),
     "rewards": (
@@ -103,6 +103,7 @@ __all__ = [
     "answer",
     "answer_weights",
     "answers",
+    "ask",
     "asolve",
     "estimate_flops",
     "evaluate",
@@ -115,6 +116,7 @@ __all__ = [
     "quiet_star",
     "read_answer",
     "render_tree",
+    "replies",
     "rewards",
     "same_answer",
     "scaling",

@@ -26,12 +26,15 @@ class Generator(Identified, ABC):
         thinking: The markers that the model writes around its thoughts; ``None`` if the generator cannot tell.
         takes_messages: True if it renders conversations (`Problem.messages`) as turns; another one reads their text,
             `Problem.prompt`.
+        takes_temperature: True if it samples at ``request.temperature`` where a request gives one; a search that gives
+            one to another generator is refused.
     """
 
     concurrent: bool = False
     thinking: Thinking | None = None
     set_later = ("thinking",)
     takes_messages: bool = False
+    takes_temperature: bool = False
 
     @abstractmethod
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -23,6 +24,8 @@ class Cost:
             among them by their samples, or by their nodes.
         num_generated: Samples drawn (steps or whole completions).
         num_scored: Nodes scored.
+        shares: What of it was spent on generating something that is told apart: ``"ask"``, the side prompts
+            (`inferscale.flow.ask`), and, where `solve` was given several generators, each by its name.
     """
 
     prompt_tokens: int = 0
@@ -34,6 +37,13 @@ class Cost:
     seconds: float = 0.0
     num_generated: int = 0
     num_scored: int = 0
+    shares: Mapping[str, Cost] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        """Make costs of shares that come as plain data."""
+        if self.shares:
+            costs = {name: each if isinstance(each, Cost) else Cost(**each) for name, each in self.shares.items()}
+            object.__setattr__(self, "shares", costs)
 
     def __add__(self, other: Cost) -> Cost:
         """Return the sum, field by field."""
@@ -49,6 +59,10 @@ class Cost:
             self.seconds + other.seconds,
             self.num_generated + other.num_generated,
             self.num_scored + other.num_scored,
+            {
+                name: self.shares.get(name, Cost()) + other.shares.get(name, Cost())
+                for name in dict.fromkeys((*self.shares, *other.shares))
+            },
         )
 
     def __radd__(self, other: object) -> Cost:

@@ -1,21 +1,22 @@
 """Requests that a search yields, and the verbs that strategies are written in.
 
-A search is a Python generator: it yields a request and is sent the answer. `expand`, `score`, `answer` and `gather`
-build the requests; a strategy calls them with ``yield from``. Nothing here touches a model.
+A search is a Python generator: it yields a request and is sent the answer. `expand`, `ask`, `score`, `answer` and
+`gather` build the requests; a strategy calls them with ``yield from``. Nothing here touches a model.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import inspect
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from .tree import Node
+from .tree import Node, Problem
 
 T = TypeVar("T")
 Until: TypeAlias = Literal["step", "end"]
@@ -40,6 +41,12 @@ class GenerateRequest:
             lowers it where the caller's budget leaves less.
         stop: Texts that end the answer, besides those of the generator, and are left out of it; see `HFGenerator`. A
             generator that does not look at them samples on, and whoever asked cuts its text.
+        temperature: Sampling temperature in place of the generator's own; 0 is ``greedy=True``.
+        generator: Name of the generator that samples, where `solve` was given several; ``None`` is the one that sampled
+            the node, and at a root the first.
+        aside: True for a side prompt, see `ask`: the node is a root of its own, which the engine gives its key. Samples
+            that are attached become leaves of the search's own tree.
+        payer: The draw that is charged for the node's prefix: the first of this generator. Set by the engine.
         deadline: When its search runs out of time, on the clock of `time.monotonic`. Set by the engine.
         is_cancelled: Says whether its search has been cancelled, which another thread may do. Set by the engine.
     """
@@ -53,6 +60,10 @@ class GenerateRequest:
     first: int = 0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
+    temperature: float | None = None
+    generator: str | None = None
+    aside: bool = False
+    payer: int = 0
     deadline: float | None = None
     is_cancelled: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
 
@@ -68,6 +79,13 @@ class GenerateRequest:
             raise ValueError(f"stop={self.stop!r}: give a tuple of texts, none of them empty")
         if self.until not in ("step", "end"):
             raise ValueError(f'until={self.until!r}: choose "step" or "end"')
+        if self.temperature is not None:
+            if not 0 <= self.temperature < math.inf:
+                raise ValueError(f"temperature={self.temperature!r}: give a finite number, 0 (greedy) or more, or None")
+            if self.temperature == 0:
+                object.__setattr__(self, "greedy", True)
+        if self.generator is not None and not isinstance(self.generator, str):
+            raise TypeError(f"generator={self.generator!r:.80}: give its name, a key of solve(..., generator={{...}})")
         if self.node.is_finished:
             raise ValueError(f"{self.node!r} has finished and cannot be expanded: keep nodes with `is_finished` out")
 
@@ -120,7 +138,7 @@ def as_request(request: object) -> Request:
     """
     if isinstance(request, Request):
         return request
-    hint = "a search yields only what `expand`, `score`, `answer` and `gather` build"
+    hint = "a search yields only what `expand`, `ask`, `score`, `answer` and `gather` build"
     if inspect.isgenerator(request):
         hint = f'write "yield from {request.__name__}(...)" instead of "yield {request.__name__}(...)"'
     raise TypeError(f"a search yielded {type(request).__name__}: {hint}")
@@ -133,6 +151,8 @@ def expand(
     greedy: bool = False,
     forced: str = "",
     attach: bool = True,
+    temperature: float | None = None,
+    generator: str | None = None,
 ) -> Flow[list[Node]]:
     """Sample new nodes from `nodes`, the first node's first; write ``children = yield from expand(...)``.
 
@@ -143,6 +163,8 @@ def expand(
         greedy: Take the likeliest token each time.
         forced: Text put after each prefix before sampling.
         attach: True if the samples become part of the tree.
+        temperature: Sampling temperature in place of the generator's own.
+        generator: Name of the generator that samples, where `solve` was given several.
 
     Returns:
         The new nodes. Failed samples (nothing but white space, or an error) stay in the tree and are left out here.
@@ -154,7 +176,7 @@ def expand(
     if len(counts) != len(nodes):
         raise ValueError(f"expand() was given {len(nodes)} nodes and {len(counts)} counts: give one count for each")
     requests = tuple(
-        GenerateRequest(node, count, until, greedy, forced, attach)
+        GenerateRequest(node, count, until, greedy, forced, attach, temperature=temperature, generator=generator)
         for node, count in zip(nodes, counts, strict=True)
         if count != 0
     )
@@ -162,6 +184,89 @@ def expand(
         return []
     answer: list[list[Node]] = yield Generate(requests)
     return [node for group in answer for node in group if not node.is_failed]
+
+
+def ask(
+    prompts: Sequence[str | Sequence[Mapping[str, Any]] | Problem],
+    n: int = 1,
+    *,
+    greedy: bool = False,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    generator: str | None = None,
+) -> Flow[list[list[str]]]:
+    """Have the model answer prompts of your own, beside the solution; write ``texts = yield from ask([prompt])``.
+
+    For judges, selectors and whatever else is no continuation of the problem. Replies are charged to the problem, also
+    apart (``cost.shares["ask"]``), recorded in journals, and kept as side notes of the tree, `Node.side_notes`. They
+    depend on the seed, the problem, and the number of side prompts that its search asked before.
+
+    Args:
+        prompts: Prompts: texts, conversations (lists of dictionaries with ``"role"`` and ``"content"``), or problems.
+        n: Replies to each.
+        greedy: Take the likeliest token each time.
+        temperature: Sampling temperature in place of the generator's own.
+        max_tokens: Most tokens of each reply; by default the generator's.
+        generator: Name of the generator that replies, where `solve` was given several; by default the first.
+
+    Returns:
+        For each prompt the texts of its replies, thoughts left out; ``""`` for one that never left its thoughts.
+        Failed samples are left out.
+
+    Raises:
+        TypeError: If a prompt stands alone, or is none.
+        ValueError: If one is empty, or a number is out of range.
+    """
+    groups = yield from replies(
+        prompts, n, greedy=greedy, temperature=temperature, max_tokens=max_tokens, generator=generator
+    )
+    return [[node.final_text or "" for node in group] for group in groups]
+
+
+def replies(
+    prompts: Sequence[str | Sequence[Mapping[str, Any]] | Problem],
+    n: int = 1,
+    *,
+    attach: bool = False,
+    greedy: bool = False,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    generator: str | None = None,
+) -> Flow[list[list[Node]]]:
+    """Have the model answer prompts of your own; see `ask`, which returns the texts of these nodes.
+
+    Args:
+        prompts: As in `ask`.
+        n: Replies to each.
+        attach: True if the replies are solutions of the search's problem: they become leaves of its tree, below the
+            root, to be scored and voted over as others are.
+        greedy: Take the likeliest token each time.
+        temperature: As in `ask`.
+        max_tokens: As in `ask`.
+        generator: As in `ask`.
+
+    Returns:
+        For each prompt the nodes of its replies; failed samples are left out.
+    """
+    if isinstance(prompts, str | Mapping | Problem) or any(isinstance(prompt, Mapping) for prompt in prompts):
+        raise TypeError(f"ask() takes a list of prompts, not {prompts!r:.60}: write ask([prompt]), or ask([messages])")
+    requests = tuple(
+        GenerateRequest(
+            Node(_side_problem(prompt)), _whole(n), "end", greedy, attach=attach, max_tokens=max_tokens,
+            temperature=temperature, generator=generator, aside=True,
+        )
+        for prompt in prompts
+    )  # fmt: skip
+    if not requests:
+        return []
+    answer: list[list[Node]] = yield Generate(requests)
+    return [[node for node in group if not node.is_failed] for group in answer]
+
+
+def _side_problem(prompt: str | Sequence[Mapping[str, Any]] | Problem) -> Problem:
+    if isinstance(prompt, Problem):
+        return prompt
+    return Problem(prompt) if isinstance(prompt, str) else Problem(messages=prompt)
 
 
 def _whole(count: float) -> int:

@@ -33,8 +33,8 @@ class ToyGenerator(Generator):
     r"""A language model that is a hash of the path: no weights, the same text for the same seed, problem and path.
 
     A step is ``"<letter> <letter> ...\n"`` of two to five tokens; after `depth` steps the path ends with
-    ``"The answer is <digit>"``. Greedy requests read the text of the prefix instead of the branch's key. Forced text is
-    one token a word.
+    ``"The answer is <digit>"``. Greedy requests read the text of the prefix instead of the branch's key, and those with
+    a temperature this too. Forced text is one token a word.
 
     Attributes:
         depth: Steps before the answer; ``None`` never ends.
@@ -46,6 +46,7 @@ class ToyGenerator(Generator):
     num_answers: int = 4
     calls: int = 0
     no_effect = frozenset({"calls"})
+    takes_temperature = True
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Steps that depend on each request's prefix and draw numbers alone."""
@@ -60,6 +61,8 @@ class ToyGenerator(Generator):
 
     def _sample(self, request: GenerateRequest, draw: int) -> Step:
         source = request.node.text if request.greedy else str(branch_key(request.node.key, request.first + draw))
+        if request.temperature and not request.greedy:
+            source += f" at {request.temperature}"
         pieces = list(self._pieces(request, source))
         words = [word for piece, _ in pieces for word in piece]
         reason: FinishReason = pieces[-1][1]
@@ -69,7 +72,11 @@ class ToyGenerator(Generator):
             words, reason = words[: request.max_tokens], "budget"
         if len(words) > 1 and request.is_over:  # it looks after the first token
             words, reason = words[:1], "budget"
-        prompt = len(request.node.problem.prompt.split()) if request.node.depth == request.first + draw == 0 else 0
+        prompt = (
+            len(request.node.problem.prompt.split())
+            if not request.node.depth and request.first + draw == request.payer
+            else 0
+        )
         forced = tuple(ord(word[0]) for word in request.forced.split())
         prompt += len(forced) if draw == 0 else 0
         ends, text_end, id_end = [], len(request.forced), len(forced)
@@ -148,6 +155,7 @@ class BrokenGenerator(Generator):
     die_after: int | None = None
     toy: ToyGenerator = field(default_factory=ToyGenerator)
     no_effect = frozenset({"die_after"})
+    takes_temperature = True
 
     def identity(self) -> dict[str, Any]:
         """That of the toy if nothing is rewritten: a search that died goes on with it."""
@@ -216,8 +224,8 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
     The promises: ``request.n`` steps for each request, in order; no more tokens than the request and
     `max_sample_tokens` allow; a completion has ended; forced text stands first; inner steps end where the text ends.
     And, if it is `reproducible`: the same steps again, in any batch and order, however many are drawn at a time,
-    before and after `release`; greedy samples that are all alike; and of a request that is over, no text but the
-    beginning of what it would have been.
+    before and after `release`; greedy samples that are all alike; other samples at another temperature, if it
+    `takes_temperature`; and of a request that is over, no text but the beginning of what it would have been.
 
     Args:
         generator: The generator; a few hundred short samples are drawn.
@@ -231,6 +239,10 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
     ]
     nodes = [*roots, *(node for node in children if not node.is_finished)]
     kinds: list[dict[str, Any]] = [{}, {"until": "end"}, {"greedy": True}, {"forced": "So "}, {"max_tokens": 2}]
+    if generator.takes_temperature:
+        kinds.append({"temperature": 0.5, "until": "end"})
+        if reproducible:
+            _check_temperature(generator, nodes)
     for options in kinds:
         requests = [GenerateRequest(node, n=2, **options) for node in nodes]
         groups = _asked(generator, requests)
@@ -291,6 +303,21 @@ def _check_repeats(generator: Generator, requests: list[GenerateRequest], groups
     same("after release", _asked(generator, requests))
     for request, steps in zip(requests, expected, strict=True):
         assert not request.greedy or steps[0] == steps[1], f"{type(generator).__name__}: greedy samples differ: {steps}"
+
+
+def _check_temperature(generator: Generator, nodes: Sequence[Node]) -> None:
+    """A temperature of 0 takes the likeliest tokens, and a high one does not."""
+
+    def texts(**options: Any) -> list[list[str]]:
+        requests = [GenerateRequest(node, n=3, until="end", **options) for node in nodes]
+        return [[step.text for step in steps] for steps in _asked(generator, requests)]
+
+    likeliest, name = texts(greedy=True), type(generator).__name__
+    assert texts(temperature=0.0) == likeliest, f"{name}: temperature=0.0 is not greedy"
+    hot = texts(temperature=2.0)
+    assert hot not in (likeliest, texts(temperature=0.01)), (
+        f"{name}: takes_temperature is True, and the same samples come at request.temperature = 0.01 and 2.0"
+    )
 
 
 def _check_over(generator: Generator, requests: list[GenerateRequest], groups: list[list[Step]]) -> None:
@@ -376,13 +403,14 @@ def _same(name: str, when: str, expected: Sequence[float], found: Sequence[float
 def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -> None:
     """Run `strategy` on toy models and raise an `AssertionError` that says which promise it breaks.
 
-    The promises: the same seed gives the same tree; a problem's tree is the same alone and in any batch; any budget
+    The promises: the same seed gives the same tree; all that is drawn, for side prompts too, depends on seed and
+    problem; a problem's tree is the same alone and in any batch; any budget
     stops it with the best so far, and so does a cancellation, after which its journal leads to the whole tree; it
     survives a generator that ends at once, never ends, fails, or returns empty steps, and texts in which no answer is
     found; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
     model unless `needs_scores` says so.
     """
-    for check in (_check_batch, _check_budgets, _check_survival, _check_journal, _check_cancel):
+    for check in (_check_batch, _check_draws, _check_budgets, _check_survival, _check_journal, _check_cancel):
         check(strategy, prompts)
     if not strategy.needs_scores:
         try:
@@ -414,18 +442,37 @@ def _check_batch(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
     assert together == _solve(strategy, prompts, ToyGenerator(), batch_size=2), f"{strategy!r}: batch_size matters"
 
 
-def _is_greedy(strategy: SearchStrategy) -> bool:
-    seen: list[bool] = []
+def _requests(strategy: SearchStrategy, prompt: str, seed: int = 0) -> list[GenerateRequest]:
+    """All that a search asks of its generator."""
+    seen: list[GenerateRequest] = []
 
     class Spy(ToyGenerator):
-        """Notes whether samples are asked for greedily."""
+        """Notes what is asked for."""
 
         def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
-            seen.extend(request.greedy for request in requests)
+            seen.extend(requests)
             return super().generate(requests)
 
-    _solve(strategy, PROMPTS[:1], Spy())
-    return all(seen)
+    _solve(strategy, [prompt], Spy(), seed=seed)
+    return seen
+
+
+def _is_greedy(strategy: SearchStrategy) -> bool:
+    return all(request.greedy for request in _requests(strategy, PROMPTS[0]))
+
+
+def _check_draws(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+    """The keys of all draws differ between seeds and problems."""
+    courses = [(prompts[0], 0), (prompts[0], 1), *((prompt, 0) for prompt in prompts[1:2])]
+    seen: dict[int, tuple[str, int]] = {}
+    for course in courses:
+        for request in _requests(strategy, *course):
+            for draw in range(request.first, request.first + request.n):
+                key = branch_key(request.node.key, draw)
+                assert request.greedy or seen.setdefault(key, course) == course, (
+                    f"{strategy!r}: a sample after {request.node.problem.prompt!r:.80} is the same for another seed or "
+                    "problem: ask side prompts by `yield from ask([prompt])`, which gives them streams of their own"
+                )
 
 
 def _check_budgets(strategy: SearchStrategy, prompts: Sequence[str]) -> None:

@@ -311,6 +311,7 @@ class Step:
         thought_tokens: Hidden thought tokens sampled for this step; they are not in `token_ids`.
         num_tokens: Sampled tokens where `token_ids` is not known or holds forced ids; ``None`` means
             ``len(token_ids)``.
+        generator: Name of the generator that sampled it, where `solve` was given several; ``None`` for the only one.
     """
 
     text: str
@@ -323,6 +324,7 @@ class Step:
     prompt_tokens: int = 0
     thought_tokens: int = 0
     num_tokens: int | None = None
+    generator: str | None = None
 
     @property
     def generated_tokens(self) -> int:
@@ -459,11 +461,13 @@ class Node:
         key: A 64-bit name of the path; random streams of samples from here derive from it.
         num_draws: Samples drawn from here so far, look-ahead included.
         thinking: The markers of thoughts; ``None`` where they are not known, and the text tells.
+        side_notes: Prompts that the search asked beside its problem (`inferscale.flow.ask`), in order: each a root of
+            its own, whose children are the replies. One list for the whole tree.
     """
 
     __slots__ = (
-        *("_score", "children", "depth", "key", "num_draws", "parent", "problem", "stats", "step", "step_scores"),
-        "thinking",
+        *("_score", "children", "depth", "key", "num_draws", "parent", "problem", "side_notes", "stats", "step"),
+        *("step_scores", "thinking"),
     )
 
     def __init__(
@@ -484,6 +488,7 @@ class Node:
         self.key = key
         self.num_draws = 0
         self.thinking: Thinking | None = thinking if parent is None else parent.thinking
+        self.side_notes: list[Node] = [] if parent is None else parent.side_notes
         self._score: float | None = None
 
     @property

@@ -24,7 +24,7 @@ from inferscale.answers import (
 )
 from inferscale.base import Aggregator
 from inferscale.cost import Cost
-from inferscale.thinking import Thinking
+from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import FinishReason, Node, Problem, Step, Trajectory
 
 FORMAT = "inferscale.SearchResult"
@@ -194,8 +194,9 @@ class SearchResult:
                 row["step_scores"] = node.step_scores
             if node.stats:
                 row["stats"] = finite(node.stats)
-            # Children are counted again when they are loaded; look-ahead is in no table.
-            if node.num_draws > len(node.children):
+            # Children are counted again when they are loaded; look-ahead is in no table, and solutions that were asked
+            # for by another prompt are children which were not drawn from here.
+            if node.num_draws != len(node.children):
                 row["unattached_draws"] = node.num_draws - len(node.children)
             rows.append(row)
         return {
@@ -206,6 +207,20 @@ class SearchResult:
             "stopped_by": self.stopped_by,
             "thinking": None if self.root.thinking is None else asdict(self.root.thinking),
             "nodes": rows,
+            "side_notes": [
+                {
+                    "problem": note.problem.to_dict(),
+                    "key": note.key,
+                    "draws": note.num_draws,
+                    "replies": [
+                        {"node": index[reply]}
+                        if reply in index
+                        else {"key": reply.key, "step": step_to_dict(reply.step or Step(""))}
+                        for reply in note.children
+                    ],
+                }
+                for note in self.root.side_notes
+            ],
             "trajectories": [
                 {"node": index[leaf], "answer": t.answer, "score": t.score, "step_scores": t.step_scores}
                 for leaf, t in zip(self.leaves, self.trajectories, strict=True)
@@ -239,6 +254,16 @@ class SearchResult:
             node.step_scores = _as_tuple(row.get("step_scores"))
             node.stats.update(row.get("stats", {}))
             nodes.append(node)
+        for row in data.get("side_notes", ()):
+            asked = Problem(**row["problem"])
+            note = Node(asked, key=row["key"], thinking=thinking_for(asked.prompt, asked.prefill, markers))
+            note.num_draws = row["draws"]
+            for reply in row["replies"]:
+                known = "node" in reply
+                note.children.append(
+                    nodes[reply["node"]] if known else Node(asked, step_from_dict(reply["step"]), note, reply["key"])
+                )
+            nodes[0].side_notes.append(note)
         reader = None if data.get("kind") is None else reader_of(data["kind"])
         leaves = tuple(nodes[row["node"]] for row in data["trajectories"])
         trajectories = tuple(
@@ -261,6 +286,11 @@ class SearchResult:
             "problem": self.problem.prompt,
             "trajectories": f"{len(self.trajectories)}, {silent.abstaining} abstained{why}",
             "tokens": f"{cost.tokens:,} sampled, {cost.scored_tokens:,} scored",
+            **{
+                "side prompts" if name == "ask" else f"by {name}": f"{each.prompt_tokens:,} tokens read, "
+                f"{each.tokens:,} sampled, {each.generator_flops:.3g} FLOPs"
+                for name, each in cost.shares.items()
+            },
             "FLOPs": f"{cost.generator_flops:.3g} generator, {cost.reward_flops:.3g} reward model",
             "seconds": f"{cost.seconds:.3g}",
             "stopped by": self.stopped_by or "the strategy",

@@ -18,6 +18,7 @@ from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
 from .journal import Journal, Samples, Scores
+from .several import assigned
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Search:
         )
         self.strategy = strategy
         self.cost = Cost()
+        self._markers = thinking
+        self._payers: dict[tuple[Node, str | None], int] = {}  # the first draw of each generator from each root
         self.stopped_by: str | None = None
         self.request: Generate | Score | None = None
         self.leaves: list[Node] | None = None
@@ -150,8 +153,18 @@ class Search:
             answer = self._read(request.nodes)  # needs no model, and is read again in a replay
         self.request = request
         if isinstance(request, Generate):
+            for asked in request.requests:
+                if asked.aside and asked.node not in self.root.side_notes:
+                    self._note(asked.node)
             self._queue.extend(enumerate(request.requests))
             self._groups = [[] for _ in request.requests]
+
+    def _note(self, node: Node) -> None:
+        """Name a side prompt by the root and its order among them, which names the streams of its replies."""
+        notes, problem = self.root.side_notes, node.problem
+        node.key = root_key(f"{self.root.key:016x}/ask/{len(notes)}")
+        node.thinking = thinking_for(problem.prompt, problem.prefill, self._markers)
+        notes.append(node)
 
     def stop(self, reason: str) -> None:
         """End the search: the best effort so far becomes its result, once its leaves are scored."""
@@ -211,7 +224,8 @@ class Search:
             if self._budget.seconds is not None:
                 deadline = time.monotonic() + self._budget.seconds - self._seconds
         requests: list[GenerateRequest] = []
-        for _, request in self._queue:
+        for _, pending in self._queue:
+            request = assigned(generator, pending)
             n, cap, node = int(min(request.n, calls)), request.max_tokens, request.node
             if tokens is not None and n:
                 # A bound of 0 cannot be one, and says as little as none.
@@ -225,9 +239,11 @@ class Search:
                     break
             if n == 0:
                 break
+            payer = 0 if node.parent else self._payers.setdefault((node, request.generator), node.num_draws)
             asked = replace(
-                request, n=n, first=node.num_draws, max_tokens=cap, deadline=deadline, is_cancelled=self.is_cancelled
-            )
+                request, n=n, first=node.num_draws, payer=payer, max_tokens=cap, deadline=deadline,
+                is_cancelled=self.is_cancelled,
+            )  # fmt: skip
             requests.append(asked)
             node.num_draws += n
             calls -= n
@@ -259,7 +275,7 @@ class Search:
                     continue
                 nodes.append(self._grown(request, draw, step))
                 self._groups[position].append(nodes[-1])
-        self._bill([step for steps in samples.steps for step in steps], samples.seconds, len(nodes))
+        self._bill(requests, samples.steps, samples.seconds, len(nodes))
         self._tell(sampled=tuple(nodes))
         if samples.stopped_by is not None:
             self._end(samples.stopped_by)
@@ -270,11 +286,10 @@ class Search:
         self, requests: Sequence[GenerateRequest], parts: Sequence[Mapping[int, Step]], seconds: float
     ) -> None:
         """Put samples of an answer that will never be complete into the tree and on the bill, for the best so far."""
-        steps = [step for part in parts for step in part.values()]
         for request, part in zip(requests, parts, strict=True):
             for index, step in sorted(part.items()):
                 self._grown(request, request.first + index, step)
-        self._bill(steps, seconds, len(steps))
+        self._bill(requests, [list(part.values()) for part in parts], seconds, sum(map(len, parts)))
 
     def drawn(self, request: GenerateRequest) -> dict[int, Step]:
         """Return the samples of `request` that a journal holds, though not all of its answer, by their place."""
@@ -296,20 +311,24 @@ class Search:
         is_over = step.finish_reason == "eos" or (step.finish_reason == "step" and not _has_begun(step, request))
         if is_over and not step.text.strip() and not parent.text.strip():
             step = replace(step, finish_reason="empty")
-        node = Node(parent.problem, step, parent, branch_key(parent.key, draw))
+        home = self.root if request.aside and request.attach else parent  # solutions by another prompt are leaves too
+        node = Node(home.problem, step, home, branch_key(parent.key, draw))
         if request.attach:
+            home.children.append(node)
+        if request.aside:
             parent.children.append(node)
         return node
 
-    def _bill(self, steps: Sequence[Step], seconds: float, num_generated: int) -> None:
-        self.cost += Cost(  # NumPy's integers would overflow in silence
-            prompt_tokens=sum(int(step.prompt_tokens) for step in steps),
-            generated_tokens=sum(int(step.generated_tokens) for step in steps),
-            thought_tokens=sum(int(step.thought_tokens) for step in steps),
-            generator_flops=sum(int(step.flops) for step in steps),
-            seconds=seconds,
-            num_generated=num_generated,
-        )
+    def _bill(
+        self, requests: Sequence[GenerateRequest], groups: Sequence[Sequence[Step]], seconds: float, num_generated: int
+    ) -> None:
+        each = seconds / max(sum(map(len, groups)), 1)
+        shares: dict[str, Cost] = {}
+        for request, steps in zip(requests, groups, strict=True):
+            for name in filter(None, ("ask" if request.aside else None, request.generator)):
+                shares[name] = shares.get(name, Cost()) + _price(steps, each * len(steps), len(steps))
+        steps = [step for group in groups for step in group]
+        self.cost += replace(_price(steps, seconds, num_generated), shares=shares)
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -377,6 +396,18 @@ class Search:
             else:
                 raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")
         self._is_replaying = False
+
+
+def _price(steps: Sequence[Step], seconds: float, num_generated: int) -> Cost:
+    """The cost of steps; NumPy's integers would overflow in silence."""
+    return Cost(
+        prompt_tokens=sum(int(step.prompt_tokens) for step in steps),
+        generated_tokens=sum(int(step.generated_tokens) for step in steps),
+        thought_tokens=sum(int(step.thought_tokens) for step in steps),
+        generator_flops=sum(int(step.flops) for step in steps),
+        seconds=seconds,
+        num_generated=num_generated,
+    )
 
 
 def _has_begun(step: Step, request: GenerateRequest) -> bool:

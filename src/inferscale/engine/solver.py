@@ -38,6 +38,7 @@ from .progress import ProgressBar
 from .result import Answers, SearchResult, trajectory, voted
 from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
 from .search import Search, SearchUpdate
+from .several import GeneratorGroup
 
 Schedule: TypeAlias = Literal["wave", "stream"]
 """The order in which searches are resumed: all together, or each when its own answers are there."""
@@ -63,7 +64,8 @@ class Solver:
 
     Attributes:
         strategy: Decides what is sampled next.
-        generator: Samples the steps.
+        generator: Samples the steps. A dictionary gives several by name, for strategies that name one in a request;
+            the first is asked where no name is given, and ``cost.shares`` tells their costs apart.
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
         aggregator: Picks the trajectory to report; `MajorityVote` by default.
         read_answer: Reads the answer out of the final part of a completion (``None`` abstains), for the result and for
@@ -100,6 +102,7 @@ class Solver:
 
     def __post_init__(self) -> None:
         """Refuse parts that are not what they should be, or do not fit each other."""
+        object.__setattr__(self, "generator", _one(self.generator))
         hints: dict[str, tuple[type, str]] = {
             "strategy": (SearchStrategy, "give an instance such as REBASE(width=16)"),
             "generator": (Generator, "wrap a model: HFGenerator(model, tokenizer)"),
@@ -399,7 +402,8 @@ class Solver:
 
     def release(self, root: Node) -> None:
         """Tell the models that the search of `root` has ended."""
-        self.generator.release(root)
+        for asked in (root, *root.side_notes):
+            self.generator.release(asked)
         if self.reward_model is not None:
             self.reward_model.release(root)
 
@@ -510,6 +514,11 @@ class Session:
             self.solver.release(search.root)
 
 
+def _one(generator: Generator | Mapping[str, Generator]) -> Generator:
+    """The generator, or the group of several."""
+    return GeneratorGroup(generator) if isinstance(generator, Mapping) else generator
+
+
 def as_problem(problem: Problem | str) -> Problem:
     """Return the problem, of which a prompt may stand alone.
 
@@ -552,7 +561,7 @@ def _refuse_no_list(problems: Iterable[Problem | str], caller: str) -> None:
 def solve(
     problem: Problem | str,
     strategy: SearchStrategy,
-    generator: Generator,
+    generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
@@ -567,7 +576,7 @@ def solve(
     on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
                     budget=budget, seed=seed, schedule=schedule)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
@@ -576,7 +585,7 @@ def solve(
 async def asolve(
     problem: Problem | str,
     strategy: SearchStrategy,
-    generator: Generator,
+    generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
@@ -591,7 +600,7 @@ async def asolve(
     on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
                     budget=budget, seed=seed, schedule=schedule)  # fmt: skip
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
@@ -600,7 +609,7 @@ async def asolve(
 def solve_batch(
     problems: Sequence[Problem | str],
     strategy: SearchStrategy,
-    generator: Generator,
+    generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
@@ -619,7 +628,7 @@ def solve_batch(
 
     See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
                     budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     return solver.solve_batch(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
@@ -628,7 +637,7 @@ def solve_batch(
 def stream(
     problems: Iterable[Problem | str],
     strategy: SearchStrategy,
-    generator: Generator,
+    generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
     aggregator: Aggregator | None = None,
@@ -644,6 +653,6 @@ def stream(
     on_step: OnStep | None = None,
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
-    solver = Solver(strategy, generator, reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
                     budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)

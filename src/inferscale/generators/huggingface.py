@@ -65,6 +65,7 @@ class HFGenerator(Generator):
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
 
+    takes_temperature = True
     no_effect = frozenset({"micro_batch", "check_every", "cache", "max_cache_bytes"})
     held_in: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "confidence"), "sampler"),

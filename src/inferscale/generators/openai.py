@@ -392,11 +392,15 @@ class SampleScheduler:
 
     def is_greedy(self, request: GenerateRequest) -> bool:
         """True if the likeliest tokens are taken."""
-        return request.greedy or self.temperature == 0
+        return request.greedy or self.temperature_of(request) == 0
+
+    def temperature_of(self, request: GenerateRequest) -> float:
+        """The temperature that the request gives, or its generator's."""
+        return self.temperature if request.temperature is None else request.temperature
 
     def is_plain(self, request: GenerateRequest) -> bool:
         """True if tokens are drawn from the distribution of the model's log-probabilities."""
-        unfiltered = self.temperature == 1 and self.filters == {"top_p": 1}
+        unfiltered = self.temperature_of(request) == 1 and self.filters == {"top_p": 1}
         return not self.penalties and (unfiltered or self.is_greedy(request))
 
     def open(self, request: GenerateRequest) -> list[RemoteSample]:
@@ -492,7 +496,7 @@ class SampleScheduler:
             more.update(CONTINUE)
         temperature = 0.0
         if not self.is_greedy(first.request):
-            temperature = self.temperature
+            temperature = self.temperature_of(first.request)
             more |= self.filters
             if self.seeds and server.takes_seeds():
                 more["seed"] = first.seed
@@ -555,6 +559,7 @@ class OpenAIGenerator(Generator):
     """
 
     concurrent = True
+    takes_temperature = True
 
     no_effect = frozenset({"base_url", "api_key", "max_concurrency", "timeout", "deadline"})
     held_in: ClassVar[Mapping[str, str]] = {"config": "_spec"}
@@ -756,7 +761,7 @@ class OpenAIGenerator(Generator):
             # The first sample that came pays for what its siblings share.
             payer = next((sample for sample in group if sample.error is None and sample.sampled), None)
             plain = scheduler.is_plain(request) and not self._may_be_filtered
-            first = request.first == 0
+            first = request.first == request.payer
             steps.append([s.step(self._spec, s is payer and first, s is payer, plain) for s in group])
         self._warn_if_alike(requests, steps)
         return steps

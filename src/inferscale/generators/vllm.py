@@ -234,7 +234,7 @@ class VLLMGenerator(Generator):
     def _options(self, call: Sequence[Branch]) -> Any:
         import vllm
 
-        first, text, sampler = call[0], call[0].text, self.sampler
+        first, text, sampler = call[0], call[0].text, self._sampler(call[0])
         stops = [*text.stops]
         if first.request.until == "step" and isinstance(text.delimiter, str):
             stops.append(text.delimiter)
@@ -256,11 +256,16 @@ class VLLMGenerator(Generator):
         )
 
     def _is_greedy(self, branch: Branch) -> bool:
-        return branch.request.greedy or self.sampler.temperature == 0
+        return branch.request.greedy or self._sampler(branch).temperature == 0
+
+    def _sampler(self, branch: Branch) -> Sampler:
+        """Temperature and filters of a branch."""
+        given = branch.request.temperature
+        return self.sampler if given is None else self.sampler.at(given)
 
     def _known(self, branch: Branch, step: Step) -> Step:
         """The step with the numbers that the engine's log-probabilities are."""
-        plain = self.sampler == Sampler() or self._is_greedy(branch)
+        plain = self._sampler(branch) == Sampler() or self._is_greedy(branch)
         if plain and self.processing == LogitsProcessing():
             return step
         if self._logprobs_mode == "raw_logprobs":

@@ -188,7 +188,7 @@ class Trace:
         branch, length = self.branch, settings.length
         if not branch.tokens:
             return 0, 0, 0
-        first_draw = branch.request.first + branch.index == 0
+        first_draw = branch.request.first + branch.index == branch.request.payer
         prompt = len(branch.prompt) if first_draw and not branch.path else 0
         forced = len(branch.forced) if branch.index == 0 else 0
         own = (prompt or int(first_draw)) + forced  # tokens of the prefix that are charged here
@@ -436,6 +436,7 @@ class QuietSTaRGenerator(Generator):
         thinking: The markers of thoughts in visible text that chat template or vocabulary show.
     """
 
+    takes_temperature = True
     no_effect = frozenset({"micro_batch", "cache", "max_cache_bytes", "record_thoughts"})
     held_in: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "confidence"), "sampler"),

@@ -46,7 +46,7 @@ class Charges:
         sampled, forced, path = len(branch.tokens), len(branch.forced), len(branch.path)
         if not sampled:
             return 0, 0
-        first_draw = branch.request.first + branch.index == 0
+        first_draw = branch.request.first + branch.index == branch.request.payer
         unread = (1 if path else len(branch.prompt)) if first_draw else 0
         read = unread + (forced if branch.index == 0 else 0)
         flops = sample_flops(self.spec, len(branch.prefix), read, sampled)

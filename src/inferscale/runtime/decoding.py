@@ -116,6 +116,7 @@ class TokenBuffer:
 
     Attributes:
         branches: The branch of each row.
+        temperatures: Temperatures that requests give, each with its rows.
         rows: State of each row, with the fields ``key``, ``count``, ``due``, ``room``, ``greedy``, ``ended``.
     """
 
@@ -124,6 +125,7 @@ class TokenBuffer:
         self.rows = np.zeros(0, _ROW)
         self._requests: list[GenerateRequest] = []  # those of the branches, each once
         self._texts: list[tuple[TokenText, NDArray[np.int64]]] = []  # what ends texts, and the rows that it ends
+        self.temperatures: list[tuple[float, NDArray[np.int64]]] = []  # those that requests give, and their rows
         # ids, log-probabilities, confidences, and whether a step may end there: `[4, rows, room]`
         self._drawn = np.zeros((4, 0, 64))
 
@@ -147,6 +149,11 @@ class TokenBuffer:
         for row, branch in enumerate(self.branches):
             owned.setdefault(branch.text, []).append(row)
         self._texts = [(text, np.array(own)) for text, own in owned.items()]
+        heated: dict[float, list[int]] = {}
+        for row, branch in enumerate(self.branches):
+            if branch.request.temperature:  # 0 is greedy
+                heated.setdefault(branch.request.temperature, []).append(row)
+        self.temperatures = [(temperature, np.array(own)) for temperature, own in heated.items()]
 
     def most_ahead(self, wanted: int) -> int:
         """Number of tokens, up to `wanted`, to draw without a look: no row leaves its room, some row needs them all."""
@@ -346,13 +353,14 @@ class Rows:
         places = buffer.rows["count"][:, None] + np.arange(ahead)
         numbers = torch.from_numpy(uniforms(buffer.rows["key"][:, None], places.astype(np.uint64))).to(home)
         greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if buffer.rows["greedy"].any() else None
+        others = [(temperature, torch.from_numpy(rows).to(home)) for temperature, rows in buffer.temperatures]
         draws: list[Draws] = []
         for place in range(ahead):
             if draws:
                 logits = self.decoder.step(draws[-1].tokens.to(logits.device))
             plain = logits.to(home)
             scores = None if processed is None else processed(plain)
-            draws.append(self._sampler.draw_mixed(plain, numbers[:, place], greedy, scores))
+            draws.append(self._sampler.draw_mixed(plain, numbers[:, place], greedy, scores, others))
             if processed is not None:
                 processed.push(draws[-1].tokens)
 
@@ -682,8 +690,11 @@ class RunnerSampling(Sampling):
         """Takes a request; its branches join at the next `collect`.
 
         Raises:
-            ValueError: If the prompt does not fit into the model's context, or the node has no token ids.
+            ValueError: If the prompt does not fit into the model's context, the node has no token ids, or the request
+                gives a temperature to a sampler that has none.
         """
+        if request.temperature is not None:
+            self._runner.sampler.at(request.temperature)
         ticket = Ticket(request)
         for branch in self._runner.branches.open(request):
             self._tickets[id(branch)] = ticket, branch

@@ -91,6 +91,17 @@ class TokenSampler(ABC):
             numbers: Uniform numbers in (0, 1), float64 `[rows]`, see `inverse_cdf`.
         """
 
+    def at(self, temperature: float) -> TokenSampler:
+        """The sampler at another temperature, for requests that give one.
+
+        Raises:
+            ValueError: If it has none; write this method for one of your own.
+        """
+        raise ValueError(
+            f"a request gives temperature={temperature}, and {self!r} has no temperature: write "
+            f"{type(self).__name__}.at(temperature), which returns a sampler"
+        )
+
     def draw_likeliest(self, logits: Tensor) -> Draws:
         """The likeliest token of each row, for greedy requests; logits `[rows, vocabulary]`, float32."""
         tokens = logits.argmax(dim=-1)
@@ -105,7 +116,12 @@ class TokenSampler(ABC):
         return None
 
     def draw_mixed(
-        self, logits: Tensor, numbers: Tensor, greedy: Tensor | None = None, processed: Tensor | None = None
+        self,
+        logits: Tensor,
+        numbers: Tensor,
+        greedy: Tensor | None = None,
+        processed: Tensor | None = None,
+        others: Sequence[tuple[float, Tensor]] = (),
     ) -> Draws:
         """One token for each row, the likeliest where `greedy` says so.
 
@@ -115,10 +131,18 @@ class TokenSampler(ABC):
             greedy: Rows that take the likeliest token, bool `[rows]`; ``None`` means none.
             processed: What logits processors have made of `logits`; ``None`` if there are none. Tokens are drawn from
                 these; confidences stay those of the model where the sampler knows them.
+            others: Temperatures other than the sampler's own, each with the rows, int64, that are drawn at it.
         """
         logits = logits.float()
         scores = logits if processed is None else processed
         drawn = self.draw(scores, numbers)
+        for temperature, rows in others:
+            apart = self.at(temperature).draw(scores[rows], numbers[rows])
+            drawn = Draws(
+                drawn.tokens.index_copy(0, rows, apart.tokens),
+                drawn.logprobs.index_copy(0, rows, apart.logprobs.to(drawn.logprobs.dtype)),
+                drawn.confidences.index_copy(0, rows, apart.confidences.to(drawn.confidences.dtype)),
+            )
         if greedy is not None:
             best = self.draw_likeliest(scores)
             drawn = Draws(
@@ -163,6 +187,10 @@ class Sampler(TokenSampler):
             raise ValueError(f"min_p={self.min_p}: give a number from 0 (keep every token) to 1")
         if self.confidence not in ("logprob", "self_certainty", "deepconf"):
             raise ValueError(f'confidence={self.confidence!r}: choose "logprob", "self_certainty" or "deepconf"')
+
+    def at(self, temperature: float) -> Sampler:
+        """The same filters at another temperature."""
+        return replace(self, temperature=temperature)
 
     def draw(self, logits: Tensor, numbers: Tensor) -> Draws:
         """One token for each row; `logits` may have any floating dtype, and are computed on in float32."""

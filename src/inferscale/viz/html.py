@@ -345,7 +345,7 @@ def page(
     rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(visible(fact, 600))}</dd>" for name, fact in facts.items())
     return (
         f'<div class="inferscale">{STYLE}{_answer(selected)}{_votes(trajectories, selected)}<dl>{rows}</dl>'
-        f"{_tree(root, leaves, trajectories, leaves[place])}"
+        f"{_tree(root, leaves, trajectories, leaves[place])}{_side_notes(root)}"
         f"<details><summary>Reported solution</summary><pre>{escaped(visible(selected.text))}</pre></details></div>"
     )
 
@@ -392,6 +392,26 @@ def _tree(root: Node, leaves: Sequence[Node], trajectories: Sequence[Trajectory]
     if len(every) <= MOST_DRAWN:
         pictures += _details("Search tree, every node", every, scale, is_open=False)
     return pictures
+
+
+MOST_NOTES = 100
+"""Side prompts that are written out."""
+
+
+def _side_notes(root: Node) -> str:
+    """The prompts that were asked beside the tree, with their replies."""
+    notes = root.side_notes
+    if not notes:
+        return ""
+    rows = ""
+    for note in notes[:MOST_NOTES]:
+        replies = [reply.step.text if reply.step else "" for reply in note.children] or ["(no reply)"]
+        rows += f"<dt><pre>{escaped(visible(note.problem.prompt, 600))}</pre></dt>"
+        rows += "".join(f"<dd><pre>{escaped(visible(reply, 600))}</pre></dd>" for reply in replies)
+    more = f"<p>and {len(notes) - MOST_NOTES:,} more</p>" if len(notes) > MOST_NOTES else ""
+    count = sum(len(note.children) for note in notes)
+    title = f"Side notes: {len(notes):,} prompts asked beside the solutions, {count:,} replies"
+    return f"<details><summary>{title}</summary><dl>{rows}</dl>{more}</details>"
 
 
 def _details(title: str, marks: Sequence[Mark], scale: Scale, is_open: bool) -> str:

@@ -120,13 +120,19 @@ def votes_of(trajectories: Sequence[Trajectory]) -> list[Votes]:
 def render_tree(root: Node, selected: Node | None = None, max_text: int = 60) -> str:
     """The tree below `root`, one line for each node: branch, score, last step, and how it ended.
 
+    Below a whole tree stand the prompts that were asked beside it, each with its replies.
+
     Args:
         root: Where to start.
         selected: A leaf to mark with ``*``, with its whole path.
         max_text: Most characters of a step's text.
     """
     chosen = set() if selected is None else set(selected.path)
-    return "\n".join(_lines(root, chosen, max_text))
+    lines = [*_lines(root, chosen, max_text)]
+    for number, note in enumerate([] if root.parent else root.side_notes, 1):
+        asked, *replies = _lines(note, chosen, max_text)
+        lines += [f"side note {number}: {asked}", *replies]
+    return "\n".join(lines)
 
 
 def _lines(root: Node, chosen: set[Node], max_text: int) -> Iterator[str]:
