@@ -294,7 +294,7 @@ def test_requests_at_temperatures_of_their_own_are_other_generators(kind):
         other = made(request.temperature or 0.9)
         expected = other.generate([replace(request, temperature=None, greedy=request.temperature == 0)])[0]
         assert [step.token_ids for step in steps] == [step.token_ids for step in expected]
-        assert [step.logprob for step in steps] == pytest.approx([step.logprob for step in expected], rel=1e-5)
+        assert [step.logprob for step in steps] == pytest.approx([step.logprob for step in expected], abs=1e-4)
     assert len({step.token_ids for steps in mixed for step in steps}) > 6
 
 
