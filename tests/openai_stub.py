@@ -187,7 +187,7 @@ class Stub:
         penalty = body.get("repetition_penalty", 1) if "repetition_penalty" in self.fields else 1
         tail = "" if penalty == 1 else f"/{penalty}"
         only_likeliest = body.get("min_p") == 1 and "min_p" in self.fields
-        if body["temperature"] == 0 or not self.samples or only_likeliest:
+        if body["temperature"] < 0.1 or not self.samples or only_likeliest:
             return "greedy" + tail
         if "seed" not in body or "seed" not in self.fields:
             return f"{len(self.requests)}/{index}{tail}"
