@@ -369,8 +369,8 @@ def tokens_per_choice(choices: Sequence[Choice], total: int, asked: int) -> list
     """
     if all(choice.token_ids is not None for choice in choices):
         return [len(choice.token_ids or ()) for choice in choices]
-    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) >= total > 0:
-        return known  # more than `total` where the server's count overlooks some
+    if (known := [len(choice.logprobs or ()) for choice in choices]) and sum(known) == total:
+        return known
     cut = [choice.finish == "length" for choice in choices]
     full = min(asked, total // sum(cut)) if any(cut) else 0
     sizes = [len(choice.thoughts + choice.text) + 1 for choice in choices]
@@ -547,6 +547,8 @@ class SampleScheduler:
             prefix_tokens = prefix_tokens or self.tokenizer.count(prefix)  # a prefix is never empty
             if not counted:
                 total = sum(map(self.tokenizer.count_sampled, reply.choices))
+        elif not counted:
+            total = max(total or 0, sum(len(choice.logprobs or ()) for choice in reply.choices))
         counts = tokens_per_choice(reply.choices, total or 0, asked)
         samples[0].sampled += sum(counts[len(samples) :])  # choices beyond those asked for are left, but paid for
         served = samples[: len(counts)]  # the others stay open, and ask again
