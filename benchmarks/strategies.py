@@ -115,6 +115,19 @@ def families() -> list[Family]:
             judged=False,
             thinking=Thinking("", answer),
         ),
+        Family(named("short-m-of-k"), [("short-m@k", MAJORITY)], 3, judged=False, thinking=Thinking("", answer)),
+        Family(
+            named("deer", switches=(), inducer=answer, stop="", greedy=False),
+            [("DEER", MAJORITY)],
+            judged=False,
+            thinking=Thinking("", answer),
+        ),
+        Family(
+            named("dynasor", interval=16, patience=2, inducer=answer, stop=""),
+            [("Dynasor", MAJORITY)],
+            judged=False,
+            thinking=Thinking("", answer),
+        ),
         Family(
             lambda n: ComputeOptimal(
                 (RepeatedSampling(max(1, n // 4)), REBASE(n), REBASE(2 * n)), (0.2, 0.5), max(1, n // 4)

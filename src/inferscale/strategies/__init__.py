@@ -26,6 +26,7 @@ from .sampling import (
     SpeculativeRejection,
     plan_sampling,
 )
+from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 __all__ = [
     "ABMCTS",
@@ -35,16 +36,19 @@ __all__ = [
     "BudgetForcing",
     "ComputeOptimal",
     "ComputeOptimalFit",
+    "DEER",
     "DORA",
     "DVTS",
     "DeepConf",
     "DepthFirst",
+    "Dynasor",
     "ETS",
     "EarlyStoppingConsistency",
     "Fallback",
     "Greedy",
     "Limited",
     "MCTS",
+    "NoThinking",
     "ParallelSequential",
     "ParticleFilter",
     "ParticleGibbs",
@@ -54,6 +58,7 @@ __all__ = [
     "Restart",
     "SamplingPlan",
     "SelfRefine",
+    "ShortMofK",
     "SpeculativeRejection",
     "StepwiseGreedy",
     "Then",

@@ -21,6 +21,7 @@ from .sampling import (
     RepeatedSampling,
     SpeculativeRejection,
 )
+from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,10 @@ def registry() -> dict[str, Registered]:
         "self-refine": lambda n: SelfRefine(n=max(1, n // 4)),
         "parallel-sequential": lambda n: ParallelSequential(max(1, round(n**0.5)), max(1, round(n / round(n**0.5)))),
         "budget-forcing": lambda n: BudgetForcing(n=n),
+        "short-m-of-k": lambda n: ShortMofK(max(1, n // 3), n),
+        "deer": lambda n: DEER(n=n),
+        "dynasor": lambda n: Dynasor(n=n),
+        "no-thinking": NoThinking,
         "compute-optimal": lambda n: ComputeOptimal((RepeatedSampling(n), REBASE(n)), (0.5,)),
         "then": lambda n: Then(REBASE(n, max_depth=3), RepeatedSampling(2)),
         "fallback": lambda n: Fallback(RepeatedSampling(n), REBASE(n)),
