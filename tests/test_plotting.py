@@ -1,11 +1,20 @@
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from inferscale.scaling import CoverageFit, CurvePoint, SizeFit
-from inferscale.viz import plot_coverage, plot_frontier, plot_optimal_size, plot_scaling, plot_votes, to_frame
+from inferscale.viz import (
+    label_lines,
+    plot_coverage,
+    plot_frontier,
+    plot_optimal_size,
+    plot_scaling,
+    plot_votes,
+    to_frame,
+)
 
 pytest.importorskip("matplotlib")
 
@@ -105,3 +114,21 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"inferscale\[plot\]"):
         to_frame(POINTS)
+
+
+def test_lines_are_named_at_their_ends_apart_from_one_another():
+    points = [
+        at(n, height + 0.1 * n / 4, model=model)
+        for n in (1, 4)
+        for model, height in (("a", 0.3), ("b", 0.3), ("c", 0.6))
+    ]
+    ax = plot_scaling(points, label="model")
+    ax.figure.draw_without_rendering()
+    label_lines(ax)
+    assert ax.get_legend() is None
+    assert [text.get_text() for text in ax.texts] == ["a", "b", "c"]
+    assert [text.get_color() for text in ax.texts] == [bars.lines[0].get_color() for bars in ax.containers]
+    assert len({text.get_color() for text in ax.texts}) == 3
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
+    assert all(box.x0 > ax.get_window_extent().x1 for box in boxes)

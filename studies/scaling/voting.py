@@ -92,9 +92,11 @@ def draw(
     """Measured votes with error bars, the predicted curves, and the limits with their intervals."""
     from matplotlib.figure import Figure
 
+    from inferscale.viz.plots import COLOURS
+
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axis = figure.subplots()
-    for (vote, points), colour in zip(found.items(), ("tab:blue", "tab:red"), strict=True):
+    for (vote, points), colour in zip(found.items(), COLOURS, strict=False):
         sizes = [p.n for p in points]
         bars = [100 * p.measured_error for p in points]
         axis.plot(sizes, [100 * p.predicted for p in points], color=colour, label=f"{vote} vote, predicted")

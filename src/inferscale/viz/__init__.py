@@ -9,6 +9,7 @@ from .text import MOST_VOTES, Mark, Votes, marks_of, one_line, readable_marks, r
 
 if TYPE_CHECKING:
     from .plots import (
+        label_lines,
         plot_answers,
         plot_coverage,
         plot_frontier,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     )
 
 _PLOTS = (
-    *("plot_answers", "plot_coverage", "plot_frontier", "plot_optimal_size"),
+    *("label_lines", "plot_answers", "plot_coverage", "plot_frontier", "plot_optimal_size"),
     *("plot_scaling", "plot_tree", "plot_votes", "to_frame"),
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "Scale",
     "UNSCORED",
     "Votes",
+    "label_lines",
     "marks_of",
     "one_line",
     "page",

@@ -87,6 +87,31 @@ def plot_scaling(
     return _finished(ax, x, y)
 
 
+def label_lines(ax: Axes, size: float = 8) -> None:
+    """Writes the name of each line at its right end in the line's colour, in place of a legend.
+
+    Names that would stand on one another are moved apart, in the order of their ends. Call it when limits and scales
+    are final. With more than six lines a reader is lost: draw another panel.
+    """
+    if ax.get_legend() is not None:
+        ax.get_legend().remove()
+    handles, names = ax.get_legend_handles_labels()
+    lines = [getattr(handle, "lines", [handle])[0] for handle in handles]  # bars of errors are behind their line
+    drawn = [(line, name) for line, name in zip(lines, names, strict=True) if len(line.get_xdata())]
+    to_points = 72 / ax.figure.dpi
+    ends = [(ax.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) * to_points) for line, _ in drawn]
+    right = ax.transAxes.transform((1, 0))[0] * to_points
+    height = float("-inf")
+    for place in sorted(range(len(drawn)), key=lambda i: float(ends[i][1])):
+        line, name = drawn[place]
+        x, y = map(float, ends[place])
+        height = max(height + 1.2 * size, y)
+        ax.annotate(
+            name, (line.get_xdata()[-1], line.get_ydata()[-1]), (right - x + 6, height - y),
+            textcoords="offset points", color=line.get_color(), fontsize=size, va="center", annotation_clip=False,
+        )  # fmt: skip
+
+
 def plot_frontier(
     points: Sequence[CurvePoint], x: CostName = "flops", y: Quantity = "accuracy", ax: Axes = None
 ) -> Axes:
@@ -289,6 +314,7 @@ def plot_answers(result: SearchResult, ax: Axes = None) -> Axes:
 __all__ = [
     "Axes",
     "Quantity",
+    "label_lines",
     "plot_answers",
     "plot_coverage",
     "plot_frontier",
