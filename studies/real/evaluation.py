@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from inferscale import Greedy, HFGenerator
-from inferscale.evaluate import Run, load_problems, run_evaluation
+from inferscale.evaluate import Run, run_evaluation
 from inferscale.scaling import paired_difference
 
 from .policy import MODEL, load_policy
+from .searches import problems_of
 
-FILES = {"svamp": "svamp.json", "gsm8k": "gsm8k_test.jsonl"}
 HEADER = f"{'policy':<14} {'data':<6} {'problems':>8} {'accuracy':>14} {'cut':>6} {'unread':>7} {'tokens':>7}"
 
 
@@ -25,6 +25,7 @@ def greedy_table(
     sizes: Mapping[str, int],
     max_new_tokens: int,
     device: str,
+    dtype: str,
 ) -> Iterator[str]:
     """Lines of the table, as they are measured; records go to a folder for each policy and data set.
 
@@ -35,13 +36,13 @@ def greedy_table(
     right: dict[str, list[list[float]]] = {dataset: [] for dataset in sizes}
     policies: dict[str, Path | None] = {"as it is": None} | ({} if adapter is None else {"with adapter": adapter})
     for name, path in policies.items():
-        model, tokenizer = load_policy(path, device)
+        model, tokenizer = load_policy(path, device, dtype)
         generator = HFGenerator(model, tokenizer, temperature=0, max_new_tokens=max_new_tokens)
-        about = {"model": MODEL, "adapter": _weights_of(path)}
+        about = {"model": MODEL, "adapter": weights_of(path)}
         for dataset, count in sizes.items():
-            problems = load_problems(dataset, data / FILES[dataset], style="plain", limit=count)
+            problems = problems_of(dataset, data, count)
             place = folder / f"{name.replace(' ', '-')}-{dataset}"
-            run = run_evaluation(problems, Greedy(), generator, place, batch_size=32, config=about, progress=True)
+            run = run_evaluation(problems, Greedy(), generator, place, batch_size=64, config=about, progress=True)
             right[dataset].append([float(record["correct"]) for record in run.finished])
             yield _line(name, dataset, run)
     for dataset in sizes if adapter is not None else ():
@@ -63,7 +64,7 @@ def _line(name: str, dataset: str, run: Run) -> str:
     return f"{name:<14} {dataset:<6} {count:>8} {accuracy:>14} {cut:>6.1%} {unread:>7.1%} {tokens:>7.0f}"
 
 
-def _weights_of(adapter: Path | None) -> str | None:
+def weights_of(adapter: Path | None) -> str | None:
     """A name for the adapter's weights, so that one folder never holds two adapters' records."""
     if adapter is None:
         return None

@@ -25,7 +25,7 @@ from inferscale.runtime.prompts import PromptFormat
 
 MODEL = "smollm2-135m-instruct"
 PUBLISHED = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ def with_adapter(recipe: PolicyRecipe, model: Any) -> Any:
     peft = require("peft", "peft")
     layers = list(range(recipe.first_layer, model.config.num_hidden_layers))
     config = peft.LoraConfig(
-        r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=_LINEAR, layers_to_transform=layers,
+        r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=LINEAR, layers_to_transform=layers,
         task_type="CAUSAL_LM",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
@@ -161,14 +161,21 @@ def with_adapter(recipe: PolicyRecipe, model: Any) -> Any:
     return adapted
 
 
-def load_policy(adapter: Path | None, device: str = "cpu") -> tuple[Any, Any]:
+def untouched(recipe: PolicyRecipe, examples: Sequence[Example], tokenizer: Any) -> list[Example]:
+    """The training problems that the policy was neither trained nor watched on, in their order."""
+    chat = PromptFormat.choose(tokenizer, True, None)
+    seen = {row.prompt for part in training_rows(recipe, examples, tokenizer) for row in part}
+    return [example for example in examples if chat.encode(example.question) not in seen]
+
+
+def load_policy(adapter: Path | None, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
     """SmolLM2 with an adapter merged into its weights, or as it is; and its tokenizer."""
     model: Any
     model, tokenizer = zoo.load(MODEL)
     if adapter is not None:
         peft = require("peft", "peft")
         model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return model.to(device).eval(), tokenizer
+    return model.to(device, getattr(torch, dtype)).eval(), tokenizer
 
 
 def train(

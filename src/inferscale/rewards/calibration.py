@@ -271,12 +271,15 @@ class Diagnosis:
         calibration_error: Expected calibration error in ten equal bins, in [0, 1]; only for scores in [0, 1].
         brier: Mean squared difference of step scores and labels; only for scores in [0, 1].
         selection: Best-of-n against the oracle, for n = 1, 2, 4, ...
+        outcome_auc: Probability that a solution with the right answer outscores one with a wrong answer, whatever
+            their problems (ties count half); only where `correct` is known. 0.5 is a coin.
     """
 
     auc_by_step: tuple[StepAUC, ...] = ()
     calibration_error: float | None = None
     brier: float | None = None
     selection: tuple[Selection, ...] = ()
+    outcome_auc: float | None = None
 
     @property
     def first_error_auc(self) -> float | None:
@@ -332,7 +335,13 @@ def diagnose(
         chains.append((scores[:judged], error if error is not None and error < judged else None))
     longest = max(len(scores) for scores, _ in chains)
     aucs = [StepAUC(step, *first_error_auc(chains, step)) for step in range(longest)]
-    found = replace(found, auc_by_step=tuple(item for item in aucs if item.right and item.wrong))
+    ends = [(reward_model.reduced(scores), item.correct) for item, scores in zip(solutions, lists, strict=True)]
+    right, wrong = ([score for score, correct in ends if correct is wanted] for wanted in (True, False))
+    found = replace(
+        found,
+        auc_by_step=tuple(item for item in aucs if item.right and item.wrong),
+        outcome_auc=_area(right, wrong) if right and wrong else None,
+    )
     values, labels = judged_steps(solutions, lists)
     if not values or not all(0 <= value <= 1 for value in values):
         return found
@@ -350,14 +359,18 @@ def first_error_auc(chains: Sequence[tuple[Sequence[float], int | None]], step: 
     Returns:
         The AUC, and the numbers of right and wrong chains that it compares; NaN when one of them is 0.
     """
-    from scipy.stats import mannwhitneyu
-
     right = [scores[step] for scores, error in chains if len(scores) > step and (error is None or error > step)]
     wrong = [scores[step] for scores, error in chains if error == step]
     if not right or not wrong:
         return math.nan, len(right), len(wrong)
-    # U counts the pairs in which the right one is higher: U / (pairs) is the area under the ROC curve
-    return float(mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong)), len(right), len(wrong)
+    return _area(right, wrong), len(right), len(wrong)
+
+
+def _area(right: Sequence[float], wrong: Sequence[float]) -> float:
+    """The area under the ROC curve: the share of pairs in which the right one is higher, ties by half."""
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
 
 
 def calibration_error(scores: Sequence[float], labels: Sequence[float], bins: int = 10) -> float:

@@ -7,13 +7,14 @@ wrong, between for shares of roll-outs, null for not judged).
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -89,7 +90,9 @@ class TrainingRecipe:
         weight_decay: Of matrices.
         clip: Largest norm of the gradient.
         max_tokens: Longer solutions are cut; steps beyond are not taught.
-        lora_rank: Rank of LoRA adapters in all linear layers (needs peft); 0 trains all weights.
+        lora_rank: Rank of LoRA adapters in all linear layers (needs peft); 0 trains all weights that require a
+            gradient: those of adapters alone in a model that peft has made.
+        precision: Of the products: ``"float32"``, or ``"bfloat16"`` by autocast (the weights stay as they are).
         seed: Of the head's first weights and of the order.
     """
 
@@ -102,6 +105,7 @@ class TrainingRecipe:
     clip: float = 1.0
     max_tokens: int = 2048
     lora_rank: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -111,6 +115,8 @@ class TrainingRecipe:
                 raise ValueError(f"{name}={getattr(self, name)}: give a positive number")
         if self.lora_rank < 0 or not 0 <= self.warmup < 1:
             raise ValueError(f"lora_rank={self.lora_rank}, warmup={self.warmup}: a rank is 0 or more, a share below 1")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision={self.precision!r}: choose "float32" or "bfloat16"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +154,9 @@ def train_process_reward_model(
     solutions: Sequence[LabelledSolution],
     recipe: TrainingRecipe | None = None,
     report: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    save_every: int = 20,
 ) -> Any:
     """The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` loads it when it is saved.
 
@@ -160,9 +169,12 @@ def train_process_reward_model(
         solutions: Labelled solutions.
         recipe: Options.
         report: Called after each update with its number, the number of updates and the loss in nats.
+        checkpoint: A file that holds the state of the training, made if it is not there: the same call again goes on
+            from it, to the weights of a training without a break.
+        save_every: Updates between two checkpoints.
 
     Raises:
-        ValueError: If the model has not two labels, or no step is judged.
+        ValueError: If the model has not two labels, no step is judged, or the checkpoint is of another training.
         RuntimeError: If the loss is no number any more.
         ModuleNotFoundError: If LoRA is asked for and peft is not installed.
     """
@@ -191,14 +203,21 @@ def train_process_reward_model(
     order, number = random.Random(recipe.seed), 0
     trained.train()
     device = trained.device
+    state = (
+        None if checkpoint is None else _Checkpoint(Path(checkpoint), recipe, examples, weights, optimizer, schedule)
+    )
     with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):  # dropout
         torch.manual_seed(recipe.seed)
+        done = 0 if state is None else state.restore()
         for _ in range(recipe.epochs):
             shuffled = list(examples)
             order.shuffle(shuffled)
             for start in range(0, len(shuffled), recipe.batch_size):
                 number += 1
-                loss = step_loss(trained, shuffled[start : start + recipe.batch_size])
+                if number <= done:
+                    continue
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                    loss = step_loss(trained, shuffled[start : start + recipe.batch_size])
                 value = float(loss.detach())
                 if not math.isfinite(value):
                     raise RuntimeError(
@@ -209,10 +228,63 @@ def train_process_reward_model(
                 torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
                 optimizer.step()
                 schedule.step()
+                if state is not None and (number % save_every == 0 or number == total):
+                    state.save(number)
                 report(number, total, value)
     finished = trained.merge_and_unload() if recipe.lora_rank else trained
     finished.config.step_separator = recipe.separator  # `from_pretrained` tells the format by it
     return finished.eval()
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A file with the state of a training: weights that are trained, optimiser, schedule and random numbers."""
+
+    path: Path
+    recipe: TrainingRecipe
+    examples: Sequence[Example]
+    weights: Sequence[Tensor]
+    optimizer: Any
+    schedule: Any
+
+    def save(self, number: int) -> None:
+        """Writes the state after an update; a kill leaves this one or the one before."""
+        content = {
+            "training": self._training(),
+            "number": number,
+            "weights": [weight.detach().cpu() for weight in self.weights],
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.weights[0].device) if self.weights[0].is_cuda else None,
+        }
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        torch.save(content, temporary)
+        os.replace(temporary, self.path)
+
+    def restore(self) -> int:
+        """Puts the saved state in place; the number of updates that it has seen, or 0."""
+        if not self.path.exists():
+            return 0
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        if saved["training"] != self._training():
+            raise ValueError(f"{self.path} is the checkpoint of a training with another recipe or other solutions: "
+                             "give another file, or delete it")  # fmt: skip
+        with torch.no_grad():
+            for weight, value in zip(self.weights, saved["weights"], strict=True):
+                weight.copy_(value)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["random"])
+        if saved["random_cuda"] is not None:
+            torch.cuda.set_rng_state(saved["random_cuda"], self.weights[0].device)
+        return int(saved["number"])
+
+    def _training(self) -> dict[str, str]:
+        """A name for everything that the weights depend on."""
+        told = repr((self.recipe, self.examples)).encode()
+        shapes = repr([tuple(weight.shape) for weight in self.weights])
+        return {"data": hashlib.sha256(told).hexdigest(), "shapes": shapes}
 
 
 def step_loss(model: Any, batch: Sequence[Example]) -> Tensor:
@@ -263,6 +335,10 @@ def train(
     held_out: Annotated[
         float, typer.Option(min=0, max=0.99, help="share of the problems that is measured on, not trained on")
     ] = 0.1,
+    precision: Annotated[str, typer.Option(help="of the products: float32 or bfloat16 (autocast)")] = "float32",
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="file to go on from: a broken-off training is resumed")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the head, the order and the held-out problems")] = 0,
     device: Annotated[str, typer.Option(help="where to run")] = "cpu",
     every: Annotated[int, typer.Option(min=1, help="updates between reports")] = 20,
@@ -282,6 +358,7 @@ def train(
         learning_rate=learning_rate,
         max_tokens=max_tokens,
         lora_rank=lora_rank,
+        precision=precision,  # type: ignore[arg-type]
         seed=seed,
     )
     classifier, tokenizer = load_for_training(model, seed=seed)
@@ -293,7 +370,9 @@ def train(
         if number % every == 0 or number == total:
             typer.echo(f"update {number} of {total}  loss {loss:.4f}")
 
-    trained = train_process_reward_model(classifier.to(device), tokenizer, taught, recipe, report)
+    trained = train_process_reward_model(
+        classifier.to(device), tokenizer, taught, recipe, report, checkpoint=checkpoint
+    )
     trained.save_pretrained(output)
     tokenizer.save_pretrained(output)
     typer.echo(f"wrote {output}")
