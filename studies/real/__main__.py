@@ -28,6 +28,7 @@ import typer
 
 from inferscale.evaluate import load_run
 from inferscale.rewards import load_labelled
+from studies.scaling.page import fill
 
 from .evaluation import greedy_table
 from .judge import (
@@ -43,8 +44,9 @@ from .judge import (
     training_problems,
     with_rollouts,
 )
+from .plots import plot_all
 from .policy import PolicyRecipe, load_policy, train
-from .report import all_tables
+from .report import all_claims, all_tables
 from .searches import (
     RECORDS,
     RUNS,
@@ -131,11 +133,11 @@ def sample_train(
     data: Data,
     folder: Folder = Path("runs/real/labels"),
     policy: Policy = ADAPTERS / "policy",
-    problems: Annotated[int, typer.Option(help="training problems that the policy has not seen")] = 750,
-    samples: Annotated[int, typer.Option(help="solutions of each")] = 4,
+    problems: Annotated[int, typer.Option(help="problems that the policy has not seen, a third of GSM8K's")] = 450,
+    samples: Annotated[int, typer.Option(help="solutions of each")] = 8,
     rolled_out: Annotated[
         int, typer.Option(help="problems whose steps are labelled by roll-outs, half of them held out")
-    ] = 120,
+    ] = 24,
     minutes: Minutes = 55,
     precision: Precision = "bfloat16",
     threads: Threads = 2,
@@ -249,9 +251,21 @@ def pack(
 
 @app.command()
 def table() -> None:
-    """Prints the tables of the page from the records; no model is run."""
-    for line in all_tables(unpack(RECORDS)):
+    """Prints the tables and claims of the page from the records; no model is run."""
+    runs = unpack(RECORDS)
+    for line in (*all_tables(runs), *all_claims(runs)):
         _tell(line)
+
+
+@app.command()
+def pages(
+    page: Annotated[Path, typer.Option(help="the page whose tables are written anew")] = Path("docs/real_model.md"),
+    images: Annotated[Path, typer.Option(help="where pictures go")] = Path("docs/images"),
+) -> None:
+    """Writes tables, claims and pictures of the page from the records; no model is run."""
+    runs = unpack(RECORDS)
+    fill(page, {"tables": all_tables(runs), "claims": all_claims(runs)})
+    plot_all(runs, images)
 
 
 def _tell(line: str) -> None:

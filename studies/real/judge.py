@@ -40,10 +40,18 @@ HELD_OUT = 0.2  # of the problems: nothing is learnt from them
 
 
 def training_problems(data: Path, tokenizer: object, count: int) -> list[Problem]:
-    """Training problems of GSM8K that the policy has not seen, in an order of their own."""
-    examples = untouched(PolicyRecipe(), load_examples("gsm8k", data / "gsm8k_train.jsonl"), tokenizer)
-    random.Random("judge").shuffle(examples)
-    return [STYLES["plain"].problem(example) for example in examples[:count]]
+    """Problems to learn from, in a random order: a third of GSM8K's training part, the rest of SVAMP.
+
+    Those of GSM8K are new to the policy, and of at most three lines: the policy solves few that are longer. SVAMP has
+    no training part: its last 700 problems serve, and the study searches the first ones alone.
+    """
+    worked = untouched(PolicyRecipe(), load_examples("gsm8k", data / "gsm8k_train.jsonl"), tokenizer)
+    short = [example for example in worked if len(example.solution.strip().splitlines()) <= 3]
+    draw = random.Random("judge")
+    chosen = draw.sample(short, count // 3)
+    chosen += draw.sample(load_examples("svamp", data / "svamp.json")[300:], count - count // 3)
+    draw.shuffle(chosen)
+    return [STYLES["plain"].problem(example) for example in chosen]
 
 
 def sample_solutions(problems: Sequence[Problem], n: int, generator: HFGenerator, folder: Path) -> Run:
