@@ -14,9 +14,9 @@ from inferscale.scaling import (
     Vote,
     curve_of_results,
     estimate_voting_limit,
-    gather_evidence,
     paired_difference,
 )
+from inferscale.scaling.curves import gather_evidence
 from inferscale.tree import Trajectory
 
 from .searches import FILES, GREEDY, RUNS, SAMPLES
