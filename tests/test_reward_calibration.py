@@ -209,6 +209,16 @@ def test_first_errors_are_compared_at_the_same_step():
     assert found.over_optimisation is None
 
 
+def test_right_solutions_are_told_from_wrong_ones_whatever_their_problems():
+    items = [
+        solution([1], correct=right, prompt=p) for p, right in [("a", True), ("b", False), ("c", True), ("d", None)]
+    ]
+    table = {item.steps[0]: score for item, score in zip(items, [0.9, 0.4, 0.4, 0.1], strict=True)}
+    # right .9 and .4 against wrong .4: one pair is won, one tied; what is not known counts for nothing
+    assert diagnose(Table(table), items).outcome_auc == pytest.approx(0.75)
+    assert diagnose(Table(table), items[2:]).outcome_auc is None
+
+
 def test_best_of_n_against_the_oracle_and_over_optimisation():
     # the reward likes the one wrong candidate of each problem best: more candidates make it worse
     groups, table = [], {}

@@ -109,6 +109,49 @@ def test_the_same_seed_trains_the_same_model(tmp_path):
     assert runs[0] != pytest.approx(runs[2], rel=1e-2)
 
 
+def test_a_training_that_was_broken_off_ends_with_the_weights_of_a_whole_one(tmp_path):
+    save(tmp_path / "policy", causal(byte_tokenizer(), attention_dropout=0.1), byte_tokenizer())
+    recipe = TrainingRecipe(epochs=2, batch_size=4, learning_rate=1e-3)
+
+    def trained(report, **options):
+        model, tokenizer = load_for_training(tmp_path / "policy")
+        return train_process_reward_model(model, tokenizer, labelled(12), recipe, report, **options)
+
+    def breaks_off(step, steps, loss):
+        if step == 4:
+            raise KeyboardInterrupt
+
+    seen = []
+    whole = trained(lambda step, steps, loss: None)
+    kept = {"checkpoint": tmp_path / "state.pt", "save_every": 3}
+    with pytest.raises(KeyboardInterrupt):
+        trained(breaks_off, **kept)
+    resumed = trained(lambda step, steps, loss: seen.append(step), **kept)
+    assert seen == [4, 5, 6]
+    for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    model, tokenizer = load_for_training(tmp_path / "policy")
+    with pytest.raises(ValueError, match="checkpoint of a training with another recipe or other solutions"):
+        train_process_reward_model(model, tokenizer, labelled(12, seed=1), recipe, **kept)
+
+
+def test_products_in_bfloat16_keep_float32_weights():
+    tokenizer, losses = byte_tokenizer(), {}
+    for precision in ("float32", "bfloat16"):
+        recipe = TrainingRecipe(batch_size=4, learning_rate=1e-3, precision=precision)
+        seen = losses[precision] = []
+        torch.manual_seed(0)
+        model = classifier(tokenizer)
+        trained = train_process_reward_model(
+            model, tokenizer, labelled(8), recipe, lambda step, steps, loss, seen=seen: seen.append(loss)
+        )
+        assert trained.dtype == torch.float32
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert losses["bfloat16"] != losses["float32"]
+    with pytest.raises(ValueError, match='precision=\'half\': choose "float32" or "bfloat16"'):
+        TrainingRecipe(precision="half")
+
+
 def test_training_by_command(tmp_path):
     from typer.testing import CliRunner
 
