@@ -187,7 +187,7 @@ class Signature:
             return ForwardShape(new, 0, batch, logits)
         packed = getattr(cache, "packed_rows", None)
         if packed is not None:
-            return ForwardShape(new, 0, batch, logits, packed=packed)
+            return ForwardShape(batch * new, logits=None if logits is None else batch * logits, packed=packed)
         # A cache of transformers holds, or will hold, keys and values in layers of its own.
         if not getattr(cache, "layers", None) and getattr(cache, "layer_class_to_replicate", None) is None:
             return ForwardShape(new, 0, batch, logits, is_opaque=True)

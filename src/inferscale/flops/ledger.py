@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from .spec import AttentionGroup, ModelSpec, PackedRows, causal_pairs, count_forward, full_pairs, model_spec
+from .spec import (
+    AttentionGroup,
+    ModelSpec,
+    PackedRows,
+    causal_pairs,
+    count_forward,
+    full_pairs,
+    interpolated,
+    model_spec,
+)
 
 Phase: TypeAlias = Literal["prefill", "decode", "chunk", "head", "other"]
 """``"prefill"``: nothing was cached yet. ``"decode"``: one token on a cache. ``"chunk"``: several tokens on a cache.
@@ -132,6 +141,9 @@ class ForwardShape(NamedTuple):
         if spec is not None:
             tally.linear, tally.head = self.new * spec.linear + packed.read_tokens * spec.cached, kept * spec.head
             tally.numbers_read = spec.active_weights
+            # Rows of a model with recurrent layers are of one length.
+            each = self.new // packed.rows
+            tally.attention_full += packed.rows * interpolated(spec.scan, each) if spec.scan and each > 1 else 0
             for group in spec.attention:
                 causal, executed = packed.pairs(group.window)
                 tally.attention_full += group.per_pair * executed

@@ -34,8 +34,9 @@ class HFGenerator(Generator):
     A prompt is read once for all its branches and every node once for all its children, in whatever order a search
     comes back to them: keys and values are kept until the search has ended, or until `max_cache_bytes` is full. The
     way this is done is compared with the model's own forward when the generator is made, and again when sequences first
-    pass a window; models that it does not fit (ALiBi, recurrent layers), and sequences whose length changes what was
-    read before (dynamic rotary embeddings), are run plainly, slower and with equal results.
+    pass a window; models that it does not fit (ALiBi), and sequences whose length changes what was read before (dynamic
+    rotary embeddings), are run plainly, slower and with equal results. Recurrent and convolution states are parked and
+    copied like keys and values.
 
     Every branch draws from its own random stream, so in float32 a branch's tokens depend on the seed, the problem and
     the path alone, not on what else is in the batch. (In half precision a batch of another size can change the last

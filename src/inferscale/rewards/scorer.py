@@ -384,8 +384,9 @@ class TreeScorer(PathScorer):
         notes = split(values, [len(part.marks) for part in parts])
         for row, (path, part, note) in enumerate(zip(paths, parts, notes, strict=True)):
             # nothing follows a finished node: its numbers are kept, without keys and values
-            kv = None if part.ends else batch.piece(row, starts[row], starts[row] + len(part.ids))
-            piece = Piece(part.ids, kv, tuple(note))
+            stop = starts[row] + len(part.ids)
+            kv, states = (None, ()) if part.ends else (batch.piece(row, starts[row], stop), batch.states_at(row, stop))
+            piece = Piece(part.ids, kv, tuple(note), states)
             known[path.root, part.key] = piece
             self.cache.put(path.root, part.key, piece)
         batch.close()

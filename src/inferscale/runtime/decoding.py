@@ -542,7 +542,9 @@ class TreeDecoder(Decoder):
             if branch.finish == "step":  # the node can grow; its last token is read when it does
                 path = path.grown((*branch.forced, *branch.tokens)[:-1])
             if branch.finish is not None:  # else it was interrupted: memory may have run out
-                self.cache.park(path, partial(batch.piece, int(self._rows[place])))
+                row = int(self._rows[place])
+                states = batch.states_at(row, sum(len(ids) for _, ids in path.pieces))
+                self.cache.park(path, partial(batch.piece, row), states)
         self._watch_memory()
         self._live, self._rows = [self._live[place] for place in rows], self._rows[list(rows)]
         if not rows:
@@ -628,12 +630,14 @@ class ModelRunner:
         self.processing = processing
         self.stats = GeneratorStats()
         self.rows = micro_batch or 256
-        self._check_every = check_every or (1 if model.device.type == "cpu" else 8)
         self._charges = Charges(model)
         self._lock = threading.Lock()
         self._plain = StatelessDecoder(model, self.stats) if decoder is None else decoder(self.stats)
         shared = None if decoder is not None else shared_prefixes(model, cache, max_cache_bytes)
         self._tree = None if shared is None else TreeDecoder(*shared, self.stats)
+        # A state that has read beyond a step's end cannot be parked there.
+        each = model.device.type == "cpu" or (shared is not None and shared[0].has_states)
+        self._check_every = check_every or (1 if each else 8)
 
     @property
     def shares_prefixes(self) -> bool:

@@ -33,6 +33,8 @@ from transformers.cache_utils import Cache
 
 from inferscale.flops.spec import PackedRows, causal_pairs
 
+from .states import RowStates, StateHolder, States, states_bytes
+
 ROOM = 32  # private tokens that a batch starts with beyond what it holds, if more are to come
 
 
@@ -44,11 +46,14 @@ class Piece:
         ids: The tokens.
         kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` if there are no tokens, or nothing can follow them.
         note: Numbers that belong to the tokens beside them.
+        states: Recurrent and convolution states after the last token; empty if the model has none, ``None`` if they are
+            not held.
     """
 
     ids: tuple[int, ...] = ()
     kv: Tensor | None = None
     note: tuple[float, ...] = ()
+    states: RowStates | None = ()
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -56,8 +61,9 @@ class Piece:
 
     @property
     def bytes(self) -> int:
-        """Size of the keys and values."""
-        return 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
+        """Size of the keys, values and states."""
+        kv = 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
+        return kv + states_bytes(self.states or ())
 
 
 class Buffers:
@@ -108,13 +114,20 @@ class RowBatch:
         bases: Tokens of each row's prompt.
         kv: `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place; no row reads beyond its length.
         buffers: Where the memory comes from.
+        states: Recurrent and convolution states after the last token of each row; ``None`` after a forward that failed.
     """
 
     def __init__(
-        self, prompts: Sequence[Piece], kv: Tensor, lengths: Sequence[int] | NDArray[np.int64], buffers: Buffers
+        self,
+        prompts: Sequence[Piece],
+        kv: Tensor,
+        lengths: Sequence[int] | NDArray[np.int64],
+        buffers: Buffers,
+        states: States | None,
     ) -> None:
         self.prompts = list(prompts)
         self.kv = kv
+        self.states = states
         self.lengths = np.array(lengths, dtype=np.int64)
         self.bases = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.buffers = buffers
@@ -126,18 +139,29 @@ class RowBatch:
 
     @property
     def bytes(self) -> int:
-        """Size of the private keys and values, room for more included."""
-        return self.kv.numel() * self.kv.element_size()
+        """Size of the private keys and values, room for more included, and of the states."""
+        return self.kv.numel() * self.kv.element_size() + (0 if self.states is None else self.states.bytes)
 
-    def fill(self, row: int, pieces: Sequence[Tensor]) -> None:
-        """Makes copies of `pieces`, each `[layers, 2, kv_heads, tokens, head_dim]`, a row's first private tokens."""
-        self.lengths[row] = sum(kv.shape[3] for kv in pieces)
-        if pieces:
-            torch.cat(list(pieces), dim=3, out=self.kv[:, :, row, :, : self.lengths[row]])
+    def fill(self, row: int, pieces: Sequence[Piece]) -> None:
+        """Makes copies of `pieces`, the last of which has its states, a row's first private tokens."""
+        filled = [piece for piece in pieces if piece.kv is not None]
+        self.lengths[row] = sum(map(len, filled))
+        if filled:
+            kv = [piece.kv for piece in filled if piece.kv is not None]
+            torch.cat(kv, dim=3, out=self.kv[:, :, row, :, : self.lengths[row]])
+            assert self.states is not None
+            assert filled[-1].states is not None
+            self.states.fill(row, filled[-1].states)
 
     def piece(self, row: int, start: int, stop: int) -> Tensor:
         """A copy of a row's private keys and values, `[layers, 2, kv_heads, tokens, head_dim]`."""
         return self.kv[:, :, row, :, start:stop].clone()
+
+    def states_at(self, row: int, tokens: int) -> RowStates | None:
+        """A copy of a row's states after so many private tokens; ``None`` if they are not held: they are the newest."""
+        if self.states is None or (self.states and tokens != self.lengths[row]):
+            return None
+        return self.states.of_row(row)
 
     def runs(self, rows: NDArray[np.int64]) -> list[tuple[Piece, int, int]]:
         """Runs of `rows` that continue the same prompt: the prompt, and where the run starts and stops."""
@@ -168,16 +192,19 @@ class RowBatch:
             kv[:, :, start : start + len(rows), :, :used] = batch.kv[:, :, :, :, :used].index_select(2, index)
             start += len(rows)
         prompts = [batch.prompts[row] for batch, rows in parts for row in rows]
+        states = States.joined([batch.states.select(rows) for batch, rows in parts if batch.states is not None])
         for batch, _ in parts:
             batch.close()
-        return RowBatch(prompts, kv, lengths, first.buffers)
+        return RowBatch(prompts, kv, lengths, first.buffers, states)
 
     def rollback(self, counts: Sequence[int]) -> None:
         """Forgets the newest private tokens of each row, as many as `counts` says.
 
         Raises:
-            ValueError: If a row has fewer.
+            ValueError: If a row has fewer, or if the model has states, which know no way back.
         """
+        if self.states and any(counts):
+            raise ValueError(f"rollback({list(counts)}): recurrent and convolution states cannot be taken back")
         left = self.lengths - np.array(counts, dtype=np.int64)
         if (left < 0).any() or (left > self.lengths).any():
             raise ValueError(f"rollback({list(counts)}): the rows have {self.lengths.tolist()} private tokens")
@@ -225,18 +252,21 @@ class UnsupportedModelError(RuntimeError):
     """This model's attention is not what the shared-prefix decoder computes."""
 
 
-class Plan(Cache, ABC):
+class Plan(StateHolder, Cache, ABC):
     """Places of a forward's keys and values, and of what its queries see: the cache that the model is given.
 
     Attributes:
-        layer: The layer that is running.
-        attended: Layers that have called `tree_attention`.
+        layer: The place among the layers with keys and values of the one that is running.
+        attended: The layers that have called `tree_attention`, in order.
     """
 
-    def __init__(self) -> None:
-        super().__init__(layers=[])
+    def __init__(self, layers: Sequence[int]) -> None:
+        StateHolder.__init__(self)
+        Cache.__init__(self, layers=[])
         self.layer = -1
-        self.attended = 0
+        self.attended: list[int] = []
+        self.layer_numbers = layers
+        self._places = {layer: place for place, layer in enumerate(layers)}
 
     @property
     @abstractmethod
@@ -261,7 +291,7 @@ class Plan(Cache, ABC):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """The new keys and values alone; `attend` brings in the others."""
-        self.layer = layer_idx
+        self.layer = self._places[layer_idx]
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -302,13 +332,18 @@ def tree_attention(
     width, more = value.shape[-1], query.shape[-1] - value.shape[-1]
     if plan is None or kwargs.get("position_bias") is not None or more < 0:
         raise UnsupportedModelError("attention with a position bias or an unknown layout")
-    plan.attended += 1
+    plan.attended.append(plan.layer_numbers[plan.layer])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scale, kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
     if more:  # latent attention has narrower values
         value = torch.nn.functional.pad(value, (0, more))
-    out = plan.attend(query[0], key[0], value[0], scores)[..., :width]
-    return out.transpose(0, 1)[None].contiguous(), None
+    rows, heads, tokens, _ = query.shape  # several rows if the model has states, each with as many new tokens
+    if rows == 1:
+        out = plan.attend(query[0], key[0], value[0], scores)[..., :width]
+        return out.transpose(0, 1)[None].contiguous(), None
+    query, key, value = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))
+    out = plan.attend(query, key, value, scores)[..., :width]
+    return out.view(heads, rows, tokens, width).permute(1, 2, 0, 3).contiguous(), None
 
 
 AttentionInterface.register(NAME, tree_attention)
@@ -351,13 +386,17 @@ class PromptPlan(Plan):
         kv: Keys and values of each prompt, the prefix included, `[layers, 2, kv_heads, tokens, head_dim]`.
     """
 
-    def __init__(self, lengths: Sequence[int], layers: int, prefix: Piece) -> None:
-        super().__init__()
+    def __init__(self, lengths: Sequence[int], layers: Sequence[int], prefix: Piece) -> None:
+        super().__init__(layers)
         ends = list(accumulate(lengths))
         self._spans = list(zip([0, *ends], ends, strict=False))  # of each prompt in the packed sequence
-        self._layers = layers
         self._prefix = prefix
         self.kv: list[Tensor] = []
+
+    def keys_and_values(self, device: torch.device) -> list[Tensor]:
+        """Those of each prompt after the forward; of no layer where none attends."""
+        past = len(self._prefix)
+        return self.kv or [torch.zeros(0, 2, 1, past + b - a, 1, device=device) for a, b in self._spans]
 
     @property
     def packed_rows(self) -> PackedRows:
@@ -376,7 +415,8 @@ class PromptPlan(Plan):
         """Each prompt against itself and the prefix."""
         past = len(self._prefix)
         if not self.kv:
-            self.kv = [key.new_empty(self._layers, 2, key.shape[0], past + b - a, key.shape[2]) for a, b in self._spans]
+            layers, heads, width = len(self.layer_numbers), key.shape[0], key.shape[2]
+            self.kv = [key.new_empty(layers, 2, heads, past + b - a, width) for a, b in self._spans]
         outputs = []
         for (start, stop), kv in zip(self._spans, self.kv, strict=True):
             kv[self.layer, 0, :, past:], kv[self.layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
@@ -419,8 +459,10 @@ class RowPlan(Plan):
         absolute: Position in the whole sequence of each new token.
     """
 
-    def __init__(self, batch: RowBatch, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-        super().__init__()
+    def __init__(
+        self, batch: RowBatch, rows: NDArray[np.int64], counts: NDArray[np.int64], layers: Sequence[int]
+    ) -> None:
+        super().__init__(layers)
         device = batch.kv.device
         starts, ends = batch.lengths[rows], np.cumsum(counts)
         place = np.arange(ends[-1]) - np.repeat(ends - counts, counts)  # of each token among its row's new ones

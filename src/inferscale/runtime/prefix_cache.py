@@ -18,6 +18,7 @@ from torch import Tensor
 from .branch import Branch
 from .kv import Piece, RowBatch
 from .session import Session, checked_session
+from .states import RowStates
 
 
 def chain_key(previous: int, ids: Sequence[int], kind: int = 0) -> int:
@@ -104,7 +105,7 @@ class PrefixCache:
             most: Most tokens of it that are wanted.
         """
         found: list[Piece] = []
-        tokens = 0
+        tokens = going_on = 0  # and the pieces up to the last one that a row can go on from
         for place, (name, ids) in enumerate(path.pieces):
             tokens += len(ids)
             if most is not None and tokens > most:
@@ -114,7 +115,9 @@ class PrefixCache:
             if piece is None or (ids and piece.kv is None and place + 1 < len(path.pieces)):
                 break
             found.append(piece)
-        return found
+            if piece.states is not None and (ids or going_on == place):
+                going_on = place + 1
+        return found[:going_on]
 
     def prompt(self, path: KeyedPath) -> Piece | None:
         """The prompt of a path, if it is held; one of no tokens always is."""
@@ -154,24 +157,35 @@ class PrefixCache:
             prompts[key] = piece
         batch = session.open([prompts[path.root, path.prompt] for path in paths], capacity)
         for row, pieces in enumerate(held):
-            batch.fill(row, [piece.kv for piece in pieces if piece.kv is not None])
+            batch.fill(row, pieces)
         return batch
 
-    def park(self, path: KeyedPath, cut: Callable[[int, int], Tensor], prompt: bool = False) -> None:
+    def park(
+        self,
+        path: KeyedPath,
+        cut: Callable[[int, int], Tensor],
+        states: RowStates | None = (),
+        prompt: bool = False,
+    ) -> None:
         """Holds every piece of a path that is not held yet.
 
         Args:
             path: The path, read to its end.
             cut: Gives a copy of the keys and values between two places, counted from the first token behind the prompt.
+            states: States at the path's end; empty if the model has none, ``None`` if they are not held.
             prompt: True to hold the prompt too; `cut` then counts from its first token.
         """
         pieces, start = path.pieces, 0
         if prompt:
             pieces = ((path.prompt_key, path.prompt), *pieces)
+        end = sum(len(ids) for _, ids in pieces)
         for name, ids in pieces:
             stop = start + len(ids)
-            if ids and self.piece(path.root, name, ids) is None:
-                self.put(path.root, name, Piece(ids, cut(start, stop)))
+            held = self.piece(path.root, name, ids) if ids else Piece()
+            own = states if stop == end or not states else None
+            if held is None or (held.states is None and own is not None):
+                kv = cut(start, stop) if held is None else held.kv
+                self.put(path.root, name, Piece(ids, kv, states=own))
             start = stop
 
     def shrink(self, most: int) -> None:

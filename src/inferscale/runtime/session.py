@@ -35,6 +35,7 @@ from .plain import (
     used_ranges,
     whole_logits,
 )
+from .states import States
 
 T = TypeVar("T")
 
@@ -60,8 +61,6 @@ class Session:
         self.buffers = Buffers()
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
-        if "position_ids" not in self._parameters:
-            raise UnsupportedModelError(f"{type(model).__name__} takes no position_ids")
         layers = getattr(text_config(model.config), "num_hidden_layers", None)
         if layers is None:
             raise UnsupportedModelError(f"the configuration of {type(model).__name__} names no num_hidden_layers")
@@ -71,7 +70,15 @@ class Session:
         self._configs = [config for config in configs.values() if hasattr(config, "_attn_implementation")]
         self._ranges = used_ranges(model.config)
         self._lock = _locks.setdefault(model, threading.RLock())
-        self._like: Tensor | None = None
+        # What a first token has shown: which layers attend, and keys, values and states of one row.
+        self._attending: list[int] = []
+        self._like: tuple[Tensor, States] | None = None
+        self._goes_on = True  # several tokens can be read in one forward after others
+
+    @property
+    def has_states(self) -> bool:
+        """True if layers have recurrent or convolution states: what was read cannot be taken back."""
+        return bool(self._known[1])
 
     def covers(self, length: int) -> bool:
         """True if sequences of this length are computed as the model computes them.
@@ -96,44 +103,89 @@ class Session:
             self.tokens = tokens
         return _covered[kind]
 
+    def read_one_by_one(self) -> None:
+        """Has rows that hold tokens read further ones in forwards of one token each."""
+        self._goes_on = False
+
+    @property
+    def _known(self) -> tuple[Tensor, States]:
+        if self._like is None:
+            read = self.tokens
+
+            def read_token() -> tuple[Tensor, States]:
+                plan = PromptPlan([1], range(self._layers), Piece())
+                ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+                self._forward(plan, ids, np.zeros(1, dtype=int), None)
+                states = plan.states_after()
+                self._attending = sorted(set(plan.attended))
+                if not states and plan.attended != list(range(self._layers)):
+                    said = f"{len(plan.attended)} of {self._layers} layers attend through AttentionInterface"
+                    raise UnsupportedModelError(said)
+                if self._attending and "position_ids" not in self._parameters:
+                    raise UnsupportedModelError(f"{type(self.model).__name__} takes no position_ids")
+                return plan.keys_and_values(self.model.device)[0][self._attending], states
+
+            self._like = unwatched(read_token)
+            self.tokens = read
+        return self._like
+
+    def _together(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Places of what is read in one forward: of any lengths, or of one if padding would change states."""
+        groups: dict[int, list[int]] = {}
+        for place, length in enumerate(lengths):
+            groups.setdefault(length if self.has_states else 0, []).append(place)
+        return list(groups.values())
+
+    def _readings(self, lengths: Sequence[int]) -> list[tuple[list[int], int, int]]:
+        """The forwards that read so many tokens of each row: the rows, and from which of their tokens to which."""
+        if self.has_states and not self._goes_on:
+            steps = range(max(lengths))
+            return [([row for row, length in enumerate(lengths) if length > i], i, i + 1) for i in steps]
+        return [(rows, 0, max(lengths[row] for row in rows)) for rows in self._together(lengths)]
+
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[Piece]:
         """The prompts with their keys and values; they are packed, and what they all begin with is read once."""
         common, prefix = 0, Piece()
-        if len(prompts) > 1:
+        if len(prompts) > 1 and self._goes_on:
             first, last = min(map(tuple, prompts)), max(map(tuple, prompts))  # all begin with what these two begin with
             common = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
         if common >= _LEAST_COMMON:  # else it is not worth a forward of its own
             [prefix] = self._prefill([prompts[0][:common]], prefix)
-        pieces: list[Piece] = []
-        chunk: list[Sequence[int]] = []
-        for ending in (ids[len(prefix) :] for ids in prompts):
-            if chunk and sum(map(len, chunk)) + len(ending) > _PREFILL_TOKENS:
-                pieces += self._prefill(chunk, prefix)
-                chunk = []
-            chunk.append(ending)
-        return pieces + self._prefill(chunk, prefix)
+        endings = [ids[len(prefix) :] for ids in prompts]
+        pieces: dict[int, Piece] = {}
+        for places in self._together([len(ids) for ids in endings]):
+            chunks: list[list[int]] = [[]]
+            for place in places:
+                if chunks[-1] and sum(len(endings[i]) for i in (*chunks[-1], place)) > _PREFILL_TOKENS:
+                    chunks.append([])
+                chunks[-1].append(place)
+            for chunk in chunks:
+                pieces.update(zip(chunk, self._prefill([endings[i] for i in chunk], prefix), strict=True))
+        return [pieces[place] for place in range(len(prompts))]
 
     def _prefill(self, endings: Sequence[Sequence[int]], prefix: Piece) -> list[Piece]:
         """The pieces of `prefix` followed by each of `endings`, in one forward."""
         filled = [ids for ids in endings if ids]
-        kv: list[Tensor] = []
-        if filled:
-            plan = PromptPlan([len(ids) for ids in filled], self._layers, prefix)
-            packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
-            positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + len(prefix)
-            self._forward(plan, packed, positions, np.zeros(1, dtype=int))
-            kv = plan.kv
-            self._like = kv[0]
-        tensors = iter(kv)
-        return [Piece((*prefix.ids, *ids), next(tensors)) if ids else prefix for ids in endings]
+        if not filled:
+            return [prefix for _ in endings]
+        like = self._known[1]
+        plan = PromptPlan([len(ids) for ids in filled], self._attending, prefix)
+        if prefix.states:
+            plan.states = like.of_rows([prefix.states] * len(filled))
+        packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
+        positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + len(prefix)
+        rows = len(filled) if self.has_states else 1
+        self._forward(plan, packed.view(rows, -1), positions, np.arange(1, rows + 1) * (len(packed) // rows) - 1)
+        kv, states = plan.keys_and_values(self.model.device), plan.states_after()
+        new = iter(Piece((*prefix.ids, *ids), kv[row], states=states.of_row(row)) for row, ids in enumerate(filled))
+        return [next(new) if ids else prefix for ids in endings]
 
     def open(self, prompts: Sequence[Piece], capacity: int) -> RowBatch:
         """Rows without private tokens, one for each of `prompts`, with room for `capacity` tokens."""
-        if self._like is None:
-            self.prefill([[0]])
-        assert self._like is not None
-        kv = self.buffers.take(self._like[:, :, None], len(prompts), capacity)
-        return RowBatch(prompts, kv, [0] * len(prompts), self.buffers)
+        like, states = self._known
+        kv = self.buffers.take(like[:, :, None], len(prompts), capacity)
+        held = states.of_rows([prompt.states or () for prompt in prompts])
+        return RowBatch(prompts, kv, [0] * len(prompts), self.buffers, held)
 
     def extend(
         self, batch: RowBatch, tokens: Sequence[Sequence[int]], marks: Sequence[Sequence[int]] | None = None
@@ -145,14 +197,21 @@ class Session:
             tokens: At least one id for each row.
             marks: For each row the places in its `tokens` to give logits for; by default the last one.
         """
-        counts = np.array([len(ids) for ids in tokens])
-        ends = np.cumsum(counts)
-        kept = ends - 1  # places in the packed sequence
-        if marks is not None:
-            starts = (ends - counts).tolist()
-            kept = np.array([a + mark for a, places in zip(starts, marks, strict=True) for mark in places], dtype=int)
-        ids = torch.tensor([i for ids in tokens for i in ids], device=self.model.device)
-        return self._extend(batch, np.arange(len(batch)), ids, counts, kept)
+        marks = [[len(ids) - 1] for ids in tokens] if marks is None else marks
+        logits, order = list[Tensor](), list[tuple[int, int]]()  # the row of each, and its place among the row's marks
+        for rows, start, stop in self._readings([len(ids) for ids in tokens]):
+            read = [tokens[row][start:stop] for row in rows]
+            counts, kept, first = np.array([len(ids) for ids in read]), list[int](), 0
+            for row, count in zip(rows, counts.tolist(), strict=True):
+                inside = [(place, mark) for place, mark in enumerate(marks[row]) if start <= mark < stop]
+                kept += [first + mark - start for _, mark in inside]
+                order += [(row, place) for place, _ in inside]
+                first += count
+            ids = torch.tensor([i for own in read for i in own], device=self.model.device)
+            logits.append(self._extend(batch, np.array(rows), ids, counts, np.array(kept, dtype=int)))
+        if len(logits) == 1:
+            return logits[0]
+        return torch.cat(logits)[torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=ids.device)]
 
     def step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
         """One more token `[rows]` in each of `rows`, ascending; logits `[rows, vocabulary]`."""
@@ -168,30 +227,47 @@ class Session:
         kept: NDArray[np.int64] | None,
     ) -> Tensor:
         batch.reserve(int((batch.lengths[rows] + counts).max()))
-        plan = RowPlan(batch, rows, counts)
-        logits = self._forward(plan, ids, plan.absolute, kept)
+        plan = RowPlan(batch, rows, counts, self._attending)
+        # States are written over: they are no longer those of the rows, unless the forward comes to its end.
+        states, batch.states = batch.states, None
+        assert states is not None
+        in_place = len(rows) == len(batch)
+        plan.states = states if in_place else states.select(rows)
+        logits = self._forward(plan, ids.view(len(rows) if states else 1, -1), plan.absolute, kept)
         batch.lengths[rows] += counts
+        if not in_place:
+            states.put(rows, plan.states)
+        batch.states = states
         return logits
 
     def _forward(self, plan: Plan, ids: Tensor, positions: NDArray[np.int64], kept: NDArray[np.int64] | None) -> Tensor:
-        """Logits `[kept, outputs]` of one packed forward; of every token where `kept` is ``None``."""
+        """Logits `[kept, outputs]` of one forward; of every token where `kept` is ``None``.
+
+        Args:
+            plan: Where keys, values and states are, and go.
+            ids: `[1, tokens]`, packed; or `[rows, tokens]` of a model with states.
+            positions: `[all tokens]`.
+            kept: Places among all tokens.
+        """
         device = self.model.device
-        self.tokens += len(ids)
+        rows, tokens = ids.shape
+        self.tokens += ids.numel()
         options: dict[str, Any] = {self._cache_argument: plan}
-        index = None if kept is None or len(kept) == len(ids) else torch.from_numpy(kept).to(device)
-        if index is not None and "logits_to_keep" in self._parameters:
-            options["logits_to_keep"], index = index, None
+        if "position_ids" in self._parameters:
+            options["position_ids"] = torch.from_numpy(positions).to(device).view(rows, tokens)
+        if kept is not None and len(kept) == rows * tokens:
+            kept = None
+        if kept is not None and "logits_to_keep" in self._parameters:
+            if rows == 1:
+                options["logits_to_keep"], kept = torch.from_numpy(kept).to(device), None
+            elif np.array_equal(kept, np.arange(1, rows + 1) * tokens - 1):  # the last of each row
+                options["logits_to_keep"], kept = 1, None
         with self._lock, attending(plan, self._configs):
-            output = self.model(
-                input_ids=ids[None],
-                position_ids=torch.from_numpy(positions).to(device)[None],
-                use_cache=True,
-                **options,
-            )
-        if plan.attended != self._layers:
-            raise UnsupportedModelError(f"{plan.attended} of {self._layers} layers attend through AttentionInterface")
-        logits: Tensor = output.logits[0]
-        return logits if index is None else logits[index]
+            output = self.model(input_ids=ids, use_cache=True, **options)
+        if self._like is not None and sorted(set(plan.attended)) != self._attending:
+            raise UnsupportedModelError(f"layers {plan.attended} attend, and {self._attending} did at first")
+        logits: Tensor = output.logits.flatten(0, 1)
+        return logits if kept is None else logits[torch.from_numpy(kept).to(device)]
 
 
 def checked_session(model: Any) -> Session | None:
@@ -200,7 +276,13 @@ def checked_session(model: Any) -> Session | None:
         with evaluating(model), torch.inference_mode():
             session = Session(model)
             with perturbed(model):
-                check_session(session)
+                try:
+                    check_session(session)
+                except UnsupportedModelError:
+                    if not session.has_states:
+                        raise
+                    session.read_one_by_one()  # the scans of Mamba's first version begin with no state
+                    check_session(session)
     except UnsupportedModelError as error:
         warnings.warn(
             f"{type(model).__name__} is run without shared prefixes, slower and with equal results: {error}",
@@ -226,12 +308,12 @@ def check_session(session: Session, beyond: int = 0) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     ids = [(7919 * (i + 1)) % size for i in range(beyond + 12)]
     try:
-        # Two prompts, a ragged extension, a fork with a prune, a step of all rows and one of some.
-        batch = session.open(session.prefill([ids[: beyond + 5], ids[3:5]]), 2)
-        session.extend(batch, [ids[-7:-4], ids[5 : beyond + 6]])
-        batch = batch.select([0, 0, 1])
-        rows = [ids[:-4], ids[:-4], ids[3 : beyond + 6]]
-        for live in ([0, 1, 2], [1, 2]):
+        # Two prompts and an empty one, a ragged extension, a fork with a prune, a step of all rows and one of some.
+        batch = session.open([*session.prefill([ids[: beyond + 5], ids[3:5]]), Piece()], 2)
+        session.extend(batch, [ids[-7:-4], ids[5 : beyond + 6], ids[2:5]])
+        batch = batch.select([0, 0, 1, 2])
+        rows = [ids[:-4], ids[:-4], ids[3 : beyond + 6], ids[2:5]]
+        for live in ([0, 1, 2, 3], [1, 2, 3]):
             for row in live:
                 rows[row] = [*rows[row], ids[row - 4]]
             logits = session.step(batch, live, torch.tensor([rows[row][-1] for row in live], device=model.device))
