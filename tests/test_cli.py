@@ -416,6 +416,52 @@ def test_a_run_without_gold_answers_is_left_out(run, model, rows, tmp_path):
     assert "has problems without a gold answer and is left out" in err
 
 
+def test_a_damaged_run_is_told_in_a_line_and_repaired(run, tmp_path):
+    from inferscale.evaluate import run_evaluation
+    from inferscale.tree import Problem
+
+    problems = [Problem(f"What is {number}?", "1") for number in range(4)]
+    folder = tmp_path / "run"
+    whole = run_evaluation(problems, RepeatedSampling(2), ToyGenerator(), folder)
+    lines = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)
+    bad = lines[1].replace(b'"answer": ', b'"answed": ', 1)
+    (folder / "records.jsonl").write_bytes(b"".join([lines[0], bad, *lines[2:]]))
+    for command in ("report", "plot"):
+        code, out, err = run(command, folder)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "records.jsonl, line 2 is damaged: restore the file, or run `inferscale repair" in err
+    code, out, err = run("repair", folder)
+    assert (code, err) == (0, "")
+    assert "3 lines are whole, 1 damaged or of no use without those, now in records.jsonl.damaged" in out
+    assert (folder / "records.jsonl.damaged").read_bytes() == bad
+    again = run_evaluation(problems, RepeatedSampling(2), ToyGenerator(), folder)
+    assert [record["answer"] for record in again.records] == [record["answer"] for record in whole.records]
+    result = next(whole.results()).save(tmp_path / "result.json")
+    assert run("repair", result)[0] == 0
+    result.write_bytes(result.read_bytes().replace(b'"stopped_by": null', b'"stopped_by": true', 1))
+    code, _, err = run("repair", result)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "result.json is damaged (its checksum is another)" in err
+    assert run("repair", tmp_path / "nothing")[0] == 2
+
+
+def test_a_foreign_run_commands_no_terminal(run, tmp_path):
+    from inferscale.engine.files import sealed
+    from inferscale.evaluate import run_evaluation
+    from inferscale.tree import Problem
+
+    run_evaluation([Problem("Who?", "1")] * 2, RepeatedSampling(1), ToyGenerator(), tmp_path / "run",
+                   config={"model": "evil\x1b]0;x\x07\u202e"})  # fmt: skip
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    del about["crc32"]
+    (tmp_path / "run" / "run.json").write_text(sealed({**about, "strategy": "S\x1b[2J"}))
+    code, out, err = run("report", tmp_path, "--csv", tmp_path / "points.csv")
+    assert code == 0, err
+    assert "evil\\x1b]0;x\\x07\\u202e" in out
+    for text in (out, err, (tmp_path / "points.csv").read_text()):
+        assert not set(text) & {"\x1b", "\x07", "\u202e"}
+
+
 def test_names_of_models_tell_them_apart():
     from inferscale.cli.evaluating import distinct_names
 

@@ -11,6 +11,7 @@ from inferscale.cost import Budget, Cost
 from inferscale.engine import asolve, solve, solve_batch, stream
 from inferscale.evaluate import run_evaluation
 from inferscale.flow import expand, score
+from inferscale.rewards import RewardFunction
 from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, ComputeOptimal, DepthFirst, Greedy, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Problem, Step, UnscoredNodeError
@@ -199,6 +200,18 @@ def test_an_option_that_there_is_not_is_refused_with_the_nearest(call):
         call(PROMPTS, REBASE(4), ToyGenerator(), read_anwser=str)
     with pytest.raises(TypeError, match=r"asolve\(\) got an unknown option 'sede': did you mean seed\?"):
         asyncio.run(asolve(PROMPTS[0], REBASE(4), ToyGenerator(), sede=1))
+
+
+@pytest.mark.parametrize("where", ["reward", "reader", "callback"])
+def test_a_stop_iteration_of_a_part_is_an_error_that_keeps_what_is_paid_for(where):
+    def stop(nodes):
+        raise StopIteration("gone")
+
+    options = {"reward": {"reward_model": RewardFunction(stop)}, "reader": {"read_answer": stop}}
+    with pytest.raises(RuntimeError, match="raised StopIteration") as raised:
+        solve_batch(PROMPTS, RepeatedSampling(2), ToyGenerator(), **options.get(where, {"on_step": stop}))
+    assert len(raised.value.partial) == 2
+    assert sum(len(result.trajectories) for result in raised.value.partial) >= 2
 
 
 def test_a_reward_model_that_miscounts_is_an_error():

@@ -1,6 +1,8 @@
 """Journals that are damaged, foreign or of a search that the clock ended."""
 
 import json
+import random
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -10,6 +12,8 @@ import pytest
 from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
+from inferscale.engine.files import RunLockedError
+from inferscale.engine.journal import repair_journal
 from inferscale.flow import expand
 from inferscale.identity import identity_of
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
@@ -34,6 +38,87 @@ def test_a_journal_damaged_in_the_middle_says_where_and_is_left_alone(tmp_path, 
     with pytest.raises(ValueError, match=r"journal\.jsonl is damaged at line 3"):
         solve(PROMPTS[0], BeamSearch(2, 2), ToyGenerator(), reward_model=ToyReward(), journal=path)
     assert path.read_bytes() == damaged
+
+
+def test_a_journal_has_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "journal.jsonl"
+
+    class Second(ToyGenerator):
+        """Makes the same call while the first one is under way."""
+
+        def generate(self, requests):
+            with pytest.raises(RunLockedError, match=r"another call is writing to the journal .*journal\.jsonl"):
+                solve(PROMPTS[0], RepeatedSampling(2), ToyGenerator(), journal=path)
+            return super().generate(requests)
+
+        def identity(self):
+            return identity_of(ToyGenerator())
+
+    first = solve(PROMPTS[0], RepeatedSampling(2), Second(), journal=path)
+    again = solve(PROMPTS[0], RepeatedSampling(2), Dead(Second()), journal=path)  # the lock is gone
+    assert again.trajectories == first.trajectories
+
+
+OPTIONS = {"strategy": REBASE(4), "generator": ToyGenerator(), "reward_model": ToyReward()}
+
+
+def test_a_flipped_bit_is_told_and_what_is_whole_is_kept(tmp_path):
+    """Of every line some bits: the call says where, and after the repair its results are those of before."""
+    path, rng = tmp_path / "journal.jsonl", random.Random(0)
+    straight = solve_batch(PROMPTS, **OPTIONS, journal=path)
+    whole = lines_of(path)
+    assert len(whole) > 6
+    for number, line in enumerate(whole):
+        for _ in range(4):
+            bad = bytearray(line)
+            place = rng.randrange(len(line) - 1)
+            bad[place] ^= 1 << rng.randrange(8)
+            path.write_bytes(b"".join([*whole[:number], bytes(bad), *whole[number + 1 :]]))
+            path.with_name("journal.jsonl.damaged").unlink(missing_ok=True)
+            told = ""
+            try:
+                again = solve_batch(PROMPTS, **OPTIONS, journal=path)
+            except ValueError as error:
+                told = str(error)
+            if told:
+                assert re.search(rf"journal\.jsonl is (damaged at line {number + 1}: |no journal)", told)
+                if number == 0:
+                    continue  # whose answers these are cannot be told
+                stayed, taken = repair_journal(path)
+                assert stayed >= number
+                assert bytes(bad).rstrip(b"\n") in path.with_name("journal.jsonl.damaged").read_bytes()
+                assert taken >= 1
+                again = solve_batch(PROMPTS, **OPTIONS, journal=path)
+            assert [r.trajectories for r in again] == [r.trajectories for r in straight]
+            assert [replace(r.cost, seconds=0) for r in again] == [replace(r.cost, seconds=0) for r in straight]
+
+
+def test_a_lost_line_is_seen(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    solve_batch(PROMPTS, **OPTIONS, journal=path)
+    lines = lines_of(path)
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    with pytest.raises(ValueError, match=r"damaged at line \d+: run `inferscale repair"):
+        solve_batch(PROMPTS, **OPTIONS, journal=path)
+
+
+def test_a_full_disk_is_named_and_leaves_whole_lines(tmp_path):
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "journal.jsonl"
+    straight = solve_batch(PROMPTS, **OPTIONS, journal=path)
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (size // 3, size - 5):
+        path.unlink()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            with pytest.raises(OSError, match=r"journal\.jsonl"):
+                solve_batch(PROMPTS, **OPTIONS, journal=path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert path.read_bytes().endswith(b"\n")
+        again = solve_batch(PROMPTS, **OPTIONS, journal=path)
+        assert [r.trajectories for r in again] == [r.trajectories for r in straight]
 
 
 @pytest.mark.parametrize("foreign", [b"my only copy", b'{"format": "x"}', b"a\nb", b"[1, 2]\n", b'{"a": 1}\n{"b'])
@@ -148,6 +233,8 @@ def test_what_is_replayed_counts_for_the_clock_but_never_stops_a_replay(tmp_path
     steps = [row for row in rows if row.get("kind") == "steps"]
     assert 1 <= len(steps) < 10
     steps[-1]["seconds"] = 1.0
+    for row in [rows[0], *steps]:
+        del row["crc32"]
     path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *steps]))
     left = Slow(depth=None)
     again = solve(PROMPTS[0], Steps(), left, reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)

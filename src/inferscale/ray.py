@@ -17,8 +17,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
+from inferscale.engine.files import as_plain
 from inferscale.engine.progress import ProgressBar
-from inferscale.engine.result import SearchResult, as_plain
+from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import Solver, as_problems
 
 from ._compat import require

@@ -1,4 +1,4 @@
-"""The commands ``demo``, ``solve``, ``models``, ``eval``, ``sweep``, ``report``, ``plot``, ``lm-eval``, ``serve``."""
+"""The commands: searches (``solve``, ``demo``), runs (``eval``, ``sweep``, ``report``, ...), harnesses, a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NoReturn
 import typer
 
 from . import evaluating, solving
-from .options import UsageError
+from .options import UsageError, say
 
 __all__ = ["UsageError", "app", "main"]
 
@@ -40,5 +40,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"inferscale: {' '.join(message.split())}", err=True)
+    say(f"inferscale: {' '.join(message.split())}", err=True)
     sys.exit(code)

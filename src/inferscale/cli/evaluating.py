@@ -14,7 +14,18 @@ import typer
 from inferscale.evaluate.parts import check_scores, make_strategy, make_vote
 from inferscale.identity import digest
 
-from .options import STRATEGY_HELP, Model, ModelOptions, Progress, Seed, Tokens, UsageError, with_options
+from .options import (
+    STRATEGY_HELP,
+    Model,
+    ModelOptions,
+    Progress,
+    Seed,
+    Tokens,
+    UsageError,
+    printable,
+    say,
+    with_options,
+)
 from .solving import models_of
 
 if TYPE_CHECKING:
@@ -155,9 +166,9 @@ def _usable_runs(folders: Iterable[Path]) -> Iterator[Run]:
     for file in {file.resolve(): file for file in files}.values():  # once, though folders may hold each other
         run = load_run(file.parent)
         if not run.is_complete:
-            typer.echo(f"{run.directory} is not complete and is left out: run its command again", err=True)
+            say(f"{run.directory} is not complete and is left out: run its command again", err=True)
         elif any(record["correct_each"] is None for record in run.finished):
-            typer.echo(f"{run.directory} has problems without a gold answer and is left out", err=True)
+            say(f"{run.directory} has problems without a gold answer and is left out", err=True)
         else:
             yield run
 
@@ -239,6 +250,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval")(with_options(evaluate))
     app.command()(with_options(sweep))
     app.command()(report)
+    app.command()(repair)
     app.command()(plot)
 
 
@@ -251,19 +263,43 @@ def report(
     points = read_points(folders)
     shown = points if curve else _greatest(points)
     width = max(len(p.name) for p in shown)
-    typer.echo(f"{'model, strategy, vote':<{width}} {COLUMNS[0]:>4} {COLUMNS[1]:>14} " + _cells(COLUMNS[2:]))
+    say(f"{'model, strategy, vote':<{width}} {COLUMNS[0]:>4} {COLUMNS[1]:>14} " + _cells(COLUMNS[2:]))
     for p in shown:
         accuracy = _accuracy(p.accuracy, p.standard_error, p.problems)
         costs = f"{p.tokens:.0f}", f"{p.generator_flops:.3g}", f"{p.reward_flops:.3g}", f"{p.seconds:.2f}"
         silent = f"{p.abstentions.abstaining / max(p.abstentions.trajectories, 1):.1%}"
-        typer.echo(f"{p.name:<{width}} {p.n:>4} {accuracy:>14} " + _cells([*costs, p.problems, silent]))
+        say(f"{p.name:<{width}} {p.n:>4} {accuracy:>14} " + _cells([*costs, p.problems, silent]))
     for method, silent_of in {p.method: p.abstentions for p in shown}.items():
         for note in silent_of.notes:
-            typer.echo(f"{method}: {note}", err=True)
+            say(f"{method}: {note}", err=True)
     note = "± one standard error over problems, or Wilson's 95 % interval where all are right or all wrong; "
-    typer.echo(f"{note}coverage is an upper bound (any sample is right), not a method.")
+    say(f"{note}coverage is an upper bound (any sample is right), not a method.")
     if csv is not None:
         _write_csv(points, csv)
+
+
+def repair(
+    paths: Annotated[list[Path], typer.Argument(help="Folders of runs, journals, or saved results.")],
+) -> None:
+    """Keep what is whole in damaged files; what is not goes to NAME.damaged, and the same call does it again."""
+    from inferscale.engine import SearchResult
+    from inferscale.engine.journal import repair_journal
+    from inferscale.evaluate.records import RECORDS, read_about, repair_run
+
+    for path in paths:
+        if (path / "run.json").exists() or (path / RECORDS).exists():
+            done = repair_run(path)
+            read_about(path)
+        elif not path.is_file():
+            raise UsageError(f"{path} is no folder of a run and no file: give what `inferscale eval` or solve() wrote")
+        elif b'"inferscale.SearchResult"' in path.read_bytes()[:200]:
+            SearchResult.load(path)  # one object: nothing of it is whole if it is not
+            done = [(path, 1, 0)]
+        else:
+            done = [(path, *repair_journal(path))]
+        for file, stayed, taken in done:
+            rest = f", {taken} damaged or of no use without those, now in {file.name}.damaged" if taken else ""
+            say(f"{file}: {stayed} lines are whole{rest}")
 
 
 def plot(
@@ -288,7 +324,7 @@ def plot(
     if not points:
         raise UsageError(f"no run has scores, which --vote {', '.join(vote or ())} needs")
     plot_votes(points, x, y).savefig(out)  # type: ignore[arg-type]
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 def _greatest(points: Sequence[CurvePoint]) -> list[CurvePoint]:
@@ -310,8 +346,8 @@ def _write_csv(points: Sequence[CurvePoint], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
-    typer.echo(f"wrote {path}")
+        writer.writerows({name: printable(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows)
+    say(f"wrote {path}")
 
 
 def evaluate(
@@ -424,6 +460,6 @@ def show(run: Run) -> None:
     if run.accuracy != run.accuracy:
         graded = "no gold answers"
     silent = sum(record["answer"] is None for record in run.finished)
-    typer.echo(f"{graded}, {len(run.finished)} problems ({silent} without an answer)  {run.directory}")
+    say(f"{graded}, {len(run.finished)} problems ({silent} without an answer)  {run.directory}")
     for note in run.abstentions.notes:
-        typer.echo(f"{run.directory}: {note}", err=True)
+        say(f"{run.directory}: {note}", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -19,6 +20,19 @@ from inferscale.tree import Judge
 
 class UsageError(Exception):
     """Bad input: one line that says what to do."""
+
+
+_COMMANDING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what would command a terminal, turn its lines around, or cannot be written to it."""
+    return _COMMANDING.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Prints a line, in which texts of models and of foreign files do nothing to a terminal."""
+    typer.echo(printable(text), err=err)
 
 
 STRATEGY_HELP = f"One of {', '.join(registry())} (with a size: rebase:16), or one in full: 'MCTS(num_simulations=64)'."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import typer
 from inferscale.answers import reader_of
 from inferscale.evaluate.parts import check_scores, embedded, make_generator, make_reward, make_strategy, make_vote
 
-from .options import STRATEGY_HELP, Model, ModelOptions, Progress, Seed, Tokens, UsageError, with_options
+from .options import STRATEGY_HELP, Model, ModelOptions, Progress, Seed, Tokens, UsageError, say, with_options
 
 if TYPE_CHECKING:
     from inferscale.base import Generator, RewardModel
@@ -66,13 +65,13 @@ def demo(
     else:
         given, generator, reward_model = zoo.problems("test"), make_generator(model, temperature), make_reward(reward)
     chosen = given[:problems]
-    typer.echo(f"{model}, reward: {reward}, {len(chosen)} test problems, temperature {temperature}, seed {seed}")
-    typer.echo("Tokens and MFLOPs of policy and reward model are means over problems; seconds are for all of them.")
-    typer.echo(table.HEADER)
+    say(f"{model}, reward: {reward}, {len(chosen)} test problems, temperature {temperature}, seed {seed}")
+    say("Tokens and MFLOPs of policy and reward model are means over problems; seconds are for all of them.")
+    say(table.HEADER)
     for row in table.rows(chosen, generator, reward_model, width, seed, progress):
-        typer.echo(table.format_row(row))
+        say(table.format_row(row))
     if reward == "checker":
-        typer.echo("The checker is an oracle that knows every right step, and costs nothing: an upper bound.")
+        say("The checker is an oracle that knows every right step, and costs nothing: an upper bound.")
 
 
 def solve(
@@ -104,7 +103,7 @@ def solve(
     )  # fmt: skip
     _show(result, tree)
     if save is not None:
-        typer.echo(f"saved to {result.save(save)}")
+        say(f"saved to {result.save(save)}")
 
 
 def models_of(model: str, options: ModelOptions) -> tuple[Generator, RewardModel | None]:
@@ -124,29 +123,24 @@ def models() -> None:
         told = ", ".join(f"{name} {value}" for name, value in card.figures.items())
         if card.extra:
             told = f"needs {card.command}" + f"; {told}" * bool(told)
-        typer.echo(f"{card.name:<22} {card.kind:<22} {card.parameters:>11,} parameters  {told}")
-
-
-def _printable(text: str) -> str:
-    """`text` with escapes for what would command a terminal, or cannot be written to it."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda match: ascii(match[0])[1:-1], text)
+        say(f"{card.name:<22} {card.kind:<22} {card.parameters:>11,} parameters  {told}")
 
 
 def _show(result: SearchResult, tree: bool) -> None:
     from inferscale.viz import render_tree
 
     if tree:
-        typer.echo(render_tree(result.root, selected=result.selected_leaf))
-    typer.echo(_printable(result.text.rstrip()))
-    typer.echo(f"answer: {_printable(str(result.answer))}")
+        say(render_tree(result.root, selected=result.selected_leaf))
+    say(result.text.rstrip())
+    say(f"answer: {result.answer}")
     cost = result.cost
-    typer.echo(
+    say(
         f"{len(result.trajectories)} trajectories, {cost.tokens:,} tokens, {cost.generator_flops:.3g} generator FLOPs, "
         f"{cost.reward_flops:.3g} reward FLOPs, {cost.seconds:.1f} s"
         + (f", stopped by {result.stopped_by}" if result.stopped_by else "")
     )
     for note in result.abstentions.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
 
 
 def serve(

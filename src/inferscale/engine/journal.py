@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,8 @@ from inferscale.cost import Cost
 from inferscale.identity import compare, warn_of_unknown
 from inferscale.tree import Node, Step
 
-from .result import as_plain, step_from_dict, step_to_dict
+from .files import RunLockedError, append_line, keep_whole, read_lines, sealed, try_lock
+from .result import step_from_dict, step_to_dict
 
 FORMAT = "inferscale.Journal"
 VERSION = 2
@@ -43,10 +43,11 @@ class Journal:
     """An append-only file of JSON lines: a header, then one line for each answer of a model to one search.
 
     ``{"format", "version", "identity"}`` is the header, with those of strategy, models, thinking, budget and seed. An
-    answer names its search by the key of its root: ``{"root", "kind": "steps", "steps", "seconds"}`` or ``{"root",
-    "kind": "scores", "scores", "step_scores", "cost"}``. Steps that the clock cut, so that the search ended with them,
-    have ``"stopped_by": "seconds"`` too, and ``{"root", "kind": "timeout"}`` stands where it ended a search between two
-    answers: nothing else could tell.
+    answer names its search by the key of its root and its place among the answers to it: ``{"root", "n", "kind":
+    "steps", "steps", "seconds"}`` or ``{"root", "n", "kind": "scores", "scores", "step_scores", "cost"}``. Steps that
+    the clock cut, so that the search ended with them, have ``"stopped_by": "seconds"`` too, and ``{"root", "n", "kind":
+    "timeout"}`` stands where it ended a search between two answers: nothing else could tell. Every line ends with a
+    checksum.
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
@@ -56,12 +57,13 @@ class Journal:
     "kind": "sample", "key", "step"}``. They count until the next other line of their search, which holds them again.
 
     Each line is handed to the operating system when it is written, where it survives a kill of this process. A torn
-    last line, as a kill leaves it, is cut off.
+    last line, as a kill leaves it, is cut off. One call at a time writes: the file is locked.
     """
 
-    def __init__(self, file: IO[str], rows: dict[str, list[dict[str, Any]]]) -> None:
+    def __init__(self, file: IO[bytes], rows: Mapping[str, list[dict[str, Any]]]) -> None:
         self._file = file
-        self._rows = rows
+        self._rows = dict(rows)
+        self._count = Counter({root: sum(row["kind"] != "sample" for row in own) for root, own in rows.items()})
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], identity: dict[str, Any]) -> Journal:
@@ -69,21 +71,28 @@ class Journal:
 
         Raises:
             ValueError: If the file belongs to another call (a part, budget or seed differs), or is damaged.
+            RunLockedError: If another call is writing to it.
         """
         target = Path(path)
         warn_of_unknown(identity, f"the journal {target}")
         header = {"format": FORMAT, "version": VERSION, "identity": identity}
+        file = target.open("ab", buffering=0)
+        try:
+            if not try_lock(file):
+                raise RunLockedError(f"another call is writing to the journal {target}: wait for it, or give another")
+            rows = _load(target, header)
+            if not rows:
+                append_line(file, sealed(header))
+        except BaseException:
+            file.close()
+            raise
         by_root: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        rows = _load(target, header)
         for row in rows[1:]:
             of_root = by_root[row["root"]]
             while row["kind"] != "sample" and of_root and of_root[-1]["kind"] == "sample":
                 of_root.pop()
             of_root.append(row)
-        file = target.open("a", encoding="utf-8", buffering=1)  # by the line
-        if not rows:
-            file.write(json.dumps(header) + "\n")
-        return cls(file, dict(by_root))
+        return cls(file, by_root)
 
     def close(self) -> None:
         """Close the file."""
@@ -125,42 +134,77 @@ class Journal:
         self._write(root, row)
 
     def _write(self, root: Node, row: Mapping[str, Any]) -> None:
-        line = json.dumps({"root": f"{root.key:016x}", **row}, allow_nan=False, default=as_plain)
-        self._file.write(line + "\n")
+        name = f"{root.key:016x}"
+        place = {} if row["kind"] == "sample" else {"n": self._count[name]}
+        append_line(self._file, sealed({"root": name, **place, **row}))
+        self._count[name] += len(place)
 
 
 def _load(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the complete lines of the file; a torn last line is cut off, once the file is known to be of this call."""
-    if not path.exists():
-        return []
     data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if number == 1:
-            if not isinstance(row, dict) or row.get("format") != FORMAT:
-                raise ValueError(f"{path} is no journal: give another path")
-            if row.get("version") != VERSION:
-                raise ValueError(
-                    f"the journal {path} has version {row.get('version')}, and this inferscale goes on with version "
-                    f"{VERSION}: use the one that wrote it, or give another path"
-                )
-            apart = compare(row.get("identity"), header["identity"])
-            if apart.changed:
-                raise ValueError(
-                    f"the journal {path} was written by another call ({apart}): give another path, or delete it"
-                )
-        elif not isinstance(row, dict) or not {"root", "kind"} <= row.keys():
-            raise ValueError(f"the journal {path} is damaged at line {number}: give another path, or delete it")
-        rows.append(row)
+    rows, lines = read_lines(data)
+    advice = f"run `inferscale repair {path}`, which keeps what is whole, or give another path"
+    if lines:
+        first = rows[0]
+        if first is None or first.get("format") != FORMAT:
+            if b'"format": "' + FORMAT.encode() in lines[0]:
+                raise ValueError(f"the journal {path} is damaged at line 1: give another path, or delete it")
+            raise ValueError(f"{path} is no journal: give another path")
+        if first.get("version") != VERSION:
+            raise ValueError(
+                f"the journal {path} has version {first.get('version')}, and this inferscale goes on with version "
+                f"{VERSION}: use the one that wrote it, or give another path"
+            )
+        apart = compare(first.get("identity"), header["identity"])
+        if apart.changed:
+            raise ValueError(
+                f"the journal {path} was written by another call ({apart}): give another path, or delete it"
+            )
+        use = usable(rows)
+        if not all(use):
+            raise ValueError(f"the journal {path} is damaged at line {use.index(False) + 1}: {advice}")
     # Less than a line is ours only if it is the beginning of our header.
-    if not rows and not json.dumps(header).encode().startswith(data):
+    elif not sealed(header).encode().startswith(data):
         raise ValueError(f"{path} is no journal, and is left as it is: give another path")
-    if len(whole) != len(data):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return rows
+    whole = data.rfind(b"\n") + 1
+    if whole != len(data):
+        os.truncate(path, whole)
+    return [row for row in rows if row is not None]
+
+
+def repair_journal(path: Path) -> tuple[int, int]:
+    """Keep the lines of a journal that are whole and can be used; return how many stay, and how many do not.
+
+    What was taken out stands in ``NAME.damaged``. Of a search that lost a line, those before it stay: it goes on there.
+
+    Raises:
+        ValueError: If it is no journal, or its header is damaged, so that nobody can tell whose answers it holds.
+        RunLockedError: If a call is writing to it.
+    """
+    with path.open("ab") as file:
+        if not try_lock(file):
+            raise RunLockedError(f"a call is writing to the journal {path}: wait for it")
+        rows, lines = read_lines(path.read_bytes())
+        if lines and (rows[0] is None or rows[0].get("format") != FORMAT):
+            raise ValueError(f"the first line of {path} says whose answers the others are, and is damaged: restore it, "
+                             "or give the call another journal")  # fmt: skip
+        return keep_whole(path, usable)
+
+
+def usable(rows: Sequence[Mapping[str, Any] | None]) -> list[bool]:
+    """Say of each line of a journal whether its search can be given it: none that comes before it is missing.
+
+    The places of answers tell, in journals that have them; without them, a damaged line may be any search's.
+    """
+    use: list[bool] = []
+    count, some_are_lost = Counter[str](), False
+    for row in rows:
+        known = row is not None and (not use or {"root", "kind"} <= row.keys())
+        if row is not None and known and use and row["kind"] != "sample":
+            place = row.get("n", -1 if some_are_lost else count[row["root"]])
+            known = place == count[row["root"]]
+            count[row["root"]] += known
+        some_are_lost = some_are_lost or not known
+        use.append(known)
+    return use

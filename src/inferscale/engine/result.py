@@ -27,6 +27,8 @@ from inferscale.cost import Cost
 from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import FinishReason, Node, Problem, Step, Trajectory
 
+from .files import sealed, unsealed, write_atomically
+
 FORMAT = "inferscale.SearchResult"
 VERSION = 1
 
@@ -161,9 +163,7 @@ class SearchResult:
         Of what read the answers the kind is kept; of a reader of your own, nothing but the answers.
         """
         target = Path(path)
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), allow_nan=False, default=as_plain), encoding="utf-8")
-        os.replace(temporary, target)
+        write_atomically(target, sealed(self.to_dict()))
         return target
 
     @classmethod
@@ -173,10 +173,15 @@ class SearchResult:
         Raises:
             ValueError: If the file is not a result, or was written by a newer version.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a saved search result: {error}") from error
+        text = Path(path).read_bytes()
+        data = unsealed(text)
+        if data is None:
+            try:
+                data = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{path} is not a saved search result: {error}") from error
+            if isinstance(data, dict) and data.get("format") == FORMAT:
+                raise ValueError(f"{path} is damaged (its checksum is another): restore it, or search again")
         return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,14 +236,24 @@ class SearchResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> SearchResult:
-        """Return the result that `to_dict` turned into `data`."""
+        """Return the result that `to_dict` turned into `data`.
+
+        Raises:
+            ValueError: If that is no result, is damaged, or was written by a newer version.
+        """
         form = data.get("format") if isinstance(data, Mapping) else type(data).__name__
         if form != FORMAT:
             raise ValueError(f"not a saved search result: format is {form!r}, expected {FORMAT!r}")
-        if data["version"] > VERSION:
-            raise ValueError(
-                f"written by a newer inferscale (version {data['version']} > {VERSION}): update to read it"
-            )
+        version = data.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise ValueError(f"written by a newer inferscale (version {version} > {VERSION}): update to read it")
+        try:
+            return cls._rebuilt(data)
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"damaged search result ({type(error).__name__}: {error})") from error
+
+    @classmethod
+    def _rebuilt(cls, data: Mapping[str, Any]) -> SearchResult:
         problem = Problem(**data["problem"])
         markers = None if data.get("thinking") is None else Thinking(**data["thinking"])
         nodes: list[Node] = []
@@ -368,14 +383,6 @@ def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Traject
     if selected not in shown:
         raise ValueError(f"{aggregator!r}.select() must return one of the trajectories, not {selected!r:.100}")
     return selected
-
-
-def as_plain(value: Any) -> Any:
-    """Return a number or an array of NumPy or torch as Python's, for ``json.dumps(..., default=as_plain)``."""
-    try:
-        return value.tolist()
-    except AttributeError:
-        raise TypeError(f"{type(value).__name__} {value!r:.80} has no place in JSON") from None
 
 
 def step_to_dict(step: Step) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import wraps
 from itertools import islice, takewhile
 from numbers import Integral
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args
 
 from inferscale._compat import suggests_options
 from inferscale.aggregators import MajorityVote
@@ -39,6 +40,9 @@ from .result import Answers, SearchResult, trajectory, voted
 from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
 from .search import Search, SearchUpdate
 from .several import GeneratorGroup
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Schedule: TypeAlias = Literal["wave", "stream"]
 """The order in which searches are resumed: all together, or each when its own answers are there."""
@@ -408,6 +412,19 @@ class Solver:
             self.reward_model.release(root)
 
 
+def _passes_on(method: Callable[P, R]) -> Callable[P, R]:
+    """`method` of a session, out of which no StopIteration comes: it would end the caller's results without a word."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"a model, a reader, a vote or a callback raised {error!r}") from error
+
+    return call
+
+
 class Session:
     """Searches under way that share the calls of their models; `Solver.session` opens one.
 
@@ -432,6 +449,7 @@ class Session:
         self._num_started = 0
         self._occurrences: Counter[int] = Counter()  # by a hash: prompts may be long, and a session may see many
 
+    @_passes_on
     def start(
         self,
         problem: Problem | str,
@@ -486,6 +504,7 @@ class Session:
             search.replay(self.solver.generator)
         return search
 
+    @_passes_on
     def advance(self) -> list[Search]:
         """Answer what the active searches wait for, one round of it; return those that have ended."""
         self._scheduler.advance(self.active.keys())
@@ -499,6 +518,7 @@ class Session:
         """Return the most tokens that a search has with what it waits for, on average; ``None`` if nobody knows."""
         return self._scheduler.most_tokens()
 
+    @_passes_on
     def finish(self, search: Search) -> SearchResult:
         """Return the result of a search that has ended, which the models may forget then."""
         result = self.active[search].result(search)

@@ -9,14 +9,17 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from inferscale.answers import SameAnswer
-from inferscale.engine.result import Abstentions, SearchResult, as_plain, finite
+from inferscale.engine.files import RunLockedError as RunLockedError
+from inferscale.engine.files import append_line, keep_whole, read_lines, sealed, unsealed, write_atomically
+from inferscale.engine.files import locked as locked
+from inferscale.engine.journal import repair_journal
+from inferscale.engine.result import Abstentions, SearchResult, finite
 from inferscale.identity import digest
 from inferscale.tree import Problem, Trajectory
 
@@ -24,33 +27,9 @@ VERSION = 1
 Record: TypeAlias = dict[str, Any]
 
 
-class RunLockedError(RuntimeError):
-    """Another process is writing into the run."""
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader, or a kill, finds the old or the new content, never a part of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def append(file: IO[bytes], record: Record, fsync: bool = False) -> None:
-    """Adds one line and hands it to the operating system, where it survives a kill of this process.
-
-    Args:
-        file: Opened for appending, unbuffered.
-        record: Plain data; numbers that are not finite become null.
-        fsync: Also wait until it is on the disk, where it survives a power cut.
-    """
-    rest = (json.dumps(finite({"v": VERSION, **record}), allow_nan=False, default=as_plain) + "\n").encode()
-    while rest:  # a disk that is nearly full takes a part; a torn line must not be followed by another one
-        rest = rest[file.write(rest) :]
-    if fsync:
-        os.fsync(file.fileno())
+    """Adds one line with a checksum, see `append_line`; numbers that are not finite become null."""
+    append_line(file, sealed(finite({"v": VERSION, **record})), fsync)
 
 
 def read_records(path: Path) -> list[Record]:
@@ -61,17 +40,15 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, 1):
-        record = _parsed(line)
-        version = record.get("v")
-        if not isinstance(version, int) or (version <= VERSION and "key" not in record):
-            raise ValueError(f"{path}, line {number} is damaged: restore the file, or delete that line "
-                             "(its problem is then solved again)")  # fmt: skip
-        if record["v"] > VERSION:
-            raise ValueError(f"{path}, line {number} was written by a newer inferscale (version {record['v']} > "
+    records: list[Record] = []
+    for number, record in enumerate(read_lines(path.read_bytes())[0], 1):
+        version = None if record is None else record.get("v")
+        if isinstance(version, int) and version > VERSION:
+            raise ValueError(f"{path}, line {number} was written by a newer inferscale (version {version} > "
                              f"{VERSION}): update to read it")  # fmt: skip
+        if record is None or not isinstance(version, int) or "key" not in record:
+            raise ValueError(f"{path}, line {number} is damaged: restore the file, or run `inferscale repair "
+                             f"{path.parent}` and then the evaluation, which solves its problem again")  # fmt: skip
         records.append(record)
     return records
 
@@ -93,14 +70,14 @@ def keep_lines(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
     """
     if not path.exists():
         return
-    *lines, _torn = path.read_text("utf-8", errors="replace").split("\n")
+    rows, lines = read_lines(path.read_bytes())
     kept = []
-    for number, line in enumerate(lines, 1):
-        row = _parsed(line)
+    for number, (row, line) in enumerate(zip(rows, lines, strict=True), 1):
         if not row:
-            raise ValueError(f"{path}, line {number} is damaged: restore the file, or delete it")
+            raise ValueError(f"{path}, line {number} is damaged: restore the file, or run `inferscale repair "
+                             f"{path.parent}`, which keeps what is whole")  # fmt: skip
         if wanted(row):
-            kept.append(line)
+            kept.append(line.decode())
     if len(kept) < len(lines):
         write_atomically(path, "".join(line + "\n" for line in kept))
 
@@ -109,58 +86,6 @@ def prune_journal(path: Path, finished: Collection[int]) -> None:
     """Takes the searches with these root keys out of a search journal: their results are in the records."""
     names = {f"{key:016x}" for key in finished}
     keep_lines(path, lambda row: row.get("root") not in names)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a run; it is gone with the process, however that ends.
-
-    Raises:
-        RunLockedError: If another writer holds it.
-    """
-    with path.open("a+", encoding="utf-8") as file:
-        if not _try_lock(file):
-            file.seek(0)
-            raise RunLockedError(
-                f"another process (pid {file.read().strip() or 'unknown'}) is writing into {path.parent}: wait for it, "
-                "or give another folder"
-            )
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(file: IO[str]) -> bool:
-        file.seek(1 << 20)  # beyond the text: a locked byte cannot be read by others
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(file: IO[str]) -> bool:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
-
-
-def _parsed(line: bytes | str) -> dict[str, Any]:
-    """The object of a line; an empty one if the line holds none."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def problem_keys(problems: Sequence[Problem], configuration: str) -> list[str]:
@@ -262,7 +187,12 @@ class Run:
 
     def results(self) -> Iterator[SearchResult]:
         """The searches, trees included, one after the other."""
-        return (SearchResult.from_dict(record["result"]) for record in self.finished)
+        for record in self.finished:
+            try:
+                yield SearchResult.from_dict(record["result"])
+            except ValueError as error:
+                where = f"{self.directory / RECORDS}, problem {record['index']}"
+                raise ValueError(f"{where}: {error}") from None
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row for each solved problem: what it cost and whether it was right, without the tree."""
@@ -295,6 +225,9 @@ def abstentions_in(result: Mapping[str, Any]) -> Abstentions:
     )
 
 
+_MEMBERS = {"key", "index", "id", "status", "answer", "gold", "correct", "correct_each", "measured", "result"}
+
+
 def load_run(directory: str | os.PathLike[str]) -> Run:
     """A run, complete or not, as far as its files go.
 
@@ -305,7 +238,12 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     about = read_about(folder)
     if about is None:
         raise ValueError(f"there is no run in {str(folder)!r} (no {ABOUT}): give a folder that an evaluation wrote")
-    return Run(folder, about, latest_records(folder / RECORDS))
+    records = latest_records(folder / RECORDS)
+    if lacking := [record for record in records if not record.keys() >= _MEMBERS]:
+        missing = ", ".join(sorted(_MEMBERS - lacking[0].keys()))
+        raise ValueError(f"{folder / RECORDS}: the record {lacking[0]['key']!r:.80} is damaged, since it lacks "
+                         f"{missing}: restore the file")  # fmt: skip
+    return Run(folder, about, records)
 
 
 def read_about(folder: Path) -> dict[str, Any] | None:
@@ -316,10 +254,15 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / ABOUT).exists():
         return None
-    try:
-        about: Any = json.loads((folder / ABOUT).read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / ABOUT} is damaged ({error}): restore it, or give another folder") from None
+    text = (folder / ABOUT).read_bytes()
+    about: Any = unsealed(text)
+    if about is None:
+        try:
+            about, why = json.loads(text), "its checksum is another"
+        except ValueError as error:
+            about, why = {}, str(error)
+        if isinstance(about, dict):
+            raise ValueError(f"{folder / ABOUT} is damaged ({why}): restore it, or give another folder")
     found = about.get("format") if isinstance(about, dict) else about
     if found != FORMAT:
         raise ValueError(f"{folder / ABOUT} is not the description of a run: format is {str(found)[:80]!r}")
@@ -328,10 +271,31 @@ def read_about(folder: Path) -> dict[str, Any] | None:
     return dict(about)
 
 
+def repair_run(folder: Path) -> list[tuple[Path, int, int]]:
+    """Keeps what is whole in the files of a run; for each file its name, and how many lines stayed and did not.
+
+    The same evaluation then goes on with what is there. What was taken out stands in ``NAME.damaged``.
+
+    Raises:
+        RunLockedError: If another process is writing into the run.
+    """
+    with locked(folder / LOCK):
+        done = []
+        if (folder / RECORDS).exists():
+            done.append((folder / RECORDS, *keep_whole(folder / RECORDS, _are_records)))
+        if (folder / JOURNAL).exists():
+            done.append((folder / JOURNAL, *repair_journal(folder / JOURNAL)))
+        return done
+
+
+def _are_records(rows: Sequence[Mapping[str, Any] | None]) -> list[bool]:
+    return [row is not None and isinstance(row.get("v"), int) and "key" in row for row in rows]
+
+
 def latest_records(path: Path) -> list[Record]:
     """The last record of each problem, in the order of the problems."""
     latest = {record["key"]: record for record in read_records(path)}
-    return sorted(latest.values(), key=lambda record: int(record["index"]))
+    return sorted(latest.values(), key=lambda record: int(record.get("index", 0)))
 
 
 def make_record(

@@ -19,6 +19,7 @@ from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
+from inferscale.engine.files import locked, sealed, write_atomically
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import Schedule, Solver, as_problems
@@ -39,13 +40,11 @@ from .records import (
     keep_lines,
     latest_records,
     load_run,
-    locked,
     make_record,
     problem_keys,
     prune_journal,
     read_about,
     versions,
-    write_atomically,
 )
 
 
@@ -102,7 +101,7 @@ def prepare(task: Task, identity: Mapping[str, Any], force: bool) -> None:
              "parameters": task.parameters, "versions": versions(),
              "git": git_state(Path.cwd()), "command": sys.argv,
              "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
-    write_atomically(task.folder / ABOUT, json.dumps(fresh, indent=1) + "\n")
+    write_atomically(task.folder / ABOUT, sealed(fresh, indent=1, allow_nan=True) + "\n")
 
 
 def _check_orphans(task: Task, force: bool) -> None:
@@ -135,7 +134,7 @@ def _adopt(task: Task) -> None:
     """Gives the records the keys that they have under the identity of now."""
     records = task.folder / RECORDS
     rows = [{**record, "key": task.keys[record["index"]]} for record in latest_records(records)]
-    write_atomically(records, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(records, "".join(sealed(row) + "\n" for row in rows))
 
 
 def _put_aside(task: Task, name: str, keep_journal: bool) -> None:
@@ -161,7 +160,7 @@ def _renumber(task: Task, records: Path) -> None:
     """Gives the records that are left the positions of their problems in the new set."""
     index = {key: position for position, key in enumerate(task.keys)}
     rows = [{**record, "index": index[record["key"]]} for record in latest_records(records)]
-    write_atomically(records, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(records, "".join(sealed(row) + "\n" for row in rows))
 
 
 @suggests_options
