@@ -75,6 +75,7 @@ def families() -> list[Family]:
         ),
         Family(named("adaptive-consistency", num_parallel=4), [("adaptive consistency", MAJORITY)], 4, judged=False),
         Family(named("early-stopping", window=4), [("early stopping", MAJORITY)], 4, judged=False),
+        Family(named("multi-temperature"), [("multi-temperature", MAJORITY)], 4, judged=False),
         Family(
             named("deepconf", window=16, num_parallel=8),
             [("DeepConf, majority", MAJORITY), ("DeepConf, confidence", ConfidenceVote(reduction="min"))],
@@ -100,6 +101,7 @@ def families() -> list[Family]:
         Family(named("mcts", selection="gumbel"), [("MCTS, Gumbel root", WEIGHTED)]),
         Family(named("mcts", widening=0.5, c_uct=0.1), [("MCTS, widening, C = 0.1", WEIGHTED)]),
         Family(named("ab-mcts", num_parallel=4), [("AB-MCTS", WEIGHTED)]),
+        Family(named("ab-mcts", num_parallel=4, posterior="mixed"), [("AB-MCTS, variant M", WEIGHTED)]),
         Family(named("ab-mcts", until="step", num_parallel=4), [("AB-MCTS over steps", WEIGHTED)]),
         Family(named("particle-filter"), [("particle filter", MAJORITY)]),
         Family(

@@ -241,8 +241,6 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
     kinds: list[dict[str, Any]] = [{}, {"until": "end"}, {"greedy": True}, {"forced": "So "}, {"max_tokens": 2}]
     if generator.takes_temperature:
         kinds.append({"temperature": 0.5, "until": "end"})
-        if reproducible:
-            _check_temperature(generator, nodes)
     for options in kinds:
         requests = [GenerateRequest(node, n=2, **options) for node in nodes]
         groups = _asked(generator, requests)
@@ -252,6 +250,8 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
         if reproducible:
             _check_repeats(generator, requests, groups)
             _check_over(generator, requests, groups)
+    if generator.takes_temperature and reproducible:
+        _check_temperature(generator, nodes)
     for root in roots:
         generator.release(root)
 

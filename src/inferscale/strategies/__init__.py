@@ -21,11 +21,13 @@ from .sampling import (
     DeepConf,
     EarlyStoppingConsistency,
     Greedy,
+    MultiTemperature,
     RepeatedSampling,
     SamplingPlan,
     SpeculativeRejection,
     plan_sampling,
 )
+from .selecting import Compare, GenSelect, RecursiveAggregation, Tournament, knockout_failure
 from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "BeamSearch",
     "BestFirst",
     "BudgetForcing",
+    "Compare",
     "ComputeOptimal",
     "ComputeOptimalFit",
     "DEER",
@@ -45,14 +48,17 @@ __all__ = [
     "ETS",
     "EarlyStoppingConsistency",
     "Fallback",
+    "GenSelect",
     "Greedy",
     "Limited",
     "MCTS",
+    "MultiTemperature",
     "NoThinking",
     "ParallelSequential",
     "ParticleFilter",
     "ParticleGibbs",
     "REBASE",
+    "RecursiveAggregation",
     "Registered",
     "RepeatedSampling",
     "Restart",
@@ -62,8 +68,10 @@ __all__ = [
     "SpeculativeRejection",
     "StepwiseGreedy",
     "Then",
+    "Tournament",
     "difficulty",
     "fit_compute_optimal",
+    "knockout_failure",
     "plan_sampling",
     "registry",
 ]

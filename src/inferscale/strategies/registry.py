@@ -18,9 +18,11 @@ from .sampling import (
     DeepConf,
     EarlyStoppingConsistency,
     Greedy,
+    MultiTemperature,
     RepeatedSampling,
     SpeculativeRejection,
 )
+from .selecting import Compare, GenSelect, RecursiveAggregation, Tournament
 from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 
@@ -74,6 +76,11 @@ def registry() -> dict[str, Registered]:
         "early-stopping": lambda n: EarlyStoppingConsistency(min(5, n), n),
         "deepconf": lambda n: DeepConf(max(2, n // 4), n),
         "speculative-rejection": lambda n: SpeculativeRejection(n, max_live_tokens=16 * n),
+        "multi-temperature": MultiTemperature,
+        "gen-select": lambda n: GenSelect(RepeatedSampling(n)),
+        "compare": lambda n: Compare(RepeatedSampling(n)),
+        "tournament": lambda n: Tournament(RepeatedSampling(n)),
+        "recursive-aggregation": lambda n: RecursiveAggregation(max(1, n // 4), max(1, min(4, n // 4)), 4),
         "self-refine": lambda n: SelfRefine(n=max(1, n // 4)),
         "parallel-sequential": lambda n: ParallelSequential(max(1, round(n**0.5)), max(1, round(n / round(n**0.5)))),
         "budget-forcing": lambda n: BudgetForcing(n=n),

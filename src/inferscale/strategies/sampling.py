@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from inferscale.answers import group_answers
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, answer, expand, score
+from inferscale.flow import Flow, answer, expand, gather, score
 from inferscale.tree import Node
 
 from .checks import check_choice, check_counts
@@ -55,6 +55,68 @@ class RepeatedSampling(SearchStrategy):
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The completions, in the order of sampling."""
         return expand([root], self.n, until="end")
+
+
+@dataclass(frozen=True)
+class MultiTemperature(SearchStrategy):
+    """Samples at several temperatures, of which an easy problem needs few (Wu et al. 2025, arXiv:2510.02611).
+
+    Different temperatures solve different hard problems, so each of T temperatures gets its share of the `n` samples.
+    They are drawn in rounds of `block` a temperature. It stops early once every temperature has a leading answer with
+    `agreement` of its samples, and all of them the same one. Vote over all with `MajorityVote`.
+
+    Differs from the paper: its text was at hand in part only; the exit is written from its description (a vote within
+    each temperature, then one across them).
+
+    Attributes:
+        n: Most samples, over all temperatures.
+        temperatures: Sampling temperatures, in place of the generator's own.
+        block: Samples at each temperature in a round.
+        agreement: Share of a temperature's samples that its leading answer needs for the exit; ``None`` never stops.
+    """
+
+    n: int = 32
+    temperatures: tuple[float, ...] = (0.4, 0.7, 1.0, 1.3)
+    block: int = 2
+    agreement: float | None = 0.9
+
+    def __post_init__(self) -> None:
+        check_counts(self, "n", "block")
+        object.__setattr__(self, "temperatures", tuple(self.temperatures))
+        if not self.temperatures or not all(0 < t < math.inf for t in self.temperatures):
+            raise ValueError(f"MultiTemperature(temperatures={self.temperatures!r}): give finite numbers above 0")
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ValueError(f"MultiTemperature(temperatures={self.temperatures!r}): give each one once")
+        if self.agreement is not None and not 0.5 < self.agreement <= 1:
+            raise ValueError(f"MultiTemperature(agreement={self.agreement!r}): give a share in (0.5, 1], or None")
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """All samples drawn, round by round."""
+        leaves, left = list[Node](), self.n
+        votes = {temperature: list[str | None]() for temperature in self.temperatures}
+        while left and not self._settled(list(votes.values())):
+            shares = [min(self.block, (left + i) // len(votes)) for i in reversed(range(len(votes)))]
+            left -= sum(shares)
+            drawn = yield from gather(
+                expand([root], share, until="end", temperature=temperature)
+                for temperature, share in zip(votes, shares, strict=True)
+                if share
+            )
+            asked = [temperature for temperature, share in zip(votes, shares, strict=True) if share]
+            for temperature, nodes in zip(asked, drawn, strict=True):
+                leaves += nodes
+                votes[temperature] += yield from answer(nodes)
+        return leaves or root.leaves()
+
+    def _settled(self, votes: Sequence[Sequence[str | None]]) -> bool:
+        """True if every temperature's leader is the same answer, and has its share."""
+        if self.agreement is None or not all(votes):
+            return False
+        leaders = [Counter(answers).most_common(1)[0] for answers in votes]
+        return leaders[0][0] is not None and all(
+            leader == leaders[0][0] and count >= self.agreement * len(answers)
+            for (leader, count), answers in zip(leaders, votes, strict=True)
+        )
 
 
 _RIVALS = 4  # answers that the Dirichlet rule compares the leader with
