@@ -26,7 +26,10 @@ ROOMS: dict[str, set[str]] = {
     "viz": {*CORE, "answers", "aggregators"},
     "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "viz"},
     "testing": {*CORE, "flow", "base", "functional", "engine", "viz"},
-    "scaling": {*CORE, "base", "functional", "answers", "aggregators", "engine"},
+    "scaling": {
+        *CORE,
+        *{"base", "functional", "answers", "aggregators", "engine", "strategies", "evaluate", "viz"},
+    },
     "plots": {*CORE, "base", "functional", "answers", "aggregators", "engine", "scaling", "viz"},
     "zoo": {*CORE, "functional", "runtime"},
     "flops": {*CORE, "base"},
@@ -38,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluate": {
         *CORE,
         *{"flow", "base", "functional", "answers", "aggregators", "engine"},
-        *{"zoo", "strategies", "generators", "rewards", "scaling", "quiet_star", "flops"},
+        *{"zoo", "strategies", "generators", "rewards", "quiet_star", "flops"},
     },
     "serve": {*CORE, "flow", "base", "answers", "engine", "evaluate"},
     "ray": {*CORE, "base", "answers", "engine"},

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RewardFunction,
         VLLMRewardModel,
     )
+    from .scaling import Plan, plan
     from .strategies import DVTS, MCTS, REBASE, BeamSearch, Greedy, ParticleFilter, RepeatedSampling
     from .thinking import Thinking
     from .tree import Node, Problem, Step, Trajectory, UnscoredNodeError
@@ -48,6 +49,7 @@ _NAMES = {
         *("CheckerReward", "HFOutcomeRewardModel", "HFProcessRewardModel", "LikelihoodReward", "RewardFunction"),
         "VLLMRewardModel",
     ),
+    "scaling": ("Plan", "plan"),
     "strategies": ("BeamSearch", "DVTS", "Greedy", "MCTS", "ParticleFilter", "REBASE", "RepeatedSampling"),
     "thinking": ("Thinking",),
     "tree": ("Node", "Problem", "Step", "Trajectory", "UnscoredNodeError"),
@@ -83,6 +85,7 @@ __all__ = [
     "OpenAIGenerator",
     "Oracle",
     "ParticleFilter",
+    "Plan",
     "Problem",
     "ProcessRewardModel",
     "REBASE",
@@ -113,6 +116,7 @@ __all__ = [
     "gather",
     "limit",
     "normalize_answer",
+    "plan",
     "quiet_star",
     "read_answer",
     "render_tree",

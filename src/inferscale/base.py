@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Protocol, Self, get_args, runtime_checkable
 
-from .cost import Cost
+from .cost import Budget, Cost
 from .flow import Flow, GenerateRequest
 from .functional import ArrayLike, Reduction, reduce_steps
 from .identity import Identified
@@ -265,6 +265,23 @@ class Embedder(Protocol):
 
     def embed(self, texts: Sequence[str]) -> ArrayLike:
         """Return `[n, d]`, a row for each text, which depends on nothing but that text."""
+
+
+class Planned(ABC):
+    """What may stand where a strategy does: it chooses strategy, vote and reward model by what a problem may cost.
+
+    A budget beside it says which choice is meant, as the mean cost of a problem, and cuts no search.
+    """
+
+    @abstractmethod
+    def parts_for(
+        self, generator: Generator, reward_model: RewardModel | None, budget: Budget | None
+    ) -> tuple[SearchStrategy, RewardModel | None, Aggregator]:
+        """Return strategy, reward model and aggregator for a budget.
+
+        Raises:
+            ValueError: If the choice does not fit the generator or the reward model, or there is none.
+        """
 
 
 def check_judge(judge: Judge) -> Judge:

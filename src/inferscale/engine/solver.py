@@ -22,6 +22,7 @@ from inferscale.answers import Reader, chosen_reader
 from inferscale.base import (
     Aggregator,
     Generator,
+    Planned,
     ProcessRewardModel,
     RewardModel,
     SearchStrategy,
@@ -105,8 +106,15 @@ class Solver:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse parts that are not what they should be, or do not fit each other."""
+        """Refuse parts that are not what they should be, or do not fit each other; a plan becomes what it chooses."""
         object.__setattr__(self, "generator", _one(self.generator))
+        if isinstance(self.strategy, Planned):
+            if self.aggregator is not None:
+                raise ValueError(f"a plan chooses the vote: leave out aggregator={self.aggregator!r}")
+            names, parts = ("strategy", "reward_model", "aggregator"), self.strategy.parts_for
+            chosen = dict(zip(names, parts(self.generator, self.reward_model, self.budget), strict=True))
+            for name, part in {**chosen, "budget": None}.items():
+                object.__setattr__(self, name, part)
         hints: dict[str, tuple[type, str]] = {
             "strategy": (SearchStrategy, "give an instance such as REBASE(width=16)"),
             "generator": (Generator, "wrap a model: HFGenerator(model, tokenizer)"),

@@ -180,6 +180,7 @@ def run_evaluation(
     schedule: Schedule = "wave",
     batch_size: int = 64,
     config: Mapping[str, Any] | None = None,
+    first: int | None = None,
     force: bool = False,
     fsync: bool = False,
     progress: bool = False,
@@ -209,6 +210,7 @@ def run_evaluation(
         schedule: As in `solve_batch`; the records are the same in both.
         batch_size: Problems searched at the same time.
         config: Further facts about the run, plain data; part of its configuration.
+        first: Solve no more than the first so many problems in this call; a later one goes on.
         force: Where the folder holds a run of another configuration: keep what is still valid (nothing, unless only
             the set of problems has changed), put the rest aside, and go on. Where a part has no `identity`: go on, as
             if it were the same.
@@ -236,16 +238,16 @@ def run_evaluation(
     task = Task(folder, given, problem_keys(given, digest(identity)), written, size, same_answer, fsync)
     with locked(folder / LOCK):
         prepare(task, {**identity, "problems": {"count": len(given), "sha256": digest(problem_keys(given, ""))}}, force)
-        _solve_rest(task, solver, progress)
+        _solve_rest(task, solver, progress, len(given) if first is None else first)
     return load_run(folder)
 
 
-def _solve_rest(task: Task, solver: Solver, progress: bool) -> None:
-    """Solves what is not recorded as solved, and records it."""
+def _solve_rest(task: Task, solver: Solver, progress: bool, first: int) -> None:
+    """Solves what is not recorded as solved among the first so many problems, and records it."""
     journal = task.folder / JOURNAL
     done = {record["key"]: record for record in latest_records(task.folder / RECORDS) if record["status"] == "ok"}
     prune_journal(journal, {record["result"]["nodes"][0]["key"] for record in done.values()})
-    left = _left(task, done)
+    left = [index for index in _left(task, done) if index < first]
     verdicts = [record["correct"] for record in done.values() if record["correct"] is not None]
     position = {id(task.problems[index]): index for index in left}
     total, right, graded = len(task.problems), sum(verdicts), len(verdicts)

@@ -16,6 +16,8 @@ from .curves import (
     scaling_curve,
     short_name,
 )
+from .planning import Choice, Configuration, Plan, Tried, candidates, plan
+from .race import Measured, Race, Runner, Standing, Winner
 from .theory import (
     CoverageFit,
     beta_coverage,
@@ -31,14 +33,24 @@ from .theory import (
 )
 
 __all__ = [
-    "VOTES",
+    "Choice",
+    "Configuration",
     "CostName",
     "CoverageFit",
     "CurvePoint",
+    "Measured",
     "PairedDifference",
+    "Plan",
+    "Race",
+    "Runner",
     "SizeFit",
+    "Standing",
+    "Tried",
+    "VOTES",
     "Vote",
+    "Winner",
     "beta_coverage",
+    "candidates",
     "compute_optimal",
     "cost_ratio",
     "cramer_rate",
@@ -54,6 +66,7 @@ __all__ = [
     "optimal_calls",
     "paired_difference",
     "pareto_frontier",
+    "plan",
     "scaling_curve",
     "short_name",
     "split_by",

@@ -16,11 +16,18 @@ from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine.result import Abstentions, SearchResult
 from inferscale.engine.solver import solve_batch
-from inferscale.functional import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from inferscale.functional import (
+    Reduction,
+    best_of_k,
+    majority_at_k,
+    pass_at_k,
+    reduce_steps,
+    weighted_majority_at_k,
+)
 from inferscale.thinking import Thinking
-from inferscale.tree import Problem, Step
+from inferscale.tree import Problem, Step, Trajectory
 
-_SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions"})
+SIZES = frozenset({"n", "width", "beam_width", "num_subtrees", "num_particles", "num_simulations", "num_expansions"})
 
 
 def is_sampling(strategy: SearchStrategy | str) -> bool:
@@ -38,7 +45,7 @@ def short_name(strategy: SearchStrategy) -> str:
     options = [
         f"{option.name}={getattr(strategy, option.name)!r}"
         for option in fields(strategy)  # type: ignore[arg-type]
-        if option.init and option.name not in _SIZES and getattr(strategy, option.name) != option.default
+        if option.init and option.name not in SIZES and getattr(strategy, option.name) != option.default
     ]
     return type(strategy).__name__ + (f"({', '.join(options)})" if options else "")
 
@@ -149,6 +156,7 @@ def gather_evidence(
     results: Sequence[SearchResult],
     same_answer: SameAnswer | None = None,
     correct: Sequence[Sequence[bool]] | None = None,
+    reduction: Reduction | None = None,
 ) -> list[Evidence]:
     """The evidence of each result.
 
@@ -157,12 +165,13 @@ def gather_evidence(
         same_answer: Tells whether two answers are the same; joins the answers of a vote too. By default the equality of
             their kind.
         correct: Whether each trajectory is right, if that is known (as in the records of a run).
+        reduction: Scores trajectories anew from their step scores; by default they have the scores of the search.
 
     Raises:
         ValueError: If a problem has no gold answer.
     """
     return [
-        _evidence(result, same_answer, None if correct is None else correct[index])
+        _evidence(result, same_answer, None if correct is None else correct[index], reduction)
         for index, result in enumerate(results)
     ]
 
@@ -177,7 +186,9 @@ def point(values: Floats, cost: Floats, strategy: str, vote: Vote, n: int, charg
     )  # fmt: skip
 
 
-def _evidence(result: SearchResult, same_answer: SameAnswer | None, known: Sequence[bool] | None) -> Evidence:
+def _evidence(
+    result: SearchResult, same_answer: SameAnswer | None, known: Sequence[bool] | None, reduction: Reduction | None
+) -> Evidence:
     answers = [trajectory.answer for trajectory in result.trajectories]
     gold = result.problem.answer
     if gold is None:
@@ -191,26 +202,39 @@ def _evidence(result: SearchResult, same_answer: SameAnswer | None, known: Seque
         known = [answer is not None and verdicts[answer] for answer in answers]
     if len(known) != len(answers):
         raise ValueError(f"{len(known)} verdicts for {len(answers)} trajectories of {result.problem.prompt[:60]!r}")
-    given = [t.score for t in result.trajectories]
+    given = [t.score if reduction is None else _reduced(t, reduction) for t in result.trajectories]
     voters = [score for score, answer in zip(given, answers, strict=True) if answer is not None]
     missing = None in (voters or given)
     scores = None if missing else np.asarray([0.0 if score is None else score for score in given])
     # A whole text comes before one that was cut, and what a reward model has judged before what it has not.
-    keys = [(t.score is not None, completeness(t), t.score or 0.0) for t in result.trajectories]
+    keys = [
+        (score is not None, completeness(t), score or 0.0) for t, score in zip(result.trajectories, given, strict=True)
+    ]
     _, merits = np.unique(np.asarray(keys, dtype=np.float64), axis=0, return_inverse=True)
     shared, each = _costs(result)
     return Evidence(ids, np.asarray(known, dtype=np.int64), scores, merits.reshape(-1).astype(np.float64), shared, each)
 
 
+def _reduced(trajectory: Trajectory, reduction: Reduction) -> float | None:
+    """A score out of step scores, 0 where nothing was judged; ``None`` where nobody was asked."""
+    steps = trajectory.step_scores
+    return None if steps is None else float(reduce_steps(steps, reduction)) if steps else 0.0
+
+
 def _costs(result: SearchResult) -> tuple[Floats, Floats]:
     cost, count = result.cost, max(len(result.trajectories), 1)
-    prompt = _prompt_flops([child.step for child in result.root.children if child.step is not None])
+    prompt = prompt_flops(first_steps(result))
     shared = np.asarray([0.0, prompt, 0.0, 0.0])
     total = np.asarray([cost.tokens, cost.generator_flops, cost.reward_flops, cost.seconds], dtype=np.float64)
     return shared, (total - shared) / count
 
 
-def _prompt_flops(samples: Sequence[Step]) -> float:
+def first_steps(result: SearchResult) -> list[Step]:
+    """The samples that were drawn for the prompt."""
+    return [child.step for child in result.root.children if child.step is not None]
+
+
+def prompt_flops(samples: Sequence[Step]) -> float:
     """FLOPs of reading the prompt: what the samples that were charged with it cost beyond the others, by token."""
     free = [step for step in samples if not step.prompt_tokens and step.generated_tokens]
     if not free:
@@ -458,12 +482,12 @@ def _sampling_points(
     about: dict[str, Any],
 ) -> list[CurvePoint]:
     most = max(item.size for run in evidence for item in run)
-    wanted = _powers(most) if sizes is None else list(sizes)
-    padded = [[_padded(item, most) for item in run] for run in evidence]
+    wanted = powers(most) if sizes is None else list(sizes)
+    padded = [[padded(item, most) for item in run] for run in evidence]
     points = []
     for vote in votes:
         for k in wanted:
-            values = np.mean([_sampling_values(run, vote, k) for run in padded], axis=0)
+            values = np.mean([sampling_values(run, vote, k) for run in padded], axis=0)
             cost = np.mean([[item.shared + k * item.each for item in run] for run in padded], axis=0)
             charged = vote in SCORED_VOTES
             points.append(point(values, cost, strategy, vote, k, charged, **about))
@@ -477,12 +501,12 @@ def _search_points(
     cost = np.mean([[item.shared + item.size * item.each for item in run] for run in evidence], axis=0)
     points = []
     for vote in votes:
-        values = np.mean([[_sampling_values([item], vote, item.size)[0] for item in run] for run in evidence], axis=0)
+        values = np.mean([[sampling_values([item], vote, item.size)[0] for item in run] for run in evidence], axis=0)
         points.append(point(values, cost, strategy, vote, most, True, **about))
     return points
 
 
-def _sampling_values(items: Sequence[Evidence], vote: Vote, k: int) -> Floats:
+def sampling_values(items: Sequence[Evidence], vote: Vote, k: int) -> Floats:
     """`[P]`: expected correctness of the vote over k of the samples of each problem."""
     ids = np.stack([item.ids for item in items])
     correct = np.stack([item.correct for item in items])
@@ -500,7 +524,7 @@ def _sampling_values(items: Sequence[Evidence], vote: Vote, k: int) -> Floats:
     return np.asarray(expected)
 
 
-def _padded(item: Evidence, size: int) -> Evidence:
+def padded(item: Evidence, size: int) -> Evidence:
     """The evidence with samples that failed as abstentions."""
     extra = size - item.size
     if not extra:
@@ -517,5 +541,6 @@ def _prompts(results: Sequence[SearchResult]) -> list[str]:
     return [result.problem.stream for result in results]
 
 
-def _powers(most: int) -> list[int]:
+def powers(most: int) -> list[int]:
+    """The powers of two up to `most`, and `most`."""
     return sorted({2**i for i in range(most.bit_length()) if 2**i <= most} | {most})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         plot_coverage,
         plot_frontier,
         plot_optimal_size,
+        plot_plan,
         plot_scaling,
         plot_tree,
         plot_votes,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     )
 
 _PLOTS = (
-    *("label_lines", "plot_answers", "plot_coverage", "plot_frontier", "plot_optimal_size"),
+    *("label_lines", "plot_answers", "plot_coverage", "plot_frontier", "plot_optimal_size", "plot_plan"),
     *("plot_scaling", "plot_tree", "plot_votes", "to_frame"),
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "plot_coverage",
     "plot_frontier",
     "plot_optimal_size",
+    "plot_plan",
     "plot_scaling",
     "plot_tree",
     "plot_votes",

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from inferscale._compat import require
 from inferscale.engine.result import SearchResult
-from inferscale.scaling import CostName, CoverageFit, CurvePoint, SizeFit, pareto_frontier
+from inferscale.scaling import CostName, CoverageFit, CurvePoint, Plan, SizeFit, pareto_frontier
 from inferscale.viz import MOST_ANSWERED, MOST_VOTES, RAMP, Mark, Scale, one_line, readable_marks, tidy_rows, votes_of
 
 Axes: TypeAlias = Any
@@ -136,6 +136,46 @@ def plot_optimal_size(points: Sequence[CurvePoint], fit: SizeFit, x: CostName = 
     ax.set_yscale("log")
     ax.set_ylabel("parameters of the optimal model")
     return _finished(ax, x, None)
+
+
+def plot_plan(plan: Plan, cost: str | None = None, ax: Axes = None) -> Axes:
+    """All that a plan tried, accuracy against cost with 95 % intervals; the frontier as steps, the choices named.
+
+    Args:
+        plan: The plan.
+        cost: One of the names of `Budget`; by default the one that the plan's frontier is of.
+        ax: Where to draw.
+
+    Raises:
+        ValueError: If the plan does not know that cost.
+    """
+    ax = new_axes(ax, (7, 4.5))
+    known = sorted({name for t in plan.tried for name in t.costs})
+    cost = cost or plan.cost
+    if cost not in known:
+        raise ValueError(f"cost={cost!r}: the plan knows {', '.join(known)}")
+    shown = [t for t in plan.tried if cost in t.costs]
+    chosen = [choice.tried for choice in plan.choices if choice.tried is not None]
+
+    def bars(these: Sequence[Any], **look: Any) -> None:
+        heights = [t.accuracy for t in these]
+        lengths = [[t.accuracy - t.low for t in these], [t.high - t.accuracy for t in these]]
+        ax.errorbar([t.costs[cost] for t in these], heights, yerr=lengths, fmt="o", linewidth=0.7, **look)
+
+    bars(shown, color="0.7", markersize=3, label="tried")
+    frontier = plan.frontier(cost)
+    ax.step([t.costs[cost] for t in frontier], [t.accuracy for t in frontier], where="post", color="black",
+            linewidth=1, linestyle=":", label="best at each cost")  # fmt: skip
+    for index, t in enumerate(dict.fromkeys(t.configuration.name for t in chosen)):
+        these = [c for c in chosen if c.configuration.name == t][:1]
+        bars(these, color=COLOURS[index % len(COLOURS)], markersize=7, label=in_legend(t))
+    if all(t.costs[cost] > 0 for t in shown):
+        ax.set_xscale("log")
+    ax.set_xlabel(_LABELS.get(cost, f"{cost} per problem"))
+    ax.set_ylabel("accuracy")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="x-small")
+    return ax
 
 
 def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, ax: Axes = None) -> Axes:

@@ -1,0 +1,805 @@
+"""The question itself: given a model, a reward model and what a problem may cost, which search should be run?"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from inferscale.aggregators import BestOfN, MajorityVote
+from inferscale.answers import Reader, SameAnswer
+from inferscale.base import (
+    Aggregator,
+    Generator,
+    Planned,
+    ProcessRewardModel,
+    RewardModel,
+    SearchStrategy,
+    check_scores,
+)
+from inferscale.cost import Budget
+from inferscale.engine.result import SearchResult, voted
+from inferscale.engine.solver import Solver, as_problems
+from inferscale.evaluate.parts import make_strategy, make_vote
+from inferscale.evaluate.records import graded, write_atomically
+from inferscale.evaluate.runs import run_evaluation
+from inferscale.functional import Reduction
+from inferscale.identity import compare, identity_of
+from inferscale.strategies import DVTS, REBASE, AdaptiveConsistency, BeamSearch, Greedy, RepeatedSampling
+from inferscale.thinking import Thinking
+from inferscale.tree import Problem, Trajectory
+
+from .curves import (
+    SIZES,
+    Evidence,
+    Vote,
+    first_steps,
+    gather_evidence,
+    is_sampling,
+    padded,
+    powers,
+    prompt_flops,
+    sampling_values,
+)
+from .race import Costs, Floats, Measured, Race, Winner, caps, told, wilson
+
+Judge: TypeAlias = Callable[[Problem, str, str], float]
+"""``judge(problem, first, second)``: the chance that the first text is the better one, 0 to 1."""
+FORMAT, VERSION = "inferscale.Plan", 1
+FEWEST_PROBLEMS = 30
+_REDUCTIONS: tuple[Reduction, ...] = ("last", "min", "prod", "mean")
+_BLOCKS = 8  # disjoint parts of a pool that a vote without a formula is tried on
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What can be run: a generator, a strategy, a vote, and a reward model if one of them reads scores.
+
+    Attributes:
+        generator: The generator's name.
+        reward: The reward model's name; ``None`` if no score is read.
+        strategy: The strategy.
+        aggregator: The vote.
+    """
+
+    generator: str
+    reward: str | None
+    strategy: SearchStrategy
+    aggregator: Aggregator
+
+    @property
+    def name(self) -> str:
+        """All of it in a line."""
+        judged = f" by {self.reward}" if self.reward else ""
+        return f"{self.generator}: {written(self.strategy)}, {written(self.aggregator)}{judged}"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A configuration and what was found of it.
+
+    Attributes:
+        configuration: The configuration.
+        problems: Number of problems that it was tried on.
+        accuracy: Share answered right; of a plan by a judge, the chance to be better than one sample.
+        low: Lower end of its 95 % interval (Wilson's, by the variance over problems).
+        high: Upper end.
+        costs: Mean cost of a problem, by the names of `Budget`; what is not known is left out.
+        chances: For each budget the chance that it is the best of those that stayed; ``None`` if it is too dear.
+        dropped: For each budget why it left the race, ``""`` if it did not.
+    """
+
+    configuration: Configuration
+    problems: int
+    accuracy: float
+    low: float
+    high: float
+    costs: Mapping[str, float]
+    chances: tuple[float | None, ...]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to run at one budget.
+
+    Attributes:
+        budget: What a problem may cost on average.
+        tried: The configuration, its accuracy and its costs; ``None`` if the budget can buy none of them.
+        chance: That it is the best of those that stayed in the race.
+        rival: The name of the one that is the best with the next greatest chance.
+        gap: Accuracy of the choice minus that of the rival, on the problems that both were tried on.
+        problems_needed: Number of problems that would tell them apart, if the gap is as it looks.
+        is_clear: True if the data tell that it is the best: `chance` is at least one minus the plan's `error`.
+    """
+
+    budget: Budget
+    tried: Tried | None
+    chance: float
+    rival: str | None
+    gap: float | None
+    problems_needed: int | None
+    is_clear: bool
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration to run.
+
+        Raises:
+            ValueError: If the budget can buy none.
+        """
+        if self.tried is None:
+            raise ValueError(f"no configuration that was tried costs as little as {told(self.budget)}: give more")
+        return self.tried.configuration
+
+    def __str__(self) -> str:
+        """The choice in a sentence, with what the data cannot tell."""
+        if (t := self.tried) is None:
+            return f"{told(self.budget)}: nothing that was tried costs so little"
+        costs = ", ".join(f"{value:.3g} {name}" for name, value in t.costs.items())
+        text = (
+            f"{told(self.budget)}: {t.configuration.name}: {100 * t.accuracy:.1f} % (95 % interval "
+            f"{100 * t.low:.1f} to {100 * t.high:.1f}, {t.problems} problems) for {costs}; the best with a chance of "
+            f"{self.chance:.0%}"
+        )
+        if self.is_clear or self.rival is None:
+            return text
+        text += f". The data cannot tell it from {self.rival}"
+        if self.problems_needed is None or self.gap is None:
+            return text + ", which was as good on every problem"
+        return text + f" ({100 * self.gap:+.1f} points): about {self.problems_needed:,} problems would"
+
+
+@dataclass(frozen=True)
+class Plan(Planned):
+    """What to run at which cost, and how it is known; `plan` makes one.
+
+    It stands where a strategy does: ``solve_batch(problems, plan, generator, budget=Budget(flops=1e12))`` runs the
+    choice of that budget. The budget is then what a problem may cost on average, and no single search is cut by it.
+
+    Attributes:
+        choices: One for each budget, in the order given.
+        tried: Everything that was tried.
+        problems: Number of problems at hand.
+        error: Probability that a best configuration was dropped as shown to be behind, over all budgets.
+        spent: What planning has cost, by the names of `Budget`.
+        limit: The most that it was allowed to cost.
+        parts: Identities of the generators and reward models by their names.
+        rewards: The reward models themselves, in the process that made the plan.
+    """
+
+    choices: tuple[Choice, ...]
+    tried: tuple[Tried, ...] = field(repr=False)
+    problems: int
+    error: float
+    spent: Mapping[str, float]
+    limit: Budget | None
+    parts: Mapping[str, Mapping[str, Any]] = field(repr=False)
+    rewards: Mapping[str, RewardModel] = field(default_factory=dict, repr=False, compare=False)
+
+    def choose(self, budget: Budget | None = None) -> Choice:
+        """The choice of a budget: of the best that was chosen for any budget and costs no more than this one.
+
+        Args:
+            budget: May be left out if the plan has only one.
+
+        Raises:
+            ValueError: If none is given and the plan has several, or nothing that was chosen costs so little.
+        """
+        if budget is None:
+            if len(self.choices) > 1:
+                known = "; ".join(told(choice.budget) for choice in self.choices)
+                raise ValueError(f"the plan has several budgets ({known}): say which, with budget=Budget(...)")
+            return self.choices[0]
+        for choice in self.choices:
+            if choice.budget == budget:
+                return choice
+        within = [c for c in self.choices if c.tried is not None and _fits(c.tried, budget)]
+        if not within:
+            raise ValueError(f"nothing that the plan chose costs as little as {told(budget)}: plan for that budget")
+        return max(within, key=lambda c: c.tried.accuracy if c.tried else 0.0)
+
+    def parts_for(
+        self, generator: Generator, reward_model: RewardModel | None, budget: Budget | None
+    ) -> tuple[SearchStrategy, RewardModel | None, Aggregator]:
+        """Strategy, reward model and vote of a budget; see `Planned`.
+
+        Raises:
+            ValueError: If the choice needs another generator or reward model than what is given.
+        """
+        chosen = self.choose(budget).configuration
+        self._check("generators", chosen.generator, generator)
+        if chosen.reward is None:
+            return chosen.strategy, None, chosen.aggregator
+        judge = reward_model if reward_model is not None else self.rewards.get(chosen.reward)
+        if judge is None:
+            raise ValueError(f"{chosen.name} reads scores: pass reward_model=... ({chosen.reward})")
+        self._check("reward models", chosen.reward, judge)
+        return chosen.strategy, judge, chosen.aggregator
+
+    def _check(self, kind: str, name: str, part: object) -> None:
+        apart = compare(self.parts[kind][name], json.loads(json.dumps(identity_of(part), default=str))).changed
+        if apart:
+            what = ", ".join(f"{key} was {was!r:.60} and is {now!r:.60}" for key, (was, now) in list(apart.items())[:3])
+            raise ValueError(f"the plan chose the {kind[:-1]} {name}, and another one is given ({what}): give that one")
+
+    @property
+    def cost(self) -> str:
+        """The name of the cost that the first budget caps."""
+        return next(iter(caps(self.choices[0].budget)))
+
+    def frontier(self, cost: str | None = None) -> list[Tried]:
+        """What no other configuration beats, cheapest first.
+
+        Args:
+            cost: One of the names of `Budget`; by default the one that the first budget caps.
+        """
+        name = cost or self.cost
+        best: list[Tried] = []
+        known = [t for t in self.tried if name in t.costs]
+        for t in sorted(known, key=lambda t: (t.costs[name], -t.accuracy)):
+            if not best or t.accuracy > best[-1].accuracy:
+                best.append(t)
+        return best
+
+    def python(self, budget: Budget | None = None) -> str:
+        """Lines of Python that run the choice of a budget on ``problems`` with ``generator`` and ``reward_model``."""
+        chosen = self.choose(budget).configuration
+        judged = "" if chosen.reward is None else ", reward_model=reward_model"
+        strategy, vote = (_call(part) for part in (chosen.strategy, chosen.aggregator))
+        comment = f"  # generator: {chosen.generator}" + (f", reward_model: {chosen.reward}" if chosen.reward else "")
+        return (
+            f"import inferscale as isc{comment}\n\n"
+            f"results = isc.solve_batch(problems, {strategy}, generator{judged}, aggregator={vote})"
+        )
+
+    def command(self, budget: Budget | None = None) -> str:
+        """The command line that evaluates the choice of a budget, of models that are named as commands name them."""
+        chosen = self.choose(budget).configuration
+        words = ["inferscale", "eval", "--model", chosen.generator, "--strategy", written(chosen.strategy)]
+        words += ["--vote", written(chosen.aggregator)]
+        return shlex.join(words + ([] if chosen.reward is None else ["--reward", chosen.reward]))
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the plan as versioned JSON; return the path."""
+        target = Path(path)
+        data = {
+            "format": FORMAT, "version": VERSION, "problems": self.problems, "error": self.error,
+            "spent": dict(self.spent), "limit": self.limit and caps(self.limit), "parts": self.parts,
+            "tried": [{**_plain(t, "configuration"), "configuration": _texts(t.configuration)} for t in self.tried],
+            "choices": [{**_plain(c, "tried", "budget"), "budget": caps(c.budget),
+                         "tried": None if c.tried is None else self.tried.index(c.tried)} for c in self.choices],
+        }  # fmt: skip
+        write_atomically(target, json.dumps(data, indent=1, default=str) + "\n")
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], strategies: Iterable[SearchStrategy] = ()) -> Plan:
+        """Load what `save` wrote.
+
+        Args:
+            path: The file.
+            strategies: Strategies of your own that the plan may name; those of the library are known.
+
+        Raises:
+            ValueError: If the file is no plan, a newer version wrote it, or it names a strategy that is not known.
+        """
+        try:
+            data = json.loads(Path(path).read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a saved plan: {error}") from error
+        form = data.get("format") if isinstance(data, Mapping) else type(data).__name__
+        if form != FORMAT:
+            raise ValueError(f"{path} is not a saved plan: format is {form!r}, expected {FORMAT!r}")
+        if data["version"] > VERSION:
+            raise ValueError(f"{path} was written by a newer inferscale (version {data['version']}): update to read it")
+        own = {written(strategy): strategy for strategy in strategies}
+        tried = tuple(
+            Tried(**{**row, "configuration": _configuration(row["configuration"], own),
+                     "chances": tuple(row["chances"]), "dropped": tuple(row["dropped"])})
+            for row in data["tried"]
+        )  # fmt: skip
+        choices = tuple(
+            Choice(**{**row, "budget": Budget(**row["budget"]),
+                      "tried": None if row["tried"] is None else tried[row["tried"]]})
+            for row in data["choices"]
+        )  # fmt: skip
+        limit = None if data["limit"] is None else Budget(**data["limit"])
+        return cls(choices, tried, data["problems"], data["error"], data["spent"], limit, data["parts"])
+
+    def table(self) -> str:
+        """The choices, and every configuration that was tried, as text."""
+        lines = [*map(str, self.choices), "", self._how(), ""]
+        header = ["accuracy", "95 % interval", "problems", *self._costs()]
+        names = [t.configuration.name for t in self._ranked()]
+        width = max(map(len, names), default=10)
+        lines.append(
+            " ".join([f"{'configuration':<{width}}", *(f"{cell:>13}" for cell in header), " best at, why not"])
+        )
+        for t, name in zip(self._ranked(), names, strict=True):
+            lines.append(
+                " ".join([f"{name:<{width}}", *(f"{cell:>13}" for cell in self._cells(t)), f" {self._why(t)}"])
+            )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        """The choices, a line for each budget."""
+        return "\n".join([*map(str, self.choices), self._how()])
+
+    def to_html(self) -> str:
+        """The plan as a piece of HTML: no script, nothing from outside, names escaped."""
+        header = ("configuration", "accuracy", "95 % interval", "problems", *self._costs(), "best at, why not")
+        rows = ["".join(f"<th>{html.escape(cell)}</th>" for cell in header)]
+        for t in self._ranked():
+            cells = (t.configuration.name, *self._cells(t), self._why(t))
+            rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        listed = "".join(f"<li>{html.escape(str(choice))}</li>" for choice in self.choices)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        text = f'<div class="inferscale"><ul>{listed}</ul><p>{html.escape(self._how())}</p><table>{body}</table></div>'
+        return text.encode("ascii", "xmlcharrefreplace").decode()
+
+    def _repr_html_(self) -> str:
+        """`to_html`, for notebooks."""
+        return self.to_html()
+
+    def plot(self, cost: str | None = None, ax: Any = None) -> Any:
+        """Draw accuracy against cost with the frontier and the choices (extra ``plot``); return the axes.
+
+        Args:
+            cost: One of the names of `Budget`; by default the one that the first budget caps.
+            ax: Where to draw; new axes by default.
+        """
+        from inferscale.viz import plot_plan
+
+        return plot_plan(self, cost, ax)
+
+    def _costs(self) -> list[str]:
+        return list(dict.fromkeys(name for t in self.tried for name in t.costs))
+
+    def _ranked(self) -> list[Tried]:
+        return sorted(self.tried, key=lambda t: -t.accuracy)
+
+    def _cells(self, t: Tried) -> list[str]:
+        known = (f"{t.costs[name]:.3g}" if name in t.costs else "" for name in self._costs())
+        return [f"{100 * t.accuracy:.1f} %", f"{100 * t.low:.1f} to {100 * t.high:.1f}", str(t.problems), *known]
+
+    def _why(self, t: Tried) -> str:
+        places = [told(c.budget) for c in self.choices if c.tried == t]
+        reasons = dict.fromkeys(reason for reason in t.dropped if reason)
+        return "; ".join([*(f"CHOSEN at {place}" for place in places), *reasons])
+
+    def _how(self) -> str:
+        spent = ", ".join(f"{value:.3g} {name}" for name, value in self.spent.items())
+        allowed = f" of {told(self.limit)} allowed" if self.limit else ""
+        return (
+            f"Planned on {self.problems} problems for {spent}{allowed}. With probability {1 - self.error:.0%} or more "
+            "no best configuration was dropped as shown to be behind; what was set aside was not shown to be."
+        )
+
+
+def candidates(reward_model: RewardModel | None = None, sizes: Sequence[int] = (4, 16, 64)) -> list[SearchStrategy]:
+    """Strategies to try with what is at hand: each from pools of samples to searches that read a process reward.
+
+    Without a reward model: greedy, repeated sampling, and sampling until the answer is settled. With one that judges
+    outcomes the same, for its votes read the same samples. With one that judges steps also REBASE, beam search and
+    DVTS (of beams with four children, at the sizes that four divides).
+    """
+    found: list[SearchStrategy] = [Greedy(), *map(RepeatedSampling, sizes)]
+    found += [AdaptiveConsistency(n=size) for size in sizes if size >= 16]
+    if isinstance(reward_model, ProcessRewardModel):
+        found += map(REBASE, sizes)
+        found += [kind(size // 4, 4) for size in sizes if size % 4 == 0 for kind in (BeamSearch, DVTS)]
+    return found
+
+
+def plan(
+    problems: Sequence[Problem | str],
+    generator: Generator | Mapping[str, Generator],
+    *,
+    budgets: Budget | Sequence[Budget],
+    reward_model: RewardModel | Mapping[str, RewardModel] | None = None,
+    strategies: Sequence[SearchStrategy] | None = None,
+    aggregators: Sequence[Aggregator] = (),
+    limit: Budget | None = None,
+    error: float = 0.05,
+    judge: Judge | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    read_answer: Reader | None = None,
+    thinking: Thinking | Literal[False] | None = None,
+    same_answer: SameAnswer | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> Plan:
+    """What to run for each budget: a race of strategies, sizes, votes, models and reward models on your problems.
+
+    Samples are shared: a pool of samples gives every smaller number of samples and every vote (unbiased estimators
+    over subsets), a tree is voted on in every way. How the race is run, and what its error probability means, is told
+    at `inferscale.scaling.Race`. The choice of a budget is the configuration with the greatest accuracy among those
+    that stayed and whose mean cost is within every cap of the budget.
+
+    Args:
+        problems: At least 30 with gold answers (or any with `judge`), such as those that will be asked later; each
+            prompt once.
+        generator: The model, or several by name.
+        budgets: What a problem may cost on average: one `Budget` or several. Seconds are the time in the models, shared
+            by the searches of a batch.
+        reward_model: One, or several by name.
+        strategies: What to try; by default `candidates` for each reward model. A strategy that scores nodes is tried
+            with every reward model.
+        aggregators: Votes to try beside majority, weighted and best-of-n with every reduction of step scores.
+        limit: The most that planning may cost in all; by default every problem is used by all that are not shown to be
+            behind.
+        error: Probability with which a best configuration may be dropped as shown to be behind.
+        judge: Compares two texts where there are no gold answers; accuracy is then the chance to be better than one
+            sample of the first generator, as the mean of both orders. What it costs is not counted.
+        directory: A folder of runs, one for each strategy, generator and reward model, as `run_evaluation` writes them:
+            the same call again goes on where this one ended.
+        read_answer: As in `solve`.
+        thinking: As in `solve`.
+        same_answer: Tells whether an answer is right; by default the equality of the problem's kind.
+        seed: Of the samples, and of the order of the problems.
+        batch_size: Problems searched at the same time.
+        progress: Print what is still in the race.
+
+    Raises:
+        ValueError: If there are too few problems, gold answers or candidates, a prompt comes twice, or a budget caps
+            what is not known of the models.
+        ChangedRunError: If the folder holds runs of other parts.
+    """
+    given = _checked_problems(as_problems(problems, "plan"), judge)
+    wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
+    if not wanted or any(not isinstance(b, Budget) or not caps(b) for b in wanted):
+        raise ValueError(f"budgets={budgets!r:.80}: give Budget(tokens=...) or another cap, or a list of them")
+    if not 0 < error < 1:
+        raise ValueError(f"error={error!r}: give a probability between 0 and 1, such as 0.05")
+    generators = _named(generator, Generator, "generator")
+    judges = _named(reward_model, RewardModel, "reward_model")
+    order = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
+    options: dict[str, Any] = {"read_answer": read_answer, "thinking": thinking, "seed": seed, "batch_size": batch_size}
+    folder = None if directory is None else Path(directory)
+    referee = None
+    if judge is not None:
+        first = next(iter(generators.values()))
+        referee = Referee(judge, Solver(RepeatedSampling(1), first, **{**options, "seed": seed + 1}), order)
+    runners = [
+        Pool(name, model, label, rewards, strategy, order, tuple(aggregators), options, folder, same_answer, referee)
+        for name, model in generators.items()
+        for label, rewards, strategy in _entries(strategies, judges)
+    ]
+    race = Race(runners, wanted, len(order), limit, error, _line if progress else lambda line: None)
+    winners = race.run()
+    _check_known(wanted, race.measured.values())
+    return _as_plan(race, winners, runners, wanted, error, limit, generators, judges, len(order))
+
+
+def _checked_problems(given: list[Problem], judge: Judge | None) -> list[Problem]:
+    if len(given) < FEWEST_PROBLEMS:
+        raise ValueError(f"{len(given)} problems tell too little: give at least {FEWEST_PROBLEMS}")
+    if len({p.stream for p in given}) < len(given):
+        raise ValueError("a prompt comes more than once among the problems: give each once")
+    without = next((p for p in given if p.answer is None), None)
+    if judge is None and without is not None:
+        raise ValueError(f"{without.prompt[:60]!r} has no gold answer: give Problem(prompt, answer=...), or judge=...")
+    return given
+
+
+def _named(given: Any, kind: type[Any], what: str) -> dict[str, Any]:
+    """Parts by name; one alone has the name of its model."""
+    if given is None:
+        return {}
+    parts = dict(given) if isinstance(given, Mapping) else {_name_of(given): given}
+    for name, part in parts.items():
+        if not isinstance(part, kind):
+            raise TypeError(f"{what} must be a {kind.__name__} or several by name, not {type(part).__name__} ({name})")
+    if not parts:
+        raise ValueError(f"{what} is empty: give at least one")
+    return parts
+
+
+def _name_of(part: Any) -> str:
+    path = getattr(getattr(part, "model", None), "name_or_path", "") or ""
+    return Path(str(path)).name or type(part).__name__
+
+
+def _entries(
+    strategies: Sequence[SearchStrategy] | None, judges: Mapping[str, RewardModel]
+) -> Iterator[tuple[str | None, RewardModel | None, SearchStrategy]]:
+    """Which strategy is run with which reward model: samples with each, what reads no score at all without one."""
+    labelled: list[tuple[str | None, RewardModel | None]] = [*judges.items()] or [(None, None)]
+    seen: set[tuple[str | None, SearchStrategy]] = set()
+    for label, judge in labelled:
+        chosen = candidates(judge) if strategies is None else strategies
+        if not chosen:
+            raise ValueError("strategies is empty: give at least one, or leave it out")
+        for strategy in chosen:
+            check_scores(judge, strategy)
+            alone = isinstance(strategy, Greedy)  # a vote over one has no use for a score
+            entry = (None if alone else label, strategy)
+            if entry not in seen:
+                seen.add(entry)
+                yield entry[0], None if alone else judge, strategy
+
+
+def _line(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
+
+
+class Referee:
+    """Compares texts with one sample of each problem, in both orders.
+
+    Args:
+        judge: See `plan`.
+        solver: Draws the samples.
+        problems: The problems.
+    """
+
+    def __init__(self, judge: Judge, solver: Solver, problems: Sequence[Problem]) -> None:
+        self._judge, self._solver, self._problems = judge, solver, problems
+        self._samples: list[str] = []
+        self._known: dict[tuple[str, str], float] = {}
+
+    def value(self, index: int, text: str) -> float:
+        """The chance that `text` is better than the sample of problem `index`."""
+        if index >= len(self._samples):
+            upto = min(max(index + 1, 2 * len(self._samples), 8), len(self._problems))
+            new = self._solver.solve_batch(self._problems[len(self._samples) : upto])
+            self._samples += [result.text for result in new]
+        problem, other = self._problems[index], self._samples[index]
+        if text == other:
+            return 0.5
+        if (key := (problem.stream, text)) not in self._known:
+            scores = self._judge(problem, text, other), 1.0 - self._judge(problem, other, text)
+            if not all(0 <= score <= 1 for score in scores):
+                raise ValueError(f"judge must return a chance between 0 and 1, got {scores!r}")
+            self._known[key] = sum(scores) / 2
+        return self._known[key]
+
+
+class Pool:
+    """One run of a strategy, and the configurations that are read out of it; a `Runner` of the race."""
+
+    def __init__(
+        self, generator_name: str, generator: Generator, reward_name: str | None, reward: RewardModel | None,
+        strategy: SearchStrategy, problems: Sequence[Problem], aggregators: tuple[Aggregator, ...],
+        options: Mapping[str, Any], directory: Path | None, same_answer: SameAnswer | None, referee: Referee | None,
+    ) -> None:  # fmt: skip
+        self.name = f"{generator_name}: {written(strategy)}" + (f" by {reward_name}" if reward_name else "")
+        self._names, self._strategy, self._problems = (generator_name, reward_name), strategy, problems
+        self._parts, self._options, self._same, self._referee = (generator, reward), options, same_answer, referee
+        self._votes = [*dict.fromkeys([*usual_votes(reward), *aggregators])]
+        slug = "".join(c if c.isalnum() or c in "=." else "-" for c in self.name)
+        self._directory = None if directory is None else directory / slug
+        self.configurations: dict[str, Configuration] = {}
+        self._values: dict[str, list[Floats]] = {}
+        self._costs: dict[str, list[dict[str, Floats]]] = {}
+        self._paid: list[dict[str, Floats]] = []
+        self._done = 0
+
+    def measure(self, problems: int) -> Measured:
+        """Run the problems that are missing, and read every configuration out of them."""
+        if problems > self._done:
+            results, correct = self._results(problems)
+            self._read(results, correct)
+            self._done = problems
+        # A vote that became impossible on the way, such as one whose weights turned negative, is none any more.
+        whole = [name for name, parts in self._values.items() if sum(map(len, parts)) == self._done]
+        costs = {name: _joined(self._costs[name]) for name in whole}
+        return Measured({name: np.concatenate(self._values[name]) for name in whole}, costs, _joined(self._paid))
+
+    def _results(self, problems: int) -> tuple[list[SearchResult], list[list[bool]] | None]:
+        generator, reward = self._parts
+        if self._directory is None:
+            solver = Solver(self._strategy, generator, reward, **self._options)
+            results = solver.solve_batch(self._problems[self._done : problems])
+            return results, None if self._referee else [graded(r.trajectories, self._same) or [] for r in results]
+        run = run_evaluation(
+            self._problems, self._strategy, generator, self._directory, reward_model=reward, same_answer=self._same,
+            first=problems, **self._options,
+        )  # fmt: skip
+        records = [record for record in run.finished if self._done <= record["index"] < problems]
+        results = [SearchResult.from_dict(record["result"]) for record in records]
+        return results, None if self._referee else [record["correct_each"] for record in records]
+
+    def _read(self, results: Sequence[SearchResult], correct: list[list[bool]] | None) -> None:
+        sampling = is_sampling(self._strategy)
+        most = getattr(self._strategy, "n", 1) if sampling else max(len(r.trajectories) for r in results)
+        self._paid.append(_total_costs(results))
+        evidence: dict[Reduction | None, list[Evidence]] = {}
+        for vote in self._votes:
+            formula = None if correct is None else _formula(vote)
+            if formula is not None and formula[1] not in evidence:
+                found = gather_evidence(results, self._same, correct, formula[1])
+                evidence[formula[1]] = [padded(item, most) for item in found] if sampling else found
+            for size in powers(most) if sampling else [most]:
+                if size == 1 and vote != self._votes[0]:
+                    continue  # a vote over one sample is the same as any other
+                values = self._vote(vote, formula, size, results, evidence, correct)
+                if values is None:
+                    continue
+                scored = vote.needs_scores or self._strategy.needs_scores
+                strategy = replace(self._strategy, n=size) if sampling else self._strategy  # type: ignore[type-var]
+                made = Configuration(self._names[0], self._names[1] if scored else None, strategy, vote)
+                self.configurations[made.name] = made
+                self._values.setdefault(made.name, []).append(values)
+                costs = _part_costs(results, size / most if sampling else None, scored)
+                self._costs.setdefault(made.name, []).append(costs)
+
+    def _vote(
+        self, vote: Aggregator, formula: tuple[Vote, Reduction | None] | None, size: int,
+        results: Sequence[SearchResult], evidence: Mapping[Reduction | None, list[Evidence]],
+        correct: list[list[bool]] | None,
+    ) -> Floats | None:  # fmt: skip
+        """`[P]`: what a vote over `size` trajectories is worth; ``None`` if they lack what it reads."""
+        if formula is None:
+            return np.asarray([self._tried(vote, size, i, r, correct) for i, r in enumerate(results)])
+        items = evidence[formula[1]]
+        if formula[0] != "majority":
+            if any(item.scores is None for item in items):
+                return None
+            if formula[0] == "weighted" and any((item.scores < 0).any() for item in items if item.scores is not None):
+                return None
+        if is_sampling(self._strategy):
+            return sampling_values(items, formula[0], size)
+        return np.asarray([float(sampling_values([item], formula[0], item.size)[0]) for item in items])
+
+    def _tried(
+        self, vote: Aggregator, size: int, place: int, result: SearchResult, correct: list[list[bool]] | None
+    ) -> float:
+        """The mean over disjoint parts of a pool: of a vote without a formula, or one that a judge looks at."""
+        shown = result.trajectories
+        starts = range(0, max(len(shown) - size, 0) + 1, size)[:_BLOCKS] if is_sampling(self._strategy) else [0]
+        values = []
+        for start in starts:
+            part: tuple[Trajectory, ...] = shown[start : start + size] if is_sampling(self._strategy) else shown
+            picked = voted(vote, part)
+            if correct is not None:
+                values.append(float(correct[place][start + part.index(picked)]))
+            elif self._referee is not None:
+                values.append(self._referee.value(self._done + place, picked.text))
+        return float(np.mean(values))
+
+
+def usual_votes(reward_model: RewardModel | None) -> list[Aggregator]:
+    """Majority; with a reward model also weighted votes and best-of-n, by every reduction of step scores if it has."""
+    if reward_model is None:
+        return [MajorityVote()]
+    reductions: list[Reduction | None] = [None]
+    if isinstance(reward_model, ProcessRewardModel):
+        reductions += [r for r in _REDUCTIONS if r != reward_model.reduction]
+    return [
+        MajorityVote(),
+        *(MajorityVote(weighted=True, reduction=r) for r in reductions),
+        *(BestOfN(reduction=r) for r in reductions),
+    ]
+
+
+def _formula(vote: Aggregator) -> tuple[Vote, Reduction | None] | None:
+    """The estimator of a vote and the reduction that it reads; ``None`` if there is none."""
+    if not isinstance(vote, MajorityVote | BestOfN) or callable(vote.reduction):
+        return None
+    if isinstance(vote, BestOfN):
+        return None if vote.drop_abstentions else ("best-of-n", vote.reduction)
+    own_way = vote.same_answer is not None or vote.normalize is not None
+    if own_way or not (vote.weighted or vote.reduction is None):
+        return None
+    return ("weighted" if vote.weighted else "majority"), vote.reduction
+
+
+COSTS = ("tokens", "flops", "seconds", "calls")
+
+
+def _total_costs(results: Sequence[SearchResult]) -> dict[str, Floats]:
+    """`[P]` by name: what the searches have cost."""
+    return _part_costs(results, None, True)
+
+
+def _part_costs(results: Sequence[SearchResult], part: float | None, scored: bool) -> dict[str, Floats]:
+    """`[P]` by name: what the searches, or a part of their samples, would have cost, with or without scores."""
+    costs = [result.cost for result in results]
+    prompts = np.asarray([0.0 if part is None else prompt_flops(first_steps(result)) for result in results])
+    share = 1.0 if part is None else part
+
+    def column(values: Iterable[float]) -> Floats:
+        return np.asarray(list(values), dtype=np.float64)
+
+    generator = prompts + share * (column(cost.generator_flops for cost in costs) - prompts)
+    reward = share * column(cost.reward_flops for cost in costs) if scored else 0.0
+    return {
+        "tokens": share * column(cost.tokens for cost in costs),
+        "flops": generator + reward,
+        "seconds": share * column(cost.seconds for cost in costs),
+        "calls": share * column(cost.num_generated for cost in costs),
+    }
+
+
+def _joined(parts: Sequence[Mapping[str, Floats]]) -> Costs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _fits(tried: Tried, budget: Budget) -> bool:
+    """True if the mean costs are known and within every cap."""
+    return all(tried.costs.get(name, math.inf) <= cap for name, cap in caps(budget).items())
+
+
+def _check_known(budgets: Sequence[Budget], measured: Iterable[Measured]) -> None:
+    """Refuse a cap on what none of the models tells."""
+    known = {name for m in measured for name, column in m.paid.items() if column.any()}
+    for budget in budgets:
+        if unknown := [name for name in caps(budget) if name not in known]:
+            raise ValueError(
+                f"budgets={told(budget)}: the models do not tell their {unknown[0]}: cap one of "
+                + ", ".join(sorted(known))
+            )
+
+
+def _as_plan(
+    race: Race, winners: Sequence[Winner], pools: Sequence[Pool], budgets: Sequence[Budget], error: float,
+    limit: Budget | None, generators: Mapping[str, Generator], judges: Mapping[str, RewardModel], problems: int,
+) -> Plan:  # fmt: skip
+    configurations = {name: c for pool in pools for name, c in pool.configurations.items()}
+    standings = [{s.configuration: s for s in winner.standings} for winner in winners]
+    tried: dict[str, Tried] = {}
+    for name in dict.fromkeys(name for m in race.measured.values() for name in m.values):
+        values, costs = race.column(name)
+        means = {cost: float(column.mean()) for cost, column in costs.items() if column.any()}
+        found = [standing.get(name) for standing in standings]
+        tried[name] = Tried(
+            configurations[name], len(values), float(values.mean()), *wilson(values), means,
+            tuple(None if s is None else s.chance for s in found), tuple("" if s is None else s.dropped for s in found),
+        )  # fmt: skip
+    choices = tuple(
+        Choice(budget, None if w.configuration is None else tried[w.configuration], w.chance, w.rival,
+               None if math.isnan(w.gap) else w.gap, w.problems_needed, w.chance >= 1 - error)
+        for budget, w in zip(budgets, winners, strict=True)
+    )  # fmt: skip
+    named: dict[str, Mapping[str, Any]] = {"generators": generators, "reward models": judges}
+    parts = {kind: {name: identity_of(part) for name, part in these.items()} for kind, these in named.items()}
+    plain = json.loads(json.dumps(parts, default=str))
+    return Plan(choices, tuple(tried.values()), problems, error, race.spent, limit, plain, dict(judges))
+
+
+def written(part: SearchStrategy | Aggregator) -> str:
+    """A strategy or vote as the call that makes it: its size, and the options that have no default values."""
+    known: Any = getattr(part, "__dataclass_fields__", None)
+    if known is None:
+        return repr(part)
+    shown = [
+        f"{f.name}={getattr(part, f.name)!r}"
+        for f in known.values()
+        if f.init and f.repr and (f.name in SIZES or getattr(part, f.name) != f.default)
+    ]
+    return f"{type(part).__name__}({', '.join(shown)})"
+
+
+def _call(part: SearchStrategy | Aggregator) -> str:
+    """`written`, for a program that has imported inferscale as ``isc``."""
+    if not type(part).__module__.startswith("inferscale."):
+        return written(part)
+    return ("isc.strategies." if isinstance(part, SearchStrategy) else "isc.aggregators.") + written(part)
+
+
+def _texts(configuration: Configuration) -> dict[str, Any]:
+    parts = configuration.strategy, configuration.aggregator
+    strategy, aggregator = (written(part) for part in parts)
+    return {**_plain(configuration, "strategy", "aggregator"), "strategy": strategy, "aggregator": aggregator}
+
+
+def _configuration(row: Mapping[str, Any], own: Mapping[str, SearchStrategy]) -> Configuration:
+    strategy = own[row["strategy"]] if row["strategy"] in own else make_strategy(row["strategy"])
+    return Configuration(row["generator"], row["reward"], strategy, make_vote(row["aggregator"]))
+
+
+def _plain(value: Any, *left_out: str) -> dict[str, Any]:
+    """The fields of a dataclass by name."""
+    return {f.name: getattr(value, f.name) for f in fields(value) if f.name not in left_out}

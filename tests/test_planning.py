@@ -1,0 +1,260 @@
+"""`plan`: what to run for each budget, out of a race on shared samples."""
+
+import json
+
+import numpy as np
+import pytest
+
+import inferscale as isc
+from inferscale.scaling import Measured, Race, candidates
+from inferscale.scaling.planning import Pool, usual_votes, written
+from inferscale.scaling.race import chances_of_best, problems_to_tell, wealth_against, wilson
+from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
+
+PROBLEMS = [isc.Problem(f"Problem {i}?", answer=str(i % 4)) for i in range(40)]
+
+
+class Recorded:
+    """A run whose outcomes are known beforehand."""
+
+    def __init__(self, name, values, cost=1.0):
+        self.name, self.values, self.cost, self.asked = name, np.asarray(values, dtype=float), cost, []
+
+    def measure(self, problems):
+        self.asked.append(problems)
+        cost = {"tokens": np.full(problems, self.cost)}
+        return Measured({self.name: self.values[:problems]}, {self.name: cost}, cost)
+
+
+def coins(chance, count=200, seed=0):
+    return np.random.default_rng(seed).random(count) < chance
+
+
+def toy_plan(**options):
+    given = {"budgets": [isc.Budget(tokens=40), isc.Budget(tokens=400)], "reward_model": ToyProcessReward()}
+    given |= {"strategies": [isc.RepeatedSampling(8), isc.REBASE(4)], **options}
+    return isc.plan(PROBLEMS, ToyGenerator(), **given)
+
+
+def test_a_bettor_wins_what_the_stakes_say():
+    lost = np.array([[-1.0, -1.0, 0.5], [0.0, 0.0, 0.0]])
+    by_hand = np.mean([(1 + s) * (1 + s) * (1 - s / 2) for s in (0.05, 0.1, 0.2, 0.4, 0.8)])
+    assert wealth_against(lost) == pytest.approx([by_hand, 1.0])
+
+
+def test_equal_configurations_are_rarely_shown_to_be_behind():
+    """Ville: the wealth of a fair bet reaches 20 at any time in at most one of twenty cases."""
+    rng = np.random.default_rng(1)
+    ruined = 0
+    for _ in range(200):
+        differences = rng.choice([-1.0, 0.0, 1.0], size=100)
+        ruined += any(wealth_against(differences[None, :n])[0] >= 20 for n in range(5, 101, 5))
+    assert ruined / 200 <= 0.05
+
+
+def test_the_race_keeps_the_best_and_drops_what_is_far_behind_early():
+    runs = [Recorded("good", coins(0.9)), Recorded("bad", coins(0.2, seed=1)), Recorded("fair", coins(0.8, seed=2))]
+    (winner,) = Race(runs, [isc.Budget(tokens=1)], 200).run()
+    assert winner.configuration == "good"
+    told = {standing.configuration: standing.dropped for standing in winner.standings}
+    assert told["good"] == ""
+    assert "shown to be behind" in told["bad"]
+    assert max(runs[1].asked) < 200 == max(runs[0].asked)
+
+
+def test_a_limit_is_kept_and_what_it_sets_aside_is_told_apart():
+    runs = [Recorded(f"run {i}", coins(0.5 + 0.04 * i, seed=i)) for i in range(8)]
+    race = Race(runs, [isc.Budget(tokens=1)], 200, most=isc.Budget(tokens=400))
+    (winner,) = race.run()
+    assert race.spent["tokens"] <= 400
+    assert any("set aside" in standing.dropped for standing in winner.standings)
+    assert sum(s.chance for s in winner.standings) == pytest.approx(1)
+
+
+def test_a_budget_buys_only_what_it_can():
+    runs = [Recorded("cheap", coins(0.3), 1.0), Recorded("dear", coins(0.9, seed=1), 10.0)]
+    race = Race([runs[1], runs[0]], [isc.Budget(tokens=20), isc.Budget(tokens=5)], 60)
+    assert [winner.configuration for winner in race.run()] == ["dear", "cheap"]
+    (none,) = Race(runs[1:], [isc.Budget(tokens=5)], 60).run()
+    assert none.configuration is None
+
+
+def test_chances_and_numbers_of_problems_by_hand():
+    same = {"a": np.array([1.0, 0.0, 1.0]), "b": np.array([1.0, 0.0, 1.0])}
+    assert chances_of_best(same, "a") == {"a": 0.5, "b": 0.5}
+    better = {"a": np.ones(5), "b": np.zeros(3)}
+    assert chances_of_best(better, "a") == {"a": 1.0, "b": 0.0}
+    assert [problems_to_tell(0.1, 0.5), problems_to_tell(0.0, 0.5)] == [196, None]
+    assert wilson(np.ones(30)) == pytest.approx((30 / (30 + 1.959964**2), 1.0), abs=1e-6)
+    assert wilson(np.array([1.0] * 15 + [0.0] * 15)) == pytest.approx((0.332, 0.668), abs=4e-3)
+
+
+def test_a_plan_has_a_choice_for_every_budget_within_its_cost():
+    plan = toy_plan()
+    for choice in plan.choices:
+        assert choice.tried.costs["tokens"] <= choice.budget.tokens
+        assert choice.tried.low <= choice.tried.accuracy <= choice.tried.high
+        assert choice.is_clear == (choice.chance >= 0.95)
+        assert choice.is_clear or "cannot tell" in str(choice)
+    names = {t.configuration.name for t in plan.tried}
+    assert "ToyGenerator: RepeatedSampling(n=4), MajorityVote(weighted=False)"[:40] in " ".join(names)
+    sizes = {
+        t.configuration.strategy.n for t in plan.tried if isinstance(t.configuration.strategy, isc.RepeatedSampling)
+    }
+    assert sizes == {1, 2, 4, 8}
+    assert {t.configuration.aggregator for t in plan.tried} == set(usual_votes(ToyProcessReward()))
+
+
+def test_accuracies_are_those_of_the_searches():
+    plan = toy_plan(strategies=[isc.REBASE(4)], budgets=isc.Budget(tokens=1000))
+    for tried in plan.tried:
+        results = isc.solve_batch(PROBLEMS, isc.REBASE(4), ToyGenerator(), reward_model=ToyProcessReward(),
+                                  aggregator=tried.configuration.aggregator)  # fmt: skip
+        got = np.mean([result.is_correct for result in results])
+        tokens = np.mean([result.cost.tokens for result in results])
+        assert tried.accuracy == pytest.approx(got, abs=0.13)  # tied answers share the credit
+        assert tried.costs["tokens"] == pytest.approx(tokens)
+
+
+def test_votes_that_read_no_score_do_not_pay_for_any():
+    plan = toy_plan(strategies=[isc.RepeatedSampling(4)], budgets=isc.Budget(tokens=1000))
+    for tried in plan.tried:
+        assert (tried.configuration.reward is None) == (tried.configuration.aggregator == isc.MajorityVote())
+
+
+def test_a_plan_stands_where_a_strategy_does():
+    plan = toy_plan()
+    for choice in plan.choices:
+        chosen = choice.configuration
+        judge = None if chosen.reward is None else ToyProcessReward()
+        direct = isc.solve_batch(
+            PROBLEMS[:5], chosen.strategy, ToyGenerator(), reward_model=judge, aggregator=chosen.aggregator
+        )
+        by_plan = isc.solve_batch(PROBLEMS[:5], plan, ToyGenerator(), budget=choice.budget)
+        assert [r.text for r in by_plan] == [r.text for r in direct]
+        assert [r.stopped_by for r in by_plan] == [None] * 5
+    with pytest.raises(ValueError, match="several budgets"):
+        isc.solve_batch(PROBLEMS[:1], plan, ToyGenerator())
+    with pytest.raises(ValueError, match="costs as little as 1 tokens"):
+        isc.solve(PROBLEMS[0], plan, ToyGenerator(), budget=isc.Budget(tokens=1))
+    with pytest.raises(ValueError, match="a plan chooses the vote"):
+        isc.solve(PROBLEMS[0], plan, ToyGenerator(), aggregator=isc.BestOfN(), budget=plan.choices[0].budget)
+
+    class Other(ToyGenerator):
+        depth = 5
+
+        def identity(self):
+            return {"depth": 5}
+
+    with pytest.raises(ValueError, match="another one is given"):
+        isc.solve(PROBLEMS[0], plan, Other(), budget=plan.choices[0].budget)
+
+
+def test_a_saved_plan_is_the_same_plan(tmp_path):
+    plan = toy_plan()
+    loaded = isc.Plan.load(plan.save(tmp_path / "plan.json"))
+    assert loaded == plan
+    assert (loaded.table(), loaded.to_html()) == (plan.table(), plan.to_html())
+    results = isc.solve_batch(PROBLEMS[:2], loaded, ToyGenerator(), reward_model=ToyProcessReward(),
+                              budget=isc.Budget(tokens=400))  # fmt: skip
+    assert len(results) == 2
+    scored = [c for c in loaded.choices if c.configuration.reward]
+    if scored:
+        with pytest.raises(ValueError, match="pass reward_model"):
+            isc.solve(PROBLEMS[0], loaded, ToyGenerator(), budget=scored[0].budget)
+    (tmp_path / "other.json").write_text(json.dumps({"format": "x"}))
+    with pytest.raises(ValueError, match="not a saved plan"):
+        isc.Plan.load(tmp_path / "other.json")
+
+
+def test_a_plan_resumes_from_its_runs_without_sampling_again(tmp_path):
+    first, second = ToyGenerator(), ToyGenerator()
+    options = {"budgets": isc.Budget(tokens=400), "directory": tmp_path, "strategies": [isc.RepeatedSampling(4)]}
+    plan = isc.plan(PROBLEMS, first, **options)
+    again = isc.plan(PROBLEMS, second, **options)
+    assert first.calls > second.calls == 0
+    assert [t.accuracy for t in again.tried] == [t.accuracy for t in plan.tried]
+    in_memory = isc.plan(PROBLEMS, ToyGenerator(), **{**options, "directory": None})
+    assert [t.accuracy for t in in_memory.tried] == [t.accuracy for t in plan.tried]
+
+
+def test_the_lines_that_run_a_choice(tmp_path):
+    plan = toy_plan()
+    for choice in plan.choices:
+        line = plan.python(choice.budget)
+        assert f"isc.strategies.{written(choice.configuration.strategy)}" in line
+        compile(line, "plan", "exec")
+        assert "--strategy" in plan.command(choice.budget)
+
+
+def test_without_gold_answers_a_judge_compares():
+    def longer(problem, first, second):
+        return 0.5 if len(first) == len(second) else float(len(first) > len(second))
+
+    prompts = [p.prompt for p in PROBLEMS]
+    plan = isc.plan(prompts, ToyGenerator(), budgets=isc.Budget(tokens=1000), judge=longer,
+                    limit=isc.Budget(tokens=10_000),
+                    reward_model=isc.RewardFunction(lambda nodes: [float(len(node.text)) for node in nodes]),
+                    strategies=[isc.RepeatedSampling(8)])  # fmt: skip
+    assert plan.choices[0].configuration.aggregator == isc.BestOfN()
+    assert plan.choices[0].tried.accuracy > 0.8
+
+
+def test_several_generators_and_rewards_race_by_name():
+    class Poor(ToyGenerator):
+        num_answers = 9
+
+        def identity(self):
+            return {"answers": 9}
+
+    plan = isc.plan(PROBLEMS, {"rich": ToyGenerator(), "poor": Poor()}, budgets=isc.Budget(tokens=1000),
+                    reward_model={"toy": ToyReward()}, strategies=[isc.RepeatedSampling(4)])  # fmt: skip
+    assert {t.configuration.generator for t in plan.tried} == {"rich", "poor"}
+    assert {t.configuration.reward for t in plan.tried} == {None, "toy"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": []}, "give Budget"),
+        ({"budgets": isc.Budget()}, "give Budget"),
+        ({"error": 2}, "error=2"),
+        ({"strategies": []}, "strategies is empty"),
+        ({"strategies": [isc.REBASE(4)], "reward_model": None}, "scores its nodes"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        toy_plan(**change)
+
+
+def test_bad_problems_are_refused():
+    for problems, message in [
+        (PROBLEMS[:10], "at least 30"), ([p.prompt for p in PROBLEMS], "no gold answer"),
+        ([*PROBLEMS, PROBLEMS[0]], "more than once"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            isc.plan(problems, ToyGenerator(), budgets=isc.Budget(tokens=10))
+
+
+def test_candidates_are_what_is_at_hand():
+    kinds = {type(s).__name__ for s in candidates()}
+    assert (
+        kinds
+        == {"Greedy", "RepeatedSampling", "AdaptiveConsistency"}
+        == {type(s).__name__ for s in candidates(ToyReward())}
+    )
+    assert {type(s).__name__ for s in candidates(ToyProcessReward())} - kinds == {"REBASE", "BeamSearch", "DVTS"}
+
+
+def test_a_plan_is_drawn():
+    pytest.importorskip("matplotlib")
+    axes = toy_plan().plot()
+    assert axes.get_xlabel() == "sampled tokens per problem"
+    with pytest.raises(ValueError, match="the plan knows"):
+        toy_plan().plot("joules")
+
+
+def test_pools_read_their_names():
+    pool = Pool("g", ToyGenerator(), "r", ToyReward(), isc.REBASE(4), PROBLEMS, (), {}, None, None, None)
+    assert pool.name == "g: REBASE(width=4) by r"
