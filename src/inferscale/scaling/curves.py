@@ -483,12 +483,12 @@ def _sampling_points(
 ) -> list[CurvePoint]:
     most = max(item.size for run in evidence for item in run)
     wanted = powers(most) if sizes is None else list(sizes)
-    padded = [[padded(item, most) for item in run] for run in evidence]
+    whole = [[padded(item, most) for item in run] for run in evidence]
     points = []
     for vote in votes:
         for k in wanted:
-            values = np.mean([sampling_values(run, vote, k) for run in padded], axis=0)
-            cost = np.mean([[item.shared + k * item.each for item in run] for run in padded], axis=0)
+            values = np.mean([sampling_values(run, vote, k) for run in whole], axis=0)
+            cost = np.mean([[item.shared + k * item.each for item in run] for run in whole], axis=0)
             charged = vote in SCORED_VOTES
             points.append(point(values, cost, strategy, vote, k, charged, **about))
     return points
