@@ -26,10 +26,11 @@ from inferscale.base import (
     check_scores,
 )
 from inferscale.cost import Budget
+from inferscale.engine.files import write_atomically
 from inferscale.engine.result import SearchResult, voted
 from inferscale.engine.solver import Solver, as_problems
 from inferscale.evaluate.parts import make_strategy, make_vote
-from inferscale.evaluate.records import graded, write_atomically
+from inferscale.evaluate.records import graded
 from inferscale.evaluate.runs import run_evaluation
 from inferscale.functional import Reduction
 from inferscale.identity import compare, identity_of
