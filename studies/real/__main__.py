@@ -26,6 +26,7 @@ from typing import Annotated
 import torch
 import typer
 
+from inferscale.base import Generator
 from inferscale.evaluate import load_run
 from inferscale.rewards import load_labelled
 from studies.scaling.page import fill
@@ -51,6 +52,7 @@ from .searches import (
     RECORDS,
     RUNS,
     SAMPLES,
+    TEMPERATURE,
     pack_all,
     policy_generator,
     problems_of,
@@ -59,6 +61,8 @@ from .searches import (
     score_run,
     unpack,
 )
+from .thinking import RECIPE, thinking_generator
+from .thinking import train_thoughts as learn_thoughts
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 
@@ -183,7 +187,7 @@ def train_judge(
             recipe,
             *load_policy(policy, device),
             solutions,
-            [item for own in held_out for item in own],
+            balanced([item for own in held_out for item in own], 3.0, recipe.training.seed),
             [item for item in rolled if item.problem.prompt in of_held_out],
             output,
             _tell,
@@ -198,6 +202,7 @@ def search(
     folder: Folder = Path("runs/real/searches"),
     policy: Policy = ADAPTERS / "policy",
     judge: Judge = ADAPTERS / "judge",
+    thoughts: Annotated[Path, typer.Option(help="the policy's thoughts")] = ADAPTERS / "thoughts",
     svamp: Annotated[int, typer.Option(help="problems of SVAMP")] = 200,
     gsm8k: Annotated[int, typer.Option(help="test problems of GSM8K")] = 100,
     minutes: Minutes = 55,
@@ -205,20 +210,47 @@ def search(
     threads: Threads = 2,
     device: Device = "cpu",
 ) -> None:
-    """Runs searches over the problems; the samples are not scored (score-samples does that)."""
+    """Runs searches over the problems; independent samples are not scored (score-samples does that)."""
     torch.set_num_threads(threads)
     if unknown := set(names) - set(RUNS):
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose among {', '.join(RUNS)}")
     with within(minutes):
-        generator = policy_generator(policy, device, precision)
-        scorer = load_judge(judge, policy, device, precision) if set(names) - {SAMPLES} else None
+        scorer = (
+            load_judge(judge, policy, device, precision)
+            if any(RUNS[name].strategy.needs_scores for name in names)
+            else None
+        )
         for name in names:
+            length = RUNS[name].max_new_tokens
+            generator: Generator
+            if RUNS[name].thinks:
+                generator = thinking_generator(thoughts, policy, device, temperature=TEMPERATURE, max_new_tokens=length)
+            else:
+                generator = policy_generator(policy, device, precision, length)
             for dataset, count in (("svamp", svamp), ("gsm8k", gsm8k)):
-                if count:
-                    problems = problems_of(dataset, data, count)
-                    reward = None if name == SAMPLES else scorer
-                    run = run_search(name, dataset, problems, folder, generator, reward)
-                    _tell(f"{name}, {dataset}: {100 * run.accuracy:.1f} ± {100 * run.standard_error:.1f} % by majority")
+                if not count:
+                    continue
+                problems = problems_of(dataset, data, count)
+                reward = scorer if RUNS[name].strategy.needs_scores else None
+                run = run_search(name, dataset, problems, folder, generator, reward)
+                _tell(f"{name}, {dataset}: {100 * run.accuracy:.1f} ± {100 * run.standard_error:.1f} % by majority")
+
+
+@app.command()
+def train_thoughts(
+    data: Data,
+    folder: Folder = Path("runs/real/thoughts"),
+    policy: Policy = ADAPTERS / "policy",
+    steps: Annotated[int, typer.Option(help="of training")] = 200,
+    batch_size: Annotated[int, typer.Option(help="worked problems of a step")] = 4,
+    minutes: Minutes = 55,
+    threads: Threads = 2,
+    device: Device = "cpu",
+) -> None:
+    """Teaches the policy to think before every token of a solution (Quiet-STaR)."""
+    torch.set_num_threads(threads)
+    with within(minutes):
+        learn_thoughts(replace(RECIPE, steps=steps), data, policy, folder, batch_size, device, _tell)
 
 
 @app.command()

@@ -105,7 +105,7 @@ class JudgeRecipe:
         training: Options of `train_process_reward_model`.
     """
 
-    wrong_share: float = 1.5
+    wrong_share: float = 2.0
     rank: int = 16
     first_layer: int = 10
     training: TrainingRecipe = TRAINING

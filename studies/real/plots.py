@@ -8,10 +8,8 @@ from inferscale._compat import require
 from inferscale.scaling import CurvePoint
 from inferscale.viz.plots import plot_scaling
 
-from .report import TITLES, Runs, is_scored, sampling_points, search_points
+from .report import BESIDE, TITLES, Runs, is_scored, sampling_points, search_points
 from .searches import RUNS, SAMPLES
-
-SHOWN = {"rebase": ("rebase-4", "rebase-16", "rebase-32"), "others": ("beam-16", "dvts-16", "mcts")}
 
 
 def plot_all(runs: Runs, folder: Path) -> Path:
@@ -28,11 +26,10 @@ def plot_all(runs: Runs, folder: Path) -> Path:
 
 def points_of(dataset: str, runs: Runs) -> list[CurvePoint]:
     """The points of a panel: votes over samples, and the searches by weighted votes, on the problems of all."""
-    searches = {name: runs[f"{name}-{dataset}"] for name in RUNS if name != SAMPLES and f"{name}-{dataset}" in runs}
+    searches = {name: runs[f"{name}-{dataset}"] for name in BESIDE if f"{name}-{dataset}" in runs}
     count = min(map(len, [runs[f"{SAMPLES}-{dataset}"], *searches.values()]))
     points = [*sampling_points(runs[f"{SAMPLES}-{dataset}"][:count], ["majority", "weighted", "coverage"]).values()]
     for name, results in searches.items():
-        if name in sum(SHOWN.values(), ()):
-            line = type(RUNS[name]).__name__  # widths of one strategy are one line
-            points.append(search_points(line, results[:count], ["weighted"])["weighted"])
+        line = type(RUNS[name].strategy).__name__  # widths of one strategy are one line
+        points.append(search_points(line, results[:count], ["weighted"])["weighted"])
     return points

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 
@@ -25,6 +25,9 @@ Results: TypeAlias = Sequence[SearchResult]
 Runs: TypeAlias = Mapping[str, Results]
 SIZES = (1, 2, 4, 8, 16, 32)
 SAMPLING = "RepeatedSampling"
+BESIDE = {"rebase-4": 4, "rebase-16": 16, "rebase-32": 32, "beam-16": 16, "dvts-16": 16, "mcts": 16}
+"""Searches, and the numbers of samples that they are compared with."""
+TEMPERATURES = ("rebase-16-0.05", "rebase-16-0.2", "rebase-16-0.5")
 JUDGES: dict[str, Callable[[Trajectory], float | None]] = {
     "PRM": lambda t: t.score,
     "likelihood": lambda t: None if t.logprob is None else t.logprob / sum(s.generated_tokens for s in t.steps),
@@ -59,6 +62,7 @@ def all_tables(runs: Runs) -> Iterator[str]:
         if f"{SAMPLES}-{dataset}" in runs:
             yield from votes_table(dataset, runs)
             yield from searches_table(dataset, runs)
+    yield from thoughts_table(runs)
 
 
 def votes_table(dataset: str, runs: Runs) -> Iterator[str]:
@@ -108,7 +112,7 @@ def greedy_lines(dataset: str, runs: Runs) -> Iterator[str]:
 
 def searches_table(dataset: str, runs: Runs) -> Iterator[str]:
     """Each search beside votes over samples of the same problems."""
-    found = {name: runs[f"{name}-{dataset}"] for name in RUNS if name != SAMPLES and f"{name}-{dataset}" in runs}
+    found = {name: runs[f"{name}-{dataset}"] for name in (*BESIDE, *TEMPERATURES) if f"{name}-{dataset}" in runs}
     if not found:
         return
     count = min(map(len, found.values()))
@@ -121,7 +125,7 @@ def searches_table(dataset: str, runs: Runs) -> Iterator[str]:
         yield _row([f"{size} samples", *_cells([points[vote, size] for vote in votes])])
     for name, results in found.items():
         of = search_points(name, results[:count], votes)
-        yield _row([f"`{RUNS[name]}`", *_cells([of[vote] for vote in votes])])
+        yield _row([f"`{RUNS[name].strategy}`", *_cells([of[vote] for vote in votes])])
     yield ""
 
 
@@ -136,8 +140,46 @@ def _cells(points: Sequence[CurvePoint]) -> list[str]:
     ]
 
 
-BESIDE = {"rebase-4": 4, "rebase-16": 16, "rebase-32": 32, "beam-16": 16, "dvts-16": 16, "mcts": 16}
-"""Searches, and the numbers of samples that they are compared with."""
+PUBLISHED = {
+    "baseline": (10.16, 11.22, 52.47),
+    "thoughts": (32.03, 12.73, 554.66),
+    "REBASE, width 3": (10.94, 2.35, 8.47),
+    "REBASE, width 6": (10.16, 4.96, 17.82),
+    "REBASE, width 16": (12.50, 13.57, 46.90),
+    "thoughts and REBASE, width 6": (9.38, 4.25, 143.66),
+}
+"""Accuracy (%), FLOPs (10^12) and seconds of a problem: AbdElhameed and Halim 2024 (arXiv:2412.16260), Mistral-7B."""
+MEASURED = {
+    "baseline": (SAMPLES, "majority"),
+    "thoughts": ("thoughts", "majority"),
+    "REBASE, width 3": ("rebase-3", "best-of-n"),
+    "REBASE, width 6": ("rebase-6", "best-of-n"),
+    "REBASE, width 16": ("rebase-16", "best-of-n"),
+    "thoughts and REBASE, width 6": ("thoughts-rebase-6", "best-of-n"),
+    "REBASE, width 6, cut": ("rebase-6-cut", "best-of-n"),
+    "thoughts and REBASE, width 6, cut": ("thoughts-rebase-6-cut", "best-of-n"),
+}
+"""Their rows as run here: votes of 6 samples, and the answer of the best leaf; then what a cut does."""
+
+
+def thoughts_table(runs: Runs) -> Iterator[str]:
+    """The second paper's table, published and measured, on the problems that all of its runs have."""
+    known = {row: (f"{name}-svamp", vote) for row, (name, vote) in MEASURED.items() if f"{name}-svamp" in runs}
+    if not any(name.startswith("thoughts") for name, _ in known.values()):
+        return
+    count = min(len(runs[name]) for name, _ in known.values())
+    yield f"### SVAMP: thoughts and REBASE, the first {count} problems"
+    yield ""
+    yield from _head(["run", "published, %", "10^12 FLOPs", "seconds", "here, %", "10^12 FLOPs", "seconds", "tokens"])
+    for row, (name, vote) in known.items():
+        if name.startswith(SAMPLES):
+            point = sampling_points(runs[name][:count], ["majority"], sizes=[6])["majority", 6]
+        else:
+            point = search_points(row, runs[name][:count], [cast(Vote, vote)])[vote]
+        told = [f"{value:.2f}" for value in PUBLISHED.get(row, ())] or ["", "", ""]
+        cells = [row, *told, _share(point), f"{point.flops / 1e12:.2f}", f"{point.seconds:.1f}", f"{point.tokens:.0f}"]
+        yield _row(cells)
+    yield ""
 
 
 def all_claims(runs: Runs) -> Iterator[str]:
@@ -169,15 +211,17 @@ def claims_of_searches(dataset: str, runs: Runs) -> Iterator[str]:
             found = search_points(name, results, ["weighted"])["weighted"]
             same = sampling_points(runs[f"{SAMPLES}-{dataset}"][: len(results)], ["weighted"])["weighted", size]
             dearer = f"{found.flops / same.flops:.2f} times the FLOPs"
-            yield compare(f"{TITLES[dataset]}: `{RUNS[name]}` at {dearer} against {size} samples", found, same)
-    for name in ("mcts", "rebase-16-0.05", "rebase-16-0.2", "rebase-16-0.5"):
+            yield compare(f"{TITLES[dataset]}: `{RUNS[name].strategy}` at {dearer} against {size} samples", found, same)
+    for name in ("mcts", *TEMPERATURES):
         pair = [runs.get(f"{one}-{dataset}") for one in ("rebase-16", name)]
         if all(pair):
             count = min(len(results or ()) for results in pair)
             one, other = (
                 search_points("search", (results or ())[:count], ["weighted"])["weighted"] for results in pair
             )
-            yield compare(f"{TITLES[dataset]}: `{RUNS['rebase-16']}` against `{RUNS[name]}`", one, other)
+            yield compare(
+                f"{TITLES[dataset]}: `{RUNS['rebase-16'].strategy}` against `{RUNS[name].strategy}`", one, other
+            )
 
 
 def compare(name: str, first: CurvePoint, second: CurvePoint) -> str:

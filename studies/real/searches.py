@@ -6,13 +6,13 @@ import gzip
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from inferscale import DVTS, MCTS, REBASE, BeamSearch, HFGenerator, RepeatedSampling
-from inferscale.base import ProcessRewardModel, RewardModel, SearchStrategy
+from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from inferscale.cost import Cost
 from inferscale.engine.result import SearchResult, step_to_dict
 from inferscale.evaluate import Run, load_problems, load_run, run_evaluation
@@ -23,22 +23,47 @@ from .policy import load_policy
 FILES = {"svamp": "svamp.json", "gsm8k": "gsm8k_test.jsonl"}
 TEMPERATURE = 0.8
 MAX_NEW_TOKENS = 200
+CUT = 24  # tokens: about a third of a solution, as where the published searches were cut (96 of 277)
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
 GREEDY = ("as-it-is", "with-adapter")  # the runs of evaluate-policy
 SAMPLES = "samples"  # the run from which every vote over 1 to 32 samples is computed
-RUNS: dict[str, SearchStrategy] = {
-    SAMPLES: RepeatedSampling(32),
-    "rebase-4": REBASE(4),
-    "rebase-16": REBASE(16),
-    "rebase-32": REBASE(32),
-    "beam-16": BeamSearch(4, 4),
-    "dvts-16": DVTS(4, 4),
-    "mcts": MCTS(),
-    "rebase-16-0.05": REBASE(16, softmax_temperature=0.05),
-    "rebase-16-0.2": REBASE(16, softmax_temperature=0.2),
-    "rebase-16-0.5": REBASE(16, softmax_temperature=0.5),
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is.
+
+    Attributes:
+        strategy: The strategy.
+        thinks: Whether the policy thinks before every token.
+        max_new_tokens: Longest solution.
+    """
+
+    strategy: SearchStrategy
+    thinks: bool = False
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+
+RUNS: dict[str, Plan] = {
+    SAMPLES: Plan(RepeatedSampling(32)),
+    "rebase-4": Plan(REBASE(4)),
+    "rebase-16": Plan(REBASE(16)),
+    "rebase-32": Plan(REBASE(32)),
+    "beam-16": Plan(BeamSearch(4, 4)),
+    "dvts-16": Plan(DVTS(4, 4)),
+    "mcts": Plan(MCTS()),
+    "rebase-16-0.05": Plan(REBASE(16, softmax_temperature=0.05)),
+    "rebase-16-0.2": Plan(REBASE(16, softmax_temperature=0.2)),
+    "rebase-16-0.5": Plan(REBASE(16, softmax_temperature=0.5)),
+    "rebase-3": Plan(REBASE(3)),
+    "rebase-6": Plan(REBASE(6)),
+    "rebase-6-cut": Plan(REBASE(6), max_new_tokens=CUT),
+    "thoughts": Plan(RepeatedSampling(6), thinks=True),
+    "thoughts-rebase-6": Plan(REBASE(6), thinks=True),
+    "thoughts-rebase-6-cut": Plan(REBASE(6), thinks=True, max_new_tokens=CUT),
 }
-"""Strategies by name of their run. MCTS is that of Wu et al. 2024 (arXiv:2408.00724), appendix C."""
+"""Runs by name. MCTS is that of Wu et al. 2024 (arXiv:2408.00724), appendix C; those of the last group are those of
+AbdElhameed and Halim 2024 (arXiv:2412.16260)."""
 
 
 def problems_of(dataset: str, data: Path, count: int) -> list[Problem]:
@@ -46,12 +71,14 @@ def problems_of(dataset: str, data: Path, count: int) -> list[Problem]:
     return load_problems(dataset, data / FILES[dataset], style="plain", limit=count)
 
 
-def policy_generator(adapter: Path | None, device: str, dtype: str) -> HFGenerator:
+def policy_generator(
+    adapter: Path | None, device: str, dtype: str, max_new_tokens: int = MAX_NEW_TOKENS
+) -> HFGenerator:
     """The policy as it samples in the study; steps tell their self-certainty."""
     return HFGenerator(
         *load_policy(adapter, device, dtype),
         temperature=TEMPERATURE,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=max_new_tokens,
         confidence="self_certainty",
         micro_batch=128,
     )
@@ -62,15 +89,13 @@ def run_search(
     dataset: str,
     problems: list[Problem],
     folder: Path,
-    generator: HFGenerator,
+    generator: Generator,
     reward_model: RewardModel | None,
 ) -> Run:
     """One of `RUNS` over the problems of a data set, gone on with where it was stopped."""
-    place = folder / f"{name}-{dataset}"
+    place, strategy = folder / f"{name}-{dataset}", RUNS[name].strategy
     # few problems at a time: what is stopped loses little, and rows are full with 4 problems of 32 samples
-    return run_evaluation(
-        problems, RUNS[name], generator, place, reward_model=reward_model, batch_size=8, progress=True
-    )
+    return run_evaluation(problems, strategy, generator, place, reward_model=reward_model, batch_size=8, progress=True)
 
 
 _PLAIN = step_to_dict(Step(""))
