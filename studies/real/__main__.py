@@ -45,6 +45,7 @@ from .judge import (
     training_problems,
     with_rollouts,
 )
+from .judge import TEMPERATURE as LABELS_TEMPERATURE
 from .plots import plot_all
 from .policy import PolicyRecipe, load_policy, train
 from .report import all_claims, all_tables
@@ -150,7 +151,7 @@ def sample_train(
     """Samples solutions of training problems, and labels their steps by outcomes and, in part, by roll-outs."""
     torch.set_num_threads(threads)
     with within(minutes):
-        generator = policy_generator(policy, device, precision)
+        generator = policy_generator(policy, device, precision, temperature=LABELS_TEMPERATURE)
         given = training_problems(data, generator.tokenizer, problems)
         run = sample_solutions(given, samples, generator, folder / "samples")
         solutions = [item for own in outcome_labels(run) for item in own]

@@ -32,6 +32,7 @@ from .policy import LINEAR, PUBLISHED, PolicyRecipe, load_policy, untouched
 
 T = TypeVar("T")
 
+TEMPERATURE = 0.8  # of the solutions to learn from: they are to differ more than those that are searched among
 ROLLOUTS = 4
 TRAINING = TrainingRecipe(
     batch_size=8, learning_rate=4e-4, warmup=0.05, weight_decay=0.01, max_tokens=320, precision="bfloat16"

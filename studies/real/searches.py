@@ -21,7 +21,7 @@ from inferscale.tree import Problem, Step
 from .policy import load_policy
 
 FILES = {"svamp": "svamp.json", "gsm8k": "gsm8k_test.jsonl"}
-TEMPERATURE = 0.8
+TEMPERATURE = 0.6
 MAX_NEW_TOKENS = 200
 CUT = 24  # tokens: about a third of a solution, as where the published searches were cut (96 of 277)
 RECORDS = Path(__file__).with_name("records.jsonl.gz")
@@ -72,12 +72,16 @@ def problems_of(dataset: str, data: Path, count: int) -> list[Problem]:
 
 
 def policy_generator(
-    adapter: Path | None, device: str, dtype: str, max_new_tokens: int = MAX_NEW_TOKENS
+    adapter: Path | None,
+    device: str,
+    dtype: str,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = TEMPERATURE,
 ) -> HFGenerator:
     """The policy as it samples in the study; steps tell their self-certainty."""
     return HFGenerator(
         *load_policy(adapter, device, dtype),
-        temperature=TEMPERATURE,
+        temperature=temperature,
         max_new_tokens=max_new_tokens,
         confidence="self_certainty",
         micro_batch=128,
@@ -110,7 +114,7 @@ def compact(result: SearchResult) -> dict[str, Any]:
         if "step" in row:
             step = row["step"]
             step["num_tokens"] = len(step["token_ids"]) if step["num_tokens"] is None else step["num_tokens"]
-            step["token_ids"], step["inner_ends"] = [], [[end, 0] for end, _ in step["inner_ends"]]
+            step["token_ids"], step["inner_ends"] = (), tuple((end, 0) for end, _ in step["inner_ends"])
             row["step"] = {key: _rounded(value) for key, value in step.items() if value != _PLAIN[key]}
     return {key: _rounded(value) for key, value in data.items()}
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inferscale.evaluate.datasets import load_examples
 from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
 from inferscale.quiet_star.losses import Objective
@@ -49,11 +51,11 @@ def train_thoughts(
 
 
 def thinking_generator(
-    folder: Path, policy: Path, device: str, *, temperature: float, max_new_tokens: int
+    folder: Path, policy: Path, device: str, dtype: str, *, temperature: float, max_new_tokens: int
 ) -> QuietSTaRGenerator:
-    """The policy with its thoughts, in float32."""
+    """The policy with its thoughts."""
     model, tokenizer = load_policy(policy, device)
-    quiet = QuietSTaR.from_pretrained(folder, model).eval()
+    quiet = QuietSTaR.from_pretrained(folder, model).to(getattr(torch, dtype)).eval()
     return QuietSTaRGenerator(quiet, tokenizer, temperature=temperature, max_new_tokens=max_new_tokens)
 
 
