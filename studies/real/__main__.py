@@ -225,7 +225,9 @@ def search(
             length = RUNS[name].max_new_tokens
             generator: Generator
             if RUNS[name].thinks:
-                generator = thinking_generator(thoughts, policy, device, temperature=TEMPERATURE, max_new_tokens=length)
+                generator = thinking_generator(
+                    thoughts, policy, device, precision, temperature=TEMPERATURE, max_new_tokens=length
+                )
             else:
                 generator = policy_generator(policy, device, precision, length)
             for dataset, count in (("svamp", svamp), ("gsm8k", gsm8k)):
