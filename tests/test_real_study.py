@@ -9,11 +9,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from inferscale import zoo
+from inferscale import REBASE, RepeatedSampling, zoo
 from inferscale.evaluate.datasets import Example, load_examples
+from inferscale.rewards import LabelledSolution
 from inferscale.runtime.prompts import PromptFormat
-from studies.real.__main__ import app
+from inferscale.tree import Problem
+from studies.real.__main__ import ADAPTERS, app
+from studies.real.judge import JudgeRecipe, learn, load_judge
 from studies.real.policy import PolicyRecipe, batch_of, load_policy, loss_of, train, training_rows, worked
+from studies.real.searches import Plan
+from studies.real.thinking import batches
 
 pytestmark = [
     pytest.mark.real,
@@ -123,3 +128,49 @@ def test_the_commands(data, tmp_path, monkeypatch):
     assert lines[4].startswith("svamp: +")
     again = CliRunner().invoke(app, command)  # read from the records
     assert [line for line in again.stdout.splitlines() if line in lines] == lines
+
+
+def test_a_judge_is_trained_and_searches_are_recorded(data, tmp_path, monkeypatch):
+    right = LabelledSolution(Problem("How many?"), ("1. 2+2=4", "The answer is 4."), (1.0, 1.0), True)
+    wrong = LabelledSolution(Problem("How many?"), ("1. 2+2=5", "The answer is 5."), (0.5, 0.0), False)
+    recipe = JudgeRecipe(rank=2, first_layer=29)
+
+    def learnt(folder):
+        told = []
+        given = [right, wrong, right, wrong]
+        adapter, found = learn(
+            recipe, *load_policy(ADAPTERS / "policy"), given, given, [right, wrong], folder, told.append
+        )
+        assert "same-step first-error AUC" in found
+        assert told[0].startswith("after 4 solutions: pass/fail AUC")
+        return adapter
+
+    adapter = learnt(tmp_path / "judge")
+    judge = load_judge(adapter, ADAPTERS / "policy", "cpu", "float32")
+    scores = judge.score([right.node(), wrong.node()])
+    assert scores[0] != scores[1]
+    assert all(0 < score < 1 for score in scores)
+
+    few = {"samples": Plan(RepeatedSampling(2), max_new_tokens=12), "rebase-3": Plan(REBASE(2), max_new_tokens=12)}
+    monkeypatch.setattr("studies.real.__main__.RUNS", few)
+    monkeypatch.setattr("studies.real.searches.RUNS", few)
+    monkeypatch.setattr("studies.real.__main__.RECORDS", tmp_path / "records.jsonl.gz")
+    places = ["--folder", str(tmp_path / "searches"), "--judge", str(adapter)]
+    size = ["--data", str(data), "--svamp", "2", "--gsm8k", "1", "--threads", str(torch.get_num_threads())]
+    told = CliRunner().invoke(app, ["search", "samples", "rebase-3", *places, *size])
+    assert told.exit_code == 0, told.output
+    assert "rebase-3, gsm8k: 0.0 ±" in told.stdout
+    assert CliRunner().invoke(app, ["score-samples", *places]).exit_code == 0
+    folders = ["--folder", str(tmp_path / "searches"), "--greedy", str(tmp_path / "none")]
+    assert CliRunner().invoke(app, ["pack", *folders]).stdout.startswith("6 searches")
+    assert CliRunner().invoke(app, ["search", "nothing", *places, *size]).exit_code == 2
+
+
+def test_thoughts_are_trained_on_solutions_alone(data):
+    _, tokenizer = zoo.load("smollm2-135m-instruct")
+    rows, _ = training_rows(FEW, load_examples("gsm8k", data / "gsm8k_train.jsonl"), tokenizer)
+    batch = batches(rows, 2, seed=0)(3)
+    again = batches(rows, 2, seed=0)(3)
+    assert torch.equal(batch.input_ids, again.input_ids)
+    for ids, counted in zip(batch.input_ids, batch.in_loss, strict=True):
+        assert tuple(ids[counted].tolist()) in {row.reply for row in rows}

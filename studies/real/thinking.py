@@ -46,8 +46,28 @@ def train_thoughts(
 ) -> None:
     """Trains start, end and mixing head on the problems that the policy was trained on; the folder holds them."""
     model, tokenizer = load_policy(policy, device)
-    rows, _ = training_rows(PolicyRecipe(), load_examples("gsm8k", data / "gsm8k_train.jsonl"), tokenizer)
-    drive(start(_wrapped(model, tokenizer), recipe), batches(rows, batch_size, recipe.seed), folder, tell, 5)
+    rows, watched = training_rows(PolicyRecipe(), load_examples("gsm8k", data / "gsm8k_train.jsonl"), tokenizer)
+    run = start(_wrapped(model, tokenizer), recipe)
+    drive(run, batches(rows, batch_size, recipe.seed), folder, tell, checkpoint_every=5)
+    tell(gain(run.quiet.eval(), watched))
+
+
+@torch.no_grad()
+def gain(quiet: QuietSTaR, rows: Sequence[Row]) -> str:
+    """What thoughts do to the likelihood of solutions that nothing was trained on."""
+    plain, thinking = [], []
+    for place, row in enumerate(rows):
+        batch = aligned_batch([(list(row.prompt), list(row.reply))], RECIPE.objective.talk_length)
+        found = quiet.score(batch.input_ids, positions=batch.positions, temperature=1.0, seed=place)
+        plain.append(-found.base.flatten())
+        thinking.append(-found.mixed.flatten())
+    without, with_thoughts = torch.cat(plain), torch.cat(thinking)
+    change = without - with_thoughts
+    return (
+        f"{len(change)} held-out tokens: {float(without.mean()):.4f} nats without thoughts, "
+        f"{float(with_thoughts.mean()):.4f} with, gain {float(change.mean()):+.4f} ± "
+        f"{float(change.std()) / len(change) ** 0.5:.4f}"
+    )
 
 
 def thinking_generator(
