@@ -75,7 +75,9 @@ class TextStepEncoder:
         self.prompts = PromptFormat.choose(tokenizer, chat_template, system_prompt, **prompt_options)
         self._special = self.prompts.text.specials
         self._prompt = lru_cache(maxsize=4096)(self.prompts.encode)
-        self._plain = self.prompts.text.plain
+        # Every path is encoded anew, and most of its steps are those of its parent.
+        self._plain = lru_cache(maxsize=2**15)(self.prompts.text.plain)
+        self._raw = lru_cache(maxsize=16)(self.prompts.text.raw)
 
     def encode(self, node: Node) -> tuple[Ids, list[Ids]]:
         """Ids of the problem's prompt, and of each step with its separator.
@@ -86,7 +88,7 @@ class TextStepEncoder:
         return self._prompt(node.problem), [self._step(text, ids) for text, ids in node.inner_steps()]
 
     def _step(self, text: str, ids: Ids) -> Ids:
-        end = self.prompts.text.raw(self.separator or "")  # a mark of the format: it may be a control token
+        end = self._raw(self.separator or "")  # a mark of the format: it may be a control token
         if not self.use_token_ids:
             body = text.removesuffix(self.separator).rstrip() if self.separator else text
             return self._plain(body) + end

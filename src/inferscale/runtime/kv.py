@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -131,7 +132,6 @@ class RowBatch:
         self.lengths = np.array(lengths, dtype=np.int64)
         self.bases = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         self.buffers = buffers
-        self._runs = np.cumsum([i > 0 and p.kv is not prompts[i - 1].kv for i, p in enumerate(prompts)])
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -163,14 +163,14 @@ class RowBatch:
             return None
         return self.states.of_row(row)
 
-    def runs(self, rows: NDArray[np.int64]) -> list[tuple[Piece, int, int]]:
-        """Runs of `rows` that continue the same prompt: the prompt, and where the run starts and stops."""
-        edges = np.flatnonzero(np.diff(self._runs[rows])) + 1
-        starts = [0, *edges.tolist()]
-        return [
-            (self.prompts[rows[start]], start, stop)
-            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
-        ]
+    @cached_property
+    def slots(self) -> list[Slots]:
+        """The prompts as they are read: on a GPU all in one product a layer, on a CPU where that is quicker."""
+        edges = [0, *(i for i in range(1, len(self)) if self.prompts[i].kv is not self.prompts[i - 1].kv), len(self)]
+        runs = [(self.prompts[start], start, stop) for start, stop in pairwise(edges)]
+        like = self.kv[:, :, :1]
+        groups = [tiled(runs)] if fixed_shapes(like.device) else joined(runs, like.shape[3] * like.shape[5])
+        return [Slots.of(group, like) for group in groups]
 
     def select(self, rows: Sequence[int]) -> RowBatch:
         """A batch of these rows, in this order, with repeats: branch, prune, reorder and compact in one.
@@ -242,10 +242,10 @@ class Scores:
     sinks: Tensor | None = None
 
     def drained(self, out: Tensor, lse: Tensor) -> Tensor:
-        """Outputs `[kv_heads, group, tokens, head_dim]` less what the sinks take; `lse` `[kv_heads, group, tokens]`."""
+        """Outputs `[tokens, kv_heads, group, head_dim]` less what the sinks take; `lse` `[tokens, kv_heads, group]`."""
         if self.sinks is None:
             return out
-        return out * torch.sigmoid(lse - self.sinks.float().view(*lse.shape[:2], 1)).to(out.dtype)[..., None]
+        return out * torch.sigmoid(lse - self.sinks.float().view(lse.shape[1:])).to(out.dtype)[..., None]
 
 
 class UnsupportedModelError(RuntimeError):
@@ -278,13 +278,13 @@ class Plan(StateHolder, Cache, ABC):
         """Stores the new keys and values of `layer`; returns the outputs.
 
         Args:
-            query: `[heads, tokens, head_dim]`.
-            key: `[kv_heads, tokens, head_dim]`.
-            value: `[kv_heads, tokens, head_dim]`.
+            query: `[1, heads, tokens, head_dim]`.
+            key: `[1, kv_heads, tokens, head_dim]`.
+            value: `[1, kv_heads, tokens, head_dim]`.
             scores: What the layer does with them.
 
         Returns:
-            `[heads, tokens, head_dim]`.
+            `[tokens, kv_heads, group, head_dim]`: a group of heads shares its keys.
         """
 
     def update(
@@ -338,12 +338,10 @@ def tree_attention(
     if more:  # latent attention has narrower values
         value = torch.nn.functional.pad(value, (0, more))
     rows, heads, tokens, _ = query.shape  # several rows if the model has states, each with as many new tokens
-    if rows == 1:
-        out = plan.attend(query[0], key[0], value[0], scores)[..., :width]
-        return out.transpose(0, 1)[None].contiguous(), None
-    query, key, value = (x.transpose(0, 1).flatten(1, 2) for x in (query, key, value))
-    out = plan.attend(query, key, value, scores)[..., :width]
-    return out.view(heads, rows, tokens, width).permute(1, 2, 0, 3).contiguous(), None
+    if rows > 1:
+        query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
+    out = plan.attend(query, key, value, scores).view(rows, tokens, heads, -1)
+    return out[..., :width].contiguous() if more else out, None
 
 
 AttentionInterface.register(NAME, tree_attention)
@@ -413,7 +411,8 @@ class PromptPlan(Plan):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each prompt against itself and the prefix."""
-        past = len(self._prefix)
+        query, key, value = query[0], key[0], value[0]
+        past, heads = len(self._prefix), key.shape[0]
         if not self.kv:
             layers, heads, width = len(self.layer_numbers), key.shape[0], key.shape[2]
             self.kv = [key.new_empty(layers, 2, heads, past + b - a, width) for a, b in self._spans]
@@ -432,21 +431,174 @@ class PromptPlan(Plan):
             if scores.sinks is None and scores.cap is None:
                 options: dict[str, Any] = {"scale": scores.scale, "enable_gqa": query.shape[0] != key.shape[0]}
                 attention = torch.nn.functional.scaled_dot_product_attention
-                outputs.append(
-                    attention(one[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, **options)[0]
-                )
+                out = attention(one[None], k[None], v[None], attn_mask=mask, is_causal=mask is None, **options)[0]
+                outputs.append(out.unflatten(0, (heads, -1)).permute(2, 0, 1, 3))
             else:
                 assert mask is not None
-                grouped = one.reshape(key.shape[0], -1, tokens, one.shape[2])  # [kv_heads, group, tokens, head_dim]
-                bias = torch.zeros(mask.shape, dtype=one.dtype, device=one.device).masked_fill_(~mask, -torch.inf)
-                bias = bias.repeat(grouped.shape[1], 1)[None, None]
+                grouped = one.reshape(heads, -1, tokens, one.shape[2])  # [kv_heads, group, tokens, head_dim]
+                bias = hiding(~mask, one.dtype).repeat(grouped.shape[1], 1)[None, None]
                 out, lse = partial_attention(grouped.flatten(1, 2)[None], k[None], v[None], bias, scores)
-                drained = scores.drained(out.view(grouped.shape), lse.view(grouped.shape[:3]))
-                outputs.append(drained.reshape(one.shape))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+                out, lse = out.view(grouped.shape).permute(2, 0, 1, 3), lse.view(grouped.shape[:3]).permute(2, 0, 1)
+                outputs.append(scores.drained(out, lse))
+        return torch.cat(outputs).contiguous()
 
 
 _BLOCK = 16  # rows whose private parts are padded to the same length
+_CALL = 2**19  # multiply-adds that take a CPU as long as one more product does
+_READ = 16  # queries whose products take a GPU as long as reading the keys does
+
+
+def fixed_shapes(device: torch.device) -> bool:
+    """True where shapes do not follow the lengths of rows, so that nothing waits for the host: not on a CPU."""
+    return device.type != "cpu"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slots:
+    """Neighbouring rows whose queries meet their prompts in one product a layer: one slot for each run of rows.
+
+    Attributes:
+        starts: The first row of each slot, ascending.
+        stop: The row after the last one.
+        lengths: Tokens of the slots' prompts.
+        kv: Keys and values of the prompts, padded to one length, `[layers, 2, slots, kv_heads, keys, head_dim]`;
+            ``None`` if the prompts have no tokens.
+        bias: -inf where a slot's prompt has no key, `[slots, 1, 1, keys]`; ``None`` if all have. A prompt without
+            tokens sees one key of zeros, and its share is taken away afterwards.
+    """
+
+    starts: NDArray[np.int64]
+    stop: int
+    lengths: NDArray[np.int64]
+    kv: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, runs: Sequence[tuple[Piece, int, int]], like: Tensor) -> Slots:
+        """Slots for runs of rows, each with its prompt; `like` has the kind and the axes of the keys and values."""
+        starts = np.array([start for _, start, _ in runs])
+        lengths = np.array([len(prompt) for prompt, _, _ in runs])
+        kv, bias, most = runs[0][0].kv, None, int(lengths.max())
+        if len(runs) == 1 or not most:
+            return cls(starts, runs[-1][2], lengths, None if kv is None else kv[:, :, None], None)
+        layers, two, _, heads, _, width = like.shape
+        kv = like.new_zeros(layers, two, len(runs), heads, most, width)
+        for slot, (prompt, _, _) in enumerate(runs):
+            if prompt.kv is not None:
+                kv[:, :, slot, :, : len(prompt)] = prompt.kv
+        if (lengths < most).any():
+            seen = torch.from_numpy(np.maximum(lengths, 1)).to(like.device)
+            bias = hiding(torch.arange(most, device=like.device) >= seen[:, None, None, None], like.dtype)
+        return cls(starts, runs[-1][2], lengths, kv, bias)
+
+
+def hiding(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores, -inf where `hidden`."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)
+
+
+def tiled(runs: Sequence[tuple[Piece, int, int]]) -> list[tuple[Piece, int, int]]:
+    """The runs cut so that padding them to the longest one, and reading the prompts of those that are cut, costs least.
+
+    A slot of m rows costs as much as reading its prompt, and the products of m queries.
+    """
+    counts = np.array([stop - start for _, start, stop in runs])
+    sizes = [1 << power for power in range(int(counts.max() - 1).bit_length() + 1)]
+    size = min(sizes, key=lambda most: int((-(-counts // most)).sum()) * (most + _READ))
+    return [
+        (prompt, first, min(first + size, stop)) for prompt, start, stop in runs for first in range(start, stop, size)
+    ]
+
+
+def joined(runs: Sequence[tuple[Piece, int, int]], width: int) -> list[list[tuple[Piece, int, int]]]:
+    """The runs in groups of neighbours, where the work on padding, and the copies, cost less than the calls saved.
+
+    Args:
+        runs: Rows of one prompt each.
+        width: Numbers of a token's queries in one layer.
+    """
+    groups: list[list[tuple[Piece, int, int]]] = []
+    rows = keys = work = 0  # the most of the group's runs, and the work that is not padding
+    for run in runs:
+        own_rows, own_keys = run[2] - run[1], len(run[0])
+        most, longest = max(rows, own_rows), max(keys, own_keys)
+        total = work + (own_rows - 2) * own_keys * width  # a copy of keys and values is worth two queries
+        count = 1 + (len(groups[-1]) if groups else 0)
+        if groups and bool(keys) == bool(own_keys) and count * most * longest * width - total <= (count - 1) * _CALL:
+            groups[-1].append(run)
+            rows, keys, work = most, longest, total
+        else:
+            groups.append([run])
+            rows, keys, work = own_rows, own_keys, (own_rows - 2) * own_keys * width
+    return groups
+
+
+class Share:
+    """Packed tokens that meet their prompts in one product a layer.
+
+    Attributes:
+        slots: The prompts.
+        tokens: The first token, and the one after the last.
+        most: Places m of a slot: its tokens, or padding that repeats the last of them.
+        slot_of_token: The slot of each token.
+        blind: True for tokens whose prompt is empty; ``None`` if there are none, or no others.
+    """
+
+    def __init__(self, slots: Slots, edges: NDArray[np.int64], fixed: bool) -> None:
+        """Places the tokens of each slot, which `edges` holds the firsts of, and at its end the one after the last."""
+        counts = np.diff(edges)
+        self.slots = slots
+        self.tokens = int(edges[0]), int(edges[-1])
+        self.most = int(counts.max())
+        self._even = not fixed and bool((counts == self.most).all())  # then no token has to be moved
+        self._edges, self._counts = edges, counts
+        self._index: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+        self.slot_of_token = np.repeat(np.arange(len(counts)), counts)
+        self.blind: Tensor | None = None
+        if slots.kv is not None and not slots.lengths.all():
+            self.blind = torch.from_numpy(slots.lengths[self.slot_of_token] == 0).to(slots.kv.device)
+
+    def pairs(self, lowest: int = 0) -> int:
+        """Products of queries and keys from `lowest` on, padding included."""
+        keys = 0 if self.slots.kv is None else self.slots.kv.shape[4]
+        return len(self._counts) * self.most * max(keys - lowest, 0)
+
+    def places(self, device: torch.device) -> Tensor:
+        """The token at each place, `[slots, most]`."""
+        places = self._edges[:-1, None] + np.arange(self.most)
+        return torch.from_numpy(np.clip(places, 0, np.maximum(self._edges[1:, None] - 1, 0))).to(device)
+
+    def queries(self, query: Tensor, heads: int) -> Tensor:
+        """Queries `[1, heads, tokens, head_dim]` by slot, `[slots, kv_heads, most * group, head_dim]`."""
+        if not self._even:
+            return query[self._indices(heads, query.shape[1] // heads, query.device)[0]]
+        slots, width = len(self._counts), query.shape[3]
+        by_slot = query[0, :, slice(*self.tokens)].view(heads, -1, slots, self.most, width)
+        return by_slot.permute(2, 0, 3, 1, 4).flatten(2, 3)
+
+    def by_token(self, values: Tensor, group: int) -> Tensor:
+        """Values `[slots, kv_heads, most * group, ...]` by token, `[tokens, kv_heads, group, ...]`."""
+        if not self._even:
+            return values[self._indices(values.shape[1], group, values.device)[1]]
+        by_place = values.view(*values.shape[:2], self.most, group, *values.shape[3:])
+        return by_place.transpose(1, 2).flatten(0, 1)
+
+    def _indices(self, heads: int, group: int, device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Where the queries of each slot stand among all, and where those of each token stand among the slots'."""
+        if (heads, group) not in self._index:
+            head, place = torch.arange(heads, device=device), torch.arange(self.most * group, device=device)
+            none = torch.zeros(1, dtype=torch.long, device=device)
+            token = self.places(device)[:, place // group]
+            there = none, head[:, None] * group + place % group, token[:, None]
+            slot = self.slot_of_token
+            within = np.arange(*self.tokens) - self._edges[slot]
+            back = (
+                torch.from_numpy(slot).to(device)[:, None, None],
+                head[:, None],
+                torch.from_numpy(within).to(device)[:, None, None] * group + torch.arange(group, device=device),
+            )
+            self._index[heads, group] = there, back
+        return self._index[heads, group]
 
 
 class RowPlan(Plan):
@@ -471,15 +623,19 @@ class RowPlan(Plan):
         self.absolute = position + self._base_of_token
         self._batch, self._count, self._past = batch, len(rows), int(starts.sum())
         self._most = int(counts.max())
-        # The packed tokens that continue each prompt: the first one, and the one after the last.
-        edges = [0, *ends.tolist()]
-        self._spans = [(prompt, edges[start], edges[stop]) for prompt, start, stop in batch.runs(rows)]
+        edges = np.concatenate([[0], ends])  # of the rows, among the packed tokens
+        self._shares = [
+            Share(slots, edges[np.searchsorted(rows, [*slots.starts, slots.stop])], fixed_shapes(device))
+            for slots in batch.slots
+        ]
+        self._shares = [share for share in self._shares if share.most]
+        self._rows = rows
         # Blocks of neighbouring rows, and the keys that their longest row sees. A GPU runs them as one.
         seen = np.ones(len(batch), dtype=np.int64)
         seen[rows] = starts + counts
         keys = self._keys = int(seen.max())
         self._blocks = [(0, len(batch), keys)]
-        if device.type == "cpu":
+        if not fixed_shapes(device):
             self._blocks = []
             for start, most in enumerate(np.maximum.reduceat(seen, np.arange(0, len(seen), _BLOCK)).tolist()):
                 first = start * _BLOCK
@@ -490,7 +646,9 @@ class RowPlan(Plan):
         self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
         self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
         self._bias: Tensor | None = None
+        self._positions = torch.from_numpy(self.absolute).to(device)
         self._windowed: dict[int, Tensor] = {}  # the bias of layers with a window
+        self._near: dict[tuple[Share, int], tuple[Tensor, Tensor]] = {}  # the same for prompts, and who sees nothing
         if self._step is None:
             self._row = torch.from_numpy(np.repeat(rows, counts)).to(device)
             self._position = torch.from_numpy(position).to(device)
@@ -498,88 +656,97 @@ class RowPlan(Plan):
             # -inf where a key comes after the query, `[rows, 1, queries, keys]`; idle rows and padding see every key
             last = torch.full((len(batch), self._most), keys, device=device)
             last[self._row, self._place] = self._position
-            hidden = torch.arange(keys, device=device) > last[..., None]
-            dtype = batch.kv.dtype if device.type == "cpu" else torch.float32
-            self._bias = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)[:, None]
+            self._bias = hiding(torch.arange(keys, device=device) > last[..., None], batch.kv.dtype)[:, None]
 
     @property
     def packed_rows(self) -> PackedRows:
         """Every query against its prompt, and the private parts padded to the longest of their block."""
-        shared = sum((stop - start) * len(prompt) for prompt, start, stop in self._spans)
         private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
-        read = sum({id(prompt.kv): len(prompt) for prompt, _, _ in self._spans}.values()) + self._past
+        prompts = {id(prompt.kv): len(prompt) for prompt in (self._batch.prompts[row] for row in self._rows)}
 
         def windowed(window: int) -> tuple[int, int]:
-            first = np.maximum(self.absolute - window + 1, 0)
-            within = sum((b - a) * max(len(prompt) - int(first[a:b].min()), 0) for prompt, a, b in self._spans)
-            return int(np.minimum(self.absolute + 1, window).sum()), within + private
+            shared = sum(share.pairs(self._lowest(share, window)) for share in self._shares)
+            return int(np.minimum(self.absolute + 1, window).sum()), shared + private
 
-        causal = int(self.absolute.sum()) + len(self.absolute)
-        return PackedRows(self._count, causal, shared + private, read, windowed)
+        causal, shared = int(self.absolute.sum()) + len(self.absolute), sum(share.pairs() for share in self._shares)
+        return PackedRows(self._count, causal, shared + private, sum(prompts.values()) + self._past, windowed)
+
+    def _lowest(self, share: Share, window: int) -> int:
+        """The first key of its prompts that a share reads: a prompt of its own is read from the window on."""
+        if len(share.slots.starts) > 1 or fixed_shapes(self._batch.kv.device):
+            return 0
+        return max(int(self.absolute[slice(*share.tokens)].min()) - window + 1, 0)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each token against its problem's prompt and its row's own tokens up to itself."""
         keys, values = self._batch.kv[self.layer]  # [rows, kv_heads, capacity, head_dim]
+        heads = key.shape[1]
         if self._step is not None:
-            keys[:, :, self._step], values[:, :, self._step] = key.transpose(0, 1), value.transpose(0, 1)
+            keys[:, :, self._step], values[:, :, self._step] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         else:
-            keys[self._row, :, self._position] = key.transpose(0, 1)
-            values[self._row, :, self._position] = value.transpose(0, 1)
-        heads, tokens, width = query.shape
-        grouped = query.view(key.shape[0], heads // key.shape[0], tokens, width)  # [kv_heads, group, tokens, head_dim]
-        # The first position that each token sees; ``None`` where all of them see everything.
-        first = None if scores.window is None else self.absolute - scores.window + 1
-        if first is not None and int(first.max()) <= 0:
-            first = None
-        out, lse = self._private(grouped, keys, values, scores, first)
-
-        # All queries of a problem against its prompt: one product for each kv head.
-        outputs, sums = [], []
-        for prompt, start, stop in self._spans:
-            part = grouped[:, :, start:stop]
-            shared, shared_lse = self._shared(part, prompt, scores, None if first is None else first[start:stop])
-            outputs.append(shared)
-            sums.append(shared_lse)
-        shared, shared_lse = (
-            (outputs[0], sums[0]) if len(outputs) == 1 else (torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
-        )
-        # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
-        share = torch.sigmoid(shared_lse - lse).to(out.dtype)[..., None]
-        joined = torch.lerp(out, shared, share)
-        if scores.sinks is not None:
-            joined = scores.drained(joined, torch.logaddexp(shared_lse, lse))
-        return joined.reshape(heads, tokens, width)
+            keys[self._row, :, self._position] = key[0].transpose(0, 1)
+            values[self._row, :, self._position] = value[0].transpose(0, 1)
+        # The window, if there are tokens that it hides a key of.
+        window = scores.window
+        if window is not None and int(self.absolute.max()) < window:
+            window = None
+        out, lse = self._private(query, keys, values, scores, window)
+        parts = [self._shared(query, heads, share, scores, window) for share in self._shares]
+        if parts:
+            shared, shared_lse = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
+            # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
+            share = torch.sigmoid(shared_lse - lse).to(out.dtype)
+            out = torch.lerp(out, shared, share[..., None])
+            lse = lse if scores.sinks is None else torch.logaddexp(shared_lse, lse)
+        return scores.drained(out, lse)
 
     def _shared(
-        self, query: Tensor, prompt: Piece, scores: Scores, first: NDArray[np.int64] | None
+        self, query: Tensor, heads: int, share: Share, scores: Scores, window: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Some tokens against their prompt from `first` on: outputs, as `query`, and log-sum-exps of its first axes."""
-        lowest = 0 if first is None else max(int(first.min()), 0)
-        if prompt.kv is None or lowest >= len(prompt):
-            return torch.zeros_like(query), torch.full(query.shape[:3], -torch.inf, device=query.device)
-        k, v = prompt.kv[self.layer, :, :, lowest:]
-        bias, blind = None, None
-        if first is not None and int(first.max()) > lowest:
-            begins = torch.from_numpy(first).to(query.device)
-            hidden = torch.arange(lowest, len(prompt), device=query.device) < begins[:, None]
-            blind = begins >= len(prompt)  # these see nothing here; an attention without a key has no value
-            dtype = query.dtype if query.device.type == "cpu" else torch.float32
-            bias = torch.zeros(hidden.shape, dtype=dtype, device=query.device)
-            bias = bias.masked_fill_(hidden & ~blind[:, None], -torch.inf).repeat(query.shape[1], 1)[None, None]
-        out, lse = partial_attention(query.flatten(1, 2)[None], k[None], v[None], bias, scores)
-        out, lse = out.view(query.shape), lse.view(query.shape[:3])
-        return out, lse if blind is None else lse.masked_fill(blind, -torch.inf)
+        """Some tokens against their prompts: outputs and log-sum-exps `[tokens, kv_heads, group, head_dim]`."""
+        slots, group = share.slots, query.shape[1] // heads
+        lowest = 0 if window is None else self._lowest(share, window)
+        if slots.kv is None or lowest >= slots.kv.shape[4]:
+            shape = share.tokens[1] - share.tokens[0], heads, group
+            out = query.new_zeros(*shape, query.shape[3])
+            return out, torch.full(shape, -torch.inf, device=query.device)
+        key, value = slots.kv[self.layer, :, :, :, lowest:].unbind()
+        bias, blind = slots.bias, share.blind
+        if window is not None and slots.kv is not None:
+            if (share, window) not in self._near:
+                self._near[share, window] = self._seen_by(share, window, lowest, group)
+            bias, blind = self._near[share, window]
+        out, lse = partial_attention(share.queries(query, heads), key, value, bias, scores)
+        out, lse = share.by_token(out, group), share.by_token(lse, group)
+        return out, lse if blind is None else lse.masked_fill(blind[:, None, None], -torch.inf)
+
+    def _seen_by(self, share: Share, window: int, lowest: int, group: int) -> tuple[Tensor, Tensor]:
+        """-inf where a window hides a prompt's key, `[slots, 1, most * group, keys]`; tokens for which it hides all."""
+        device = self._batch.kv.device
+        first = self._positions[slice(*share.tokens)] - window + 1  # that each token sees
+        lengths = torch.from_numpy(share.slots.lengths).to(device)[:, None]
+        assert share.slots.kv is not None
+        key = torch.arange(lowest, share.slots.kv.shape[4], device=device)
+        by_place = first[share.places(device) - share.tokens[0]]  # [slots, most]
+        # Those that see nothing here see all of it, for an attention without a key has no value.
+        hidden = (key < by_place[..., None]) & (by_place < lengths)[..., None]
+        hidden |= key >= lengths[..., None].clamp(min=1)
+        bias = hiding(hidden.repeat_interleave(group, dim=1), self._batch.kv.dtype)[:, None]
+        slot = torch.from_numpy(share.slot_of_token).to(device)
+        return bias, first.clamp(min=0) >= lengths[slot, 0]
 
     def _private(
-        self, query: Tensor, keys: Tensor, values: Tensor, scores: Scores, first: NDArray[np.int64] | None
+        self, query: Tensor, keys: Tensor, values: Tensor, scores: Scores, window: int | None
     ) -> tuple[Tensor, Tensor]:
-        """Each row against its own tokens: outputs, as `query`, and log-sum-exps `[kv_heads, group, tokens]`."""
-        by_token = query.permute(2, 0, 1, 3)  # [tokens, kv_heads, group, head_dim]
-        bias, group = self._bias if first is None else self._window_bias(first, scores.window or 0), query.shape[1]
+        """Each row against its own tokens: outputs and log-sum-exps, `[tokens, kv_heads, group, ...]`."""
+        by_token = query.view(keys.shape[1], -1, *query.shape[2:]).permute(
+            2, 0, 1, 3
+        )  # [tokens, kv_heads, group, head_dim]
+        bias, group = self._bias if window is None else self._window_bias(window), by_token.shape[2]
         if self._one_each:
             queries = by_token  # tokens are rows
         else:
-            ragged = query.new_zeros(len(self._batch), query.shape[0], group, self._most, query.shape[3])
+            ragged = query.new_zeros(len(self._batch), *by_token.shape[1:3], self._most, query.shape[3])
             ragged[self._row, :, :, self._place] = by_token
             queries = ragged.flatten(2, 3)  # [rows, kv_heads, group * most, head_dim]
             bias = None if bias is None else bias.repeat(1, 1, group, 1)
@@ -597,20 +764,20 @@ class RowPlan(Plan):
         if not self._one_each:
             out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
             out, lse = out[self._row, :, :, self._place], lse[self._row, :, :, self._place]
-        return out.permute(1, 2, 0, 3), lse.permute(1, 2, 0)
+        return out, lse
 
-    def _window_bias(self, first: NDArray[np.int64], window: int) -> Tensor:
+    def _window_bias(self, window: int) -> Tensor:
         """-inf where a key comes after the query or before its window, `[rows, 1, queries, keys]`."""
         if window not in self._windowed:
-            device = self._batch.kv.device
-            begins = torch.zeros(len(self._batch), self._most, dtype=torch.long, device=device)
-            own = torch.from_numpy(first - self._base_of_token).to(device)
+            device, rows = self._batch.kv.device, len(self._batch)
+            begins = torch.zeros(rows, self._most, dtype=torch.long, device=device)
+            bases = torch.from_numpy(self._base_of_token).to(device)
+            own = self._positions - bases - window + 1
             if self._one_each:
                 begins[:, 0] = own
             else:
                 begins[self._row, self._place] = own
             hidden = torch.arange(self._keys, device=device) < begins[..., None]
-            dtype = self._batch.kv.dtype if device.type == "cpu" else torch.float32
-            bias = torch.zeros(hidden.shape, dtype=dtype, device=device)[:, None] if self._bias is None else self._bias
-            self._windowed[window] = bias.masked_fill(hidden[:, None], -torch.inf)
+            bias = hiding(hidden, self._batch.kv.dtype)[:, None]
+            self._windowed[window] = bias if self._bias is None else bias + self._bias
         return self._windowed[window]
