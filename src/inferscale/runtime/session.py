@@ -103,9 +103,14 @@ class Session:
             self.tokens = tokens
         return _covered[kind]
 
-    def read_one_by_one(self) -> None:
-        """Has rows that hold tokens read further ones in forwards of one token each."""
-        self._goes_on = False
+    def read_one_by_one(self) -> bool:
+        """Has rows that hold tokens read further ones in forwards of one token each.
+
+        Returns:
+            False if that changes nothing: the model has no states, or could not be run.
+        """
+        self._goes_on = self._like is None or not self.has_states
+        return not self._goes_on
 
     @property
     def _known(self) -> tuple[Tensor, States]:
@@ -279,9 +284,8 @@ def checked_session(model: Any) -> Session | None:
                 try:
                     check_session(session)
                 except UnsupportedModelError:
-                    if not session.has_states:
+                    if not session.read_one_by_one():  # the scans of Mamba's first version begin with no state
                         raise
-                    session.read_one_by_one()  # the scans of Mamba's first version begin with no state
                     check_session(session)
     except UnsupportedModelError as error:
         warnings.warn(
