@@ -36,6 +36,8 @@ from inferscale.strategies import (
     ParallelSequential,
     ParticleFilter,
     ParticleGibbs,
+    PowerMH,
+    PowerSMC,
     RepeatedSampling,
     Restart,
     SelfRefine,
@@ -84,7 +86,10 @@ STRATEGIES = [entry.make(6) for entry in registry().values()] + [
     ParticleFilter(4, 1.0, "residual", tempering="ess"),
     ParticleFilter(4, resampling="multinomial", weighting="its_hub"),
     ParticleFilter(4, resampling="stratified", weighting="paper"),
+    ParticleFilter(4, 1.0, twist=0.5),
     ParticleGibbs(3, 2),
+    PowerMH(2, 2.0, num_moves=3, block=2),
+    PowerSMC(5, 2.0, bridge_depth=2, resampling="multinomial"),
     NoThinking(2, thought=" "),
     ParallelSequential(2, 2, best_of_chain=True),
     REBASE(6, truncate_ratio=0.5),
@@ -102,7 +107,7 @@ STRATEGIES = [entry.make(6) for entry in registry().values()] + [
 
 
 def returns_particles(strategy):
-    return "Particle" in repr(strategy)
+    return "Particle" in repr(strategy) or "Power" in repr(strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)

@@ -60,15 +60,16 @@ def test_a_sample_does_not_depend_on_how_many_are_drawn():
 
 def naive_sample(model, prefix, key, count, temperature):
     """Tokens drawn from whole forwards and a full cumulative sum, one at a time."""
-    ids, logprob = list(prefix), 0.0
+    ids, logprob, own = list(prefix), 0.0, 0.0
     for position in range(count):
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double() / temperature
-        p = logits.softmax(-1)
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        p = (logits / temperature).softmax(-1)
         token = int(np.searchsorted(p.cumsum(-1).numpy(), uniforms([key], position)[0], side="right"))
         logprob += float(p[token].log())
+        own += float(logits.log_softmax(-1)[token])
         ids.append(token)
-    return ids[len(prefix) :], logprob
+    return ids[len(prefix) :], logprob, own
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mamba"])
@@ -79,9 +80,10 @@ def test_tokens_and_logprobs_equal_a_naive_loop(family):
     leaf = grow(gen, child, 2)[1] if not child.is_finished else child
     prompt = byte_tokenizer()("Step 1: a b")["input_ids"]
     for current in leaf.path:
-        ids, logprob = naive_sample(gen.model, prompt, current.key, len(current.step.token_ids), 0.8)
+        ids, logprob, own = naive_sample(gen.model, prompt, current.key, len(current.step.token_ids), 0.8)
         assert tuple(ids) == current.step.token_ids
         assert current.step.logprob == pytest.approx(logprob, abs=1e-3)
+        assert current.step.model_logprob == pytest.approx(own, abs=1e-3)
         prompt = prompt + ids
 
 

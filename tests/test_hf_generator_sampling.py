@@ -107,6 +107,7 @@ def test_draws_follow_the_distribution_of_transformers_warpers(temperature, top_
     assert (((seen - expected) ** 2 / expected)[likely].sum()) < likely.sum() + 5 * math.sqrt(2 * likely.sum())
     assert seen[expected == 0].sum() == 0
     torch.testing.assert_close(draws.confidences, logits.log_softmax(-1)[0][draws.tokens], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(draws.model_logprobs, draws.confidences)
 
 
 def test_flat_distributions_take_the_exact_path_of_top_p():
@@ -294,7 +295,9 @@ def test_requests_at_temperatures_of_their_own_are_other_generators(kind):
         other = made(request.temperature or 0.9)
         expected = other.generate([replace(request, temperature=None, greedy=request.temperature == 0)])[0]
         assert [step.token_ids for step in steps] == [step.token_ids for step in expected]
-        assert [step.logprob for step in steps] == pytest.approx([step.logprob for step in expected], abs=1e-4)
+        for name in ("logprob", "model_logprob"):
+            known = [getattr(step, name) for step in expected]
+            assert [getattr(step, name) for step in steps] == pytest.approx(known, abs=1e-4)
     assert len({step.token_ids for steps in mixed for step in steps}) > 6
 
 

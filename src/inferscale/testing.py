@@ -87,6 +87,7 @@ class ToyGenerator(Generator):
             text=request.forced + "".join(words),
             token_ids=forced + tuple(ord(word[0]) for word in words),
             logprob=-float(len(words)),
+            model_logprob=-float(len(words)),
             confidence=-unit_hash(source),
             finish_reason=reason,
             inner_ends=tuple(ends) if len(forced) + len(words) == id_end and len(ends) > 1 else (),

@@ -312,6 +312,7 @@ class Step:
         num_tokens: Sampled tokens where `token_ids` is not known or holds forced ids; ``None`` means
             ``len(token_ids)``.
         generator: Name of the generator that sampled it, where `solve` was given several; ``None`` for the only one.
+        model_logprob: As `logprob`, under the model's own distribution: at temperature 1, without filters.
     """
 
     text: str
@@ -325,6 +326,7 @@ class Step:
     thought_tokens: int = 0
     num_tokens: int | None = None
     generator: str | None = None
+    model_logprob: float | None = None
 
     @property
     def generated_tokens(self) -> int:

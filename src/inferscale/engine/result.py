@@ -388,7 +388,7 @@ def voted(aggregator: Aggregator, trajectories: Sequence[Trajectory]) -> Traject
 def step_to_dict(step: Step) -> dict[str, Any]:
     """Return the step as plain data; a log-probability or confidence that is not finite is not known."""
     row = {field.name: getattr(step, field.name) for field in fields(step)}
-    return {**row, "logprob": finite(step.logprob), "confidence": finite(step.confidence)}
+    return row | {name: finite(row[name]) for name in ("logprob", "confidence", "model_logprob")}
 
 
 def finite(value: Any) -> Any:

@@ -270,7 +270,7 @@ class VLLMGenerator(Generator):
             return step
         if self._logprobs_mode == "raw_logprobs":
             return replace(step, logprob=None)
-        return replace(step, confidence=None)
+        return replace(step, confidence=None, model_logprob=None)
 
 
 def _open(call: Sequence[Branch]) -> list[Branch]:
@@ -294,5 +294,5 @@ def _push(branch: Branch, sample: Any) -> None:
         raise RuntimeError(f"vLLM ended a sample without a token ({sample.finish_reason})")
     for token, table in zip(sample.token_ids, sample.logprobs, strict=True):
         logprob = float(table[token].logprob)
-        if not branch.push(int(token), logprob, logprob):
+        if not branch.push(int(token), logprob, logprob, logprob):
             return

@@ -60,6 +60,7 @@ class Branch:
         tokens: Ids sampled so far.
         finish: Why sampling stopped; ``None`` while it goes on.
         logprob: Sum of the tokens' log-probabilities.
+        model_logprob: The same under the model's own distribution; NaN if it is not known.
         confidence: Sum of the tokens' confidences.
         room: The most tokens that the path's length and the context allow.
     """
@@ -77,6 +78,7 @@ class Branch:
     finish: FinishReason | None = None
     logprob: float = 0.0
     confidence: float = 0.0
+    model_logprob: float = 0.0
     room: int = field(init=False)
     # Where inner steps end: characters of the text, and tokens, forced ones included. And the text up to the newest.
     _ends: list[tuple[int, int]] = field(default_factory=list)
@@ -126,18 +128,26 @@ class Branch:
 
     def restart(self) -> None:
         """Forgets what was sampled; the same tokens come again from the same stream."""
-        self.tokens, self._ends, self.logprob, self.confidence, self.finish = [], [], 0.0, 0.0, None
+        self.tokens, self._ends, self.finish = [], [], None
+        self.logprob = self.confidence = self.model_logprob = 0.0
         self._cut = None
 
-    def push(self, token: int, logprob: float, confidence: float) -> bool:
+    def push(self, token: int, logprob: float, confidence: float, model_logprob: float = math.nan) -> bool:
         """Takes the next token; returns True if sampling goes on."""
-        return self.take([token], [logprob], [confidence])
+        return self.take([token], [logprob], [confidence], [model_logprob])
 
-    def take(self, tokens: Sequence[int], logprobs: Sequence[float], confidences: Sequence[float]) -> bool:
+    def take(
+        self,
+        tokens: Sequence[int],
+        logprobs: Sequence[float],
+        confidences: Sequence[float],
+        model_logprobs: Sequence[float],
+    ) -> bool:
         """Takes the next tokens, of which the last alone may end something; returns True if sampling goes on."""
         self.tokens += tokens
         self.logprob = math.fsum((self.logprob, *logprobs))
         self.confidence = math.fsum((self.confidence, *confidences))
+        self.model_logprob = math.fsum((self.model_logprob, *model_logprobs))
         token, cap = tokens[-1], self.cap
         full = self.step_tokens >= self.limits.step
         text = None  # of most tokens, which can end nothing, it is not needed
@@ -215,6 +225,7 @@ class Branch:
             flops=flops,
             prompt_tokens=prompt_tokens,
             num_tokens=len(self.tokens) if self.forced else None,
+            model_logprob=None if math.isnan(self.model_logprob) else self.model_logprob,
         )
 
     def _tokens_of_text(self) -> int:

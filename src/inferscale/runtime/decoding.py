@@ -126,8 +126,8 @@ class TokenBuffer:
         self._requests: list[GenerateRequest] = []  # those of the branches, each once
         self._texts: list[tuple[TokenText, NDArray[np.int64]]] = []  # what ends texts, and the rows that it ends
         self.temperatures: list[tuple[float, NDArray[np.int64]]] = []  # those that requests give, and their rows
-        # ids, log-probabilities, confidences, and whether a step may end there: `[4, rows, room]`
-        self._drawn = np.zeros((4, 0, 64))
+        # the columns of `Draws`, and whether a step may end there: `[5, rows, room]`
+        self._drawn = np.zeros((5, 0, 64))
 
     def add(self, branches: Sequence[Branch]) -> None:
         """Adds rows for branches that have no tokens yet."""
@@ -164,7 +164,7 @@ class TokenBuffer:
         """Takes the next tokens of every row; branches that may have ended, or all of them, are told.
 
         Args:
-            drawn: Ids, log-probabilities and confidences, `[3, rows, tokens]`.
+            drawn: The columns of `Draws`, `[4, rows, tokens]`.
             tell_all: True if every branch is told of every token.
         """
         counts, new, room = self.rows["count"], drawn.shape[2], self._drawn.shape[2]
@@ -176,8 +176,8 @@ class TokenBuffer:
         flags = np.zeros(drawn.shape[1:], dtype=bool)
         for text, own in self._texts:
             flags[own] = text.may_end(drawn[0, own].astype(np.int64))
-        self._drawn[:3, rows, places] = drawn
-        self._drawn[3, rows, places] = flags
+        self._drawn[:4, rows, places] = drawn
+        self._drawn[4, rows, places] = flags
         counts += new
         told = flags.any(axis=1) | (counts >= self.rows["due"]) | tell_all
         for row in np.flatnonzero(told).tolist():
@@ -188,14 +188,14 @@ class TokenBuffer:
         branch, count = self.branches[row], int(self.rows["count"][row])
         while branch.finish is None:
             start = len(branch.tokens)
-            flagged = np.flatnonzero(self._drawn[3, row, start:count])
+            flagged = np.flatnonzero(self._drawn[4, row, start:count])
             stop = min(start + int(flagged[0]) + 1, branch.due) if len(flagged) else branch.due
             if stop > count:
                 if not everything or start == count:
                     break
                 stop = count
-            ids, logprobs, confidences = self._drawn[:3, row, start:stop].tolist()
-            branch.take([int(i) for i in ids], logprobs, confidences)
+            ids, logprobs, confidences, own = self._drawn[:4, row, start:stop].tolist()
+            branch.take([int(i) for i in ids], logprobs, confidences, own)
         self.rows["due"][row], self.rows["ended"][row] = branch.due, branch.finish is not None
 
     def end_overdue(self) -> bool:
@@ -364,9 +364,8 @@ class Rows:
             if processed is not None:
                 processed.push(draws[-1].tokens)
 
-        # Look at them, in one copy from the device, [3, rows, tokens]: steps end in text, which is the host's.
-        columns = [torch.stack([d.tokens.double(), d.logprobs.double(), d.confidences.double()]) for d in draws]
-        drawn: NDArray[np.float64] = torch.stack(columns, dim=2).cpu().numpy()
+        # Look at them, in one copy from the device, [4, rows, tokens]: steps end in text, which is the host's.
+        drawn: NDArray[np.float64] = torch.stack([each.columns() for each in draws], dim=2).cpu().numpy()
         if np.isnan(drawn[1]).any():
             raise FloatingPointError(
                 f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"

@@ -8,8 +8,9 @@ random state, not on the order of the calls.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -58,11 +59,19 @@ class Draws:
         logprobs: Log-probability (nats) under the distribution drawn from, after temperature and filters; under the
             plain model distribution for greedy rows; `[batch]`.
         confidences: The token confidence that the sampler was asked for, under the plain model distribution; `[batch]`.
+        model_logprobs: Log-probability (nats) under the plain model distribution, `[batch]`; ``None`` if the sampler
+            does not tell.
     """
 
     tokens: Tensor
     logprobs: Tensor
     confidences: Tensor
+    model_logprobs: Tensor | None = None
+
+    def columns(self) -> Tensor:
+        """Everything as float64, `[4, batch]`; NaN is a log-probability that is not told."""
+        known = torch.full_like(self.logprobs, float("nan")) if self.model_logprobs is None else self.model_logprobs
+        return torch.stack([c.double() for c in (self.tokens, self.logprobs, self.confidences, known)])
 
 
 class TokenSampler(ABC):
@@ -106,7 +115,7 @@ class TokenSampler(ABC):
         """The likeliest token of each row, for greedy requests; logits `[rows, vocabulary]`, float32."""
         tokens = logits.argmax(dim=-1)
         logprobs = _pick(logits, tokens) - logits.logsumexp(dim=-1)
-        return Draws(tokens, logprobs, logprobs)
+        return Draws(tokens, logprobs, logprobs, logprobs)
 
     def confidences(self, logits: Tensor, tokens: Tensor) -> Tensor | None:
         """Confidences of drawn tokens `[rows]` under the model's own `logits`, where processors have changed them.
@@ -137,21 +146,31 @@ class TokenSampler(ABC):
         scores = logits if processed is None else processed
         drawn = self.draw(scores, numbers)
         for temperature, rows in others:
-            apart = self.at(temperature).draw(scores[rows], numbers[rows])
-            drawn = Draws(
-                drawn.tokens.index_copy(0, rows, apart.tokens),
-                drawn.logprobs.index_copy(0, rows, apart.logprobs.to(drawn.logprobs.dtype)),
-                drawn.confidences.index_copy(0, rows, apart.confidences.to(drawn.confidences.dtype)),
-            )
+            drawn = _merged(drawn, self.at(temperature).draw(scores[rows], numbers[rows]), partial(_put_rows, rows))
         if greedy is not None:
-            best = self.draw_likeliest(scores)
-            drawn = Draws(
-                torch.where(greedy, best.tokens, drawn.tokens),
-                torch.where(greedy, best.logprobs, drawn.logprobs),
-                torch.where(greedy, best.confidences, drawn.confidences),
-            )
-        plain = None if processed is None else self.confidences(logits, drawn.tokens)
-        return drawn if plain is None else replace(drawn, confidences=plain)
+            drawn = _merged(drawn, self.draw_likeliest(scores), lambda own, best: torch.where(greedy, best, own))
+        if processed is None:
+            return drawn
+        plain = self.confidences(logits, drawn.tokens)
+        own = _pick(logits, drawn.tokens) - logits.logsumexp(dim=-1)
+        return replace(drawn, confidences=drawn.confidences if plain is None else plain, model_logprobs=own)
+
+
+def _merged(drawn: Draws, others: Draws, put: Callable[[Tensor, Tensor], Tensor]) -> Draws:
+    """Two kinds of draws as one, each column put together by `put`."""
+    known = None
+    if drawn.model_logprobs is not None and others.model_logprobs is not None:
+        known = put(drawn.model_logprobs, others.model_logprobs)
+    return Draws(
+        put(drawn.tokens, others.tokens),
+        put(drawn.logprobs, others.logprobs),
+        put(drawn.confidences, others.confidences),
+        known,
+    )
+
+
+def _put_rows(rows: Tensor, whole: Tensor, part: Tensor) -> Tensor:
+    return whole.index_copy(0, rows, part.to(whole.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +231,24 @@ class Sampler(TokenSampler):
         if self.min_p:
             weights *= weights.clone().ge_(self.min_p)  # the likeliest has the weight 1
         tokens, shares = inverse_cdf(weights, numbers)
-        return Draws(tokens, shares.log().to(raw.dtype), self._confidences(raw, log_total, tokens))
+        own = _pick(raw, tokens) - log_total
+        return Draws(tokens, shares.log().to(raw.dtype), self._confidences(raw, log_total, own), own)
 
     def draw_likeliest(self, logits: Tensor) -> Draws:
         """The likeliest token of each row, with its log-probability under the plain model distribution."""
         tokens, log_total = logits.argmax(dim=-1), logits.logsumexp(dim=-1)
-        return Draws(tokens, _pick(logits, tokens) - log_total, self._confidences(logits, log_total, tokens))
+        own = _pick(logits, tokens) - log_total
+        return Draws(tokens, own, self._confidences(logits, log_total, own), own)
 
     def confidences(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Confidences of drawn tokens `[rows]`, of the kind that is asked for, under the model's own `logits`."""
-        return self._confidences(logits, logits.logsumexp(dim=-1), tokens)
+        log_total = logits.logsumexp(dim=-1)
+        return self._confidences(logits, log_total, _pick(logits, tokens) - log_total)
 
-    def _confidences(self, raw: Tensor, log_total: Tensor, tokens: Tensor) -> Tensor:
-        """Token confidences `[rows]`; `log_total` is the log-sum-exp of the plain logits `raw`."""
+    def _confidences(self, raw: Tensor, log_total: Tensor, own: Tensor) -> Tensor:
+        """Token confidences `[rows]` from the plain logits `raw`, their log-sum-exp and the log-probabilities `own`."""
         if self.confidence == "logprob":
-            return _pick(raw, tokens) - log_total
+            return own
         if self.confidence == "self_certainty":
             return log_total - raw.mean(dim=-1) - float(np.log(raw.shape[-1]))
         return log_total - raw.topk(min(_DEEPCONF_TOP, raw.shape[-1]), dim=-1).values.mean(dim=-1)

@@ -28,6 +28,7 @@ from .sampling import (
     plan_sampling,
 )
 from .selecting import Compare, GenSelect, RecursiveAggregation, Tournament, knockout_failure
+from .sharpening import PowerMH, PowerSMC
 from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "ParallelSequential",
     "ParticleFilter",
     "ParticleGibbs",
+    "PowerMH",
+    "PowerSMC",
     "REBASE",
     "RecursiveAggregation",
     "Registered",

@@ -19,22 +19,25 @@ from .checks import check_choice, check_counts, check_positive
 DEAD = -math.inf  # log-weight of a particle whose sample failed or was scored 0
 
 
-def extend(particles: Sequence[Node], which: Sequence[int]) -> Flow[dict[int, Node]]:
-    """The next node of each particle in `which`, scored; particles whose sample failed are missing.
+def extend(
+    particles: Sequence[Node], which: Sequence[int], temperature: float | None = None, scored: bool = True
+) -> Flow[dict[int, Node]]:
+    """The next node of each particle in `which`, scored if wanted; particles whose sample failed are missing.
 
     A node held by k particles gets k children, one for each.
     """
     counts = Counter(particles[i] for i in which)
-    children = yield from expand(list(counts), list(counts.values()))
-    yield from score(children)
+    children = yield from expand(list(counts), list(counts.values()), temperature=temperature)
+    if scored:
+        yield from score(children)
     waiting: defaultdict[Node | None, deque[Node]] = defaultdict(deque)  # children that no particle has moved to yet
     for child in children:
         waiting[child.parent].append(child)
     return {i: waiting[particles[i]].popleft() for i in which if waiting[particles[i]]}
 
 
-def log_potential(node: Node, root: Node) -> float:
-    """``log phi(node)``: the logarithm of its score, 0 at the root of the search.
+def log_potential(node: Node, root: Node, twist: float = 1.0) -> float:
+    """``log phi(node)``: the logarithm of its score, times `twist` while its path is open; 0 at the root of the search.
 
     Raises:
         ValueError: If the score is negative.
@@ -46,13 +49,14 @@ def log_potential(node: Node, root: Node) -> float:
             f"particle methods weight nodes by their scores, which must be 0 or more, and {node!r} has "
             f"{node.score:.4g}: rescale the reward, for example by a logistic function"
         )
-    return math.log(node.score) if node.score else DEAD
+    power = 1.0 if node.is_finished else twist
+    return power * math.log(node.score) if node.score else (DEAD if power else 0.0)
 
 
-def log_increment(new: Node, old: Node, root: Node) -> float:
+def log_increment(new: Node, old: Node, root: Node, twist: float = 1.0) -> float:
     """``log phi(new) - log phi(old)``; where phi(old) = 0 the path starts anew."""
-    before = log_potential(old, root)
-    return log_potential(new, root) - (0.0 if before == DEAD else before)
+    before = log_potential(old, root, twist)
+    return log_potential(new, root, twist) - (0.0 if before == DEAD else before)
 
 
 def equally_weighted(particles: Sequence[Node], log_weights: Sequence[float], rng: random.Random) -> list[Node]:
@@ -98,6 +102,10 @@ class ParticleFilter(SearchStrategy):
             (``"linear"``), as in its_hub; here the weights are corrected for it, so that the filter stays proper.
         softmax_temperature: Divides the log-weights of ``"paper"`` and ``"its_hub"``.
         max_depth: Most steps in a path.
+        twist: Twisted SMC (Feng et al. 2024, arXiv:2410.01920): the potential of a path that is still open is
+            ``score**twist``, of one that has ended the score, so that the target over finished paths is the same for
+            every twist. 1 takes the scores of beginnings for a value function, 0.5 its square root, which is best for
+            samples of the model if scores of finished paths are 0 and 1; 0 looks at finished paths alone.
     """
 
     num_particles: int = 16
@@ -107,11 +115,14 @@ class ParticleFilter(SearchStrategy):
     tempering: Literal["none", "ess", "entropy", "linear"] = "none"
     softmax_temperature: float = 1.0
     max_depth: int = 40
+    twist: float = 1.0
     needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_counts(self, "num_particles", "max_depth")
         check_positive(self, "softmax_temperature")
+        if not 0 <= self.twist < math.inf:
+            raise ValueError(f"ParticleFilter(twist={self.twist!r}): give a finite number, 0 or more")
         check_choice(self, "resampling", ("systematic", "stratified", "residual", "multinomial"))
         check_choice(self, "weighting", ("incremental", "paper", "its_hub"))
         check_choice(self, "tempering", ("none", "ess", "entropy", "linear"))
@@ -119,6 +130,8 @@ class ParticleFilter(SearchStrategy):
             raise ValueError(f"ParticleFilter(ess_threshold={self.ess_threshold!r}): give a share in [0, 1]")
         if self.tempering != "none" and self.weighting != "incremental":
             raise ValueError(f'ParticleFilter(tempering={self.tempering!r}) needs weighting="incremental"')
+        if self.twist != 1 and self.weighting != "incremental":
+            raise ValueError(f'ParticleFilter(twist={self.twist!r}) needs weighting="incremental"')
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """Equally weighted particles, repeats allowed."""
@@ -136,7 +149,7 @@ class ParticleFilter(SearchStrategy):
                 break
             new = yield from extend(particles, alive)
             for i in alive:  # w_i *= phi(new_i) / phi(old_i), in logarithms
-                log_weights[i] += log_increment(new[i], particles[i], root) if i in new else DEAD
+                log_weights[i] += log_increment(new[i], particles[i], root, self.twist) if i in new else DEAD
             particles = [new.get(i, node) for i, node in enumerate(particles)]
             if self.weighting != "incremental":
                 log_weights = [

@@ -23,6 +23,7 @@ from .sampling import (
     SpeculativeRejection,
 )
 from .selecting import Compare, GenSelect, RecursiveAggregation, Tournament
+from .sharpening import PowerMH, PowerSMC
 from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 
@@ -72,6 +73,8 @@ def registry() -> dict[str, Registered]:
         "ab-mcts": ABMCTS,
         "particle-filter": ParticleFilter,
         "particle-gibbs": lambda n: ParticleGibbs(max(2, n // 4), 4),
+        "power-smc": PowerSMC,
+        "power-mh": lambda n: PowerMH(max(1, n // 4), num_moves=2),
         "adaptive-consistency": AdaptiveConsistency,
         "early-stopping": lambda n: EarlyStoppingConsistency(min(5, n), n),
         "deepconf": lambda n: DeepConf(max(2, n // 4), n),
