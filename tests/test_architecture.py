@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "strategies": {*CORE, "flow", "base", "functional", "answers"},
     "aggregators": {*CORE, "flow", "base", "functional", "answers"},
     "viz": {*CORE, "answers", "aggregators"},
-    "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "viz"},
+    "engine": {*CORE, "flow", "base", "functional", "answers", "aggregators", "strategies", "viz"},
     "testing": {*CORE, "flow", "base", "functional", "engine", "viz"},
     "scaling": {
         *CORE,

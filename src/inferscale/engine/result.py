@@ -111,8 +111,8 @@ class SearchResult:
         root: The root of the search tree.
         cost: The cost of the search.
         stopped_by: The cap that ended it or cut its last sample (``"tokens"``, ``"flops"``, ``"seconds"``,
-            ``"calls"``), ``"cancel"`` if it was cancelled, ``"error"`` for the best so far of a search that was broken
-            off, or ``None``.
+            ``"calls"``), ``"pool"`` where it shared a budget with other problems and depends on them, ``"cancel"`` if
+            it was cancelled, ``"error"`` for the best so far of a search that was broken off, or ``None``.
     """
 
     problem: Problem

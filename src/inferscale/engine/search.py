@@ -9,11 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.flow import Answer, Flow, Generate, GenerateRequest, Score, as_request, score
+from inferscale.strategies.pooling import Drawn
 from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
@@ -40,6 +41,13 @@ class SearchUpdate:
     cost: Cost
 
 
+class Grant(NamedTuple):
+    """What a search of a pool may have cost when it next waits: samples, and tokens if there is a bound."""
+
+    samples: int = 0
+    tokens: int | None = None
+
+
 class Search:
     """One strategy's flow and the tree that it grows; a `Session` answers what it asks for.
 
@@ -56,6 +64,7 @@ class Search:
             for its result.
         on_step: Called with every answer that a model gives it, before it goes on; not with those out of a journal.
         leaves: The leaves to vote over once it has ended; ``None`` until then.
+        grant: How far it may go before it waits for more, in a pool; ``None`` elsewhere.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class Search:
         self.stopped_by: str | None = None
         self.request: Generate | Score | None = None
         self.leaves: list[Node] | None = None
+        self.grant: Grant | None = None
         self.abandoned = abandoned or threading.Event()
         self.on_step = on_step
         self._cancel = cancel
@@ -215,6 +225,8 @@ class Search:
         if spent is not None:
             self.stop(spent)
             return []
+        if self.is_held:
+            return []
         calls, tokens, deadline = float("inf"), None, None
         if self._budget is not None:
             if self._budget.calls is not None:
@@ -223,6 +235,11 @@ class Search:
                 tokens = self._budget.tokens - self.cost.tokens
             if self._budget.seconds is not None:
                 deadline = time.monotonic() + self._budget.seconds - self._seconds
+        if self.grant is not None:
+            calls = min(calls, self.grant.samples - self.cost.num_generated)
+            if self.grant.tokens is not None:
+                granted = self.grant.tokens - self.cost.tokens
+                tokens = granted if tokens is None else min(tokens, granted)
         requests: list[GenerateRequest] = []
         for _, pending in self._queue:
             request = assigned(generator, pending)
@@ -250,6 +267,25 @@ class Search:
             if n < request.n or cap != request.max_tokens:
                 break  # what follows has to wait: the samples of a search are drawn in order
         return requests
+
+    @property
+    def is_held(self) -> bool:
+        """True if it wants samples, and has had all that it was granted."""
+        if self.grant is None or not isinstance(self.request, Generate) or not self._queue:
+            return False
+        samples, tokens = self.grant
+        return self.cost.num_generated >= samples or (tokens is not None and self.cost.tokens >= tokens)
+
+    def most_next(self, generator: Generator) -> int | None:
+        """Return the most tokens that its next sample can have; ``None`` if there is no bound."""
+        request = assigned(generator, self._queue[0][1])
+        return min((b for b in (generator.max_sample_tokens(request), request.max_tokens) if b), default=None)
+
+    def state(self) -> Drawn:
+        """Return what an allocation is told."""
+        leaves = [node for node in self.root.walk() if node.is_finished and not node.is_failed]
+        scores = tuple(leaf.score for leaf in leaves if leaf.is_scored)
+        return Drawn(tuple(self._read(leaves)), scores, self.cost.num_generated)
 
     def take_samples(self, requests: Sequence[GenerateRequest], samples: Samples) -> None:
         """Put the answer to `next_samples` into the tree and on the bill; resume the flow when it has all of it.

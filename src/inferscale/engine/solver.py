@@ -32,14 +32,16 @@ from inferscale.base import (
 from inferscale.cost import Budget
 from inferscale.functional import Reduction
 from inferscale.identity import compare, identity_of
+from inferscale.strategies.pooling import AdaptiveVote, Allocation
 from inferscale.thinking import NO_THINKING, Thinking
 from inferscale.tree import Node, Problem, root_key
 
 from .journal import Journal
+from .pool import Pool, pooled_strategy
 from .progress import ProgressBar
 from .result import Answers, SearchResult, trajectory, voted
 from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
-from .search import Search, SearchUpdate
+from .search import Grant, Search, SearchUpdate
 from .several import GeneratorGroup
 
 P = ParamSpec("P")
@@ -59,9 +61,9 @@ STREAM_SIZE = 64
 class Solver:
     """Everything about a search but the problem, checked once; `solve`, `solve_batch` and `stream` build one each.
 
-    A result does not depend on which other problems are solved beside it: random streams derive from
-    ``f"{seed}/{problem.stream}"``, for a plain prompt ``f"{seed}/{prompt}"`` (and from the occurrence number where a
-    problem is given more than once).
+    A result does not depend on which other problems are solved beside it, unless they share a pool (`solve_batch`):
+    random streams derive from ``f"{seed}/{problem.stream}"``, for a plain prompt ``f"{seed}/{prompt}"`` (and from the
+    occurrence number where a problem is given more than once).
 
     An exception that comes once searches have begun, an interrupt too, has an attribute ``partial``: a list of the
     best so far of the searches under way, and in `solve` and `solve_batch` of the results that were finished.
@@ -193,11 +195,18 @@ class Solver:
         progress: bool = False,
         cancel: threading.Event | None = None,
         on_step: OnStep | None = None,
+        pool: Budget | None = None,
+        allocation: Allocation | None = None,
     ) -> list[SearchResult]:
         """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
         Args:
             problems: Problems, or prompts.
+            pool: The most that all problems together may cost. It goes where `allocation` says, so that here, and
+                nowhere else, a result depends on the problems beside it: ``stopped_by="pool"`` says where it does. The
+                same problems, seed and pool give the same results.
+            allocation: Who gets the next sample of the pool, see `inferscale.strategies.pooling`; by default
+                `AdaptiveVote`.
             journal: A file that records every answer of the models, so that a search that was killed or cancelled goes
                 on where it was when the same call is made again. Strategy, models, thinking, budget and seed must have
                 the `identity` that they had; answers may be read and voted on in another way.
@@ -213,7 +222,51 @@ class Solver:
             ValueError: If the input is bad, the generator returns too few steps, a reward is not a finite number, or
                 the journal is damaged or belongs to another call.
         """
-        return self._solved(as_problems(problems, "solve_batch"), journal, progress, cancel, on_step)
+        given = as_problems(problems, "solve_batch")
+        if pool is not None:
+            return self._pooled(given, pool, allocation or AdaptiveVote(), journal, cancel, on_step)
+        if allocation is not None:
+            raise ValueError(f"allocation={allocation!r} shares out a pool: give pool=Budget(tokens=...) too")
+        return self._solved(given, journal, progress, cancel, on_step)
+
+    def _pooled(
+        self,
+        problems: Sequence[Problem],
+        budget: Budget,
+        allocation: Allocation,
+        journal: str | os.PathLike[str] | None,
+        cancel: threading.Event | None,
+        on_step: OnStep | None,
+    ) -> list[SearchResult]:
+        if not isinstance(budget, Budget) or not isinstance(allocation, Allocation):
+            raise TypeError(
+                f"pool={budget!r:.80}, allocation={allocation!r:.80}: give Budget(tokens=...), and an Allocation such "
+                "as AdaptiveVote()"
+            )
+        if not problems:
+            raise ValueError("solve_batch() was given no problems: pass at least one")
+        if journal is not None or self.schedule != "wave" or self.batch_size is not None:
+            raise ValueError(
+                "a pool has all searches run side by side: leave out journal=... and batch_size=..., and use "
+                'schedule="wave"'
+            )
+        if allocation.needs_scores and self.reward_model is None:
+            raise ValueError(f"{allocation!r} reads scores: pass reward_model=...")
+        pool, results = Pool(budget, allocation), dict[int, SearchResult]()
+        solver = replace(self, strategy=pooled_strategy(self.strategy, allocation))
+        try:
+            with solver.session() as session:
+                for problem in problems:
+                    session.start(problem, cancel=cancel, on_step=on_step).grant = Grant()
+                while session.active:
+                    for search in session.advance():
+                        pool.finished(search)
+                        results[search.index] = session.finish(search)
+                    pool.grant(list(session.active), self.generator, cancel)
+        except BaseException as error:
+            error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
+            raise
+        return [results[index] for index in range(len(problems))]
 
     async def asolve(
         self,
@@ -651,6 +704,8 @@ def solve_batch(
     progress: bool = False,
     cancel: threading.Event | None = None,
     on_step: OnStep | None = None,
+    pool: Budget | None = None,
+    allocation: Allocation | None = None,
 ) -> list[SearchResult]:
     """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
@@ -658,7 +713,9 @@ def solve_batch(
     """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
                     budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
-    return solver.solve_batch(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
+    return solver.solve_batch(
+        problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step, pool=pool, allocation=allocation
+    )
 
 
 @suggests_options

@@ -66,7 +66,6 @@ class HFGenerator(Generator):
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
     """
 
-    takes_temperature = True
     no_effect = frozenset({"micro_batch", "check_every", "cache", "max_cache_bytes"})
     held_in: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "confidence"), "sampler"),
@@ -188,6 +187,7 @@ class HFGenerator(Generator):
         )
         self.stats = self._runner.stats
         self.takes_messages = branches.prompts.chat
+        self.takes_temperature = self.sampler.has_temperature
 
     @classmethod
     def from_pretrained(  # noqa: D417 (options of the class are described there)

@@ -436,7 +436,6 @@ class QuietSTaRGenerator(Generator):
         thinking: The markers of thoughts in visible text that chat template or vocabulary show.
     """
 
-    takes_temperature = True
     no_effect = frozenset({"micro_batch", "cache", "max_cache_bytes", "record_thoughts"})
     held_in: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(("temperature", "top_p", "top_k", "min_p", "confidence"), "sampler"),
@@ -557,6 +556,7 @@ class QuietSTaRGenerator(Generator):
         self.thinking = branches.thinking
         self.takes_messages = branches.prompts.chat
         self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)
+        self.takes_temperature = self.sampler.has_temperature
         self.processing = LogitsProcessing(repetition_penalty, logits_processor, prefix_allowed_tokens_fn)
         self.step_delimiter = step_delimiter
         self.stop = checked_stops(stop)

@@ -100,6 +100,11 @@ class TokenSampler(ABC):
             numbers: Uniform numbers in (0, 1), float64 `[rows]`, see `inverse_cdf`.
         """
 
+    @property
+    def has_temperature(self) -> bool:
+        """True if `at` is written, so that requests may give a temperature."""
+        return type(self).at is not TokenSampler.at
+
     def at(self, temperature: float) -> TokenSampler:
         """The sampler at another temperature, for requests that give one.
 

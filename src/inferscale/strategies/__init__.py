@@ -14,6 +14,7 @@ from .combinators import (
 from .levels import DORA, DVTS, ETS, REBASE, BeamSearch, BestFirst, DepthFirst, StepwiseGreedy
 from .mcts import MCTS
 from .particles import ParticleFilter, ParticleGibbs
+from .pooling import AdaptiveVote, Allocation, Bandit, ByDifficulty, Drawn, Pandora, Uniform
 from .registry import Registered, registry
 from .revising import BudgetForcing, ParallelSequential, SelfRefine
 from .sampling import (
@@ -32,6 +33,13 @@ from .sharpening import PowerMH, PowerSMC
 from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 __all__ = [
+    "Uniform",
+    "Pandora",
+    "Drawn",
+    "ByDifficulty",
+    "Bandit",
+    "Allocation",
+    "AdaptiveVote",
     "ABMCTS",
     "AdaptiveConsistency",
     "BeamSearch",

@@ -1,0 +1,89 @@
+"""One budget for all problems of a call: its driver, which grants samples to the searches that they help most."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inferscale.base import Generator, SearchStrategy
+from inferscale.cost import Budget, Cost
+from inferscale.flow import Flow, expand, score
+from inferscale.strategies import RepeatedSampling
+from inferscale.strategies.pooling import Allocation
+from inferscale.tree import Node
+
+from .search import Grant, Search
+
+
+@dataclass(frozen=True)
+class _OneByOne(SearchStrategy):
+    """The tree of `RepeatedSampling`, sample by sample, each scored as it comes."""
+
+    n: int
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The samples."""
+        leaves = list[Node]()
+        for _ in range(self.n):
+            new = yield from expand([root], until="end")
+            yield from score(new)
+            leaves += new
+        return leaves or root.leaves()
+
+
+def pooled_strategy(strategy: SearchStrategy, allocation: Allocation) -> SearchStrategy:
+    """Return a strategy with the same tree whose samples are scored as they come, where `allocation` needs that."""
+    if allocation.needs_scores and type(strategy) is RepeatedSampling:
+        return _OneByOne(strategy.n)
+    return strategy
+
+
+class Pool:
+    """Shares out one budget among searches that all wait.
+
+    Searches are granted samples when every one of them waits for a grant or has ended, so that who gets how much
+    depends on problems, seed and budget alone, and not on what was ready first.
+    """
+
+    def __init__(self, budget: Budget, allocation: Allocation) -> None:
+        self.budget = budget
+        self.allocation = allocation
+        self._ended = Cost()
+        self._started = time.perf_counter()
+
+    def finished(self, search: Search) -> None:
+        """Take the cost of a search that has ended."""
+        self._ended += search.cost
+
+    def grant(self, searches: Sequence[Search], generator: Generator, cancel: threading.Event | None) -> None:
+        """Give the waiting `searches` their next samples, or end them all: ``stopped_by="pool"``.
+
+        Tokens and samples are spent exactly: a sample that might not fit waits until it does, and one that is alone is
+        cut at the tokens that are left.
+        """
+        if not searches or not all(search.is_held for search in searches):
+            return
+        spent = sum((search.cost for search in searches), self._ended)
+        chosen: list[int] = []
+        if self.budget.exhausted(spent, time.perf_counter() - self._started) is None:
+            chosen = self.allocation.chosen([search.state() for search in searches])
+        if not chosen or (cancel is not None and cancel.is_set()):
+            for search in searches:
+                search.stop("pool" if not search.is_cancelled() else "cancel")
+            return
+        calls = None if self.budget.calls is None else self.budget.calls - spent.num_generated
+        tokens = None if self.budget.tokens is None else self.budget.tokens - spent.tokens
+        for place, index in enumerate(chosen[:calls]):
+            search, bound = searches[index], None
+            if tokens is not None:
+                bound = search.most_next(generator)
+                if bound is None or bound > tokens:
+                    if place:
+                        break
+                    bound = tokens
+                tokens -= bound
+            most = None if bound is None else search.cost.tokens + bound
+            search.grant = Grant(search.cost.num_generated + 1, most)
