@@ -155,7 +155,7 @@ def assigned(generator: Generator, request: GenerateRequest) -> GenerateRequest:
         name = type(serving).__name__
         raise ValueError(
             f"the search samples at temperature={request.temperature}, and {name} takes no temperature from requests: "
-            f"set takes_temperature = True on a {name} that samples at `request.temperature`, and give a sampler of your "
-            "own a method at(temperature)"
+            f"set takes_temperature = True on a {name} that samples at `request.temperature`, and give a "
+            "sampler of your own a method at(temperature)"
         )
     return request
