@@ -13,10 +13,23 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from inferscale import REBASE, BestOfN, Generator, MajorityVote, Problem, RepeatedSampling, Step, Thinking, solve
+from inferscale import (
+    REBASE,
+    BeamSearch,
+    BestOfN,
+    Generator,
+    HFGenerator,
+    MajorityVote,
+    Problem,
+    RepeatedSampling,
+    Step,
+    Thinking,
+    solve,
+)
 from inferscale.answers import Choice, read_answer, text_before
-from inferscale.evaluate.parts import make_thinking, parts_from_texts
+from inferscale.evaluate.parts import Capped, make_thinking, parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.thinking import NO_THINKING
 from tests.reward_checkpoints import llama_tokenizer
@@ -91,6 +104,40 @@ class Thinks(Generator):
     def generate(self, requests):
         text = "<think>12?\nQ</think>It is 15.\nQ: and 16?"
         return [[Step(text, (1,), finish_reason="eos")] * request.n for request in requests]
+
+
+def test_the_length_that_a_task_allows_ends_every_path():
+    from inferscale.evaluate.inspect_ai import SearchProvider
+    from inferscale.evaluate.lm_eval import SearchModel
+
+    generator = HFGenerator(tiny_model("llama"), byte_tokenizer(), max_step_tokens=3, max_new_tokens=20)
+    for strategy in (RepeatedSampling(3), BeamSearch(2, 2)):
+        result = solve("Step 1", Capped(strategy, 7), generator, reward_model=ToyReward())
+        lengths = [len(leaf.token_ids) for leaf in result.leaves]
+        assert max(lengths) == 7
+        long = solve("Step 1", strategy, generator, reward_model=ToyReward())
+        assert max(len(leaf.token_ids) for leaf in long.leaves) > 7
+    model = SearchModel.of(generator, RepeatedSampling(3))
+    model.cache_hook = SimpleNamespace(add_partial=lambda *given: None)
+    asked = [SimpleNamespace(args=("Step 1", {"until": [], "max_gen_toks": most})) for most in (2, 5)]
+    assert model.generate_until([*asked, SimpleNamespace(args=("Step 1", {"until": []}))], disable_tqdm=True) == [
+        solve("Step 1", strategy, generator).text
+        for strategy in (Capped(RepeatedSampling(3), 2), Capped(RepeatedSampling(3), 5), RepeatedSampling(3))
+    ]
+    provider = SearchProvider.__new__(SearchProvider)
+    provider._parts, provider._read_answer = (generator, RepeatedSampling(3), None, MajorityVote(), 0), None
+    assert max(len(leaf.token_ids) for leaf in provider._search(Problem("Step 1"), (), 4).leaves) == 4
+    with pytest.raises(ValueError, match="answers of 0 tokens"):
+        Capped(RepeatedSampling(3), 0)
+
+
+def test_lm_evals_default_device_falls_back(tiny_folder, monkeypatch, caplog):
+    from inferscale.evaluate.lm_eval import SearchModel
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    made = SearchModel(str(tiny_folder), device="cuda:0", n=2)
+    assert made.generator.model.device.type == "cpu"
+    assert "there is no cuda:0 here: the models run on the CPU" in caplog.text
 
 
 @pytest.mark.parametrize(("module", "function"), [("lm_eval", "model_class"), ("inspect_ai", "provider")])
@@ -259,8 +306,8 @@ def test_lm_eval_by_command(tiny_folder, tmp_path):
     arguments = f"pretrained={tiny_folder},strategy=sampling,n=2,max_new_tokens=6"
     command = [
         sys.executable, "-m", "inferscale", "lm-eval", "run", "--model", "inferscale", "--model_args", arguments,
-        "--tasks", "toy_math", "--include_path", str(tmp_path / "tasks"), "--device", "cpu", "--output_path",
-        str(tmp_path / "out"), "--log_samples",
+        "--tasks", "toy_math", "--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out"),
+        "--log_samples",
     ]  # fmt: skip
     done = subprocess.run(command, env={**OFFLINE, "HF_HOME": str(tmp_path / "hf")}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

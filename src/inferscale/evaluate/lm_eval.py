@@ -6,6 +6,7 @@ the class, ``model_class()(pretrained=...)`` or ``model_class().of(generator, st
 ``lm_eval.evaluator.simple_evaluate``.
 
 The tasks' ``do_sample`` and ``temperature`` are not used: how to sample is the search's business, and the log says so.
+Their ``max_gen_toks`` is: no path gets longer, and none longer than the search's own ``max_new_tokens``.
 ``answer_kind=choice:ABCD`` says what votes compare. Log-likelihood requests are passed on to lm-eval's own model for
 transformers.
 """
@@ -26,7 +27,7 @@ from inferscale.engine.solver import Solver, solve_batch
 from inferscale.identity import compare, warn_of_unknown
 from inferscale.tree import Problem
 
-from .parts import parts_from_texts
+from .parts import Capped, parts_from_texts
 
 IDENTITY_KEY = "inferscale-identity"
 _LOG = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class SearchModel:
         for ours_to_choose in ("batch_size", "max_batch_size"):
             options.pop(ours_to_choose, None)
         kind = options.pop("answer_kind", None)
+        if str(options.get("device", "")).startswith("cuda") and not import_module("torch").cuda.is_available():
+            # lm-eval's default; its own models fall back in the same way
+            _LOG.warning("there is no %s here: the models run on the CPU", options.pop("device"))
         self._adopt(*parts_from_texts(pretrained, options), None if kind is None else reader_of(kind))
         _LOG.info("the search samples as its own options say, not as the tasks ask")
 
@@ -74,13 +78,14 @@ class SearchModel:
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """The winning trajectory of each request without its thoughts, up to the first stop text."""
-        groups: dict[tuple[str, ...], list[int]] = {}
+        groups: dict[tuple[tuple[str, ...], int | None], list[int]] = {}
         for index, request in enumerate(requests):
-            groups.setdefault(_stops(request.args[1]), []).append(index)
+            asked = request.args[1]
+            groups.setdefault((_stops(asked), asked.get("max_gen_toks")), []).append(index)
         texts = [""] * len(requests)
-        for stops, members in groups.items():
+        for (stops, most), members in groups.items():
             problems = [self._problem(requests[index].args[0]) for index in members]
-            for index, text in zip(members, self._solved(problems, stops, not disable_tqdm), strict=True):
+            for index, text in zip(members, self._solved(problems, stops, not disable_tqdm, most), strict=True):
                 texts[index] = text
                 self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts
@@ -89,9 +94,12 @@ class SearchModel:
         turns = getattr(prompt, "turns", None) if self.generator.takes_messages else None
         return Problem(str(prompt)) if turns is None else Problem(messages=turns)
 
-    def _solved(self, problems: Sequence[Problem], stops: Sequence[str], progress: bool) -> list[str]:
+    def _solved(
+        self, problems: Sequence[Problem], stops: Sequence[str], progress: bool, most: int | None = None
+    ) -> list[str]:
+        strategy = self.strategy if most is None else Capped(self.strategy, int(most))
         results = solve_batch(
-            problems, self.strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
+            problems, strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
             read_answer=Before(tuple(stops), self.read_answer), seed=self.seed, progress=progress,
         )  # fmt: skip
         return [text_before(result.selected.split()[1], stops) for result in results]

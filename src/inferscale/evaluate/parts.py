@@ -5,15 +5,19 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import random
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
 from inferscale import base
 from inferscale.aggregators import BestOfN, MajorityVote, Medoid
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.flow import Flow, GenerateRequest, rewrite
 from inferscale.strategies import registry
 from inferscale.thinking import NO_THINKING, Thinking
+from inferscale.tree import Node
 
 VOTES = ("majority", "weighted", "best-of-n", "medoid")
 
@@ -39,6 +43,44 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
         raise ValueError(f"strategy {text!r}: greedy search is one path, and has no size")
     known = registry()
     return known[_checked(known, name, "strategy")].make(width)
+
+
+@dataclass(frozen=True)
+class Capped(SearchStrategy):
+    """`strategy`, none of whose paths gets longer than so many tokens: the length that the task of a harness allows.
+
+    Attributes:
+        strategy: The strategy that is run.
+        tokens: Most tokens of a path.
+    """
+
+    strategy: SearchStrategy
+    tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse a cap under which there is no answer."""
+        if self.tokens < 1:
+            raise ValueError(f"the task allows answers of {self.tokens} tokens: give at least 1")
+
+    @property
+    def needs_scores(self) -> bool:  # type: ignore[override]
+        """True if the strategy scores nodes."""
+        return self.strategy.needs_scores
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The leaves that the strategy returns."""
+
+        def shorter(request: GenerateRequest) -> GenerateRequest:
+            if request.aside:
+                return request
+            drawn = sum(step.generated_tokens + step.thought_tokens for step in request.node.steps)
+            left = max(self.tokens - drawn, 1)
+            return replace(request, max_tokens=left if request.max_tokens is None else min(left, request.max_tokens))
+
+        return rewrite(
+            self.strategy.search(root, rng),
+            lambda asked: replace(asked, requests=tuple(map(shorter, asked.requests))),
+        )
 
 
 def make_vote(text: str) -> Aggregator:
