@@ -15,10 +15,14 @@ from inferscale.engine import solve, solve_batch
 from inferscale.engine.files import RunLockedError
 from inferscale.engine.journal import repair_journal
 from inferscale.flow import expand
+from inferscale.generators import HFGenerator
 from inferscale.identity import identity_of
+from inferscale.quiet_star import QuietSTaR, ThoughtUtility
+from inferscale.rewards import CachedProcessReward, EnsembleProcessReward, LikelihoodReward, TruncatedProcessReward
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from inferscale.tree import Step
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 PROMPTS = ["How many?", "How many more?"]
 
@@ -259,6 +263,42 @@ def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):
         again = solve_batch(PROMPTS, REBASE(6), done, reward_model=ToyReward(), journal=path)
         assert done.calls == 0
         assert [r.trajectories for r in again] == [r.trajectories for r in straight]
+
+
+JUDGES = {
+    "likelihood": lambda generator: LikelihoodReward.from_generator(generator, use_token_ids=True),
+    "cached": lambda generator: CachedProcessReward(LikelihoodReward.from_generator(generator)),
+    "ensemble": lambda generator: EnsembleProcessReward(
+        [LikelihoodReward.from_generator(generator), CachedProcessReward(LikelihoodReward.from_generator(generator))]
+    ),
+    "truncated": lambda generator: TruncatedProcessReward(LikelihoodReward.from_generator(generator)),
+    "thoughts": lambda generator: ThoughtUtility(
+        QuietSTaR(generator.model, 1, start_token_id=5, end_token_id=6), byte_tokenizer()
+    ),
+}
+
+
+@pytest.mark.parametrize("judge", JUDGES)
+def test_a_resumed_search_bills_its_reward_model_as_an_undisturbed_one(tmp_path, judge):
+    generator = HFGenerator(tiny_model("llama"), byte_tokenizer(), max_step_tokens=4, max_new_tokens=16)
+    straight = solve_batch(PROMPTS, BeamSearch(2, 2), generator, reward_model=JUDGES[judge](generator))
+    assert all(result.cost.scored_tokens > 0 for result in straight)
+    for answers in (2, 5, 8):
+        path, left = tmp_path / f"{answers}.jsonl", iter(range(answers - 1))
+
+        def die(update, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            solve_batch(
+                PROMPTS, BeamSearch(2, 2), generator, reward_model=JUDGES[judge](generator), journal=path, on_step=die
+            )
+        resumed = solve_batch(PROMPTS, BeamSearch(2, 2), generator, reward_model=JUDGES[judge](generator), journal=path)
+        assert [replace(r.cost, seconds=0) for r in resumed] == [replace(r.cost, seconds=0) for r in straight]
+        for one, other in zip(resumed, straight, strict=True):
+            assert [t.text for t in one.trajectories] == [t.text for t in other.trajectories]
+            assert [t.score for t in one.trajectories] == pytest.approx([t.score for t in other.trajectories], abs=1e-5)
 
 
 def test_a_journal_of_another_call_is_refused(tmp_path):

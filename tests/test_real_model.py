@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
@@ -13,6 +16,7 @@ from typer.testing import CliRunner
 
 from inferscale import HFGenerator, LikelihoodReward, RepeatedSampling, solve, solve_batch, zoo
 from inferscale.cli import app
+from inferscale.evaluate import load_run, parts
 from inferscale.flow import GenerateRequest
 from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
 from inferscale.serve import Service
@@ -306,3 +310,53 @@ def test_the_server_answers_what_the_engine_finds(smollm2):
         assert status == 200
         assert answer["choices"][0]["message"]["content"] == expected.text
         assert answer["usage"]["completion_tokens"] == expected.cost.tokens
+
+
+def essence(run):
+    """The records of a run without what a clock or another batch's rounding gives."""
+    rows = []
+    for record in run.records:
+        steps = [
+            {**node["step"], "logprob": 0, "confidence": 0} for node in record["result"]["nodes"] if "step" in node
+        ]
+        cost = {**record["result"]["cost"], "seconds": 0}
+        rows.append((record["key"], record["answer"], record["correct"], steps, cost))
+    return rows
+
+
+def test_an_evaluation_killed_at_any_moment_loses_only_what_was_being_drawn(tmp_path, monkeypatch):
+    """`inferscale eval` dies of SIGKILL three times, ends as an undisturbed one does, and draws nothing twice."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in PROBLEMS[:6]))
+    options = ["--dataset", "jsonl", "--data", str(rows), "--model", NAME, "--strategy", "sampling:3",
+               "--style", "chat", "--temperature", "0.8", "--max-new-tokens", "32", "--no-progress",
+               "--out"]  # fmt: skip
+    made = []
+    real = parts.make_generator
+    monkeypatch.setattr("inferscale.cli.solving.make_generator", lambda *a, **o: made.append(real(*a, **o)) or made[-1])
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert CliRunner().invoke(app, ["eval", *options, str(whole)]).exit_code == 0
+
+    def written():
+        """Samples on the disk: those of journal and records."""
+        journal, records = killed / "journal.jsonl", killed / "records.jsonl"
+        lines = journal.read_bytes().count(b'"kind": "sample"') if journal.exists() else 0
+        return lines + 3 * (records.read_bytes().count(b"\n") if records.exists() else 0)
+
+    for samples in (1, 5, 11):
+        process = subprocess.Popen([sys.executable, "-m", "inferscale", "eval", *options, str(killed)])
+        while written() < samples and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert written() >= samples
+    kept = written()
+    assert CliRunner().invoke(app, ["eval", *options, str(killed)]).exit_code == 0
+    found, expected = load_run(killed), load_run(whole)
+    assert essence(found) == essence(expected)
+    lengths = sum(r["result"]["cost"]["generated_tokens"] for r in found.records)
+    first, last = (generator.stats.decoded_tokens for generator in made)
+    assert first == lengths
+    assert last < lengths
+    assert kept < 18  # else nothing was left to draw
+    assert last <= (18 - kept) * 32

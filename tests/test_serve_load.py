@@ -110,6 +110,27 @@ def test_searches_that_do_not_end_in_time_are_ended():
         assert not thread.is_alive()
 
 
+def test_whoever_waits_when_the_time_is_over_is_told_so():
+    """Searches that run, that wait, and that stream; the model's call ends long after."""
+    toy, service = waiting_server(max_active=1)
+    with serving(service, shutdown_seconds=1) as running:
+        bodies = [{"prompt": "How many?"}, {"prompt": ["a", "b"]}, {"prompt": "x", "stream": True}]
+        threads, answers = background(*[lambda b=b: call(running, "/v1/completions", b) for b in bodies])
+        until(lambda: gauges(running) == (1, 3))
+        running.should_exit = True
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        toy.gate.set()
+    for status, headers, answer in (answers[0], answers[1]):
+        assert status == 503
+        assert headers["retry-after"]
+        assert answer["error"]["code"] == "shutting_down"
+    *_, told, end = [line for line in answers[2][2].split(b"\n\n") if line]
+    assert end == b"data: [DONE]"
+    assert json.loads(told.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_nobody_thought_of_is_counted(monkeypatch, stream):
     def broken(self, *found):

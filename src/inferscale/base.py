@@ -193,6 +193,13 @@ class RewardModel(Identified, ABC):
         """Return the price of scoring each node (`scored_tokens` and `reward_flops`), asked before it is scored."""
         return [Cost()] * len(nodes)
 
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Take note that these nodes were scored, and paid for, in an earlier process, as its journal says.
+
+        A model of which `cost` tells what is new, since it keeps what it knows, then asks no price for them again: the
+        bill is that of a search which nobody ended, whatever is run once more. By default there is nothing to note.
+        """
+
     def check_prompt(self, root: Node) -> None:
         """Raise a ValueError if no solution of ``root.problem`` can be scored; asked before anything is sampled.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from inferscale.base import Generator, SearchStrategy
+from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.flow import Answer, Flow, Generate, GenerateRequest, Score, as_request, score
 from inferscale.strategies.pooling import Drawn
@@ -402,7 +402,7 @@ class Search:
         if self._journal is not None and not self._is_replaying and self.stopped_by != "cancel":
             self._journal.record(self.root, answer)
 
-    def replay(self, generator: Generator) -> None:
+    def replay(self, generator: Generator, reward_model: RewardModel | None = None) -> None:
         """Answer out of the journal for as long as it has answers; no model is run.
 
         A search is deterministic given its answers, so tree, scores and bill become what they were. What the models
@@ -428,6 +428,8 @@ class Search:
                 self.take_samples(requests, answer)
             elif isinstance(answer, Scores) and nodes and len(answer.values) == len(nodes):
                 self._started -= answer.cost.seconds
+                if reward_model is not None:
+                    reward_model.recall(nodes)
                 self.take_scores(nodes, answer)
             else:
                 raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")

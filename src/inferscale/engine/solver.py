@@ -562,7 +562,7 @@ class Session:
         self._num_started += 1
         self.active[search] = chosen
         if self._journal is not None:
-            search.replay(self.solver.generator)
+            search.replay(self.solver.generator, self.solver.reward_model)
         return search
 
     @_passes_on

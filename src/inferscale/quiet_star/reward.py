@@ -69,6 +69,7 @@ class ThoughtUtility(ProcessRewardModel):
         self._rows = rows_at_once
         self._prompt = lru_cache(maxsize=4096)(PromptFormat.choose(tokenizer, chat_template, system_prompt).encode)
         self._known: dict[int, dict[int, list[float]]] = {}
+        self._paid: dict[int, set[int]] = {}  # by root: nodes that an earlier process scored
         self._thoughts = num_thoughts
         self._spec = Charges(quiet.model).spec
         context = context_length(quiet.model.config, tokenizer)
@@ -153,7 +154,7 @@ class ThoughtUtility(ProcessRewardModel):
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """Return the tokens (thoughts among them) and closed-form FLOPs of scoring what is not known yet."""
-        new = set(map(id, self._missing(nodes)))
+        new = {id(part) for part in self._missing(nodes) if part.key not in self._paid.get(part.root.key, ())}
         costs = []
         for node in nodes:
             parts = [part for part in node.path if id(part) in new]
@@ -177,6 +178,12 @@ class ThoughtUtility(ProcessRewardModel):
     def release(self, root: Node) -> None:
         """Forget the scores of a search that has ended."""
         self._known.pop(root.key, None)
+        self._paid.pop(root.key, None)
+
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Take note that these nodes were scored and paid for in an earlier process."""
+        for node in nodes:
+            self._paid.setdefault(node.root.key, set()).update(part.key for part in node.path)
 
 
 class WithThoughts(RewardModel):
@@ -208,6 +215,11 @@ class WithThoughts(RewardModel):
         if self.weight == 0:
             return plain
         return [one + other for one, other in zip(plain, self.utility.cost(nodes), strict=True)]
+
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Tell both."""
+        self.reward.recall(nodes)
+        self.utility.recall(nodes)
 
     def check_prompt(self, root: Node) -> None:
         """Ask both."""

@@ -209,6 +209,10 @@ class CalibratedReward(ProcessRewardModel):
         """The costs of the model."""
         return self.model.cost(nodes)
 
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Tells the model."""
+        self.model.recall(nodes)
+
     def check_prompt(self, root: Node) -> None:
         """Asks the model."""
         self.model.check_prompt(root)

@@ -44,6 +44,11 @@ class _CombinedReward(RewardModel):
         """The costs of all members together."""
         return [sum(costs, Cost()) for costs in zip(*(member.cost(nodes) for member in self._members), strict=True)]
 
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Tells the members."""
+        for member in self._members:
+            member.recall(nodes)
+
     def check_prompt(self, root: Node) -> None:
         """Asks the members."""
         for member in self._members:
@@ -241,6 +246,7 @@ class CachedReward(RewardModel):
         self.model = model
         self._max_entries = max_entries
         self._entries: OrderedDict[str, Any] = OrderedDict()  # least recently used first
+        self._paid: set[str] = set()  # contents whose scores an earlier process had
         self._hits = self._misses = 0
 
     @property
@@ -279,12 +285,19 @@ class CachedReward(RewardModel):
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The costs of the model for contents that are not known; nothing for others."""
         keys = [content_key(node) for node in nodes]
-        first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in self._entries}
+        known = self._paid.union(self._entries)
+        first = {key: place for place, key in reversed(list(enumerate(keys))) if key not in known}
         places = sorted(first.values())
         costs = [Cost()] * len(nodes)
         for place, cost in zip(places, self.model.cost([nodes[place] for place in places]), strict=True):
             costs[place] = cost
         return costs
+
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Takes their contents for paid; tells the model of those that it was asked for."""
+        new = {key: node for node in nodes if (key := content_key(node)) not in self._entries and key not in self._paid}
+        self._paid.update(new)
+        self.model.recall(list(new.values()))
 
     def check_prompt(self, root: Node) -> None:
         """Asks the model."""
@@ -361,6 +374,10 @@ class TruncatedReward(RewardModel):
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The costs of the model for what fits."""
         return self.model.cost(self._fitting(nodes))
+
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Tells the model of what fits."""
+        self.model.recall(self._fitting(nodes))
 
     def check_prompt(self, root: Node) -> None:
         """Asks the model."""

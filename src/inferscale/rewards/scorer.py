@@ -244,6 +244,9 @@ class PathScorer(ABC):
         """For each path the new ids, the ids before them and the new marks that scoring it takes."""
         return [(len(path), 0, sum(len(part.marks) for part in path.parts)) for path in paths]
 
+    def recall(self, paths: Sequence[EncodedPath]) -> None:
+        """Called with paths that were scored and paid for in an earlier process."""
+
     def release(self, root: int) -> None:
         """Called when the tree with this root key will not be scored any more."""
 
@@ -320,8 +323,7 @@ class TreeScorer(PathScorer):
                 if len(pieces) <= level < len(path.parts):
                     lacking.setdefault((path.root, path.parts[level].key), path)
             self._score_level([path for key, path in lacking.items() if key not in known], level, known)
-        for path in paths:
-            self._billed.setdefault(path.root, set()).update(part.key for part in path.parts)
+        self.recall(paths)
         return [[value for part in path.parts for value in known[path.root, part.key].note] for path in paths]
 
     def unscored(self, paths: Sequence[EncodedPath]) -> list[tuple[int, int, int]]:
@@ -339,6 +341,11 @@ class TreeScorer(PathScorer):
             bills.append((count, len(path) - count, sum(len(part.marks) for part in new)))
             seen.update(part.key for part in path.parts)
         return bills
+
+    def recall(self, paths: Sequence[EncodedPath]) -> None:
+        """Takes their parts for paid."""
+        for path in paths:
+            self._billed.setdefault(path.root, set()).update(part.key for part in path.parts)
 
     def release(self, root: int) -> None:
         """Drops what is held for a tree."""
@@ -490,6 +497,13 @@ class StepScorer:
         bills = self._by_length(paths, lambda scorer, chosen: scorer.unscored(chosen))
         return [self._charges.scoring(new, marks, past) for new, past, marks in bills]
 
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Takes note that nodes were scored and paid for in an earlier process."""
+        if self._tree is not None:
+            paths = self.paths(nodes)
+            with self._lock:
+                self._tree.recall([path for path in paths if self._tree.session.covers(len(path))])
+
     def release(self, root: Node) -> None:
         """Lets go of what was kept for a search that has ended."""
         if self._tree is not None:
@@ -599,6 +613,12 @@ class LocalProcessReward(ProcessRewardModel):
         run = list(compress(parts, map(any, counts)))
         costs = zip(*(scorer.cost(run) for scorer in self._scorers), strict=True)
         return [reduce(add, next(costs)) if any(steps) else Cost() for steps in counts]
+
+    def recall(self, nodes: Sequence[Node]) -> None:
+        """Takes note that nodes were scored and paid for in an earlier process."""
+        parts, counts = self._parts(nodes)
+        for scorer in self._scorers:
+            scorer.recall(list(compress(parts, map(any, counts))))
 
     def check_prompt(self, root: Node) -> None:
         """Refuses a prompt that is longer than the model reads."""

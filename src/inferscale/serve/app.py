@@ -27,6 +27,9 @@ from .dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromp
 from .schema import APIError, CompletionRequest, Endpoint, Reply
 from .service import LOOPBACK, Service, check_host
 
+_FAREWELL = 5
+"""Seconds in which clients are told that their searches were ended, when the server ends."""
+
 GONE = 499
 """Status of a request whose client did not wait; nobody reads it but the metrics."""
 
@@ -233,11 +236,13 @@ class App:
                         yield _event(event)
             if reply.request.include_usage:
                 yield _event(reply.total([future.result() for future in futures]))
-            yield b"data: [DONE]\n\n"
+            yield _DONE
             status = 200
         except APIError as error:
             status = error.status
             yield _event(error.body())
+            if status == 503:  # nothing has failed: clients may read on to the end that they know
+                yield _DONE
         except (asyncio.CancelledError, GeneratorExit):
             status = GONE
             raise
@@ -314,6 +319,9 @@ def _refusal(error: APIError) -> Response:
     return _JSON(error.body(), error.status, headers=error.headers)
 
 
+_DONE = b"data: [DONE]\n\n"
+
+
 def _event(body: dict[str, Any]) -> bytes:
     return b"data: " + _JSON(body).body + b"\n\n"
 
@@ -335,8 +343,16 @@ def make_server(service: Service, host: str, port: int, shutdown_seconds: int) -
             app.dispatcher.drain()
             super().handle_exit(sig, frame)
 
+        async def shutdown(self, sockets: Any = None) -> None:
+            """Has clients told, when their searches get no more time, before uvicorn cuts their connections."""
+            end = asyncio.get_running_loop().call_later(shutdown_seconds, app.dispatcher.abandon)
+            try:
+                await super().shutdown(sockets)
+            finally:
+                end.cancel()
+
     config = uvicorn.Config(
-        app.asgi(), host=host, port=port, timeout_graceful_shutdown=shutdown_seconds, server_header=False, ws="none",
-        lifespan="on",
+        app.asgi(), host=host, port=port, timeout_graceful_shutdown=shutdown_seconds + _FAREWELL, server_header=False,
+        ws="none", lifespan="on",
     )  # fmt: skip
     return Server(config)

@@ -169,6 +169,18 @@ class Dispatcher:
         """Take no more searches; those that it has go on."""
         self.accepting = False
 
+    def abandon(self) -> None:
+        """Fail all searches at once, also those whose model's call does not end; who waits for them is told."""
+        self.drain()
+        with self._changed:
+            self._closing = True
+            jobs = [*self._active.values(), *self._waiting]
+            for search in self._active:
+                search.abandoned.set()
+            for job in jobs:
+                self._tell(job, "failed", error=ClosedError("the server ended before the search did"))
+            self._changed.notify()
+
     def close(self) -> None:
         """End the thread; searches that have not ended fail, at the next token of the call that is under way."""
         self.drain()
@@ -269,6 +281,15 @@ class Dispatcher:
                 session.cancel(job.search)
         except Exception as failure:
             outcome, error = "cancelled" if outcome == "cancelled" else "failed", error or failure
+        with self._changed:
+            self._tell(job, outcome, result, error)
+
+    def _tell(
+        self, job: Job, outcome: str, result: SearchResult | None = None, error: BaseException | None = None
+    ) -> None:
+        """Hand the outcome of a job over, unless that has been done; under the lock."""
+        if job.future.done() and not job.future.cancelled():
+            return
         if outcome != "cancelled" and not job.future.set_running_or_notify_cancel():
             outcome = "cancelled"
         self._ended(job, outcome)
