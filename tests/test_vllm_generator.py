@@ -56,6 +56,25 @@ def test_what_is_over_is_not_asked_for(llm):
     assert {len(prompts) for prompts, _ in llm.calls} == {1}
 
 
+def test_an_engine_that_dies_of_seeds_is_told_of_and_goes_on_without(llm, monkeypatch):
+    whole = llm.generate
+
+    def dies(prompts, options, **others):
+        if any(each.seed is not None for each in options):
+            raise RuntimeError("EngineCore encountered an issue")
+        return whole(prompts, options, **others)
+
+    monkeypatch.setattr(llm, "generate", dies)
+    with pytest.raises(RuntimeError, match=r"had seeds \(RuntimeError: EngineCore.*seeds=False"):
+        VLLMGenerator(llm, **LIMITS).generate([GenerateRequest(root(), 2)])
+    VLLMGenerator(llm, **LIMITS).generate([GenerateRequest(root(), 2, greedy=True)])  # which has none
+    unseeded = VLLMGenerator(llm, seeds=False, **LIMITS)
+    first, second = unseeded.generate([GenerateRequest(root(), 2)])[0]
+    assert first.token_ids
+    assert second.token_ids
+    assert unseeded.identity() != VLLMGenerator(llm, **LIMITS).identity()
+
+
 def test_greedy_steps_are_those_of_transformers(llm):
     here = HFGenerator(llm.model, llm.tokenizer, eos_token_id=[2, 5], **LIMITS)
     there = VLLMGenerator(llm, eos_token_id=[2, 5], **LIMITS)

@@ -44,6 +44,7 @@ class VLLMGenerator(Generator):
         tokenizer: The tokenizer.
         sampler: Temperature and filters.
         processing: The repetition penalty.
+        seeds: True if samples have seeds.
         step_delimiter: What ends a step.
         stop: Texts that end the answer.
         limits: Lengths.
@@ -75,6 +76,7 @@ class VLLMGenerator(Generator):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Any] | None = None,
         control_tokens: ControlTokens | None = None,
+        seeds: bool = True,
         eos_token_id: int | list[int] | None = None,
     ) -> None:
         """Takes an engine that runs.
@@ -104,6 +106,8 @@ class VLLMGenerator(Generator):
             control_tokens: What becomes of control tokens that a problem spells: ``"text"`` reads them as letters,
                 ``"refuse"`` raises, ``"keep"`` lets them be tokens. By default ``"text"`` in chats, and ``"keep"`` in
                 plain prompts, which may be chats that are rendered already.
+            seeds: True gives every sample a seed of its own. Without them results cannot be repeated, and depend on the
+                batch; for builds of vLLM that fail with them.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
 
         Raises:
@@ -115,6 +119,7 @@ class VLLMGenerator(Generator):
             raise TypeError(f"VLLMGenerator(llm) takes a vllm.LLM: VLLMGenerator.from_pretrained({path!r}) starts one")
         self.sampler = Sampler(temperature, top_k, top_p, min_p=min_p)
         self.processing = LogitsProcessing(repetition_penalty)
+        self.seeds = seeds
         self.step_delimiter = step_delimiter
         self.stop = checked_stops(stop)
         self.llm = llm
@@ -163,6 +168,7 @@ class VLLMGenerator(Generator):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Any] | None = None,
         control_tokens: ControlTokens | None = None,
+        seeds: bool = True,
         eos_token_id: int | list[int] | None = None,
         **engine_options: Any,
     ) -> VLLMGenerator:
@@ -204,11 +210,16 @@ class VLLMGenerator(Generator):
             chat_template_kwargs=chat_template_kwargs,
             tools=tools,
             control_tokens=control_tokens,
+            seeds=seeds,
             eos_token_id=eos_token_id,
         )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
-        """``request.n`` steps for each request, in order; as `HFGenerator.generate`, where vLLM can tell."""
+        """``request.n`` steps for each request, in order; as `HFGenerator.generate`, where vLLM can tell.
+
+        Raises:
+            RuntimeError: If the engine fails while samples have seeds; without them it may not.
+        """
         groups = [self._branches.open(request) for request in requests]
         waiting: list[list[Branch]] = groups
         with self._lock:
@@ -225,7 +236,16 @@ class VLLMGenerator(Generator):
     def _run(self, calls: Sequence[Sequence[Branch]]) -> None:
         """Samples branches that have the same ids before them in one request of the engine."""
         prompts = [{"prompt_token_ids": [*call[0].prefix, *call[0].tokens]} for call in calls]
-        outputs = self.llm.generate(prompts, [self._options(call) for call in calls], use_tqdm=False)
+        options = [self._options(call) for call in calls]
+        try:
+            outputs = self.llm.generate(prompts, options, use_tqdm=False)
+        except Exception as error:
+            if all(each.seed is None for each in options):
+                raise
+            raise RuntimeError(
+                f"vLLM failed while its samples had seeds ({type(error).__name__}: {error}), which some builds do: "
+                "start the engine again with seeds=False, and results cannot be repeated; a journal keeps what has come"
+            ) from error
         for call, output in zip(calls, outputs, strict=True):
             samples = output.outputs * len(call) if len(output.outputs) < len(call) else output.outputs
             for branch, sample in zip(call, samples, strict=True):
@@ -241,7 +261,8 @@ class VLLMGenerator(Generator):
         options: dict[str, Any] = {"temperature": 0.0}  # one sample is all samples
         if not self._is_greedy(first):
             options = {"temperature": sampler.temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
-            options |= {"n": len(call), "seed": _seed(first)} | ({"min_p": sampler.min_p} if sampler.min_p else {})
+            options |= {"n": len(call), "seed": _seed(first) if self.seeds else None}
+            options |= {"min_p": sampler.min_p} if sampler.min_p else {}
         if self.processing.repetition_penalty != 1:
             options["repetition_penalty"] = self.processing.repetition_penalty
         return vllm.SamplingParams(
