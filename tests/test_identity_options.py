@@ -88,7 +88,10 @@ CASES = {
     ),
     VLLMGenerator: (
         {"llm": engine()},
-        {"llm": engine(300), "tokenizer": chat_tokenizer(), **STEPS, **CHAT, **FILTERS, "eos_token_id": 9},
+        {
+            "llm": engine(300), "tokenizer": chat_tokenizer(), **STEPS, **CHAT, **FILTERS, "seeds": False,
+            "eos_token_id": 9,
+        },
     ),
     OpenAIGenerator: (
         {"base_url": "http://here", "model": "m", "tokenizer": chat_tokenizer(THINKS)},
