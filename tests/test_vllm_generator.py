@@ -42,7 +42,9 @@ def ids(rows):
 
 def close(found, expected):
     """Whether two steps are the same but for rounding."""
-    assert replace(found, logprob=None, confidence=None) == replace(expected, logprob=None, confidence=None)
+    unknown = {"logprob": None, "confidence": None, "model_logprob": None}
+    assert replace(found, **unknown) == replace(expected, **unknown)
+    assert found.model_logprob == pytest.approx(expected.model_logprob, abs=1e-4)
     assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
     assert found.confidence == pytest.approx(expected.confidence, abs=1e-4)
 
@@ -219,7 +221,9 @@ def test_controls_are_those_of_transformers(llm, until):
     for prompt in (*PROMPTS, "a b", "12"):
         request = GenerateRequest(root(prompt), until=until, greedy=True)
         [found], [expected] = there.generate([request])[0], here.generate([request])[0]
-        assert replace(found, logprob=None, confidence=None) == replace(expected, logprob=None, confidence=None)
+        unknown = {"logprob": None, "confidence": None, "model_logprob": None}
+    assert replace(found, **unknown) == replace(expected, **unknown)
+    assert found.model_logprob == pytest.approx(expected.model_logprob, abs=1e-4)
     there.generate([GenerateRequest(root(), 3, until=until)])
     params = llm.calls[-1][1][0]
     assert (params.min_p, params.repetition_penalty) == (0.3, 1.5)
