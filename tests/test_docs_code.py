@@ -31,7 +31,14 @@ NEEDS = {
     "docs/scaling_laws.md": ("matplotlib", "pandas"),
 }
 """Optional packages of a page."""
-SLOW = {"README.md", "docs/evaluation.md", "docs/pictures.md", "docs/scaling_laws.md", "docs/strategies.md"}
+SLOW = {
+    "README.md",
+    "docs/planning.md",
+    "docs/evaluation.md",
+    "docs/pictures.md",
+    "docs/scaling_laws.md",
+    "docs/strategies.md",
+}
 
 
 class Block(NamedTuple):

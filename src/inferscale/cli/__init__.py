@@ -1,4 +1,4 @@
-"""The commands: searches (``solve``, ``demo``), runs (``eval``, ``sweep``, ``report``, ...), harnesses, a server."""
+"""The commands: searches (``solve``, ``demo``), runs (``eval``, ``sweep``, ...), plans, harnesses, a server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from . import evaluating, solving
+from . import evaluating, planning, solving
 from .options import UsageError, say
 
 __all__ = ["UsageError", "app", "main"]
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 solving.register(app)
 evaluating.register(app)
+planning.register(app)
 
 # typer brings its own copy of click or uses the installed one, by version: the class is reached by inheritance
 _BAD_OPTION: type[typer.BadParameter] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -94,7 +94,7 @@ class Tried:
         low: Lower end of its 95 % interval (Wilson's, by the variance over problems).
         high: Upper end.
         costs: Mean cost of a problem, by the names of `Budget`; what is not known is left out.
-        chances: For each budget the chance that it is the best of those that stayed; ``None`` if it is too dear.
+        chances: For each budget the chance that none of those that stayed is better; ``None`` if it is too dear.
         dropped: For each budget why it left the race, ``""`` if it did not.
     """
 
@@ -115,8 +115,8 @@ class Choice:
     Attributes:
         budget: What a problem may cost on average.
         tried: The configuration, its accuracy and its costs; ``None`` if the budget can buy none of them.
-        chance: That it is the best of those that stayed in the race.
-        rival: The name of the one that is the best with the next greatest chance.
+        chance: That none of those that stayed in the race is better.
+        rival: The name of the one, of those that differ from it, that is the best with the greatest chance.
         gap: Accuracy of the choice minus that of the rival, on the problems that both were tried on.
         problems_needed: Number of problems that would tell them apart, if the gap is as it looks.
         is_clear: True if the data tell that it is the best: `chance` is at least one minus the plan's `error`.
@@ -172,7 +172,7 @@ class Plan(Planned):
         problems: Number of problems at hand.
         error: Probability that a best configuration was dropped as shown to be behind, over all budgets.
         spent: What planning has cost, by the names of `Budget`.
-        limit: The most that it was allowed to cost.
+        most: The most that it was allowed to cost.
         parts: Identities of the generators and reward models by their names.
         rewards: The reward models themselves, in the process that made the plan.
     """
@@ -182,7 +182,7 @@ class Plan(Planned):
     problems: int
     error: float
     spent: Mapping[str, float]
-    limit: Budget | None
+    most: Budget | None
     parts: Mapping[str, Mapping[str, Any]] = field(repr=False)
     rewards: Mapping[str, RewardModel] = field(default_factory=dict, repr=False, compare=False)
 
@@ -274,7 +274,7 @@ class Plan(Planned):
         target = Path(path)
         data = {
             "format": FORMAT, "version": VERSION, "problems": self.problems, "error": self.error,
-            "spent": dict(self.spent), "limit": self.limit and caps(self.limit), "parts": self.parts,
+            "spent": dict(self.spent), "most": self.most and caps(self.most), "parts": self.parts,
             "tried": [{**_plain(t, "configuration"), "configuration": _texts(t.configuration)} for t in self.tried],
             "choices": [{**_plain(c, "tried", "budget"), "budget": caps(c.budget),
                          "tried": None if c.tried is None else self.tried.index(c.tried)} for c in self.choices],
@@ -313,8 +313,8 @@ class Plan(Planned):
                       "tried": None if row["tried"] is None else tried[row["tried"]]})
             for row in data["choices"]
         )  # fmt: skip
-        limit = None if data["limit"] is None else Budget(**data["limit"])
-        return cls(choices, tried, data["problems"], data["error"], data["spent"], limit, data["parts"])
+        most = None if data["most"] is None else Budget(**data["most"])
+        return cls(choices, tried, data["problems"], data["error"], data["spent"], most, data["parts"])
 
     def table(self) -> str:
         """The choices, and every configuration that was tried, as text."""
@@ -379,7 +379,7 @@ class Plan(Planned):
 
     def _how(self) -> str:
         spent = ", ".join(f"{value:.3g} {name}" for name, value in self.spent.items())
-        allowed = f" of {told(self.limit)} allowed" if self.limit else ""
+        allowed = f" of {told(self.most)} allowed" if self.most else ""
         return (
             f"Planned on {self.problems} problems for {spent}{allowed}. With probability {1 - self.error:.0%} or more "
             "no best configuration was dropped as shown to be behind; what was set aside was not shown to be."
@@ -409,7 +409,7 @@ def plan(
     reward_model: RewardModel | Mapping[str, RewardModel] | None = None,
     strategies: Sequence[SearchStrategy] | None = None,
     aggregators: Sequence[Aggregator] = (),
-    limit: Budget | None = None,
+    most: Budget | None = None,
     error: float = 0.05,
     judge: Judge | None = None,
     directory: str | os.PathLike[str] | None = None,
@@ -437,7 +437,7 @@ def plan(
         strategies: What to try; by default `candidates` for each reward model. A strategy that scores nodes is tried
             with every reward model.
         aggregators: Votes to try beside majority, weighted and best-of-n with every reduction of step scores.
-        limit: The most that planning may cost in all; by default every problem is used by all that are not shown to be
+        most: The most that planning may cost in all; by default every problem is used by all that are not shown to be
             behind.
         error: Probability with which a best configuration may be dropped as shown to be behind.
         judge: Compares two texts where there are no gold answers; accuracy is then the chance to be better than one
@@ -476,10 +476,10 @@ def plan(
         for name, model in generators.items()
         for label, rewards, strategy in _entries(strategies, judges)
     ]
-    race = Race(runners, wanted, len(order), limit, error, _line if progress else lambda line: None)
+    race = Race(runners, wanted, len(order), most, error, _line if progress else lambda line: None)
     winners = race.run()
     _check_known(wanted, race.measured.values())
-    return _as_plan(race, winners, runners, wanted, error, limit, generators, judges, len(order))
+    return _as_plan(race, winners, runners, wanted, error, most, generators, judges, len(order))
 
 
 def _checked_problems(given: list[Problem], judge: Judge | None) -> list[Problem]:
@@ -746,7 +746,7 @@ def _check_known(budgets: Sequence[Budget], measured: Iterable[Measured]) -> Non
 
 def _as_plan(
     race: Race, winners: Sequence[Winner], pools: Sequence[Pool], budgets: Sequence[Budget], error: float,
-    limit: Budget | None, generators: Mapping[str, Generator], judges: Mapping[str, RewardModel], problems: int,
+    most: Budget | None, generators: Mapping[str, Generator], judges: Mapping[str, RewardModel], problems: int,
 ) -> Plan:  # fmt: skip
     configurations = {name: c for pool in pools for name, c in pool.configurations.items()}
     standings = [{s.configuration: s for s in winner.standings} for winner in winners]
@@ -767,7 +767,7 @@ def _as_plan(
     named: dict[str, Mapping[str, Any]] = {"generators": generators, "reward models": judges}
     parts = {kind: {name: identity_of(part) for name, part in these.items()} for kind, these in named.items()}
     plain = json.loads(json.dumps(parts, default=str))
-    return Plan(choices, tuple(tried.values()), problems, error, race.spent, limit, plain, dict(judges))
+    return Plan(choices, tuple(tried.values()), problems, error, race.spent, most, plain, dict(judges))
 
 
 def written(part: SearchStrategy | Aggregator) -> str:

@@ -46,13 +46,11 @@ class Measured:
 
 
 class Runner(Protocol):
-    """One run of a model, out of which many configurations are read: every vote, and every part of a pool.
+    """One run of a model, out of which many configurations are read: every vote, and every part of a pool."""
 
-    Attributes:
-        name: A name for people.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """A name for people."""
 
     def measure(self, problems: int) -> Measured:
         """What is known once the first `problems` problems are done, earlier ones included and not paid again."""
@@ -65,7 +63,7 @@ class Standing:
     Attributes:
         configuration: Its name.
         dropped: ``""`` for one that stayed to the end, else why it left.
-        chance: That it is the best of those that stayed, by a Bayesian bootstrap over problems.
+        chance: That none of those that stayed is better, by a Bayesian bootstrap over problems.
     """
 
     configuration: str
@@ -79,8 +77,8 @@ class Winner:
 
     Attributes:
         configuration: The name of the best; ``None`` if the budget can buy none that was tried.
-        chance: That it is the best.
-        rival: The one that is the best with the next greatest chance; ``None`` if there is no other.
+        chance: That none of those that stayed is better.
+        rival: Of those that differ from it, the one that is the best with the greatest chance; ``None`` without one.
         gap: Accuracy of the winner minus that of the rival, on the problems that both were tried on.
         problems_needed: So many would tell them apart, if the gap is as it looks; ``None`` without a rival or a gap.
         standings: Every configuration that the budget can buy, or may.
@@ -254,6 +252,11 @@ class Race:
         _, costs = self.column(name)
         return any(bound(*mean_and_error(costs[cost])) > cap for cost, cap in caps(self._budgets[index]).items())
 
+    def _cost(self, index: int, name: str) -> float:
+        """The mean cost as a share of the budget."""
+        _, costs = self.column(name)
+        return max(float(costs[cost].mean()) / cap for cost, cap in caps(self._budgets[index]).items())
+
     def _drop(self, index: int, runs: Sequence[str]) -> None:
         """Drops what is shown to be behind on the problems that all of `runs` have done."""
         names = [n for n in self._in_race(index) if any(n in self.measured[run].values for run in runs)]
@@ -296,9 +299,11 @@ class Race:
         columns = {name: self.column(name)[0] for name in names}
         last = [name for name in names if name not in self._dropped[index]] or names
         common = min(len(columns[name]) for name in last)
-        best = max(last, key=lambda name: float(columns[name][:common].mean()))
+        price = {name: self._cost(index, name) for name in last}
+        best = min(last, key=lambda name: (-round(float(columns[name][:common].mean()), 12), price[name]))
         chances = dict.fromkeys(names, 0.0) | chances_of_best({name: columns[name] for name in last}, best)
-        rival = max((n for n in last if n != best), key=chances.__getitem__, default=None)
+        others = [n for n in last if not np.array_equal(columns[n], columns[best])]
+        rival = max(others, key=chances.__getitem__, default=None)
         gap, needed = math.nan, None
         if rival is not None:
             both = min(len(columns[best]), len(columns[rival]))
@@ -346,7 +351,7 @@ def wealth_against(differences: Floats) -> Floats:
 
 
 def chances_of_best(columns: Mapping[str, Floats], best: str, draws: int = 2000) -> dict[str, float]:
-    """The chance that each configuration has the greatest mean, by the Bayesian bootstrap (Rubin 1981) over problems.
+    """For each configuration the chance that none has a greater mean, by the Bayesian bootstrap (Rubin 1981).
 
     One weight for each problem serves all configurations, so that what they share cancels. A configuration that was
     tried on fewer problems is compared with `best` on these.
@@ -364,8 +369,7 @@ def chances_of_best(columns: Mapping[str, Floats], best: str, draws: int = 2000)
         both = min(len(columns[name]), len(columns[best]))
         part = weights[:, :both]
         gains[row] = part @ (columns[name][:both] - columns[best][:both]) / part.sum(axis=1)
-    leads = gains >= gains.max(axis=0) - 1e-12
-    chance = (leads / leads.sum(axis=0)).mean(axis=1)  # equal ones share a draw
+    chance = (gains >= gains.max(axis=0) - 1e-12).mean(axis=1)
     return dict(zip(names, chance.tolist(), strict=True))
 
 

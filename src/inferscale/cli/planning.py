@@ -1,0 +1,113 @@
+"""The command ``plan``: what to run for each budget."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from inferscale.evaluate.parts import make_strategy
+
+from .evaluating import RunOptions, distinct_names
+from .options import STRATEGY_HELP, Seed, UsageError, say, with_options
+from .solving import models_of
+
+if TYPE_CHECKING:
+    from inferscale.cost import Budget
+
+
+BudgetText = "NAME=NUMBER, of tokens, flops, seconds, calls, joules, bytes or money; several caps with commas"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(with_options(plan))
+
+
+def plan(
+    budget: Annotated[list[str], typer.Option(help=f"Repeat it: what a problem may cost on average. {BudgetText}.")],
+    most: Annotated[str | None, typer.Option(help="The most that planning may cost in all, as --budget.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Repeat it: a path, a hub id, an embedded policy.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help=f"Repeat it; by default what is at hand. {STRATEGY_HELP}")
+    ] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Repeat it: sizes of default strategies; 4, 16, 64.")] = None,
+    out: Annotated[Path, typer.Option(help="The plan's file.")] = Path("plan.json"),
+    runs: Annotated[Path | None, typer.Option(help="Folder of its runs, to go on from; OUT-runs by default.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the plan there as HTML too.")] = None,
+    seed: Seed = 0,
+    *,
+    options: RunOptions,
+) -> None:
+    """Find what to run for each budget on a data set; the same command again goes on where it ended."""
+    from inferscale.evaluate import prompt_style
+    from inferscale.scaling import candidates
+    from inferscale.scaling import plan as make_plan
+    from inferscale.scaling.race import told
+
+    if options.tokens is not None or options.force:
+        raise UsageError("plan has --budget for --tokens, and no --force: give another --runs folder")
+    if strategy and size:
+        raise UsageError("--size is for the default strategies: say it in --strategy, as rebase:16")
+    budgets, limit = [_budget(text) for text in budget], None if most is None else _budget(most)
+    searches = [make_strategy(text, options.width) for text in strategy or ()]
+    problems = options.problems()
+    names = model or ["policy-s"]
+    parts = [models_of(name, options) for name in names]
+    judge = parts[0][1]
+    found = make_plan(
+        problems, dict(zip(distinct_names(names), (generator for generator, _ in parts), strict=True)),
+        budgets=budgets, reward_model=None if judge is None else {str(options.reward): judge}, most=limit,
+        strategies=searches or candidates(judge, size or (4, 16, 64)),
+        directory=runs or out.with_name(f"{out.stem}-runs"), same_answer=options.same_answer(), seed=seed,
+        read_answer=prompt_style(options.style or ("plain" if options.dataset == "embedded" else "cot")).reader(),
+        batch_size=options.batch_size, progress=options.progress,
+    )  # fmt: skip
+    found.save(out)
+    say(found.table())
+    shared = _given(options)
+    for choice in found.choices:
+        if choice.tried is not None:
+            line = shlex.join([*shlex.split(found.command(choice.budget)), *shared])
+            say("")
+            say(f"# {told(choice.budget)}")
+            say(line)
+    if html is not None:
+        html.write_text(found.to_html(), encoding="utf-8")
+    say(f"wrote {out}")
+
+
+def _budget(text: str) -> Budget:
+    """The budget that a text such as ``tokens=500,seconds=2`` names."""
+    from inferscale.cost import Budget
+
+    known = [field.name for field in fields(Budget)]
+    caps: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        try:
+            caps[name] = float(number)
+        except ValueError:
+            raise UsageError(f"budget {text!r}: write it as tokens=500 or flops=2e9,seconds=1.5") from None
+        if name not in known:
+            raise UsageError(f"budget {text!r}: choose among {', '.join(known)}")
+    return Budget(**{name: int(cap) if name in ("tokens", "calls") else cap for name, cap in caps.items()})  # type: ignore[arg-type]
+
+
+def _given(options: RunOptions) -> list[str]:
+    """The options that were given, as words of a command line, without those that a choice names itself."""
+    words: list[str] = []
+    chosen = {"reward", "vote", "width", "progress", "limit", "split"}
+    for field in fields(RunOptions):
+        value = getattr(options, field.name)
+        if field.name in chosen or value == field.default:
+            continue
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag[2:])
+        else:
+            words += [word for item in (value if isinstance(value, list) else [value]) for word in (flag, str(item))]
+    return words
