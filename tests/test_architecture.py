@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "scaling": {
         *CORE,
         *{"base", "functional", "answers", "aggregators", "engine", "strategies", "evaluate", "viz"},
+        *{"flow", "flops"},
     },
     "plots": {*CORE, "base", "functional", "answers", "aggregators", "engine", "scaling", "viz"},
     "zoo": {*CORE, "functional", "runtime"},

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Medoid, Oracle, answer_weights
     from .answers import normalize_answer, read_answer, same_answer
     from .base import Aggregator, Embedder, Generator, ProcessRewardModel, RewardModel, SearchStrategy
-    from .cost import Budget, Cost
+    from .cost import Budget, Cost, Price
     from .engine import SearchResult, SearchUpdate, Solver, asolve, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
     from .flow import Flow, GenerateRequest, answer, ask, expand, gather, limit, replies, score
@@ -39,7 +39,7 @@ _NAMES = {
     "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Medoid", "Oracle", "answer_weights"),
     "answers": ("normalize_answer", "read_answer", "same_answer"),
     "base": ("Aggregator", "Embedder", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
-    "cost": ("Budget", "Cost"),
+    "cost": ("Budget", "Cost", "Price"),
     "engine": ("SearchResult", "SearchUpdate", "Solver", "asolve", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
     "flow": ("Flow", "GenerateRequest", "answer", "ask", "expand", "gather", "limit", "replies", "score"),
@@ -86,6 +86,7 @@ __all__ = [
     "Oracle",
     "ParticleFilter",
     "Plan",
+    "Price",
     "Problem",
     "ProcessRewardModel",
     "REBASE",

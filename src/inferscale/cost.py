@@ -81,6 +81,35 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Price:
+    """What tokens and hours cost, in any currency: of a served model by its tokens, of hardware by its time.
+
+    Attributes:
+        input: Of a million prompt tokens.
+        output: Of a million sampled tokens, thoughts included.
+        hour: Of an hour of the hardware.
+    """
+
+    input: float = 0.0
+    output: float = 0.0
+    hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse prices below 0, and a table of nothing."""
+        prices = (self.input, self.output, self.hour)
+        if any(not 0 <= price < math.inf for price in prices) or not any(prices):
+            raise ValueError(f"{self!r}: give prices of 0 or more, at least one of them greater")
+
+    def of(self, cost: Cost) -> float:
+        """Return the price of a cost; its seconds are those in the models, shared by the problems of a batch."""
+        return self.at(cost.prompt_tokens, cost.tokens, cost.seconds)
+
+    def at(self, prompt_tokens: float, tokens: float, seconds: float) -> float:
+        """Return the price of so many tokens and seconds."""
+        return (self.input * prompt_tokens + self.output * tokens) / 1e6 + self.hour * seconds / 3600
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """A cap that every strategy honours: the search stops, and the best so far is returned.
 
@@ -96,28 +125,55 @@ class Budget:
         seconds: Wall-clock seconds since the search of this problem began; an answer that is replayed from a journal
             counts for the seconds that its model took.
         calls: Samples drawn (steps or whole completions).
+        money: What `price` makes of the cost; looked at as ``flops`` are.
+        price: What things cost, needed for `money`.
     """
 
     tokens: int | None = None
     flops: float | None = None
     seconds: float | None = None
     calls: int | None = None
+    money: float | None = None
+    price: Price | None = None
 
     def __post_init__(self) -> None:
         """Refuse caps that are not positive or are no counts; numbers of other libraries become Python's."""
-        for name in ("tokens", "flops", "seconds", "calls"):
+        for name in CAPS:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _checked_cap(name, value))
+        if (self.money is None) != (self.price is None):
+            raise ValueError(f"{self!r}: money and price=Price(...) belong together, give both or none")
+
+    @property
+    def caps(self) -> dict[str, float]:
+        """Return the caps that were given, by name."""
+        return {name: getattr(self, name) for name in CAPS if getattr(self, name) is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the caps; those that came after the first four only where they are given, as older runs have it."""
+        first = {name: getattr(self, name) for name in CAPS[:4]}
+        return first if self.money is None else {**first, "money": self.money, "price": self.price}
 
     def exhausted(self, cost: Cost, elapsed: float) -> str | None:
         """Return the name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``."""
-        spent = {"tokens": cost.tokens, "flops": cost.flops, "seconds": elapsed, "calls": cost.num_generated}
+        spent: dict[str, float] = {
+            "tokens": cost.tokens,
+            "flops": cost.flops,
+            "seconds": elapsed,
+            "calls": cost.num_generated,
+        }
+        if self.price is not None:
+            spent["money"] = self.price.of(cost)
         for name, value in spent.items():
             cap = getattr(self, name)
             if cap is not None and value >= cap:
                 return name
         return None
+
+
+CAPS = ("tokens", "flops", "seconds", "calls", "money")
+"""Names of what a budget can cap."""
 
 
 def _checked_cap(name: str, value: Any) -> float:

@@ -1,30 +1,31 @@
-"""The command ``plan``: what to run for each budget."""
+"""The commands ``plan`` (what to run for each budget) and ``cost`` (what a search will cost)."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from inferscale.evaluate.parts import make_strategy
 
 from .evaluating import RunOptions, distinct_names
-from .options import STRATEGY_HELP, Seed, UsageError, say, with_options
+from .options import STRATEGY_HELP, Model, Seed, UsageError, say, with_options
 from .solving import models_of
 
 if TYPE_CHECKING:
     from inferscale.cost import Budget
 
 
-BudgetText = "NAME=NUMBER, of tokens, flops, seconds, calls, joules, bytes or money; several caps with commas"
+BudgetText = "NAME=NUMBER, of tokens, flops, seconds or calls; several caps with commas"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Adds the commands."""
     app.command()(with_options(plan))
+    app.command()(cost)
 
 
 def plan(
@@ -80,11 +81,72 @@ def plan(
     say(f"wrote {out}")
 
 
+def cost(
+    model: Model = "policy-s",
+    strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "rebase:16",
+    reward: Annotated[str | None, typer.Option(help="The reward model: a path, a hub id, an embedded one.")] = None,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
+    new: Annotated[int, typer.Option(min=1, help="Tokens of a solution.")] = 256,
+    step: Annotated[int, typer.Option(min=1, help="Tokens of a step.")] = 32,
+    device: Annotated[str, typer.Option(help="cpu (measured now), a100, h100, h200, l4, l40s, t4, v100, ...")] = "cpu",
+    bytes_per_number: Annotated[
+        float | None, typer.Option(help="2 for bfloat16, 4 for float32; by default 4 on a CPU.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Problems that share each forward.")] = 1,
+    input_price: Annotated[float, typer.Option(help="Of a million prompt tokens.")] = 0.0,
+    output_price: Annotated[float, typer.Option(help="Of a million sampled tokens.")] = 0.0,
+    hour_price: Annotated[float, typer.Option(help="Of an hour of the device.")] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Predict what a problem will cost, before anything is run: a roofline of the strategy's own calls."""
+    import json
+
+    from inferscale.cost import Price
+    from inferscale.scaling import device as known_device
+    from inferscale.scaling import predict_cost
+
+    prices = input_price, output_price, hour_price
+    found = predict_cost(
+        _config(model), make_strategy(strategy), reward=None if reward is None else _config(reward), prompt=prompt,
+        new=new, step=step, device=known_device(device), batch=batch, price=Price(*prices) if any(prices) else None,
+        bytes_per_number=bytes_per_number or (4 if device == "cpu" else 2),
+    )  # fmt: skip
+    if as_json:
+        say(json.dumps(found.to_dict()))
+        return
+    rows = {
+        "tokens sampled, scored": f"{found.tokens:,.0f}, {found.scored_tokens:,.0f}",
+        "FLOPs, policy + reward": f"{found.generator_flops:.3g} + {found.reward_flops:.3g}",
+        "bytes, policy + reward": f"{found.generator_bytes:.3g} + {found.reward_bytes:.3g} "
+        f"({found.cache_bytes:.3g} of keys and values)",
+        "eFLOPs": f"{found.eflops:.3g} (a byte of keys and values as {found.intensity:.0f} FLOPs)",
+        "forwards in a row": f"{found.rounds:,.0f}",
+        "seconds": ", ".join(f"{phase} {value:.3g}" for phase, value in found.seconds.items()),
+        "memory": f"{found.memory_bytes / 2**30:.3g} GiB",
+        "joules": "not known: the device's power is not" if found.joules is None else f"{found.joules:.3g}",
+        "money": "not known: give a price" if found.money is None else f"{found.money:.3g}",
+    }
+    for name, text in rows.items():
+        say(f"{name:<24} {text}")
+
+
+def _config(model: str) -> Any:
+    """The configuration of a model that a command names."""
+    from inferscale import zoo
+    from inferscale.evaluate.parts import at_hand, embedded
+
+    if model in embedded():
+        return zoo.load(model)[0].config
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(at_hand(model))
+
+
 def _budget(text: str) -> Budget:
     """The budget that a text such as ``tokens=500,seconds=2`` names."""
-    from inferscale.cost import Budget
+    from inferscale.cost import CAPS, Budget
 
-    known = [field.name for field in fields(Budget)]
+    known = [name for name in CAPS if name != "money"]
     caps: dict[str, float] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from inferscale._compat import late_names
 
-from .ledger import CONVENTIONS, PEAK_BANDWIDTH, PEAK_FLOPS, estimate_flops, measured_peak
+from .ledger import CONVENTIONS, PEAK_BANDWIDTH, PEAK_FLOPS, estimate_flops, measured_bandwidth, measured_peak
 from .spec import Flops, ModelSpec, PackedRows, UnknownArchitectureError, forward_flops, model_spec
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "closed_form",
     "estimate_flops",
     "forward_flops",
+    "measured_bandwidth",
     "measured_peak",
     "model_spec",
     "register_flop_formula",

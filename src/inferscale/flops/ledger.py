@@ -642,3 +642,24 @@ def measured_peak(device: str = "cpu", dtype: str = "float32", size: int = 1024,
         wait()
         best = max(best, 2 * size**3 / (time.perf_counter() - start))
     return best
+
+
+def measured_bandwidth(megabytes: int = 256, seconds: float = 0.3) -> float:
+    """Bytes per second of the CPU's memory: of the fastest copy seen within `seconds`, read and written together.
+
+    Args:
+        megabytes: Size of what is copied; more than the caches hold.
+        seconds: How long to try.
+    """
+    import time
+
+    import numpy as np
+
+    source = np.ones(megabytes * 2**17)
+    target = np.empty_like(source)
+    best, until = 0.0, time.perf_counter() + seconds
+    while best == 0.0 or time.perf_counter() < until:
+        start = time.perf_counter()
+        np.copyto(target, source)
+        best = max(best, 2 * source.nbytes / (time.perf_counter() - start))
+    return best

@@ -17,6 +17,7 @@ from .curves import (
     short_name,
 )
 from .planning import Choice, Configuration, Plan, Tried, candidates, plan
+from .predicting import DEVICES, Device, Prediction, device, predict_cost
 from .race import Measured, Race, Runner, Standing, Winner
 from .theory import (
     CoverageFit,
@@ -38,9 +39,12 @@ __all__ = [
     "CostName",
     "CoverageFit",
     "CurvePoint",
+    "DEVICES",
+    "Device",
     "Measured",
     "PairedDifference",
     "Plan",
+    "Prediction",
     "Race",
     "Runner",
     "SizeFit",
@@ -55,6 +59,7 @@ __all__ = [
     "cost_ratio",
     "cramer_rate",
     "curve_of_results",
+    "device",
     "difficulty_bins",
     "error_bound",
     "estimate_voting_limit",
@@ -67,6 +72,7 @@ __all__ = [
     "paired_difference",
     "pareto_frontier",
     "plan",
+    "predict_cost",
     "scaling_curve",
     "short_name",
     "split_by",

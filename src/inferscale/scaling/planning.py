@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -25,7 +25,7 @@ from inferscale.base import (
     SearchStrategy,
     check_scores,
 )
-from inferscale.cost import Budget
+from inferscale.cost import Budget, Price
 from inferscale.engine.files import write_atomically
 from inferscale.engine.result import SearchResult, voted
 from inferscale.engine.solver import Solver, as_problems
@@ -50,7 +50,7 @@ from .curves import (
     prompt_flops,
     sampling_values,
 )
-from .race import Costs, Floats, Measured, Race, Winner, caps, told, wilson
+from .race import Costs, Floats, Measured, Race, Winner, told, wilson
 
 Judge: TypeAlias = Callable[[Problem, str, str], float]
 """``judge(problem, first, second)``: the chance that the first text is the better one, 0 to 1."""
@@ -235,7 +235,7 @@ class Plan(Planned):
     @property
     def cost(self) -> str:
         """The name of the cost that the first budget caps."""
-        return next(iter(caps(self.choices[0].budget)))
+        return next(iter(self.choices[0].budget.caps))
 
     def frontier(self, cost: str | None = None) -> list[Tried]:
         """What no other configuration beats, cheapest first.
@@ -274,9 +274,9 @@ class Plan(Planned):
         target = Path(path)
         data = {
             "format": FORMAT, "version": VERSION, "problems": self.problems, "error": self.error,
-            "spent": dict(self.spent), "most": self.most and caps(self.most), "parts": self.parts,
+            "spent": dict(self.spent), "most": self.most and _caps(self.most), "parts": self.parts,
             "tried": [{**_plain(t, "configuration"), "configuration": _texts(t.configuration)} for t in self.tried],
-            "choices": [{**_plain(c, "tried", "budget"), "budget": caps(c.budget),
+            "choices": [{**_plain(c, "tried", "budget"), "budget": _caps(c.budget),
                          "tried": None if c.tried is None else self.tried.index(c.tried)} for c in self.choices],
         }  # fmt: skip
         write_atomically(target, json.dumps(data, indent=1, default=str) + "\n")
@@ -309,11 +309,11 @@ class Plan(Planned):
             for row in data["tried"]
         )  # fmt: skip
         choices = tuple(
-            Choice(**{**row, "budget": Budget(**row["budget"]),
+            Choice(**{**row, "budget": _budget(row["budget"]),
                       "tried": None if row["tried"] is None else tried[row["tried"]]})
             for row in data["choices"]
         )  # fmt: skip
-        most = None if data["most"] is None else Budget(**data["most"])
+        most = None if data["most"] is None else _budget(data["most"])
         return cls(choices, tried, data["problems"], data["error"], data["spent"], most, data["parts"])
 
     def table(self) -> str:
@@ -458,13 +458,14 @@ def plan(
     """
     given = _checked_problems(as_problems(problems, "plan"), judge)
     wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
-    if not wanted or any(not isinstance(b, Budget) or not caps(b) for b in wanted):
+    if not wanted or any(not isinstance(b, Budget) or not b.caps for b in wanted):
         raise ValueError(f"budgets={budgets!r:.80}: give Budget(tokens=...) or another cap, or a list of them")
     if not 0 < error < 1:
         raise ValueError(f"error={error!r}: give a probability between 0 and 1, such as 0.05")
     generators = _named(generator, Generator, "generator")
     judges = _named(reward_model, RewardModel, "reward_model")
     order = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
+    price = next((b.price for b in [*wanted, *([most] if most else [])] if b.price is not None), None)
     options: dict[str, Any] = {"read_answer": read_answer, "thinking": thinking, "seed": seed, "batch_size": batch_size}
     folder = None if directory is None else Path(directory)
     referee = None
@@ -472,10 +473,23 @@ def plan(
         first = next(iter(generators.values()))
         referee = Referee(judge, Solver(RepeatedSampling(1), first, **{**options, "seed": seed + 1}), order)
     runners = [
-        Pool(name, model, label, rewards, strategy, order, tuple(aggregators), options, folder, same_answer, referee)
+        Pool(
+            name,
+            model,
+            label,
+            rewards,
+            strategy,
+            order,
+            tuple(aggregators),
+            options,
+            folder,
+            same_answer,
+            referee,
+            price,
+        )
         for name, model in generators.items()
         for label, rewards, strategy in _entries(strategies, judges)
-    ]
+    ]  # fmt: skip
     race = Race(runners, wanted, len(order), most, error, _line if progress else lambda line: None)
     winners = race.run()
     _check_known(wanted, race.measured.values())
@@ -574,10 +588,12 @@ class Pool:
         self, generator_name: str, generator: Generator, reward_name: str | None, reward: RewardModel | None,
         strategy: SearchStrategy, problems: Sequence[Problem], aggregators: tuple[Aggregator, ...],
         options: Mapping[str, Any], directory: Path | None, same_answer: SameAnswer | None, referee: Referee | None,
+        price: Price | None = None,
     ) -> None:  # fmt: skip
         self.name = f"{generator_name}: {written(strategy)}" + (f" by {reward_name}" if reward_name else "")
         self._names, self._strategy, self._problems = (generator_name, reward_name), strategy, problems
         self._parts, self._options, self._same, self._referee = (generator, reward), options, same_answer, referee
+        self._price = price
         self._votes = [*dict.fromkeys([*usual_votes(reward), *aggregators])]
         slug = "".join(c if c.isalnum() or c in "=." else "-" for c in self.name)
         self._directory = None if directory is None else directory / slug
@@ -615,7 +631,7 @@ class Pool:
     def _read(self, results: Sequence[SearchResult], correct: list[list[bool]] | None) -> None:
         sampling = is_sampling(self._strategy)
         most = getattr(self._strategy, "n", 1) if sampling else max(len(r.trajectories) for r in results)
-        self._paid.append(_total_costs(results))
+        self._paid.append(_part_costs(results, None, True, self._price))
         evidence: dict[Reduction | None, list[Evidence]] = {}
         for vote in self._votes:
             formula = None if correct is None else _formula(vote)
@@ -633,7 +649,7 @@ class Pool:
                 made = Configuration(self._names[0], self._names[1] if scored else None, strategy, vote)
                 self.configurations[made.name] = made
                 self._values.setdefault(made.name, []).append(values)
-                costs = _part_costs(results, size / most if sampling else None, scored)
+                costs = _part_costs(results, size / most if sampling else None, scored, self._price)
                 self._costs.setdefault(made.name, []).append(costs)
 
     def _vote(
@@ -697,15 +713,9 @@ def _formula(vote: Aggregator) -> tuple[Vote, Reduction | None] | None:
     return ("weighted" if vote.weighted else "majority"), vote.reduction
 
 
-COSTS = ("tokens", "flops", "seconds", "calls")
-
-
-def _total_costs(results: Sequence[SearchResult]) -> dict[str, Floats]:
-    """`[P]` by name: what the searches have cost."""
-    return _part_costs(results, None, True)
-
-
-def _part_costs(results: Sequence[SearchResult], part: float | None, scored: bool) -> dict[str, Floats]:
+def _part_costs(
+    results: Sequence[SearchResult], part: float | None, scored: bool, price: Price | None
+) -> dict[str, Floats]:
     """`[P]` by name: what the searches, or a part of their samples, would have cost, with or without scores."""
     costs = [result.cost for result in results]
     prompts = np.asarray([0.0 if part is None else prompt_flops(first_steps(result)) for result in results])
@@ -716,12 +726,15 @@ def _part_costs(results: Sequence[SearchResult], part: float | None, scored: boo
 
     generator = prompts + share * (column(cost.generator_flops for cost in costs) - prompts)
     reward = share * column(cost.reward_flops for cost in costs) if scored else 0.0
-    return {
+    found = {
         "tokens": share * column(cost.tokens for cost in costs),
         "flops": generator + reward,
         "seconds": share * column(cost.seconds for cost in costs),
         "calls": share * column(cost.num_generated for cost in costs),
     }
+    if price is not None:
+        found["money"] = column(price.at(c.prompt_tokens, share * c.tokens, share * c.seconds) for c in costs)
+    return found
 
 
 def _joined(parts: Sequence[Mapping[str, Floats]]) -> Costs:
@@ -730,14 +743,14 @@ def _joined(parts: Sequence[Mapping[str, Floats]]) -> Costs:
 
 def _fits(tried: Tried, budget: Budget) -> bool:
     """True if the mean costs are known and within every cap."""
-    return all(tried.costs.get(name, math.inf) <= cap for name, cap in caps(budget).items())
+    return all(tried.costs.get(name, math.inf) <= cap for name, cap in budget.caps.items())
 
 
 def _check_known(budgets: Sequence[Budget], measured: Iterable[Measured]) -> None:
     """Refuse a cap on what none of the models tells."""
     known = {name for m in measured for name, column in m.paid.items() if column.any()}
     for budget in budgets:
-        if unknown := [name for name in caps(budget) if name not in known]:
+        if unknown := [name for name in budget.caps if name not in known]:
             raise ValueError(
                 f"budgets={told(budget)}: the models do not tell their {unknown[0]}: cap one of "
                 + ", ".join(sorted(known))
@@ -799,6 +812,15 @@ def _texts(configuration: Configuration) -> dict[str, Any]:
 def _configuration(row: Mapping[str, Any], own: Mapping[str, SearchStrategy]) -> Configuration:
     strategy = own[row["strategy"]] if row["strategy"] in own else make_strategy(row["strategy"])
     return Configuration(row["generator"], row["reward"], strategy, make_vote(row["aggregator"]))
+
+
+def _caps(budget: Budget) -> dict[str, Any]:
+    return {**budget.caps, **({} if budget.price is None else {"price": asdict(budget.price)})}
+
+
+def _budget(row: Mapping[str, Any]) -> Budget:
+    price = None if row.get("price") is None else Price(**row["price"])
+    return Budget(**{**row, "price": price})
 
 
 def _plain(value: Any, *left_out: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ Costs = Mapping[str, Floats]
 STAKES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the wealth that the test against a rival bets at once; their mean is a mixture."""
 PILOT = 8  # problems that every run is tried on
+_KEPT_BACK = 0.02  # of the limit
 _RIVALS = 5  # that may drop a configuration at a look
 
 
@@ -176,17 +177,17 @@ class Race:
         return total
 
     def _left(self) -> float:
-        """The share of the limit that is left: 1 before anything was run."""
+        """The share of the limit that is left; a little is kept back for problems that cost more than their mean."""
         if self._most is None:
             return math.inf
-        return 1.0 - max(self.spent.get(name, 0.0) / cap for name, cap in caps(self._most).items())
+        return 1.0 - _KEPT_BACK - max(self.spent.get(name, 0.0) / cap for name, cap in self._most.caps.items())
 
     def _share(self, name: str) -> float:
         """The share of the limit that one more problem of a run takes; 0 without a limit."""
         if self._most is None:
             return 0.0
         paid = self.measured[name].paid
-        return max(float(paid[cost].mean()) / cap for cost, cap in caps(self._most).items())
+        return max(float(paid[cost].mean()) / cap for cost, cap in self._most.caps.items())
 
     def _go_on(self, names: Iterable[str], problems: int) -> None:
         """Has these runs done for the first `problems` problems, cheapest first, as far as the limit allows."""
@@ -250,12 +251,12 @@ class Race:
     def _over(self, index: int, name: str, bound: Callable[[float, float], float]) -> bool:
         """True if a bound of the mean cost is over the budget."""
         _, costs = self.column(name)
-        return any(bound(*mean_and_error(costs[cost])) > cap for cost, cap in caps(self._budgets[index]).items())
+        return any(bound(*mean_and_error(costs[cost])) > cap for cost, cap in self._budgets[index].caps.items())
 
     def _cost(self, index: int, name: str) -> float:
         """The mean cost as a share of the budget."""
         _, costs = self.column(name)
-        return max(float(costs[cost].mean()) / cap for cost, cap in caps(self._budgets[index]).items())
+        return max(float(costs[cost].mean()) / cap for cost, cap in self._budgets[index].caps.items())
 
     def _drop(self, index: int, runs: Sequence[str]) -> None:
         """Drops what is shown to be behind on the problems that all of `runs` have done."""
@@ -316,18 +317,13 @@ class Race:
         return Winner(best, chances[best], rival, gap, needed, ranked)
 
 
-def caps(budget: Budget) -> dict[str, float]:
-    """The caps of a budget that were given, by name."""
-    return {name: getattr(budget, name) for name in budget.__dataclass_fields__ if getattr(budget, name) is not None}
-
-
 def _price(budget: Budget) -> tuple[float, ...]:
-    return tuple(caps(budget).values())
+    return tuple(budget.caps.values())
 
 
 def told(budget: Budget) -> str:
     """A budget in words."""
-    return ", ".join(f"{value:.4g} {name}" for name, value in caps(budget).items())
+    return ", ".join(f"{value:.4g} {name}" for name, value in budget.caps.items())
 
 
 def mean_and_error(values: Floats) -> tuple[float, float]:

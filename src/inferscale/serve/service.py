@@ -53,11 +53,9 @@ class Limits:
 
     def capped(self, wanted: Budget) -> Budget:
         """Return the wanted budget, lowered to what a prompt may cost."""
-        caps = {}
-        for cap in fields(Budget):
-            given = [v for v in (getattr(wanted, cap.name), getattr(self.budget, cap.name)) if v is not None]
-            caps[cap.name] = min(given, default=None)
-        return Budget(**caps)
+        names = {**wanted.caps, **self.budget.caps}
+        lowest = {name: min(b.caps[name] for b in (wanted, self.budget) if name in b.caps) for name in names}
+        return Budget(**lowest, price=self.budget.price)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
