@@ -1,6 +1,7 @@
 """The voting rule: vectors, permutations, equivalences, and the reduction that is configured."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from inferscale.aggregators import (
     BestOfN,
     BordaVote,
     ConfidenceVote,
+    HedgedBestOfN,
     MajorityVote,
     Medoid,
     Oracle,
@@ -345,6 +347,34 @@ def test_borda_weights_by_hand():
     for p in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="p must be 0 or more"):
             BordaVote(p=p)
+
+
+def test_the_hedged_vote_by_hand():
+    votes = paths(["a", "b", "b", None, "c"], [0.9, 0.5, 0.4, 1.0, 0.1])
+    # of 6 pairs a is the best of 3, b of 2 + 1 and c of none: a tie, and b has more score
+    assert HedgedBestOfN(2).select(paths(["a", "b", "b", "c"], [0.9, 0.6, 0.4, 0.1])).answer == "b"
+    assert HedgedBestOfN(3).select(votes).answer == "a"  # 3 triples of 4, b 1
+    assert HedgedBestOfN(1).select(votes).answer == MajorityVote().select(votes).answer == "b"
+    for n in (4, 99):
+        assert HedgedBestOfN(n).select(votes).answer == "a"
+    assert HedgedBestOfN(2).select(paths([None, None], [0.1, 0.2])).score == 0.2
+    for n in (0, 1.5):
+        with pytest.raises(ValueError, match="n must be an integer >= 1"):
+            HedgedBestOfN(n)
+
+
+def test_a_hedge_holds_where_best_of_n_falls():
+    """A judge that likes a rare wrong answer most: best-of-n finds it as n grows, the hedged vote does not."""
+    rng, right = random.Random(0), {"best": [0, 0], "hedged": [0, 0]}
+    for _ in range(300):
+        for place, n in enumerate((4, 64)):
+            answers = rng.choices(["right", "rare", "wrong"], [0.4, 0.04, 0.56], k=n)
+            scores = [{"right": 0.7, "rare": 0.9, "wrong": 0.3}[answer] + 0.1 * rng.random() for answer in answers]
+            given = paths(answers, scores)
+            right["best"][place] += BestOfN().select(given).answer == "right"
+            right["hedged"][place] += HedgedBestOfN(4).select(given).answer == "right"
+    assert right["best"][1] < 60 < 200 < right["best"][0]
+    assert right["hedged"][1] > 280
 
 
 def test_confidence_votes():

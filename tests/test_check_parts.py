@@ -13,6 +13,7 @@ GOOD = [
     isc.MajorityVote(weighted=True),
     isc.BestOfN(),
     isc.BordaVote(p=0.5),
+    isc.HedgedBestOfN(3),
     isc.ConfidenceVote(),
     isc.Medoid(),
     isc.Medoid(of="answer"),

@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from inferscale.functional import best_of_k, majority_at_k, majority_vote, pass_at_k, weighted_majority_at_k
+from inferscale.functional import (
+    best_of_k,
+    best_of_k_chances,
+    majority_at_k,
+    majority_vote,
+    optimal_n,
+    pass_at_k,
+    weighted_majority_at_k,
+)
 from inferscale.functional import estimators as _majority
 
 KINDS = {"list": lambda x: x, "numpy": np.asarray, "torch": lambda x: torch.as_tensor(np.asarray(x))}
@@ -253,3 +261,42 @@ def test_errors_say_what_was_wrong(kind):
     with pytest.raises(ValueError, match="num_subsets must be 1 or more"):
         weighted_majority_at_k(make([0, 0]), make([1, 1]), 1, max_subsets=0, num_subsets=0, rng=random.Random(0))
     assert float(weighted_majority_at_k(make([0, 0]), make([1, 1]), 2.0)[0]) == 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_chances_of_being_the_best_are_counted_over_subsets(k):
+    scores = [0.3, 0.9, 0.9, 0.1, 0.5]
+    counted = [Fraction(0)] * 5
+    for subset in itertools.combinations(range(5), k):
+        best = [i for i in subset if scores[i] == max(scores[j] for j in subset)]
+        for i in best:
+            counted[i] += Fraction(1, len(best) * math.comb(5, k))
+    assert best_of_k_chances(scores, k).tolist() == pytest.approx([float(c) for c in counted])
+    assert best_of_k_chances(torch.tensor([scores, scores]), k).sum(-1).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_samples_without_an_answer_have_no_chance():
+    chances = best_of_k_chances([0.3, 0.9, 0.5], 2, [1, 0, 1])
+    assert chances.tolist() == pytest.approx([1 / 3, 0.0, 2 / 3])
+    for scores, k in (([], 1), ([0.5], 2), ([math.nan], 1)):
+        with pytest.raises(ValueError, match=r"scores is empty|k|finite"):
+            best_of_k_chances(scores, k)
+
+
+def test_the_best_n_by_enumeration():
+    """A judge that is right about what is likely and wrong about the rarest: accuracy rises and falls."""
+    correct = np.array([[0, 0, 0, 1, 1, 0], [0, 0, 1, 0, 1, 0]])
+    scores = np.array([[0.1, 0.2, 0.3, 0.6, 0.5, 0.9], [0.2, 0.1, 0.5, 0.3, 0.6, 0.9]])
+
+    def accuracy(n):
+        return np.mean([
+            row_right[max(subset, key=lambda i: row[i])]
+            for row, row_right in zip(scores, correct, strict=True)
+            for subset in itertools.combinations(range(6), n)
+        ])  # fmt: skip
+
+    curve = [accuracy(n) for n in range(1, 7)]
+    assert optimal_n(scores, correct) == 1 + int(np.argmax(curve))
+    assert curve[0] < max(curve) > curve[-1] == 0
+    assert optimal_n(scores, scores == scores.max(1, keepdims=True)) == 6
+    assert optimal_n(-scores, scores == scores.max(1, keepdims=True)) == 1

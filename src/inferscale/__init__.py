@@ -9,7 +9,16 @@ from ._compat import late_names
 
 if TYPE_CHECKING:
     from . import answers, evaluate, flops, functional, quiet_star, rewards, scaling, strategies, testing, viz, zoo
-    from .aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityVote, Medoid, Oracle, answer_weights
+    from .aggregators import (
+        BestOfN,
+        BordaVote,
+        ConfidenceVote,
+        HedgedBestOfN,
+        MajorityVote,
+        Medoid,
+        Oracle,
+        answer_weights,
+    )
     from .answers import normalize_answer, read_answer, same_answer
     from .base import Aggregator, Embedder, Generator, ProcessRewardModel, RewardModel, SearchStrategy
     from .cost import Budget, Cost, Price
@@ -36,7 +45,10 @@ _MODULES = (
     *("rewards", "scaling", "strategies", "testing", "viz", "zoo"),
 )
 _NAMES = {
-    "aggregators": ("BestOfN", "BordaVote", "ConfidenceVote", "MajorityVote", "Medoid", "Oracle", "answer_weights"),
+    "aggregators": (
+        *("BestOfN", "BordaVote", "ConfidenceVote", "HedgedBestOfN", "MajorityVote", "Medoid", "Oracle"),
+        "answer_weights",
+    ),
     "answers": ("normalize_answer", "read_answer", "same_answer"),
     "base": ("Aggregator", "Embedder", "Generator", "ProcessRewardModel", "RewardModel", "SearchStrategy"),
     "cost": ("Budget", "Cost", "Price"),
@@ -77,6 +89,7 @@ __all__ = [
     "HFGenerator",
     "HFOutcomeRewardModel",
     "HFProcessRewardModel",
+    "HedgedBestOfN",
     "LikelihoodReward",
     "MCTS",
     "MajorityVote",

@@ -11,7 +11,14 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from .answers import Normalize, SameAnswer, group_answers
 from .base import Aggregator
-from .functional import ArrayLike, Reduction, cosine_similarities, ngram_embeddings, reduce_steps
+from .functional import (
+    ArrayLike,
+    Reduction,
+    best_of_k_chances,
+    cosine_similarities,
+    ngram_embeddings,
+    reduce_steps,
+)
 from .tree import Trajectory
 
 StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
@@ -24,7 +31,7 @@ Joining: TypeAlias = tuple[SameAnswer | None, Normalize | None]
 
 def joining_of(aggregator: Aggregator) -> Joining:
     """Return how an aggregator joins answers; by the equality of their kind, if it has no way of its own."""
-    if isinstance(aggregator, MajorityVote | BordaVote | ConfidenceVote):
+    if isinstance(aggregator, MajorityVote | BordaVote | ConfidenceVote | HedgedBestOfN):
         return aggregator.same_answer, aggregator.normalize
     return None, None
 
@@ -266,6 +273,53 @@ class BordaVote(Aggregator):
 
 
 @dataclass(frozen=True)
+class HedgedBestOfN(Aggregator):
+    """The answer that the best of `n` most often has, over all choices of n of the samples: a pessimist's best-of-n.
+
+    Best-of-n of many samples finds what the reward model wrongly likes: its accuracy rises with n and falls again, and
+    an n in between is best (hedging; Khalaf et al. 2025, arXiv:2506.19248). Here that n is kept however many samples
+    there are, and all of them are used: a sample of rank r (from the worst) among N has the weight
+    ``C(r - 1, n - 1) / C(N, n)``, the chance that it is the best of n. With n = 1 it is the majority vote, with n = N
+    best-of-n. `inferscale.functional.optimal_n` finds the best n of best-of-n on problems with known answers; of this
+    vote the best one is often smaller.
+
+    Differs from the paper: it draws n samples and reports the best of them; this reports the most likely outcome of
+    that.
+
+    Attributes:
+        n: Samples among which the best is taken; all, if there are fewer.
+        reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
+        same_answer: As in `MajorityVote`.
+        normalize: As in `MajorityVote`.
+    """
+
+    n: int = 8
+    reduction: StepReduction | None = None
+    same_answer: SameAnswer | None = None
+    normalize: Normalize | None = field(default=None, repr=False)
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"HedgedBestOfN(n={self.n!r}): n must be an integer >= 1")
+        check_reduction(self, self.reduction)
+
+    def select(self, trajectories: Sequence[Trajectory]) -> Trajectory:
+        """The best-scored trajectory with the winning answer.
+
+        Raises:
+            ValueError: If there is none, no trajectory has a score, or one is not finite.
+        """
+        scores = known_scores(self, trajectories, self.reduction)
+        voters = [i for i in scores if trajectories[i].answer is not None]
+        weights: dict[int, float] = {}
+        if voters:
+            chances = best_of_k_chances([scores[i] for i in voters], min(self.n, len(voters)))
+            weights = dict(zip(voters, chances.tolist(), strict=True))
+        return vote(trajectories, weights, scores, (self.same_answer, self.normalize))
+
+
+@dataclass(frozen=True)
 class ConfidenceVote(Aggregator):
     """A vote weighted by the confidence that the generator reported with each step.
 
@@ -454,6 +508,7 @@ __all__ = [
     "BestOfN",
     "BordaVote",
     "ConfidenceVote",
+    "HedgedBestOfN",
     "MajorityVote",
     "Medoid",
     "Normalize",

@@ -3,7 +3,7 @@
 ``python -m studies.scaling run`` makes the records (resumable), ``report`` prints the tables, ``plot`` draws them,
 ``claims`` answers the questions that the study is made for, and ``pages`` puts all of them into the documentation.
 ``pack`` joins files of records, ``paper`` prints the tables of Wu et al. (arXiv:2408.00724) for the same records, and
-``voting`` sets the theory of votes beside the measurement.
+``voting`` sets the theory of votes beside the measurement, and ``hedging`` best-of-n beside its pessimistic vote.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from inferscale import zoo
 
 from .cells import cells, sensitivity_cells
 from .claims import claims
+from .hedging import hedging
 from .judges import judges_table
 from .measure import pack, read, run_all
 from .page import fill
@@ -26,7 +27,7 @@ from .plots import plot_all
 from .report import Records, report, sensitivity_tables
 from .voting import voting
 
-READERS = ("report", "pages", "plot", "claims", "paper", "voting")
+READERS = ("report", "pages", "plot", "claims", "paper", "voting", "hedging")
 
 
 def main() -> None:
@@ -104,6 +105,8 @@ def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
             return claims(*given, *options.compare)
         case "paper":
             return paper(*given, options.plots)
+        case "hedging":
+            return hedging(*given)
         case "voting":
             return voting(records, options.compare[0], *given[1:], options.plots / "voting.png")
         case _:

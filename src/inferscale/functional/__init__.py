@@ -7,7 +7,14 @@ results given in float64, whole numbers in int64, whatever the precision of the 
 
 from .allocation import Rounding, dora_allocation, ets_selection, rebase_allocation
 from .arrays import Array, ArrayLike
-from .estimators import best_of_k, majority_at_k, pass_at_k, weighted_majority_at_k
+from .estimators import (
+    best_of_k,
+    best_of_k_chances,
+    majority_at_k,
+    optimal_n,
+    pass_at_k,
+    weighted_majority_at_k,
+)
 from .likeness import cosine_similarities, likeness_clusters, ngram_embeddings
 from .reductions import Reduction, logsumexp, reduce_steps, softmax
 from .resampling import Resampling, effective_sample_size, resample
@@ -20,6 +27,7 @@ __all__ = [
     "Resampling",
     "Rounding",
     "best_of_k",
+    "best_of_k_chances",
     "cosine_similarities",
     "dora_allocation",
     "effective_sample_size",
@@ -29,6 +37,7 @@ __all__ = [
     "majority_at_k",
     "majority_vote",
     "ngram_embeddings",
+    "optimal_n",
     "pass_at_k",
     "rebase_allocation",
     "reduce_steps",

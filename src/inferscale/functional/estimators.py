@@ -59,20 +59,69 @@ def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int | Sequence[int], mas
     ops = ops_for(scores, correct, mask)
     right, x = labels(ops, correct), ops.float64(scores)
     same_shape(scores=x, correct=right)
+    chances = _best_chances(ops, x, mask)
+    return for_each_k(ops, k, right.shape[-1], lambda k: (right * chances(k)).sum(-1))
+
+
+def best_of_k_chances(scores: ArrayLike, k: int, mask: ArrayLike | None = None) -> Array:
+    """Probability that each of the samples is the best-scored of k that are drawn from them without replacement.
+
+    As weights of a vote they give the answer that best-of-k reports most often: with k = 1 the majority's, with k = N
+    the best-scored one's.
+
+    Args:
+        scores: `[..., N]`, finite, higher is better; equal scores share their chance.
+        k: Number of samples drawn.
+        mask: `[..., N]`, true where a sample has an answer; the others are chosen only when nothing else is, and
+            have no chance of their own.
+
+    Returns:
+        `[..., N]` in float64.
+
+    Raises:
+        ValueError: If k is not in 1..N, shapes differ, or a score is not finite.
+    """
+    ops = ops_for(scores, mask)
+    x = ops.float64(scores)
+    require_items("scores", x)
+    return _best_chances(ops, x, mask)(check_k(k, x.shape[-1]))
+
+
+def optimal_n(scores: ArrayLike, correct: ArrayLike, mask: ArrayLike | None = None) -> int:
+    """The n at which best-of-n is right most often, from samples of some problems whose correctness is known.
+
+    Against over-optimisation: an imperfect score is right about what is likely and wrong about what is rare, so that
+    accuracy rises with n and falls again (Khalaf et al. 2025, arXiv:2506.19248). The mean of `best_of_k` over problems
+    is an unbiased estimate for every n up to N; the smallest n of the greatest mean comes back.
+
+    Args:
+        scores: `[problems, N]`, finite, higher is better.
+        correct: `[problems, N]`, 0 or 1.
+        mask: `[problems, N]`, true where a sample has an answer.
+
+    Raises:
+        ValueError: As `best_of_k`.
+    """
+    total = ops_for(scores, correct, mask).float64(scores).shape[-1]
+    curve = best_of_k(scores, correct, range(1, total + 1), mask)
+    return 1 + int(curve.reshape(-1, total).mean(0).argmax())
+
+
+def _best_chances(ops: NumpyOps, x: Array, mask: ArrayLike | None) -> Callable[[int], Array]:
+    """From a k to the chances `[..., N]` of `best_of_k_chances`."""
     present = ops.xp.ones_like(x, dtype=ops.xp.bool) if mask is None else ops.boolean(mask)
     require(ops.xp.isfinite(x) | ~present, "scores must be finite numbers; one is NaN or infinite")
-    right = ops.xp.where(present, right, ops.float64(0.0))
     x = ops.xp.where(present, x, ops.float64(-math.inf))
     ranked = ops.gather(x, ops.argsort(x))
     below, up_to = (ops.searchsorted(ranked, x, side) for side in ("left", "right"))
-    share = right / ops.float64(up_to - below)  # of the credit of its tied scores
+    share = ops.xp.where(present, ops.float64(1.0), ops.float64(0.0)) / ops.float64(up_to - below)  # of tied scores
 
-    def estimate(k: int) -> Array:
+    def chances(k: int) -> Array:
         # The best of k is among the first j in ascending order with probability C(j, k) / C(N, k).
-        among_first = ops.float64(_first_table(right.shape[-1], k))
-        return (share * (among_first[up_to] - among_first[below])).sum(-1)
+        among_first = ops.float64(_first_table(x.shape[-1], k))
+        return share * (among_first[up_to] - among_first[below])
 
-    return for_each_k(ops, k, right.shape[-1], estimate)
+    return chances
 
 
 def labels(ops: NumpyOps, correct: ArrayLike) -> Array:
