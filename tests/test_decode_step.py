@@ -2,9 +2,12 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
+from benchmarks import gpu
 from inferscale.runtime import kv
 from inferscale.runtime.kv import Piece, joined, tiled
 from inferscale.runtime.plain import whole_logits
@@ -69,3 +72,93 @@ def test_slots_are_as_many_as_cost_least():
     slots = tiled(runs((200, 9), *[(1, 9)] * 56))
     assert [stop - start for _, start, stop in slots] == [8] * 25 + [1] * 56
     assert [start for _, start, _ in slots] == [*range(0, 200, 8), *range(200, 256)]
+
+
+# -- the step of a GPU, run on a CPU -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_takes_at_most_64_operators_whatever_the_number_of_problems(dtype):
+    two, three = gpu.tiny(2, dtype), gpu.tiny(3, dtype)
+    with gpu.gpu_step():
+        for problems in (1, 4, 64):
+            outer, inner = gpu.count_step(two, problems), gpu.count_step(three, problems)
+            assert inner.total - outer.total <= 64
+            assert 3 * outer.total - 2 * inner.total <= 40  # of a step, besides its layers
+            assert not outer.waits
+
+
+@pytest.fixture
+def fixed_step(monkeypatch):
+    """Six problems under way on fixed shapes: session, batch, model and texts of the rows."""
+    monkeypatch.setattr(kv, "fixed_shapes", lambda device: True)
+    model, rng = tiny_model("qwen3"), random.Random(4)
+    with torch.inference_mode():
+        session = Session(model)
+        prompts = [random_ids(rng, n) for n in LENGTHS]
+        batch = session.open([piece for piece in session.prefill(prompts) for _ in range(2)], 90)
+        session.extend(batch, [[5] * (1 + row % 3) for row in range(12)])
+        yield session, batch, model, [[*prompts[row // 2], *[5] * (1 + row % 3)] for row in range(12)]
+
+
+def pointers(plan):
+    found = [value for value in vars(plan).values() if isinstance(value, torch.Tensor)]
+    found += [plan.batch.kv, plan._shares[0].slots.kv, plan._shares[0].slots.bias]
+    found += [part for both in plan._shares[0]._index.values() for parts in both for part in parts]
+    return [tensor.data_ptr() for tensor in found if tensor is not plan._bias and tensor is not plan._hidden]
+
+
+def test_what_a_step_reads_stays_in_place_and_nothing_waits_for_the_device(fixed_step):
+    session, batch, _, _ = fixed_step
+    tokens, rows = torch.arange(12) + 7, np.arange(12)
+    session.step(batch, rows, tokens)
+    plan, before = batch.plan, pointers(batch.plan)
+    counted = gpu.Operators()
+    with counted:
+        for _ in range(64):
+            session.step(batch, rows, tokens)
+    assert batch.plan is plan
+    assert pointers(plan) == before
+    assert not counted.waits
+    assert batch.lengths.tolist() == [66 + row % 3 for row in range(12)] == plan.lengths[:12].tolist()
+
+
+def test_a_traced_step_goes_on_as_the_step_does(fixed_step):
+    """Nothing of a step depends on what the host knows: the operators of one step make the next ones."""
+    session, batch, model, texts = fixed_step
+    traces = []
+
+    def record(forward):
+        graph = make_fx(lambda tokens: forward())(batch.plan.tokens)
+        traces.append(graph)
+        return lambda: graph(batch.plan.tokens)
+
+    session.stepper.record = record
+    rng, live = random.Random(5), list(range(12))
+    for turn in range(6):
+        if turn == 4:
+            live = [0, 2, 3, 9]
+        new = random_ids(rng, len(live))
+        logits = session.step(batch, live, torch.tensor(new))
+        for row, token in zip(live, new, strict=True):
+            texts[row] = [*texts[row], token]
+        for found, row in zip(logits, live, strict=True):
+            torch.testing.assert_close(found, whole_logits(model, texts[row]), atol=1e-4, rtol=1e-4)
+    assert len(traces) == 1
+
+
+def test_a_recorded_step_serves_the_batches_that_follow_in_its_memory(fixed_step):
+    session, batch, model, texts = fixed_step
+    made = []
+    session.stepper.record = lambda forward: made.append(forward) or forward
+    rng = random.Random(6)
+    for turn in range(8):
+        if turn and turn % 2 == 0:  # a wave ends: other rows go on, of prompts of the same kind
+            order = sorted(rng.sample(range(12), 12))
+            batch, texts = batch.select(order), [list(texts[row]) for row in order]
+        new = random_ids(rng, 12)
+        logits = session.step(batch, range(12), torch.tensor(new))
+        texts = [[*text, token] for text, token in zip(texts, new, strict=True)]
+        for found, text in zip(logits, texts, strict=True):
+            torch.testing.assert_close(found, whole_logits(model, text), atol=1e-4, rtol=1e-4)
+    assert len(made) <= 2 < turn

@@ -21,9 +21,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2048},
     "xl": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "intermediate_size": 8192},
     "xxl": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
+    "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
 }
-KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8, "xxl": 32}
-VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256, "xxl": 32000}
+KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8, "xxl": 32, "8b": 8}
+VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256, "xxl": 32000, "8b": 128256}
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,27 @@ class Work:
         return [(common if place < self.common else own).randrange(10, 4000) for place in range(self.prompt)]
 
 
-def make_model(size: str, machine: Machine) -> Any:
+def make_model(size: str, machine: Machine, **options: Any) -> Any:
+    """A random Llama; `options` change its configuration."""
     config = LlamaConfig(
-        **SIZES[size],
-        num_key_value_heads=KV_HEADS[size],
+        **{**SIZES[size], "num_key_value_heads": KV_HEADS[size], **options},
         vocab_size=VOCABULARY[size],
         max_position_embeddings=4096,
-        tie_word_embeddings=size not in ("l", "xxl"),
+        tie_word_embeddings=size not in ("l", "xxl", "8b"),
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
+    dtype, before = getattr(torch, machine.dtype), torch.get_default_dtype()
+    # On a CPU in float32, so that the weights are those of earlier figures; a large model is made where it runs.
+    with torch.random.fork_rng(), torch.device(machine.device):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
-    return model.to(device=machine.device, dtype=getattr(torch, machine.dtype))
+        torch.set_default_dtype(before if machine.device == "cpu" else dtype)
+        try:
+            model = LlamaForCausalLM(config).eval()
+        finally:
+            torch.set_default_dtype(before)
+    return model.to(dtype=dtype)
 
 
 def make_tokenizer(vocabulary: int) -> Any:

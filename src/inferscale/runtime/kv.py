@@ -20,8 +20,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -70,7 +70,7 @@ class Piece:
 class Buffers:
     """Hands out memory for rows, and takes it back: fresh memory costs page faults at every step of a search.
 
-    On a GPU nothing is kept here, since torch's allocator keeps what is freed.
+    On a GPU it is handed out in sizes of which there are few, so that steps recorded on it are of use again.
 
     Tensors handed out hold zeros or old keys and values, never the NaNs that fresh memory may hold: a key that a mask
     hides is still multiplied by 0.
@@ -87,6 +87,8 @@ class Buffers:
     def take(self, like: Tensor, rows: int, capacity: int) -> Tensor:
         """A tensor `[layers, 2, rows, kv_heads, capacity, head_dim]` of the kind of `like`."""
         layers, two, _, heads, _, width = like.shape
+        if fixed_shapes(like.device):
+            rows, capacity = bucket(rows), bucket(capacity, 64)
         shape = (layers, two, rows, heads, capacity, width)
         size = layers * two * rows * heads * capacity * width
         for place, flat in enumerate(self._spare):
@@ -96,8 +98,6 @@ class Buffers:
 
     def give(self, kv: Tensor) -> None:
         """Takes memory back that nobody reads any more; the newest is kept, and the one before if it is no smaller."""
-        if kv.device.type != "cpu":
-            return
         flat = kv.new_empty(0).set_(kv.untyped_storage())
         self._spare = [*(old for old in self._spare[-1:] if old.numel() >= flat.numel()), flat]
 
@@ -113,8 +113,10 @@ class RowBatch:
         prompts: The prompt of each row, shared by object.
         lengths: Private tokens of each row.
         bases: Tokens of each row's prompt.
-        kv: `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place; no row reads beyond its length.
+        layers: Keys and values of each layer, `[rows, kv_heads, capacity, head_dim]`, views of `kv`; a row reads none
+            beyond its length.
         buffers: Where the memory comes from.
+        plan: What makes the steps of rows with fixed shapes, see `StepPlan`.
         states: Recurrent and convolution states after the last token of each row; ``None`` after a forward that failed.
     """
 
@@ -128,6 +130,7 @@ class RowBatch:
     ) -> None:
         self.prompts = list(prompts)
         self.kv = kv
+        self.plan: Plan | None = None
         self.states = states
         self.lengths = np.array(lengths, dtype=np.int64)
         self.bases = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
@@ -141,6 +144,16 @@ class RowBatch:
     def bytes(self) -> int:
         """Size of the private keys and values, room for more included, and of the states."""
         return self.kv.numel() * self.kv.element_size() + (0 if self.states is None else self.states.bytes)
+
+    @property
+    def kv(self) -> Tensor:
+        """Keys and values, `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place."""
+        return self._kv
+
+    @kv.setter
+    def kv(self, kv: Tensor) -> None:
+        self._kv = kv
+        self.layers = [tuple(layer.unbind()) for layer in kv.unbind()]
 
     def fill(self, row: int, pieces: Sequence[Piece]) -> None:
         """Makes copies of `pieces`, the last of which has its states, a row's first private tokens."""
@@ -163,13 +176,23 @@ class RowBatch:
             return None
         return self.states.of_row(row)
 
+    @property
+    def has_fixed_steps(self) -> bool:
+        """True if steps have fixed shapes, see `StepPlan`."""
+        return fixed_shapes(self.kv.device)
+
+    @property
+    def runs(self) -> list[tuple[Piece, int, int]]:
+        """Runs of rows that continue the same prompt: the prompt, the first row, and the one after the last."""
+        edges = [0, *(i for i in range(1, len(self)) if self.prompts[i].kv is not self.prompts[i - 1].kv), len(self)]
+        return [(self.prompts[start], start, stop) for start, stop in pairwise(edges)]
+
     @cached_property
     def slots(self) -> list[Slots]:
         """The prompts as they are read: on a GPU all in one product a layer, on a CPU where that is quicker."""
-        edges = [0, *(i for i in range(1, len(self)) if self.prompts[i].kv is not self.prompts[i - 1].kv), len(self)]
-        runs = [(self.prompts[start], start, stop) for start, stop in pairwise(edges)]
         like = self.kv[:, :, :1]
-        groups = [tiled(runs)] if fixed_shapes(like.device) else joined(runs, like.shape[3] * like.shape[5])
+        width = like.shape[3] * like.shape[5]
+        groups = [tiled(self.runs)] if fixed_shapes(like.device) else joined(self.runs, width)
         return [Slots.of(group, like) for group in groups]
 
     def select(self, rows: Sequence[int]) -> RowBatch:
@@ -367,6 +390,43 @@ def partial_attention(
     if query.device.type == "cpu" and _CPU_FLASH is not None and scores.cap is None:
         out, lse = _CPU_FLASH(query, key, value, attn_mask=bias, scale=scores.scale)
         return out, lse
+    # The kernel reads biases in pieces of 16 bytes.
+    aligned = bias is None or bias.shape[-1] % 16 == 0
+    if query.device.type == "cuda" and scores.cap is None and aligned and _has_kernel(query.device, query.dtype):
+        return _cuda_attention(query, key, value, bias, scores)
+    return _portable_attention(query, key, value, bias, scores)
+
+
+def _cuda_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """`partial_attention` by torch's memory-efficient kernel; it pads the log-sum-exps to a multiple of 32 queries."""
+    if bias is not None:
+        bias = bias.expand(*query.shape[:3], -1)
+    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, True, scale=scores.scale
+    )
+    return out, lse[..., : query.shape[2]]
+
+
+@lru_cache
+def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """True if the kernel does here what it is taken for; tried once, before anything is recorded."""
+    generator, scores = torch.Generator().manual_seed(0), Scores(0.2)
+    query, key, value = (torch.randn(2, 2, n, 32, generator=generator).to(device, dtype) for n in (3, 16, 16))
+    bias = hiding(torch.arange(16, device=device) > torch.tensor([[4], [9]], device=device), dtype)[:, None, None]
+    try:
+        found = _cuda_attention(query, key, value, bias, scores)
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError):
+        return False
+    expected = _portable_attention(query, key, value, bias, scores)
+    return all(torch.allclose(a.float(), b.float(), atol=0.03) for a, b in zip(found, expected, strict=True))
+
+
+def _portable_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scores: Scores
+) -> tuple[Tensor, Tensor]:
+    """`partial_attention` out of ordinary operators."""
     products = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scores.scale)
     if scores.cap is not None:
         products = products.div_(scores.cap).tanh_().mul_(scores.cap)
@@ -448,6 +508,12 @@ _CALL = 2**19  # multiply-adds that take a CPU as long as one more product does
 _READ = 16  # queries whose products take a GPU as long as reading the keys does
 
 
+def bucket(number: int, least: int = 1) -> int:
+    """The next size that memory is made in: a power of two times `least`; beyond 8 of them multiples of 8."""
+    parts = -(-number // least)
+    return least * (1 << (parts - 1).bit_length() if parts <= 8 else -(-parts // 8) * 8)
+
+
 def fixed_shapes(device: torch.device) -> bool:
     """True where shapes do not follow the lengths of rows, so that nothing waits for the host: not on a CPU."""
     return device.type != "cpu"
@@ -465,6 +531,7 @@ class Slots:
             ``None`` if the prompts have no tokens.
         bias: -inf where a slot's prompt has no key, `[slots, 1, 1, keys]`; ``None`` if all have. A prompt without
             tokens sees one key of zeros, and its share is taken away afterwards.
+        layers: Keys and values of each layer, views of `kv`.
     """
 
     starts: NDArray[np.int64]
@@ -472,6 +539,12 @@ class Slots:
     lengths: NDArray[np.int64]
     kv: Tensor | None
     bias: Tensor | None
+    layers: list[tuple[Tensor, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Cuts the layers out once for all forwards."""
+        layers = [] if self.kv is None else [tuple(layer.unbind()) for layer in self.kv.unbind()]
+        object.__setattr__(self, "layers", layers)
 
     @classmethod
     def of(cls, runs: Sequence[tuple[Piece, int, int]], like: Tensor) -> Slots:
@@ -540,64 +613,95 @@ class Share:
         slots: The prompts.
         tokens: The first token, and the one after the last.
         most: Places m of a slot: its tokens, or padding that repeats the last of them.
-        slot_of_token: The slot of each token.
-        blind: True for tokens whose prompt is empty; ``None`` if there are none, or no others.
     """
 
-    def __init__(self, slots: Slots, edges: NDArray[np.int64], fixed: bool) -> None:
-        """Places the tokens of each slot, which `edges` holds the firsts of, and at its end the one after the last."""
+    def __init__(self, slots: Slots, edges: NDArray[np.int64], fixed: tuple[int, int] = (0, 0)) -> None:
+        """Places the tokens of each slot.
+
+        Args:
+            slots: The prompts.
+            edges: The first token of each slot, and the one after the last.
+            fixed: If given, the number of all tokens, those included that belong to no slot, and of places in a slot.
+        """
         counts = np.diff(edges)
         self.slots = slots
-        self.tokens = int(edges[0]), int(edges[-1])
-        self.most = int(counts.max())
-        self._even = not fixed and bool((counts == self.most).all())  # then no token has to be moved
-        self._edges, self._counts = edges, counts
+        self.most = fixed[1] or int(counts.max())
+        self.tokens = int(edges[0]), max(int(edges[-1]), fixed[0])
+        self._even = not fixed[0] and bool((counts == self.most).all())  # then no token has to be moved
+        self._edges, self._count = edges, len(counts)
+        self._slot = np.repeat(np.arange(len(counts)), counts)  # of each token
+        self._slot = np.pad(self._slot, (0, self.tokens[1] - int(edges[-1])))
+        self._blind = slots.kv is not None and not slots.lengths.all()
+        self._device = torch.device("cpu") if slots.kv is None else slots.kv.device
         self._index: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
-        self.slot_of_token = np.repeat(np.arange(len(counts)), counts)
-        self.blind: Tensor | None = None
-        if slots.kv is not None and not slots.lengths.all():
-            self.blind = torch.from_numpy(slots.lengths[self.slot_of_token] == 0).to(slots.kv.device)
+
+    def copy(self, other: Share) -> None:
+        """Takes over what `other` says, of the same shapes, in the memory of this one."""
+        pairs = [(self.places, other.places), (self.slot_of_token, other.slot_of_token), (self.lengths, other.lengths)]
+        if self.blind is not None and other.blind is not None:
+            pairs.append((self.blind, other.blind))
+        if self.slots.bias is not None and other.slots.bias is not None:
+            pairs.append((self.slots.bias, other.slots.bias))
+        for kind, (there, back) in self._index.items():
+            pairs += zip((*there, *back), (part for both in other._indices(*kind) for part in both), strict=True)
+        for mine, theirs in pairs:
+            mine.copy_(theirs)
 
     def pairs(self, lowest: int = 0) -> int:
         """Products of queries and keys from `lowest` on, padding included."""
         keys = 0 if self.slots.kv is None else self.slots.kv.shape[4]
-        return len(self._counts) * self.most * max(keys - lowest, 0)
+        return self._count * self.most * max(keys - lowest, 0)
 
-    def places(self, device: torch.device) -> Tensor:
+    @cached_property
+    def places(self) -> Tensor:
         """The token at each place, `[slots, most]`."""
         places = self._edges[:-1, None] + np.arange(self.most)
-        return torch.from_numpy(np.clip(places, 0, np.maximum(self._edges[1:, None] - 1, 0))).to(device)
+        return torch.from_numpy(np.clip(places, 0, np.maximum(self._edges[1:, None] - 1, 0))).to(self._device)
+
+    @cached_property
+    def slot_of_token(self) -> Tensor:
+        """The slot of each token."""
+        return torch.from_numpy(self._slot).to(self._device)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of the prompt of each slot."""
+        return torch.from_numpy(self.slots.lengths).to(self._device)
+
+    @cached_property
+    def blind(self) -> Tensor | None:
+        """True for tokens whose prompt is empty, `[tokens, 1, 1]`; ``None`` if there are none, or no others."""
+        return (self.lengths == 0)[self.slot_of_token, None, None] if self._blind else None
 
     def queries(self, query: Tensor, heads: int) -> Tensor:
         """Queries `[1, heads, tokens, head_dim]` by slot, `[slots, kv_heads, most * group, head_dim]`."""
         if not self._even:
-            return query[self._indices(heads, query.shape[1] // heads, query.device)[0]]
-        slots, width = len(self._counts), query.shape[3]
-        by_slot = query[0, :, slice(*self.tokens)].view(heads, -1, slots, self.most, width)
+            moved: Tensor = torch.ops.aten.index(query, self._indices(heads, query.shape[1] // heads)[0])
+            return moved
+        by_slot = query[0, :, slice(*self.tokens)].view(heads, -1, self._count, self.most, query.shape[3])
         return by_slot.permute(2, 0, 3, 1, 4).flatten(2, 3)
 
     def by_token(self, values: Tensor, group: int) -> Tensor:
         """Values `[slots, kv_heads, most * group, ...]` by token, `[tokens, kv_heads, group, ...]`."""
         if not self._even:
-            return values[self._indices(values.shape[1], group, values.device)[1]]
+            moved: Tensor = torch.ops.aten.index(values, self._indices(values.shape[1], group)[1])
+            return moved
         by_place = values.view(*values.shape[:2], self.most, group, *values.shape[3:])
         return by_place.transpose(1, 2).flatten(0, 1)
 
-    def _indices(self, heads: int, group: int, device: torch.device) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def _indices(self, heads: int, group: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Where the queries of each slot stand among all, and where those of each token stand among the slots'."""
         if (heads, group) not in self._index:
-            head, place = torch.arange(heads, device=device), torch.arange(self.most * group, device=device)
-            none = torch.zeros(1, dtype=torch.long, device=device)
-            token = self.places(device)[:, place // group]
-            there = none, head[:, None] * group + place % group, token[:, None]
-            slot = self.slot_of_token
-            within = np.arange(*self.tokens) - self._edges[slot]
-            back = (
-                torch.from_numpy(slot).to(device)[:, None, None],
-                head[:, None],
-                torch.from_numpy(within).to(device)[:, None, None] * group + torch.arange(group, device=device),
+            head, place = torch.arange(heads), torch.arange(self.most * group)
+            token = self.places[:, (place // group).to(self._device)]
+            within = np.arange(*self.tokens) - self._edges[self._slot]
+            within = np.minimum(within, self.most - 1)  # of tokens that belong to no slot
+            there = torch.zeros(1, dtype=torch.long), head[:, None] * group + place % group
+            back = head[:, None], torch.from_numpy(within)[:, None, None] * group + torch.arange(group)
+            self._index[heads, group] = (
+                (*(index.to(self._device) for index in there), token[:, None]),
+                (self.slot_of_token[:, None, None], *(index.to(self._device) for index in back)),
             )
-            self._index[heads, group] = there, back
         return self._index[heads, group]
 
 
@@ -625,8 +729,7 @@ class RowPlan(Plan):
         self._most = int(counts.max())
         edges = np.concatenate([[0], ends])  # of the rows, among the packed tokens
         self._shares = [
-            Share(slots, edges[np.searchsorted(rows, [*slots.starts, slots.stop])], fixed_shapes(device))
-            for slots in batch.slots
+            Share(slots, edges[np.searchsorted(rows, [*slots.starts, slots.stop])]) for slots in batch.slots
         ]
         self._shares = [share for share in self._shares if share.most]
         self._rows = rows
@@ -679,26 +782,30 @@ class RowPlan(Plan):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each token against its problem's prompt and its row's own tokens up to itself."""
-        keys, values = self._batch.kv[self.layer]  # [rows, kv_heads, capacity, head_dim]
-        heads = key.shape[1]
+        keys, values = self._batch.layers[self.layer]
+        self._store(keys, values, key, value)
+        window = self._narrowing(scores.window)
+        out, lse = self._private(query, keys, values, scores, window)
+        parts = [self._shared(query, key.shape[1], share, scores, window) for share in self._shares]
+        if parts:
+            shared, shared_lse = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
+            # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
+            share = torch.sigmoid(shared_lse - lse)
+            out = torch.lerp(out, shared, (share if share.dtype == out.dtype else share.to(out.dtype))[..., None])
+            lse = lse if scores.sinks is None else torch.logaddexp(shared_lse, lse)
+        return scores.drained(out, lse)
+
+    def _store(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
+        """Puts the new keys and values behind those of their rows."""
         if self._step is not None:
             keys[:, :, self._step], values[:, :, self._step] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         else:
             keys[self._row, :, self._position] = key[0].transpose(0, 1)
             values[self._row, :, self._position] = value[0].transpose(0, 1)
-        # The window, if there are tokens that it hides a key of.
-        window = scores.window
-        if window is not None and int(self.absolute.max()) < window:
-            window = None
-        out, lse = self._private(query, keys, values, scores, window)
-        parts = [self._shared(query, heads, share, scores, window) for share in self._shares]
-        if parts:
-            shared, shared_lse = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
-            # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
-            share = torch.sigmoid(shared_lse - lse).to(out.dtype)
-            out = torch.lerp(out, shared, share[..., None])
-            lse = lse if scores.sinks is None else torch.logaddexp(shared_lse, lse)
-        return scores.drained(out, lse)
+
+    def _narrowing(self, window: int | None) -> int | None:
+        """A layer's window, if there are tokens that it hides a key of."""
+        return None if window is None or int(self.absolute.max()) < window else window
 
     def _shared(
         self, query: Tensor, heads: int, share: Share, scores: Scores, window: int | None
@@ -706,11 +813,13 @@ class RowPlan(Plan):
         """Some tokens against their prompts: outputs and log-sum-exps `[tokens, kv_heads, group, head_dim]`."""
         slots, group = share.slots, query.shape[1] // heads
         lowest = 0 if window is None else self._lowest(share, window)
-        if slots.kv is None or lowest >= slots.kv.shape[4]:
+        if slots.kv is None or lowest >= slots.kv.shape[4]:  # nobody sees a prompt
             shape = share.tokens[1] - share.tokens[0], heads, group
             out = query.new_zeros(*shape, query.shape[3])
             return out, torch.full(shape, -torch.inf, device=query.device)
-        key, value = slots.kv[self.layer, :, :, :, lowest:].unbind()
+        key, value = slots.layers[self.layer]
+        if lowest:
+            key, value = key[:, :, lowest:], value[:, :, lowest:]
         bias, blind = slots.bias, share.blind
         if window is not None and slots.kv is not None:
             if (share, window) not in self._near:
@@ -718,22 +827,19 @@ class RowPlan(Plan):
             bias, blind = self._near[share, window]
         out, lse = partial_attention(share.queries(query, heads), key, value, bias, scores)
         out, lse = share.by_token(out, group), share.by_token(lse, group)
-        return out, lse if blind is None else lse.masked_fill(blind[:, None, None], -torch.inf)
+        return out, lse if blind is None else lse.masked_fill(blind, -torch.inf)
 
     def _seen_by(self, share: Share, window: int, lowest: int, group: int) -> tuple[Tensor, Tensor]:
         """-inf where a window hides a prompt's key, `[slots, 1, most * group, keys]`; tokens for which it hides all."""
-        device = self._batch.kv.device
-        first = self._positions[slice(*share.tokens)] - window + 1  # that each token sees
-        lengths = torch.from_numpy(share.slots.lengths).to(device)[:, None]
         assert share.slots.kv is not None
-        key = torch.arange(lowest, share.slots.kv.shape[4], device=device)
-        by_place = first[share.places(device) - share.tokens[0]]  # [slots, most]
+        first = self._positions[slice(*share.tokens)] - window + 1  # that each token sees
+        key = torch.arange(lowest, share.slots.kv.shape[4], device=first.device)
+        by_place, lengths = first[share.places - share.tokens[0]], share.lengths[:, None]  # [slots, most]
         # Those that see nothing here see all of it, for an attention without a key has no value.
         hidden = (key < by_place[..., None]) & (by_place < lengths)[..., None]
         hidden |= key >= lengths[..., None].clamp(min=1)
-        bias = hiding(hidden.repeat_interleave(group, dim=1), self._batch.kv.dtype)[:, None]
-        slot = torch.from_numpy(share.slot_of_token).to(device)
-        return bias, first.clamp(min=0) >= lengths[slot, 0]
+        bias = hiding(hidden.repeat_interleave(group, dim=1), share.slots.kv.dtype)[:, None]
+        return bias, (first.clamp(min=0) >= share.lengths[share.slot_of_token])[:, None, None]
 
     def _private(
         self, query: Tensor, keys: Tensor, values: Tensor, scores: Scores, window: int | None

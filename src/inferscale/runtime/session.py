@@ -36,6 +36,7 @@ from .plain import (
     whole_logits,
 )
 from .states import States
+from .step import Stepper
 
 T = TypeVar("T")
 
@@ -59,6 +60,7 @@ class Session:
         self.model = model
         self.tokens = 0
         self.buffers = Buffers()
+        self.stepper = Stepper(model.device)
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
         layers = getattr(text_config(model.config), "num_hidden_layers", None)
@@ -220,8 +222,29 @@ class Session:
 
     def step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
         """One more token `[rows]` in each of `rows`, ascending; logits `[rows, vocabulary]`."""
+        if batch.has_fixed_steps and not self.has_states:
+            return self._fixed_step(batch, rows, tokens)
         one_each = np.ones(len(rows), dtype=np.int64)
         return self._extend(batch, np.asarray(rows), tokens, one_each, None)
+
+    def _fixed_step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
+        batch.reserve(int(batch.lengths.max()) + 1)
+        plan = self.stepper.plan(batch, self._attending)
+
+        def forward() -> Tensor:
+            plan.begin()
+            options: dict[str, Any] = {self._cache_argument: plan}
+            if "position_ids" in self._parameters:
+                options["position_ids"] = plan.positions[None]
+            logits: Tensor = self.model(input_ids=plan.tokens[None], use_cache=True, **options).logits[0]
+            return logits
+
+        plan.ready(rows, tokens)
+        with self._lock, attending(plan, self._configs):
+            logits = plan.end(self.stepper.run(plan, forward))
+        self.tokens += len(rows)
+        batch.lengths[np.asarray(rows)] += 1
+        return logits
 
     def _extend(
         self,
