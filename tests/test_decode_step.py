@@ -1,6 +1,8 @@
 """Prompts of many problems are read in one product a layer, and the step is the same whatever their number."""
 
 import random
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,11 +10,14 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from benchmarks import gpu
+from inferscale.flops import FlopCounter
+from inferscale.generators import HFGenerator
 from inferscale.runtime import kv
+from inferscale.runtime.decoding import TokenBuffer
 from inferscale.runtime.kv import Piece, joined, tiled
 from inferscale.runtime.plain import whole_logits
-from inferscale.runtime.session import Session
-from tests.tiny_models import tiny_model
+from inferscale.runtime.session import Session, check_recorded
+from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
 
 LENGTHS = (7, 0, 1, 3, 30, 9)
 
@@ -162,3 +167,59 @@ def test_a_recorded_step_serves_the_batches_that_follow_in_its_memory(fixed_step
         for found, text in zip(logits, texts, strict=True):
             torch.testing.assert_close(found, whole_logits(model, text), atol=1e-4, rtol=1e-4)
     assert len(made) <= 2 < turn
+
+
+def test_nothing_is_made_on_the_host_between_two_looks(monkeypatch):
+    made, looks = Counter(), []
+    for name in ("from_numpy", "tensor", "as_tensor"):
+        honest = getattr(torch, name)
+
+        def counted(*args, name=name, honest=honest, **options):
+            made[name] += 1
+            return honest(*args, **options)
+
+        monkeypatch.setattr(torch, name, counted)
+    record = TokenBuffer.record
+
+    def seen(*args, **options):
+        looks.append(made.total())
+        record(*args, **options)
+
+    monkeypatch.setattr(TokenBuffer, "record", seen)
+    monkeypatch.setattr(kv, "fixed_shapes", lambda device: True)
+    options = {"max_step_tokens": 64, "step_delimiter": "\0", "check_every": 4, "repetition_penalty": 1.1, "top_p": 0.9}
+    gen = HFGenerator(tiny_model(), byte_tokenizer(), eos_token_id=0, **options)
+    grow_all(gen, [root(prompt) for prompt in ("ab", "12 = 12", "ab the")], 3)
+    assert len(looks) > 8
+    ended = [b - a for a, b in pairwise(looks)]
+    assert min(ended) == 0  # between looks at which no row has ended
+    assert sum(count > 0 for count in ended) <= 9  # at most once for each row that has
+
+
+def test_trees_are_those_of_a_cpu_on_fixed_shapes(monkeypatch):
+    def sampled():
+        gen = HFGenerator(tiny_model().double(), byte_tokenizer(), max_step_tokens=6, max_new_tokens=26)
+        level = trees = [root(prompt) for prompt in ("ab", "Step 1: a b a b is 12\n", "b", "ab the")]
+        with FlopCounter(generator=gen, mode="verify") as counter:
+            for _ in range(3):
+                level = [n for group in grow_all(gen, level, 3) for n in group if not n.is_finished]
+        return [n.step.token_ids for tree in trees for n in tree.walk() if n.step], counter.flops
+
+    expected, flops = sampled()
+    monkeypatch.setattr(kv, "fixed_shapes", lambda device: True)
+    found, more = sampled()
+    assert found == expected
+    assert more >= flops  # rows that have ended are run on
+
+
+def test_a_recorded_step_that_differs_is_not_used():
+    session = Session(tiny_model())
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv, "fixed_shapes", lambda device: True)
+        session.stepper.record = lambda forward: forward
+        check_recorded(session)
+        assert session.stepper.record is not None
+        session.stepper.record = lambda forward: lambda: 2 * forward()
+        with pytest.warns(UserWarning, match="run without a recorded graph, slower: their logits differ"):
+            check_recorded(session)
+        assert session.stepper.record is None

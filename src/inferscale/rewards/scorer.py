@@ -351,7 +351,7 @@ class TreeScorer(PathScorer):
         """Drops what is held for a tree."""
         self.cache.release(root)
         if not len(self.cache):
-            self.session.buffers.clear()
+            self.session.clear()
         self._billed.pop(root, None)
 
     def _score_level(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
@@ -364,7 +364,7 @@ class TreeScorer(PathScorer):
             self._run(piece, level, known)
 
         def make_room() -> None:
-            self.session.buffers.clear()
+            self.session.clear()
             self.cache.shrink(0)
 
         filled = sorted((path for path in paths if path.parts[level].ids), key=lambda path: path.root)

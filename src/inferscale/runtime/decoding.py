@@ -28,7 +28,7 @@ from .kv import ROOM, RowBatch
 from .plain import PlainRows, plain_way, used_ranges
 from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
 from .processing import LogitsProcessing
-from .sampling import Draws, TokenSampler, uniforms
+from .sampling import Draws, TokenSampler, as_bits, uniforms_on_device
 from .session import Session, run_halving
 from .text import TokenText
 
@@ -253,6 +253,9 @@ class Rows:
         # The logits [rows, vocabulary] after the newest token of each row; or those tokens [rows], to be read yet.
         self._logits: Tensor | None = None
         self._newest: Tensor | None = None
+        # Where tokens are drawn: of each row its stream's key and the tokens drawn, `[rows, 1]`, then those that are
+        # greedy, and those of other temperatures.
+        self._streams: tuple[Tensor, Tensor, Tensor | None, list[tuple[float, Tensor]]] | None = None
         self._processed = None if self._processing is None else self._processing.rows()
         self._looks = 0  # since rows were filled
 
@@ -338,6 +341,7 @@ class Rows:
             self._waiting.extendleft(reversed(new))
             raise
         self._buffer.add(new)
+        self._streams = None
         if self._processed is not None:
             self._processed.add(new, home_of(self._logits))
         self._looks = 0
@@ -350,10 +354,15 @@ class Rows:
         # Draw some tokens of every row, without a look at them. Token t of a branch takes number t of its stream.
         looks = self.decoder.follows_branches or (processed is not None and processed.needs_looks)
         ahead, home = 1 if looks else buffer.most_ahead(self._check_every), home_of(logits)
-        places = buffer.rows["count"][:, None] + np.arange(ahead)
-        numbers = torch.from_numpy(uniforms(buffer.rows["key"][:, None], places.astype(np.uint64))).to(home)
-        greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if buffer.rows["greedy"].any() else None
-        others = [(temperature, torch.from_numpy(rows).to(home)) for temperature, rows in buffer.temperatures]
+        if self._streams is None:
+            some, rows = bool(buffer.rows["greedy"].any()), buffer.rows[:, None]
+            greedy = torch.from_numpy(buffer.rows["greedy"].copy()).to(home) if some else None
+            others = [(temperature, torch.from_numpy(own).to(home)) for temperature, own in buffer.temperatures]
+            counts = torch.from_numpy(rows["count"].copy()).to(home)
+            self._streams = as_bits(rows["key"]).to(home), counts, greedy, others
+        keys, counts, greedy, others = self._streams
+        numbers = uniforms_on_device(keys, counts + torch.arange(ahead, device=home))
+        self._streams = keys, counts + ahead, greedy, others
         draws: list[Draws] = []
         for place in range(ahead):
             if draws:
@@ -393,6 +402,7 @@ class Rows:
         self._stats.wasted_tokens += int(buffer.rows["count"][ended].sum()) - kept
         self.decoder.keep(left.tolist())
         buffer.keep(left)
+        self._streams = None
         if self._processed is not None:
             self._processed.keep(left.tolist())
         for name in ("_logits", "_newest"):
@@ -556,20 +566,20 @@ class TreeDecoder(Decoder):
     def make_room(self) -> None:
         """Drops the rows and everything parked."""
         self._batch, self._live, self._rows = None, [], self._rows[:0]
-        self.session.buffers.clear()
+        self.session.clear()
         self.cache.shrink(0)
 
     def release(self, root: int) -> None:
         """Drops what is parked for a tree, and with the last one the memory for rows."""
         self.cache.release(root)
         if not len(self.cache):
-            self.session.buffers.clear()
+            self.session.clear()
         self._stats.cache_bytes = self.cache.bytes
 
     def _watch_memory(self) -> None:
         self._stats.cache_bytes = self.cache.bytes
         self._stats.evictions = self.cache.evictions
-        live = self.session.buffers.bytes + (0 if self._batch is None else self._batch.bytes)
+        live = self.session.spare_bytes + (0 if self._batch is None else self._batch.bytes)
         self._stats.peak_cache_bytes = max(self._stats.peak_cache_bytes, self.cache.bytes + live)
 
 

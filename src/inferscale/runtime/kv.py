@@ -181,18 +181,24 @@ class RowBatch:
         """True if steps have fixed shapes, see `StepPlan`."""
         return fixed_shapes(self.kv.device)
 
+    def runs(self, order: Sequence[int] | NDArray[np.int64]) -> list[tuple[Piece, int, int]]:
+        """Runs of rows, taken in this order, that continue one prompt: the prompt, and the two edges of the run."""
+        prompts = [self.prompts[row] for row in order]
+        edges = [0, *(i for i in range(1, len(self)) if prompts[i].kv is not prompts[i - 1].kv), len(self)]
+        return [(prompts[start], start, stop) for start, stop in pairwise(edges)]
+
     @property
-    def runs(self) -> list[tuple[Piece, int, int]]:
-        """Runs of rows that continue the same prompt: the prompt, the first row, and the one after the last."""
-        edges = [0, *(i for i in range(1, len(self)) if self.prompts[i].kv is not self.prompts[i - 1].kv), len(self)]
-        return [(self.prompts[start], start, stop) for start, stop in pairwise(edges)]
+    def order(self) -> NDArray[np.int64]:
+        """The rows with those of a prompt together: rows that join later stand behind all others."""
+        first: dict[int, int] = {}
+        return np.argsort([first.setdefault(id(p.kv), i) for i, p in enumerate(self.prompts)], kind="stable")
 
     @cached_property
     def slots(self) -> list[Slots]:
         """The prompts as they are read: on a GPU all in one product a layer, on a CPU where that is quicker."""
         like = self.kv[:, :, :1]
-        width = like.shape[3] * like.shape[5]
-        groups = [tiled(self.runs)] if fixed_shapes(like.device) else joined(self.runs, width)
+        runs = self.runs(range(len(self)))
+        groups = [tiled(runs)] if fixed_shapes(like.device) else joined(runs, like.shape[3] * like.shape[5])
         return [Slots.of(group, like) for group in groups]
 
     def select(self, rows: Sequence[int]) -> RowBatch:
@@ -615,22 +621,33 @@ class Share:
         most: Places m of a slot: its tokens, or padding that repeats the last of them.
     """
 
-    def __init__(self, slots: Slots, edges: NDArray[np.int64], fixed: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        edges: NDArray[np.int64],
+        fixed: tuple[int, int] = (0, 0),
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
         """Places the tokens of each slot.
 
         Args:
             slots: The prompts.
             edges: The first token of each slot, and the one after the last.
             fixed: If given, the number of all tokens, those included that belong to no slot, and of places in a slot.
+            order: If given, the tokens that `edges` counts, in their order; those of a slot need not be neighbours.
         """
         counts = np.diff(edges)
         self.slots = slots
         self.most = fixed[1] or int(counts.max())
         self.tokens = int(edges[0]), max(int(edges[-1]), fixed[0])
         self._even = not fixed[0] and bool((counts == self.most).all())  # then no token has to be moved
-        self._edges, self._count = edges, len(counts)
-        self._slot = np.repeat(np.arange(len(counts)), counts)  # of each token
-        self._slot = np.pad(self._slot, (0, self.tokens[1] - int(edges[-1])))
+        order = np.arange(*self.tokens) if order is None else np.append(order, np.arange(len(order), self.tokens[1]))
+        slot = np.pad(np.repeat(np.arange(len(counts)), counts), (0, self.tokens[1] - int(edges[-1])))
+        within = np.minimum(np.arange(*self.tokens) - edges[slot], self.most - 1)  # of some that belong to no slot
+        places = np.clip(edges[:-1, None] + np.arange(self.most), edges[0], np.maximum(edges[1:, None] - 1, edges[0]))
+        self._count, self._places = len(counts), order[places - edges[0]]
+        self._slot, self._within = np.empty_like(slot), np.empty_like(slot)  # of each token
+        self._slot[order - self.tokens[0]], self._within[order - self.tokens[0]] = slot, within
         self._blind = slots.kv is not None and not slots.lengths.all()
         self._device = torch.device("cpu") if slots.kv is None else slots.kv.device
         self._index: dict[tuple[int, int], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
@@ -655,8 +672,7 @@ class Share:
     @cached_property
     def places(self) -> Tensor:
         """The token at each place, `[slots, most]`."""
-        places = self._edges[:-1, None] + np.arange(self.most)
-        return torch.from_numpy(np.clip(places, 0, np.maximum(self._edges[1:, None] - 1, 0))).to(self._device)
+        return torch.from_numpy(self._places).to(self._device)
 
     @cached_property
     def slot_of_token(self) -> Tensor:
@@ -694,10 +710,8 @@ class Share:
         if (heads, group) not in self._index:
             head, place = torch.arange(heads), torch.arange(self.most * group)
             token = self.places[:, (place // group).to(self._device)]
-            within = np.arange(*self.tokens) - self._edges[self._slot]
-            within = np.minimum(within, self.most - 1)  # of tokens that belong to no slot
             there = torch.zeros(1, dtype=torch.long), head[:, None] * group + place % group
-            back = head[:, None], torch.from_numpy(within)[:, None, None] * group + torch.arange(group)
+            back = head[:, None], torch.from_numpy(self._within)[:, None, None] * group + torch.arange(group)
             self._index[heads, group] = (
                 (*(index.to(self._device) for index in there), token[:, None]),
                 (self.slot_of_token[:, None, None], *(index.to(self._device) for index in back)),
@@ -798,7 +812,8 @@ class RowPlan(Plan):
     def _store(self, keys: Tensor, values: Tensor, key: Tensor, value: Tensor) -> None:
         """Puts the new keys and values behind those of their rows."""
         if self._step is not None:
-            keys[:, :, self._step], values[:, :, self._step] = key[0].transpose(0, 1), value[0].transpose(0, 1)
+            rows = len(self._batch)  # the memory may have more
+            keys[:rows, :, self._step], values[:rows, :, self._step] = key[0].transpose(0, 1), value[0].transpose(0, 1)
         else:
             keys[self._row, :, self._position] = key[0].transpose(0, 1)
             values[self._row, :, self._position] = value[0].transpose(0, 1)

@@ -140,6 +140,7 @@ class ProcessedRows:
         self._makers = makers
         self._ids = torch.zeros(0, 0, dtype=torch.long)  # `[rows, room]`; behind its own ids a row repeats its first
         self._lengths: list[int] = []
+        self._next: tuple[Tensor, Tensor] | None = None  # rows, and their lengths, on the device
         self._seen: list[int] = []  # tokens of each row that its processors which keep state were called for
         self._processors: list[list[Processor]] = []
         self._prompts: list[str] = []
@@ -151,6 +152,7 @@ class ProcessedRows:
         new = torch.tensor([[*ids, *ids[:1] * (room - len(ids))] for ids in prefixes], device=device)
         self._ids = torch.cat([_widened(self._ids.to(device), room), new])
         self._lengths += map(len, prefixes)
+        self._next = None
         self._seen += [len(branch.prompt) - 1 for branch in branches]
         self._processors += [[make() for make, _ in self._makers] for _ in branches]
         self._prompts += [branch.request.node.problem.prompt for branch in branches]
@@ -158,6 +160,7 @@ class ProcessedRows:
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but these."""
         self._ids = self._ids[torch.tensor(rows, dtype=torch.long, device=self._ids.device)]
+        self._next = None
         for name in ("_lengths", "_seen", "_processors", "_prompts"):
             setattr(self, name, [getattr(self, name)[row] for row in rows])
 
@@ -166,7 +169,11 @@ class ProcessedRows:
         end = max(self._lengths)
         if end >= self._ids.shape[1]:
             self._ids = _widened(self._ids, end + 64)
-        self._ids[torch.arange(len(tokens)), self._lengths] = tokens
+        if self._next is None:
+            device = self._ids.device
+            self._next = torch.arange(len(tokens), device=device), torch.tensor(self._lengths, device=device)
+        self._ids[self._next] = tokens
+        self._next[1].add_(1)
         self._lengths = [length + 1 for length in self._lengths]
 
     def __call__(self, logits: Tensor) -> Tensor:

@@ -24,7 +24,14 @@ _BLOCK = 64  # ids per block of the two-level inverse CDF
 _DIGITS = 2048  # values of the first digit, of 11 bits, of a float32 without its sign bit
 _DIGIT_AT = (20, 10, 0)  # where that digit and the two after it, of 10 bits, begin
 _DEEPCONF_TOP = 20  # candidates in a DeepConf token confidence
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _signed(number: int) -> int:
+    """A 64-bit unsigned integer as the signed one of the same bits."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
 
 
 def uniforms(keys: Sequence[int] | NDArray[np.uint64], positions: int | NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -37,17 +44,33 @@ def uniforms(keys: Sequence[int] | NDArray[np.uint64], positions: int | NDArray[
         keys: 64-bit unsigned integers.
         positions: Counter in each key's stream, 0 and up.
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64
-        state = _mix(np.asarray(keys, dtype=np.uint64) ^ _GOLDEN)
-        mixed = _mix(state + _GOLDEN * (np.asarray(positions, dtype=np.uint64) + np.uint64(1)))
-    return ((mixed >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # the half keeps 0 and 1 out
+    on_host: NDArray[np.float64] = uniforms_on_device(as_bits(keys), as_bits(positions)).numpy()
+    return on_host
 
 
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+def as_bits(numbers: int | Sequence[int] | NDArray[np.uint64]) -> Tensor:
+    """64-bit unsigned integers as the int64 tensor of the same bits."""
+    return torch.from_numpy(np.array(numbers, dtype=np.uint64).view(np.int64))
+
+
+def uniforms_on_device(keys: Tensor, positions: Tensor) -> Tensor:
+    """What `uniforms` gives, computed where the tensors are; see `as_bits`."""
+    # int64 arithmetic is modulo 2**64, as that of unsigned numbers is; a shift to the right repeats the sign, however.
+    mixed = _mix(_mix(keys ^ _GOLDEN) + _GOLDEN * (positions + 1))
+    numbers: Tensor = (_shifted(mixed, 11).double() + 0.5) * 2.0**-53  # the half keeps 0 and 1 out
+    return numbers
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    mixed: Tensor = z ^ _shifted(z, 31)
     return mixed
+
+
+def _shifted(z: Tensor, places: int) -> Tensor:
+    shifted: Tensor = (z >> places) & (2 ** (64 - places) - 1)
+    return shifted
 
 
 @dataclass(frozen=True, slots=True)

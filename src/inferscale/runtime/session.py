@@ -82,6 +82,16 @@ class Session:
         """True if layers have recurrent or convolution states: what was read cannot be taken back."""
         return bool(self._known[1])
 
+    @property
+    def spare_bytes(self) -> int:
+        """Size of the memory that waits for rows, and of what the steps keep."""
+        return self.buffers.bytes + self.stepper.bytes
+
+    def clear(self) -> None:
+        """Lets go of that memory."""
+        self.buffers.clear()
+        self.stepper.clear()
+
     def covers(self, length: int) -> bool:
         """True if sequences of this length are computed as the model computes them.
 
@@ -310,6 +320,7 @@ def checked_session(model: Any) -> Session | None:
                     if not session.read_one_by_one():  # the scans of Mamba's first version begin with no state
                         raise
                     check_session(session)
+                check_recorded(session)
     except UnsupportedModelError as error:
         warnings.warn(
             f"{type(model).__name__} is run without shared prefixes, slower and with equal results: {error}",
@@ -350,6 +361,35 @@ def check_session(session: Session, beyond: int = 0) -> None:
     worst = max(difference(found, expected, model) for found, expected in zip(logits, plain, strict=True))
     if worst > 1:
         raise UnsupportedModelError(f"a probe's logits differ by {worst:.2g} times what rounding may do")
+
+
+def check_recorded(session: Session) -> None:
+    """Compares recorded steps with those that are run; if they differ, a warning says so, and none is recorded.
+
+    Args:
+        session: Runs the model; where nothing records its steps, nothing is done.
+    """
+    record = session.stepper.record
+    if record is None or session.has_states:
+        return
+    logits: dict[bool, list[Tensor]] = {}
+    try:
+        for recording in (False, True):
+            session.stepper.clear()
+            session.stepper.record = record if recording else None
+            batch = session.open([piece for piece in session.prefill([[1, 2, 3], [4]]) for _ in range(2)], 16)
+            session.extend(batch, [[5], [6, 7], [8], [9]])
+            tokens = torch.arange(1, 5, device=session.model.device)
+            logits[recording] = [session.step(batch, range(4), tokens + i).clone() for i in range(6)]
+        worst = max(difference(a, b, session.model) for a, b in zip(logits[True], logits[False], strict=True))
+        said = "" if worst <= 1 else f"their logits differ by {worst:.2g} times what rounding may do"
+    except FAILURES as error:
+        said = f"{type(error).__name__}: {error}"
+    session.stepper.clear()
+    if said:
+        session.stepper.record = None
+        name = type(session.model).__name__
+        warnings.warn(f"the decode steps of {name} are run without a recorded graph, slower: {said}", stacklevel=6)
 
 
 class SearchMemoryError(RuntimeError):

@@ -63,7 +63,7 @@ class StepPlan(RowPlan):
     @staticmethod
     def kind(batch: RowBatch) -> tuple[Any, ...]:
         """What two batches have in common whose steps are made by one plan: their memory, and the shape of all else."""
-        runs = tiled(batch.runs)
+        runs = tiled(batch.runs(batch.order))
         lengths = [len(prompt) for prompt, _, _ in runs]
         most = 1 << (max(stop - start for _, start, stop in runs) - 1).bit_length()
         return (
@@ -76,7 +76,8 @@ class StepPlan(RowPlan):
         self._batch, self._known = batch, np.zeros(0, dtype=np.int64)
         self._given: Sequence[int] | NDArray[np.int64] | None = None
         self._bases[: len(batch)] = torch.from_numpy(batch.bases).to(self._bases.device)
-        runs, slots = tiled(batch.runs), self._shelf.shape[2]
+        order, slots = batch.order, self._shelf.shape[2]
+        runs = tiled(batch.runs(order))
         lengths = np.ones(slots, dtype=np.int64)
         for slot, (prompt, _, _) in enumerate(runs):
             lengths[slot] = len(prompt)
@@ -87,7 +88,7 @@ class StepPlan(RowPlan):
         bias = hiding(torch.arange(self._shelf.shape[4], device=seen.device) >= seen, self._shelf.dtype)
         share = Share(
             Slots(starts, len(batch), lengths, self._shelf, bias), np.append(starts, len(batch)),
-            (len(self.tokens), self._slot_rows),
+            (len(self.tokens), self._slot_rows), order,
         )  # fmt: skip
         if self._shares:
             self._shares[0].copy(share)
@@ -122,6 +123,11 @@ class StepPlan(RowPlan):
         self._known[self._given] += 1
         self.steps += 1
         return logits.index_select(0, self._index)
+
+    @property
+    def shelf_bytes(self) -> int:
+        """Size of the prompts that lie side by side."""
+        return self._shelf.numel() * self._shelf.element_size()
 
     @property
     def batch(self) -> RowBatch:
@@ -229,6 +235,11 @@ class Stepper:
         if plan.replay is None and self.record is not None and plan.steps >= _UNRECORDED:
             plan.replay = self.record(forward)
         return (plan.replay or forward)()
+
+    @property
+    def bytes(self) -> int:
+        """Size of the prompts that lie side by side."""
+        return sum(plan.shelf_bytes for plan in self._plans.values())
 
     def clear(self) -> None:
         """Lets go of all memory."""
