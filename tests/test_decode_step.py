@@ -223,3 +223,35 @@ def test_a_recorded_step_that_differs_is_not_used():
         with pytest.warns(UserWarning, match="run without a recorded graph, slower: their logits differ"):
             check_recorded(session)
         assert session.stepper.record is None
+
+
+def test_a_model_that_is_watched_or_changed_is_not_replayed(fixed_step):
+    session, batch, model, _ = fixed_step
+    runs = Counter()
+
+    def record(forward):
+        runs["recorded"] += 1
+        return lambda: runs.update(["replayed"]) or forward()
+
+    session.stepper.record = record
+    tokens = torch.arange(12) + 7
+    for _ in range(4):
+        session.step(batch, range(12), tokens)
+    assert runs == {"recorded": 1, "replayed": 2}
+    with FlopCounter(model) as counter:
+        session.step(batch, range(12), tokens)
+    assert counter.flops > 0
+    assert runs["replayed"] == 2
+    session.step(batch, range(12), tokens)
+    assert runs["replayed"] == 3
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, model.config.vocab_size, bias=False)
+    batch = batch.select(range(12))
+    for _ in range(4):
+        session.step(batch, range(12), tokens)
+    assert runs["recorded"] == 2
+    handle = model.model.layers[0].register_forward_hook(lambda *args: None)
+    batch = batch.select(range(12))
+    for _ in range(4):
+        session.step(batch, range(12), tokens)
+    handle.remove()
+    assert runs == {"recorded": 2, "replayed": 5}

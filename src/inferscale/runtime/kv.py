@@ -94,7 +94,9 @@ class Buffers:
         for place, flat in enumerate(self._spare):
             if size <= flat.numel() <= 4 * size and (flat.dtype, flat.device) == (like.dtype, like.device):
                 return self._spare.pop(place)[:size].view(shape)
-        return like.new_zeros(size).view(shape)
+        # A little more than is asked for: the next batch is often a little larger.
+        part = 1 << max(size.bit_length() - 3, 0)
+        return like.new_zeros(-(-size // part) * part)[:size].view(shape)
 
     def give(self, kv: Tensor) -> None:
         """Takes memory back that nobody reads any more; the newest is kept, and the one before if it is no smaller."""
@@ -754,11 +756,17 @@ class RowPlan(Plan):
         self._blocks = [(0, len(batch), keys)]
         if not fixed_shapes(device):
             self._blocks = []
+            saved = _CALL // (
+                self._most * batch.kv.shape[3] * batch.kv.shape[5]
+            )  # keys of padding that a call is worth
             for start, most in enumerate(np.maximum.reduceat(seen, np.arange(0, len(seen), _BLOCK)).tolist()):
-                first = start * _BLOCK
-                if self._blocks and self._blocks[-1][2] == most:
-                    first = self._blocks.pop()[0]
-                self._blocks.append((first, min((start + 1) * _BLOCK, len(batch)), most))
+                first, stop = start * _BLOCK, min((start + 1) * _BLOCK, len(batch))
+                if self._blocks:
+                    begin, end, longest = self._blocks[-1]
+                    if (end - begin) * max(most - longest, 0) + (stop - first) * max(longest - most, 0) <= saved:
+                        first, most = begin, max(most, longest)
+                        self._blocks.pop()
+                self._blocks.append((first, stop, most))
         # The usual decode step: one token for every row, and all at the same place. Then no mask is needed.
         self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
         self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None

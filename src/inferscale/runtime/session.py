@@ -60,7 +60,7 @@ class Session:
         self.model = model
         self.tokens = 0
         self.buffers = Buffers()
-        self.stepper = Stepper(model.device)
+        self.stepper = Stepper(model)
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
         layers = getattr(text_config(model.config), "num_hidden_layers", None)

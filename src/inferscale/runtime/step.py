@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -193,7 +194,7 @@ def recorded(forward: Forward) -> Forward:
         forward()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=_pool()):
         logits = forward()
 
     def replay() -> Tensor:
@@ -203,6 +204,26 @@ def recorded(forward: Forward) -> Forward:
     return replay
 
 
+@lru_cache(maxsize=1)
+def _pool() -> Any:
+    """Memory that all graphs share: none is replayed before the logits of the one before have been read."""
+    return torch.cuda.graph_pool_handle()
+
+
+def parts_of(model: torch.nn.Module) -> tuple[Any, ...] | None:
+    """What a recorded step has taken in: modules, adapters, places of weights; ``None`` if hooks watch the model.
+
+    A replay would leave hooks out, and would not know of a module that has been put in since.
+    """
+    parts: list[Any] = [tensor.data_ptr() for tensor in model.parameters()]
+    for module in model.modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            return None
+        adapters = (getattr(module, name, None) for name in ("_active_adapter", "_disable_adapters"))  # those of peft
+        parts.append((id(module), module.training, *map(str, adapters)))
+    return tuple(parts)
+
+
 class Stepper:
     """Makes the steps of batches, by as few plans as their kinds allow.
 
@@ -210,14 +231,21 @@ class Stepper:
         record: Makes a forward that is quicker and does the same; ``None`` to run every step as it is.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.record: Callable[[Forward], Forward] | None = recorded if device.type == "cuda" else None
+    def __init__(self, model: Any) -> None:
+        places = {tensor.device for tensor in model.parameters()}
+        on_gpu = len(places) == 1 and next(iter(places)).type == "cuda"
+        self.record: Callable[[Forward], Forward] | None = recorded if on_gpu else None
+        self._model = model
         self._plans: OrderedDict[tuple[Any, ...], StepPlan] = OrderedDict()
+        self._parts: tuple[Any, ...] | None = None  # of the model, when the newest batch came
 
     def plan(self, batch: RowBatch, layers: Sequence[int]) -> StepPlan:
         """The plan for the next step of a batch."""
         plan = batch.plan
         if not isinstance(plan, StepPlan) or plan.batch is not batch or plan.kv_place != batch.kv.data_ptr():
+            if self.record is not None and (parts := parts_of(self._model)) != self._parts:
+                self._plans.clear()
+                self._parts = parts
             kind = StepPlan.kind(batch)
             plan = self._plans.get(kind)
             if plan is None:
@@ -232,7 +260,9 @@ class Stepper:
 
     def run(self, plan: StepPlan, forward: Forward) -> Tensor:
         """The logits of a step that is ready."""
-        if plan.replay is None and self.record is not None and plan.steps >= _UNRECORDED:
+        if self.record is None or self._parts is None or self._model._forward_pre_hooks:
+            return forward()
+        if plan.replay is None and plan.steps >= _UNRECORDED:
             plan.replay = self.record(forward)
         return (plan.replay or forward)()
 
