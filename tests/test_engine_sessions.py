@@ -96,10 +96,11 @@ def test_a_stream_of_unknown_length_has_room_for_64(start):
 # -- sessions ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_searches_of_any_options_share_a_session_and_are_those_of_their_own(schedule):
-    generator = Listening()
-    solver = Solver(isc.REBASE(4), generator, Judge(), schedule=schedule)
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_searches_of_any_options_share_a_session_and_are_those_of_their_own(concurrent):
+    generator, judge = Listening(), Judge()
+    generator.concurrent = judge.concurrent = concurrent
+    solver = Solver(isc.REBASE(4), generator, judge)
     others = [
         replace(solver, strategy=isc.BeamSearch(2, 2), budget=isc.Budget(tokens=40), seed=5),
         replace(solver, strategy=isc.RepeatedSampling(3), reward_model=None, read_answer=lambda text: "42"),
@@ -137,10 +138,11 @@ def test_the_caller_may_count_equal_prompts_itself():
     assert keys[0] == keys[2] != keys[1] == solver.solve(PROMPTS[0]).root.key
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_a_cancelled_search_is_forgotten_and_the_others_do_not_notice(schedule):
-    generator = Listening()
-    solver = Solver(isc.BeamSearch(2, 2), generator, Judge(), schedule=schedule)
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_cancelled_search_is_forgotten_and_the_others_do_not_notice(concurrent):
+    generator, judge = Listening(), Judge()
+    generator.concurrent = judge.concurrent = concurrent
+    solver = Solver(isc.BeamSearch(2, 2), generator, judge)
     with solver.session() as session:
         searches = [session.start(prompt) for prompt in PROMPTS]
         session.advance()
@@ -160,7 +162,7 @@ def test_the_call_of_a_cancelled_search_is_not_waited_for():
             freed.wait(LONG)
             ended.set()
 
-    solver = Solver(isc.RepeatedSampling(2), Listening(hook), schedule="stream")
+    solver = Solver(isc.RepeatedSampling(2), Listening(hook))
     with solver.session() as session:
         slow = session.start(PROMPTS[0])
         session.start(PROMPTS[1])
@@ -176,6 +178,7 @@ def test_the_call_of_a_cancelled_search_is_not_waited_for():
 
 def test_an_error_takes_the_best_so_far_of_open_searches_along():
     generator = Listening()
+    generator.concurrent = False  # both are answered in the first round
     solver = Solver(isc.BeamSearch(2, 2), generator, ToyReward())
 
     def broken_off():

@@ -215,14 +215,13 @@ class Slow(ToyGenerator):
         return super().generate(requests)
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_a_search_that_the_clock_ended_ends_there_again(tmp_path, schedule):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_search_that_the_clock_ended_ends_there_again(tmp_path, concurrent):
     path = tmp_path / "journal.jsonl"
     slow = Slow(depth=None)
-    slow.concurrent = True
     reward = ToyReward()
-    reward.concurrent = True
-    options = {"reward_model": reward, "budget": Budget(seconds=0.1), "journal": path, "schedule": schedule}
+    slow.concurrent = reward.concurrent = concurrent
+    options = {"reward_model": reward, "budget": Budget(seconds=0.1), "journal": path}
     first = solve_batch(PROMPTS, Steps(), slow, **options)
     assert {result.stopped_by for result in first} == {"seconds"}
     again = solve_batch(PROMPTS, Steps(), Dead(Slow(depth=None)), **options)

@@ -375,23 +375,19 @@ def test_a_journal_with_another_count_of_answers_is_told_to_be_of_other_code(tmp
         solve("How many?", Rewritten(), ToyGenerator(), reward_model=ToyReward(), journal=path)
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_what_a_model_has_answered_is_in_the_file_before_it_is_asked_again(tmp_path, schedule):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_what_a_model_has_answered_is_in_the_file_before_it_is_asked_again(tmp_path, concurrent):
     """A kill loses no more than what is under way."""
     path = tmp_path / "journal.jsonl"
     seen = []
 
     class Watching(ToyGenerator):
-        concurrent = True
-
         def generate(self, requests):
             seen.append([json.loads(line).get("kind") for line in path.read_bytes().splitlines()])
             return super().generate(requests)
 
-    class Judge(ToyReward):
-        concurrent = True
-
-    strategy = BeamSearch(1, 2, max_depth=3)
-    solve("How many?", strategy, Watching(), reward_model=Judge(), journal=path, schedule=schedule)
+    watching, judge = Watching(), ToyReward()
+    watching.concurrent = judge.concurrent = concurrent
+    solve("How many?", BeamSearch(1, 2, max_depth=3), watching, reward_model=judge, journal=path)
     assert [kinds[1:] for kinds in seen] == [["steps", "scores"] * level for level in range(len(seen))]
     assert len(seen) > 1

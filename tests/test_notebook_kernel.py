@@ -23,12 +23,10 @@ problems = [isc.Problem(f"How many, {i}?", answer="1") for i in range(3)]
 assert asyncio.get_running_loop().is_running()
 """
 SEARCHES = """
-waves = isc.solve_batch(problems, isc.REBASE(6), ToyGenerator(), reward_model=ToyReward(), progress=True)
-streamed = isc.solve_batch(
-    problems, isc.REBASE(6), Concurrent(), reward_model=ConcurrentReward(), schedule="stream"
-)
+results = isc.solve_batch(problems, isc.REBASE(6), ToyGenerator(), reward_model=ToyReward(), progress=True)
+in_threads = isc.solve_batch(problems, isc.REBASE(6), Concurrent(), reward_model=ConcurrentReward())
 one_by_one = list(isc.stream(problems, isc.REBASE(6), ToyGenerator(), reward_model=ToyReward()))
-assert [r.answer for r in waves] == [r.answer for r in streamed] == [r.answer for r in one_by_one]
+assert [r.answer for r in results] == [r.answer for r in in_threads] == [r.answer for r in one_by_one]
 """
 IN_A_TASK = """
 async def search():
@@ -45,7 +43,7 @@ isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(2), generator)
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
     """The cells of a notebook after a real kernel has run them."""
-    cells = [nbformat.v4.new_code_cell(source) for source in (SETUP, SEARCHES, "waves[0]", IN_A_TASK, MODEL)]
+    cells = [nbformat.v4.new_code_cell(source) for source in (SETUP, SEARCHES, "results[0]", IN_A_TASK, MODEL)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     resources = {"metadata": {"path": str(tmp_path_factory.mktemp("notebook"))}}
     nbclient.NotebookClient(notebook, timeout=240, kernel_name="python3", resources=resources).execute()

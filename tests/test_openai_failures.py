@@ -222,9 +222,8 @@ def test_the_deadline_holds():
     assert time.monotonic() - started < 100  # not the hour that the server asks for
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
 @pytest.mark.parametrize("end", ["seconds", "cancel"])
-def test_requests_that_nobody_waits_for_are_called_off(end, schedule):
+def test_requests_that_nobody_waits_for_are_called_off(end):
     def hang(body, before):
         return Hang() if is_sample(body) and body["prompt"] == "How many?" else None
 
@@ -238,7 +237,7 @@ def test_requests_that_nobody_waits_for_are_called_off(end, schedule):
         waits = threading.Thread(target=lambda: (until(lambda: stub.busy == 3), cancel.set()))
         if end == "cancel":
             waits.start()
-        (result,) = solve_batch(["How many?"], RepeatedSampling(5), generator, schedule=schedule, **options)
+        (result,) = solve_batch(["How many?"], RepeatedSampling(5), generator, **options)
         until(lambda: stub.busy == 0)
         assert len(stub.requests) == asked + stub.hung_up  # the other two were not sent
         assert stub.hung_up == 3 or end == "seconds"

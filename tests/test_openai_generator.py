@@ -41,7 +41,7 @@ class Reward(ToyReward):
 
 def search(stub, strategy=None, prompts=PROMPTS, generator=None, **options):
     """Results of a search on `stub`, and the generator."""
-    names = ("seed", "budget", "journal", "schedule")
+    names = ("seed", "budget", "journal")
     solving = {name: options.pop(name) for name in names if name in options}
     with serving(stub) as address:
         generator = OpenAIGenerator(address, "toy", **options)
@@ -130,9 +130,8 @@ def test_what_a_server_sends_beyond_the_step_is_cut_and_paid_for(tokenizer):
     assert leaf.step.finish_reason == "eos"
 
 
-@pytest.mark.parametrize("options", [{"schedule": "stream"}, {"max_concurrency": 1}], ids=str)
-def test_trees_do_not_depend_on_the_schedule(options, expected):
-    assert pictures(search(Stub(), **options)[0]) == expected
+def test_trees_do_not_depend_on_how_many_are_asked_for_at_a_time(expected):
+    assert pictures(search(Stub(), max_concurrency=1)[0]) == expected
 
 
 def test_another_seed_gives_other_trees(expected):
@@ -660,7 +659,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 def test_the_first_samples_of_a_generator_can_be_asked_for_by_many_threads():
     stub = Stub()
-    results, generator = search(stub, prompts=[*PROMPTS, *PROMPTS], schedule="stream")
+    results, generator = search(stub, prompts=[*PROMPTS, *PROMPTS])
     assert len(results) == 6
     assert generator.concurrent
     assert sum(body["max_tokens"] == 8 and body["temperature"] == 0 for body in stub.requests) == 1

@@ -95,7 +95,7 @@ def test_it_keeps_the_promises_of_a_reward_model(server, qwen_folder):
     check_reward_model(remote(server, qwen_folder))
 
 
-def test_a_search_is_the_same_as_in_process_under_both_schedules(server, qwen_folder):
+def test_a_search_is_the_same_as_in_process(server, qwen_folder):
     class Remote(ToyGenerator):
         concurrent = True
 
@@ -103,8 +103,8 @@ def test_a_search_is_the_same_as_in_process_under_both_schedules(server, qwen_fo
     local = HFProcessRewardModel.from_pretrained(qwen_folder, cache="none", reduction="last")
     reward = VLLMRewardModel(server.url, "judge", checkpoint=qwen_folder, reduction="last")
     expected = solve_batch(PROMPTS, REBASE(6), ToyGenerator(), reward_model=local)
-    for schedule in ("wave", "stream"):
-        results = solve_batch(PROMPTS, REBASE(6), Remote(), reward_model=reward, schedule=schedule)
+    for generator in (ToyGenerator(), Remote()):
+        results = solve_batch(PROMPTS, REBASE(6), generator, reward_model=reward)
         assert [r.text for r in results] == [r.text for r in expected]
         assert [r.cost.reward_flops for r in results] == [r.cost.reward_flops for r in expected]
 

@@ -131,17 +131,20 @@ def test_a_run_holds_what_the_searches_gave(tmp_path):
     assert frame["correct"].mean() == run.accuracy
 
 
-def test_a_stream_of_calls_gives_the_records_of_waves(tmp_path):
+def test_calls_in_threads_give_the_records_of_rounds(tmp_path):
     class Concurrent(ToyGenerator):
         concurrent = True
 
+        def identity(self):
+            return ToyGenerator().identity()
+
     runs = [
-        run_evaluation(TEN, RepeatedSampling(3), Concurrent(), tmp_path / kind, schedule=kind, seed=np.int64(4))
-        for kind in ("wave", "stream")
+        run_evaluation(TEN, RepeatedSampling(3), generator, tmp_path / type(generator).__name__, seed=np.int64(4))
+        for generator in (ToyGenerator(), Concurrent())
     ]
     first, second = ([(r["key"], r["answer"], r["correct"]) for r in run.records] for run in runs)
     assert first == second
-    assert run_evaluation(TEN, RepeatedSampling(3), Concurrent(), tmp_path / "wave", seed=4).is_complete
+    assert run_evaluation(TEN, RepeatedSampling(3), Concurrent(), tmp_path / "ToyGenerator", seed=4).is_complete
 
 
 def test_solved_problems_are_not_solved_again(tmp_path):

@@ -1,20 +1,22 @@
-"""``schedule="stream"``: the same results as waves, without waiting for the slowest."""
+"""Models that may be called from several threads: the results of rounds, without waiting for the slowest."""
 
 import threading
 import time
-from dataclasses import replace
+from concurrent.futures import wait
+from dataclasses import dataclass, replace
 
 import pytest
 from test_conformance import STRATEGIES
 
-import inferscale.engine.scheduling
-from inferscale.base import RewardModel, SearchStrategy
+import inferscale.base
+from inferscale.base import Calls, RewardModel, SearchStrategy
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch, stream
-from inferscale.flow import Score, expand
+from inferscale.flow import GenerateRequest, Score, expand, score
 from inferscale.rewards.functions import RewardFunction
 from inferscale.strategies import REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import PROMPTS, BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
+from inferscale.tree import Node, Problem, root_key
 
 LONG = 20.0
 """Seconds after which a test that hangs fails."""
@@ -50,12 +52,12 @@ class Hooked(Remote):
         return super().generate(requests)
 
 
-def streamed(prompts, strategy, generator=None, reward=None, **options):
+def threaded(prompts, strategy, generator=None, reward=None, **options):
     reward = reward or RemoteReward()
-    return solve_batch(prompts, strategy, generator or Remote(), reward_model=reward, schedule="stream", **options)
+    return solve_batch(prompts, strategy, generator or Remote(), reward_model=reward, **options)
 
 
-def in_waves(prompts, strategy, **options):
+def in_rounds(prompts, strategy, **options):
     return solve_batch(prompts, strategy, ToyGenerator(), reward_model=ToyReward(), **options)
 
 
@@ -72,52 +74,51 @@ def contents(results):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
-def test_every_strategy_gives_the_trees_and_costs_of_waves(strategy):
+def test_every_strategy_gives_the_trees_and_costs_of_rounds(strategy):
     prompts = [*PROMPTS, PROMPTS[0]]
-    expected = contents(in_waves(prompts, strategy))
-    assert contents(streamed(prompts, strategy)) == expected
-    assert contents(streamed(prompts, strategy, batch_size=2)) == expected
+    expected = contents(in_rounds(prompts, strategy))
+    assert contents(threaded(prompts, strategy)) == expected
+    assert contents(threaded(prompts, strategy, batch_size=2)) == expected
 
 
 @pytest.mark.parametrize(
     "budget", [Budget(tokens=1), Budget(tokens=33), Budget(calls=7), Budget(flops=20_000)], ids=repr
 )
-def test_budgets_stop_it_where_they_stop_waves(budget):
+def test_budgets_stop_it_where_they_stop_rounds(budget):
     for strategy in (REBASE(8), RepeatedSampling(8), BeamSearch(2, 4)):
-        expected = in_waves(PROMPTS, strategy, budget=budget)
-        results = streamed(PROMPTS, strategy, budget=budget)
+        expected = in_rounds(PROMPTS, strategy, budget=budget)
+        results = threaded(PROMPTS, strategy, budget=budget)
         assert contents(results) == contents(expected)
         assert {result.stopped_by for result in results} != {None}
 
 
 def test_a_time_budget_ends_it():
-    (result,) = streamed(PROMPTS[:1], REBASE(4), budget=Budget(seconds=1e-9))
+    (result,) = threaded(PROMPTS[:1], REBASE(4), budget=Budget(seconds=1e-9))
     assert (result.stopped_by, result.cost.num_generated) == ("seconds", 0)
 
 
-def test_step_scores_are_those_of_waves():
+def test_step_scores_are_those_of_rounds():
     class Judge(ToyProcessReward):
         concurrent = True
 
     expected = solve("How many?", REBASE(4), ToyGenerator(), reward_model=ToyProcessReward("min"))
-    assert content(solve("How many?", REBASE(4), Remote(), reward_model=Judge("min"), schedule="stream")) == content(
-        expected
-    )
+    assert content(solve("How many?", REBASE(4), Remote(), reward_model=Judge("min"))) == content(expected)
 
 
 def test_a_search_without_a_reward_model_streams_too():
-    results = solve_batch(PROMPTS, RepeatedSampling(3), Remote(), schedule="stream")
+    results = solve_batch(PROMPTS, RepeatedSampling(3), Remote())
     assert contents(results) == contents(solve_batch(PROMPTS, RepeatedSampling(3), ToyGenerator()))
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_an_empty_wish_for_scores_is_answered_at_once(schedule):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_an_empty_wish_for_scores_is_answered_at_once(concurrent):
     class Odd(SearchStrategy):
         def search(self, root, rng):
             assert (yield Score(())) is None
             return (yield from expand([root], until="end"))
 
-    assert solve("How many?", Odd(), Remote(), reward_model=RemoteReward(), schedule=schedule).trajectories
+    parts = (Remote(), RemoteReward()) if concurrent else (ToyGenerator(), ToyReward())
+    assert solve("How many?", Odd(), parts[0], reward_model=parts[1]).trajectories
 
 
 # -- nobody waits for the slowest --------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def test_a_fast_problem_finishes_while_a_slow_one_waits():
         if prompt == PROMPTS[0]:
             assert fast_is_done.wait(LONG), "the fast problem waited for the slow one"
 
-    results = stream(PROMPTS[:2], REBASE(4), Hooked(hook), reward_model=RemoteReward(), schedule="stream")
+    results = stream(PROMPTS[:2], REBASE(4), Hooked(hook), reward_model=RemoteReward())
     first = next(results)
     fast_is_done.set()
     assert [first.problem.prompt, next(results).problem.prompt] == [PROMPTS[1], PROMPTS[0]]
@@ -138,8 +139,8 @@ def test_a_fast_problem_finishes_while_a_slow_one_waits():
 
 def test_problems_are_in_their_calls_together():
     meeting = threading.Barrier(len(PROMPTS), timeout=LONG)
-    results = streamed(PROMPTS, REBASE(4), Hooked(lambda prompt, depth: meeting.wait() if depth == 0 else None))
-    assert contents(results) == contents(in_waves(PROMPTS, REBASE(4)))
+    results = threaded(PROMPTS, REBASE(4), Hooked(lambda prompt, depth: meeting.wait() if depth == 0 else None))
+    assert contents(results) == contents(in_rounds(PROMPTS, REBASE(4)))
 
 
 def test_one_problem_can_be_scored_while_another_samples():
@@ -153,7 +154,7 @@ def test_one_problem_can_be_scored_while_another_samples():
     def hook(prompt, depth):
         assert prompt == PROMPTS[0] or scoring.wait(LONG)
 
-    assert len(streamed(PROMPTS[:2], REBASE(4), Hooked(hook), Judge())) == 2
+    assert len(threaded(PROMPTS[:2], REBASE(4), Hooked(hook), Judge())) == 2
 
 
 def most_at_a_time(count, **options):
@@ -168,13 +169,13 @@ def most_at_a_time(count, **options):
         with lock:
             now -= 1
 
-    streamed([f"How many of {i}?" for i in range(count)], RepeatedSampling(1), Hooked(hook), **options)
+    threaded([f"How many of {i}?" for i in range(count)], RepeatedSampling(1), Hooked(hook), **options)
     return most
 
 
 def test_the_number_of_calls_at_a_time_is_bounded(monkeypatch):
     assert most_at_a_time(12, batch_size=3) <= 3
-    monkeypatch.setattr(inferscale.engine.scheduling, "MAX_CALLS", 2)
+    monkeypatch.setattr(inferscale.base, "MAX_CALLS", 2)
     assert most_at_a_time(12) == 2
 
 
@@ -186,7 +187,7 @@ def test_stream_takes_problems_as_there_is_room():
             taken.append(index)
             yield f"problem {index}"
 
-    results = stream(endless(), REBASE(2), Remote(), reward_model=RemoteReward(), batch_size=3, schedule="stream")
+    results = stream(endless(), REBASE(2), Remote(), reward_model=RemoteReward(), batch_size=3)
     assert len({next(results).problem.prompt for _ in range(7)}) == 7
     assert len(taken) <= 10
     results.close()
@@ -196,33 +197,67 @@ def test_seconds_are_those_of_the_problems_own_calls():
     def hook(prompt, depth):
         time.sleep(0.1 if prompt == PROMPTS[0] else 0.0)
 
-    slow, fast = streamed(PROMPTS[:2], RepeatedSampling(2), Hooked(hook))
-    assert slow.cost.seconds >= 0.1 > fast.cost.seconds > 0
+    slow, fast = threaded(PROMPTS[:2], RepeatedSampling(2), Hooked(hook))
+    assert slow.cost.seconds > 0.08 > fast.cost.seconds > 0
 
 
 def test_progress_is_shown(capsys):
-    streamed(PROMPTS, RepeatedSampling(2), progress=True)
+    threaded(PROMPTS, RepeatedSampling(2), progress=True)
     assert "3/3" in capsys.readouterr().err
 
 
-# -- parts that cannot be called so -----------------------------------------------------------------------------------
+# -- who may be called from threads -----------------------------------------------------------------------------------
 
 
-def test_parts_that_are_not_concurrent_are_refused_before_any_compute():
-    generator, reward = Remote(), ToyReward()
-    with pytest.raises(ValueError, match=r"ToyReward from several threads.*use schedule=\"wave\", or set"):
-        streamed(PROMPTS, REBASE(4), generator, reward)
-    with pytest.raises(ValueError, match="ToyGenerator from several threads"):
-        stream(PROMPTS, Greedy(), ToyGenerator(), schedule="stream")
-    with pytest.raises(ValueError, match=r'schedule="waves": choose "wave" or "stream"|schedule=.waves.'):
-        solve("How many?", Greedy(), generator, schedule="waves")
-    assert (generator.calls, reward.calls) == (0, 0)
+def test_a_judge_that_may_not_is_asked_in_the_callers_thread():
+    class Judge(ToyReward):
+        threads = frozenset()
+
+        def score(self, nodes):
+            self.threads |= {threading.current_thread()}
+            return super().score(nodes)
+
+    judge = Judge()
+    results = solve_batch(PROMPTS, REBASE(4), Remote(), reward_model=judge)
+    assert contents(results) == contents(in_rounds(PROMPTS, REBASE(4)))
+    assert judge.threads == {threading.current_thread()}
+
+
+def test_a_server_scores_while_a_model_in_this_process_samples():
+    asked, scored = threading.Event(), threading.Event()
+
+    class Judge(RemoteReward):
+        def score(self, nodes):
+            asked.set()
+            assert scored.wait(LONG), "sampling waited for the scores"
+            return super().score(nodes)
+
+    class Local(ToyGenerator):
+        def generate(self, requests):
+            if asked.is_set() and requests[0].node.problem.prompt == PROMPTS[1]:
+                scored.set()
+            return super().generate(requests)
+
+    @dataclass(frozen=True)
+    class Twice(SearchStrategy):
+        def search(self, root, rng):
+            first = yield from expand([root])
+            if root.problem.prompt == PROMPTS[0]:
+                yield from score(first)
+            return (yield from expand(first))
+
+    assert len(solve_batch(PROMPTS[:2], Twice(), Local(), reward_model=Judge())) == 2
+
+
+def test_the_option_schedule_is_gone():
+    with pytest.raises(TypeError, match="schedule"):
+        solve("How many?", Greedy(), Remote(), schedule="stream")
 
 
 def test_an_instance_may_say_that_it_is_concurrent():
     reward = RewardFunction(lambda prompts, completions: [float(len(text)) for text in completions])
     reward.concurrent = True
-    assert len(streamed(PROMPTS, REBASE(4), reward=reward)) == 3
+    assert len(threaded(PROMPTS, REBASE(4), reward=reward)) == 3
 
 
 # -- nothing paid for is lost ------------------------------------------------------------------------------------------
@@ -231,7 +266,7 @@ def test_an_instance_may_say_that_it_is_concurrent():
 def killed(strategy, calls, path):
     """The interrupt that ends the search, if it takes more than so many calls."""
     try:
-        streamed(PROMPTS, strategy, Dying(die_after=calls), journal=path)
+        threaded(PROMPTS, strategy, Dying(die_after=calls), journal=path)
     except KeyboardInterrupt as interrupt:
         return interrupt
     return None
@@ -239,32 +274,54 @@ def killed(strategy, calls, path):
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_killed_anywhere_it_ends_the_same_from_its_journal(strategy, tmp_path):
-    expected = contents(in_waves(PROMPTS, strategy))
+    expected = contents(in_rounds(PROMPTS, strategy))
     for calls in (1, 4, 7):
         path = tmp_path / f"{calls}.jsonl"
         interrupt = killed(strategy, calls, path)
         assert calls > 1 or all(result.trajectories for result in interrupt.partial)
-        assert contents(streamed(PROMPTS, strategy, journal=path)) == expected
+        assert contents(threaded(PROMPTS, strategy, journal=path)) == expected
         done = Remote()
-        assert contents(streamed(PROMPTS, strategy, done, journal=path)) == expected
+        assert contents(threaded(PROMPTS, strategy, done, journal=path)) == expected
         assert done.calls == 0
 
 
-def test_a_journal_goes_on_under_the_other_schedule(tmp_path):
-    expected = contents(in_waves(PROMPTS, REBASE(6)))
+def test_a_journal_goes_on_with_rounds_and_the_other_way_round(tmp_path):
+    expected = contents(in_rounds(PROMPTS, REBASE(6)))
     for calls in (1, 3):
         path = tmp_path / f"{calls}.jsonl"
         with pytest.raises(KeyboardInterrupt):
-            streamed(PROMPTS, REBASE(6), Dying(die_after=calls), journal=path)
-        assert contents(in_waves(PROMPTS, REBASE(6), journal=path)) == expected
-    path = tmp_path / "waves.jsonl"
+            threaded(PROMPTS, REBASE(6), Dying(die_after=calls), journal=path)
+        assert contents(in_rounds(PROMPTS, REBASE(6), journal=path)) == expected
+    path = tmp_path / "rounds.jsonl"
     with pytest.raises(KeyboardInterrupt):
         solve_batch(PROMPTS, REBASE(6), BrokenGenerator(die_after=2), reward_model=ToyReward(), journal=path)
-    assert contents(streamed(PROMPTS, REBASE(6), journal=path)) == expected
+    assert contents(threaded(PROMPTS, REBASE(6), journal=path)) == expected
 
 
 class DownError(Exception):
     pass
+
+
+def test_calls_that_have_not_begun_are_not_waited_for_after_an_error(monkeypatch):
+    monkeypatch.setattr(inferscale.base, "MAX_CALLS", 1)
+    closed, seen = threading.Event(), []
+
+    class Closing(Calls):
+        def close(self):
+            super().close()
+            closed.set()
+
+    def hook(prompt, depth):
+        seen.append(prompt)
+        if prompt == PROMPTS[0]:
+            raise DownError
+        assert closed.wait(LONG)
+
+    generator = Hooked(hook)
+    generator.open = lambda: Closing(generator)
+    with pytest.raises(DownError):
+        threaded(PROMPTS, RepeatedSampling(2), generator)
+    assert PROMPTS[2] not in seen
 
 
 def test_after_an_error_what_is_under_way_is_kept(tmp_path):
@@ -280,16 +337,16 @@ def test_after_an_error_what_is_under_way_is_kept(tmp_path):
 
     path = tmp_path / "journal.jsonl"
     with pytest.raises(DownError) as error:
-        streamed(PROMPTS[:2], RepeatedSampling(3), Hooked(hook), journal=path)
+        threaded(PROMPTS[:2], RepeatedSampling(3), Hooked(hook), journal=path)
     nothing, kept = error.value.partial
     assert (nothing.cost.num_generated, kept.cost.num_generated) == (0, 3)
     assert [nothing.stopped_by, kept.stopped_by] == ["error", "error"]
     asked = []
-    resumed = streamed(
+    resumed = threaded(
         PROMPTS[:2], RepeatedSampling(3), Hooked(lambda prompt, depth: asked.append(prompt)), journal=path
     )
     assert asked == [PROMPTS[0]]
-    assert contents(resumed) == contents(in_waves(PROMPTS[:2], RepeatedSampling(3)))
+    assert contents(resumed) == contents(in_rounds(PROMPTS[:2], RepeatedSampling(3)))
 
 
 def test_an_interrupt_does_not_wait_for_what_is_under_way():
@@ -305,7 +362,7 @@ def test_an_interrupt_does_not_wait_for_what_is_under_way():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as interrupt:
-        streamed(PROMPTS[:2], REBASE(4), Hooked(hook))
+        threaded(PROMPTS[:2], REBASE(4), Hooked(hook))
     assert not ended.is_set()
     freed.set()
     assert [result.cost.num_generated for result in interrupt.value.partial] == [4, 0]
@@ -323,7 +380,7 @@ def test_a_caller_who_has_had_enough_does_not_wait():
         else:
             waiting.wait(LONG)
 
-    results = stream(PROMPTS, RepeatedSampling(1), Hooked(hook), schedule="stream")
+    results = stream(PROMPTS, RepeatedSampling(1), Hooked(hook))
     assert next(results).problem.prompt != PROMPTS[0]
     results.close()
     assert not ended.is_set()
@@ -336,12 +393,12 @@ def test_finished_problems_survive_the_failure_of_a_later_one():
             raise DownError
 
     with pytest.raises(DownError) as error:
-        streamed(PROMPTS, RepeatedSampling(2), Hooked(hook), batch_size=1)
+        threaded(PROMPTS, RepeatedSampling(2), Hooked(hook), batch_size=1)
     assert [result.stopped_by for result in error.value.partial] == [None, None, "error"]
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_every_search_is_released_once(schedule):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_every_search_is_released_once(concurrent):
     class Listening(Remote):
         released = ()
 
@@ -349,7 +406,8 @@ def test_every_search_is_released_once(schedule):
             self.released += (root.problem.prompt,)
 
     generator = Listening()
-    results = stream(PROMPTS, RepeatedSampling(1), generator, schedule=schedule)
+    generator.concurrent = concurrent
+    results = stream(PROMPTS, RepeatedSampling(1), generator)
     next(results)
     results.close()
     assert sorted(generator.released) == sorted(PROMPTS)
@@ -363,7 +421,7 @@ def test_a_reward_that_is_no_number_is_an_error_in_both():
             return [float("nan")] * len(nodes)
 
     with pytest.raises(ValueError, match="a score must be a finite number"):
-        streamed(PROMPTS, REBASE(4), reward=Bad())
+        threaded(PROMPTS, REBASE(4), reward=Bad())
 
 
 def test_parts_see_the_callers_context():
@@ -372,13 +430,13 @@ def test_parts_see_the_callers_context():
     name = ContextVar("name", default="nobody")
     seen = []
     name.set("caller")
-    streamed(PROMPTS, RepeatedSampling(1), Hooked(lambda prompt, depth: seen.append(name.get())))
+    threaded(PROMPTS, RepeatedSampling(1), Hooked(lambda prompt, depth: seen.append(name.get())))
     assert seen == ["caller"] * 3
 
 
 def test_no_thread_is_left_behind():
     before = ours()  # such as the one loop of all connections to servers
-    streamed(PROMPTS, REBASE(4))
+    threaded(PROMPTS, REBASE(4))
     threads, deadline = [thread for thread in ours() if thread not in before], time.monotonic() + 10 * LONG
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -387,3 +445,51 @@ def test_no_thread_is_left_behind():
 
 def ours():
     return [thread for thread in threading.enumerate() if thread.name.startswith("inferscale")]
+
+
+# -- the session ------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_failed_is_made_again_and_what_came_with_it_is_kept():
+    failures = [DownError]
+
+    def hook(prompt, depth):
+        if prompt == PROMPTS[0] and failures:
+            raise failures.pop()
+
+    requests = [GenerateRequest(Node(Problem(p), key=root_key(p)), 2) for p in PROMPTS[:2]]
+    with Hooked(hook).open() as sampling:
+        tickets = [sampling.submit(request) for request in requests]
+        sampling.begin()
+        wait(sampling.calls)
+        ended = sampling.collect()
+        assert [(ticket, index) for ticket, index, _ in ended] == [(tickets[1], 0), (tickets[1], 1)]
+        with pytest.raises(DownError):
+            sampling.collect()
+        ended += sampling.collect()
+        assert sampling.collect() == []
+    steps = {(ticket, index): step for ticket, index, step in ended}
+    assert [[steps[ticket, i] for i in range(2)] for ticket in tickets] == ToyGenerator().generate(requests)
+
+
+def test_requests_of_a_tree_share_a_call_and_one_that_is_taken_back_is_not_handed_over():
+    asked, gate = [], threading.Event()
+
+    class Waiting(Remote):
+        def generate(self, requests):
+            asked.append(len(requests))
+            assert gate.wait(LONG)
+            return super().generate(requests)
+
+    one, other = (Node(Problem(p), key=root_key(p)) for p in PROMPTS[:2])
+    with Waiting().open() as sampling:
+        kept, taken = sampling.submit(GenerateRequest(one)), sampling.submit(GenerateRequest(one, first=1))
+        alone = sampling.submit(GenerateRequest(other))
+        sampling.begin()
+        for ticket in (taken, alone, alone):
+            sampling.cancel(ticket)
+        assert [(t, step.finish_reason) for t, _, step in sampling.collect()] == [(taken, "budget"), (alone, "budget")]
+        gate.set()
+        assert [ticket for ticket, _, _ in sampling.collect()] == [kept]
+        assert sampling.collect() == []
+    assert sorted(asked) == [1, 2]

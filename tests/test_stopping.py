@@ -171,21 +171,20 @@ def test_a_search_that_ended_within_a_call_ends_there_again(tmp_path, clock, str
         assert all(node.num_draws == len(node.children) for result in first for node in result.root.walk())
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_a_cancelled_call_returns_the_best_so_far(schedule):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_a_cancelled_call_returns_the_best_so_far(concurrent):
     cancel = threading.Event()
 
     class Cancelling(ToyGenerator):
-        concurrent = True
-
         def generate(self, requests):
             if max(request.node.depth for request in requests) == 2:
                 cancel.set()
             return super().generate(requests)
 
     reward = ToyReward()
-    reward.concurrent = True
-    solver = Solver(BeamSearch(2, 3), Cancelling(), reward, isc.BestOfN(), schedule=schedule, batch_size=2)
+    generator = Cancelling()
+    generator.concurrent = reward.concurrent = concurrent
+    solver = Solver(BeamSearch(2, 3), generator, reward, isc.BestOfN(), batch_size=2)
     results = solver.solve_batch(PROMPTS, cancel=cancel)
     assert [result.problem.prompt for result in results] == PROMPTS
     assert {result.stopped_by for result in results} == {"cancel"}
@@ -244,17 +243,17 @@ def test_a_request_of_a_search_can_be_sent_elsewhere():
 # -- callbacks ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_every_answer_is_told(schedule):
+@pytest.mark.parametrize("concurrent", [False, True])
+def test_every_answer_is_told(concurrent):
     toy, reward = ToyGenerator(), ToyReward()
-    toy.concurrent = reward.concurrent = True
+    toy.concurrent = reward.concurrent = concurrent
     updates, threads = [], set()
 
     def on_step(update):
         updates.append(update)
         threads.add(threading.current_thread())
 
-    results = solve_batch(PROMPTS, REBASE(4), toy, reward_model=reward, schedule=schedule, on_step=on_step)
+    results = solve_batch(PROMPTS, REBASE(4), toy, reward_model=reward, on_step=on_step)
     assert threads == {threading.current_thread()}
     for index, result in enumerate(results):
         own = [update for update in updates if update.index == index]

@@ -48,14 +48,12 @@ def test_searches_run_through_the_openai_generator_and_hit_the_prefix_cache(tmp_
             assert solve(prompt, Greedy(), there).text == solve(prompt, Greedy(), here).text
         votes = solve_batch(PROMPTS, RepeatedSampling(4), there)
         before = prefix_counts(url)
-        trees = {
-            schedule: solve_batch(PROMPTS, REBASE(8), there, reward_model=ConcurrentReward(), schedule=schedule)
-            for schedule in ("wave", "stream")
-        }
+        together = solve_batch(PROMPTS, REBASE(8), there, reward_model=ConcurrentReward())
+        alone = [solve(prompt, REBASE(8), there, reward_model=ConcurrentReward()) for prompt in PROMPTS]
         looked_up, hits = (now - then for now, then in zip(prefix_counts(url), before, strict=True))
     assert all(len(result.trajectories) == 4 for result in votes)
-    for wave, stream in zip(trees["wave"], trees["stream"], strict=True):
-        assert [leaf.token_ids for leaf in wave.leaves] == [leaf.token_ids for leaf in stream.leaves]
+    for one, other in zip(together, alone, strict=True):
+        assert [leaf.token_ids for leaf in one.leaves] == [leaf.token_ids for leaf in other.leaves]
     assert hits / looked_up > 0.5
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, Protocol, Self, get_args, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, get_args, runtime_checkable
 
 from .cost import Budget, Cost
 from .flow import Flow, GenerateRequest
@@ -21,8 +23,9 @@ class Generator(Identified, ABC):
     """Samples continuations. The only part that runs the language model.
 
     Attributes:
-        concurrent: True if `generate` may be called from several threads at a time, as ``schedule="stream"`` does. Then
-            `release` may come while calls for its search, whose answers nobody will read, are still running.
+        concurrent: True if `generate` may be called from several threads at a time, as one that asks a server: each
+            search then has a call of its own. `release` may come while calls for its search, whose answers nobody will
+            read, are still running.
         thinking: The markers that the model writes around its thoughts; ``None`` if the generator cannot tell.
         takes_messages: True if it renders conversations (`Problem.messages`) as turns; another one reads their text,
             `Problem.prompt`.
@@ -45,11 +48,12 @@ class Generator(Identified, ABC):
         """
 
     def open(self) -> Sampling:
-        """Return a session that requests join while others are sampled; by default `generate` answers it in rounds.
+        """Return a session that requests join while others are sampled.
 
-        It is used in one thread, and must give each request the steps that `generate` gives.
+        By default `generate` answers it in rounds, or, if it is `concurrent`, in a call for each search. A session is
+        used in one thread, and must give each request the steps that `generate` gives.
         """
-        return Rounds(self)
+        return Calls(self) if self.concurrent else Rounds(self)
 
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
         """Return the most tokens that one sample of `request` can have; ``None`` if there is no bound.
@@ -111,6 +115,14 @@ class Sampling(ABC):
             ValueError: If it cannot be answered, such as one whose prompt is too long; nothing of it is taken then.
         """
 
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """The calls under way in threads, for one of which `collect` waits; none where it samples itself."""
+        return ()
+
+    def begin(self) -> None:
+        """Begin what was submitted, where threads sample it; `collect` does so too."""
+
     @abstractmethod
     def collect(self) -> list[tuple[Ticket, int, Step]]:
         """Sample until at least one sample has ended, and hand over those that have since the last call.
@@ -126,7 +138,10 @@ class Sampling(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Drop everything; the session must not be used again."""
+        """Drop what has not ended; nothing can be submitted any more.
+
+        `collect` may still be asked for what is left in `calls`.
+        """
 
 
 class Rounds(Sampling):
@@ -145,11 +160,7 @@ class Rounds(Sampling):
     def collect(self) -> list[tuple[Ticket, int, Step]]:
         """Answer all requests that wait, in one call."""
         if self._waiting:
-            requests = [ticket.request for ticket in self._waiting]
-            answers = self._generator.generate(requests)
-            check_steps(requests, answers, type(self._generator).__name__)
-            for ticket, steps in zip(self._waiting, answers, strict=True):
-                self._ended += [(ticket, index, step) for index, step in enumerate(steps)]
+            self._ended += _generated(self._generator, self._waiting)
             self._waiting = []
         ended, self._ended = self._ended, []
         return ended
@@ -158,12 +169,99 @@ class Rounds(Sampling):
         """Take a request out of the next round."""
         if ticket in self._waiting:
             self._waiting.remove(ticket)
-            unbegun = Step("", finish_reason="budget")
-            self._ended += [(ticket, index, unbegun) for index in range(ticket.request.n)]
+            self._ended += _unbegun(ticket)
 
     def close(self) -> None:
         """Drop what waits."""
         self._waiting, self._ended = [], []
+
+
+class Calls(Sampling):
+    """The session of a `concurrent` generator: one ``generate`` in a thread for what each tree asks for at a time.
+
+    Calls begin in the order in which they were submitted, and see the context variables of who submitted them.
+    """
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="inferscale")
+        self._new: dict[Node, list[Ticket]] = {}  # by the roots of their trees
+        self._cancelled: list[Ticket] = []
+        self._calls: dict[Future[list[tuple[Ticket, int, Step]]], list[Ticket]] = {}
+
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """The calls under way."""
+        return self._calls
+
+    def submit(self, request: GenerateRequest) -> Ticket:
+        """Take a request for the next call of its tree."""
+        ticket = Ticket(request)
+        self._add(ticket)
+        return ticket
+
+    def _add(self, ticket: Ticket) -> None:
+        self._new.setdefault(ticket.request.node.root, []).append(ticket)
+
+    def begin(self) -> None:
+        """Send what was submitted."""
+        for tickets in self._new.values():
+            self._calls[self._pool.submit(copy_context().run, _generated, self._generator, tickets)] = list(tickets)
+        self._new = {}
+
+    def collect(self) -> list[tuple[Ticket, int, Step]]:
+        """Wait for a call to end; what came is handed over before an error that came with it is raised."""
+        self.begin()
+        ended = [sample for ticket in self._cancelled for sample in _unbegun(ticket)]
+        self._cancelled = []
+        if not ended and self._calls:
+            answered, _ = wait(self._calls, return_when=FIRST_COMPLETED)
+            for call in list(filter(came, answered)) or answered:
+                tickets = self._calls.pop(call)
+                if not came(call):
+                    for ticket in tickets:  # asked for again, if anybody still collects
+                        self._add(ticket)
+                ended += [sample for sample in call.result() if sample[0] in tickets]
+        return ended
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Forget a request; the call of a tree that was forgotten ends by itself, unwaited for."""
+        groups = [*self._new.values(), *self._calls.values()]
+        if tickets := next((group for group in groups if ticket in group), None):
+            tickets.remove(ticket)
+            self._cancelled.append(ticket)
+        self._new = {root: group for root, group in self._new.items() if group}
+        for call in [call for call, group in self._calls.items() if not group]:
+            del self._calls[call]
+            call.cancel()
+
+    def close(self) -> None:
+        """Begin nothing more; calls that are under way end by themselves."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._new, self._cancelled = {}, []
+
+
+MAX_CALLS = 64
+"""Most calls of a model under way at a time, each in a thread."""
+
+
+def came(call: Future[Any]) -> bool:
+    """Return True if a call has brought an answer, and no error."""
+    return call.done() and not call.cancelled() and call.exception() is None
+
+
+def _generated(generator: Generator, tickets: Sequence[Ticket]) -> list[tuple[Ticket, int, Step]]:
+    """The samples of requests, in one call."""
+    requests = [ticket.request for ticket in tickets]
+    answers = generator.generate(requests)
+    check_steps(requests, answers, type(generator).__name__)
+    pairs = zip(tickets, answers, strict=True)
+    return [(ticket, index, step) for ticket, steps in pairs for index, step in enumerate(steps)]
+
+
+def _unbegun(ticket: Ticket) -> list[tuple[Ticket, int, Step]]:
+    """The samples of a request that was taken back before its first token."""
+    return [(ticket, index, Step("", finish_reason="budget")) for index in range(ticket.request.n)]
 
 
 class ContextLengthError(ValueError):
@@ -176,7 +274,8 @@ class RewardModel(Identified, ABC):
     One of your own is given whole paths, and takes the part that it judges as ``node.part(self.judge)``.
 
     Attributes:
-        concurrent: True if `cost` and `score` may be called from several threads at a time; see `Generator`.
+        concurrent: True if `cost` and `score` may be called from several threads at a time: each search is then scored
+            as soon as its nodes wait, while others sample. `release` may come meanwhile, see `Generator`.
         judge: The part of a solution that is judged: ``"final"``, what follows the end of thinking; ``"thoughts"``; or
             ``"all"``.
     """

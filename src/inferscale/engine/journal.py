@@ -51,7 +51,7 @@ class Journal:
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
-    The lines of different searches may stand in any order, which is why either schedule continues the other's journal.
+    The lines of different searches may stand in any order: no two runs need be answered alike.
 
     Where an answer takes long, the samples of it that have ended stand before it, each named by its branch: ``{"root",
     "kind": "sample", "key", "step"}``. They count until the next other line of their search, which holds them again.

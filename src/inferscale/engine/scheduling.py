@@ -1,4 +1,4 @@
-"""The calls that answer what searches ask for, checked and timed, and when searches are resumed."""
+"""The one loop that answers what searches ask for, and resumes each when its answer is there."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import groupby, islice
-from typing import Any
+from itertools import groupby
 
-from inferscale.base import Generator, ProcessRewardModel, RewardModel, Ticket, check_steps
+from inferscale.base import MAX_CALLS, Generator, ProcessRewardModel, RewardModel, Ticket, came, check_steps
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step
@@ -21,80 +19,53 @@ from .journal import Samples, Scores
 from .search import Search
 
 
-@dataclass(frozen=True)
-class ModelCalls:
-    """Calls of the models for several searches at once, each part of the answer checked.
+def scored(reward_model: RewardModel, batches: Sequence[Sequence[Node]]) -> list[Scores]:
+    """Return the scores of each search's nodes, checked, in one call; its time is divided by the nodes.
 
-    Nothing here touches a search, so that a call can run in any thread.
-
-    Attributes:
-        generator: Samples steps.
-        reward_model: Scores nodes.
+    Nothing here touches a search, so that the call can run in any thread.
     """
-
-    generator: Generator
-    reward_model: RewardModel | None
-
-    def generate(self, batches: Sequence[Sequence[GenerateRequest]]) -> list[Samples]:
-        """Return the answer to each search's requests, in one call; its time is divided by the samples."""
-        requests = [request for batch in batches for request in batch]
-        started = time.perf_counter()
-        answers = self.generator.generate(requests)
-        seconds = (time.perf_counter() - started) / sum(request.n for request in requests)
-        check_steps(requests, answers, type(self.generator).__name__)
-        rest = iter(answers)
-        return [
-            Samples([list(steps) for steps in islice(rest, len(batch))], seconds * sum(r.n for r in batch))
-            for batch in batches
+    nodes = [node for batch in batches for node in batch]
+    name = type(reward_model).__name__
+    started = time.perf_counter()
+    costs = reward_model.cost(nodes)
+    _check_count(costs, nodes, f"{name}.cost()", "costs")
+    values: list[float]
+    step_scores: list[list[float] | None]
+    if isinstance(reward_model, ProcessRewardModel):
+        # Scores are computed here from the step scores, so that the model reads each node once.
+        lists = reward_model.step_scores(nodes)
+        _check_count(lists, nodes, name)
+        checked = [
+            [_checked_score(value, node, name) for value in of_node] for node, of_node in zip(nodes, lists, strict=True)
         ]
-
-    def score(self, batches: Sequence[Sequence[Node]]) -> list[Scores]:
-        """Return the scores of each search's nodes, in one call; its time is divided by the nodes."""
-        if self.reward_model is None:
-            raise RuntimeError("there is no reward model to score with")
-        nodes = [node for batch in batches for node in batch]
-        name = type(self.reward_model).__name__
-        started = time.perf_counter()
-        costs = self.reward_model.cost(nodes)
-        _check_count(costs, nodes, f"{name}.cost()", "costs")
-        values: list[float]
-        step_scores: list[list[float] | None]
-        if isinstance(self.reward_model, ProcessRewardModel):
-            # Scores are computed here from the step scores, so that the model reads each node once.
-            lists = self.reward_model.step_scores(nodes)
-            _check_count(lists, nodes, name)
-            checked = [
-                [_checked_score(value, node, name) for value in of_node]
-                for node, of_node in zip(nodes, lists, strict=True)
-            ]
-            for node, of_node in zip(nodes, checked, strict=True):
-                steps = len(node.part(self.reward_model.judge).inner_steps())
-                if len(of_node) != steps:
-                    given = f"{len(of_node)} step scores" if of_node else "no step score"
-                    raise ValueError(
-                        f"{name} gave {given} to {node!r}: give one for each of the {steps} steps of the path that are "
-                        f'judged, node.part("{self.reward_model.judge}").inner_steps()'
-                    )
-            values = [self.reward_model.reduced(of_node) for of_node in checked]
-            step_scores = [*checked]
-        else:
-            scores = self.reward_model.score(nodes)
-            _check_count(scores, nodes, name)
-            values = [_checked_score(value, node, name) for node, value in zip(nodes, scores, strict=True)]
-            step_scores = [None] * len(nodes)
-        seconds = (time.perf_counter() - started) / len(nodes)
-        answers, start = [], 0
-        for batch in batches:
-            own = slice(start, start + len(batch))
-            cost = Cost(
-                scored_tokens=sum(int(cost.scored_tokens) for cost in costs[own]),
-                reward_flops=sum(int(cost.reward_flops) for cost in costs[own]),
-                seconds=seconds * len(batch),
-                num_scored=len(batch),
-            )
-            answers.append(Scores(values[own], step_scores[own], cost))
-            start += len(batch)
-        return answers
+        for node, of_node in zip(nodes, checked, strict=True):
+            steps = len(node.part(reward_model.judge).inner_steps())
+            if len(of_node) != steps:
+                given = f"{len(of_node)} step scores" if of_node else "no step score"
+                raise ValueError(
+                    f"{name} gave {given} to {node!r}: give one for each of the {steps} steps of the path that are "
+                    f'judged, node.part("{reward_model.judge}").inner_steps()'
+                )
+        values = [reward_model.reduced(of_node) for of_node in checked]
+        step_scores = [*checked]
+    else:
+        scores = reward_model.score(nodes)
+        _check_count(scores, nodes, name)
+        values = [_checked_score(value, node, name) for value, node in zip(scores, nodes, strict=True)]
+        step_scores = [None] * len(nodes)
+    seconds = (time.perf_counter() - started) / len(nodes)
+    answers, start = [], 0
+    for batch in batches:
+        own = slice(start, start + len(batch))
+        cost = Cost(
+            scored_tokens=sum(int(cost.scored_tokens) for cost in costs[own]),
+            reward_flops=sum(int(cost.reward_flops) for cost in costs[own]),
+            seconds=seconds * len(batch),
+            num_scored=len(batch),
+        )
+        answers.append(Scores(values[own], step_scores[own], cost))
+        start += len(batch)
+    return answers
 
 
 def _check_count(values: Sequence[object], nodes: Sequence[Node], name: str, what: str = "scores") -> None:
@@ -141,35 +112,63 @@ class Asked:
         return sum(request.n - len(known) for request, known in pairs if request.until == "step")
 
 
-class WaveScheduler:
-    """Resumes each search as soon as its own answers are there; all of them share the generator's session.
+class Scheduler:
+    """Answers what searches ask for: each goes on as soon as its own samples, or scores, are there.
 
-    A generator that knows no other way answers in rounds, and then all searches are resumed together. Scores are asked
-    for in batches: when at least half as many nodes wait for one as steps are still being drawn. All of it is decided
-    by counts and never by a clock, so that the same call makes the same batches again.
+    All samples are asked of one session of the generator. Nodes are scored in batches: when at least half as many wait
+    for a score as steps are being drawn. With models in this process all of it is decided by counts and never by a
+    clock, so that the same call makes the same batches again. A `concurrent` reward model is asked for each search
+    apart, at once and in a thread, while others sample.
+
+    Trees and journal are touched by the caller's thread alone.
     """
 
-    def __init__(self, calls: ModelCalls) -> None:
-        self._calls = calls
-        self._sampling = calls.generator.open()
+    def __init__(self, generator: Generator, reward_model: RewardModel | None) -> None:
+        self._generator = generator
+        self._reward_model = reward_model
+        self._scores_apart = reward_model is not None and reward_model.concurrent
+        self._sampling = generator.open()
         self._asked: dict[Search, Asked] = {}
         self._owners: dict[Ticket, Search] = {}
+        self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="inferscale")
+        self._scoring: dict[Future[list[Scores]], tuple[Search, Sequence[Node]]] = {}  # calls under way
 
     def advance(self, active: Collection[Search]) -> None:
-        """Submit what idle searches ask for, wait for samples to end, and have nodes scored that wait.
+        """Submit what idle searches ask for, wait for the next answers, and have nodes scored that wait.
 
-        Each search is asked once for each, so none can have two turns while another waits.
+        It comes back at once if a search has ended, so that its result goes out first.
         """
-        for search in active:
-            if search not in self._asked and (requests := search.next_samples(self._calls.generator)):
+        for search in self._idle(active):
+            while requests := search.next_samples(self._generator):
                 self._submit(search, requests)
-        if self._asked:
-            self._collect()
-        unscored = [(search, nodes) for search in active if (nodes := search.next_nodes())]
+                if search in self._asked:  # else a journal held all of it
+                    break
+        if self._scores_apart:
+            for search, nodes in self._unscored(active):
+                call = self._pool.submit(copy_context().run, self._scored, [nodes])
+                self._scoring[call] = search, nodes
+        if any(search.leaves is not None for search in active):
+            return
+        self._wait()
+        unscored = [] if self._scores_apart else self._unscored(active)
         if unscored and self._is_worth_a_call(unscored):
-            judged = self._calls.score([nodes for _, nodes in unscored])
+            judged = self._scored([nodes for _, nodes in unscored])
             for (search, nodes), scores in zip(unscored, judged, strict=True):
                 search.take_scores(nodes, scores)
+
+    def _idle(self, active: Collection[Search]) -> list[Search]:
+        """The searches that wait for no answer."""
+        busy = {*self._asked, *(search for search, _ in self._scoring.values())}
+        return [search for search in active if search not in busy]
+
+    def _unscored(self, active: Collection[Search]) -> list[tuple[Search, Sequence[Node]]]:
+        """The searches whose nodes wait for a score, with those."""
+        return [(search, nodes) for search in self._idle(active) if (nodes := search.next_nodes())]
+
+    def _scored(self, batches: Sequence[Sequence[Node]]) -> list[Scores]:
+        if self._reward_model is None:
+            raise RuntimeError("there is no reward model to score with")
+        return scored(self._reward_model, batches)
 
     def _is_worth_a_call(self, unscored: Sequence[tuple[Search, Sequence[Node]]]) -> bool:
         """True if so many nodes wait that those of the steps that are being drawn need not be waited for."""
@@ -185,7 +184,7 @@ class WaveScheduler:
         """The mean over searches that wait for samples of the most tokens they have then; ``None`` if nobody knows."""
         most = []
         for search, asked in self._asked.items():
-            bounds = [self._calls.generator.max_sample_tokens(request) for request in asked.requests]
+            bounds = [self._generator.max_sample_tokens(request) for request in asked.requests]
             if not all(bounds):
                 return None
             most.append(search.cost.tokens + sum(r.n * (b or 0) for r, b in zip(asked.requests, bounds, strict=True)))
@@ -209,16 +208,27 @@ class WaveScheduler:
         if not num_open:
             self._take(search)
 
-    def _collect(self) -> None:
-        """Wait until samples have ended; searches that have all of theirs go on."""
+    def _wait(self) -> None:
+        """Wait until samples have ended, or scores are there; searches that have all of theirs go on."""
         started, num_open = time.perf_counter(), sum(asked.num_open for asked in self._asked.values())
-        ended = self._sampling.collect()
-        seconds = (time.perf_counter() - started) / num_open
+        self._sampling.begin()
+        calls = self._sampling.calls
+        if self._scoring and (calls or not num_open):
+            wait([*calls, *self._scoring], return_when=FIRST_COMPLETED)
+        ended: list[tuple[Ticket, int, Step]] = []
+        if num_open and (not calls or not self._scoring or any(call.done() for call in calls)):
+            ended = self._sampling.collect()
+            if not ended:
+                name = type(self._generator).__name__
+                raise RuntimeError(f"{name}.open(): collect() returned no sample, though {num_open} have not ended")
+        seconds = time.perf_counter() - started
         for asked in self._asked.values():  # time is divided by the samples that were waited for
-            asked.seconds += seconds * asked.num_open
-        if not ended:
-            name = type(self._calls.generator).__name__
-            raise RuntimeError(f"{name}.open(): collect() returned no sample, though {num_open} have not ended")
+            asked.seconds += seconds * asked.num_open / num_open
+        self._take_samples(ended)
+        done = [call for call in self._scoring if call.done()]
+        self._take_scores(list(filter(came, done)) or done)
+
+    def _take_samples(self, ended: Sequence[tuple[Ticket, int, Step]]) -> None:
         new: list[tuple[Search, int, int]] = []
         for ticket, index, step in ended:
             if ticket in self._owners:  # else its search was cancelled
@@ -235,11 +245,17 @@ class WaveScheduler:
         for search in [search for search, asked in self._asked.items() if not asked.num_open]:
             self._take(search)
 
+    def _take_scores(self, calls: Sequence[Future[list[Scores]]]) -> None:
+        for call in calls:
+            search, nodes = self._scoring.pop(call)
+            (scores,) = call.result()
+            search.take_scores(nodes, scores)
+
     def _take(self, search: Search) -> None:
         """Give a search its answer, which is complete."""
         asked = self._forget(search)
         steps = [[step for _, step in sorted(known.items())] for known in asked.steps]
-        check_steps(asked.requests, steps, type(self._calls.generator).__name__)
+        check_steps(asked.requests, steps, type(self._generator).__name__)
         search.take_samples(asked.requests, Samples(steps, asked.seconds))
 
     def _forget(self, search: Search) -> Asked:
@@ -249,16 +265,32 @@ class WaveScheduler:
         return asked
 
     def cancel(self, search: Search) -> None:
-        """Forget what `search` waits for: its samples end with what was drawn of them."""
+        """Forget what `search` waits for: its samples end with what was drawn of them, a call in a thread by itself."""
         if search in self._asked:
             for ticket in self._forget(search).tickets:
                 self._sampling.cancel(ticket)
+        for call in [call for call, (other, _) in self._scoring.items() if other is search]:
+            del self._scoring[call]
+            call.cancel()
 
     def close(self, patient: bool) -> None:
-        """Drop what is under way, and keep what has ended; a `patient` caller has complete answers taken."""
-        self._sampling.close()
-        for search, asked in list(self._asked.items()):
+        """Drop what is under way, and keep what has ended.
+
+        A `patient` caller has calls in threads waited for, and their answers kept: they have been paid for. Else they
+        are left to end by themselves, their searches abandoned. No callback is called any more.
+        """
+        for search in (*self._asked, *(search for search, _ in self._scoring.values())):
             search.on_step = None  # it may be what has failed
+            if not patient:
+                search.abandoned.set()
+        self._sampling.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        begun = [call for call in (*self._sampling.calls, *self._scoring) if not call.cancelled()]
+        wait(begun, timeout=None if patient else 0)
+        while any(map(came, self._sampling.calls)):
+            self._take_samples(self._sampling.collect())
+        self._take_scores(list(filter(came, self._scoring)))
+        for search, asked in list(self._asked.items()):
             if patient and not asked.num_open:
                 self._take(search)
             else:
@@ -272,79 +304,3 @@ def _gaps(n: int, known: Container[int]) -> Iterator[tuple[int, int]]:
         if not is_known:
             places = list(run)
             yield places[0], len(places)
-
-
-MAX_CALLS = 64
-"""Most calls of the models under way at a time."""
-
-
-class StreamScheduler:
-    """Resumes each search as soon as its own answer is there, with a call for each in a thread.
-
-    Trees and journal are touched by the caller's thread alone. What a search asks for and its random streams depend on
-    that search alone, and so do the results: they are those of waves. Each search has at most one call under way, and
-    the pool takes calls in the order in which they were sent, so that no search is passed over.
-    """
-
-    def __init__(self, calls: ModelCalls) -> None:
-        self._calls = calls
-        self._pool = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="inferscale")
-        # For each call the search that waits for it, and its method that takes the answer.
-        self._under_way: dict[Future[Any], tuple[Search, Callable[[Any], None]]] = {}
-
-    def advance(self, active: Collection[Search]) -> None:
-        """Send what idle searches ask for; if all of them wait then, wait for the next answers."""
-        busy = {search for search, _ in self._under_way.values()}
-        for search in active:
-            if search not in busy:
-                self._send(search)
-        if len(self._under_way) < len(active):
-            return  # one has ended: its result goes out first
-        answered, _ = wait(self._under_way, return_when=FIRST_COMPLETED)
-        for future in answered:
-            self._take(future)
-
-    def watch(self, on_tokens: Callable[[int], object]) -> None:
-        """Nothing: calls of generators tell no tokens before they end."""
-
-    def most_tokens(self) -> None:
-        """Nobody knows: how far a call has come cannot be seen."""
-
-    def cancel(self, search: Search) -> None:
-        """Forget the call that `search`, now abandoned, has under way; its thread ends by itself."""
-        self._under_way = {future: call for future, call in self._under_way.items() if call[0] is not search}
-
-    def close(self, patient: bool) -> None:
-        """End the threads.
-
-        A `patient` caller has calls that are under way waited for and their answers kept: they have been paid for. Else
-        they are left to end by themselves, their searches abandoned. No callback is called any more.
-        """
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for search, _ in self._under_way.values():
-            search.on_step = None  # it may be what has failed
-            if not patient:
-                search.abandoned.set()
-        answered, _ = wait(self._under_way, timeout=None if patient else 0)
-        for future in answered:
-            if not future.cancelled() and future.exception() is None:
-                self._take(future)
-
-    def _send(self, search: Search) -> None:
-        """Submit the call that `search` waits for, unless it has ended."""
-        context, calls = copy_context(), self._calls
-        while search.leaves is None:
-            if requests := search.next_samples(calls.generator):
-                samples = self._pool.submit(context.run, calls.generate, [requests])
-                self._under_way[samples] = (search, partial(search.take_samples, requests))
-                return
-            if nodes := search.next_nodes():
-                scores = self._pool.submit(context.run, calls.score, [nodes])
-                self._under_way[scores] = (search, partial(search.take_scores, nodes))
-                return
-            # It went on without a model, and may wait for the other one now.
-
-    def _take(self, future: Future[Any]) -> None:
-        _, take = self._under_way.pop(future)
-        (answer,) = future.result()
-        take(answer)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
+from typing import Any
 
 from inferscale.base import Generator, Sampling, Ticket, check_steps
 from inferscale.flow import GenerateRequest
@@ -102,6 +104,17 @@ class _GroupSampling(Sampling):
         self._names: dict[Ticket, str] = {}
         self._open: Counter[str] = Counter()  # samples that have not been handed over
 
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """Those of the sessions that are waited for, unless one of them samples in `collect` itself."""
+        asked = [session.calls for name, session in self._sessions.items() if self._open[name]]
+        return [call for calls in asked for call in calls] if all(asked) else []
+
+    def begin(self) -> None:
+        """Begins what was submitted in threads."""
+        for session in self._sessions.values():
+            session.begin()
+
     def submit(self, request: GenerateRequest) -> Ticket:
         """Hands the request to the generator that it names."""
         named = self._group.named(request)
@@ -112,12 +125,22 @@ class _GroupSampling(Sampling):
         return ticket
 
     def collect(self) -> list[tuple[Ticket, int, Step]]:
-        """The samples that have ended in each session with open ones."""
+        """The samples that have ended in each session with open ones; those in threads are not waited for by others.
+
+        What has ended is handed over before an error of another session is raised, by the next call.
+        """
+        self.begin()
+        wait(self.calls, return_when=FIRST_COMPLETED)
         ended: list[tuple[Ticket, int, Step]] = []
         for name, session in self._sessions.items():
-            if self._open[name]:
+            if self._open[name] and (not session.calls or any(call.done() for call in session.calls)):
                 session.on_tokens = self.on_tokens
-                own = session.collect()
+                try:
+                    own = session.collect()
+                except Exception:
+                    if not ended:
+                        raise
+                    break
                 self._open[name] -= len(own)
                 ended += [(ticket, index, _by(name, step)) for ticket, index, step in own]
         return ended

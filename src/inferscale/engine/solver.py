@@ -40,15 +40,12 @@ from .journal import Journal
 from .pool import Pool, pooled_strategy
 from .progress import ProgressBar
 from .result import Answers, SearchResult, trajectory, voted
-from .scheduling import ModelCalls, StreamScheduler, WaveScheduler
+from .scheduling import Scheduler
 from .search import Grant, Search, SearchUpdate
 from .several import GeneratorGroup
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-Schedule: TypeAlias = Literal["wave", "stream"]
-"""The order in which searches are resumed: all together, or each when its own answers are there."""
 
 OnStep: TypeAlias = Callable[[SearchUpdate], object]
 """Called in the driver's thread with every answer that a search gets."""
@@ -83,16 +80,11 @@ class Solver:
             tell, a text shows its own; ``False`` says that there are no thoughts.
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
-        schedule: ``"wave"`` has all searches share one session of the generator, `Generator.open`: the largest
-            batches, for models in process. A search goes on as soon as its own samples are there; those of a generator
-            that answers in rounds go on together. ``"stream"`` makes a call for each search in a thread (64 at most),
-            for models on a server. Trees, scores and costs are the same in both, but for seconds.
         batch_size: Problems searched at the same time; by default all of them, and 64 of a stream of unknown length.
 
     Raises:
         TypeError: If a part is not what it should be.
-        ValueError: If scores are needed and there is no reward model, or ``schedule="stream"`` is asked of a part that
-            is not `concurrent`.
+        ValueError: If scores are needed and there is no reward model.
     """
 
     strategy: SearchStrategy
@@ -104,7 +96,6 @@ class Solver:
     thinking: Thinking | Literal[False] | None = None
     budget: Budget | None = None
     seed: int = 0
-    schedule: Schedule = "wave"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -151,15 +142,6 @@ class Solver:
         if isinstance(judge, ProcessRewardModel) and judge.reduction not in get_args(Reduction):
             choices = ", ".join(map(repr, get_args(Reduction)))
             raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f'schedule={self.schedule!r}: choose "wave" or "stream"')
-        for model in (self.generator, self.reward_model):
-            if self.schedule == "stream" and model is not None and not model.concurrent:
-                name = type(model).__name__
-                raise ValueError(
-                    f'schedule="stream" calls {name} from several threads at a time, and its `concurrent` is False: '
-                    f'use schedule="wave", or set `concurrent = True` on a {name} that can be called so'
-                )
 
     @property
     def markers(self) -> Thinking | None:
@@ -408,8 +390,7 @@ class Solver:
         Args:
             journal: As in `solve_batch`.
         """
-        calls = ModelCalls(self.generator, self.reward_model)
-        scheduler = WaveScheduler(calls) if self.schedule == "wave" else StreamScheduler(calls)
+        scheduler = Scheduler(self.generator, self.reward_model)
         # how answers are read is no part of it: the models' answers may be read and voted on in another way
         record = None if journal is None else Journal.open(journal, {**self._course(), **self._models()})
         session = Session(self, scheduler, record)
@@ -434,7 +415,7 @@ class Solver:
                     record.close()
 
     def identity(self) -> dict[str, Any]:
-        """Return what results depend on: every part's `identity`, the budget and the seed, and not the schedule."""
+        """Return what results depend on: every part's `identity`, the budget and the seed."""
         answers = {"aggregator": identity_of(self.vote), "read_answer": identity_of(self.read_answer)}
         return {**self._course(), **self._models(), **answers}
 
@@ -502,7 +483,7 @@ class Session:
         active: The searches under way, each with the solver that it was started with, in the order of their start.
     """
 
-    def __init__(self, solver: Solver, scheduler: WaveScheduler | StreamScheduler, journal: Journal | None) -> None:
+    def __init__(self, solver: Solver, scheduler: Scheduler, journal: Journal | None) -> None:
         self.solver = solver
         self.active: dict[Search, Solver] = {}
         self._scheduler = scheduler
@@ -650,7 +631,6 @@ def solve(
     thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    schedule: Schedule = "wave",
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
     cancel: threading.Event | None = None,
@@ -658,7 +638,7 @@ def solve(
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
-                    budget=budget, seed=seed, schedule=schedule)  # fmt: skip
+                    budget=budget, seed=seed)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -674,7 +654,6 @@ async def asolve(
     thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    schedule: Schedule = "wave",
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
     cancel: threading.Event | None = None,
@@ -682,7 +661,7 @@ async def asolve(
 ) -> SearchResult:
     """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
-                    budget=budget, seed=seed, schedule=schedule)  # fmt: skip
+                    budget=budget, seed=seed)  # fmt: skip
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -698,7 +677,6 @@ def solve_batch(
     thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    schedule: Schedule = "wave",
     batch_size: int | None = None,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -712,7 +690,7 @@ def solve_batch(
     See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
-                    budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+                    budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
     return solver.solve_batch(
         problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step, pool=pool, allocation=allocation
     )
@@ -730,7 +708,6 @@ def stream(
     thinking: Thinking | Literal[False] | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    schedule: Schedule = "wave",
     batch_size: int | None = STREAM_SIZE,
     journal: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -739,5 +716,5 @@ def stream(
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
-                    budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+                    budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)

@@ -22,7 +22,7 @@ from inferscale.cost import Budget
 from inferscale.engine.files import locked, sealed, write_atomically
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
-from inferscale.engine.solver import Schedule, Solver, as_problems
+from inferscale.engine.solver import Solver, as_problems
 from inferscale.identity import Differences, compare, digest, identity_of
 from inferscale.thinking import Thinking
 from inferscale.tree import Problem
@@ -177,7 +177,6 @@ def run_evaluation(
     same_answer: SameAnswer | None = None,
     budget: Budget | None = None,
     seed: int = 0,
-    schedule: Schedule = "wave",
     batch_size: int = 64,
     config: Mapping[str, Any] | None = None,
     first: int | None = None,
@@ -207,7 +206,6 @@ def run_evaluation(
             problem's kind.
         budget: The most that each problem may cost.
         seed: Any integer.
-        schedule: As in `solve_batch`; the records are the same in both.
         batch_size: Problems searched at the same time.
         config: Further facts about the run, plain data; part of its configuration.
         first: Solve no more than the first so many problems in this call; a later one goes on.
@@ -228,7 +226,7 @@ def run_evaluation(
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()
     solver = Solver(strategy, generator, reward_model, vote, read_answer=read_answer, thinking=thinking,
-                    budget=budget, seed=seed, schedule=schedule, batch_size=batch_size)  # fmt: skip
+                    budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
     identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
     written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
     model: Any = getattr(generator, "model", None)

@@ -569,7 +569,7 @@ class OpenAIGenerator(Generator):
     hold no ids.
 
     A sample's seed derives from the node and the number of the draw, so on a server that keeps to its seeds results
-    depend neither on the batch nor on the schedule.
+    depend neither on the batch nor on the order of requests.
 
     Thoughts that a chat endpoint reports apart (``reasoning_content``, ``reasoning``) stand before the answer, between
     the markers of the search's `Thinking`, ``<think>`` and ``</think>`` by default.

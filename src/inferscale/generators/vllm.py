@@ -36,8 +36,8 @@ class VLLMGenerator(Generator):
     else; in half precision a batch of another size can change the last bits of the logits, and now and then a token
     (see vLLM's batch invariance). Ids are the truth: steps end, and are read, as with `HFGenerator`.
 
-    One call runs at a time, which is why `concurrent` is False: ``schedule="wave"`` gives the engine most to do. What
-    the engine has been given is waited for, whatever the time; a search whose time is over asks for nothing more.
+    One call runs at a time, which is why `concurrent` is False: all searches share it, which gives the engine most to
+    do. What it has been given is waited for, whatever the time; a search whose time is over asks for nothing more.
 
     Attributes:
         llm: The engine.

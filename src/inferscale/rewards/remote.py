@@ -120,7 +120,7 @@ class VLLMRewardModel(ProcessRewardModel):
     The endpoint does not read the prefix cache: every call reads, and is charged with, whole solutions.
 
     Attributes:
-        concurrent: True: for ``schedule="stream"``.
+        concurrent: True: each search is scored at once, in a thread.
         reduction: How step scores become one score.
         judge: The part of a solution that is judged.
         format: The layout and how scores are read.
@@ -241,7 +241,7 @@ class _RemoteOutcomeRewardModel(RewardModel):
     """Scores a whole solution on a server.
 
     Attributes:
-        concurrent: True: for ``schedule="stream"``.
+        concurrent: True: each search is scored at once, in a thread.
     """
 
     concurrent = True
