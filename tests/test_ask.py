@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -291,17 +292,57 @@ def test_several_generators_share_a_search() -> None:
     assert len({leaf.key for leaf in result.leaves}) == 4
 
 
-@pytest.mark.parametrize("schedule", ["wave", "stream"])
-def test_batches_do_not_matter_with_several(schedule: Any) -> None:
+@pytest.mark.parametrize("concurrent", [(), ("small",), ("small", "large")], ids=str)
+def test_batches_do_not_matter_with_several(concurrent: tuple[str, ...]) -> None:
     def results(prompts: list[str], models: dict[str, Generator]) -> list[str]:
-        found = isc.solve_batch(prompts, Warm(("small", "large")), models, schedule=schedule)
+        found = isc.solve_batch(prompts, Warm(("small", "large")), models)
         return [render_tree(result.root, max_text=999) for result in found]
 
     models = pair()
-    for model in models.values():
-        model.concurrent = True
+    for name in concurrent:
+        models[name].concurrent = True
     together = results(PROMPTS, models)
-    assert together == [results([prompt], models)[0] for prompt in PROMPTS]
+    assert together == [results([prompt], models)[0] for prompt in PROMPTS] == results(PROMPTS, pair())
+
+
+@dataclass(frozen=True)
+class Both(SearchStrategy):
+    """Completions of both models, asked for at once."""
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        flows = [expand([root], 2, until="end", generator=name) for name in ("small", "large")]
+        return [leaf for leaves in (yield from gather(flows)) for leaf in leaves]
+
+
+def test_a_model_in_this_process_does_not_wait_for_one_on_a_server() -> None:
+    sampled, waiting = threading.Event(), threading.Event()
+
+    class Server(ToyGenerator):
+        concurrent = True
+
+        def generate(self, requests: Any) -> Any:
+            waiting.set()
+            assert sampled.wait(20), "the other model waited for this one"
+            return super().generate(requests)
+
+    class Local(ToyGenerator):
+        def generate(self, requests: Any) -> Any:
+            assert waiting.wait(20)
+            sampled.set()
+            return super().generate(requests)
+
+    result = solved(Both(), generator={"small": Server(), "large": Local()})
+    assert len(result.leaves) == 4
+
+
+def test_what_one_model_gave_is_there_when_another_one_fails() -> None:
+    class Broken(ToyGenerator):
+        def generate(self, requests: Any) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError) as error:
+        solved(Both(), generator={"small": ToyGenerator(), "large": Broken()})
+    assert error.value.partial[0].cost.num_generated == 2  # type: ignore[attr-defined]
 
 
 def test_nodes_are_continued_by_who_sampled_them() -> None:
