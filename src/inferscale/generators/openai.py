@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from inferscale._http import RemoteError, RetryPolicy, public_address
-from inferscale.base import Generator
+from inferscale.base import Generator, Rounds, Sampling
 from inferscale.flops.spec import ModelSpec, model_spec, sample_flops
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, Limits
@@ -800,6 +800,10 @@ class OpenAIGenerator(Generator):
             steps.append([s.step(self._spec, s is payer and first, s is payer, plain) for s in group])
         self._warn_if_alike(requests, steps)
         return steps
+
+    def open(self) -> Sampling:
+        """A session that asks for all that was submitted in one round, over `max_concurrency` connections."""
+        return Rounds(self)
 
     def _check_alive(self, asked: Sequence[RemoteSample], before: int) -> None:
         """Counts failures; raises if all samples have failed and there is no sign that others may come.
