@@ -136,12 +136,12 @@ class Sampling(ABC):
     def cancel(self, ticket: Ticket) -> None:
         """End the samples of a request: `collect` hands over what was drawn of them, marked ``"budget"``."""
 
+    def halt(self) -> None:
+        """Begin nothing more; calls that are under way go on, and `collect` waits for none of them any more."""
+
     @abstractmethod
     def close(self) -> None:
-        """Drop what has not ended; nothing can be submitted any more.
-
-        `collect` may still be asked for what is left in `calls`.
-        """
+        """Drop everything; the session must not be used again."""
 
 
 class Rounds(Sampling):
@@ -235,10 +235,15 @@ class Calls(Sampling):
             del self._calls[call]
             call.cancel()
 
-    def close(self) -> None:
-        """Begin nothing more; calls that are under way end by themselves."""
+    def halt(self) -> None:
+        """Send nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._new, self._cancelled = {}, []
+        self._new = {}
+
+    def close(self) -> None:
+        """Let calls that are under way end by themselves."""
+        self.halt()
+        self._calls, self._cancelled = {}, []
 
 
 MAX_CALLS = 64

@@ -112,6 +112,10 @@ class Asked:
         return sum(request.n - len(known) for request, known in pairs if request.until == "step")
 
 
+_LOOK = 1.0
+"""Seconds between two looks at sessions of which one does not wait for samples alone."""
+
+
 class Scheduler:
     """Answers what searches ask for: each goes on as soon as its own samples, or scores, are there.
 
@@ -214,7 +218,7 @@ class Scheduler:
         self._sampling.begin()
         calls = self._sampling.calls
         if self._scoring and (calls or not num_open):
-            wait([*calls, *self._scoring], return_when=FIRST_COMPLETED)
+            wait([*calls, *self._scoring], _LOOK, FIRST_COMPLETED)
         ended: list[tuple[Ticket, int, Step]] = []
         if num_open and (not calls or not self._scoring or any(call.done() for call in calls)):
             ended = self._sampling.collect()
@@ -283,12 +287,13 @@ class Scheduler:
             search.on_step = None  # it may be what has failed
             if not patient:
                 search.abandoned.set()
-        self._sampling.close()
+        self._sampling.halt()
         self._pool.shutdown(wait=False, cancel_futures=True)
         begun = [call for call in (*self._sampling.calls, *self._scoring) if not call.cancelled()]
         wait(begun, timeout=None if patient else 0)
         while any(map(came, self._sampling.calls)):
             self._take_samples(self._sampling.collect())
+        self._sampling.close()
         self._take_scores(list(filter(came, self._scoring)))
         for search, asked in list(self._asked.items()):
             if patient and not asked.num_open:

@@ -103,12 +103,13 @@ class _GroupSampling(Sampling):
         self._sessions = {name: generator.open() for name, generator in group.generators.items()}
         self._names: dict[Ticket, str] = {}
         self._open: Counter[str] = Counter()  # samples that have not been handed over
+        self._halted = False
 
     @property
     def calls(self) -> Collection[Future[Any]]:
         """Those of the sessions that are waited for, unless one of them samples in `collect` itself."""
         asked = [session.calls for name, session in self._sessions.items() if self._open[name]]
-        return [call for calls in asked for call in calls] if all(asked) else []
+        return [call for calls in asked for call in calls] if self._halted or all(asked) else []
 
     def begin(self) -> None:
         """Begins what was submitted in threads."""
@@ -133,7 +134,8 @@ class _GroupSampling(Sampling):
         wait(self.calls, return_when=FIRST_COMPLETED)
         ended: list[tuple[Ticket, int, Step]] = []
         for name, session in self._sessions.items():
-            if self._open[name] and (not session.calls or any(call.done() for call in session.calls)):
+            samples_itself = not (session.calls or self._halted)
+            if self._open[name] and (samples_itself or any(call.done() for call in session.calls)):
                 session.on_tokens = self.on_tokens
                 try:
                     own = session.collect()
@@ -148,6 +150,12 @@ class _GroupSampling(Sampling):
     def cancel(self, ticket: Ticket) -> None:
         """Ends the samples of a request in its session."""
         self._sessions[self._names[ticket]].cancel(ticket)
+
+    def halt(self) -> None:
+        """Begins nothing more."""
+        self._halted = True
+        for session in self._sessions.values():
+            session.halt()
 
     def close(self) -> None:
         """Closes all sessions."""

@@ -6,13 +6,13 @@ import math
 import threading
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from inferscale._http import RemoteError, RetryPolicy, public_address
-from inferscale.base import Generator, Rounds, Sampling
+from inferscale.base import Generator, Sampling, Ticket, came
 from inferscale.flops.spec import ModelSpec, model_spec, sample_flops
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, Limits
@@ -38,6 +38,7 @@ _ROUND = 0x9E3779B1  # spreads the seeds of the requests that one sample may tak
 _SEED_BITS = 0x7FFFFFFF
 _MOST_BLANKS = 3  # empty texts in a row that a server which hides what ended them may send within an answer
 _ENOUGH_ALIKE = 4  # samples that make one wonder whether the server samples at all
+_MANY = 64  # requests after which one looks
 
 
 class RemoteSample(ABC):
@@ -454,51 +455,22 @@ class SampleScheduler:
         ends = (self.delimiter, (*self.stops, *request.stop), stops)
         return [TextSample(request, i, self.limits, *ends, forced, encode) for i in range(request.n)]
 
-    def draw(self, groups: Sequence[Sequence[RemoteSample]]) -> None:
-        """Asks for the samples of each group, which continue one node, until every one has ended.
+    def jobs(self, samples: Sequence[RemoteSample]) -> list[list[RemoteSample]]:
+        """Samples of one node in groups that share a request, where the server draws them as it would one by one."""
+        together = len(samples) > 1 and not self.is_greedy(samples[0].request) and self.server.takes_n(self.seeds)
+        return [list(samples)] if together else [[sample] for sample in samples]
 
-        Samples of a node share a request where the server draws them as it would one by one. Those whose request is
-        over are not waited for: they end with what earlier answers brought.
+    def complete(self, samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
+        """Asks for samples that share a request until every one has ended, or nobody waits.
 
         Raises:
             RemoteError: If the server takes no requests of this kind, whatever they hold.
         """
-        jobs: list[list[RemoteSample]] = []
-        for group in groups:
-            together = len(group) > 1 and not self.is_greedy(group[0].request) and self.server.takes_n(self.seeds)
-            jobs += [list(group)] if together else [[sample] for sample in group]
-        if not jobs:
-            return
-
-        def complete(samples: Sequence[RemoteSample], stopped: threading.Event) -> None:
-            if len(samples) > 1:
-                self._ask(samples, stopped)
-            for sample in samples:  # those that did not end with the first answer, or were left out of it, go on alone
-                while sample.finish is None and not stopped.is_set():
-                    self._ask([sample], stopped)
-
-        pool = ThreadPoolExecutor(min(self.workers, len(jobs)), thread_name_prefix="inferscale-remote")
-        events = [threading.Event() for _ in jobs]
-        waiting = {pool.submit(complete, *work): work for work in zip(jobs, events, strict=True)}
-        try:
-            while waiting:
-                done, _ = wait(waiting, LOOK, FIRST_COMPLETED)
-                for future in done:
-                    del waiting[future]
-                    if not future.cancelled():
-                        future.result()
-                for future, (samples, stopped) in waiting.items():
-                    if samples[0].request.is_over:
-                        stopped.set()
-                        future.cancel()  # if it has not begun
-        finally:
-            # After an error or an interrupt nobody waits: requests under way are called off, pauses end now.
-            for stopped in events:
-                stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-        for samples in jobs:
-            for sample in samples:
-                sample.finish = sample.finish or "budget"
+        if len(samples) > 1 and not stopped.is_set():
+            self._ask(samples, stopped)
+        for sample in samples:  # those that did not end with the first answer, or were left out of it, go on alone
+            while sample.finish is None and not stopped.is_set():
+                self._ask([sample], stopped)
 
     def _body(self, samples: Sequence[RemoteSample], prefix: Prefix) -> dict[str, Any]:
         """The request for samples that continue the same prefix, with nothing in it that the server does not serve."""
@@ -555,6 +527,211 @@ class SampleScheduler:
         for sample, choice, tokens in zip(served, reply.choices, counts, strict=False):
             sample.take(choice, tokens, prefix_tokens or 0, counted or choice.token_ids is not None)
         self.server.count(samples=sum(sample.error is None for sample in served))
+
+
+@dataclass(eq=False)
+class _Asked:
+    """The samples of a request that a session was given.
+
+    Attributes:
+        ticket: The request.
+        samples: Its samples, in order.
+        before: Number of samples that the server had given when it was first asked for these.
+        ended: Places of samples that have ended.
+        steps: Steps that were handed over, by their places.
+        payer: The first sample that came, once it is known: it is charged for what its siblings share.
+    """
+
+    ticket: Ticket
+    samples: list[RemoteSample]
+    before: int
+    ended: set[int] = field(default_factory=set)
+    steps: dict[int, Step] = field(default_factory=dict)
+    payer: RemoteSample | None = None
+
+    def knows_payer(self, held_back: Container[RemoteSample]) -> bool:
+        """True if it is known who is the payer, or that there will be none: nobody pays before an earlier one has."""
+        for place, sample in enumerate(self.samples):
+            if self.payer is not None:
+                return True
+            if place not in self.ended or sample in held_back:
+                return False
+            if sample.error is None and sample.came:
+                self.payer = sample
+        return True
+
+
+@dataclass(eq=False)
+class _Job:
+    """Samples of `asked` that share a request to the server, at first; it is called off by `stopped`."""
+
+    asked: _Asked
+    samples: Sequence[RemoteSample]
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+
+class ServerSampling(Sampling):
+    """A session of a server: samples are handed over as they come, over so many connections at a time.
+
+    A failure is held back while it may be the server's end: until another sample comes, or, when nothing else is under
+    way, the server answers a plain request. Else `collect` raises; when it is called again, the server is asked again.
+    """
+
+    def __init__(self, generator: OpenAIGenerator) -> None:
+        self._generator, self._scheduler, self._server = generator, generator._scheduler, generator._scheduler.server
+        self._pool = ThreadPoolExecutor(self._scheduler.workers, thread_name_prefix="inferscale-remote")
+        self._asked: dict[Ticket, _Asked] = {}  # those of which not all was handed over
+        self._new: list[_Job] = []  # of each request, all samples that are to be asked for
+        self._calls: dict[Future[None], _Job] = {}
+        self._failed: dict[RemoteSample, int] = {}  # failures, and how many samples had come then
+        self._cancelled: list[tuple[Ticket, int, Step]] = []
+        self._whole: list[_Asked] = []  # handed over, and not looked at whether all samples are alike
+        self._halted = False
+
+    @property
+    def calls(self) -> Collection[Future[Any]]:
+        """What is under way, or waits for a connection."""
+        return self._calls
+
+    def submit(self, request: GenerateRequest) -> Ticket:
+        """Takes a request; what the server supports is tried, if nobody has.
+
+        Raises:
+            RemoteError: If the server cannot be reached.
+            ValueError: If it cannot do what is asked for.
+        """
+        self._generator._check(request)
+        asked = _Asked(Ticket(request), self._scheduler.open(request), self._server.stats.samples)
+        self._asked[asked.ticket] = asked
+        self._new.append(_Job(asked, asked.samples))
+        return asked.ticket
+
+    def begin(self) -> None:
+        """Sends what was submitted; what is under way for searches that are over is called off."""
+        while self._new:
+            asked, samples = self._new[0].asked, self._new[0].samples
+            drawn = [sample for sample in samples if sample.finish is None]  # else there is no room for a token
+            jobs = [_Job(asked, together) for together in self._scheduler.jobs(drawn)]
+            asked.ended |= {sample.index for sample in samples} - {sample.index for sample in drawn}
+            del self._new[0]
+            for job in jobs:
+                self._calls[self._pool.submit(self._scheduler.complete, job.samples, job.stopped)] = job
+        for call, job in self._calls.items():
+            if job.asked.ticket.request.is_over:
+                job.stopped.set()
+                call.cancel()  # if it has not begun
+
+    def collect(self) -> list[tuple[Ticket, int, Step]]:
+        """Waits for samples; those that came are handed over before an error that came with them is raised.
+
+        Raises:
+            RemoteError: If no sample came and none can be hoped for: the message says why.
+        """
+        while True:
+            if not self._halted:
+                self.begin()
+            for call in [call for call in self._calls if call.done() and (call.cancelled() or came(call))]:
+                self._take(self._calls.pop(call))
+            ended = self._settled()
+            if ended or self._halted or not self._asked:
+                return ended
+            failed = next((call for call in self._calls if call.done()), None)
+            if failed is not None:
+                job = self._calls.pop(failed)
+                self._ask_again([sample.index for sample in job.samples], job.asked)
+                failed.result()
+            wait(self._calls, LOOK, FIRST_COMPLETED)
+
+    def _take(self, job: _Job) -> None:
+        """Takes samples that have ended, or were left by what called their request off."""
+        for sample in job.samples:
+            sample.finish = sample.finish or "budget"
+            job.asked.ended.add(sample.index)
+            if sample.error is not None:
+                self._server.count(failed_samples=1)
+                self._failed[sample] = self._server.stats.samples
+
+    def _settled(self) -> list[tuple[Ticket, int, Step]]:
+        """What can be handed over: samples whose bill is known, and failures that are not held back."""
+        ended, self._cancelled = self._cancelled, []
+        held_back = {sample for sample in self._failed if self._may_be_the_end(sample)}
+        for asked in list(self._asked.values()):
+            request, knows_payer = asked.ticket.request, asked.knows_payer(held_back)
+            for place in sorted(asked.ended - asked.steps.keys()) if knows_payer else ():
+                sample = asked.samples[place]
+                if sample not in held_back:
+                    self._failed.pop(sample, None)
+                    asked.steps[place] = self._generator._step(sample, sample is asked.payer)
+                    ended.append((asked.ticket, place, asked.steps[place]))
+            if len(asked.steps) == request.n:
+                del self._asked[asked.ticket]
+                self._whole.append(asked)
+        if not self._calls or len(self._whole) > _MANY:
+            self._generator._warn_if_alike(
+                [(asked.ticket.request, list(asked.steps.values())) for asked in self._whole]
+            )
+            self._whole = []
+        if not ended and not self._calls and not self._halted and self._failed:
+            self._decide()
+            return self._settled()
+        return ended
+
+    def _may_be_the_end(self, sample: RemoteSample) -> bool:
+        """True for a failure after which no sample came yet; a prefix that is too long says nothing about others."""
+        kind, samples = sample.error.kind if sample.error is not None else "", self._server.stats.samples
+        if sample.request.is_over:
+            return False
+        return samples == 0 if kind == "refused" else kind in ("busy", "broken") and samples == self._failed[sample]
+
+    def _decide(self) -> None:
+        """Nothing is under way, and all that is left has failed: it is handed over, or raised to be asked for again."""
+        left = [(asked, sample) for asked in self._asked.values() for sample in asked.samples if sample in self._failed]
+        samples = self._server.stats.samples
+        # what came meanwhile may have come before the server died
+        if any(asked.before < samples for asked, _ in left) and self._server.is_alive():
+            self._failed.clear()
+            return
+        for asked in {asked.ticket: asked for asked, _ in left}.values():
+            self._ask_again([sample.index for other, sample in left if other is asked], asked)
+        error = left[0][1].error or RemoteError("it is not known why")
+        raise RemoteError(f"all {len(left)} samples of {self._generator!r} failed: {error}", error.kind)
+
+    def _ask_again(self, places: Sequence[int], asked: _Asked) -> None:
+        """Puts samples that failed back, as if they had never been asked for."""
+        fresh = self._scheduler.open(asked.ticket.request)
+        for place in places:
+            self._failed.pop(asked.samples[place], None)
+            asked.samples[place] = fresh[place]
+            asked.ended.discard(place)
+        self._new.append(_Job(asked, [fresh[place] for place in places]))
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Calls the requests for samples off."""
+        asked = self._asked.pop(ticket, None)
+        if asked is None:
+            return
+        self._new = [job for job in self._new if job.asked is not asked]
+        for call in [call for call, job in self._calls.items() if job.asked is asked]:
+            self._calls.pop(call).stopped.set()
+            call.cancel()
+        self._cancelled += [
+            (ticket, place, Step("", finish_reason="budget"))
+            for place in range(ticket.request.n)
+            if place not in asked.steps
+        ]
+
+    def halt(self) -> None:
+        """Asks for nothing more."""
+        self._halted = True
+        self._new = []
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """Calls everything off."""
+        self.halt()
+        for job in self._calls.values():
+            job.stopped.set()
+        self._calls, self._asked, self._failed, self._cancelled = {}, {}, {}, []
 
 
 class OpenAIGenerator(Generator):
@@ -769,16 +946,27 @@ class OpenAIGenerator(Generator):
             RemoteError: If no sample came and none can be hoped for: the message says why.
             ValueError: If the server cannot do what is asked for.
         """
-        if not requests:
-            return []
-        scheduler, server = self._scheduler, self._scheduler.server
-        chats = [request.node.problem for request in requests if request.node.problem.messages is not None]
-        if chats and not self.takes_messages:
+        with ServerSampling(self) as sampling:
+            tickets = [sampling.submit(request) for request in requests]
+            steps: dict[tuple[Ticket, int], Step] = {}
+            while ended := sampling.collect():
+                steps |= {(ticket, place): step for ticket, place, step in ended}
+        return [[steps[ticket, place] for place in range(ticket.request.n)] for ticket in tickets]
+
+    def open(self) -> Sampling:
+        """A session that hands samples over as they come; a `generate` of a subclass is served in calls of it."""
+        own = getattr(self.generate, "__func__", None) is OpenAIGenerator.generate
+        return ServerSampling(self) if own else super().open()
+
+    def _check(self, request: GenerateRequest) -> None:
+        """Tries the server, if nobody has; raises an error if it cannot do what is asked for."""
+        scheduler, server, problem = self._scheduler, self._scheduler.server, request.node.problem
+        if problem.messages is not None and not self.takes_messages:
             raise ValueError(
-                f"the problem {chats[0].prompt[:80]!r} is a conversation, and this server is sent text: choose "
+                f"the problem {problem.prompt[:80]!r} is a conversation, and this server is sent text: choose "
                 'endpoint="chat", or pass tokenizer=... with a chat template to a server that takes ids'
             )
-        server.contact(requests[0].node.problem)
+        server.contact(problem)
         if scheduler.logprobs and not server.returns_logprobs():
             raise ValueError(f"logprobs=True, but {self!r} returns no log-probabilities: leave it out, or ask another")
         if not (server.counts() or self._counts_itself or server.returns_logprobs()):
@@ -786,45 +974,17 @@ class OpenAIGenerator(Generator):
                 f"{self!r} counts other tokens than it samples, and returns no log-probabilities: pass tokenizer=..."
             )
         server.check_fields({*scheduler.filters, *scheduler.penalties})
-        before = self.stats.samples
-        groups = [scheduler.open(request) for request in requests]
-        drawn = [[sample for sample in group if sample.finish is None] for group in groups]
-        scheduler.draw(drawn)
-        self._check_alive([sample for group in drawn for sample in group], before)
-        steps: list[list[Step]] = []
-        for request, group in zip(requests, groups, strict=True):
-            # The first sample that came pays for what its siblings share.
-            payer = next((sample for sample in group if sample.error is None and sample.came), None)
-            plain = scheduler.is_plain(request) and not self._may_be_filtered
-            first = request.first == request.payer
-            steps.append([s.step(self._spec, s is payer and first, s is payer, plain) for s in group])
-        self._warn_if_alike(requests, steps)
-        return steps
 
-    def open(self) -> Sampling:
-        """A session that asks for all that was submitted in one round, over `max_concurrency` connections."""
-        return Rounds(self)
+    def _step(self, sample: RemoteSample, pays: bool) -> Step:
+        """The step of a sample that has ended, which may pay for what its siblings share."""
+        request, plain = sample.request, self._scheduler.is_plain(sample.request) and not self._may_be_filtered
+        return sample.step(self._spec, pays and request.first == request.payer, pays, plain)
 
-    def _check_alive(self, asked: Sequence[RemoteSample], before: int) -> None:
-        """Counts failures; raises if all samples have failed and there is no sign that others may come.
-
-        A prefix that is too long says nothing about others. While other calls get samples, the server is alive.
-        """
-        errors = [sample.error for sample in asked if sample.error is not None]
-        self._scheduler.server.count(failed_samples=len(errors))
-        if len(errors) < len(asked):
-            return
-        samples = self.stats.samples
-        lost = {"busy": samples == before, "broken": samples == before, "refused": samples == 0}
-        for error in errors:
-            if lost.get(error.kind, False):
-                raise RemoteError(f"all {len(errors)} samples of {self!r} failed: {error}", error.kind)
-
-    def _warn_if_alike(self, requests: Sequence[GenerateRequest], steps: Sequence[Sequence[Step]]) -> None:
+    def _warn_if_alike(self, answers: Sequence[tuple[GenerateRequest, Sequence[Step]]]) -> None:
         several = [
-            [step.text for step in group if step.finish_reason != "budget"]
-            for request, group in zip(requests, steps, strict=True)
-            if len(group) > 1 and not self._scheduler.is_greedy(request)
+            [step.text for step in steps if step.finish_reason != "budget"]
+            for request, steps in answers
+            if len(steps) > 1 and not self._scheduler.is_greedy(request)
         ]
         alike = sum(map(len, several)) >= _ENOUGH_ALIKE and all(len(set(texts)) == 1 for texts in several)
         if alike and not self._warned.is_set() and not self._scheduler.server.samples():

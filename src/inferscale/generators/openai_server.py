@@ -448,6 +448,14 @@ class OpenAIServer:
 
         return self._once("contact", first_reply)
 
+    def is_alive(self) -> bool:
+        """True if a plain request is answered now."""
+        try:
+            self._probe(1, retry=replace(self._retry, deadline=min(self._retry.deadline, FIRST_CONTACT)))
+        except RemoteError:
+            return False
+        return True
+
     def _models(self) -> list[str]:
         """Names and aliases of the models that the server lists; none if it lists none."""
         try:
