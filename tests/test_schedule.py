@@ -63,7 +63,8 @@ def in_rounds(prompts, strategy, **options):
 
 def content(result):
     """All of a result but its seconds."""
-    return {**result.to_dict(), "cost": replace(result.cost, seconds=0)}
+    shares = {name: replace(share, seconds=0) for name, share in result.cost.shares.items()}
+    return {**result.to_dict(), "cost": replace(result.cost, seconds=0, shares=shares)}
 
 
 def contents(results):
