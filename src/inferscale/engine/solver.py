@@ -227,11 +227,8 @@ class Solver:
             )
         if not problems:
             raise ValueError("solve_batch() was given no problems: pass at least one")
-        if journal is not None or self.schedule != "wave" or self.batch_size is not None:
-            raise ValueError(
-                "a pool has all searches run side by side: leave out journal=... and batch_size=..., and use "
-                'schedule="wave"'
-            )
+        if journal is not None or self.batch_size is not None:
+            raise ValueError("a pool has all searches run side by side: leave out journal=... and batch_size=...")
         if allocation.needs_scores and self.reward_model is None:
             raise ValueError(f"{allocation!r} reads scores: pass reward_model=...")
         pool, results = Pool(budget, allocation), dict[int, SearchResult]()
