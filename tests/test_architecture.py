@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
         *{"flow", "base", "functional", "answers", "aggregators", "engine"},
         *{"zoo", "strategies", "generators", "rewards", "quiet_star", "flops"},
     },
-    "serve": {*CORE, "flow", "base", "answers", "engine", "evaluate"},
+    "serve": {*CORE, "flow", "base", "answers", "engine", "evaluate", "viz"},
     "ray": {*CORE, "base", "answers", "engine"},
 }
 FREE = {"cli", "__main__", "__init__"}

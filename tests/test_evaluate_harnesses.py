@@ -29,7 +29,7 @@ from inferscale import (
     solve,
 )
 from inferscale.answers import Choice, read_answer, text_before
-from inferscale.evaluate.parts import Capped, make_thinking, parts_from_texts
+from inferscale.evaluate.parts import Shortened, make_thinking, parts_from_texts
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.thinking import NO_THINKING
 from tests.reward_checkpoints import llama_tokenizer
@@ -112,7 +112,7 @@ def test_the_length_that_a_task_allows_ends_every_path():
 
     generator = HFGenerator(tiny_model("llama"), byte_tokenizer(), max_step_tokens=3, max_new_tokens=20)
     for strategy in (RepeatedSampling(3), BeamSearch(2, 2)):
-        result = solve("Step 1", Capped(strategy, 7), generator, reward_model=ToyReward())
+        result = solve("Step 1", Shortened(strategy, 7), generator, reward_model=ToyReward())
         lengths = [len(leaf.token_ids) for leaf in result.leaves]
         assert max(lengths) == 7
         long = solve("Step 1", strategy, generator, reward_model=ToyReward())
@@ -122,13 +122,13 @@ def test_the_length_that_a_task_allows_ends_every_path():
     asked = [SimpleNamespace(args=("Step 1", {"until": [], "max_gen_toks": most})) for most in (2, 5)]
     assert model.generate_until([*asked, SimpleNamespace(args=("Step 1", {"until": []}))], disable_tqdm=True) == [
         solve("Step 1", strategy, generator).text
-        for strategy in (Capped(RepeatedSampling(3), 2), Capped(RepeatedSampling(3), 5), RepeatedSampling(3))
+        for strategy in (Shortened(RepeatedSampling(3), 2), Shortened(RepeatedSampling(3), 5), RepeatedSampling(3))
     ]
     provider = SearchProvider.__new__(SearchProvider)
     provider._parts, provider._read_answer = (generator, RepeatedSampling(3), None, MajorityVote(), 0), None
     assert max(len(leaf.token_ids) for leaf in provider._search(Problem("Step 1"), (), 4).leaves) == 4
     with pytest.raises(ValueError, match="answers of 0 tokens"):
-        Capped(RepeatedSampling(3), 0)
+        Shortened(RepeatedSampling(3), 0)
 
 
 def test_lm_evals_default_device_falls_back(tiny_folder, monkeypatch, caplog):

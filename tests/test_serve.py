@@ -1,5 +1,8 @@
 """What a served search answers."""
 
+import base64
+import hashlib
+import re
 from dataclasses import asdict, replace
 from itertools import pairwise
 from threading import Thread
@@ -8,8 +11,10 @@ import pytest
 
 import inferscale as isc
 from inferscale.answers import Before, Number
+from inferscale.engine import Solver
 from inferscale.evaluate.parts import make_strategy, make_vote
 from inferscale.serve import Limits, Service
+from inferscale.serve.dispatcher import Job
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from tests.serve_tools import ask, call, events, serving
 from tests.tiny_models import byte_tokenizer, tiny_model
@@ -366,3 +371,43 @@ def test_a_model_that_fails_is_told_as_such(stream):
     else:
         assert status == 502
         assert answer["error"]["message"] == "the model failed: no such host"
+
+
+def test_the_page_needs_nothing_from_outside_and_runs_one_script():
+    for key in (None, "secret"):
+        with serving(Service(ToyGenerator(), name="a <b>", strategy="sampling:2", api_key=key)) as running:
+            status, headers, page = call(running, "/")
+        text = page.decode()
+        assert status == 200
+        assert headers["content-type"].startswith("text/html")
+        assert not re.search(r"(src|href|url)\s*[=(]|@import|https?://", text)
+        assert "<title>a &lt;b&gt;</title>" in text
+        assert ('id="key"' in text) == (key is not None)
+        [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"script-src 'sha256-{digest}'" in headers["content-security-policy"]
+        assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_a_tree_is_shown_while_it_grows_and_at_the_end():
+    limits = Limits(progress_seconds=0.01)
+    with serving(Service(ToyGenerator(), ToyReward(), strategy="rebase:4", limits=limits)) as running:
+        body = {"prompt": PROMPT, "stream": True, "inferscale": {"tree": True}}
+        told = events(call(running, "/v1/completions", body)[2])
+        whole = ask(running, PROMPT, inferscale={"tree": True})
+        plain = ask(running, PROMPT)
+    result = isc.solve(PROMPT, isc.REBASE(4), ToyGenerator(), reward_model=ToyReward())
+    tree = told[-1]["choices"][0]["inferscale"]["tree"]
+    assert "<svg" in tree
+    assert "<script" not in tree
+    assert re.findall("Search tree: [^<]*", tree) == re.findall("Search tree: [^<]*", result.to_html())
+    assert "Search tree" in whole["choices"][0]["inferscale"]["tree"]
+    assert "tree" not in plain["choices"][0]["inferscale"]
+
+
+def test_a_growing_tree_is_drawn_in_steps():
+    job = Job(isc.Problem(PROMPT), Solver(isc.REBASE(4), ToyGenerator(), ToyReward()), draws=True)
+    isc.solve(PROMPT, isc.REBASE(4), ToyGenerator(), reward_model=ToyReward(), on_step=job.draw)
+    first = job.progress()
+    assert "nodes until now" in first["tree"]
+    assert "tree" not in job.progress(), "each picture is sent once"

@@ -25,7 +25,7 @@ PROMPTS = ("How many?", "How many more?", "How many are left, and why?")
 
 def unit_hash(text: str) -> float:
     """A number in (0, 1) that depends on `text` alone."""
-    return (int.from_bytes(blake2b(text.encode(), digest_size=6).digest(), "big") + 0.5) / 2**48
+    return (int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest(), "big") + 0.5) / 2**48
 
 
 @dataclass

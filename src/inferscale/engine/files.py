@@ -160,17 +160,16 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         RunLockedError: If another writer holds it.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("a+b", buffering=0) as file:
         if not try_lock(file):
             file.seek(0)
+            holder = file.read().decode("ascii", "replace").strip() or "unknown"
             raise RunLockedError(
-                f"another process (pid {file.read().strip() or 'unknown'}) is writing into {path.parent}: wait for it, "
-                "or give another folder"
+                f"another process (pid {holder}) is writing into {path.parent}: wait for it, or give another folder"
             )
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield
 
 

@@ -18,7 +18,7 @@ from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import solve
 from inferscale.tree import Problem
 
-from .parts import Capped, parts_from_texts
+from .parts import Shortened, parts_from_texts
 
 _Parts: TypeAlias = tuple[Generator, SearchStrategy, RewardModel | None, Aggregator, int]
 
@@ -72,7 +72,7 @@ class SearchProvider:
 
     def _search(self, problem: Problem, stops: tuple[str, ...] = (), most: int | None = None) -> SearchResult:
         generator, strategy, reward_model, aggregator, seed = self._parts
-        strategy = strategy if most is None else Capped(strategy, most)
+        strategy = strategy if most is None else Shortened(strategy, most)
         return solve(
             problem, strategy, generator, reward_model=reward_model, aggregator=aggregator,
             read_answer=Before(stops, self._read_answer) if stops else self._read_answer, seed=seed,

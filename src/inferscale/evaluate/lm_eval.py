@@ -27,7 +27,7 @@ from inferscale.engine.solver import Solver, solve_batch
 from inferscale.identity import compare, warn_of_unknown
 from inferscale.tree import Problem
 
-from .parts import Capped, parts_from_texts
+from .parts import Shortened, parts_from_texts
 
 IDENTITY_KEY = "inferscale-identity"
 _LOG = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class SearchModel:
     def _solved(
         self, problems: Sequence[Problem], stops: Sequence[str], progress: bool, most: int | None = None
     ) -> list[str]:
-        strategy = self.strategy if most is None else Capped(self.strategy, int(most))
+        strategy = self.strategy if most is None else Shortened(self.strategy, int(most))
         results = solve_batch(
             problems, strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
             read_answer=Before(tuple(stops), self.read_answer), seed=self.seed, progress=progress,

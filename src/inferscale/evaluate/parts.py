@@ -14,7 +14,7 @@ from typing import Any
 from inferscale import base
 from inferscale.aggregators import BestOfN, MajorityVote, Medoid
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
-from inferscale.flow import Flow, GenerateRequest, rewrite
+from inferscale.flow import Flow, Generate, GenerateRequest, rewrite
 from inferscale.strategies import registry
 from inferscale.thinking import NO_THINKING, Thinking
 from inferscale.tree import Node
@@ -46,21 +46,25 @@ def make_strategy(text: str, width: int = 16) -> SearchStrategy:
 
 
 @dataclass(frozen=True)
-class Capped(SearchStrategy):
-    """`strategy`, none of whose paths gets longer than so many tokens: the length that the task of a harness allows.
+class Shortened(SearchStrategy):
+    """`strategy` with paths of at most `max_tokens` sampled tokens, which end before a text of `stop`.
+
+    A path that ends a step exactly there is given one token more, so that it ends.
 
     Attributes:
-        strategy: The strategy that is run.
-        tokens: Most tokens of a path.
+        strategy: The strategy.
+        max_tokens: Most sampled tokens of a path; ``None`` for no bound.
+        stop: Texts that end a path.
     """
 
     strategy: SearchStrategy
-    tokens: int
+    max_tokens: int | None
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a cap under which there is no answer."""
-        if self.tokens < 1:
-            raise ValueError(f"the task allows answers of {self.tokens} tokens: give at least 1")
+        """Refuse a length under which there is no answer."""
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"answers of {self.max_tokens} tokens are asked for: give at least 1")
 
     @property
     def needs_scores(self) -> bool:  # type: ignore[override]
@@ -68,18 +72,19 @@ class Capped(SearchStrategy):
         return self.strategy.needs_scores
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """The leaves that the strategy returns."""
+        """Return what the strategy does; side prompts are left as they are."""
 
-        def shorter(request: GenerateRequest) -> GenerateRequest:
+        def shorten(request: GenerateRequest) -> GenerateRequest:
             if request.aside:
                 return request
-            drawn = sum(step.generated_tokens + step.thought_tokens for step in request.node.steps)
-            left = max(self.tokens - drawn, 1)
-            return replace(request, max_tokens=left if request.max_tokens is None else min(left, request.max_tokens))
+            if self.max_tokens is None:
+                return replace(request, stop=(*request.stop, *self.stop))
+            left = max(1, self.max_tokens - sum(step.generated_tokens for step in request.node.steps))
+            most = min(left, request.max_tokens or left)
+            return replace(request, max_tokens=most, stop=(*request.stop, *self.stop))
 
         return rewrite(
-            self.strategy.search(root, rng),
-            lambda asked: replace(asked, requests=tuple(map(shorter, asked.requests))),
+            self.strategy.search(root, rng), lambda asked: Generate(tuple(shorten(r) for r in asked.requests))
         )
 
 

@@ -17,13 +17,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from inferscale._compat import require
 from inferscale.engine import SearchResult
 
 from .dispatcher import BusyError, ClosedError, Dispatcher, Job, UnreadablePromptError
+from .page import HEADERS, make_page
 from .schema import APIError, CompletionRequest, Endpoint, Reply
 from .service import LOOPBACK, Service, check_host
 
@@ -145,6 +146,7 @@ class App:
     def asgi(self) -> Starlette:
         """The application."""
         routes = [
+            Route("/", self._page),
             Route("/healthz", self._healthz),
             Route("/metrics", self._metrics),
             Route("/v1/models", self._models),
@@ -166,6 +168,14 @@ class App:
         await asyncio.to_thread(self.dispatcher.close)
 
     # -- what costs nothing --------------------------------------------------------------------------------------
+
+    async def _page(self, request: Request) -> Response:
+        """A page that asks for an answer and shows the search; it holds no secret, so that no key is asked for."""
+        service = self.service
+        if service.api_key is None:
+            authenticate(request, None)
+        page = make_page(service.name, service.strategy, service.generator.takes_messages, service.api_key is not None)
+        return HTMLResponse(page, headers=HEADERS)
 
     async def _healthz(self, request: Request) -> Response:
         """Says if searches are taken; open to everybody, for those who watch over the server."""

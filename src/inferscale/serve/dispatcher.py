@@ -13,9 +13,13 @@ from statistics import fmean
 from typing import Any
 
 from inferscale.cost import Cost
-from inferscale.engine import Search, SearchResult, Session, Solver
+from inferscale.engine import Search, SearchResult, SearchUpdate, Session, Solver
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem
+from inferscale.viz import growing
+
+_PICTURE_SECONDS = 0.3
+"""Least seconds between two pictures of a tree."""
 
 
 class BusyError(Exception):
@@ -49,6 +53,7 @@ class Job:
         solver: Strategy, vote, budget and seed.
         occurrence: Number of equal prompts before it in the same request.
         future: The result.
+        draws: True if the tree is drawn while it grows.
         search: The search, once it has begun.
         is_suspect: True if it was among searches of which one made a model fail; it then runs alone.
         created: When it was made, on the clock of `time.perf_counter`.
@@ -58,9 +63,12 @@ class Job:
     solver: Solver
     occurrence: int = 0
     future: Future[SearchResult] = field(default_factory=Future)
+    draws: bool = False
     search: Search | None = field(default=None, init=False)
     is_suspect: bool = field(default=False, init=False)
     created: float = field(default_factory=time.perf_counter, init=False)
+    _picture: str = field(default="", init=False, repr=False)
+    _drawn: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Has its search abandoned as soon as the future is cancelled, in whatever thread that is."""
@@ -72,6 +80,12 @@ class Job:
         if search is not None and self.future.cancelled():
             search.abandoned.set()
 
+    def draw(self, update: SearchUpdate) -> None:
+        """Draw the tree, in the thread that grows it, if the last picture is some time ago."""
+        nodes = update.sampled or update.scored
+        if nodes and time.perf_counter() - self._drawn >= _PICTURE_SECONDS:
+            self._picture, self._drawn = growing(nodes[0].root), time.perf_counter()
+
     @property
     def cost(self) -> Cost:
         """The cost until now."""
@@ -80,7 +94,9 @@ class Job:
     def progress(self) -> dict[str, Any]:
         """Numbers for the client."""
         cost, state = self.cost, "waiting" if self.search is None else "searching"
-        return {"state": state, "tokens": cost.tokens, "samples": cost.num_generated, "scored": cost.num_scored}
+        told = {"state": state, "tokens": cost.tokens, "samples": cost.num_generated, "scored": cost.num_scored}
+        picture, self._picture = self._picture, ""  # each is sent once
+        return {**told, "tree": picture} if picture else told
 
 
 class Dispatcher:
@@ -227,7 +243,9 @@ class Dispatcher:
                         job.solver.reward_model.check_prompt(Node(job.problem))
                 except ValueError as error:
                     raise UnreadablePromptError(str(error)) from None
-                search = session.start(job.problem, job.solver, occurrence=job.occurrence)
+                search = session.start(
+                    job.problem, job.solver, occurrence=job.occurrence, on_step=job.draw if job.draws else None
+                )
             except Exception as error:
                 self._end(session, job, "failed", error=error)
                 continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 import uuid
 from collections import Counter
@@ -15,8 +14,8 @@ from inferscale.answers import Before, reader_of, text_before
 from inferscale.base import SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.engine import SearchResult, Solver
-from inferscale.flow import Flow, Generate, GenerateRequest, rewrite
-from inferscale.tree import Node, Problem
+from inferscale.evaluate.parts import Shortened as Shortened
+from inferscale.tree import Problem
 
 from .dispatcher import Job
 from .service import Service
@@ -24,7 +23,9 @@ from .service import Service
 T = TypeVar("T")
 Endpoint: TypeAlias = Literal["chat", "text"]
 
-OURS = frozenset({"strategy", "width", "n", "aggregator", "vote", "budget", "seed", "trajectories", "answer_kind"})
+OURS = frozenset(
+    {"strategy", "width", "n", "aggregator", "vote", "budget", "seed", "trajectories", "tree", "answer_kind"}
+)
 """Fields of the field ``inferscale``; ``n`` and ``vote`` are other names of ``width`` and ``aggregator``."""
 
 CAPS = frozenset({"tokens", "flops", "seconds", "calls"})
@@ -180,6 +181,7 @@ class CompletionRequest:
         stream: True if the answer comes in events.
         include_usage: True if the last event is the bill.
         trajectories: True if all trajectories are reported.
+        tree: True if the search tree is, as HTML; in a stream while it grows.
         ignored: Fields that were given and mean nothing here.
     """
 
@@ -191,6 +193,7 @@ class CompletionRequest:
     stream: bool
     include_usage: bool
     trajectories: bool
+    tree: bool
     ignored: tuple[str, ...]
 
     @classmethod
@@ -253,6 +256,7 @@ class CompletionRequest:
             stream=fields.flag("stream"),
             include_usage=fields.inner("stream_options").flag("include_usage"),
             trajectories=ours.flag("trajectories"),
+            tree=ours.flag("tree"),
             ignored=tuple(sorted(name for name in set(body) - USED - REFUSED.keys() if not is_blank(body[name]))),
         )
 
@@ -261,7 +265,7 @@ class CompletionRequest:
         seen = Counter[Problem]()
         jobs = []
         for problem in self.problems:
-            jobs.append(Job(problem, self.solver, seen[problem]))
+            jobs.append(Job(problem, self.solver, seen[problem], draws=self.tree and self.stream))
             seen[problem] += 1
         return jobs
 
@@ -329,42 +333,6 @@ def _conversation(messages: object, goes_on: bool) -> Problem:
         )
     except (TypeError, ValueError) as error:
         raise bad_field("messages", str(error)) from None
-
-
-@dataclass(frozen=True)
-class Shortened(SearchStrategy):
-    """`strategy` with paths of at most `max_tokens` sampled tokens, which end before a text of `stop`.
-
-    A path that ends a step exactly there is given one token more, so that it ends.
-
-    Attributes:
-        strategy: The strategy.
-        max_tokens: Most sampled tokens of a path; ``None`` for no bound.
-        stop: Texts that end a path.
-    """
-
-    strategy: SearchStrategy
-    max_tokens: int | None
-    stop: tuple[str, ...] = ()
-
-    @property
-    def needs_scores(self) -> bool:  # type: ignore[override]
-        """True if the strategy scores nodes."""
-        return self.strategy.needs_scores
-
-    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
-        """Return what the strategy does."""
-
-        def shorten(request: GenerateRequest) -> GenerateRequest:
-            if self.max_tokens is None:
-                return replace(request, stop=(*request.stop, *self.stop))
-            left = max(1, self.max_tokens - sum(step.generated_tokens for step in request.node.steps))
-            most = min(left, request.max_tokens or left)
-            return replace(request, max_tokens=most, stop=(*request.stop, *self.stop))
-
-        return rewrite(
-            self.strategy.search(root, rng), lambda asked: Generate(tuple(shorten(r) for r in asked.requests))
-        )
 
 
 @dataclass(frozen=True)
@@ -459,6 +427,8 @@ class Reply:
             "stopped_by": result.stopped_by,
             "cost": {**asdict(result.cost), "flops": result.cost.flops},
         }
+        if self.request.tree:
+            told["tree"] = result.to_html()
         if self.request.trajectories:
             told["trajectories"] = [
                 {"text": t.text, "answer": t.answer, "score": t.score, "step_scores": t.step_scores}

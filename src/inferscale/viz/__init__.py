@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from inferscale._compat import late_names
 
-from .html import MOST_ANSWERED, RAMP, UNSCORED, Scale, page, svg, tidy_rows
+from .html import MOST_ANSWERED, RAMP, UNSCORED, Scale, growing, page, svg, tidy_rows
 from .text import MOST_VOTES, Mark, Votes, marks_of, one_line, readable_marks, render_tree, votes_of
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "Scale",
     "UNSCORED",
     "Votes",
+    "growing",
     "label_lines",
     "marks_of",
     "one_line",

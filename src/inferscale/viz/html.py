@@ -350,6 +350,18 @@ def page(
     )
 
 
+def growing(root: Node) -> str:
+    """The HTML of a tree whose search goes on: of no node is it known yet what becomes of it."""
+    marks = readable_marks(root, (), (), root)
+    for mark in marks:
+        mark.state = "kept"
+    nodes = sum(len(mark.nodes) for mark in marks)
+    title = f"Search tree: {nodes:,} nodes until now"
+    kind = "tree" if len(marks) <= MOST_LABELLED else "tree compact"
+    picture = svg(marks, Scale.of(score for mark in marks for score in mark.scores), title)
+    return f'<div class="inferscale">{STYLE}<p class="note">{title}</p><div class="{kind}">{picture}</div></div>'
+
+
 def _answer(selected: Trajectory) -> str:
     answer, gold = selected.answer, selected.problem.answer
     shown = "<i>no answer</i>" if answer is None else f"<bdi>{escaped(one_line(answer, 120))}</bdi>"
