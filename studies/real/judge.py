@@ -207,7 +207,7 @@ def learn(
     found = measured(model.get_base_model(), tokenizer, held_out, rolled_out)
     for weight in learnt:
         weight.data = weight.data.to(torch.bfloat16)
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # an empty form
     about = json.dumps({**asdict(recipe), "solutions": len(solutions)}, indent=1)
     (folder / "adapter" / "recipe.json").write_text(about + "\n", encoding="utf-8")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias, cast
 
 import numpy as np
+from scipy.stats import mannwhitneyu
 
 from inferscale.engine.result import SearchResult
 from inferscale.scaling import (
@@ -86,6 +87,7 @@ def votes_table(dataset: str, runs: Runs) -> Iterator[str]:
         costs = [f"{dearest.tokens:.0f}", f"{dearest.generator_flops / 1e9:.0f}", f"{dearest.flops / 1e9:.0f}"]
         yield _row([*cells, _share(points["coverage", size]), *costs])
     yield ""
+    yield from separation_lines(results, scored)
     limit = f", the weighted vote on {voting_limit(results, weighted=True)}" if scored else ""
     yield (
         f"{len(results)} problems. As the number of samples grows without end, the majority is right on "
@@ -95,6 +97,33 @@ def votes_table(dataset: str, runs: Runs) -> Iterator[str]:
 
 
 TITLES = {"svamp": "SVAMP", "gsm8k": "GSM8K"}
+
+
+def separation_lines(results: Results, scored: bool) -> Iterator[str]:
+    """How well each judge tells right samples from wrong ones: over all problems, and among those of one problem."""
+    told = []
+    for judge in JUDGES if scored else list(JUDGES)[1:]:
+        right, wrong, within = list[float](), list[float](), list[float]()
+        for result in judged(results, judge):
+            # a sample that was cut has no answer, and is wrong
+            both = [
+                [t.score or 0.0 for t in result.trajectories if bool(t.is_correct) is kind] for kind in (True, False)
+            ]
+            right, wrong = right + both[0], wrong + both[1]
+            if all(both):
+                within.append(area(*both))
+        if within:
+            error = float(np.std(within, ddof=1)) / len(within) ** 0.5 if len(within) > 1 else float("nan")
+            inside = f"{np.mean(within):.3f} ± {error:.3f} among those of one ({len(within)} problems)"
+            told.append(f"{judge} {area(right, wrong):.3f} over all problems, {inside}")
+    if told:
+        yield f"Chance that a right sample outscores a wrong one: {'; '.join(told)}."
+        yield ""
+
+
+def area(right: Sequence[float], wrong: Sequence[float]) -> float:
+    """The share of pairs in which the right one is higher, ties by half (area under the ROC curve)."""
+    return float(mannwhitneyu(right, wrong).statistic) / (len(right) * len(wrong))
 
 
 def greedy_lines(dataset: str, runs: Runs) -> Iterator[str]:
