@@ -154,15 +154,11 @@ def test_a_judge_is_trained_and_searches_are_recorded(data, tmp_path, monkeypatc
     few = {"samples": Plan(RepeatedSampling(2), max_new_tokens=12), "rebase-3": Plan(REBASE(2), max_new_tokens=12)}
     monkeypatch.setattr("studies.real.__main__.RUNS", few)
     monkeypatch.setattr("studies.real.searches.RUNS", few)
-    monkeypatch.setattr("studies.real.__main__.RECORDS", tmp_path / "records.jsonl.gz")
     places = ["--folder", str(tmp_path / "searches"), "--judge", str(adapter)]
     size = ["--data", str(data), "--svamp", "2", "--gsm8k", "1", "--threads", str(torch.get_num_threads())]
     told = CliRunner().invoke(app, ["search", "samples", "rebase-3", *places, *size])
     assert told.exit_code == 0, told.output
     assert "rebase-3, gsm8k: 0.0 ±" in told.stdout
-    assert CliRunner().invoke(app, ["score-samples", *places]).exit_code == 0
-    folders = ["--folder", str(tmp_path / "searches"), "--greedy", str(tmp_path / "none")]
-    assert CliRunner().invoke(app, ["pack", *folders]).stdout.startswith("6 searches")
     assert CliRunner().invoke(app, ["search", "nothing", *places, *size]).exit_code == 2
 
 

@@ -4,6 +4,7 @@ import gzip
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import typer
@@ -17,7 +18,8 @@ from studies.real.__main__ import within
 from studies.real.judge import balanced, outcome_labels, split, with_rollouts
 from studies.real.plots import points_of
 from studies.real.report import JUDGES, all_claims, all_tables, is_scored, judged, voting_limit
-from studies.real.searches import compact, expanded, pack_all, score_run, scored, unpack
+from studies.real.searches import RECORDS, compact, expanded, pack_all, score_run, scored, unpack
+from studies.scaling.page import fill
 
 PROBLEMS = [Problem(f"How many are {index}?", str(index % 4), f"toy/{index}") for index in range(12)]
 
@@ -152,3 +154,13 @@ def test_a_command_stops_when_its_time_is_over():
     assert stopped.value.exit_code == 3
     with within(1):
         pass
+
+
+@pytest.mark.slow
+def test_the_page_is_what_the_records_say(tmp_path):
+    page = tmp_path / "page.md"
+    text = (Path(__file__).parents[1] / "docs" / "real_model.md").read_text(encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+    runs = unpack(RECORDS)
+    fill(page, {"tables": all_tables(runs), "claims": all_claims(runs)})
+    assert page.read_text(encoding="utf-8") == text
