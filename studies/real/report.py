@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TypeAlias, cast
+from dataclasses import fields, replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from scipy.stats import mannwhitneyu
@@ -154,7 +154,7 @@ def searches_table(dataset: str, runs: Runs) -> Iterator[str]:
         yield _row([f"{size} samples", *_cells([points[vote, size] for vote in votes])])
     for name, results in found.items():
         of = search_points(name, results[:count], votes)
-        yield _row([f"`{RUNS[name].strategy}`", *_cells([of[vote] for vote in votes])])
+        yield _row([f"`{written(name)}`", *_cells([of[vote] for vote in votes])])
     yield ""
 
 
@@ -240,7 +240,7 @@ def claims_of_searches(dataset: str, runs: Runs) -> Iterator[str]:
             found = search_points(name, results, ["weighted"])["weighted"]
             same = sampling_points(runs[f"{SAMPLES}-{dataset}"][: len(results)], ["weighted"])["weighted", size]
             dearer = f"{found.flops / same.flops:.2f} times the FLOPs"
-            yield compare(f"{TITLES[dataset]}: `{RUNS[name].strategy}` at {dearer} against {size} samples", found, same)
+            yield compare(f"{TITLES[dataset]}: `{written(name)}` at {dearer} against {size} samples", found, same)
     for name in ("mcts", *TEMPERATURES):
         pair = [runs.get(f"{one}-{dataset}") for one in ("rebase-16", name)]
         if all(pair):
@@ -248,9 +248,17 @@ def claims_of_searches(dataset: str, runs: Runs) -> Iterator[str]:
             one, other = (
                 search_points("search", (results or ())[:count], ["weighted"])["weighted"] for results in pair
             )
-            yield compare(
-                f"{TITLES[dataset]}: `{RUNS['rebase-16'].strategy}` against `{RUNS[name].strategy}`", one, other
-            )
+            yield compare(f"{TITLES[dataset]}: `{written('rebase-16')}` against `{written(name)}`", one, other)
+
+
+def written(name: str) -> str:
+    """The strategy of a run as code, without options that have their default values and are no sizes."""
+    strategy: Any = RUNS[name].strategy
+    sizes = ("width", "beam_width", "branching", "num_subtrees", "num_simulations")
+    given = {option.name: getattr(strategy, option.name) for option in fields(strategy) if option.init}
+    default = {option.name: option.default for option in fields(strategy)}
+    told = [f"{key}={value}" for key, value in given.items() if key in sizes or value != default[key]]
+    return f"{type(strategy).__name__}({', '.join(told)})"
 
 
 def compare(name: str, first: CurvePoint, second: CurvePoint) -> str:

@@ -187,6 +187,7 @@ def unpack(path: Path) -> dict[str, list[SearchResult]]:
 
 
 def recorded(folder: Path, names: Iterable[str]) -> list[tuple[str, Run]]:
-    """The runs of these names that lie in a folder, over both data sets."""
+    """The runs of these names in a folder that have ended, over both data sets."""
     wanted = [f"{name}-{dataset}" for dataset in FILES for name in names]
-    return [(name, load_run(folder / name)) for name in wanted if (folder / name / "run.json").exists()]
+    runs = [(name, load_run(folder / name)) for name in wanted if (folder / name / "run.json").exists()]
+    return [(name, run) for name, run in runs if run.is_complete]
