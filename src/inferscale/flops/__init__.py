@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from inferscale._compat import late_names
 
+from .energy import Energy, EnergyMeter
 from .ledger import CONVENTIONS, PEAK_BANDWIDTH, PEAK_FLOPS, estimate_flops, measured_bandwidth, measured_peak
 from .spec import Flops, ModelSpec, PackedRows, UnknownArchitectureError, forward_flops, model_spec
 
@@ -17,10 +18,14 @@ if TYPE_CHECKING:
     from .calibration import CalibrationError, calibrate, closed_form
     from .counter import FlopCounter, FlopsWarning, VerificationError, report_tokens
     from .ops import register_flop_formula
+    from .training import FlopCallback
 
 __all__ = [
     "CONVENTIONS",
     "CalibrationError",
+    "Energy",
+    "EnergyMeter",
+    "FlopCallback",
     "FlopCounter",
     "Flops",
     "FlopsWarning",
@@ -44,6 +49,7 @@ __all__ = [
 # These need torch, and are loaded when they are asked for.
 _LAZY = {
     "CalibrationError": ".calibration",
+    "FlopCallback": ".training",
     "FlopCounter": ".counter",
     "FlopsWarning": ".counter",
     "VerificationError": ".counter",

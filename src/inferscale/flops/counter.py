@@ -303,6 +303,9 @@ class ModelHooks:
                     counter._on_stranger(self.module)
                 continue
             is_heard = True
+            if tally is None and counter.mode == "exact":  # a module of the user's own: its operators tell all
+                counter._on_forward(call, scope, label, Tally())
+                continue
             if tally is None:
                 counter._miss(
                     f"{type(call.module).__name__} called with neither input_ids nor inputs_embeds", 'use mode="exact"'
