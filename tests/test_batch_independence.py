@@ -25,7 +25,7 @@ def table(result) -> list[tuple[object, ...]]:
     """Every node with all that was sampled and scored; log-probabilities to eight digits."""
     rows = []
     for node in result.root.walk():
-        step = node.step and replace(node.step, logprob=None, confidence=None)
+        step = node.step and replace(node.step, logprob=None, confidence=None, model_logprob=None)
         numbers = () if node.step is None else (node.step.logprob, node.step.confidence)
         rows.append((node.depth, step, node.is_scored and node.score, [pytest.approx(n, abs=1e-4) for n in numbers]))
     return rows

@@ -50,7 +50,7 @@ def collected(sampling):
 
 def plain(step):
     """A step without its log-probabilities, whose last digits depend on the batch."""
-    return replace(step, logprob=None, confidence=None)
+    return replace(step, logprob=None, confidence=None, model_logprob=None)
 
 
 def same(groups):

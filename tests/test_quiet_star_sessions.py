@@ -41,7 +41,7 @@ def requests(n=3):
 
 
 def plain(step):
-    return replace(step, logprob=None, confidence=None)
+    return replace(step, logprob=None, confidence=None, model_logprob=None)
 
 
 def ids_of(records):
