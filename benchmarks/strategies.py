@@ -26,6 +26,7 @@ from inferscale.aggregators import BestOfN, BordaVote, ConfidenceVote, MajorityV
 from inferscale.base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
 from inferscale.cost import Cost
 from inferscale.engine import SearchResult, solve_batch
+from inferscale.functional import ngram_embeddings
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel
 from inferscale.strategies import REBASE, ComputeOptimal, RepeatedSampling, SelfRefine, registry
@@ -61,6 +62,12 @@ def named(name: str, **options: Any) -> Callable[[int], SearchStrategy]:
     return lambda n: cast(SearchStrategy, replace(cast(Any, registry()[name].make(n)), **options))
 
 
+class NGrams:
+    """What texts have in common is their character n-grams."""
+
+    embed = staticmethod(ngram_embeddings)
+
+
 WEIGHTED, MAJORITY = MajorityVote(weighted=True), MajorityVote()
 
 
@@ -89,7 +96,9 @@ def families() -> list[Family]:
         Family(named("rebase", granularity=2), [("REBASE, granularity 2", WEIGHTED)]),
         Family(named("beam", granularity=2), [("beam search, granularity 2", WEIGHTED)], unit=4),
         Family(named("dora"), [("DORA", WEIGHTED)]),
+        Family(named("dora", embedder=NGrams()), [("DORA, n-grams", WEIGHTED)]),
         Family(named("ets"), [("ETS", WEIGHTED)]),
+        Family(named("ets", embedder=NGrams()), [("ETS, n-grams", WEIGHTED)]),
         Family(named("speculative-rejection"), [("speculative rejection", BestOfN())]),
         Family(named("stepwise"), [("step-wise greedy", WEIGHTED)]),
         Family(named("best-first"), [("best first", WEIGHTED)]),

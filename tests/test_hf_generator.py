@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from inferscale.base import Embedder
 from inferscale.engine import solve
-from inferscale.flops.spec import forward_flops, model_spec
+from inferscale.flops.spec import forward_cost, forward_flops, model_spec
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, SearchMemoryError
 from inferscale.rewards import LikelihoodReward
@@ -529,3 +530,24 @@ def test_logits_that_are_not_numbers_are_an_error():
 def test_lengths_are_positive_whole_numbers(name, length):
     with pytest.raises(ValueError, match=f"{name}=.*: give a positive whole number"):
         generator(**{name: length})
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_texts_are_embedded_by_the_mean_of_the_last_hidden_states(family):
+    gen = generator(family)
+    texts = ["a b", "", "a b", "12"]
+    vectors = gen.embed(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        expected = np.zeros(vectors.shape[1])
+        if ids:
+            with torch.no_grad():
+                read = torch.tensor([ids])
+                output = gen.model(input_ids=read, attention_mask=torch.ones_like(read), output_hidden_states=True)
+            expected = output.hidden_states[-1][0].mean(0).numpy()
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert isinstance(gen, Embedder)
+    cost = gen.embedding_cost(texts)
+    lengths = [len(byte_tokenizer()(text, add_special_tokens=False)["input_ids"]) for text in ("a b", "12")]
+    assert cost.prompt_tokens == sum(lengths)  # equal texts are read once
+    assert cost.generator_flops == sum(forward_cost(model_spec(gen.model.config), n, 0, logits=0) for n in lengths)

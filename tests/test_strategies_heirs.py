@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from inferscale.base import Embedder
+from inferscale.cost import Cost
 from inferscale.functional import ngram_embeddings
-from inferscale.strategies import DORA, DVTS, ETS, REBASE, BeamSearch, SpeculativeRejection, StepwiseGreedy
+from inferscale.strategies import DORA, DVTS, ETS, REBASE, BeamSearch, SpeculativeRejection, StepwiseGreedy, Then
 from inferscale.testing import ToyGenerator
 from inferscale.tree import Step
 from inferscale.viz import render_tree
@@ -83,6 +84,33 @@ def test_an_embedder_of_ones_own_says_what_is_alike():
 
     with pytest.raises(ValueError, match=r"give \[n, d\]"):
         search(DORA(6, embedder=Flat()))
+
+
+class Remembering(ToyGenerator):
+    """A generator that embeds, at a price."""
+
+    def embed(self, texts):
+        return np.eye(128)[[ord(text[0]) for text in texts]]
+
+    def embedding_cost(self, texts):
+        return Cost(prompt_tokens=len(texts), generator_flops=7 * len(texts))
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_policys_own_vectors_are_asked_for_and_charged(together, tmp_path):
+    alone = DORA(6)
+    strategy = Then(alone, alone) if together else alone
+    plain = search(strategy, ToyGenerator())
+    result = search(strategy, Remembering(), journal=tmp_path / "journal")
+    levels = {node.depth for node in result.root.walk() if "allocated" in node.stats}
+    texts = [len([n for n in result.root.walk() if n.depth == depth and "allocated" in n.stats]) for depth in levels]
+    base = sum(node.step.flops for node in result.root.walk() if node.step)
+    assert result.cost.generator_flops == base + 7 * sum(texts)
+    by_letters = search(replace(alone, embedder=Remembering()), ToyGenerator())
+    assert render_tree(result.root) == render_tree(by_letters.root) != render_tree(plain.root)
+    again = search(strategy, Remembering(), journal=tmp_path / "journal")  # the vectors are no part of it
+    assert replace(again.cost, seconds=0) == replace(result.cost, seconds=0)
+    assert plain.cost.generator_flops == sum(node.step.flops for node in plain.root.walk() if node.step)
 
 
 def live_tokens(root):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .cost import Budget, Cost, Price
     from .engine import SearchResult, SearchUpdate, Solver, asolve, solve, solve_batch, stream
     from .flops import FlopCounter, estimate_flops
-    from .flow import Flow, GenerateRequest, answer, ask, expand, gather, limit, replies, score
+    from .flow import Flow, GenerateRequest, answer, ask, embed, expand, gather, limit, replies, score
     from .generators import HFGenerator, OpenAIGenerator, RemoteError, VLLMGenerator
     from .rewards import (
         CheckerReward,
@@ -54,7 +54,7 @@ _NAMES = {
     "cost": ("Budget", "Cost", "Price"),
     "engine": ("SearchResult", "SearchUpdate", "Solver", "asolve", "solve", "solve_batch", "stream"),
     "flops": ("FlopCounter", "estimate_flops"),
-    "flow": ("Flow", "GenerateRequest", "answer", "ask", "expand", "gather", "limit", "replies", "score"),
+    "flow": ("Flow", "GenerateRequest", "answer", "ask", "embed", "expand", "gather", "limit", "replies", "score"),
     "generators": ("HFGenerator", "OpenAIGenerator", "RemoteError", "VLLMGenerator"),
     "viz": ("render_tree",),
     "rewards": (
@@ -122,6 +122,7 @@ __all__ = [
     "answers",
     "ask",
     "asolve",
+    "embed",
     "estimate_flops",
     "evaluate",
     "expand",

@@ -66,6 +66,10 @@ class Generator(Identified, ABC):
     def release(self, root: Node) -> None:
         """Forget what was cached for the search of ``root.problem``, which has ended."""
 
+    def embedding_cost(self, texts: Sequence[str]) -> Cost:
+        """Return the price of ``embed(texts)``, for a generator that is an `Embedder` too."""
+        return Cost()
+
 
 @dataclass(frozen=True, eq=False)
 class Ticket:

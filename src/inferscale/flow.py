@@ -1,7 +1,7 @@
 """Requests that a search yields, and the verbs that strategies are written in.
 
-A search is a Python generator: it yields a request and is sent the answer. `expand`, `ask`, `score`, `answer` and
-`gather` build the requests; a strategy calls them with ``yield from``. Nothing here touches a model.
+A search is a Python generator: it yields a request and is sent the answer. `expand`, `ask`, `score`, `answer`,
+`embed` and `gather` build the requests; a strategy calls them with ``yield from``. Nothing here touches a model.
 """
 
 from __future__ import annotations
@@ -126,7 +126,14 @@ class Answer:
     nodes: tuple[Node, ...]
 
 
-Request: TypeAlias = Generate | Score | Answer
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Answered with an array `[n, d]`: for each text a vector; see `embed`."""
+
+    texts: tuple[str, ...]
+
+
+Request: TypeAlias = Generate | Score | Answer | Embed
 Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
 
 
@@ -138,7 +145,7 @@ def as_request(request: object) -> Request:
     """
     if isinstance(request, Request):
         return request
-    hint = "a search yields only what `expand`, `ask`, `score`, `answer` and `gather` build"
+    hint = "a search yields only what `expand`, `ask`, `score`, `answer`, `embed` and `gather` build"
     if inspect.isgenerator(request):
         hint = f'write "yield from {request.__name__}(...)" instead of "yield {request.__name__}(...)"'
     raise TypeError(f"a search yielded {type(request).__name__}: {hint}")
@@ -307,12 +314,22 @@ def answer(nodes: Iterable[Node]) -> Flow[list[str | None]]:
     return answers
 
 
+def embed(texts: Sequence[str]) -> Flow[Any]:
+    """Give texts vectors whose cosines say how alike they are; write ``vectors = yield from embed(texts)``.
+
+    Returns:
+        `[n, d]`: by the generator where it is an `Embedder`, as `HFGenerator` is, which is charged; by the texts'
+        character n-grams otherwise.
+    """
+    return (yield Embed(tuple(texts)))
+
+
 def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
     """Run several searches side by side and return their results in order; their requests share calls.
 
-    Answers are read at once. Searches that want samples are all answered before any that wants scores, so that those
-    that catch up are scored together with the others. Each search is sent answers in its own order, whatever runs
-    beside it.
+    Answers are read, and texts embedded, at once. Searches that want samples are all answered before any that wants
+    scores, so that those that catch up are scored together with the others. Each search is sent answers in its own
+    order, whatever runs beside it.
     """
     running = list(flows)
     results: dict[int, T] = {}
@@ -326,7 +343,7 @@ def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
             except StopIteration as stop:
                 results[index] = stop.value
                 return
-            if not isinstance(request, Answer):
+            if not isinstance(request, Answer | Embed):
                 break
             answer = yield request
         if isinstance(request, Generate):

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from inferscale.base import Generator, RewardModel, SearchStrategy
+from inferscale.base import Embedder, Generator, RewardModel, SearchStrategy
 from inferscale.cost import Budget, Cost
-from inferscale.flow import Answer, Flow, Generate, GenerateRequest, Score, as_request, score
+from inferscale.flow import Answer, Embed, Flow, Generate, GenerateRequest, Score, as_request, score
+from inferscale.functional import ArrayLike, ngram_embeddings
 from inferscale.strategies.pooling import Drawn
 from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import Node, Problem, Step, branch_key, root_key
@@ -82,6 +83,7 @@ class Search:
         cancel: threading.Event | None = None,
         abandoned: threading.Event | None = None,
         on_step: Callable[[SearchUpdate], object] | None = None,
+        generator: Generator | None = None,
     ) -> None:
         # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
@@ -102,6 +104,7 @@ class Search:
         self._budget = budget
         self._has_reward_model = has_reward_model
         self._read = read
+        self._generator = generator  # embeds texts, if it can
         self._journal = journal
         self._is_replaying = False
         self._is_cut = False  # the tokens that were left did not do for the newest sample
@@ -158,9 +161,12 @@ class Search:
                 if self._is_cut and self.stopped_by is None:  # it asked for no more, but had not all that it asked for
                     self.stopped_by = "tokens"
                 return
-            if not isinstance(request, Answer):
+            if isinstance(request, Answer):
+                answer = self._read(request.nodes)  # needs no model, and is read again in a replay
+            elif isinstance(request, Embed):
+                answer = self._embedded(request.texts)
+            else:
                 break
-            answer = self._read(request.nodes)  # needs no model, and is read again in a replay
         self.request = request
         if isinstance(request, Generate):
             for asked in request.requests:
@@ -168,6 +174,17 @@ class Search:
                     self._note(asked.node)
             self._queue.extend(enumerate(request.requests))
             self._groups = [[] for _ in request.requests]
+
+    def _embedded(self, texts: Sequence[str]) -> ArrayLike:
+        """The vectors of texts, computed anew in a replay. Each search is embedded alone, so that no other matters."""
+        generator = self._generator
+        embedder: object = generator
+        if generator is None or not isinstance(embedder, Embedder):
+            return ngram_embeddings(texts)
+        started = time.perf_counter()
+        vectors = embedder.embed(texts)
+        self.cost += replace(generator.embedding_cost(texts), seconds=time.perf_counter() - started)
+        return vectors
 
     def _note(self, node: Node) -> None:
         """Name a side prompt by the root and its order among them, which names the streams of its replies."""

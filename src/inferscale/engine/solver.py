@@ -536,6 +536,7 @@ class Session:
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
             chosen.reward_model is not None, Answers(chosen.read_answer, given.kind, chosen.vote),
             self._journal, thinking=chosen.markers, cancel=cancel, abandoned=abandoned, on_step=on_step,
+            generator=self.solver.generator,
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen

@@ -6,9 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from inferscale.base import Generator, Sampling
+from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.decoding import ModelRunner, check_counts
@@ -304,6 +307,31 @@ class HFGenerator(Generator):
         """
         own = getattr(self.generate, "__func__", None) is HFGenerator.generate
         return self._runner.open() if own else super().open()
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """`[n, d]`: the mean of the model's last hidden states over each text's tokens; zeros for a text without any.
+
+        Texts are read one by one, so that a vector does not depend on the others. What it costs is `embedding_cost`.
+        """
+        model, rows = self._runner.model, dict[str, NDArray[np.float32]]()
+        for text in dict.fromkeys(texts):
+            ids = self._ids(text)
+            with torch.inference_mode():
+                read = torch.tensor([ids or [0]], device=model.device)
+                output = model.base_model(input_ids=read, attention_mask=torch.ones_like(read), use_cache=False)
+            states = output.last_hidden_state[0].float()  # [tokens, d]
+            rows[text] = states.mean(dim=0).cpu().numpy() * np.float32(bool(ids))
+        return np.stack([rows[text] for text in texts])
+
+    def embedding_cost(self, texts: Sequence[str]) -> Cost:
+        """The tokens and FLOPs of ``embed(texts)``, which reads equal texts once."""
+        lengths = [len(self._ids(text)) for text in dict.fromkeys(texts)]
+        flops = sum(self._runner.charges.forward(length, 0, logits=0) for length in lengths if length)
+        return Cost(prompt_tokens=sum(lengths), generator_flops=flops)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""

@@ -639,7 +639,7 @@ class ModelRunner:
         self.processing = processing
         self.stats = GeneratorStats()
         self.rows = micro_batch or 256
-        self._charges = Charges(model)
+        self.charges = Charges(model)
         self._lock = threading.Lock()
         self._plain = StatelessDecoder(model, self.stats) if decoder is None else decoder(self.stats)
         shared = None if decoder is not None else shared_prefixes(model, cache, max_cache_bytes)
@@ -770,7 +770,7 @@ class RunnerSampling(Sampling):
         samples = []
         for branch in ended:
             ticket, _ = self._tickets.pop(id(branch))
-            step = self._plain.decoder.finished(branch, branch.step(runner._charges.sample))
+            step = self._plain.decoder.finished(branch, branch.step(runner.charges.sample))
             samples.append((ticket, branch.index, step))
         report_tokens(runner.model, sampled=sum(step.generated_tokens for _, _, step in samples))
         runner.stats.seconds += time.perf_counter() - started

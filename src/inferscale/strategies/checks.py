@@ -56,5 +56,5 @@ def check_embedder(owner: Any) -> None:
     if owner.embedder is not None and not callable(getattr(owner.embedder, "embed", None)):
         raise TypeError(
             f"{type(owner).__name__}(embedder={owner.embedder!r:.80}): give an object with embed(texts) -> [n, d], "
-            "or None for character n-grams"
+            "or None to ask the generator"
         )

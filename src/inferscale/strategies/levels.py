@@ -15,13 +15,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from inferscale.base import Embedder, SearchStrategy
-from inferscale.flow import Flow, expand, gather, score
+from inferscale.flow import Flow, embed, expand, gather, score
 from inferscale.functional import (
     cosine_similarities,
     dora_allocation,
     ets_selection,
     likeness_clusters,
-    ngram_embeddings,
     rebase_allocation,
 )
 from inferscale.tree import Node
@@ -186,7 +185,7 @@ class StepwiseGreedy(SearchStrategy):
 
 
 def reward_balanced(
-    root: Node, width: int, max_depth: int, granularity: int, allocate: Callable[[list[Node], int], Sequence[int]]
+    root: Node, width: int, max_depth: int, granularity: int, allocate: Callable[[list[Node], int], Flow[list[int]]]
 ) -> Flow[list[Node]]:
     """The loop of `REBASE` and its heirs, which differ in who gets how many children.
 
@@ -210,7 +209,7 @@ def reward_balanced(
         width_left = width - len(finished)  # a finished leaf keeps its unit of the width
         if not frontier or width_left <= 0:
             break
-        counts = [int(count) for count in allocate(frontier, width_left)]  # a node with 0 is pruned
+        counts = yield from allocate(frontier, width_left)  # a node with 0 is pruned
         for node, count in zip(frontier, counts, strict=True):
             node.stats["allocated"] = count
     return finished + frontier or root.leaves()
@@ -259,8 +258,9 @@ class REBASE(SearchStrategy):
         """Finished leaves, then the paths still open; what is left of a search that died out."""
         return reward_balanced(root, self.width, self.max_depth, self.granularity, self.allocate)
 
-    def allocate(self, frontier: Sequence[Node], width: int) -> list[int]:
+    def allocate(self, frontier: Sequence[Node], width: int) -> Flow[list[int]]:
         """Children of each open node: ``W_j = Round(width * exp(R_j / T_b) / sum_k exp(R_k / T_b))``."""
+        yield from ()  # scores are all that it needs
         scores = [node.score for node in frontier]
         counts: list[int] = rebase_allocation(
             scores, width, self.softmax_temperature, self.rounding, truncate_ratio=self.truncate_ratio
@@ -268,19 +268,17 @@ class REBASE(SearchStrategy):
         return counts
 
 
-def similarities(texts: Sequence[str], embedder: Embedder | None) -> np.ndarray:
-    """The cosine between every two texts, `[n, n]`, by an embedder or by their character n-grams.
+def similarities(texts: Sequence[str], embedder: Embedder | None) -> Flow[np.ndarray]:
+    """The cosine between every two texts, `[n, n]`, by an embedder, or as `embed` sees them.
 
     Raises:
-        ValueError: If the embedder does not give a vector for each text.
+        ValueError: If there is no vector for each text.
     """
-    if embedder is None:
-        return np.asarray(cosine_similarities(ngram_embeddings(texts)))
-    vectors = np.asarray(embedder.embed(texts), dtype=np.float64)
+    vectors = np.asarray((yield from embed(texts)) if embedder is None else embedder.embed(texts), dtype=np.float64)
     if vectors.ndim != 2 or len(vectors) != len(texts):
+        who = "the generator" if embedder is None else type(embedder).__name__
         raise ValueError(
-            f"{type(embedder).__name__}.embed() gave an array of shape {vectors.shape} for {len(texts)} texts: "
-            "give [n, d], a row for each"
+            f"{who}.embed() gave an array of shape {vectors.shape} for {len(texts)} texts: give [n, d], a row for each"
         )
     return np.asarray(cosine_similarities(vectors))
 
@@ -298,8 +296,9 @@ class DORA(SearchStrategy):
         B_i  = Round(N w'_i)
 
     Differs from the paper: counts are rounded as in `REBASE`, so that they add up, and in one round (the released code
-    first drops nodes to which REBASE would give nothing); a finished leaf keeps its unit of the width. Without an
-    `embedder` texts are compared by their character n-grams instead of a model, which costs nothing.
+    first drops nodes to which REBASE would give nothing); a finished leaf keeps its unit of the width; without an
+    `embedder` the policy's own hidden states say what is alike, which is charged, or character n-grams where the
+    generator has none (see `inferscale.flow.embed`).
 
     Attributes:
         width: Leaves that the search may finish (N in the paper).
@@ -307,7 +306,8 @@ class DORA(SearchStrategy):
         similarity_temperature: T_s, in units of the cosine; 0.01 in the paper. Infinity makes it `REBASE`.
         max_depth: Most steps in a path.
         granularity: As in `BeamSearch`.
-        embedder: Gives the vectors whose cosines say which solutions are alike; ``None`` for character n-grams.
+        embedder: Gives the vectors whose cosines say which solutions are alike, at no charge; ``None`` asks the
+            generator.
     """
 
     width: int = 16
@@ -327,9 +327,9 @@ class DORA(SearchStrategy):
         """Finished leaves, then the paths still open; what is left of a search that died out."""
         return reward_balanced(root, self.width, self.max_depth, self.granularity, self.allocate)
 
-    def allocate(self, frontier: Sequence[Node], width: int) -> list[int]:
+    def allocate(self, frontier: Sequence[Node], width: int) -> Flow[list[int]]:
         """Children of each open node."""
-        cosines = similarities([node.text for node in frontier], self.embedder)
+        cosines = yield from similarities([node.text for node in frontier], self.embedder)
         counts: list[int] = dora_allocation(
             [node.score for node in frontier], cosines, width, self.softmax_temperature, self.similarity_temperature
         ).tolist()
@@ -349,7 +349,7 @@ class ETS(SearchStrategy):
     exactly. The width that is left is then shared over S as in REBASE.
 
     Differs from the paper: shares and counts are rounded as in `REBASE`, so that they add up; without an `embedder`
-    steps are compared by their character n-grams instead of a model for mathematical text.
+    steps are compared as in `DORA` instead of by a model for mathematical text.
 
     Attributes:
         width: Leaves that the search may finish.
@@ -383,14 +383,14 @@ class ETS(SearchStrategy):
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """Finished leaves, then the paths still open; what is left of a search that died out."""
 
-        def allocate(frontier: Sequence[Node], width: int) -> list[int]:
+        def allocate(frontier: Sequence[Node], width: int) -> Flow[list[int]]:
             scores = np.asarray([node.score for node in frontier])
             shares = rebase_allocation(scores, width, self.softmax_temperature) / width
             # The inner nodes that the frontier keeps alive, and which of them each path needs.
             paths = [leaf.path[root.depth : -1] for leaf in frontier]
             inner = list(dict.fromkeys(node for path in paths for node in path))
             needed = np.asarray([[node in path for node in inner] for path in map(set, paths)], dtype=bool)
-            cosines = similarities([leaf.step.text if leaf.step else "" for leaf in frontier], self.embedder)
+            cosines = yield from similarities([leaf.step.text if leaf.step else "" for leaf in frontier], self.embedder)
             kept = ets_selection(
                 shares, needed, likeness_clusters(cosines, self.max_distance), self.cost_weight, self.coverage_weight
             )
