@@ -1,5 +1,6 @@
 """Prompts of many problems are read in one product a layer, and the step is the same whatever their number."""
 
+import json
 import random
 from collections import Counter
 from itertools import pairwise
@@ -16,7 +17,8 @@ from inferscale.runtime import kv
 from inferscale.runtime.decoding import TokenBuffer
 from inferscale.runtime.kv import Piece, joined, tiled
 from inferscale.runtime.plain import whole_logits
-from inferscale.runtime.session import Session, check_recorded
+from inferscale.runtime.session import Session, check_recorded, checked_session
+from inferscale.runtime.step import StepPlan
 from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
 
 LENGTHS = (7, 0, 1, 3, 30, 9)
@@ -213,9 +215,9 @@ def test_trees_are_those_of_a_cpu_on_fixed_shapes(monkeypatch):
 
 
 def test_a_recorded_step_that_differs_is_not_used():
-    session = Session(tiny_model())
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv, "fixed_shapes", lambda device: True)
+        session = Session(tiny_model())
         session.stepper.record = lambda forward: forward
         check_recorded(session)
         assert session.stepper.record is not None
@@ -223,6 +225,17 @@ def test_a_recorded_step_that_differs_is_not_used():
         with pytest.warns(UserWarning, match="run without a recorded graph, slower: their logits differ"):
             check_recorded(session)
         assert session.stepper.record is None
+
+
+def test_where_fixed_shapes_fail_steps_follow_the_lengths(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(kv, "fixed_shapes", lambda device: True)
+    monkeypatch.setattr(StepPlan, "begin", broken)
+    with pytest.warns(UserWarning, match=r"follow the rows' lengths, slower: a probe failed: .*no such kernel"):
+        session = checked_session(tiny_model())
+    assert session is not None
 
 
 def test_a_model_that_is_watched_or_changed_is_not_replayed(fixed_step):
@@ -255,3 +268,37 @@ def test_a_model_that_is_watched_or_changed_is_not_replayed(fixed_step):
         session.step(batch, range(12), tokens)
     handle.remove()
     assert runs == {"recorded": 2, "replayed": 5}
+
+
+# -- the benchmark -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_small_on_a_cpu(tmp_path):
+    said = gpu.main(["--small", "--repeats", "1", "--json", str(tmp_path / "gpu.json")])
+    assert json.loads((tmp_path / "gpu.json").read_text()) == json.loads(json.dumps(said))
+    assert said["correctness"]["right"]
+    assert not said["left_out"]
+    for part in ("rows 4, problems 1", "rows 4, problems 2"):
+        assert said[part]["tokens_per_second"] > 0
+        assert said[part]["mbu"] > 0
+    assert said["other engines"]["generate"] > 0
+    assert said["flop counter"] > 0
+
+
+def test_the_benchmark_names_what_it_had_no_time_for(capsys):
+    said = gpu.main(["--small", "--seconds", "-1"])
+    assert said["left_out"] == [
+        "correctness",
+        "rows 4, problems 1",
+        "rows 4, problems 2",
+        "other engines",
+        "flop counter",
+    ]
+
+
+def test_the_benchmark_wants_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "no GPU is here: --count and --small run on a CPU" in capsys.readouterr().err

@@ -178,11 +178,6 @@ class RowBatch:
             return None
         return self.states.of_row(row)
 
-    @property
-    def has_fixed_steps(self) -> bool:
-        """True if steps have fixed shapes, see `StepPlan`."""
-        return fixed_shapes(self.kv.device)
-
     def runs(self, order: Sequence[int] | NDArray[np.int64]) -> list[tuple[Piece, int, int]]:
         """Runs of rows, taken in this order, that continue one prompt: the prompt, and the two edges of the run."""
         prompts = [self.prompts[row] for row in order]
@@ -371,7 +366,7 @@ def tree_attention(
     rows, heads, tokens, _ = query.shape  # several rows if the model has states, each with as many new tokens
     if rows > 1:
         query, key, value = (x.transpose(0, 1).flatten(1, 2)[None] for x in (query, key, value))
-    out = plan.attend(query, key, value, scores).view(rows, tokens, heads, -1)
+    out = plan.attend(query, key, value, scores).reshape(rows, tokens, heads, -1)
     return out[..., :width].contiguous() if more else out, None
 
 
@@ -400,7 +395,8 @@ def partial_attention(
         return out, lse
     # The kernel reads biases in pieces of 16 bytes.
     aligned = bias is None or bias.shape[-1] % 16 == 0
-    if query.device.type == "cuda" and scores.cap is None and aligned and _has_kernel(query.device, query.dtype):
+    on_cuda = query.device.type == "cuda" and scores.cap is None and aligned
+    if on_cuda and _has_kernel(query.device, query.dtype, query.shape[3]):
         return _cuda_attention(query, key, value, bias, scores)
     return _portable_attention(query, key, value, bias, scores)
 
@@ -418,10 +414,10 @@ def _cuda_attention(
 
 
 @lru_cache
-def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+def _has_kernel(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """True if the kernel does here what it is taken for; tried once, before anything is recorded."""
-    generator, scores = torch.Generator().manual_seed(0), Scores(0.2)
-    query, key, value = (torch.randn(2, 2, n, 32, generator=generator).to(device, dtype) for n in (3, 16, 16))
+    generator, scores = torch.Generator().manual_seed(0), Scores(width**-0.5)
+    query, key, value = (torch.randn(2, 2, n, width, generator=generator).to(device, dtype) for n in (3, 16, 16))
     bias = hiding(torch.arange(16, device=device) > torch.tensor([[4], [9]], device=device), dtype)[:, None, None]
     try:
         found = _cuda_attention(query, key, value, bias, scores)

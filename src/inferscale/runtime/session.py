@@ -23,6 +23,7 @@ from torch import Tensor
 from inferscale._compat import cache_argument
 from inferscale.flops.calibration import unwatched
 
+from . import kv as attention
 from .kv import Buffers, Piece, Plan, PromptPlan, RowBatch, RowPlan, UnsupportedModelError, attending
 from .loading import evaluating
 from .plain import (
@@ -61,6 +62,7 @@ class Session:
         self.tokens = 0
         self.buffers = Buffers()
         self.stepper = Stepper(model)
+        self._has_fixed_steps = attention.fixed_shapes(model.device)
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
         layers = getattr(text_config(model.config), "num_hidden_layers", None)
@@ -114,6 +116,19 @@ class Session:
                 _covered[kind] = False
             self.tokens = tokens
         return _covered[kind]
+
+    def follow_lengths(self, reason: Exception) -> bool:
+        """Has steps follow the rows' lengths as on a CPU, where those of fixed shapes fail.
+
+        Returns:
+            False if that changes nothing.
+        """
+        if not self._has_fixed_steps:
+            return False
+        self._has_fixed_steps = False
+        name = type(self.model).__name__
+        warnings.warn(f"the decode steps of {name} follow the rows' lengths, slower: {reason}", stacklevel=6)
+        return True
 
     def read_one_by_one(self) -> bool:
         """Has rows that hold tokens read further ones in forwards of one token each.
@@ -232,7 +247,7 @@ class Session:
 
     def step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
         """One more token `[rows]` in each of `rows`, ascending; logits `[rows, vocabulary]`."""
-        if batch.has_fixed_steps and not self.has_states:
+        if self._has_fixed_steps and not self.has_states:
             return self._fixed_step(batch, rows, tokens)
         one_each = np.ones(len(rows), dtype=np.int64)
         return self._extend(batch, np.asarray(rows), tokens, one_each, None)
@@ -316,8 +331,9 @@ def checked_session(model: Any) -> Session | None:
             with perturbed(model):
                 try:
                     check_session(session)
-                except UnsupportedModelError:
-                    if not session.read_one_by_one():  # the scans of Mamba's first version begin with no state
+                except UnsupportedModelError as error:
+                    # The scans of Mamba's first version begin with no state.
+                    if not session.read_one_by_one() and not session.follow_lengths(error):
                         raise
                     check_session(session)
                 check_recorded(session)

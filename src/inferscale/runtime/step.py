@@ -194,7 +194,7 @@ def recorded(forward: Forward) -> Forward:
         forward()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool()):
+    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
         logits = forward()
 
     def replay() -> Tensor:
