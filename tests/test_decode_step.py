@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from benchmarks import gpu
 from inferscale.flops import FlopCounter
 from inferscale.generators import HFGenerator
-from inferscale.runtime import kv
+from inferscale.runtime import kv, sampling
 from inferscale.runtime.decoding import TokenBuffer
 from inferscale.runtime.kv import Piece, joined, tiled
 from inferscale.runtime.plain import whole_logits
@@ -172,7 +172,7 @@ def test_a_recorded_step_serves_the_batches_that_follow_in_its_memory(fixed_step
 
 
 def test_nothing_is_made_on_the_host_between_two_looks(monkeypatch):
-    made, looks = Counter(), []
+    made, looks, waits, operators = Counter(), [], [], gpu.Operators()
     for name in ("from_numpy", "tensor", "as_tensor"):
         honest = getattr(torch, name)
 
@@ -185,14 +185,18 @@ def test_nothing_is_made_on_the_host_between_two_looks(monkeypatch):
 
     def seen(*args, **options):
         looks.append(made.total())
+        waits.append(operators.names["aten._local_scalar_dense.default"])
         record(*args, **options)
 
     monkeypatch.setattr(TokenBuffer, "record", seen)
     monkeypatch.setattr(kv, "fixed_shapes", lambda device: True)
+    monkeypatch.setattr(sampling, "_nucleus_edge", sampling._edge_by_digits)
     options = {"max_step_tokens": 64, "step_delimiter": "\0", "check_every": 4, "repetition_penalty": 1.1, "top_p": 0.9}
     gen = HFGenerator(tiny_model(), byte_tokenizer(), eos_token_id=0, **options)
-    grow_all(gen, [root(prompt) for prompt in ("ab", "12 = 12", "ab the")], 3)
+    with operators:
+        grow_all(gen, [root(prompt) for prompt in ("ab", "12 = 12", "ab the")], 3)
     assert len(looks) > 8
+    assert waits[0] == waits[-1]  # nothing waits for a number, top_p included
     ended = [b - a for a, b in pairwise(looks)]
     assert min(ended) == 0  # between looks at which no row has ended
     assert sum(count > 0 for count in ended) <= 9  # at most once for each row that has
