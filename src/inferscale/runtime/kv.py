@@ -3,8 +3,9 @@
 Keys and values lie in prompts that rows share (`Piece`) and in the rows' own suffixes (`RowBatch`). All new tokens
 of all rows stand in one packed sequence ``[1, tokens]``, so that the linear layers see no padding. Each attention layer
 stores the new keys and values where the plan of the forward says, and attends in two parts: the queries of all rows of
-a problem against the problem's prompt, read once, and each row against its own suffix. The parts are joined exactly by
-their log-sum-exps (Hydragen, arXiv 2402.05099; FlashInfer's cascade)::
+a problem against the problem's prompt, read once, and each row against its own suffix. The prompts of several problems
+lie side by side, padded, and are read in one product (`Slots`). The parts are joined exactly by their log-sum-exps
+(Hydragen, arXiv 2402.05099; FlashInfer's cascade)::
 
     out = out_private + (out_shared - out_private) * sigmoid(lse_shared - lse_private)
 
@@ -752,9 +753,8 @@ class RowPlan(Plan):
         self._blocks = [(0, len(batch), keys)]
         if not fixed_shapes(device):
             self._blocks = []
-            saved = _CALL // (
-                self._most * batch.kv.shape[3] * batch.kv.shape[5]
-            )  # keys of padding that a call is worth
+            width = batch.kv.shape[3] * batch.kv.shape[5]
+            saved = _CALL // (self._most * width)  # keys of padding that are worth a call
             for start, most in enumerate(np.maximum.reduceat(seen, np.arange(0, len(seen), _BLOCK)).tolist()):
                 first, stop = start * _BLOCK, min((start + 1) * _BLOCK, len(batch))
                 if self._blocks:
