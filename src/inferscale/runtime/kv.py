@@ -95,9 +95,7 @@ class Buffers:
         for place, flat in enumerate(self._spare):
             if size <= flat.numel() <= 4 * size and (flat.dtype, flat.device) == (like.dtype, like.device):
                 return self._spare.pop(place)[:size].view(shape)
-        # A little more than is asked for: the next batch is often a little larger.
-        part = 1 << max(size.bit_length() - 3, 0)
-        return like.new_zeros(-(-size // part) * part)[:size].view(shape)
+        return like.new_zeros(size).view(shape)
 
     def give(self, kv: Tensor) -> None:
         """Takes memory back that nobody reads any more; the newest is kept, and the one before if it is no smaller."""
