@@ -428,12 +428,14 @@ def fuzzed_requests(folder: Path, tries: int, rng: random.Random) -> Iterator[st
         path = rng.choice(
             ["/v1/completions"] * 4 + ["/v1/chat/completions"] * 4 + ["/", "/v1/models", "/v1/models/x", "/no"]
         )
-        body = json.dumps({name: rng.choice(VALUES) for name in rng.sample(NAMES, rng.randint(0, 5))}).encode()
+        valid = {"messages": [{"role": "user", "content": "?"}]} if "chat" in path else {"prompt": "?", "seed": 1}
+        odd = {name: rng.choice(VALUES) for name in rng.sample(NAMES, rng.randint(0, 5))}
+        body = json.dumps(odd if rng.random() < 0.4 else {**valid, **odd} if rng.random() < 0.5 else valid).encode()
         if rng.random() < 0.3:
             body = flipped(body, rng) if rng.random() < 0.5 else rng.randbytes(rng.randint(0, 60))
-        headers = [(b"host", rng.choice([b"127.0.0.1", b"localhost:80", b"evil", b"\xff"])),
-                   (b"content-type", rng.choice([b"application/json"] * 4 + [b"text/plain", b"\xff"])),
-                   (b"content-length", rng.choice([str(len(body)).encode()] * 4 + [b"-1", b"9" * 30]))]  # fmt: skip
+        headers = [(b"host", rng.choice([b"127.0.0.1", b"localhost:80"] * 4 + [b"evil", b"\xff"])),
+                   (b"content-type", rng.choice([b"application/json"] * 9 + [b"text/plain", b"\xff"])),
+                   (b"content-length", rng.choice([str(len(body)).encode()] * 9 + [b"-1", b"9" * 30]))]  # fmt: skip
         scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http",
                  "method": rng.choice(["POST"] * 6 + ["GET", "PUT", "DELETE", "X"]), "path": path, "root_path": "",
                  "query_string": b"", "raw_path": path.encode(), "headers": headers,

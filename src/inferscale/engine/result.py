@@ -27,7 +27,7 @@ from inferscale.cost import Cost
 from inferscale.thinking import Thinking, thinking_for
 from inferscale.tree import FinishReason, Node, Problem, Step, Trajectory
 
-from .files import sealed, unsealed, write_atomically
+from .files import SEAL, sealed, unsealed, write_atomically
 
 FORMAT = "inferscale.SearchResult"
 VERSION = 1
@@ -180,9 +180,12 @@ class SearchResult:
                 data = json.loads(text)
             except ValueError as error:
                 raise ValueError(f"{path} is not a saved search result: {error}") from error
-            if isinstance(data, dict) and data.get("format") == FORMAT:
+            if isinstance(data, dict) and (SEAL in data or data.get("format") == FORMAT):
                 raise ValueError(f"{path} is damaged (its checksum is another): restore it, or search again")
-        return cls.from_dict(data)
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: the tree as a flat table of nodes, parents first."""
