@@ -191,6 +191,8 @@ def make_reward(
         own |= {"use_token_ids": True, "step_separator": None}
         if shares:
             return LikelihoodReward.from_generator(generator, **own)
+        if policy in embedded() and not load:
+            return LikelihoodReward(*zoo.load(policy), **own)
         return LikelihoodReward.from_pretrained(at_hand(policy), **own, **load)
     if text in embedded():
         tokens: dict[str, Any] = {"good_token": "<good>", "bad_token": "<bad>", "reduction": "min", **judged}

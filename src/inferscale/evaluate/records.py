@@ -262,7 +262,8 @@ def read_about(folder: Path) -> dict[str, Any] | None:
         except ValueError as error:
             about, why = {}, str(error)
         if isinstance(about, dict):
-            raise ValueError(f"{folder / ABOUT} is damaged ({why}): restore it, or give another folder")
+            raise ValueError(f"{folder / ABOUT} is damaged ({why}): restore it; or delete it, and the same evaluation "
+                             "writes it anew and goes on with the records, which are not touched")  # fmt: skip
     found = about.get("format") if isinstance(about, dict) else about
     if found != FORMAT:
         raise ValueError(f"{folder / ABOUT} is not the description of a run: format is {str(found)[:80]!r}")
