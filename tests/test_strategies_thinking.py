@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from inferscale import Generator, Step, Thinking, solve, solve_batch
-from inferscale.strategies import DEER, Dynasor, NoThinking, ShortMofK
+from inferscale import Generator, Node, Problem, Step, Thinking, solve, solve_batch
+from inferscale.engine.search import thinking_tokens
+from inferscale.strategies import DEER, Dynasor, NoThinking, RepeatedSampling, ShortMofK
 from inferscale.testing import ToyGenerator
 from inferscale.tree import branch_key
 
@@ -197,3 +198,28 @@ def test_a_chain_is_the_same_in_any_batch(strategy):
     together = [[leaf.text for leaf in r.leaves] for r in solve_batch(prompts, strategy, Thinker(steps, growing))]
     alone = [[leaf.text for leaf in solve(prompt, strategy, Thinker(steps, growing)).leaves] for prompt in prompts]
     assert together == alone
+
+
+def test_thinking_is_told_apart_on_the_bill():
+    result = solve("How many?", ShortMofK(2, 2), Thinker(lambda chain: thoughts(3, 4)))
+    assert result.cost.generated_tokens == 2 * (3 + 4 + 1 + 4)
+    assert result.cost.shares["thinking"].generated_tokens == 2 * (3 + 4 + 1)  # the end marker is a token of them
+    assert "thinking" not in solve("How many?", NoThinking(), Thinker(lambda chain: [])).cost.shares
+    assert "thinking" not in solve("How many?", RepeatedSampling(2), ToyGenerator()).cost.shares
+
+
+def test_tokens_of_thoughts_in_one_step():
+    root = Node(Problem("How many?"), thinking=THINKING)
+    ids = tuple(range(6))
+    whole = Step("ab cd\n</think>xyxyxyxy", ids, inner_ends=((6, 2), (22, 6)))
+    assert thinking_tokens(root, whole) == 2 + 4 / 2  # half of the second piece is the marker
+    assert thinking_tokens(root, Step("ab cd\n", ids)) == 6
+    assert thinking_tokens(root, Step("Wait ab\n", ids, num_tokens=4), "Wait") == 4  # two ids were forced
+    assert thinking_tokens(root, Step("ab</think>7.", ids, num_tokens=2), "ab</think>") == 0
+    after = Node(root.problem, Step("ab</think>", (0,)), root)
+    assert thinking_tokens(after, Step("The answer is 7.", ids)) == 0
+    assert thinking_tokens(after, Step(" \n", ids)) == 0
+    assert thinking_tokens(Node(root.problem), Step("<think>ab", ids)) == 0  # nothing tells
+    assert thinking_tokens(Node(root.problem, thinking=Thinking()), Step("<think>ab", ids)) == 6
+    assert thinking_tokens(Node(root.problem, thinking=Thinking()), Step("ab", ids)) == 0
+    assert thinking_tokens(Node(root.problem, thinking=Thinking("", "Answer:")), Step("ab", ids)) == 6

@@ -25,7 +25,9 @@ class Cost:
         num_generated: Samples drawn (steps or whole completions).
         num_scored: Nodes scored.
         shares: What of it was spent on generating something that is told apart: ``"ask"``, the side prompts
-            (`inferscale.flow.ask`), and, where `solve` was given several generators, each by its name.
+            (`inferscale.flow.ask`); ``"thinking"``, the sampled tokens of thoughts, where the search has a `Thinking`
+            (`generated_tokens` alone: what else thoughts cost is not told apart); and, where `solve` was given several
+            generators, each by its name.
     """
 
     prompt_tokens: int = 0

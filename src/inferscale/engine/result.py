@@ -298,7 +298,7 @@ class SearchResult:
         """
         from inferscale.viz.html import page
 
-        cost, silent = self.cost, self.abstentions
+        cost, silent, thought = self.cost, self.abstentions, self.cost.shares.get("thinking")
         why = f" ({silent.cut} cut, {silent.unread} unread)" if silent.abstaining else ""
         facts = {
             "problem": self.problem.prompt,
@@ -308,7 +308,9 @@ class SearchResult:
                 "side prompts" if name == "ask" else f"by {name}": f"{each.prompt_tokens:,} tokens read, "
                 f"{each.tokens:,} sampled, {each.generator_flops:.3g} FLOPs"
                 for name, each in cost.shares.items()
+                if name != "thinking"
             },
+            **({} if thought is None else {"thoughts": f"{thought.generated_tokens:,} of the sampled tokens"}),
             "FLOPs": f"{cost.generator_flops:.3g} generator, {cost.reward_flops:.3g} reward model",
             "seconds": f"{cost.seconds:.3g}",
             "stopped by": self.stopped_by or "the strategy",

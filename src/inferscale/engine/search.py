@@ -380,8 +380,10 @@ class Search:
         for request, steps in zip(requests, groups, strict=True):
             for name in filter(None, ("ask" if request.aside else None, request.generator)):
                 shares[name] = shares.get(name, Cost()) + _price(steps, each * len(steps), len(steps))
-        steps = [step for group in groups for step in group]
-        self.cost += replace(_price(steps, seconds, num_generated), shares=shares)
+        pairs = [(request, step) for request, steps in zip(requests, groups, strict=True) for step in steps]
+        if thought := sum(thinking_tokens(request.node, step, request.forced) for request, step in pairs):
+            shares["thinking"] = Cost(generated_tokens=thought)
+        self.cost += replace(_price([step for _, step in pairs], seconds, num_generated), shares=shares)
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -463,6 +465,27 @@ def _price(steps: Sequence[Step], seconds: float, num_generated: int) -> Cost:
         seconds=seconds,
         num_generated=num_generated,
     )
+
+
+def thinking_tokens(node: Node, step: Step, forced: str = "") -> int:
+    """Sampled tokens of a step after `node` that are thoughts, their markers included; 0 where no setting tells.
+
+    A piece that thoughts and answer share, an inner step or what was sampled as one, is divided by its characters.
+    """
+    thinking, begun = node.thinking, len(node.text)
+    if thinking is None or not thinking.end:
+        return 0
+    if not thinking.start:  # then it begins with thoughts
+        thinking = replace(thinking, prefilled=True)
+    finals = [(a - begun, b - begun) for is_thought, a, b in thinking.pieces(node.text + step.text) if not is_thought]
+    unsampled = len(step.token_ids) - step.generated_tokens if step.token_ids else 0  # ids of the forced text
+    whole, tokens = ((0, len(step.text)), (0, len(step.token_ids))), 0.0
+    for (start, end), (first, last) in step.inner_spans() or [whole]:
+        start = max(start, len(forced))
+        sampled = max(last - max(first, unsampled), 0) if step.token_ids else step.generated_tokens
+        answer = sum(max(min(end, b) - max(start, a), 0) for a, b in finals)
+        tokens += sampled * (1 - answer / max(end - start, 1))
+    return round(tokens)
 
 
 def _has_begun(step: Step, request: GenerateRequest) -> bool:

@@ -35,10 +35,10 @@ class GeneratorGroup(Generator):
         for name, generator in self.generators.items():
             if not isinstance(name, str) or not isinstance(generator, Generator):
                 raise TypeError(f"generator={{{name!r}: {generator!r:.80}}}: give generators by their names")
-        if not self.generators or "ask" in self.generators:
+        if not self.generators or not {"ask", "thinking"}.isdisjoint(self.generators):
             raise ValueError(
-                f"generator={{...}} has the names {list(self.generators)}: give at least one, and none called 'ask', "
-                "which is the line of side prompts on the bill"
+                f"generator={{...}} has the names {list(self.generators)}: give at least one, and none called 'ask' or "
+                "'thinking', which are lines on the bill"
             )
         each = self.generators.values()
         self.concurrent = all(generator.concurrent for generator in each)
