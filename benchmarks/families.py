@@ -1,5 +1,7 @@
 """Every causal architecture of the installed transformers, small and random, judged: ``python -m benchmarks.families``.
 
+``--jobs 2`` judges two families at a time; ``--page docs/families.md`` writes the documentation's page.
+
 For each family of ``AutoModelForCausalLM`` a model of a few thousand weights is made from its own configuration class,
 of which the sizes are replaced. Weights that are equal throughout (zeros, ones) are perturbed, so that nothing hides
 behind them, and windows, chunks and top-k selections are so short that the rows pass them. The table says for each:
@@ -17,13 +19,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import multiprocessing
 import random
+import re
 import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +186,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     **{key: {"head_dim": 8} for key in ["hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"]},
+    "lfm2": {"layer_types": ["conv", "conv", _FULL, "conv"]},
     "lfm2_moe": {"layer_types": ["conv", _FULL, "conv", _FULL]},
     "lfm3": {"layer_types": ["conv", _FULL, "conv", _SLIDING], "sliding_window": 12},
     "nemotron": {"num_key_value_heads": 2},
@@ -385,9 +391,12 @@ def judge(family: str, generate: bool = True, seeds: int = 3) -> Verdict:
     verdict = Verdict(family)
     for seed in range(seeds):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
                 verdict = _judged(family, small_model(family, seed), generate)
+            reasons = [str(w.message).partition("equal results: ")[2] for w in warned]
+            reason = " ".join(next(filter(None, reasons), "").split())
+            verdict = replace(verdict, note=verdict.note or reason[:150])
         except Exception as error:  # one family in trouble is a row of the table
             place = traceback.extract_tb(error.__traceback__)[-1]
             said = " ".join(str(error).split())[:150]
@@ -481,14 +490,69 @@ def flops_ratio(model: Any) -> float | None:
     return max(ratios, key=lambda ratio: abs(ratio - 1), default=None)
 
 
+SIGNS = {True: "yes", False: "NO", None: "-"}
+
+
 def row(verdict: Verdict) -> str:
     """A line of the table."""
-    signs = {True: "yes", False: "NO", None: "-"}
-    cells = [signs[x] for x in (verdict.forward, verdict.generate, verdict.batch, verdict.tree)]
+    cells = [SIGNS[x] for x in (verdict.forward, verdict.generate, verdict.batch, verdict.tree)]
     flops = "-" if verdict.flops is None else f"{verdict.flops:.4f}"
     return (
         f"{verdict.family:26} {verdict.path:6} " + " ".join(f"{c:>8}" for c in cells) + f" {flops:>8}  {verdict.note}"
     )
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """The counts."""
+    judged = [v for v in verdicts if v.forward is not None]
+    return (
+        f"{len(judged)} of {len(verdicts) + len(EXCEPTIONS)} families judged, "
+        f"{sum(v.path == 'tree' for v in judged)} share prefixes, {sum(v.is_silent for v in judged)} differ, "
+        f"{sum(v.flops == 0 for v in judged)} cost 0 FLOPs"
+    )
+
+
+_PAGE = """# Model families
+
+Every causal architecture of transformers {version}, small and random in float32, with windows, chunks and selections so
+short that the rows pass them: {summary}. Written by
+
+    python -m benchmarks.families --no-generate --jobs 2 --page docs/families.md
+
+* path: `tree` if prefixes are shared, `plain` if not;
+* forward: greedy and sampled steps have the log-probabilities of whole forwards of their own row, without a cache;
+* batch: rows alone and in a batch of rows of other lengths give equal tokens;
+* tree: a search that forks and comes back gives equal trees with and without shared prefixes;
+* FLOPs: what is charged over an operator-by-operator count of the model's own forward, the one farthest from 1 of a
+  prompt and of a further token.
+
+| family | path | forward | batch | tree | FLOPs | why not shared, or what differs |
+|---|---|---|---|---|---|---|
+{rows}
+
+Not judged:
+
+{exceptions}
+"""
+
+
+def page(verdicts: Sequence[Verdict]) -> str:
+    """The page of the documentation."""
+    rows = []
+    for v in verdicts:
+        flops = "-" if v.flops is None else f"{v.flops:.4f}"
+        note = (v.note or DIFFERENCES.get(v.family, "") or ESTIMATED.get(v.family, "")).replace("|", "/")
+        note = re.sub(r"[<>*_`]", "", note) if v.note else note
+        cells = (v.family, v.path, SIGNS[v.forward], SIGNS[v.batch], SIGNS[v.tree], flops, note)
+        rows.append(f"| {' | '.join(cells)} |")
+    exceptions = [f"* {family}: {reason}" for family, reason in EXCEPTIONS.items()]
+    parts = {"version": transformers.__version__, "summary": summary(verdicts)}
+    return _PAGE.format(rows="\n".join(rows), exceptions="\n".join(exceptions), **parts)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
 
 
 def main() -> None:
@@ -496,23 +560,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("families", nargs="*", help="some of them; all by default")
     parser.add_argument("--no-generate", action="store_true", help="leave out transformers' generate")
+    parser.add_argument("--jobs", type=int, default=1, help="families judged at a time, on a thread each")
+    parser.add_argument("--page", type=Path, help="where to write the documentation's page")
     options = parser.parse_args()
-    transformers.logging.set_verbosity_error()
     started, verdicts = time.perf_counter(), []
     print(f"{'family':26} {'path':6} {'forward':>8} {'generate':>8} {'batch':>8} {'tree':>8} {'flops':>8}")
-    for family in options.families or FAMILIES:
-        if family in EXCEPTIONS:
-            continue
-        verdicts.append(judge(family, not options.no_generate))
-        print(row(verdicts[-1]), flush=True)
-    judged = [v for v in verdicts if v.forward is not None]
-    print(
-        f"{len(judged)} of {len(options.families or FAMILIES)} families judged, "
-        f"{sum(v.path == 'tree' for v in judged)} share prefixes, {sum(v.is_silent for v in judged)} differ, "
-        f"{sum(v.flops == 0 for v in judged)} cost 0 FLOPs; {time.perf_counter() - started:.0f} s"
-    )
+    names = [family for family in options.families or FAMILIES if family not in EXCEPTIONS]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, context, _start_worker) as pool:
+        for verdict in pool.map(partial(judge, generate=not options.no_generate), names):
+            verdicts.append(verdict)
+            print(row(verdict), flush=True)
+    print(f"{summary(verdicts)}; {time.perf_counter() - started:.0f} s")
     for family, reason in EXCEPTIONS.items():
         print(f"not judged: {family}, {reason}")
+    if options.page is not None:
+        options.page.write_text(page(verdicts))
 
 
 if __name__ == "__main__":

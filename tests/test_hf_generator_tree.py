@@ -154,7 +154,17 @@ def test_models_that_do_not_fit_are_run_plainly_and_say_so(family):
     assert picture(wander(gen)) == picture(wander(generator(model=gen.model, cache="none")))
 
 
-SHARED = ["mistral_window", "gemma2", "gpt_oss", "gemma3_text", "deepseek_v3", "qwen2"]
+SHARED = [
+    "mistral_window",
+    "gemma2",
+    "gpt_oss",
+    "gemma3_text",
+    "deepseek_v3",
+    "qwen2",
+    "gemma4_text",  # layers of two widths
+    pytest.param("gemma3n_text", marks=pytest.mark.slow),  # layers that attend to the keys of an earlier one
+    pytest.param("mimo_v2_flash", marks=pytest.mark.slow),  # layers with more heads of keys than others
+]
 
 
 def shared_model(family):

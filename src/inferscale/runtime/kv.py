@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ class Piece:
 
     Attributes:
         ids: The tokens.
-        kv: `[layers, 2, kv_heads, tokens, head_dim]`; ``None`` if there are no tokens, or nothing can follow them.
+        kv: `[layers, 2, kv_heads, tokens, head_dim]` of the layers that hold some, with room for the most heads and the
+            widest ones; ``None`` if there are no tokens, or nothing can follow them.
         note: Numbers that belong to the tokens beside them.
         states: Recurrent and convolution states after the last token; empty if the model has none, ``None`` if they are
             not held.
@@ -291,6 +293,7 @@ class Plan(StateHolder, Cache, ABC):
         self.layer = -1
         self.attended: list[int] = []
         self.layer_numbers = layers
+        self._newest: dict[int, ReferenceType[Tensor]] = {}  # each layer's newest keys, as the model has them
         self._places = {layer: place for place, layer in enumerate(layers)}
 
     @property
@@ -317,7 +320,14 @@ class Plan(StateHolder, Cache, ABC):
     ) -> tuple[Tensor, Tensor]:
         """The new keys and values alone; `attend` brings in the others."""
         self.layer = self._places[layer_idx]
+        self._newest[self.layer] = ref(key_states)
         return key_states, value_states
+
+    def turn_to(self, key: Tensor) -> None:
+        """Makes `layer` the one that these keys are of: some layers attend to an earlier one's (Gemma 3n and 4)."""
+        newest = self._newest.get(self.layer)
+        if newest is None or newest() is not key:
+            self.layer = next((place for place, known in self._newest.items() if known() is key), self.layer)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions are always given."""
@@ -357,6 +367,7 @@ def tree_attention(
     width, more = value.shape[-1], query.shape[-1] - value.shape[-1]
     if plan is None or kwargs.get("position_bias") is not None or more < 0:
         raise UnsupportedModelError("attention with a position bias or an unknown layout")
+    plan.turn_to(key)
     plan.attended.append(plan.layer_numbers[plan.layer])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = Scores(scale, kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux"))
@@ -447,11 +458,14 @@ class PromptPlan(Plan):
         kv: Keys and values of each prompt, the prefix included, `[layers, 2, kv_heads, tokens, head_dim]`.
     """
 
-    def __init__(self, lengths: Sequence[int], layers: Sequence[int], prefix: Piece) -> None:
+    def __init__(
+        self, lengths: Sequence[int], layers: Sequence[int], prefix: Piece, most: tuple[int, int] = (1, 1)
+    ) -> None:
+        """Begins without keys and values; `most` is the most heads of a layer and the widest one's width."""
         super().__init__(layers)
         ends = list(accumulate(lengths))
         self._spans = list(zip([0, *ends], ends, strict=False))  # of each prompt in the packed sequence
-        self._prefix = prefix
+        self._prefix, self._most = prefix, most
         self.kv: list[Tensor] = []
 
     def keys_and_values(self, device: torch.device) -> list[Tensor]:
@@ -472,25 +486,36 @@ class PromptPlan(Plan):
 
         return PackedRows(len(lengths), causal + shared, executed, len(self._prefix), windowed)
 
+    def _make_room(self, key: Tensor) -> None:
+        """Room for this layer's keys `[kv_heads, tokens, head_dim]`, the first time, or where the layers differ."""
+        heads, width = max(key.shape[0], self._most[0]), max(key.shape[2], self._most[1])
+        if self.kv and (heads, width) == self._most:
+            return
+        before, past, self._most = self.kv, len(self._prefix), (heads, width)
+        # Zeros, for what a narrower layer leaves is copied with the rest.
+        shapes = [(len(self.layer_numbers), 2, heads, past + stop - start, width) for start, stop in self._spans]
+        self.kv = [key.new_zeros(shape) for shape in shapes]
+        for new, old in zip(self.kv, before, strict=False):
+            new[:, :, : old.shape[2], :, : old.shape[4]] = old
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each prompt against itself and the prefix."""
         query, key, value = query[0], key[0], value[0]
-        past, heads = len(self._prefix), key.shape[0]
-        if not self.kv:
-            layers, heads, width = len(self.layer_numbers), key.shape[0], key.shape[2]
-            self.kv = [key.new_empty(layers, 2, heads, past + b - a, width) for a, b in self._spans]
+        past, (heads, _, width) = len(self._prefix), key.shape
+        self._make_room(key)
         outputs = []
-        for (start, stop), kv in zip(self._spans, self.kv, strict=True):
-            kv[self.layer, 0, :, past:], kv[self.layer, 1, :, past:] = key[:, start:stop], value[:, start:stop]
-            tokens, seen, mask = stop - start, kv.shape[3], None
+        for (start, stop), every in zip(self._spans, self.kv, strict=True):
+            kv = every[self.layer, :, :heads, :, :width]
+            kv[0, :, past:], kv[1, :, past:] = key[:, start:stop], value[:, start:stop]
+            tokens, seen, mask = stop - start, kv.shape[2], None
             is_short = scores.window is None or scores.window >= seen
             if self._prefix.kv is not None:
-                kv[self.layer, :, :, :past] = self._prefix.kv[self.layer]
+                kv[:, :, :past] = self._prefix.kv[self.layer, :, :heads, :, :width]
             if self._prefix.kv is not None or not is_short or scores.sinks is not None or scores.cap is not None:
                 mask = torch.ones(tokens, seen, dtype=torch.bool, device=key.device).tril_(past)
                 if scores.window is not None:
                     mask.triu_(past - scores.window + 1)
-            one, (k, v) = query[:, start:stop], kv[self.layer]
+            one, (k, v) = query[:, start:stop], kv
             if scores.sinks is None and scores.cap is None:
                 options: dict[str, Any] = {"scale": scores.scale, "enable_gqa": query.shape[0] != key.shape[0]}
                 attention = torch.nn.functional.scaled_dot_product_attention
@@ -716,6 +741,11 @@ class Share:
         return self._index[heads, group]
 
 
+def narrowed(kv: Tensor, heads: int, width: int) -> Tensor:
+    """The part of keys or values `[rows, kv_heads, tokens, head_dim]` that a layer of this shape uses."""
+    return kv if kv.shape[1] == heads and kv.shape[3] == width else kv[:, :heads, :, :width]
+
+
 class RowPlan(Plan):
     """New tokens of some rows of a batch, in ascending order, packed row by row.
 
@@ -798,11 +828,12 @@ class RowPlan(Plan):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         """Each token against its problem's prompt and its row's own tokens up to itself."""
-        keys, values = self._batch.layers[self.layer]
+        _, heads, _, width = key.shape
+        keys, values = (narrowed(x, heads, width) for x in self._batch.layers[self.layer])
         self._store(keys, values, key, value)
         window = self._narrowing(scores.window)
         out, lse = self._private(query, keys, values, scores, window)
-        parts = [self._shared(query, key.shape[1], share, scores, window) for share in self._shares]
+        parts = [self._shared(query, heads, share, scores, window) for share in self._shares]
         if parts:
             shared, shared_lse = parts[0] if len(parts) == 1 else (torch.cat(part) for part in zip(*parts, strict=True))
             # The softmax over both sets of keys: each part weighs as the sum of its exponentials.
@@ -834,7 +865,7 @@ class RowPlan(Plan):
             shape = share.tokens[1] - share.tokens[0], heads, group
             out = query.new_zeros(*shape, query.shape[3])
             return out, torch.full(shape, -torch.inf, device=query.device)
-        key, value = slots.layers[self.layer]
+        key, value = (narrowed(x, heads, query.shape[3]) for x in slots.layers[self.layer])
         if lowest:
             key, value = key[:, :, lowest:], value[:, :, lowest:]
         bias, blind = slots.bias, share.blind

@@ -150,7 +150,7 @@ class Session:
                 self._forward(plan, ids, np.zeros(1, dtype=int), None)
                 states = plan.states_after()
                 self._attending = sorted(set(plan.attended))
-                if not states and plan.attended != list(range(self._layers)):
+                if not states and len(plan.attended) != self._layers:
                     said = f"{len(plan.attended)} of {self._layers} layers attend through AttentionInterface"
                     raise UnsupportedModelError(said)
                 if self._attending and "position_ids" not in self._parameters:
@@ -200,8 +200,8 @@ class Session:
         filled = [ids for ids in endings if ids]
         if not filled:
             return [prefix for _ in endings]
-        like = self._known[1]
-        plan = PromptPlan([len(ids) for ids in filled], self._attending, prefix)
+        one, like = self._known
+        plan = PromptPlan([len(ids) for ids in filled], self._attending, prefix, (one.shape[2], one.shape[4]))
         if prefix.states:
             plan.states = like.of_rows([prefix.states] * len(filled))
         packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
