@@ -12,9 +12,11 @@ from inferscale.cost import Budget
 from inferscale.engine import Solver, solve, solve_batch
 from inferscale.flow import GenerateRequest, expand
 from inferscale.generators import HFGenerator
+from inferscale.rewards import HFProcessRewardModel
 from inferscale.runtime import decoding
-from inferscale.strategies import DVTS, MCTS, REBASE, BeamSearch, RepeatedSampling
+from inferscale.strategies import ABMCTS, DVTS, MCTS, REBASE, BeamSearch, ParticleFilter, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+from tests.reward_checkpoints import classifier
 from tests.tiny_models import byte_tokenizer, root, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
@@ -225,6 +227,27 @@ def test_one_generate_a_round_serves_a_generator_of_ones_own():
     assert {(step.finish_reason, step.text) for step in found[1]} == {("budget", "")}
 
 
+def test_the_toys_session_hands_over_the_shortest_first_and_all_that_generate_gives():
+    toy, requests = ToyGenerator(ragged=True), requests_of(n=3)
+    with toy.open() as sampling:
+        tickets = [sampling.submit(request) for request in requests[:2]]
+        steps = {(ticket, index): step for ticket, index, step in sampling.collect()}
+        lengths = [max(step.generated_tokens for step in steps.values())]
+        assert len(steps) < 6
+        tickets.append(sampling.submit(requests[2]))
+        while ended := sampling.collect():
+            assert {step.generated_tokens for ticket, _, step in ended if ticket in tickets[:2]} <= set(
+                range(lengths[-1] + 1, 99)
+            )
+            lengths += [step.generated_tokens for ticket, _, step in ended if ticket in tickets[:2]][-1:]
+            steps |= {(ticket, index): step for ticket, index, step in ended}
+        dropped = sampling.submit(requests[3])
+        sampling.cancel(dropped)
+        assert {(t, step.finish_reason) for t, _, step in sampling.collect()} == {(dropped, "budget")}
+    assert in_order(tickets, steps) == ToyGenerator().generate(requests[:3])
+    assert toy.calls == 2
+
+
 # -- searches --------------------------------------------------------------------------------------------------------
 
 
@@ -259,6 +282,20 @@ def test_trees_scores_and_bills_are_those_of_rounds(strategy, budget):
     assert [content(result) for result in found] == [content(result) for result in expected]
     assert all(budget is None or budget.tokens is None or result.cost.tokens <= budget.tokens for result in found)
     assert session.stats.decoded_tokens == rounds.stats.decoded_tokens
+
+
+@pytest.mark.parametrize("strategy", [REBASE(4), MCTS(3), ABMCTS(4), ParticleFilter(3)], ids=repr)
+def test_with_a_judge_that_keeps_prefixes_all_ways_give_one_tree_and_one_bill(strategy):
+    def results(cls, prompts):
+        judge = HFProcessRewardModel(classifier(byte_tokenizer()), byte_tokenizer(), format="trl")
+        found = solve_batch(prompts, strategy, generator(cls, max_new_tokens=16), reward_model=judge)
+        assert sum(result.cost.reward_flops for result in found) > 0
+        nodes = [[(n.key, n.text, n.step and n.step.flops) for n in result.root.walk()] for result in found]
+        return [(own, r.answer, replace(r.cost, seconds=0)) for own, r in zip(nodes, found, strict=True)]
+
+    together = results(HFGenerator, PROMPTS[:3])
+    assert together == results(InRounds, PROMPTS[:3])
+    assert together[1:2] == results(HFGenerator, PROMPTS[1:2])
 
 
 def test_a_search_is_told_and_recorded_before_the_slowest_has_ended(tmp_path):

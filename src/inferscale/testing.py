@@ -12,7 +12,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, SearchStrategy
+from .base import Aggregator, Generator, ProcessRewardModel, RewardModel, Sampling, SearchStrategy, Ticket
 from .cost import Budget, Cost
 from .engine import solve, solve_batch
 from .flow import GenerateRequest
@@ -39,19 +39,25 @@ class ToyGenerator(Generator):
     Attributes:
         depth: Steps before the answer; ``None`` never ends.
         num_answers: Number of different answers.
-        calls: Number of `generate` calls so far.
+        calls: Number of `generate` calls so far; of a session, times that it began what it was asked.
+        ragged: True hands samples over one by one, the shortest first, in a session; else `generate` answers in rounds.
     """
 
     depth: int | None = 3
     num_answers: int = 4
     calls: int = 0
-    no_effect = frozenset({"calls"})
+    ragged: bool = False
+    no_effect = frozenset({"calls", "ragged"})
     takes_temperature = True
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Steps that depend on each request's prefix and draw numbers alone."""
         self.calls += 1
         return [[self._sample(request, draw) for draw in range(request.n)] for request in requests]
+
+    def open(self) -> Sampling:
+        """A session."""
+        return _Ragged(self) if self.ragged else super().open()
 
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
         """Five tokens for a step."""
@@ -112,6 +118,51 @@ class ToyGenerator(Generator):
             if self.depth is None and depth > limit:
                 yield ["cut "], "length"
                 return
+
+
+class _Ragged(Sampling):
+    """Hands the samples of a toy over when as many tokens were drawn of each as the shortest has."""
+
+    def __init__(self, toy: ToyGenerator) -> None:
+        self._toy = toy
+        self._new: list[Ticket] = []
+        self._left: dict[tuple[Ticket, int], tuple[Step, int]] = {}  # what each sample will be, and tokens until then
+        self._cut: list[tuple[Ticket, int, Step]] = []
+
+    def submit(self, request: GenerateRequest) -> Ticket:
+        """Take a request."""
+        self._new.append(Ticket(request))
+        return self._new[-1]
+
+    def collect(self) -> list[tuple[Ticket, int, Step]]:
+        """Draw tokens until a sample has ended."""
+        if self._new:
+            new, self._new = self._new, []
+            for ticket, steps in zip(new, self._toy.generate([ticket.request for ticket in new]), strict=True):
+                self._left |= {(ticket, draw): (step, step.generated_tokens) for draw, step in enumerate(steps)}
+        for ticket in {ticket for ticket, _ in self._left if ticket.request.is_over}:
+            self.cancel(ticket)
+        if not self._cut:
+            tokens = min((tokens for _, tokens in self._left.values()), default=0)
+            self._cut = [(*sample, step) for sample, (step, left) in self._left.items() if left == tokens]
+            self._left = {sample: (step, left - tokens) for sample, (step, left) in self._left.items() if left > tokens}
+        ended, self._cut = self._cut, []
+        return ended
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Let the samples of a request end with their first token, or before they have begun."""
+        if ticket in self._new:
+            self._new.remove(ticket)
+            self._cut += [(ticket, draw, Step("", finish_reason="budget")) for draw in range(ticket.request.n)]
+        draws = [draw for other, draw in self._left if other is ticket]
+        over = replace(ticket.request, deadline=0.0)
+        self._cut += [(ticket, draw, self._toy._sample(over, draw)) for draw in draws]
+        for draw in draws:
+            del self._left[ticket, draw]
+
+    def close(self) -> None:
+        """Drop everything."""
+        self._new, self._left, self._cut = [], {}, []
 
 
 @dataclass
@@ -405,7 +456,7 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
     """Run `strategy` on toy models and raise an `AssertionError` that says which promise it breaks.
 
     The promises: the same seed gives the same tree; all that is drawn, for side prompts too, depends on seed and
-    problem; a problem's tree is the same alone and in any batch; any budget
+    problem; a problem's tree is the same alone and in any batch, whichever samples come first; any budget
     stops it with the best so far, and so does a cancellation, after which its journal leads to the whole tree; it
     survives a generator that ends at once, never ends, fails, or returns empty steps, and texts in which no answer is
     found; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
@@ -441,6 +492,8 @@ def _check_batch(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
         alone = _solve(strategy, [prompt], ToyGenerator())
         assert alone == [expected], f"{strategy!r}: {prompt!r} alone and in a batch give different trees"
     assert together == _solve(strategy, prompts, ToyGenerator(), batch_size=2), f"{strategy!r}: batch_size matters"
+    ragged = _solve(strategy, prompts, ToyGenerator(ragged=True))
+    assert together == ragged, f"{strategy!r}: it matters which samples come first"
 
 
 def _requests(strategy: SearchStrategy, prompt: str, seed: int = 0) -> list[GenerateRequest]:

@@ -105,12 +105,6 @@ class Asked:
     seconds: float = 0.0
     tickets: dict[Ticket, tuple[int, int]] = field(default_factory=dict)
 
-    @property
-    def num_open_steps(self) -> int:
-        """Number of samples that have not ended, and will soon: whole completions may take long."""
-        pairs = zip(self.requests, self.steps, strict=True)
-        return sum(request.n - len(known) for request, known in pairs if request.until == "step")
-
 
 _LOOK = 1.0
 """Seconds between two looks at sessions of which one does not wait for samples alone."""
@@ -119,8 +113,8 @@ _LOOK = 1.0
 class Scheduler:
     """Answers what searches ask for: each goes on as soon as its own samples, or scores, are there.
 
-    All samples are asked of one session of the generator. Nodes are scored in batches: when at least half as many wait
-    for a score as steps are being drawn. With models in this process all of it is decided by counts and never by a
+    All samples are asked of one session of the generator. Nodes are scored in batches: when at least as many wait for a
+    score as steps are being drawn. With models in this process all of it is decided by counts and never by a
     clock, so that the same call makes the same batches again. A `concurrent` reward model is asked for each search
     apart, at once and in a thread, while others sample.
 
@@ -162,8 +156,8 @@ class Scheduler:
 
     def _idle(self, active: Collection[Search]) -> list[Search]:
         """The searches that wait for no answer."""
-        busy = {*self._asked, *(search for search, _ in self._scoring.values())}
-        return [search for search in active if search not in busy]
+        judged = {search for search, _ in self._scoring.values()}
+        return [search for search in active if search not in self._asked and search not in judged]
 
     def _unscored(self, active: Collection[Search]) -> list[tuple[Search, Sequence[Node]]]:
         """The searches whose nodes wait for a score, with those."""
@@ -176,9 +170,10 @@ class Scheduler:
 
     def _is_worth_a_call(self, unscored: Sequence[tuple[Search, Sequence[Node]]]) -> bool:
         """True if so many nodes wait that those of the steps that are being drawn need not be waited for."""
-        steps = sum(asked.num_open_steps for asked in self._asked.values())
+        # whole completions may take long, and are not waited for
+        steps = sum(asked.num_open for asked in self._asked.values() if asked.requests[0].until == "step")
         waiting = sum(len(nodes) for _, nodes in unscored)
-        return 2 * waiting >= steps or any(search.stopped_by is not None for search, _ in unscored)
+        return waiting >= steps or any(search.stopped_by is not None for search, _ in unscored)
 
     def watch(self, on_tokens: Callable[[int], object]) -> None:
         """Have tokens told as they are drawn, by generators that can."""
