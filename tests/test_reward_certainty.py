@@ -60,7 +60,7 @@ def test_no_forward_holds_more_logits_than_it_may_and_scores_stay_the_same(monke
         monkeypatch.setattr(scorer, "MAX_LOGITS", limit)
         sizes.clear()
         found = LikelihoodReward.from_generator(generator, cache=cache).step_scores(nodes)
-        assert max(sizes) <= (limit if cache == "tree" else max(limit, most // len(nodes)))  # whole rows at least
+        assert max(sizes) <= limit
         for row, other in zip(found, whole, strict=True):
             assert row == pytest.approx(other, rel=1e-5)
     handle.remove()

@@ -281,22 +281,24 @@ class BatchScorer(PathScorer):
             half = len(batch) // 2
             return self._run(batch[:half]) + self._run(batch[half:])
         ids, mask = padded([path.ids for path in batch], 0, self._model.device)
-        options: dict[str, Any] = {}
-        if "logits_to_keep" in self._parameters:  # the head runs only where some row has a mark
-            options["logits_to_keep"] = torch.tensor(positions, dtype=torch.long, device=ids.device)
-        else:
-            positions = list(range(ids.shape[1]))
         if alike_in_rope(self._model.config, ids.shape[1]):
             forget_longer_rows(self._model.modules())
-        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
-        # logits: [rows, positions, outputs]; out of them [marks of all rows, outputs]
-        column = {position: i for i, position in enumerate(positions)}
-        row_index = [i for i, places in enumerate(marks) for _ in places]
-        columns = [column[mark] for places in marks for mark in places]
-        targets = [t for path in batch for part in path.parts for t in part.targets]
-        values = self._token_score(
-            logits[row_index, columns].float(), torch.tensor(targets, dtype=torch.long, device=ids.device)
-        ).tolist()
+        keeps = "logits_to_keep" in self._parameters  # then the head runs only where some row has a mark
+        # One long row is read once for each window of its marks: their outputs would not fit beside each other.
+        window = max(MAX_LOGITS // num_outputs(self._model), 1) if keeps and len(batch) == 1 else len(positions)
+        rows = [i for i, places in enumerate(marks) for _ in places]
+        flat = [mark for places in marks for mark in places]
+        targets = torch.tensor([t for path in batch for part in path.parts for t in part.targets], dtype=torch.long)
+        values: list[float] = []
+        for start in range(0, len(positions), window):
+            kept = positions[start : start + window]
+            options = {"logits_to_keep": torch.tensor(kept, device=ids.device)} if keeps else {}
+            logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False, **options).logits
+            # logits: [rows, positions, outputs]; out of them [marks of all rows, outputs]
+            column = {position: i for i, position in enumerate(kept if keeps else range(ids.shape[1]))}
+            here = slice(start, start + window) if len(batch) == 1 else slice(None)
+            chosen = logits[rows[here], [column[mark] for mark in flat[here]]].float()
+            values += self._token_score(chosen, targets[here].to(ids.device)).tolist()
         return split(values, [len(places) for places in marks])
 
 
