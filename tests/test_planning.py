@@ -7,7 +7,7 @@ import pytest
 
 import inferscale as isc
 from inferscale.scaling import Measured, Race, candidates
-from inferscale.scaling.planning import Pool, usual_votes, written
+from inferscale.scaling.planning import Pool, usual_votes
 from inferscale.scaling.race import chances_of_best, problems_to_tell, wealth_against, wilson
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 
@@ -178,12 +178,13 @@ def test_a_plan_resumes_from_its_runs_without_sampling_again(tmp_path):
     assert [t.accuracy for t in in_memory.tried] == [t.accuracy for t in plan.tried]
 
 
-def test_the_lines_that_run_a_choice(tmp_path):
+def test_the_lines_that_run_a_choice_are_those_of_the_plan():
     plan = toy_plan()
     for choice in plan.choices:
-        line = plan.python(choice.budget)
-        assert f"isc.strategies.{written(choice.configuration.strategy)}" in line
-        compile(line, "plan", "exec")
+        names = {"problems": PROBLEMS[:3], "generator": ToyGenerator(), "reward_model": ToyProcessReward()}
+        exec(plan.python(choice.budget), names)
+        by_plan = isc.solve_batch(PROBLEMS[:3], plan, ToyGenerator(), budget=choice.budget)
+        assert [r.text for r in names["results"]] == [r.text for r in by_plan]
         assert "--strategy" in plan.command(choice.budget)
 
 
@@ -211,6 +212,11 @@ def test_several_generators_and_rewards_race_by_name():
                     reward_model={"toy": ToyReward()}, strategies=[isc.RepeatedSampling(4)])  # fmt: skip
     assert {t.configuration.generator for t in plan.tried} == {"rich", "poor"}
     assert {t.configuration.reward for t in plan.tried} == {None, "toy"}
+    chosen = {"rich": ToyGenerator(), "poor": Poor()}[plan.choices[0].configuration.generator]
+    by_name = isc.solve_batch(PROBLEMS[:3], plan, {"rich": ToyGenerator(), "poor": Poor()})
+    assert [r.text for r in by_name] == [r.text for r in isc.solve_batch(PROBLEMS[:3], plan, chosen)]
+    with pytest.raises(ValueError, match="give it by that name"):
+        isc.solve(PROBLEMS[0], plan, {"other": chosen})
 
 
 @pytest.mark.parametrize(

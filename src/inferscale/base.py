@@ -391,8 +391,8 @@ class Planned(ABC):
     @abstractmethod
     def parts_for(
         self, generator: Generator, reward_model: RewardModel | None, budget: Budget | None
-    ) -> tuple[SearchStrategy, RewardModel | None, Aggregator]:
-        """Return strategy, reward model and aggregator for a budget.
+    ) -> tuple[SearchStrategy, Generator, RewardModel | None, Aggregator]:
+        """Return strategy, generator (of several given by name, one), reward model and aggregator for a budget.
 
         Raises:
             ValueError: If the choice does not fit the generator or the reward model, or there is none.

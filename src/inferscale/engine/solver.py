@@ -104,7 +104,7 @@ class Solver:
         if isinstance(self.strategy, Planned):
             if self.aggregator is not None:
                 raise ValueError(f"a plan chooses the vote: leave out aggregator={self.aggregator!r}")
-            names, parts = ("strategy", "reward_model", "aggregator"), self.strategy.parts_for
+            names, parts = ("strategy", "generator", "reward_model", "aggregator"), self.strategy.parts_for
             chosen = dict(zip(names, parts(self.generator, self.reward_model, self.budget), strict=True))
             for name, part in {**chosen, "budget": None}.items():
                 object.__setattr__(self, name, part)

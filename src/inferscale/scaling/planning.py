@@ -28,6 +28,7 @@ from inferscale.base import (
 from inferscale.cost import Budget, Price
 from inferscale.engine.files import write_atomically
 from inferscale.engine.result import SearchResult, voted
+from inferscale.engine.several import GeneratorGroup
 from inferscale.engine.solver import Solver, as_problems
 from inferscale.evaluate.parts import make_strategy, make_vote
 from inferscale.evaluate.records import graded
@@ -210,21 +211,25 @@ class Plan(Planned):
 
     def parts_for(
         self, generator: Generator, reward_model: RewardModel | None, budget: Budget | None
-    ) -> tuple[SearchStrategy, RewardModel | None, Aggregator]:
-        """Strategy, reward model and vote of a budget; see `Planned`.
+    ) -> tuple[SearchStrategy, Generator, RewardModel | None, Aggregator]:
+        """Strategy, generator, reward model and vote of a budget; see `Planned`.
 
         Raises:
             ValueError: If the choice needs another generator or reward model than what is given.
         """
         chosen = self.choose(budget).configuration
+        if isinstance(generator, GeneratorGroup):
+            if chosen.generator not in generator.generators:
+                raise ValueError(f"the plan chose the generator {chosen.generator}: give it by that name")
+            generator = generator.generators[chosen.generator]
         self._check("generators", chosen.generator, generator)
         if chosen.reward is None:
-            return chosen.strategy, None, chosen.aggregator
+            return chosen.strategy, generator, None, chosen.aggregator
         judge = reward_model if reward_model is not None else self.rewards.get(chosen.reward)
         if judge is None:
             raise ValueError(f"{chosen.name} reads scores: pass reward_model=... ({chosen.reward})")
         self._check("reward models", chosen.reward, judge)
-        return chosen.strategy, judge, chosen.aggregator
+        return chosen.strategy, generator, judge, chosen.aggregator
 
     def _check(self, kind: str, name: str, part: object) -> None:
         apart = compare(self.parts[kind][name], json.loads(json.dumps(identity_of(part), default=str))).changed
@@ -255,11 +260,12 @@ class Plan(Planned):
         """Lines of Python that run the choice of a budget on ``problems`` with ``generator`` and ``reward_model``."""
         chosen = self.choose(budget).configuration
         judged = "" if chosen.reward is None else ", reward_model=reward_model"
-        strategy, vote = (_call(part) for part in (chosen.strategy, chosen.aggregator))
-        comment = f"  # generator: {chosen.generator}" + (f", reward_model: {chosen.reward}" if chosen.reward else "")
+        strategy, vote = chosen.strategy, chosen.aggregator
+        named = f"  # generator: {chosen.generator}" + (f", reward_model: {chosen.reward}" if chosen.reward else "")
         return (
-            f"import inferscale as isc{comment}\n\n"
-            f"results = isc.solve_batch(problems, {strategy}, generator{judged}, aggregator={vote})"
+            f"from inferscale import solve_batch{named}\n{_import(vote)}\n{_import(strategy)}\n\n"
+            f"results = solve_batch(\n    problems, {written(strategy)}, generator{judged},\n"
+            f"    aggregator={written(vote)},\n)"
         )
 
     def command(self, budget: Budget | None = None) -> str:
@@ -796,11 +802,12 @@ def written(part: SearchStrategy | Aggregator) -> str:
     return f"{type(part).__name__}({', '.join(shown)})"
 
 
-def _call(part: SearchStrategy | Aggregator) -> str:
-    """`written`, for a program that has imported inferscale as ``isc``."""
-    if not type(part).__module__.startswith("inferscale."):
-        return written(part)
-    return ("isc.strategies." if isinstance(part, SearchStrategy) else "isc.aggregators.") + written(part)
+def _import(part: SearchStrategy | Aggregator) -> str:
+    """The line that imports the class of a part; ours from where they are public."""
+    home = type(part).__module__
+    if home.startswith("inferscale."):
+        home = "inferscale.strategies" if isinstance(part, SearchStrategy) else "inferscale.aggregators"
+    return f"from {home} import {type(part).__name__}"
 
 
 def _texts(configuration: Configuration) -> dict[str, Any]:
