@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from benchmarks import families
 from inferscale.flops.spec import forward_flops, model_spec
 from inferscale.generators import HFGenerator
 from inferscale.rewards import HFProcessRewardModel, LikelihoodReward
@@ -139,8 +140,9 @@ def test_release_forgets_a_tree():
 
 
 def test_models_that_do_not_fit_read_whole_texts():
-    model = tiny_model("bloom", "TokenClassification", num_labels=2)
-    with pytest.warns(UserWarning, match="BloomForTokenClassification is run without shared prefixes"):
+    config = families.small_config("diffllama")  # a layer attends twice
+    model = families.transformers.AutoModelForTokenClassification.from_config(config).eval()
+    with pytest.warns(UserWarning, match="DiffLlamaForTokenClassification is run without shared prefixes"):
         reward = HFProcessRewardModel(model, byte_tokenizer())
     _, found = rounds_of_search()
     plain = HFProcessRewardModel(model, byte_tokenizer(), cache="none")

@@ -52,12 +52,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Family name to transformers' prefix and the configuration's arguments."""
 
-EXACT = [
-    name
-    for name in FAMILIES
-    if name not in ("mistral_window", "gemma2", "stablelm", "bloom", "falcon", "mamba", "jamba")
-]
-"""Families with plain full attention, which the shared-prefix decoder must serve."""
+EXACT = [name for name in FAMILIES if name not in ("mistral_window", "gemma2", "stablelm", "mamba", "jamba")]
+"""Families with plain full attention or ALiBi, which the shared-prefix decoder must serve."""
 
 
 def tiny_config(family: str, **changes: Any) -> Any:

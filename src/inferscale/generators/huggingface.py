@@ -37,7 +37,7 @@ class HFGenerator(Generator):
     A prompt is read once for all its branches and every node once for all its children, in whatever order a search
     comes back to them: keys and values are kept until the search has ended, or until `max_cache_bytes` is full. The
     way this is done is compared with the model's own forward when the generator is made, and again when sequences first
-    pass a window; models that it does not fit (ALiBi), and sequences whose length changes what was read before (dynamic
+    pass a window; models that it does not fit, and sequences whose length changes what was read before (dynamic
     rotary embeddings), are run plainly, slower and with equal results. Recurrent and convolution states are parked and
     copied like keys and values.
 

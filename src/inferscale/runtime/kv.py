@@ -18,11 +18,11 @@ variable, since not every model passes further arguments down to its attention.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any
 from weakref import ReferenceType, ref
@@ -285,7 +285,10 @@ class Plan(StateHolder, Cache, ABC):
     Attributes:
         layer: The place among the layers with keys and values of the one that is running.
         attended: The layers that have called `tree_attention`, in order.
+        positions: Of the new tokens, row by row.
     """
+
+    positions: Tensor
 
     def __init__(self, layers: Sequence[int]) -> None:
         StateHolder.__init__(self)
@@ -339,16 +342,25 @@ _running: ContextVar[Plan | None] = ContextVar("inferscale_running_plan", defaul
 
 
 @contextmanager
-def attending(plan: Plan, configs: Sequence[Any]) -> Iterator[None]:
-    """Lets a model, whose parts have these configurations, attend by `plan`."""
+def attending(
+    plan: Plan, configs: Sequence[Any], layers: Sequence[tuple[torch.nn.Module, Callable[..., Any]]]
+) -> Iterator[None]:
+    """Lets a model, whose parts have these configurations, attend by `plan`; some `layers` do by another forward."""
     before = [config._attn_implementation for config in configs]
+    forwards = [vars(layer).get("forward") for layer, _ in layers]  # accelerate puts one there
     token = _running.set(plan)
     try:
         for config in configs:
             config._attn_implementation = NAME
+        for layer, forward in layers:
+            layer.forward = partial(forward, layer, plan)
         yield
     finally:
         _running.reset(token)
+        for (layer, _), own in zip(layers, forwards, strict=True):
+            vars(layer).pop("forward", None)
+            if own is not None:
+                layer.forward = own
         for config, name in zip(configs, before, strict=True):
             config._attn_implementation = name
 

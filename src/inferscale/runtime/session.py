@@ -26,6 +26,7 @@ from inferscale.flops.calibration import unwatched
 from . import kv as attention
 from .kv import Buffers, Piece, Plan, PromptPlan, RowBatch, RowPlan, UnsupportedModelError, attending
 from .loading import evaluating
+from .own_attention import WANTS_MASK, own_attention
 from .plain import (
     FAILURES,
     changing_rope,
@@ -72,6 +73,8 @@ class Session:
         # The configurations that the model's parts look their attention up in.
         configs = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
         self._configs = [config for config in configs.values() if hasattr(config, "_attn_implementation")]
+        self._own_attention = own_attention(model)
+        self._wants_mask = any(type(layer).__name__ in WANTS_MASK for layer, _ in self._own_attention)
         self._ranges = used_ranges(model.config)
         self._lock = _locks.setdefault(model, threading.RLock())
         # What a first token has shown: which layers attend, and keys, values and states of one row.
@@ -153,7 +156,7 @@ class Session:
                 if not states and len(plan.attended) != self._layers:
                     said = f"{len(plan.attended)} of {self._layers} layers attend through AttentionInterface"
                     raise UnsupportedModelError(said)
-                if self._attending and "position_ids" not in self._parameters:
+                if self._attending and not self._own_attention and "position_ids" not in self._parameters:
                     raise UnsupportedModelError(f"{type(self.model).__name__} takes no position_ids")
                 return plan.keys_and_values(self.model.device)[0][self._attending], states
 
@@ -261,11 +264,13 @@ class Session:
             options: dict[str, Any] = {self._cache_argument: plan}
             if "position_ids" in self._parameters:
                 options["position_ids"] = plan.positions[None]
+            if self._wants_mask:
+                options["attention_mask"] = torch.zeros(1, 1, 1, 1, device=plan.positions.device)
             logits: Tensor = self.model(input_ids=plan.tokens[None], use_cache=True, **options).logits[0]
             return logits
 
         plan.ready(rows, tokens)
-        with self._lock, attending(plan, self._configs):
+        with self._lock, attending(plan, self._configs, self._own_attention):
             logits = plan.end(self.stepper.run(plan, forward))
         self.tokens += len(rows)
         batch.lengths[np.asarray(rows)] += 1
@@ -306,8 +311,11 @@ class Session:
         rows, tokens = ids.shape
         self.tokens += ids.numel()
         options: dict[str, Any] = {self._cache_argument: plan}
+        plan.positions = torch.from_numpy(positions).to(device).view(rows, tokens)
         if "position_ids" in self._parameters:
-            options["position_ids"] = torch.from_numpy(positions).to(device).view(rows, tokens)
+            options["position_ids"] = plan.positions
+        if self._wants_mask:
+            options["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device)
         if kept is not None and len(kept) == rows * tokens:
             kept = None
         if kept is not None and "logits_to_keep" in self._parameters:
@@ -315,7 +323,7 @@ class Session:
                 options["logits_to_keep"], kept = torch.from_numpy(kept).to(device), None
             elif np.array_equal(kept, np.arange(1, rows + 1) * tokens - 1):  # the last of each row
                 options["logits_to_keep"], kept = 1, None
-        with self._lock, attending(plan, self._configs):
+        with self._lock, attending(plan, self._configs, self._own_attention):
             output = self.model(input_ids=ids, use_cache=True, **options)
         if self._like is not None and sorted(set(plan.attended)) != self._attending:
             raise UnsupportedModelError(f"layers {plan.attended} attend, and {self._attending} did at first")
