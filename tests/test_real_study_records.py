@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -148,10 +149,16 @@ def test_wrong_solutions_are_left_out_at_random_and_right_ones_never():
     assert len(balanced(solutions[:6], 2.0, seed=0)) == 6  # all there are
 
 
-def test_a_command_stops_when_its_time_is_over():
-    with pytest.raises(typer.Exit) as stopped, within(0.001):
-        time.sleep(20)
-    assert stopped.value.exit_code == 3
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])  # in the foreground, and behind it
+def test_a_command_stops_when_its_time_is_over(before):
+    ours = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(typer.Exit) as stopped, within(0.001):
+            time.sleep(20)
+        assert stopped.value.exit_code == 3
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, ours)
     with within(1):
         pass
 

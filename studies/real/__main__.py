@@ -16,6 +16,7 @@ r"""Command line of the study, in the order in which its commands are run.
 from __future__ import annotations
 
 import _thread
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,8 @@ Minutes = Annotated[float, typer.Option(help="stop after so long; the same comma
 @contextmanager
 def within(minutes: float) -> Iterator[None]:
     """Breaks off what has not ended in time, as Ctrl-C does; records and checkpoints keep what was done."""
+    # a command that was put into the background ignores Ctrl-C, and with it the timer
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(60 * minutes, _thread.interrupt_main)
     timer.daemon = True
     timer.start()
@@ -91,6 +94,7 @@ def within(minutes: float) -> Iterator[None]:
         raise typer.Exit(3) from None
     finally:
         timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 @app.command()

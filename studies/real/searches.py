@@ -98,8 +98,11 @@ def run_search(
 ) -> Run:
     """One of `RUNS` over the problems of a data set, gone on with where it was stopped."""
     place, strategy = folder / f"{name}-{dataset}", RUNS[name].strategy
-    # few problems at a time: what is stopped loses little, and rows are full with 4 problems of 32 samples
-    return run_evaluation(problems, strategy, generator, place, reward_model=reward_model, batch_size=8, progress=True)
+    # 4 problems of 32 samples fill the rows; searches go from step to step, and need more problems for that
+    batch_size = 8 if name == SAMPLES else 32
+    return run_evaluation(
+        problems, strategy, generator, place, reward_model=reward_model, batch_size=batch_size, progress=True
+    )
 
 
 _PLAIN = step_to_dict(Step(""))
