@@ -207,7 +207,7 @@ def search(
     folder: Folder = Path("runs/real/searches"),
     policy: Policy = ADAPTERS / "policy",
     judge: Judge = ADAPTERS / "judge",
-    thoughts: Annotated[Path, typer.Option(help="the policy's thoughts")] = ADAPTERS / "thoughts",
+    thoughts: Annotated[Path, typer.Option(help="the policy's thoughts")] = Path("runs/real/thoughts"),
     svamp: Annotated[int, typer.Option(help="problems of SVAMP")] = 200,
     gsm8k: Annotated[int, typer.Option(help="test problems of GSM8K")] = 100,
     minutes: Minutes = 55,
