@@ -24,6 +24,7 @@ from inferscale.strategies.pooling import (
 from inferscale.testing import PROMPTS, ToyGenerator, ToyReward, unit_hash
 from inferscale.tree import Step, branch_key
 from inferscale.viz import render_tree
+from studies.scaling.pools import RecordedJudge, outcome
 
 ALLOCATIONS = [Uniform(), ByDifficulty(), AdaptiveVote(), Bandit(), Pandora()]
 MANY = [f"How many {things}?" for things in ("a", "b", "c", "d", "e", "f")]
@@ -231,3 +232,21 @@ def test_scores_are_asked_for_only_where_there_are_some():
                  lambda: AdaptiveVote(bayes_factor=0), lambda: Pandora(optimism=-1)):  # fmt: skip
         with pytest.raises(ValueError, match="="):
             make()
+
+
+def test_recorded_samples_are_solved_under_a_pool_as_if_they_were_drawn():
+    """The study's replay: all samples of a record and no others, in their order, at their price."""
+    answers = [["3", "4", "3", None], ["5", "6", "7", "8"]]
+    samples = [
+        {"answers": texts, "right": [int(t in ("3", "8")) for t in texts], "scores": {"min": [0.1, 0.2, 0.3, 0.9]}}
+        for texts in answers
+    ]
+    record = {"samples": samples, "tokens": [4 * 64, 8 * 64]}
+    record["samples"] = [
+        {k: v * 16 if k != "scores" else {"min": v["min"] * 16} for k, v in s.items()} for s in samples
+    ]
+    right, tokens = outcome(record, Uniform(), MajorityVote(), None, 4)
+    assert right.tolist() == [1.0, 0.0]
+    assert tokens == (4 * 4 + 4 * 8) / 2
+    right, _ = outcome(record, Uniform(), BestOfN(drop_abstentions=True), RecordedJudge(record, "min"), 4)
+    assert right.tolist() == [1.0, 1.0]

@@ -3,7 +3,8 @@
 ``python -m studies.scaling run`` makes the records (resumable), ``report`` prints the tables, ``plot`` draws them,
 ``claims`` answers the questions that the study is made for, and ``pages`` puts all of them into the documentation.
 ``pack`` joins files of records, ``paper`` prints the tables of Wu et al. (arXiv:2408.00724) for the same records, and
-``voting`` sets the theory of votes beside the measurement, and ``hedging`` best-of-n beside its pessimistic vote.
+``voting`` sets the theory of votes beside the measurement, ``hedging`` best-of-n beside its pessimistic vote, and
+``pools`` one budget for all problems beside uniform shares.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from .measure import pack, read, run_all
 from .page import fill
 from .paper import paper, paper_parts
 from .plots import plot_all
+from .pools import pools
 from .report import Records, report, sensitivity_tables
 from .voting import voting
 
-READERS = ("report", "pages", "plot", "claims", "paper", "voting", "hedging")
+READERS = ("report", "pages", "plot", "claims", "paper", "voting", "hedging", "pools")
 
 
 def main() -> None:
@@ -56,7 +58,8 @@ def main() -> None:
     if options.what in READERS:
         found = {record["key"]: record for path in options.records for record in read(path)}
         records = sorted(found.values(), key=_order)
-        print(*_printed(options, records), sep="\n")
+        for line in _printed(options, records):
+            print(line, flush=True)
         return
     import torch
 
@@ -107,6 +110,8 @@ def _printed(options: argparse.Namespace, records: Records) -> Iterable[object]:
             return paper(*given, options.plots)
         case "hedging":
             return hedging(*given)
+        case "pools":
+            return pools(records, options.compare[0], *given[1:], options.seeds)
         case "voting":
             return voting(records, options.compare[0], *given[1:], options.plots / "voting.png")
         case _:

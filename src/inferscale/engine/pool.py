@@ -12,7 +12,7 @@ from inferscale.base import Generator, SearchStrategy
 from inferscale.cost import Budget, Cost
 from inferscale.flow import Flow, expand, score
 from inferscale.strategies import RepeatedSampling
-from inferscale.strategies.pooling import Allocation
+from inferscale.strategies.pooling import Allocation, Drawn
 from inferscale.tree import Node
 
 from .search import Grant, Search
@@ -52,11 +52,20 @@ class Pool:
         self.budget = budget
         self.allocation = allocation
         self._ended = Cost()
+        self._states: dict[Search, Drawn] = {}
         self._started = time.perf_counter()
 
     def finished(self, search: Search) -> None:
         """Take the cost of a search that has ended."""
         self._ended += search.cost
+        self._states.pop(search, None)
+
+    def _state(self, search: Search) -> Drawn:
+        """What the allocation is told of a waiting search; read anew only after new samples."""
+        known = self._states.get(search)
+        if known is None or known.samples != search.cost.num_generated:
+            known = self._states[search] = search.state()
+        return known
 
     def grant(self, searches: Sequence[Search], generator: Generator, cancel: threading.Event | None) -> None:
         """Give the waiting `searches` their next samples, or end them all: ``stopped_by="pool"``.
@@ -69,7 +78,7 @@ class Pool:
         spent = sum((search.cost for search in searches), self._ended)
         chosen: list[int] = []
         if self.budget.exhausted(spent, time.perf_counter() - self._started) is None:
-            chosen = self.allocation.chosen([search.state() for search in searches])
+            chosen = self.allocation.chosen([self._state(search) for search in searches])
         if not chosen or (cancel is not None and cancel.is_set()):
             for search in searches:
                 search.stop("pool" if not search.is_cancelled() else "cancel")
