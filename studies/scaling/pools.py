@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from inferscale import zoo
-from inferscale.aggregators import Aggregator, BestOfN, MajorityVote
-from inferscale.base import Generator, RewardModel
+from inferscale.aggregators import BestOfN, MajorityVote
+from inferscale.base import Aggregator, Generator, RewardModel
 from inferscale.cost import Budget
 from inferscale.engine import solve_batch
 from inferscale.flow import GenerateRequest
@@ -40,7 +40,8 @@ class Recorded(Generator):
         return Step(str(answer or "?"), (place,), finish_reason="eos", num_tokens=self._mean(problem))
 
     def _mean(self, problem: int) -> int:
-        return round(self._tokens[problem] / len(self._samples[problem]["answers"]))
+        mean: float = self._tokens[problem] / len(self._samples[problem]["answers"])
+        return round(mean)
 
     def max_sample_tokens(self, request: GenerateRequest) -> int:
         """Those that it has."""
