@@ -4,6 +4,8 @@
 # problems of the embedded task, which is enough to see how it is done; [the page](../planning.md) tells how it works.
 
 # %%
+import matplotlib.pyplot as plt
+
 import inferscale as isc
 from inferscale.scaling import device, predict_cost
 
@@ -45,7 +47,8 @@ plan = isc.plan(
 print(plan)
 
 # %%
-plan.plot().figure
+plan.plot(ax=plt.subplots(figsize=(7, 4.5))[1])
+plt.show()
 
 # %% [markdown]
 # Forty problems cannot tell neighbours apart, and the plan says how many would. What it chose is run by giving the plan

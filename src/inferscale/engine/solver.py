@@ -67,7 +67,7 @@ class Solver:
     Use `dataclasses.replace` for a solver with another option.
 
     Attributes:
-        strategy: Decides what is sampled next.
+        strategy: Decides what is sampled next; a plan is replaced by what it chooses for the budget.
         generator: Samples the steps. A dictionary gives several by name, for strategies that name one in a request;
             the first is asked where no name is given, and ``cost.shares`` tells their costs apart.
         reward_model: Scores nodes; leaves that the strategy left unscored are scored too.
@@ -620,7 +620,7 @@ def _refuse_no_list(problems: Iterable[Problem | str], caller: str) -> None:
 @suggests_options
 def solve(
     problem: Problem | str,
-    strategy: SearchStrategy,
+    strategy: SearchStrategy | Planned,
     generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
@@ -635,7 +635,7 @@ def solve(
     on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
-    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
@@ -643,7 +643,7 @@ def solve(
 @suggests_options
 async def asolve(
     problem: Problem | str,
-    strategy: SearchStrategy,
+    strategy: SearchStrategy | Planned,
     generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
@@ -658,7 +658,7 @@ async def asolve(
     on_step: OnStep | None = None,
 ) -> SearchResult:
     """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
-    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed)  # fmt: skip
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
@@ -666,7 +666,7 @@ async def asolve(
 @suggests_options
 def solve_batch(
     problems: Sequence[Problem | str],
-    strategy: SearchStrategy,
+    strategy: SearchStrategy | Planned,
     generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
@@ -687,7 +687,7 @@ def solve_batch(
 
     See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
-    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
     return solver.solve_batch(
         problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step, pool=pool, allocation=allocation
@@ -697,7 +697,7 @@ def solve_batch(
 @suggests_options
 def stream(
     problems: Iterable[Problem | str],
-    strategy: SearchStrategy,
+    strategy: SearchStrategy | Planned,
     generator: Generator | Mapping[str, Generator],
     *,
     reward_model: RewardModel | None = None,
@@ -713,6 +713,6 @@ def stream(
     on_step: OnStep | None = None,
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
-    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,
+    solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
