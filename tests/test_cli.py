@@ -157,7 +157,7 @@ def test_stop_strings_and_filters_of_a_command_line_are_read(run, monkeypatch):
 @pytest.fixture
 def chat_model(tmp_path):
     """A tiny random model that is talked to."""
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer.__wrapped__()  # the cached one is everybody's
     tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}\n{% endfor %}"
     tiny_model("llama").save_pretrained(tmp_path / "chat")
     tokenizer.save_pretrained(tmp_path / "chat")
