@@ -114,9 +114,9 @@ class Scheduler:
     """Answers what searches ask for: each goes on as soon as its own samples, or scores, are there.
 
     All samples are asked of one session of the generator. Nodes are scored in batches: when at least as many wait for a
-    score as steps are being drawn. With models in this process all of it is decided by counts and never by a
-    clock, so that the same call makes the same batches again. A `concurrent` reward model is asked for each search
-    apart, at once and in a thread, while others sample.
+    score as steps are being drawn, or others draw them in threads. With models in this process all of it is decided by
+    counts and never by a clock, so that the same call makes the same batches again. A `concurrent` reward model is
+    asked for each search apart, at once and in a thread, while others sample.
 
     Trees and journal are touched by the caller's thread alone.
     """
@@ -170,7 +170,9 @@ class Scheduler:
 
     def _is_worth_a_call(self, unscored: Sequence[tuple[Search, Sequence[Node]]]) -> bool:
         """True if so many nodes wait that those of the steps that are being drawn need not be waited for."""
-        # whole completions may take long, and are not waited for
+        if self._sampling.calls:  # they take as long as they take, and nobody else need stand still
+            return True
+        # whole completions may take long too
         steps = sum(asked.num_open for asked in self._asked.values() if asked.requests[0].until == "step")
         waiting = sum(len(nodes) for _, nodes in unscored)
         return waiting >= steps or any(search.stopped_by is not None for search, _ in unscored)
