@@ -502,11 +502,11 @@ def row(verdict: Verdict) -> str:
     )
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
+def summary(verdicts: Sequence[Verdict], total: int = len(FAMILIES)) -> str:
     """The counts."""
     judged = [v for v in verdicts if v.forward is not None]
     return (
-        f"{len(judged)} of {len(verdicts) + len(EXCEPTIONS)} families judged, "
+        f"{len(judged)} of {total} families judged, "
         f"{sum(v.path == 'tree' for v in judged)} share prefixes, {sum(v.is_silent for v in judged)} differ, "
         f"{sum(v.flops == 0 for v in judged)} cost 0 FLOPs"
     )
@@ -571,7 +571,7 @@ def main() -> None:
         for verdict in pool.map(partial(judge, generate=not options.no_generate), names):
             verdicts.append(verdict)
             print(row(verdict), flush=True)
-    print(f"{summary(verdicts)}; {time.perf_counter() - started:.0f} s")
+    print(f"{summary(verdicts, len(options.families or FAMILIES))}; {time.perf_counter() - started:.0f} s")
     for family, reason in EXCEPTIONS.items():
         print(f"not judged: {family}, {reason}")
     if options.page is not None:
