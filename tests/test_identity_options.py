@@ -173,7 +173,7 @@ CASES = {
         },
     ),
     r.WeightedReward: ({"parts": [ToyReward()], "weights": [1]}, {"parts": [r.RewardFunction(len)], "weights": [2]}),
-    ToyGenerator: ({}, {"depth": 2, "num_answers": 3, "calls": 9}),
+    ToyGenerator: ({}, {"depth": 2, "num_answers": 3, "calls": 9, "ragged": True}),
     BrokenGenerator: ({}, {"change": lambda step, node: step, "die_after": 3, "toy": ToyGenerator(2)}),
     ToyReward: ({}, {"calls": 9}),
     ToyProcessReward: ({}, {"reduction": "min"}),

@@ -18,7 +18,7 @@ def cells_of(path):
 
 def test_each_notebook_has_a_script():
     assert [path.stem for path in SCRIPTS] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

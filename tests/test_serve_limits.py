@@ -161,8 +161,9 @@ def test_only_clients_with_the_key_come_in(guarded):
     given = {**JSON, "Authorization": f"Bearer {KEY}", "Host": "search.example"}
     assert call(guarded, "/v1/completions", {"prompt": "x"}, given)[0] == 200
     assert call(guarded, "/healthz")[0] == 200
+    assert call(guarded, "/")[0] == 200  # the page, which asks for the key
     assert {route.path for route in guarded.config.app.routes} == {
-        "/healthz", "/metrics", "/v1/models", "/v1/models/{model:path}", "/v1/completions", "/v1/chat/completions"
+        "/", "/healthz", "/metrics", "/v1/models", "/v1/models/{model:path}", "/v1/completions", "/v1/chat/completions"
     }  # fmt: skip
 
 
