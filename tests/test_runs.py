@@ -65,7 +65,7 @@ def kill_at_random(folder, rng):
 def without_rounding(record):
     """The essence of a record and, apart, what float32 arithmetic in other batches gives with other last digits."""
     steps = [node["step"] for node in record["result"]["nodes"] if "step" in node]
-    rounded = [step.pop(name) for step in steps for name in ("logprob", "confidence")]
+    rounded = [step.pop(name) for step in steps for name in ("logprob", "confidence", "model_logprob")]
     return essence(record), rounded
 
 
