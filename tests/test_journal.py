@@ -112,7 +112,7 @@ def test_a_full_disk_is_named_and_leaves_whole_lines(tmp_path):
     straight = solve_batch(PROMPTS, **OPTIONS, journal=path)
     size = path.stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    for most in (size // 3, size - 5):
+    for most in (size // 3, size - size // 8):  # another run's journal may be some digits shorter
         path.unlink()
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
         try:
