@@ -330,7 +330,7 @@ def test_an_evaluation_killed_at_any_moment_loses_only_what_was_being_drawn(tmp_
     rows.write_text("".join(json.dumps({"question": p.prompt, "answer": p.answer}) + "\n" for p in PROBLEMS[:6]))
     options = ["--dataset", "jsonl", "--data", str(rows), "--model", NAME, "--strategy", "sampling:3",
                "--style", "chat", "--temperature", "0.8", "--max-new-tokens", "32", "--no-progress",
-               "--out"]  # fmt: skip
+               "--batch-size", "2", "--out"]  # fmt: skip
     made = []
     real = parts.make_generator
     monkeypatch.setattr("inferscale.cli.solving.make_generator", lambda *a, **o: made.append(real(*a, **o)) or made[-1])
