@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from inferscale.aggregators import MajorityVote
-from inferscale.base import Generator
-from inferscale.engine import solve, solve_batch
+from inferscale.base import Generator, SearchStrategy
+from inferscale.engine import SearchResult, solve, solve_batch
+from inferscale.flow import expand
 from inferscale.strategies import (
     ABMCTS,
+    REBASE,
     Compare,
     GenSelect,
     MultiTemperature,
+    Recorded,
     RecursiveAggregation,
     RepeatedSampling,
     Tournament,
@@ -315,3 +318,76 @@ def test_variant_m_finds_the_better_subtree():
             entered[int(known.argmax())] += 1
     assert entered[1] > 5 * entered[0]
     assert sum(entered) < 300
+
+
+PROBLEMS = ["How many?", "How few?", "How many?"]
+
+
+def stored(results):
+    return [SearchResult.from_dict(result.to_dict()) for result in results]
+
+
+def test_stored_solutions_are_scored_by_another_reward_model_as_if_it_had_been_there():
+    generator, reward = ToyGenerator(depth=3), ToyReward()
+    results = stored(solve_batch(PROBLEMS, RepeatedSampling(6), generator, seed=3))
+    again = solve_batch(PROBLEMS, Recorded(results), generator, reward_model=reward, seed=3)
+    whole = solve_batch(PROBLEMS, RepeatedSampling(6), generator, reward_model=reward, seed=3)
+    for new, old in zip(again, whole, strict=True):
+        assert [(t.text, t.score) for t in new.trajectories] == [(t.text, t.score) for t in old.trajectories]
+        assert new.selected.text == old.selected.text
+        assert (new.cost.tokens, new.cost.num_generated) == (0, 0)
+        assert new.cost.scored_tokens == old.cost.scored_tokens
+
+
+def test_a_model_chooses_among_stored_solutions_and_is_all_that_is_paid():
+    generator = Judging(skill=1.0, chance=0.4)
+    results = stored(solve_batch(["How many?", "How few?"], RepeatedSampling(8), generator))
+    again = solve_batch(["How few?", "How many?"], GenSelect(Recorded(results)), generator)
+    whole = solve_batch(["How few?", "How many?"], GenSelect(RepeatedSampling(8)), generator)
+    for new, sampled, old in zip(again, results[::-1], whole, strict=True):
+        assert new.answer == "1"
+        assert new.cost.tokens == new.cost.shares["ask"].tokens
+        assert new.cost.tokens + sampled.cost.tokens == old.cost.tokens
+
+
+class More(SearchStrategy):
+    """Stored solutions, and as many new ones as are missing."""
+
+    def __init__(self, results, n):
+        self.recorded, self.n = Recorded(results), n
+
+    def search(self, root, rng):
+        leaves = yield from self.recorded.search(root, rng)
+        return leaves + (yield from expand([root], self.n - len(leaves), until="end"))
+
+
+def test_samples_are_added_to_stored_ones_and_none_is_drawn_twice():
+    generator = ToyGenerator(depth=3)
+    results = solve_batch(PROBLEMS, RepeatedSampling(3), generator, seed=1)
+    more = solve_batch(PROBLEMS, More(results, 5), generator, seed=1)
+    whole = solve_batch(PROBLEMS, RepeatedSampling(5), generator, seed=1)
+    assert [[leaf.key for leaf in r.leaves] for r in more] == [[leaf.key for leaf in r.leaves] for r in whole]
+    assert [[leaf.text for leaf in r.leaves] for r in more] == [[leaf.text for leaf in r.leaves] for r in whole]
+
+
+def test_a_tree_keeps_its_shared_prefixes_and_leaves_that_were_voted_for_twice():
+    result = solve("2 3", REBASE(4), ToyGenerator(depth=3), reward_model=ToyReward())
+    doubled = replace(result, leaves=(*result.leaves, result.leaves[0]))
+    again = solve("2 3", Recorded([doubled]), ToyGenerator())
+    assert [leaf.key for leaf in again.leaves] == [leaf.key for leaf in doubled.leaves]
+    on_paths = {node.key for leaf in result.leaves for node in leaf.path}
+    assert sorted(node.key for node in again.root.walk() if node.parent) == sorted(on_paths)
+    assert not any(node.is_scored for node in again.root.walk())
+
+
+def test_problems_without_a_result_of_their_own_are_refused():
+    generator = ToyGenerator()
+    results = solve_batch(PROBLEMS, RepeatedSampling(2), generator, seed=1)
+    with pytest.raises(ValueError, match="no result: 'How so"):
+        solve("How so?", Recorded(results), generator)
+    with pytest.raises(ValueError, match="two results of one prompt"):
+        solve("How many?", Recorded(results), generator, seed=2)
+    assert solve("How few?", Recorded(results), generator, seed=2).trajectories == results[1].trajectories
+    other = solve_batch(PROBLEMS, RepeatedSampling(2), generator, seed=2)
+    assert Recorded(results).identity() != Recorded(other).identity()
+    assert Recorded(results).identity() == Recorded(stored(results)).identity()

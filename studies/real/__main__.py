@@ -51,6 +51,7 @@ from .plots import plot_all
 from .policy import PolicyRecipe, load_policy, train
 from .report import all_claims, all_tables
 from .searches import (
+    MODEL,
     RECORDS,
     RUNS,
     SAMPLES,
@@ -227,13 +228,15 @@ def search(
         )
         for name in names:
             length = RUNS[name].max_new_tokens
-            generator: Generator
+            generator: Generator | dict[str, Generator]
             if RUNS[name].thinks:
                 generator = thinking_generator(
                     thoughts, policy, device, precision, temperature=TEMPERATURE, max_new_tokens=length
                 )
             else:
                 generator = policy_generator(policy, device, precision, length)
+            if RUNS[name].asks:
+                generator = {"policy": generator, MODEL: policy_generator(None, device, precision, length)}
             for dataset, count in (("svamp", svamp), ("gsm8k", gsm8k)):
                 if not count:
                     continue

@@ -167,7 +167,7 @@ def _renumber(task: Task, records: Path) -> None:
 def run_evaluation(
     problems: Sequence[Problem | str],
     strategy: SearchStrategy,
-    generator: Generator,
+    generator: Generator | Mapping[str, Generator],
     directory: str | os.PathLike[str],
     *,
     reward_model: RewardModel | None = None,
@@ -196,7 +196,7 @@ def run_evaluation(
     Args:
         problems: Problems with gold answers, or prompts.
         strategy: What to sample.
-        generator: Samples the steps.
+        generator: Samples the steps; several by name, as in `solve`.
         directory: The run's folder, made if it is not there.
         reward_model: As in `solve_batch`.
         aggregator: As in `solve_batch`.

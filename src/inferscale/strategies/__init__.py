@@ -28,7 +28,7 @@ from .sampling import (
     SpeculativeRejection,
     plan_sampling,
 )
-from .selecting import Compare, GenSelect, RecursiveAggregation, Tournament, knockout_failure
+from .selecting import Compare, GenSelect, Recorded, RecursiveAggregation, Tournament, knockout_failure
 from .sharpening import PowerMH, PowerSMC
 from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
@@ -68,6 +68,7 @@ __all__ = [
     "PowerMH",
     "PowerSMC",
     "REBASE",
+    "Recorded",
     "RecursiveAggregation",
     "Registered",
     "RepeatedSampling",

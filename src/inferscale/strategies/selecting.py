@@ -8,11 +8,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from inferscale.base import SearchStrategy
 from inferscale.flow import Flow, answer, ask, expand, replies, score
-from inferscale.tree import Node
+from inferscale.identity import digest
+from inferscale.tree import Node, Problem
 
 from .checks import check_choice, check_counts, check_members
 from .sampling import RepeatedSampling
@@ -102,6 +103,75 @@ class _Selecting(SearchStrategy):
     def needs_scores(self) -> bool:  # type: ignore[override]
         """True if the strategy scores its nodes."""
         return self.strategy.needs_scores
+
+
+class Searched(Protocol):
+    """What `Recorded` reads of a result."""
+
+    @property
+    def problem(self) -> Problem:
+        """The problem."""
+
+    @property
+    def root(self) -> Node:
+        """The root of its tree."""
+
+    @property
+    def leaves(self) -> Sequence[Node]:
+        """The leaves that were voted over."""
+
+
+@dataclass(frozen=True)
+class Recorded(SearchStrategy):
+    """The solutions that earlier searches voted over: nothing is sampled, and nothing that was paid is billed again.
+
+    For what comes after sampling. Another reward model reads stored results: ``solve_batch(problems, Recorded(results),
+    generator, reward_model=other)``; a model chooses among them: ``GenSelect(Recorded(results))``. The new tree holds
+    the paths to their leaves, without scores. A strategy that samples more beside them, with the same seed, repeats no
+    draw; it must not go on with paths of another generator.
+
+    Attributes:
+        results: Results of searches, one for each problem that is searched now. Two of one prompt are told apart only
+            with the seed of the searches that they come from.
+    """
+
+    results: Sequence[Searched] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "results", tuple(self.results))
+        known: dict[int | str, Searched | None] = {}
+        for result in self.results:
+            stream = result.problem.stream
+            known[result.root.key], known[stream] = result, None if stream in known else result
+        object.__setattr__(self, "_known", known)
+
+    def identity(self) -> dict[str, Any]:
+        """Problems, and names and texts of the leaves."""
+        leaves = [(r.problem.stream, [(leaf.key, leaf.text) for leaf in r.leaves]) for r in self.results]
+        return {"class": "Recorded", "results": digest(leaves)}
+
+    def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
+        """The leaves in their order, each as often as it was voted for.
+
+        Raises:
+            ValueError: If there is no result of the problem, or one of two.
+        """
+        known: dict[int | str, Searched | None] = self._known  # type: ignore[attr-defined]
+        stream = root.problem.stream
+        found = known.get(root.key) or known.get(stream)
+        if found is None:
+            told = "two results of one prompt, and this is not their seed" if stream in known else "no result"
+            raise ValueError(f"Recorded(...) has {told}: {root.problem.prompt!r:.80}")
+        root.num_draws += found.root.num_draws
+        copies = {found.root: root}
+        for node in (node for leaf in found.leaves for node in leaf.path):
+            if node not in copies and node.parent is not None:
+                parent = copies[node.parent]
+                copies[node] = copy = Node(root.problem, node.step, parent, node.key)
+                copy.num_draws = node.num_draws
+                parent.children.append(copy)
+        yield from ()
+        return [copies[leaf] for leaf in found.leaves]
 
 
 @dataclass(frozen=True)
