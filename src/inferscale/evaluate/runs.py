@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from inferscale._compat import suggests_options
 from inferscale.aggregators import MajorityVote
@@ -225,8 +225,8 @@ def run_evaluation(
     if not given:
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()
-    solver = Solver(strategy, generator, reward_model, vote, read_answer=read_answer, thinking=thinking,
-                    budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
+    solver = Solver(strategy, cast(Generator, generator), reward_model, vote, read_answer=read_answer,
+                    thinking=thinking, budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
     identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
     written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
     model: Any = getattr(generator, "model", None)
