@@ -1,13 +1,16 @@
 """One budget for many problems: exact caps, the same results again, rules by hand, what adaptive ones gain."""
 
+import asyncio
 import random
 import threading
+import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from inferscale import Budget, MajorityVote, Problem, RepeatedSampling, solve_batch
+from inferscale import Budget, MajorityVote, Problem, RepeatedSampling, Solver, solve_batch
 from inferscale.aggregators import BestOfN
 from inferscale.base import Generator
 from inferscale.strategies import BeamSearch, Greedy
@@ -21,7 +24,7 @@ from inferscale.strategies.pooling import (
     Uniform,
     expected_rise,
 )
-from inferscale.testing import PROMPTS, ToyGenerator, ToyReward, unit_hash
+from inferscale.testing import PROMPTS, BrokenGenerator, ToyGenerator, ToyReward, unit_hash
 from inferscale.tree import Step, branch_key
 from inferscale.viz import render_tree
 from studies.scaling.pools import RecordedJudge, outcome
@@ -188,6 +191,76 @@ def test_a_pool_can_be_cancelled():
     assert {result.stopped_by for result in results} == {"cancel"}
 
 
+@pytest.mark.parametrize("allocation", ALLOCATIONS, ids=repr)
+@pytest.mark.parametrize("pool", [Budget(tokens=200), Budget(calls=20)], ids=str)
+def test_a_pool_that_was_killed_goes_on_from_its_journal(allocation, pool, tmp_path):
+    straight = pooled(pool=pool, allocation=allocation)
+    whole = ToyGenerator()
+    pooled(pool=pool, allocation=allocation, generator=whole, journal=tmp_path / "whole.jsonl")
+    for calls in range(1, whole.calls):
+        path, resumed = tmp_path / f"{calls}.jsonl", ToyGenerator()
+        with pytest.raises(KeyboardInterrupt):
+            pooled(pool=pool, allocation=allocation, generator=BrokenGenerator(die_after=calls), journal=path)
+        again = pooled(pool=pool, allocation=allocation, generator=resumed, journal=path)
+        assert pictures(again) == pictures(straight)
+        assert [replace(r.cost, seconds=0) for r in again] == [replace(r.cost, seconds=0) for r in straight]
+        assert [r.stopped_by for r in again] == [r.stopped_by for r in straight]
+        assert resumed.calls == whole.calls - calls, "what the journal holds is not drawn again"
+    silent = ToyGenerator()
+    assert pictures(
+        pooled(pool=pool, allocation=allocation, generator=silent, journal=tmp_path / "whole.jsonl")
+    ) == pictures(straight)
+    assert silent.calls == 0
+
+
+def test_a_cancelled_pool_goes_on_from_its_journal(tmp_path):
+    cancel, options = threading.Event(), {"pool": Budget(calls=40), "journal": tmp_path / "journal.jsonl"}
+    cut = pooled(cancel=cancel, on_step=lambda update: cancel.set(), **options)
+    assert {result.stopped_by for result in cut} == {"cancel"}
+    assert pictures(pooled(**options)) == pictures(pooled(pool=Budget(calls=40)))
+
+
+def test_the_end_of_a_pools_time_is_recorded(tmp_path):
+    options = {"pool": Budget(seconds=0.02), "journal": tmp_path / "journal.jsonl"}
+
+    class Slow(ToyGenerator):
+        def identity(self):
+            return ToyGenerator().identity()
+
+        def generate(self, requests):
+            time.sleep(0.01)
+            return super().generate(requests)
+
+    cut = pooled(generator=Slow(depth=None), **options)
+    assert {result.stopped_by for result in cut} == {"pool"}
+    resumed = ToyGenerator()
+    again = pooled(generator=resumed, **options)
+    assert (pictures(again), resumed.calls) == (pictures(cut), 0)
+    assert {result.stopped_by for result in again} == {"pool"}
+
+
+def test_a_pools_journal_is_of_one_pool_one_rule_and_one_reader(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    pooled(pool=Budget(calls=20), journal=path)
+    for other in (
+        {"pool": Budget(calls=21)},
+        {"pool": Budget(calls=20), "allocation": Uniform()},
+        {"pool": Budget(calls=20), "read_answer": lambda text: None},
+        {},
+    ):
+        with pytest.raises(ValueError, match="another call"):
+            pooled(journal=path, **other)
+
+
+def test_a_pool_in_an_event_loop():
+    solver = Solver(RepeatedSampling(16), ToyGenerator(), ToyReward())
+    results = asyncio.run(solver.asolve_batch(MANY, pool=Budget(calls=20), allocation=Uniform()))
+    expected = solver.solve_batch(MANY, pool=Budget(calls=20), allocation=Uniform())
+    assert pictures(results) == pictures(expected)
+    with pytest.raises(ValueError, match="give pool="):
+        asyncio.run(solver.asolve_batch(MANY, allocation=Uniform()))
+
+
 def test_a_failing_search_leaves_what_there_is():
     class Failing(ToyGenerator):
         def generate(self, requests):
@@ -215,7 +288,6 @@ def test_a_rule_of_ones_own():
         ({"allocation": Uniform()}, "give pool="),
         ({"pool": 100}, "Budget"),
         ({"pool": Budget(calls=9), "allocation": "uniform"}, "Allocation"),
-        ({"pool": Budget(calls=9), "journal": "x.jsonl"}, "journal"),
         ({"pool": Budget(calls=9), "batch_size": 2}, "batch_size"),
         ({"pool": Budget(calls=9), "prompts": []}, "no problems"),
     ],

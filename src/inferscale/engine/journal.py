@@ -46,8 +46,8 @@ class Journal:
     answer names its search by the key of its root and its place among the answers to it: ``{"root", "n", "kind":
     "steps", "steps", "seconds"}`` or ``{"root", "n", "kind": "scores", "scores", "step_scores", "cost"}``. Steps that
     the clock cut, so that the search ended with them, have ``"stopped_by": "seconds"`` too, and ``{"root", "n", "kind":
-    "timeout"}`` stands where it ended a search between two answers: nothing else could tell. Every line ends with a
-    checksum.
+    "timeout"}`` stands where it ended a search between two answers, with ``"stopped_by": "pool"`` if it was that of a
+    pool: nothing else could tell. Every line ends with a checksum.
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
@@ -103,8 +103,8 @@ class Journal:
         rows = self._rows.get(f"{root.key:016x}", [])
         return {int(row["key"], 16): step_from_dict(row["step"]) for row in rows if row["kind"] == "sample"}
 
-    def answers(self, root: Node) -> Iterator[Samples | Scores | None]:
-        """Yield what is recorded for the search of `root`, once; ``None`` stands where the clock ended it."""
+    def answers(self, root: Node) -> Iterator[Samples | Scores | str]:
+        """Yield what is recorded for the search of `root`, once; where the clock ended it, what it ran out of."""
         for row in self._rows.pop(f"{root.key:016x}", ()):
             if row["kind"] == "sample":
                 continue
@@ -114,14 +114,14 @@ class Journal:
             elif row["kind"] == "scores":
                 yield Scores(row["scores"], row["step_scores"], Cost(**row["cost"]))
             else:
-                yield None
+                yield row.get("stopped_by", "seconds")
 
     def record_sample(self, root: Node, key: int, step: Step) -> None:
         """Write one sample of an answer that is not complete, under the key of its branch."""
         self._write(root, {"kind": "sample", "key": f"{key:016x}", "step": step_to_dict(step)})
 
-    def record(self, root: Node, answer: Samples | Scores | None) -> None:
-        """Write an answer to the search of `root`; ``None`` says that the clock ended it here."""
+    def record(self, root: Node, answer: Samples | Scores | str) -> None:
+        """Write an answer to the search of `root`, or ``"seconds"`` or ``"pool"``: whose clock ended it here."""
         if isinstance(answer, Samples):
             steps = [[step_to_dict(step) for step in group] for group in answer.steps]
             row = {"kind": "steps", "steps": steps, "seconds": answer.seconds}
@@ -130,7 +130,7 @@ class Journal:
             row = {"kind": "scores", "scores": answer.values, "step_scores": answer.step_scores}
             row["cost"] = asdict(answer.cost)
         else:
-            row = {"kind": "timeout"}
+            row = {"kind": "timeout"} if answer == "seconds" else {"kind": "timeout", "stopped_by": answer}
         self._write(root, row)
 
     def _write(self, root: Node, row: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,13 +50,14 @@ class Pool:
     def __init__(self, budget: Budget, allocation: Allocation) -> None:
         self.budget = budget
         self.allocation = allocation
-        self._ended = Cost()
+        self._ended, self._replayed = Cost(), 0.0  # of the searches that have ended
         self._states: dict[Search, Drawn] = {}
         self._started = time.perf_counter()
 
     def finished(self, search: Search) -> None:
         """Take the cost of a search that has ended."""
         self._ended += search.cost
+        self._replayed += search.replayed_seconds
         self._states.pop(search, None)
 
     def _state(self, search: Search) -> Drawn:
@@ -67,21 +67,25 @@ class Pool:
             known = self._states[search] = search.state()
         return known
 
-    def grant(self, searches: Sequence[Search], generator: Generator, cancel: threading.Event | None) -> None:
-        """Give the waiting `searches` their next samples, or end them all: ``stopped_by="pool"``.
+    def grant(self, searches: Sequence[Search], generator: Generator) -> None:
+        """Give `searches` their next samples if all of them wait, or end them all: ``stopped_by="pool"``.
 
-        Tokens and samples are spent exactly: a sample that might not fit waits until it does, and one that is alone is
-        cut at the tokens that are left.
+        No clock ends them while a journal has answers, and what those took counts as if it had been waited for. Tokens
+        and samples are spent exactly: a sample that might not fit waits until it does, and one that is alone is cut at
+        the tokens that are left.
         """
         if not searches or not all(search.is_held for search in searches):
             return
         spent = sum((search.cost for search in searches), self._ended)
+        elapsed = time.perf_counter() - self._started + sum((s.replayed_seconds for s in searches), self._replayed)
+        elapsed = 0.0 if any(search.is_replaying for search in searches) else elapsed
         chosen: list[int] = []
-        if self.budget.exhausted(spent, time.perf_counter() - self._started) is None:
+        cap = self.budget.exhausted(spent, elapsed)
+        if cap is None:
             chosen = self.allocation.chosen([self._state(search) for search in searches])
-        if not chosen or (cancel is not None and cancel.is_set()):
+        if not chosen or any(search.is_cancelled() for search in searches):
             for search in searches:
-                search.stop("pool" if not search.is_cancelled() else "cancel")
+                search.stop("cancel" if search.is_cancelled() else "pool", by_clock=cap == "seconds")
             return
         calls = None if self.budget.calls is None else self.budget.calls - spent.num_generated
         tokens = None if self.budget.tokens is None else self.budget.tokens - spent.tokens

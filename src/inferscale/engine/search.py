@@ -66,6 +66,7 @@ class Search:
         on_step: Called with every answer that a model gives it, before it goes on; not with those out of a journal.
         leaves: The leaves to vote over once it has ended; ``None`` until then.
         grant: How far it may go before it waits for more, in a pool; ``None`` elsewhere.
+        replayed_seconds: What the models took for the answers that a journal has given again.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Search:
         abandoned: threading.Event | None = None,
         on_step: Callable[[SearchUpdate], object] | None = None,
         generator: Generator | None = None,
+        grant: Grant | None = None,
     ) -> None:
         # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
@@ -97,7 +99,8 @@ class Search:
         self.stopped_by: str | None = None
         self.request: Generate | Score | None = None
         self.leaves: list[Node] | None = None
-        self.grant: Grant | None = None
+        self.grant = grant
+        self.replayed_seconds = 0.0
         self.abandoned = abandoned or threading.Event()
         self.on_step = on_step
         self._cancel = cancel
@@ -106,9 +109,11 @@ class Search:
         self._read = read
         self._generator = generator  # embeds texts, if it can
         self._journal = journal
-        self._is_replaying = False
+        self._is_given = False  # what a journal holds: nothing of it is recorded or told again
         self._is_cut = False  # the tokens that were left did not do for the newest sample
-        self._drawn: dict[int, Step] = {}  # of an answer that a journal holds in parts, by the keys of the branches
+        # What a journal holds: parts of an answer, by the keys of the branches, and answers.
+        self._drawn = {} if journal is None else journal.samples(self.root)
+        self._recorded = deque(() if journal is None else journal.answers(self.root))
         self._started = time.perf_counter()
         # A pending `Generate` may take several calls of the generator. `_queue` holds what has not been sampled yet,
         # with the place of each request in `_groups`, where new nodes gather until all are there.
@@ -193,10 +198,10 @@ class Search:
         node.thinking = thinking_for(problem.prompt, problem.prefill, self._markers)
         notes.append(node)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, by_clock: bool = False) -> None:
         """End the search: the best effort so far becomes its result, once its leaves are scored."""
-        if reason == "seconds":
-            self._record(None)
+        if by_clock or reason == "seconds":
+            self._record(reason)
         self._end(reason)
 
     def _end(self, reason: str) -> None:
@@ -213,16 +218,21 @@ class Search:
 
     @property
     def _seconds(self) -> float:
-        """Time since it began."""
-        return time.perf_counter() - self._started
+        """Time since it began, and what the models took for answers that a journal has given."""
+        return time.perf_counter() - self._started + self.replayed_seconds
+
+    @property
+    def is_replaying(self) -> bool:
+        """True while a journal has answers for it."""
+        return self._is_given or bool(self._recorded)
 
     def _spent(self) -> str | None:
         """The reason that ends it here. No clock and no event does while a journal answers: it would end elsewhere."""
-        if self.is_cancelled() and not self._is_replaying:
+        if self.is_cancelled() and not self.is_replaying:
             return "cancel"
         if self._budget is None:
             return None
-        return self._budget.exhausted(self.cost, 0.0 if self._is_replaying else self._seconds)
+        return self._budget.exhausted(self.cost, 0.0 if self.is_replaying else self._seconds)
 
     # -- generating ----------------------------------------------------------------------------------------------
 
@@ -310,7 +320,7 @@ class Search:
         Where the clock or a cancellation cut samples short, the search ends with what there is. A cancelled search goes
         on when its journal is read again, so that such an answer is not recorded: the same tokens are drawn once more.
         """
-        if not self._is_replaying:
+        if not self._is_given:
             cut = any(step.finish_reason == "budget" for steps in samples.steps for step in steps)
             if cut and any(request.is_over for request in requests):
                 samples = samples._replace(stopped_by="cancel" if self.is_cancelled() else "seconds")
@@ -412,47 +422,49 @@ class Search:
         self._resume(None)
 
     def _tell(self, sampled: tuple[Node, ...] = (), scored: tuple[Node, ...] = ()) -> None:
-        if self.on_step is not None and not self._is_replaying:
+        if self.on_step is not None and not self._is_given:
             self.on_step(SearchUpdate(self.index, self.root.problem, sampled, scored, self.cost))
 
     # -- going on from a journal ---------------------------------------------------------------------------------
 
-    def _record(self, answer: Samples | Scores | None) -> None:
-        if self._journal is not None and not self._is_replaying and self.stopped_by != "cancel":
+    def _record(self, answer: Samples | Scores | str) -> None:
+        if self._journal is not None and not self._is_given and self.stopped_by != "cancel":
             self._journal.record(self.root, answer)
 
     def replay(self, generator: Generator, reward_model: RewardModel | None = None) -> None:
-        """Answer out of the journal for as long as it has answers; no model is run.
+        """Answer out of the journal for as long as it has answers, and the search of a pool is granted them.
 
-        A search is deterministic given its answers, so tree, scores and bill become what they were. What the models
-        took then counts for the clock, as if it had been waited for again.
+        No model is run. A search is deterministic given its answers, so tree, scores and bill become what they were.
+        What the models took then counts for the clock, as if it had been waited for again.
 
         Raises:
             ValueError: If what is recorded does not answer what this search asks for.
         """
-        if self._journal is None:
-            return
-        self._is_replaying = True
-        self._drawn = self._journal.samples(self.root)
-        for answer in self._journal.answers(self.root):
-            if answer is None:
-                self.stop("seconds")
-                continue
-            requests = self.next_samples(generator)
-            nodes = () if requests else self.next_nodes()
-            if self.leaves is not None:
-                break
-            if isinstance(answer, Samples) and [len(steps) for steps in answer.steps] == [r.n for r in requests]:
-                self._started -= answer.seconds
-                self.take_samples(requests, answer)
-            elif isinstance(answer, Scores) and nodes and len(answer.values) == len(nodes):
-                self._started -= answer.cost.seconds
-                if reward_model is not None:
-                    reward_model.recall(nodes)
-                self.take_scores(nodes, answer)
+        while self._recorded and not self.is_held:
+            answer, self._is_given = self._recorded.popleft(), True
+            if isinstance(answer, str):
+                self.stop(answer)
             else:
-                raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")
-        self._is_replaying = False
+                self._give(answer, generator, reward_model)
+            self._is_given = False
+            if self.leaves is not None:
+                self._recorded.clear()
+
+    def _give(self, answer: Samples | Scores, generator: Generator, reward_model: RewardModel | None) -> None:
+        requests = self.next_samples(generator)
+        nodes = () if requests else self.next_nodes()
+        if self.leaves is not None:
+            return
+        if isinstance(answer, Samples) and [len(steps) for steps in answer.steps] == [r.n for r in requests]:
+            self.replayed_seconds += answer.seconds
+            self.take_samples(requests, answer)
+        elif isinstance(answer, Scores) and nodes and len(answer.values) == len(nodes):
+            self.replayed_seconds += answer.cost.seconds
+            if reward_model is not None:
+                reward_model.recall(nodes)
+            self.take_scores(nodes, answer)
+        else:
+            raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")
 
 
 def _price(steps: Sequence[Step], seconds: float, num_generated: int) -> Cost:

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import wraps
@@ -191,7 +191,8 @@ class Solver:
                 `AdaptiveVote`.
             journal: A file that records every answer of the models, so that a search that was killed or cancelled goes
                 on where it was when the same call is made again. Strategy, models, thinking, budget and seed must have
-                the `identity` that they had; answers may be read and voted on in another way.
+                the `identity` that they had; answers may be read and voted on in another way. With a pool, this, the
+                allocation, and the problems must be the same too.
             progress: Show a progress bar.
             cancel: When it is set, from any thread, every search ends with the best so far
                 (``stopped_by="cancel"``): samples that are being drawn end at the next token, leaves are scored, and
@@ -205,47 +206,26 @@ class Solver:
                 the journal is damaged or belongs to another call.
         """
         given = as_problems(problems, "solve_batch")
-        if pool is not None:
-            return self._pooled(given, pool, allocation or AdaptiveVote(), journal, cancel, on_step)
-        if allocation is not None:
-            raise ValueError(f"allocation={allocation!r} shares out a pool: give pool=Budget(tokens=...) too")
-        return self._solved(given, journal, progress, cancel, on_step)
+        solver, shared = self._sharing(pool, allocation)
+        return solver._solved(given, journal, progress, cancel, on_step, pool=shared)
 
-    def _pooled(
-        self,
-        problems: Sequence[Problem],
-        budget: Budget,
-        allocation: Allocation,
-        journal: str | os.PathLike[str] | None,
-        cancel: threading.Event | None,
-        on_step: OnStep | None,
-    ) -> list[SearchResult]:
+    def _sharing(self, budget: Budget | None, allocation: Allocation | None) -> tuple[Solver, Pool | None]:
+        """The solver whose searches share a pool, and that pool; this one and ``None`` if there is no budget for it."""
+        if budget is None:
+            if allocation is not None:
+                raise ValueError(f"allocation={allocation!r} shares out a pool: give pool=Budget(tokens=...) too")
+            return self, None
+        allocation = allocation or AdaptiveVote()
         if not isinstance(budget, Budget) or not isinstance(allocation, Allocation):
             raise TypeError(
                 f"pool={budget!r:.80}, allocation={allocation!r:.80}: give Budget(tokens=...), and an Allocation such "
                 "as AdaptiveVote()"
             )
-        if not problems:
-            raise ValueError("solve_batch() was given no problems: pass at least one")
-        if journal is not None or self.batch_size is not None:
-            raise ValueError("a pool has all searches run side by side: leave out journal=... and batch_size=...")
+        if self.batch_size is not None:
+            raise ValueError("a pool has all searches run side by side: leave out batch_size=...")
         if allocation.needs_scores and self.reward_model is None:
             raise ValueError(f"{allocation!r} reads scores: pass reward_model=...")
-        pool, results = Pool(budget, allocation), dict[int, SearchResult]()
-        solver = replace(self, strategy=pooled_strategy(self.strategy, allocation))
-        try:
-            with solver.session() as session:
-                for problem in problems:
-                    session.start(problem, cancel=cancel, on_step=on_step).grant = Grant()
-                while session.active:
-                    for search in session.advance():
-                        pool.finished(search)
-                        results[search.index] = session.finish(search)
-                    pool.grant(list(session.active), self.generator, cancel)
-        except BaseException as error:
-            error.__dict__["partial"] = [*results.values(), *error.__dict__.get("partial", ())]
-            raise
-        return [results[index] for index in range(len(problems))]
+        return replace(self, strategy=pooled_strategy(self.strategy, allocation)), Pool(budget, allocation)
 
     async def asolve(
         self,
@@ -270,6 +250,8 @@ class Solver:
         progress: bool = False,
         cancel: threading.Event | None = None,
         on_step: OnStep | None = None,
+        pool: Budget | None = None,
+        allocation: Allocation | None = None,
     ) -> list[SearchResult]:
         """Return what `solve_batch` does, and let the event loop go on meanwhile: the driver has a thread of its own.
 
@@ -277,9 +259,12 @@ class Solver:
         the task that awaits this is cancelled, the searches end at the next token, and nobody waits for that.
         """
         given = as_problems(problems, "asolve_batch")
+        solver, shared = self._sharing(pool, allocation)
         abandoned = threading.Event()
         driver = ThreadPoolExecutor(1, thread_name_prefix="inferscale-driver")
-        work = driver.submit(copy_context().run, self._solved, given, journal, progress, cancel, on_step, abandoned)
+        work = driver.submit(
+            copy_context().run, solver._solved, given, journal, progress, cancel, on_step, abandoned, shared
+        )
         driver.shutdown(wait=False)  # after its work
         try:
             return await asyncio.wrap_future(work)
@@ -295,6 +280,7 @@ class Solver:
         cancel: threading.Event | None,
         on_step: OnStep | None,
         abandoned: threading.Event | None = None,
+        pool: Pool | None = None,
     ) -> list[SearchResult]:
         if not problems:
             raise ValueError("solve_batch() was given no problems: pass at least one")
@@ -304,7 +290,7 @@ class Solver:
         results: dict[int, SearchResult] = {}
         try:
             for index, result in self._results(
-                iter(problems), len(problems), self.batch_size, journal, progress, cancel, on_step, abandoned
+                iter(problems), len(problems), self.batch_size, journal, progress, cancel, on_step, abandoned, pool
             ):
                 results[index] = result  # noqa: PERF403 (what came before an error is kept)
         except BaseException as error:
@@ -345,12 +331,13 @@ class Solver:
         cancel: threading.Event | None,
         on_step: OnStep | None,
         abandoned: threading.Event | None = None,
+        pool: Pool | None = None,
     ) -> Iterator[tuple[int, SearchResult]]:
         """Yield results with the places of their problems; none is kept, for there may be no end of them."""
         rounds = 0
         own = None if isinstance(progress, ProgressBar) or not progress else ProgressBar(total)
         bar = progress if isinstance(progress, ProgressBar) else own
-        with own or nullcontext(), self.session(journal) as session:
+        with own or nullcontext(), self._session(journal, pool) as session:
 
             def show() -> None:
                 if bar is not None:
@@ -377,8 +364,7 @@ class Solver:
                 rounds += 1
                 show()
 
-    @contextmanager
-    def session(self, journal: str | os.PathLike[str] | None = None) -> Iterator[Session]:
+    def session(self, journal: str | os.PathLike[str] | None = None) -> AbstractContextManager[Session]:
         """Open a `Session`, for servers and loops that start and end searches one by one.
 
         When it closes, the models forget the searches that are still under way; an exception out of it takes the best
@@ -387,10 +373,18 @@ class Solver:
         Args:
             journal: As in `solve_batch`.
         """
+        return self._session(journal, None)
+
+    @contextmanager
+    def _session(self, journal: str | os.PathLike[str] | None, pool: Pool | None) -> Iterator[Session]:
         scheduler = Scheduler(self.generator, self.reward_model)
-        # how answers are read is no part of it: the models' answers may be read and voted on in another way
-        record = None if journal is None else Journal.open(journal, {**self._course(), **self._models()})
-        session = Session(self, scheduler, record)
+        # How answers are read is no part of it: the models' answers may be read and voted on in another way, unless an
+        # allocation looks at them.
+        identity = {**self._course(), **self._models()}
+        if pool is not None:
+            identity |= {"pool": identity_of(pool.budget), "allocation": identity_of(pool.allocation), **self._votes()}
+        record = None if journal is None else Journal.open(journal, identity)
+        session = Session(self, scheduler, record, pool)
         failed = False
         try:
             try:
@@ -413,8 +407,7 @@ class Solver:
 
     def identity(self) -> dict[str, Any]:
         """Return what results depend on: every part's `identity`, the budget and the seed."""
-        answers = {"aggregator": identity_of(self.vote), "read_answer": identity_of(self.read_answer)}
-        return {**self._course(), **self._models(), **answers}
+        return {**self._course(), **self._models(), **self._votes()}
 
     def _course(self) -> dict[str, Any]:
         """Return the identity of what leads a search, whatever the models are."""
@@ -423,6 +416,9 @@ class Solver:
 
     def _models(self) -> dict[str, Any]:
         return {"generator": identity_of(self.generator), "reward_model": identity_of(self.reward_model)}
+
+    def _votes(self) -> dict[str, Any]:
+        return {"aggregator": identity_of(self.vote), "read_answer": identity_of(self.read_answer)}
 
     def result(self, search: Search) -> SearchResult:
         """Return what `search` has found until now."""
@@ -480,11 +476,12 @@ class Session:
         active: The searches under way, each with the solver that it was started with, in the order of their start.
     """
 
-    def __init__(self, solver: Solver, scheduler: Scheduler, journal: Journal | None) -> None:
+    def __init__(self, solver: Solver, scheduler: Scheduler, journal: Journal | None, pool: Pool | None = None) -> None:
         self.solver = solver
         self.active: dict[Search, Solver] = {}
         self._scheduler = scheduler
         self._journal = journal
+        self._pool = pool
         self._num_started = 0
         self._occurrences: Counter[int] = Counter()  # by a hash: prompts may be long, and a session may see many
 
@@ -536,17 +533,20 @@ class Session:
             self._num_started, given, f"{chosen.seed}{again}/{given.stream}", chosen.strategy, chosen.budget,
             chosen.reward_model is not None, Answers(chosen.read_answer, given.kind, chosen.vote),
             self._journal, thinking=chosen.markers, cancel=cancel, abandoned=abandoned, on_step=on_step,
-            generator=self.solver.generator,
+            generator=self.solver.generator, grant=None if self._pool is None else Grant(),
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen
-        if self._journal is not None:
-            search.replay(self.solver.generator, self.solver.reward_model)
+        search.replay(self.solver.generator, self.solver.reward_model)
         return search
 
     @_passes_on
     def advance(self) -> list[Search]:
         """Answer what the active searches wait for, one round of it; return those that have ended."""
+        if self._pool is not None:
+            self._pool.grant(list(self.active), self.solver.generator)
+            for search in self.active:
+                search.replay(self.solver.generator, self.solver.reward_model)
         self._scheduler.advance(self.active.keys())
         return [search for search in self.active if search.leaves is not None]
 
@@ -562,6 +562,8 @@ class Session:
     def finish(self, search: Search) -> SearchResult:
         """Return the result of a search that has ended, which the models may forget then."""
         result = self.active[search].result(search)
+        if self._pool is not None:
+            self._pool.finished(search)
         self.solver.release(search.root)
         del self.active[search]
         return result
