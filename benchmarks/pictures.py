@@ -12,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import inferscale as isc
 from inferscale.engine import SearchResult
 from inferscale.scaling import scaling_curve
-from inferscale.viz import plot_answers, plot_frontier, plot_scaling, plot_tree
+from inferscale.viz import label_lines, plot_answers, plot_frontier, plot_scaling, plot_tree
 
 LIGHT, DARK = "#ffffff", "#131416"
 WIDTH = 860
@@ -108,7 +109,9 @@ def curve(picture: Path, size: int = 40) -> None:
             problems, strategies, generator, reward_model=judge, votes=["majority", "weighted"], model=name
         )
     shown = [p for p in points if p.vote == ("weighted" if p.strategy == "REBASE" else "majority")]
-    axes = plot_frontier(shown, ax=plot_scaling(shown))
+    named = [replace(p, strategy=p.strategy.replace("RepeatedSampling", "sampling")) for p in shown]
+    axes = plot_frontier(named, ax=plot_scaling(named))
+    label_lines(axes)
     axes.figure.savefig(picture, dpi=90)
 
 

@@ -1,6 +1,7 @@
 """Who may import whom, and what the public face promises."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,42 @@ def test_nothing_executes_model_output(path):
     assert not called & {"eval", "exec", "compile", "__import__", "sympify", "parse_expr"}
     foreign = {name.split(".")[0] for name in imports(path)}
     assert not foreign & {"pickle", "dill", "cloudpickle", "sympy", "marshal", "shelve"}
+
+
+REPOSITORY = Path(__file__).parent.parent
+DRAWN = [
+    path
+    for room in ("studies", "benchmarks", "examples", "docs/notebooks")
+    for path in REPOSITORY.glob(f"{room}/**/*.py")
+]
+COLOURED = {"c", "color", "colors", "ecolor", "edgecolor", "edgecolors", "facecolor", "cmap", "colormap", "palette"}
+
+
+def own_colours(source):
+    """What a script says of colours or legends: `viz` has the palette, and names lines at their ends."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if re.fullmatch(r"tab:\w+|C\d|[bgrcmy](--?|:|-\.)[.os^vDx*+]?", node.value):
+                yield node.value
+            if (hexes := re.fullmatch("#([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})", node.value)) is not None:
+                levels = [int(pair, 16) for pair in hexes.groups()]
+                if max(levels) - min(levels) > 8:  # greys are no colours
+                    yield node.value
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Attribute) and node.func.attr in ("legend", "set_prop_cycle"):
+                yield node.func.attr
+            for keyword in node.keywords:
+                if keyword.arg in COLOURED and any(
+                    isinstance(part, ast.Constant) and isinstance(part.value, str) for part in ast.walk(keyword.value)
+                ):
+                    yield keyword.arg
+
+
+def test_no_study_or_benchmark_sets_its_own_colours():
+    assert len(DRAWN) > 30
+    assert {str(path): found for path in DRAWN if (found := [*own_colours(path.read_text(encoding="utf-8"))])} == {}
+    told = "axis.plot(x, y, 'r-')\naxis.plot(x, y, color='green')\naxis.scatter(x, y, c='#ff0000')\naxis.legend()"
+    assert sorted(own_colours(told)) == ["#ff0000", "c", "color", "legend", "r-"]
 
 
 def test_importing_inferscale_does_not_import_torch():

@@ -17,10 +17,11 @@ from inferscale.testing import ToyGenerator, ToyProcessReward
 from inferscale.tree import Problem
 from studies.real.__main__ import within
 from studies.real.judge import balanced, outcome_labels, split, with_rollouts
-from studies.real.plots import points_of
+from studies.real.plots import plot_all, points_of
 from studies.real.report import JUDGES, all_claims, all_tables, is_scored, judged, voting_limit
 from studies.real.searches import RECORDS, compact, expanded, pack_all, score_run, scored, unpack
 from studies.scaling.page import fill
+from tests.drawn import caught, check_figure
 
 PROBLEMS = [Problem(f"How many are {index}?", str(index % 4), f"toy/{index}") for index in range(12)]
 
@@ -104,6 +105,13 @@ def test_the_picture_compares_the_same_problems(runs):
     points = points_of("svamp", runs)
     assert {point.problems for point in points} == {8}
     assert {point.n for point in points if point.strategy == "REBASE"} == {4, 16}
+
+
+def test_the_picture_has_the_colours_of_the_house(runs, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figures = caught(monkeypatch)
+    plot_all(runs, tmp_path)
+    check_figure(*figures, panels=4)
 
 
 def test_judges_that_cost_nothing_read_the_samples(runs):

@@ -14,6 +14,7 @@ from studies.scaling.page import fill
 from studies.scaling.paper import curve_points, in_the_papers_convention, paper
 from studies.scaling.report import costs, pooled
 from studies.scaling.voting import compare, limit, predicted, voting
+from tests.drawn import caught, check_figure
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "studies" / "scaling" / "records.jsonl.gz"
@@ -86,13 +87,15 @@ def test_a_sample_that_failed_abstains(tmp_path):
     assert right["samples"][1:] == whole["samples"][1:]
 
 
-def test_the_tables_are_markdown(tmp_path):
+def test_the_tables_are_markdown_and_the_picture_is_of_the_house(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
+    figures = caught(monkeypatch)
     text = "\n".join(paper(made(), "prm-s", "min", tmp_path))
     for block in text.strip().split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1, block
     assert (tmp_path / "papers.png").exists()
+    check_figure(*figures, panels=4)
 
 
 def test_a_page_is_filled_between_its_marks(tmp_path):

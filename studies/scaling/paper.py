@@ -157,17 +157,20 @@ def _draw(whole: Sequence[CurvePoint], theirs: Sequence[CurvePoint], folder: Pat
     """Error against compute for the size family, and for the strategies, in both ways of counting."""
     from matplotlib.figure import Figure
 
-    from inferscale.viz import plot_frontier, plot_scaling
+    from inferscale.viz import label_lines, plot_frontier, plot_scaling
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
     panels, titles = figure.subplots(2, 2, sharey=True), ("paper's convention", "policy and reward model")
     for row, title, points in zip(panels, titles, (theirs, whole), strict=True):
-        family = [p for p in points if p.vote == "weighted" and p.strategy == "RepeatedSampling"]
-        methods = [p for p in points if p.vote == "weighted" and p.strategy in ("RepeatedSampling", "REBASE")]
+        weighted = [replace(p, strategy=_short(p.strategy)) for p in points if p.vote == "weighted"]
+        family = [p for p in weighted if p.strategy == "sampling"]
+        methods = [p for p in weighted if p.strategy in ("sampling", "REBASE")]
         for axis, shown, name in zip(row, (family, methods), ("sizes", "strategies"), strict=True):
             plot_scaling(shown, "flops", "error", ax=axis, label="method")
-            plot_frontier(shown, "flops", "error", ax=axis)
-            axis.set_xlabel("FLOPs per problem")
             axis.set_title(f"{name}, weighted vote: {title}")
+        plot_frontier(family, "flops", "error", ax=row[0])
+        for axis in row:
+            axis.set_xlabel("FLOPs per problem")
+    label_lines(figure)
     figure.savefig(folder / "papers.png", dpi=110)

@@ -36,19 +36,9 @@ def _scaling(records: Records, reward: str, reduction: str, path: Path) -> Path:
             axis.set_title(policy)
             axis.grid(alpha=0.3)
         row[0].set_ylabel("accuracy, %")
-    _label(figure)
+    label_lines(figure)
     figure.savefig(path, dpi=110)
     return path
-
-
-def _label(figure: Figure) -> None:
-    """Names at the lines' ends, once the layout with room for them is known."""
-    for _ in range(2):  # names need room, and room moves the lines' ends
-        for axis in figure.axes:
-            for text in list(axis.texts):
-                text.remove()
-            label_lines(axis)
-        figure.draw_without_rendering()
 
 
 def _policy_curves(axis: Any, records: Records, policy: str, reward: str, reduction: str, whole: bool) -> None:
@@ -113,7 +103,7 @@ def _sensitivity(records: Records, reward: str, reduction: str, path: Path) -> P
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.suptitle(f"{policy}, 16 samples or leaves")
-    _label(figure)
+    label_lines(figure)
     figure.savefig(path, dpi=110)
     return path
 

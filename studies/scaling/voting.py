@@ -89,28 +89,28 @@ def voting(records: Records, policy: str, reward: str, reduction: str, picture: 
 def draw(
     found: dict[str, list[VotePoint]], limits: dict[str, tuple[float, float, float]], policy: str, path: Path
 ) -> None:
-    """Measured votes with error bars, the predicted curves, and the limits with their intervals."""
+    """A panel for each vote: measured with error bars, the predicted curve, and the limit with its interval."""
     from matplotlib.figure import Figure
 
+    from inferscale.viz import label_lines
     from inferscale.viz.plots import COLOURS
 
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
-    axis = figure.subplots()
-    for (vote, points), colour in zip(found.items(), COLOURS, strict=False):
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axis, (vote, points) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
         sizes = [p.n for p in points]
         bars = [100 * p.measured_error for p in points]
-        axis.plot(sizes, [100 * p.predicted for p in points], color=colour, label=f"{vote} vote, predicted")
+        axis.plot(sizes, [100 * p.predicted for p in points], color=COLOURS[1], label="predicted")
         axis.errorbar(
-            sizes, [100 * p.measured for p in points], bars, fmt="o", color=colour, capsize=2, label=f"{vote}, measured"
+            sizes, [100 * p.measured for p in points], bars, fmt="o", color=COLOURS[0], capsize=2, label="measured"
         )
         estimate, low, high = (100 * value for value in limits[vote])
-        axis.axhline(estimate, color=colour, linestyle="--", linewidth=1, label=f"{vote}, limit and 95 % interval")
-        axis.axhspan(low, high, color=colour, alpha=0.1)
-    axis.set_xscale("log", base=2)
-    axis.set_xlabel("samples")
-    axis.set_ylabel("accuracy, %")
-    axis.set_title(policy)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="x-small", loc="lower right")
+        axis.axhline(estimate, color=COLOURS[2], linestyle="--", linewidth=1, label="limit, 95 % interval")
+        axis.axhspan(low, high, color=COLOURS[2], alpha=0.1)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("samples")
+        axis.set_title(f"{policy}, {vote} vote")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy, %")
+    label_lines(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -35,6 +35,7 @@ def new_axes(ax: Axes, size: tuple[float, float] = (5.5, 4)) -> Axes:
 Quantity: TypeAlias = Literal["accuracy", "error"]
 
 _MARKERS = "osD^vP*Xh<>"
+_NAME = "name of a line"
 _LABELS = {
     "flops": "FLOPs per problem, policy and reward model",
     "generator_flops": "FLOPs per problem, policy alone",
@@ -87,19 +88,33 @@ def plot_scaling(
     return _finished(ax, x, y)
 
 
-def label_lines(ax: Axes, size: float = 8) -> None:
+def label_lines(where: Axes, size: float = 8) -> None:
     """Writes the name of each line at its right end in the line's colour, in place of a legend.
 
     Names that would stand on one another are moved apart, in the order of their ends. Call it when limits and scales
-    are final. With more than six lines a reader is lost: draw another panel.
+    are final; a second call names anew. With more than six lines a reader is lost: draw another panel.
+
+    Args:
+        where: Axes, or a figure: all of its axes, with room for the names where its layout makes room ("constrained").
+        size: Of the names, in points.
     """
+    figure, panels = (where.figure, [where]) if hasattr(where, "plot") else (where, where.axes)
+    for _ in range(2):  # names need room, and room moves the lines' ends
+        for ax in panels:
+            _label_lines(ax, size)
+        figure.draw_without_rendering()
+
+
+def _label_lines(ax: Axes, size: float) -> None:
     if ax.get_legend() is not None:
         ax.get_legend().remove()
+    for text in [text for text in ax.texts if text.get_gid() == _NAME]:
+        text.remove()
     handles, names = ax.get_legend_handles_labels()
     lines = [getattr(handle, "lines", [handle])[0] for handle in handles]  # bars of errors are behind their line
     drawn = [(line, name) for line, name in zip(lines, names, strict=True) if len(line.get_xdata())]
     to_points = 72 / ax.figure.dpi
-    ends = [(ax.transData.transform((line.get_xdata()[-1], line.get_ydata()[-1])) * to_points) for line, _ in drawn]
+    ends = [line.get_transform().transform(line.get_xydata()[-1]) * to_points for line, _ in drawn]
     right = ax.transAxes.transform((1, 0))[0] * to_points
     height = float("-inf")
     for place in sorted(range(len(drawn)), key=lambda i: float(ends[i][1])):
@@ -107,8 +122,9 @@ def label_lines(ax: Axes, size: float = 8) -> None:
         x, y = map(float, ends[place])
         height = max(height + 1.2 * size, y)
         ax.annotate(
-            name, (line.get_xdata()[-1], line.get_ydata()[-1]), (right - x + 6, height - y),
+            name, line.get_xydata()[-1], (right - x + 6, height - y), xycoords=line.get_transform(),
             textcoords="offset points", color=line.get_color(), fontsize=size, va="center", annotation_clip=False,
+            gid=_NAME,
         )  # fmt: skip
 
 
@@ -216,6 +232,8 @@ def plot_votes(
 def _scale_costs(ax: Axes, points: Iterable[CurvePoint], x: CostName) -> None:
     if any(getattr(p, x) > 0 for p in points):
         ax.set_xscale("log", base=2 if x == "tokens" else 10)
+    if ax.get_xscale() == "log" and x != "tokens":  # within a decade every second mark is named, and names must fit
+        ax.xaxis.set_minor_locator(require("matplotlib.ticker", "plot").LogLocator(subs=(2, 5)))
 
 
 def _lines(points: Iterable[CurvePoint], x: str) -> dict[str, list[CurvePoint]]:
