@@ -1,6 +1,6 @@
 """Every causal architecture of the installed transformers, small and random, judged: ``python -m benchmarks.families``.
 
-``--jobs 2`` judges two families at a time; ``--page docs/families.md`` writes the documentation's page.
+``--jobs 2`` judges two families at a time; ``--page docs/project/families.md`` writes the documentation's page.
 
 For each family of ``AutoModelForCausalLM`` a model of a few thousand weights is made from its own configuration class,
 of which the sizes are replaced. Weights that are equal throughout (zeros, ones) are perturbed, so that nothing hides
@@ -517,7 +517,7 @@ _PAGE = """# Model families
 Every causal architecture of transformers {version}, small and random in float32, with windows, chunks and selections so
 short that the rows pass them: {summary}. Written by
 
-    python -m benchmarks.families --no-generate --jobs 2 --page docs/families.md
+    python -m benchmarks.families --no-generate --jobs 2 --page docs/project/families.md
 
 * path: `tree` if prefixes are shared, `plain` if not;
 * forward: greedy and sampled steps have the log-probabilities of whole forwards of their own row, without a cache;

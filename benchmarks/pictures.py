@@ -1,4 +1,4 @@
-"""The pictures of ``docs/pictures.md``: real searches of the embedded models, seed 0.
+"""The pictures of ``docs/howto/pictures.md``: real searches of the embedded models, seed 0.
 
 Run with ``python -m benchmarks.pictures``. Pages are photographed by a Chromium that is found on the path, or by the
 one that ``--browser`` names; ``--pages FOLDER`` keeps the pages.

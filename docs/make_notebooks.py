@@ -1,4 +1,4 @@
-"""Makes the executed notebook of every script in docs/notebooks, in a real kernel.
+"""Makes the tutorials of the scripts in examples, executed in a real kernel.
 
 python docs/make_notebooks.py [NAME ...]
 """
@@ -10,7 +10,10 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).parent / "notebooks"
+SCRIPTS = Path(__file__).parent.parent / "examples"
+NOTEBOOKS = Path(__file__).parent / "tutorials"
+ALONE = {"05_ray"}
+"""Scripts without a notebook: it would start a cluster in a kernel."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -28,7 +31,7 @@ def executed(script: Path) -> nbformat.NotebookNode:
 
 
 if __name__ == "__main__":
-    names = sys.argv[1:] or sorted(path.stem for path in FOLDER.glob("*.py"))
+    names = sys.argv[1:] or sorted({path.stem for path in SCRIPTS.glob("*.py")} - ALONE)
     for name in names:
         print(name)
-        nbformat.write(executed(FOLDER / f"{name}.py"), FOLDER / f"{name}.ipynb")
+        nbformat.write(executed(SCRIPTS / f"{name}.py"), NOTEBOOKS / f"{name}.ipynb")

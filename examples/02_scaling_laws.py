@@ -1,48 +1,88 @@
-"""Inference scaling laws (arXiv:2408.00724) in small: accuracy against FLOPs of votes, best-of-n and REBASE.
+# %% [markdown]
+# # Scaling laws
+# The question of Wu et al. ([arXiv:2408.00724](https://arxiv.org/abs/2408.00724)): for a given amount of compute at
+# answer time, which strategy and which vote? On twenty problems of the embedded task, which is enough to see how it is
+# done and too little to conclude; the [scaling study](../project/scaling_study.md) has the answer on 500 problems.
 
-For your own models and data change the line below, for example to
-`"Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-Math-PRM-7B", ("gsm8k", "test.jsonl")`. The long study of the embedded
-models is `python -m studies.scaling`, that of any models `python -m studies.wu2024`.
-"""
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
 
-from inferscale import REBASE, RepeatedSampling
-from inferscale.evaluate import load_problems
-from inferscale.evaluate.parts import make_generator, make_reward
-from inferscale.scaling import CurvePoint, pareto_frontier, scaling_curve
+import inferscale as isc
+from inferscale.scaling import (
+    cost_ratio,
+    estimate_voting_limit,
+    paired_difference,
+    pareto_frontier,
+    scaling_curve,
+)
+from inferscale.viz import plot_frontier, plot_scaling, to_frame
 
-MODEL, REWARD, DATA = "policy-s", "prm-s", ("embedded", None)
-PROBLEMS, SIZES = 20, (1, 4, 16)
+problems = isc.zoo.problems("dev")[:20]
+generator = isc.HFGenerator(*isc.zoo.load("policy-s"), temperature=1.0, max_new_tokens=160)
+judge = isc.HFProcessRewardModel(*isc.zoo.load("prm-s"), good_token="<good>", bad_token="<bad>", reduction="min")
 
-problems = load_problems(*DATA, limit=PROBLEMS)
+# %% [markdown]
+# One run of 16 samples holds every smaller run: the estimators average over all subsets. A search is one point for each
+# size that is run.
+
+# %%
 points = scaling_curve(
     problems,
-    [RepeatedSampling(max(SIZES)), *(REBASE(width) for width in SIZES[1:])],
-    make_generator(MODEL, temperature=1.0, max_new_tokens=160),
-    reward_model=make_reward(REWARD, MODEL),
-    sizes=SIZES,
-    model=MODEL,
+    [isc.RepeatedSampling(16), isc.REBASE(4), isc.REBASE(16)],
+    generator,
+    reward_model=judge,
+    model="policy-s",
 )
+methods = [p for p in points if p.vote != "coverage"]
+to_frame(methods)[["strategy", "vote", "n", "accuracy", "standard_error", "generator_flops", "reward_flops"]]
 
-print(f"{MODEL} judged by {REWARD}, {len(problems)} problems; means for a problem")
-print(f"{'strategy':18} {'vote':10} {'n':>3} {'accuracy':>14} {'policy':>10} {'reward':>10}")
-for p in points:
-    if p.vote != "coverage":  # what a perfect judge would reach: no method
-        accuracy = f"{100 * p.accuracy:5.1f} ± {100 * p.standard_error:4.1f} %"
-        print(f"{p.strategy:18} {p.vote:10} {p.n:3} {accuracy:>14} {p.generator_flops:10.3g} {p.reward_flops:10.3g}")
+# %% [markdown]
+# ## Error against compute
+# On the left the bill that the paper draws: the policy alone. On the right the whole bill: the judge has five times the
+# policy's parameters, and a majority vote does not need it.
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+shown = [p for p in methods if p.vote != "best-of-n"]
+plot_scaling(shown, y="error", x="generator_flops", ax=left)
+plot_scaling(shown, y="error", x="flops", ax=right)
+plot_frontier(methods, y="error", x="flops", ax=right)
+# %% [markdown]
+# ## What to buy
+
+# %%
+for p in pareto_frontier(methods):
+    print(
+        f"{p.flops:9.3g} FLOPs  {100 * p.accuracy:5.1f} ± {100 * p.standard_error:4.1f} %  {p.strategy} {p.n}, {p.vote}"
+    )
+ratio = cost_ratio(methods, lambda p: p.strategy == "REBASE", lambda p: p.vote == "majority" and p.strategy != "REBASE")
+print("REBASE for the best majority vote:", "never as good" if ratio is None else f"{ratio:.1f} times less")
+
+# %% [markdown]
+# ## Is the difference real?
+# Both methods answered the same problems, so the difference is taken problem by problem.
 
 
-def show_best(charged: str, frontier: list[CurvePoint]) -> None:
-    names = [f"{p.strategy} {p.vote} {p.n}" for p in frontier if p.vote != "coverage"]
-    print(f"best at each number of FLOPs of {charged}:", *names, sep="\n  ")
+# %%
+def pick(strategy, vote):
+    return next(p for p in points if (p.strategy, p.vote, p.n) == (strategy, vote, 16))
 
 
-show_best("the policy alone (as published)", pareto_frontier(points, "generator_flops"))
-show_best("policy and reward model", pareto_frontier(points, "flops"))
+found = paired_difference(pick("REBASE", "weighted"), pick("RepeatedSampling", "majority"), np.random.default_rng(0))
+print(f"{found.difference:+.2f}, 95 % interval {found.low:+.2f} to {found.high:+.2f}, p = {found.p_value:.3f}")
 
-try:
-    from inferscale.viz import plot_scaling
+# %% [markdown]
+# ## Where votes end
+# With ever more samples a majority vote reaches the share of problems whose likeliest answer is right, and no more.
 
-    plot_scaling([p for p in points if p.vote != "coverage"]).figure.savefig("scaling.png", dpi=150)
-    print("drawn in scaling.png")
-except ImportError as error:
-    print(f"no picture: {error}")
+# %%
+results = isc.solve_batch(problems, isc.RepeatedSampling(32), generator, seed=1)
+known: dict[str | None, int] = {}
+answers = [
+    [-1 if t.answer is None else known.setdefault(t.answer, len(known)) for t in result.trajectories]
+    for result in results
+]
+gold = [known.setdefault(problem.answer, len(known)) for problem in problems]
+limit, low, high = estimate_voting_limit(answers, gold, np.random.default_rng(0))
+print(f"{limit:.2f}, 95 % interval {low:.2f} to {high:.2f}")

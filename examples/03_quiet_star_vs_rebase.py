@@ -1,38 +1,86 @@
-"""Quiet-STaR, REBASE, and both (arXiv:2412.16260) in small: votes and search, with and without thoughts.
+# %% [markdown]
+# # Quiet-STaR against REBASE
+# Two ways to spend compute at answer time: think before every token
+# ([Quiet-STaR](https://arxiv.org/abs/2403.09629)), or search over the steps
+# ([REBASE](https://arxiv.org/abs/2408.00724)); and both at once, as in
+# [AbdElhameed and Halim](https://arxiv.org/abs/2412.16260). This notebook shows the parts on ten problems;
+# `python -m studies.thoughts` is the study for any model.
 
-It takes about a minute on embedded models: a short training of thoughts, then ten problems. That is enough to see the
-parts work and far too little to compare accuracies. The whole study, with the published rules and its ablations, for
-any models and any GSM8K file, is `python -m studies.thoughts`.
-"""
-
+# %%
 import inferscale as isc
 from inferscale.quiet_star import Objective, QuietSTaR, QuietSTaRGenerator, Recipe
 from inferscale.quiet_star.train import start, task_batches, train
 
-MODEL, REWARD, PROBLEMS, TRAIN_STEPS, WIDTH = "policy-s", "prm-s", 10, 10, 4
+base, tokenizer = isc.zoo.load("policy-s")
+thinker, _same = isc.zoo.load("policy-s")
+problems = isc.zoo.problems("dev")[:10]
 
-base, tokenizer = isc.zoo.load(MODEL)
-quiet = QuietSTaR(isc.zoo.load(MODEL)[0], thought_length=3)
-objective = Objective(talk_length=1, num_thoughts=2, reinforce_temperature=1.0)
-recipe = Recipe(objective, lr=3e-4, head_lr_scale=10.0, embedding_lr_scale=10.0, steps=TRAIN_STEPS, accumulation=1)
+# %% [markdown]
+# ## A model that thinks
+# The wrapper adds a start and an end of thought and a small head that mixes the predictions with and without the
+# thought. Untrained, it predicts exactly what the model predicts.
+
+# %%
+quiet = QuietSTaR(thinker, thought_length=3, start_token_id=tokenizer("-")["input_ids"][-1])
+ids = tokenizer(problems[0].prompt, return_tensors="pt")["input_ids"]
+print((quiet(ids).logits == base(ids).logits).all().item(), quiet.parallel_check)
+
+# %% [markdown]
+# Ten steps of training, to see it run; the figures of a real training are on the [page](../reference/quiet_star.md).
+
+# %%
+recipe = Recipe(
+    Objective(talk_length=1, num_thoughts=2, reinforce_temperature=1.0),
+    steps=10,
+    accumulation=1,
+    warmup_steps=0,
+    lr=3e-4,
+    head_lr_scale=10.0,
+    embedding_lr_scale=10.0,
+)
 for report in train(start(quiet, recipe), task_batches(4, talk_length=1, level=1)):
-    print(f"step {report.step}: {report.base:.3f} nats a token, thinking {report.talk:.3f}")
+    print(
+        f"step {report.step}: {report.base:.3f} nats a token, thinking {report.talk:.3f}, "
+        f"weight of thoughts {report.mixing_weight:.3f}"
+    )
+quiet = quiet.eval()
 
-generators = {
-    "plain": isc.HFGenerator(base, tokenizer, max_new_tokens=160),
-    "with thoughts": QuietSTaRGenerator(quiet.eval(), tokenizer, max_new_tokens=160),
+# %% [markdown]
+# ## The comparison
+# The same problems, four ways. REBASE is judged by the embedded reward model.
+
+# %%
+plain = isc.HFGenerator(base, tokenizer, max_new_tokens=100)
+thinking = QuietSTaRGenerator(quiet, tokenizer, max_new_tokens=100)
+judge = isc.HFProcessRewardModel(*isc.zoo.load("prm-s"), good_token="<good>", bad_token="<bad>", reduction="min")
+ways = {
+    "votes": (isc.RepeatedSampling(4), plain, None),
+    "thoughts and votes": (isc.RepeatedSampling(4), thinking, None),
+    "REBASE": (isc.REBASE(width=4), plain, judge),
+    "thoughts and REBASE": (isc.REBASE(width=4), thinking, judge),
 }
-judge = isc.HFProcessRewardModel(*isc.zoo.load(REWARD), good_token="<good>", bad_token="<bad>", reduction="min")
-problems = isc.zoo.problems("dev")[:PROBLEMS]
+found = {
+    name: isc.solve_batch(problems, strategy, generator, reward_model=reward)
+    for name, (strategy, generator, reward) in ways.items()
+}
 
-print(f"{MODEL} judged by {REWARD}, {len(problems)} problems; means for a problem")
-for strategy in (isc.RepeatedSampling(WIDTH), isc.REBASE(WIDTH)):
-    for name, generator in generators.items():
-        reward = judge if strategy.needs_scores else None
-        results = isc.solve_batch(problems, strategy, generator, reward_model=reward)
-        right = sum(r.answer is not None and isc.same_answer(r.answer, r.problem.answer or "") for r in results)
-        cost, n = sum((r.cost for r in results), isc.Cost()), len(results)
-        print(
-            f"{type(strategy).__name__:16} {name:13} {right:2} right  {cost.generated_tokens / n:4.0f} tokens "
-            f"+ {cost.thought_tokens / n:5.0f} thought  {cost.generator_flops / n:.3g} FLOPs"
-        )
+# %%
+for name, results in found.items():
+    right = sum(bool(r.is_correct) for r in results)
+    cost = sum((r.cost for r in results), isc.Cost())
+    print(
+        f"{name:20} {right:2} of {len(results)}  {cost.generated_tokens:5,} tokens and {cost.thought_tokens:6,} of "
+        f"thought  {cost.generator_flops / 1e6:6,.0f} MFLOPs  judge {cost.reward_flops / 1e6:6,.0f}"
+    )
+
+# %% [markdown]
+# Ten problems cannot tell these accuracies apart (the standard error is about sixteen points). The bill can be told:
+# a thought of three tokens makes a visible token about five times as dear, and that is what it has to earn.
+#
+# ## What was thought?
+
+# %%
+recorded = QuietSTaRGenerator(quiet, tokenizer, record_thoughts=True, max_new_tokens=100)
+result = isc.solve(problems[0], isc.Greedy(), recorded)
+for thought, *_ in recorded.thoughts_of(result.leaves[0])[:5]:
+    print(repr(tokenizer.decode(list(thought.token_ids))), f"weight {thought.mixing_weight:+.3f}")

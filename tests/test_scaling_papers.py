@@ -158,7 +158,7 @@ def test_measured_votes_of_the_embedded_policy_follow_the_theory_within_error(vo
 @pytest.mark.slow
 def test_the_page_holds_what_the_commands_print(tmp_path):
     pytest.importorskip("matplotlib")
-    page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "project" / "papers.md").read_text(encoding="utf-8")
     records = read(RECORDS)
     printed = [line for block in paper(records, "prm-s", "min", tmp_path) for line in block.splitlines()]
     missing = [line for line in printed if line.startswith(("|", "*")) and line not in page]

@@ -301,7 +301,9 @@ def table() -> None:
 
 @app.command()
 def pages(
-    page: Annotated[Path, typer.Option(help="the page whose tables are written anew")] = Path("docs/real_model.md"),
+    page: Annotated[Path, typer.Option(help="the page whose tables are written anew")] = Path(
+        "docs/project/real_model.md"
+    ),
     images: Annotated[Path, typer.Option(help="where pictures go")] = Path("docs/images"),
 ) -> None:
     """Writes tables, claims and pictures of the page from the records; no model is run."""

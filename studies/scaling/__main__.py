@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--compare", nargs=2, default=["policy-s", "policy-m"], help="small and large policy")
     parser.add_argument("--plots", type=Path, default=Path("docs/images"), help="folder for the pictures")
     parser.add_argument("--packed", type=Path, default=Path("studies/scaling/records.jsonl.gz"), help="for pack")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of the pages, for pages")
+    parser.add_argument("--docs", type=Path, default=Path("docs/project"), help="folder of the pages")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args()
