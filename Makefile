@@ -3,7 +3,9 @@ BIN    := .venv/bin
 SITE   := "import sysconfig; print(sysconfig.get_path('purelib'))"
 PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-all test-real test-servers test-vllm test-harness test-oldest lint docs notebooks pictures release clean
+QUICK  := not slow and not real and not servers
+
+.PHONY: demo test test-slow test-all coverage test-real test-servers test-vllm test-harness test-oldest lint docs notebooks pictures release release-check clean
 
 OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_sampling.py hf_generator_tree.py hf_generator_waves.py \
 	flops_generator.py rewards_huggingface.py rewards_tree.py reward_families.py quiet_star_model.py \
@@ -60,7 +62,10 @@ demo: .venv/.ready  ## search with the embedded models, no network needed
 	$(BIN)/python -m inferscale demo
 
 test: .venv/.ready  ## the quick suite
-	$(PYTEST) -m "not slow and not real and not servers"
+	$(PYTEST) -m "$(QUICK)"
+
+coverage: .venv/.dev  ## lines and branches that the quick suite runs
+	$(PYTEST) -m "$(QUICK)" --cov --cov-report=term:skip-covered
 
 test-slow: .venv/.ready  ## the slow tests
 	$(PYTEST) -m slow
@@ -103,6 +108,9 @@ release: .venv/.dev  ## source distribution and wheel in dist, checked
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
+
+release-check: release  ## the wheel alone in empty environments, of each Python that is here
+	$(BIN)/python tests/release/clean_install.py dist/*.whl
 
 clean:
 	rm -rf .venv .venv-harness .venv-oldest .venv-real .venv-servers .venv-vllm dist docs/_build

@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("engine/search.py", "node = Node(home.problem, step, home, branch_key(parent.key, draw))",
            "node = Node(home.problem, step, home, branch_key(parent.key, 0))", "siblings share a random stream",
            "engine"),
-    Mutant("engine/search.py", "self._started -= answer.seconds\n", "pass\n",
+    Mutant("engine/search.py", "self.replayed_seconds += answer.seconds\n", "pass\n",
            "the clock forgets what a replayed journal took", "journal"),
     Mutant("engine/search.py", 'if samples.stopped_by != "cancel":', "if True:",
            "a cancelled answer is recorded, and the search does not go on", "journal"),

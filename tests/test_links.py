@@ -92,3 +92,11 @@ def test_every_make_target_that_is_named_exists():
     for page in PAGES:
         named = set(re.findall(r"(?:`|^)make ([\w-]+)", text_of(page), flags=re.MULTILINE))
         assert named <= targets, f"{name_of(page)}: {named - targets}"
+
+
+def test_every_step_of_ci_is_a_make_target_and_the_workflow_takes_them_all():
+    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    steps = re.findall(r"^make (\S+)$", (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert {"lint", "test", "test-slow", "docs", "demo"} <= set(steps) <= targets
+    workflow = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert re.findall(r"- run: (.+)", workflow) == [".ci/run"]

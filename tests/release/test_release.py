@@ -25,13 +25,19 @@ def run(*command, cwd=None):
 
 
 def test_one_version_everywhere():
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    """`inferscale.__version__` rules: the build reads it, and what people read agrees with it."""
+    pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert pyproject["project"]["dynamic"] == ["version"]
+    assert pyproject["tool"]["hatch"]["version"]["path"] == "src/inferscale/__init__.py"
     citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.search(r"^version: (.+)$", citation, re.M)[1] == project["version"] == inferscale.__version__
+    assert re.search(r"^version: (.+)$", citation, re.M)[1] == inferscale.__version__
     date = re.search(r'^date-released: "(.+)"$', citation, re.M)[1]
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"\n## [{project['version']}] - {date}\n" in changelog
-    assert changelog.index("## [Unreleased]") < changelog.index(f"## [{project['version']}]")
+    assert f"\n## [{inferscale.__version__}] - {date}\n" in changelog
+    assert changelog.index("## [Unreleased]") < changelog.index(f"## [{inferscale.__version__}]")
+    pages = [page.read_text("utf-8") for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md"))]
+    wheels = {name for page in pages for name in re.findall(r"inferscale-([\d.]+)-py3", page)}
+    assert wheels == {inferscale.__version__}
 
 
 @pytest.fixture(scope="module")
