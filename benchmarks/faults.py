@@ -36,6 +36,7 @@ import typer
 
 from inferscale.answers import same_answer
 from inferscale.cli.options import printable
+from inferscale.cost import Cost
 from inferscale.engine import SearchResult, solve, solve_batch
 from inferscale.engine.files import RunLockedError
 from inferscale.engine.journal import repair_journal
@@ -92,7 +93,7 @@ def records_of(folder: Path) -> list[Any]:
 
 def without_seconds(result: dict[str, Any]) -> dict[str, Any]:
     """A result's table without what a clock gives."""
-    return {**json.loads(json.dumps(result)), "cost": {**result["cost"], "seconds": 0}}
+    return {**json.loads(json.dumps(result)), "cost": Cost.from_dict(result["cost"]).without_seconds()}
 
 
 def outcome(attempt: Callable[[], Any], expected: Any, named: str) -> str:

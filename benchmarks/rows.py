@@ -97,7 +97,7 @@ def content(results: Sequence[SearchResult]) -> list[Any]:
     return [
         (
             [(node.key, node.text, node.is_scored and round(node.score, 3)) for node in result.root.walk()],
-            replace(result.cost, seconds=0.0, reward_flops=0),
+            replace(result.cost.without_seconds(), reward_flops=0, reward_bytes=0, cache_bytes=0),
         )
         for result in results
     ]

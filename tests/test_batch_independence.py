@@ -5,7 +5,6 @@ from functools import cache
 
 import pytest
 
-from inferscale.cost import Cost
 from inferscale.engine import solve, solve_batch
 from inferscale.generators import HFGenerator
 from inferscale.strategies import REBASE
@@ -34,18 +33,13 @@ def table(result) -> list[tuple[object, ...]]:
     return rows
 
 
-def timeless(cost: Cost) -> Cost:
-    """A cost without seconds, those of its shares included."""
-    return replace(cost, seconds=0, shares={name: timeless(share) for name, share in cost.shares.items()})
-
-
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_together_is_alone(strategy):
     together = solve_batch(PROMPTS, strategy, generator("llama"), reward_model=ToyReward())
     for prompt, result in list(zip(PROMPTS, together, strict=True))[::7]:
         alone = solve(prompt, strategy, generator("llama"), reward_model=ToyReward())
         assert table(result) == table(alone)
-        assert timeless(result.cost) == timeless(alone.cost)
+        assert result.cost.without_seconds() == alone.cost.without_seconds()
         assert result.answer == alone.answer
 
 

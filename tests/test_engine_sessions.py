@@ -40,7 +40,7 @@ class Judge(ToyReward):
 
 def content(result):
     """All of a result but its seconds."""
-    return {**result.to_dict(), "cost": replace(result.cost, seconds=0)}
+    return {**result.to_dict(), "cost": result.cost.without_seconds()}
 
 
 def driven(session):

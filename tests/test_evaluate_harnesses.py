@@ -336,7 +336,7 @@ def test_inspect_grades_what_the_search_answers(tmp_path):
     assert log.results.scores[0].metrics["accuracy"].value == pytest.approx(sum(right) / len(right))
     about = log.samples[0].output.metadata
     assert about["strategy"] == repr(REBASE(4))
-    assert about["generator_flops"] > 0
+    assert about["cost"]["generator_flops"] > 0
     result = solve(prompts[0], REBASE(4), ToyGenerator(), reward_model=ToyReward())
     assert log.samples[0].output.usage.output_tokens == result.cost.tokens
 

@@ -257,7 +257,7 @@ def content(result):
         (node.key, node.is_scored and node.score, node.stats, node.step and plain(node.step))
         for node in result.root.walk()
     ]
-    return steps, result.answer, result.stopped_by, replace(result.cost, seconds=0)
+    return steps, result.answer, result.stopped_by, result.cost.without_seconds()
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def test_with_a_judge_that_keeps_prefixes_all_ways_give_one_tree_and_one_bill(st
         found = solve_batch(prompts, strategy, generator(cls, max_new_tokens=16), reward_model=judge)
         assert sum(result.cost.reward_flops for result in found) > 0
         nodes = [[(n.key, n.text, n.step and n.step.flops) for n in result.root.walk()] for result in found]
-        return [(own, r.answer, replace(r.cost, seconds=0)) for own, r in zip(nodes, found, strict=True)]
+        return [(own, r.answer, r.cost.without_seconds()) for own, r in zip(nodes, found, strict=True)]
 
     together = results(HFGenerator, PROMPTS[:3])
     assert together == results(InRounds, PROMPTS[:3])

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_told_and_what_is_whole_is_kept(tmp_path):
                 assert taken >= 1
                 again = solve_batch(PROMPTS, **OPTIONS, journal=path)
             assert [r.trajectories for r in again] == [r.trajectories for r in straight]
-            assert [replace(r.cost, seconds=0) for r in again] == [replace(r.cost, seconds=0) for r in straight]
+            assert [r.cost.without_seconds() for r in again] == [r.cost.without_seconds() for r in straight]
 
 
 def test_a_lost_line_is_seen(tmp_path):
@@ -257,7 +257,7 @@ def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):
         resumed = solve_batch(PROMPTS, REBASE(6), rest, reward_model=reward, journal=path)
         assert rest.calls == 4 - calls
         assert [r.trajectories for r in resumed] == [r.trajectories for r in straight]
-        assert [replace(r.cost, seconds=0) for r in resumed] == [replace(r.cost, seconds=0) for r in straight]
+        assert [r.cost.without_seconds() for r in resumed] == [r.cost.without_seconds() for r in straight]
         done = ToyGenerator()
         again = solve_batch(PROMPTS, REBASE(6), done, reward_model=ToyReward(), journal=path)
         assert done.calls == 0
@@ -294,7 +294,7 @@ def test_a_resumed_search_bills_its_reward_model_as_an_undisturbed_one(tmp_path,
                 PROMPTS, BeamSearch(2, 2), generator, reward_model=JUDGES[judge](generator), journal=path, on_step=die
             )
         resumed = solve_batch(PROMPTS, BeamSearch(2, 2), generator, reward_model=JUDGES[judge](generator), journal=path)
-        assert [replace(r.cost, seconds=0) for r in resumed] == [replace(r.cost, seconds=0) for r in straight]
+        assert [r.cost.without_seconds() for r in resumed] == [r.cost.without_seconds() for r in straight]
         for one, other in zip(resumed, straight, strict=True):
             assert [t.text for t in one.trajectories] == [t.text for t in other.trajectories]
             assert [t.score for t in one.trajectories] == pytest.approx([t.score for t in other.trajectories], abs=1e-5)

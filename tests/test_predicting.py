@@ -30,8 +30,8 @@ def test_samples_cost_their_closed_form():
     assert (found.tokens, found.scored_tokens, found.reward_flops) == (15, 0, 0)
     assert found.rounds == 1 + 4  # the prompt, and each token but the last
     weights = 4 * SPEC.active_weights
-    # The prompt is written once; four forwards read it once for all rows, and what each row has drawn by then.
-    cache = CACHED * (10 + 4 * 10 + 3 * (1 + 2 + 3 + 4) + 3 * 5)
+    # The prompt is written once; four forwards read it once for all rows, and what each row has read before, and write.
+    cache = CACHED * (10 + 4 * 10 + 3 * (0 + 1 + 2 + 3) + 3 * 4)
     assert found.cache_bytes == cache
     assert found.generator_bytes == (1 + 4) * weights + cache
     assert found.memory_bytes == 4 * SPEC.parameters + CACHED * (10 + 15)

@@ -27,8 +27,8 @@ def diaries(folder):
 def content(results):
     """Everything but the times."""
     told = [result.to_dict() for result in results]
-    for row in told:
-        row["cost"]["seconds"] = 0
+    for row, result in zip(told, results, strict=True):
+        row["cost"] = result.cost.without_seconds()
     return told
 
 

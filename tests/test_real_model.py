@@ -14,7 +14,7 @@ import torch
 from transformers import MinPLogitsWarper, NoRepeatNGramLogitsProcessor, TemperatureLogitsWarper
 from typer.testing import CliRunner
 
-from inferscale import HFGenerator, LikelihoodReward, RepeatedSampling, solve, solve_batch, zoo
+from inferscale import Cost, HFGenerator, LikelihoodReward, RepeatedSampling, solve, solve_batch, zoo
 from inferscale.cli import app
 from inferscale.evaluate import load_run, parts
 from inferscale.flow import GenerateRequest
@@ -319,7 +319,7 @@ def essence(run):
         steps = [
             {**node["step"], "logprob": 0, "confidence": 0} for node in record["result"]["nodes"] if "step" in node
         ]
-        cost = {**record["result"]["cost"], "seconds": 0}
+        cost = Cost.from_dict(record["result"]["cost"]).without_seconds()
         rows.append((record["key"], record["answer"], record["correct"], steps, cost))
     return rows
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inferscale import BestOfN, Budget, MajorityVote, RepeatedSampling
+from inferscale import BestOfN, Budget, Cost, MajorityVote, RepeatedSampling
 from inferscale.engine import Abstentions
 from inferscale.evaluate import ChangedRunError, RunLockedError, load_run, run_evaluation
 from inferscale.evaluate import runs as runs_module
@@ -42,7 +42,7 @@ def run_ten(folder, *, problems=TEN, strategy=SAMPLING, generator=ToyGenerator, 
 
 def essence(record):
     """A record without what is measured by a clock."""
-    result = {**record["result"], "cost": {**record["result"]["cost"], "seconds": 0.0}}
+    result = {**record["result"], "cost": Cost.from_dict(record["result"]["cost"]).without_seconds()}
     return {**record, "measured": None, "result": result}
 
 

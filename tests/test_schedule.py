@@ -3,7 +3,7 @@
 import threading
 import time
 from concurrent.futures import wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from test_conformance import STRATEGIES
@@ -63,8 +63,7 @@ def in_rounds(prompts, strategy, **options):
 
 def content(result):
     """All of a result but its seconds."""
-    shares = {name: replace(share, seconds=0) for name, share in result.cost.shares.items()}
-    return {**result.to_dict(), "cost": replace(result.cost, seconds=0, shares=shares)}
+    return {**result.to_dict(), "cost": result.cost.without_seconds()}
 
 
 def contents(results):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
@@ -21,7 +21,7 @@ PROMPTS = ["What is 2 + 2?\n", "How many steps?\n", "How many steps are left, an
 
 def told(result):
     """A result without its seconds."""
-    return {**result.to_dict(), "cost": asdict(replace(result.cost, seconds=0.0))}
+    return {**result.to_dict(), "cost": asdict(result.cost.without_seconds())}
 
 
 def steps(rows):

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self, get_args, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, get_args, runtime_checkable
 
 from .cost import Budget, Cost
 from .flow import Flow, GenerateRequest
@@ -17,6 +17,18 @@ from .functional import ArrayLike, Reduction, reduce_steps
 from .identity import Identified
 from .thinking import Thinking
 from .tree import FinishReason, Judge, Node, Step, Trajectory
+
+
+class Traffic(NamedTuple):
+    """What forwards move besides computing, in numbers or in bytes.
+
+    Attributes:
+        weights: Weights read.
+        cache: Keys and values read and written.
+    """
+
+    weights: int
+    cache: int
 
 
 class Generator(Identified, ABC):
@@ -66,6 +78,14 @@ class Generator(Identified, ABC):
     def release(self, root: Node) -> None:
         """Forget what was cached for the search of ``root.problem``, which has ended."""
 
+    def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
+        """Return the bytes that sampling these steps in one call moves; ``None`` if they are not known.
+
+        They must depend on requests and steps alone, see `inferscale.flops.traffic`. Of no requests it tells whether
+        any are known.
+        """
+        return None
+
     def embedding_cost(self, texts: Sequence[str]) -> Cost:
         """Return the price of ``embed(texts)``, for a generator that is an `Embedder` too."""
         return Cost()
@@ -97,9 +117,11 @@ class Sampling(ABC):
     Attributes:
         on_tokens: Called with the number of tokens just drawn, while `collect` waits for a sample to end. A session
             need not call it.
+        prefill_seconds: Seconds in which it has read prompts and paths until now; ``None`` if it does not tell.
     """
 
     on_tokens: Callable[[int], object] | None = None
+    prefill_seconds: float | None = None
 
     def __enter__(self) -> Self:
         """The session."""

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
+
+FORMAT = "inferscale.Cost"
+VERSION = 1
+CONVENTION = "causal"
+"""How FLOPs are counted (`inferscale.flops.CONVENTIONS`): no masked pairs, no padding, a multiply-add is 2."""
+
+_DERIVED = ("tokens", "flops", "bytes", "joules")
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Measured cost; costs add up with ``+``.
+    """Measured cost of a search; costs add up with ``+``.
+
+    What is not known is ``None``, and so is every sum that it is part of. Tokens, FLOPs, bytes and rounds are those of
+    the search alone: they depend neither on the problems beside it nor on what is cached, and a resumed run has the
+    same. Seconds and joules are the search's share of what was measured.
 
     Attributes:
         prompt_tokens: Prompt and forced tokens read by the generator; a shared prompt counts once.
@@ -28,6 +39,21 @@ class Cost:
             (`inferscale.flow.ask`); ``"thinking"``, the sampled tokens of thoughts, where the search has a `Thinking`
             (`generated_tokens` alone: what else thoughts cost is not told apart); and, where `solve` was given several
             generators, each by its name.
+        resent_tokens: Prompt and path tokens that a server was sent again, beyond `prompt_tokens`; it charges for them.
+        cached_tokens: Of all tokens that a server was sent, those that it says it had in its cache.
+        generator_bytes: Weights, keys and values that the generator reads and writes: weights once for each forward of
+            the search's rows, keys and values of a prompt once for all rows (`inferscale.flops.traffic`).
+        reward_bytes: The same of the reward model.
+        cache_bytes: The part of both that is keys and values.
+        rounds: Forwards that follow one another, the part of latency that no hardware takes away: tokens of the longest
+            sample of each answer, and one for each call that scores.
+        phases: The seconds by phase: ``"prefill"`` (prompts and paths read) and ``"decode"``, or ``"generate"`` where
+            the generator does not tell them apart; and ``"score"``. On top of them ``"python"``, the strategy's own
+            time until it asked for the last of these. Not compared.
+        first_answer: Seconds from the beginning of the search to its first finished solution; ``None`` without one.
+            In a sum, divide by the number of problems. Not compared.
+        generator_joules: Energy while the generator ran, where it was measured (``energy=`` of `solve`).
+        reward_joules: Energy while the reward model ran.
     """
 
     prompt_tokens: int = 0
@@ -40,6 +66,17 @@ class Cost:
     num_generated: int = 0
     num_scored: int = 0
     shares: Mapping[str, Cost] = field(default_factory=dict, hash=False)
+    _: KW_ONLY
+    resent_tokens: int = 0
+    cached_tokens: int = 0
+    generator_bytes: int | None = 0
+    reward_bytes: int | None = 0
+    cache_bytes: int | None = 0
+    rounds: int | None = 0
+    phases: Mapping[str, float] = field(default_factory=dict, compare=False)
+    first_answer: float | None = field(default=0.0, compare=False)
+    generator_joules: float | None = 0.0
+    reward_joules: float | None = 0.0
 
     def __post_init__(self) -> None:
         """Make costs of shares that come as plain data."""
@@ -51,21 +88,7 @@ class Cost:
         """Return the sum, field by field."""
         if not isinstance(other, Cost):
             return NotImplemented
-        return Cost(
-            self.prompt_tokens + other.prompt_tokens,
-            self.generated_tokens + other.generated_tokens,
-            self.thought_tokens + other.thought_tokens,
-            self.scored_tokens + other.scored_tokens,
-            self.generator_flops + other.generator_flops,
-            self.reward_flops + other.reward_flops,
-            self.seconds + other.seconds,
-            self.num_generated + other.num_generated,
-            self.num_scored + other.num_scored,
-            {
-                name: self.shares.get(name, Cost()) + other.shares.get(name, Cost())
-                for name in dict.fromkeys((*self.shares, *other.shares))
-            },
-        )
+        return Cost(**{name: _plus(getattr(self, name), getattr(other, name)) for name in _FIELDS})
 
     def __radd__(self, other: object) -> Cost:
         """Make ``sum(costs)`` work, which starts from 0."""
@@ -81,34 +104,118 @@ class Cost:
         """Tokens sampled, thoughts included."""
         return self.generated_tokens + self.thought_tokens
 
+    @property
+    def bytes(self) -> int | None:
+        """Bytes that generator and reward model move."""
+        total: int | None = _plus(self.generator_bytes, self.reward_bytes)
+        return total
+
+    @property
+    def joules(self) -> float | None:
+        """Energy of generator and reward model together."""
+        total: float | None = _plus(self.generator_joules, self.reward_joules)
+        return total
+
+    def eflops(self, intensity: float) -> float | None:
+        """Return FLOPs + intensity x bytes of keys and values (Kinetics, arXiv:2506.05333).
+
+        Weights are left out there: a server shares them among so many problems that they cost little.
+
+        Args:
+            intensity: FLOPs that take as long as moving a byte: ``inferscale.scaling.device("h200").intensity``.
+        """
+        return None if self.cache_bytes is None else self.flops + intensity * self.cache_bytes
+
+    def without_seconds(self) -> Cost:
+        """Return the cost without what clocks and meters measured, for comparisons: the rest is deterministic."""
+        shares = {name: share.without_seconds() for name, share in self.shares.items()}
+        return replace(
+            self, seconds=0.0, phases={}, first_answer=None, generator_joules=None, reward_joules=None, shares=shares
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, as ``inferscale/cost.schema.json`` describes it."""
+        derived = {name: getattr(self, name) for name in _DERIVED}
+        return {"format": FORMAT, "version": VERSION, "convention": CONVENTION, **asdict(self), **derived}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Cost:
+        """Return the cost that `to_dict`, or a version of inferscale before it, turned into `data`.
+
+        Raises:
+            TypeError: If there are fields that no cost has.
+            ValueError: If it was written by a newer version.
+        """
+        if data.get("version", 0) > VERSION:
+            raise ValueError(f"a cost of version {data['version']} is a newer inferscale's: update to read it")
+        header = ("format", "version", "convention", *_DERIVED)
+        given = {name: value for name, value in data.items() if name not in header}
+        if "format" not in data:  # what was not counted then is not known
+            unknown = dict.fromkeys(_LATER)
+            shares = {name: cls(**{**unknown, **share}) for name, share in data.get("shares", {}).items()}
+            given = {**unknown, **given, "shares": shares}
+        return cls(**given)
+
+
+_FIELDS = tuple(each.name for each in fields(Cost))
+_LATER = (
+    "generator_bytes", "reward_bytes", "cache_bytes", "rounds", "first_answer", "generator_joules", "reward_joules"
+)  # fmt: skip
+
+
+class Meter(Protocol):
+    """Reads the energy used until now, such as an `inferscale.flops.EnergyMeter`."""
+
+    @property
+    def source(self) -> str:
+        """The counter, or why there is none."""
+
+    def read(self) -> float | None:
+        """Joules since some moment; ``None`` if they are not known."""
+
+
+def _plus(one: Any, other: Any) -> Any:
+    if isinstance(one, Mapping):
+        return {name: one[name] + other[name] if name in one and name in other else one.get(name, other.get(name))
+                for name in dict.fromkeys((*one, *other))}  # fmt: skip
+    return None if one is None or other is None else one + other
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
     """What tokens and hours cost, in any currency: of a served model by its tokens, of hardware by its time.
 
     Attributes:
-        input: Of a million prompt tokens.
+        input: Of a million prompt tokens, those that a server was sent again included.
         output: Of a million sampled tokens, thoughts included.
         hour: Of an hour of the hardware.
+        cached: Of a million prompt tokens that the server says it had in its cache; by default `input`.
     """
 
     input: float = 0.0
     output: float = 0.0
     hour: float = 0.0
+    cached: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse prices below 0, and a table of nothing."""
-        prices = (self.input, self.output, self.hour)
+        prices = (self.input, self.output, self.hour, self.cached or 0.0)
         if any(not 0 <= price < math.inf for price in prices) or not any(prices):
             raise ValueError(f"{self!r}: give prices of 0 or more, at least one of them greater")
 
     def of(self, cost: Cost) -> float:
         """Return the price of a cost; its seconds are those in the models, shared by the problems of a batch."""
-        return self.at(cost.prompt_tokens, cost.tokens, cost.seconds)
+        return self.at(cost.prompt_tokens + cost.resent_tokens, cost.tokens, cost.seconds, cost.cached_tokens)
 
-    def at(self, prompt_tokens: float, tokens: float, seconds: float) -> float:
-        """Return the price of so many tokens and seconds."""
-        return (self.input * prompt_tokens + self.output * tokens) / 1e6 + self.hour * seconds / 3600
+    def at(self, prompt_tokens: float, tokens: float, seconds: float, cached_tokens: float = 0) -> float:
+        """Return the price of so many tokens and seconds; `cached_tokens` are part of the prompt's."""
+        cached = self.input if self.cached is None else self.cached
+        read = self.input * (prompt_tokens - cached_tokens) + cached * cached_tokens
+        return (read + self.output * tokens) / 1e6 + self.hour * seconds / 3600
+
+    def identity(self) -> dict[str, Any]:
+        """Return the prices; that of cached tokens only where it is given, as older runs have it."""
+        return {name: price for name, price in asdict(self).items() if price is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +225,8 @@ class Budget:
     ``tokens`` and ``calls`` are never exceeded: samples are drawn in their order until the cap is met, and the sample
     that meets it is cut there (``finish_reason="budget"``). ``seconds`` cut all samples that are being drawn, at the
     next token, and those that have not begun are left out; generators of your own may look at the clock as well
-    (`GenerateRequest.is_over`), or are waited for. ``flops`` are checked before each call, so one call can pass them.
-    Scoring the leaves that are returned is always done, and counted.
+    (`GenerateRequest.is_over`), or are waited for. ``flops``, ``bytes``, ``joules`` and ``money`` are looked at before
+    each call, so one call can pass them. Scoring the leaves that are returned is always done, and counted.
 
     Attributes:
         tokens: Sampled tokens, thoughts included.
@@ -127,8 +234,10 @@ class Budget:
         seconds: Wall-clock seconds since the search of this problem began; an answer that is replayed from a journal
             counts for the seconds that its model took.
         calls: Samples drawn (steps or whole completions).
-        money: What `price` makes of the cost; looked at as ``flops`` are.
+        money: What `price` makes of the cost.
         price: What things cost, needed for `money`.
+        bytes: Bytes that generator and reward model move (`Cost.bytes`); both must be able to tell.
+        joules: Energy of generator and reward model, which needs a meter: ``energy=`` of `solve`.
     """
 
     tokens: int | None = None
@@ -137,6 +246,8 @@ class Budget:
     calls: int | None = None
     money: float | None = None
     price: Price | None = None
+    bytes: float | None = None
+    joules: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse caps that are not positive or are no counts; numbers of other libraries become Python's."""
@@ -155,26 +266,39 @@ class Budget:
     def identity(self) -> dict[str, Any]:
         """Return the caps; those that came after the first four only where they are given, as older runs have it."""
         first = {name: getattr(self, name) for name in CAPS[:4]}
-        return first if self.money is None else {**first, "money": self.money, "price": self.price}
+        return {**first, **self.caps, **({} if self.price is None else {"price": self.price})}
 
     def exhausted(self, cost: Cost, elapsed: float) -> str | None:
-        """Return the name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``."""
-        spent: dict[str, float] = {
+        """Return the name of the first cap that `cost` or `elapsed` (seconds) has met, or ``None``.
+
+        Raises:
+            ValueError: If what is capped is not known.
+        """
+        spent: dict[str, float | None] = {
             "tokens": cost.tokens,
             "flops": cost.flops,
             "seconds": elapsed,
             "calls": cost.num_generated,
+            "money": None if self.price is None else self.price.of(cost),
+            "bytes": cost.bytes,
+            "joules": cost.joules,
         }
-        if self.price is not None:
-            spent["money"] = self.price.of(cost)
-        for name, value in spent.items():
-            cap = getattr(self, name)
-            if cap is not None and value >= cap:
+        for name, cap in self.caps.items():
+            value = spent[name]
+            if value is None:
+                raise ValueError(f"Budget({name}={cap:g}) cannot be kept: {_UNKNOWN[name]}")
+            if value >= cap:
                 return name
         return None
 
 
-CAPS = ("tokens", "flops", "seconds", "calls", "money")
+_UNKNOWN = {
+    "bytes": "the generator or the reward model cannot tell what bytes it moves (a model in this process can)",
+    "joules": 'energy is not measured: pass energy=EnergyMeter("cuda"), of a device whose counter can be read',
+}
+
+
+CAPS = ("tokens", "flops", "seconds", "calls", "money", "bytes", "joules")
 """Names of what a budget can cap."""
 
 

@@ -313,6 +313,9 @@ class Step:
             ``len(token_ids)``.
         generator: Name of the generator that sampled it, where `solve` was given several; ``None`` for the only one.
         model_logprob: As `logprob`, under the model's own distribution: at temperature 1, without filters.
+        sent_tokens: Tokens of the prompts that a server was sent for this step, the path and what was sent before
+            included; ``None`` where the model is no server's.
+        cached_tokens: Of `sent_tokens`, those that the server says it had in its cache.
     """
 
     text: str
@@ -327,6 +330,8 @@ class Step:
     num_tokens: int | None = None
     generator: str | None = None
     model_logprob: float | None = None
+    sent_tokens: int | None = None
+    cached_tokens: int = 0
 
     @property
     def generated_tokens(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -18,17 +17,26 @@ from .result import step_from_dict, step_to_dict
 
 FORMAT = "inferscale.Journal"
 VERSION = 2
+_MEASURED = ("stopped_by", "prefill", "joules", "python", "first_answer")
+"""What a line of samples has only where it is known."""
 
 
 class Samples(NamedTuple):
     """A generator's answer to one search: the steps of each request, and the search's share of the seconds.
 
-    `stopped_by` says what cut samples short and ended the search with this answer: ``"seconds"`` or ``"cancel"``.
+    `prefill` is the part of the seconds in which prompts and paths were read, `joules` the search's share of the
+    energy; ``None`` where they were not measured. `python` are the search's own seconds before it asked for this, and
+    `first_answer` those until its first finished solution, if there is one by now. `stopped_by` says what cut samples
+    short and ended the search with this answer: ``"seconds"`` or ``"cancel"``.
     """
 
     steps: Sequence[Sequence[Step]]
     seconds: float
     stopped_by: str | None = None
+    prefill: float | None = None
+    joules: float | None = None
+    python: float | None = None
+    first_answer: float | None = None
 
 
 class Scores(NamedTuple):
@@ -44,10 +52,11 @@ class Journal:
 
     ``{"format", "version", "identity"}`` is the header, with those of strategy, models, thinking, budget and seed. An
     answer names its search by the key of its root and its place among the answers to it: ``{"root", "n", "kind":
-    "steps", "steps", "seconds"}`` or ``{"root", "n", "kind": "scores", "scores", "step_scores", "cost"}``. Steps that
-    the clock cut, so that the search ended with them, have ``"stopped_by": "seconds"`` too, and ``{"root", "n", "kind":
-    "timeout"}`` stands where it ended a search between two answers, with ``"stopped_by": "pool"`` if it was that of a
-    pool: nothing else could tell. Every line ends with a checksum.
+    "steps", "steps", "seconds"}``, with what else was measured (`Samples`), or ``{"root", "n", "kind": "scores",
+    "scores", "step_scores", "cost"}``. Steps that the clock cut, so that the search ended with them, have
+    ``"stopped_by": "seconds"`` too, and ``{"root", "n", "kind": "timeout"}`` stands where it ended a search between two
+    answers, with ``"stopped_by": "pool"`` if it was that of a pool: nothing else could tell. Every line ends with a
+    checksum.
 
     The answers to one search stand in the order in which it asked. Searches are deterministic given their answers, so
     giving them again rebuilds trees, scores and costs exactly; what is asked for after the last one goes to the models.
@@ -110,9 +119,9 @@ class Journal:
                 continue
             if row["kind"] == "steps":
                 groups = [[step_from_dict(step) for step in steps] for steps in row["steps"]]
-                yield Samples(groups, row["seconds"], row.get("stopped_by"))
+                yield Samples(groups, row["seconds"], *(row.get(name) for name in _MEASURED))
             elif row["kind"] == "scores":
-                yield Scores(row["scores"], row["step_scores"], Cost(**row["cost"]))
+                yield Scores(row["scores"], row["step_scores"], Cost.from_dict(row["cost"]))
             else:
                 yield row.get("stopped_by", "seconds")
 
@@ -125,10 +134,10 @@ class Journal:
         if isinstance(answer, Samples):
             steps = [[step_to_dict(step) for step in group] for group in answer.steps]
             row = {"kind": "steps", "steps": steps, "seconds": answer.seconds}
-            row |= {} if answer.stopped_by is None else {"stopped_by": answer.stopped_by}
+            row |= {name: value for name in _MEASURED if (value := getattr(answer, name)) is not None}
         elif isinstance(answer, Scores):
             row = {"kind": "scores", "scores": answer.values, "step_scores": answer.step_scores}
-            row["cost"] = asdict(answer.cost)
+            row["cost"] = answer.cost.to_dict()
         else:
             row = {"kind": "timeout"} if answer == "seconds" else {"kind": "timeout", "stopped_by": answer}
         self._write(root, row)

@@ -211,7 +211,7 @@ class SearchResult:
             "format": FORMAT,
             "version": VERSION,
             "problem": self.problem.to_dict(),
-            "cost": asdict(self.cost),
+            "cost": self.cost.to_dict(),
             "stopped_by": self.stopped_by,
             "thinking": None if self.root.thinking is None else asdict(self.root.thinking),
             "nodes": rows,
@@ -289,7 +289,7 @@ class SearchResult:
             for leaf, row in zip(leaves, data["trajectories"], strict=True)
         )
         selected = trajectories[data["selected"]]
-        return cls(problem, selected, trajectories, leaves, nodes[0], Cost(**data["cost"]), data["stopped_by"])
+        return cls(problem, selected, trajectories, leaves, nodes[0], Cost.from_dict(data["cost"]), data["stopped_by"])
 
     def to_html(self) -> str:
         """Return answer, votes, cost and tree as a piece of HTML: no script, nothing from outside, model text escaped.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from inferscale.base import MAX_CALLS, Generator, ProcessRewardModel, RewardModel, Ticket, came, check_steps
-from inferscale.cost import Cost
+from inferscale.cost import Cost, Meter
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step
 
@@ -57,11 +57,21 @@ def scored(reward_model: RewardModel, batches: Sequence[Sequence[Node]]) -> list
     answers, start = [], 0
     for batch in batches:
         own = slice(start, start + len(batch))
+        # NumPy's integers would overflow in silence
+        tokens, flops = (sum(int(getattr(c, name)) for c in costs[own]) for name in ("scored_tokens", "reward_flops"))
+        moved, cache = (_sum(getattr(c, name) for c in costs[own]) for name in ("reward_bytes", "cache_bytes"))
+        if not moved and (tokens or flops):  # a model of one's own, which does not tell
+            moved = cache = None
         cost = Cost(
-            scored_tokens=sum(int(cost.scored_tokens) for cost in costs[own]),
-            reward_flops=sum(int(cost.reward_flops) for cost in costs[own]),
+            scored_tokens=tokens,
+            reward_flops=flops,
             seconds=seconds * len(batch),
             num_scored=len(batch),
+            reward_bytes=moved,
+            cache_bytes=cache,
+            rounds=1,
+            phases={"score": seconds * len(batch)},
+            reward_joules=None,
         )
         answers.append(Scores(values[own], step_scores[own], cost))
         start += len(batch)
@@ -96,6 +106,8 @@ class Asked:
         num_open: Number of samples that have not ended.
         steps: For each request the samples that have ended, by their place.
         seconds: The search's share of the time until now.
+        prefill: Of those, the share of the time in which prompts and paths were read; ``None`` if nobody tells.
+        joules: The share of the energy; ``None`` where none is measured.
         tickets: Of what was submitted: the place of its request, and that of its first sample among those.
     """
 
@@ -103,7 +115,14 @@ class Asked:
     num_open: int
     steps: Sequence[dict[int, Step]]
     seconds: float = 0.0
+    prefill: float | None = None
+    joules: float | None = None
     tickets: dict[Ticket, tuple[int, int]] = field(default_factory=dict)
+
+    def samples(self) -> Samples:
+        """The steps in order, with what was measured."""
+        steps = [[step for _, step in sorted(known.items())] for known in self.steps]
+        return Samples(steps, self.seconds, prefill=self.prefill, joules=self.joules)
 
 
 _LOOK = 1.0
@@ -121,8 +140,9 @@ class Scheduler:
     Trees and journal are touched by the caller's thread alone.
     """
 
-    def __init__(self, generator: Generator, reward_model: RewardModel | None) -> None:
+    def __init__(self, generator: Generator, reward_model: RewardModel | None, meter: Meter | None = None) -> None:
         self._generator = generator
+        self._meter = meter
         self._reward_model = reward_model
         self._scores_apart = reward_model is not None and reward_model.concurrent
         self._sampling = generator.open()
@@ -166,7 +186,15 @@ class Scheduler:
     def _scored(self, batches: Sequence[Sequence[Node]]) -> list[Scores]:
         if self._reward_model is None:
             raise RuntimeError("there is no reward model to score with")
-        return scored(self._reward_model, batches)
+        joules, answers = self._joules(), scored(self._reward_model, batches)
+        if (spent := _since(joules, self._joules())) is None:
+            return answers
+        each = spent / sum(map(len, batches))
+        return [scores._replace(cost=replace(scores.cost, reward_joules=each * len(batch)))
+                for scores, batch in zip(answers, batches, strict=True)]  # fmt: skip
+
+    def _joules(self) -> float | None:
+        return None if self._meter is None else self._meter.read()
 
     def _is_worth_a_call(self, unscored: Sequence[tuple[Search, Sequence[Node]]]) -> bool:
         """True if so many nodes wait that those of the steps that are being drawn need not be waited for."""
@@ -196,6 +224,8 @@ class Scheduler:
         started, steps = time.perf_counter(), [search.drawn(request) for request in requests]
         num_open = sum(request.n - len(known) for request, known in zip(requests, steps, strict=True))
         asked = self._asked[search] = Asked(requests, num_open, steps)
+        asked.prefill = None if self._sampling.prefill_seconds is None else 0.0
+        asked.joules = None if self._meter is None else 0.0
         try:
             for place, (request, known) in enumerate(zip(requests, steps, strict=True)):
                 for first, n in _gaps(request.n, known):
@@ -212,6 +242,7 @@ class Scheduler:
     def _wait(self) -> None:
         """Wait until samples have ended, or scores are there; searches that have all of theirs go on."""
         started, num_open = time.perf_counter(), sum(asked.num_open for asked in self._asked.values())
+        prefill, joules = self._sampling.prefill_seconds, self._joules()
         self._sampling.begin()
         calls = self._sampling.calls
         if self._scoring and (calls or not num_open):
@@ -223,8 +254,12 @@ class Scheduler:
                 name = type(self._generator).__name__
                 raise RuntimeError(f"{name}.open(): collect() returned no sample, though {num_open} have not ended")
         seconds = time.perf_counter() - started
-        for asked in self._asked.values():  # time is divided by the samples that were waited for
-            asked.seconds += seconds * asked.num_open / num_open
+        read, spent = _since(prefill, self._sampling.prefill_seconds), _since(joules, self._joules())
+        for asked in self._asked.values():  # time and energy are divided by the samples that were waited for
+            share = asked.num_open / num_open
+            asked.seconds += seconds * share
+            asked.prefill = None if asked.prefill is None or read is None else asked.prefill + read * share
+            asked.joules = None if asked.joules is None or spent is None else asked.joules + spent * share
         self._take_samples(ended)
         done = [call for call in self._scoring if call.done()]
         self._take_scores(list(filter(came, done)) or done)
@@ -238,6 +273,8 @@ class Scheduler:
                 place, first = asked.tickets[ticket]
                 asked.steps[place][first + index] = step
                 asked.num_open -= 1
+                if not asked.requests[place].aside:
+                    search.saw(step)
                 new.append((search, place, first + index))
         for search, place, index in new:
             asked = self._asked[search]
@@ -255,9 +292,9 @@ class Scheduler:
     def _take(self, search: Search) -> None:
         """Give a search its answer, which is complete."""
         asked = self._forget(search)
-        steps = [[step for _, step in sorted(known.items())] for known in asked.steps]
-        check_steps(asked.requests, steps, type(self._generator).__name__)
-        search.take_samples(asked.requests, Samples(steps, asked.seconds))
+        samples = asked.samples()
+        check_steps(asked.requests, samples.steps, type(self._generator).__name__)
+        search.take_samples(asked.requests, samples)
 
     def _forget(self, search: Search) -> Asked:
         asked = self._asked.pop(search)
@@ -296,8 +333,17 @@ class Scheduler:
             if patient and not asked.num_open:
                 self._take(search)
             else:
-                search.take_part(asked.requests, asked.steps, asked.seconds)
+                search.take_part(asked.requests, asked.steps, asked.samples())
         self._asked, self._owners = {}, {}
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(map(int, known))  # type: ignore[arg-type]
+
+
+def _since(before: float | None, now: float | None) -> float | None:
+    return None if before is None or now is None else now - before
 
 
 def _gaps(n: int, known: Container[int]) -> Iterator[tuple[int, int]]:

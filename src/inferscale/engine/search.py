@@ -84,8 +84,9 @@ class Search:
         cancel: threading.Event | None = None,
         abandoned: threading.Event | None = None,
         on_step: Callable[[SearchUpdate], object] | None = None,
-        generator: Generator | None = None,
+        generator: Generator,
         grant: Grant | None = None,
+        is_metered: bool = False,
     ) -> None:
         # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
@@ -93,8 +94,10 @@ class Search:
             problem, key=root_key(stream), thinking=thinking_for(problem.prompt, problem.prefill, thinking)
         )
         self.strategy = strategy
-        self.cost = Cost()
+        joules = 0.0 if is_metered else None
+        self.cost = Cost(first_answer=None, generator_joules=joules, reward_joules=joules)
         self._markers = thinking
+        self._python = 0.0  # its own seconds since the last answer, billed with the next one
         self._payers: dict[tuple[Node, str | None], int] = {}  # the first draw of each generator from each root
         self.stopped_by: str | None = None
         self.request: Generate | Score | None = None
@@ -107,7 +110,7 @@ class Search:
         self._budget = budget
         self._has_reward_model = has_reward_model
         self._read = read
-        self._generator = generator  # embeds texts, if it can
+        self._generator = generator
         self._journal = journal
         self._is_given = False  # what a journal holds: nothing of it is recorded or told again
         self._is_cut = False  # the tokens that were left did not do for the newest sample
@@ -157,6 +160,14 @@ class Search:
         return leaves
 
     def _resume(self, answer: Any) -> None:
+        """Give the flow its answer, and take what it asks for next; embedding is billed, its own time is not yet."""
+        started, self._embedding = time.perf_counter(), 0.0
+        try:
+            self._go_on(answer)
+        finally:
+            self._python += time.perf_counter() - started - self._embedding
+
+    def _go_on(self, answer: Any) -> None:
         self.request = None
         while True:
             try:
@@ -182,13 +193,19 @@ class Search:
 
     def _embedded(self, texts: Sequence[str]) -> ArrayLike:
         """The vectors of texts, computed anew in a replay. Each search is embedded alone, so that no other matters."""
-        generator = self._generator
-        embedder: object = generator
-        if generator is None or not isinstance(embedder, Embedder):
+        embedder: object = self._generator
+        if not isinstance(embedder, Embedder):
             return ngram_embeddings(texts)
         started = time.perf_counter()
         vectors = embedder.embed(texts)
-        self.cost += replace(generator.embedding_cost(texts), seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._embedding += seconds
+        price = self._generator.embedding_cost(texts)
+        moved = price.generator_bytes or (None if price.generator_flops else 0)
+        self.cost += replace(
+            price, seconds=seconds, phases={"prefill": seconds}, generator_bytes=moved,
+            cache_bytes=moved and price.cache_bytes, generator_joules=None if price.generator_flops else 0.0,
+        )  # fmt: skip
         return vectors
 
     def _note(self, node: Node) -> None:
@@ -324,8 +341,14 @@ class Search:
             cut = any(step.finish_reason == "budget" for steps in samples.steps for step in steps)
             if cut and any(request.is_over for request in requests):
                 samples = samples._replace(stopped_by="cancel" if self.is_cancelled() else "seconds")
+            for request, steps in zip(requests, samples.steps, strict=True):
+                for step in () if request.aside else steps:
+                    self.saw(step)
+            samples = samples._replace(python=self._python, first_answer=self.cost.first_answer)
             if samples.stopped_by != "cancel":
                 self._record(samples)
+        elif samples.first_answer is not None:
+            self.cost = replace(self.cost, first_answer=samples.first_answer)
         nodes: list[Node] = []
         for request, steps in zip(requests, samples.steps, strict=True):
             position, whole = self._queue.popleft()
@@ -338,7 +361,7 @@ class Search:
                     continue
                 nodes.append(self._grown(request, draw, step))
                 self._groups[position].append(nodes[-1])
-        self._bill(requests, samples.steps, samples.seconds, len(nodes))
+        self._bill(requests, samples, len(nodes))
         self._tell(sampled=tuple(nodes))
         if samples.stopped_by is not None:
             self._end(samples.stopped_by)
@@ -346,13 +369,14 @@ class Search:
             self._resume(self._groups)
 
     def take_part(
-        self, requests: Sequence[GenerateRequest], parts: Sequence[Mapping[int, Step]], seconds: float
+        self, requests: Sequence[GenerateRequest], parts: Sequence[Mapping[int, Step]], samples: Samples
     ) -> None:
         """Put samples of an answer that will never be complete into the tree and on the bill, for the best so far."""
         for request, part in zip(requests, parts, strict=True):
             for index, step in sorted(part.items()):
                 self._grown(request, request.first + index, step)
-        self._bill(requests, [list(part.values()) for part in parts], seconds, sum(map(len, parts)))
+        steps = [list(part.values()) for part in parts]
+        self._bill(requests, samples._replace(steps=steps), sum(map(len, parts)))
 
     def drawn(self, request: GenerateRequest) -> dict[int, Step]:
         """Return the samples of `request` that a journal holds, though not all of its answer, by their place."""
@@ -366,6 +390,11 @@ class Search:
         """
         if self._journal is not None and not request.forced and not request.is_over:
             self._journal.record_sample(self.root, branch_key(request.node.key, request.first + index), step)
+
+    def saw(self, step: Step) -> None:
+        """Note the time of the first finished solution."""
+        if self.cost.first_answer is None and step.finish_reason in ("eos", "length"):
+            self.cost = replace(self.cost, first_answer=self._seconds)
 
     def _grown(self, request: GenerateRequest, draw: int, step: Step) -> Node:
         """The new node of a sample."""
@@ -382,18 +411,44 @@ class Search:
             parent.children.append(node)
         return node
 
-    def _bill(
-        self, requests: Sequence[GenerateRequest], groups: Sequence[Sequence[Step]], seconds: float, num_generated: int
-    ) -> None:
-        each = seconds / max(sum(map(len, groups)), 1)
-        shares: dict[str, Cost] = {}
-        for request, steps in zip(requests, groups, strict=True):
-            for name in filter(None, ("ask" if request.aside else None, request.generator)):
-                shares[name] = shares.get(name, Cost()) + _price(steps, each * len(steps), len(steps))
+    def _bill(self, requests: Sequence[GenerateRequest], samples: Samples, num_generated: int) -> None:
+        groups, shares = samples.steps, dict[str, Cost]()
+        whole = self._price(requests, samples, range(len(requests)))
+        for name in ("ask", *dict.fromkeys(request.generator for request in requests)):
+            own = [i for i, r in enumerate(requests) if (r.aside if name == "ask" else r.generator == name)]
+            if name and own:
+                shares[name] = self._price(requests, samples, own)
         pairs = [(request, step) for request, steps in zip(requests, groups, strict=True) for step in steps]
         if thought := sum(thinking_tokens(request.node, step, request.forced) for request, step in pairs):
             shares["thinking"] = Cost(generated_tokens=thought)
-        self.cost += replace(_price([step for _, step in pairs], seconds, num_generated), shares=shares)
+        phases = {**whole.phases, "python": samples.python or 0.0}
+        self.cost += replace(whole, num_generated=num_generated, shares=shares, phases=phases)
+        self._python = 0.0
+
+    def _price(self, requests: Sequence[GenerateRequest], samples: Samples, places: Sequence[int]) -> Cost:
+        """The cost of the requests at these places; NumPy's integers would overflow in silence."""
+        groups = [samples.steps[place] for place in places]
+        steps, own = [step for group in groups for step in group], [requests[place] for place in places]
+        part = len(steps) / max(sum(map(len, samples.steps)), 1) if len(own) < len(requests) else 1.0
+        seconds, moved = samples.seconds * part, self._generator.traffic(own, groups)
+        phases = {"generate": seconds}
+        if samples.prefill is not None:
+            phases = {"prefill": samples.prefill * part, "decode": seconds - samples.prefill * part}
+        return Cost(
+            prompt_tokens=sum(int(step.prompt_tokens) for step in steps),
+            generated_tokens=sum(int(step.generated_tokens) for step in steps),
+            thought_tokens=sum(int(step.thought_tokens) for step in steps),
+            generator_flops=sum(int(step.flops) for step in steps),
+            seconds=seconds,
+            num_generated=len(steps),
+            resent_tokens=sum(int(s.sent_tokens) - int(s.prompt_tokens) for s in steps if s.sent_tokens is not None),
+            cached_tokens=sum(int(step.cached_tokens) for step in steps),
+            generator_bytes=None if moved is None else sum(moved),
+            cache_bytes=None if moved is None else moved.cache,
+            rounds=_rounds(own, groups),
+            phases=phases,
+            generator_joules=None if samples.joules is None else samples.joules * part,
+        )
 
     # -- scoring -------------------------------------------------------------------------------------------------
 
@@ -416,6 +471,9 @@ class Search:
         for node, value, steps in zip(nodes, scores.values, scores.step_scores, strict=True):
             node.score = value
             node.step_scores = None if steps is None else tuple(steps)
+        if not self._is_given:
+            scores = scores._replace(cost=scores.cost + Cost(phases={"python": self._python}))
+        self._python = 0.0
         self._record(scores)
         self.cost += scores.cost
         self._tell(scored=tuple(nodes))
@@ -467,16 +525,19 @@ class Search:
             raise ValueError("the journal does not fit this search: its code has changed since; delete the journal")
 
 
-def _price(steps: Sequence[Step], seconds: float, num_generated: int) -> Cost:
-    """The cost of steps; NumPy's integers would overflow in silence."""
-    return Cost(
-        prompt_tokens=sum(int(step.prompt_tokens) for step in steps),
-        generated_tokens=sum(int(step.generated_tokens) for step in steps),
-        thought_tokens=sum(int(step.thought_tokens) for step in steps),
-        generator_flops=sum(int(step.flops) for step in steps),
-        seconds=seconds,
-        num_generated=num_generated,
-    )
+def _rounds(requests: Sequence[GenerateRequest], groups: Sequence[Sequence[Step]]) -> int:
+    """Forwards that follow one another: one for each token of the longest sample, thoughts included.
+
+    The first of them reads what no forward had before; where a sibling has read it, its logits are there. Where the
+    tokens are not known, an answer is one round.
+    """
+    most = 0
+    for request, steps in zip(requests, groups, strict=True):
+        if steps:
+            reads = request.first <= request.payer < request.first + request.n or bool(request.forced)
+            tokens = max(int(step.generated_tokens + step.thought_tokens) for step in steps)
+            most = max(most, tokens - (not reads), int(any(step.text for step in steps)))
+    return most
 
 
 def thinking_tokens(node: Node, step: Step, forced: str = "") -> int:

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Any
 
-from inferscale.base import Generator, Sampling, Ticket, check_steps
+from inferscale.base import Generator, Sampling, Ticket, Traffic, check_steps
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step
 
@@ -88,6 +88,20 @@ class GeneratorGroup(Generator):
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
         """That of the generator which answers the request."""
         return self.serving(request).max_sample_tokens(self.named(request))
+
+    def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
+        """What all of them move together; ``None`` if one cannot tell."""
+        weights = cache = 0
+        if not requests and any(generator.traffic((), ()) is None for generator in self.generators.values()):
+            return None
+        for name in dict.fromkeys(request.generator for request in requests):
+            own = [place for place, request in enumerate(requests) if request.generator == name]
+            serving = self.serving(requests[own[0]])
+            moved = serving.traffic([requests[place] for place in own], [answers[place] for place in own])
+            if moved is None:
+                return None
+            weights, cache = weights + moved.weights, cache + moved.cache
+        return Traffic(weights, cache)
 
     def release(self, root: Node) -> None:
         """Tells all of them."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import copy_context
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import wraps
 from itertools import islice, takewhile
 from numbers import Integral
@@ -29,7 +29,7 @@ from inferscale.base import (
     check_judge,
     check_scores,
 )
-from inferscale.cost import Budget
+from inferscale.cost import Budget, Meter
 from inferscale.functional import Reduction
 from inferscale.identity import compare, identity_of
 from inferscale.strategies.pooling import AdaptiveVote, Allocation
@@ -81,10 +81,12 @@ class Solver:
         budget: The most that each problem may cost.
         seed: Any integer; the same seed gives the same trees.
         batch_size: Problems searched at the same time; by default all of them, and 64 of a stream of unknown length.
+        energy: Reads the energy that the models use, such as ``EnergyMeter("cuda")`` of `inferscale.flops`: costs then
+            have joules, or ``None`` where it cannot be read (``energy.source`` says why).
 
     Raises:
         TypeError: If a part is not what it should be.
-        ValueError: If scores are needed and there is no reward model.
+        ValueError: If scores are needed and there is no reward model, or the budget caps what cannot be measured.
     """
 
     strategy: SearchStrategy
@@ -97,6 +99,7 @@ class Solver:
     budget: Budget | None = None
     seed: int = 0
     batch_size: int | None = None
+    energy: Meter | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse parts that are not what they should be, or do not fit each other; a plan becomes what it chooses."""
@@ -113,7 +116,7 @@ class Solver:
             "generator": (Generator, "wrap a model: HFGenerator(model, tokenizer)"),
             "reward_model": (RewardModel, "wrap a function: RewardFunction(f)"),
             "aggregator": (Aggregator, "give an instance such as MajorityVote()"),
-            "budget": (Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...)"),
+            "budget": (Budget, "give Budget(tokens=..., flops=..., seconds=..., calls=...) or another cap"),
         }
         for name, (kind, hint) in hints.items():
             part = getattr(self, name)
@@ -136,12 +139,36 @@ class Solver:
                 raise ValueError(f"batch_size={size}: at least one problem must be searched at a time")
             object.__setattr__(self, "batch_size", int(size))
         check_scores(self.reward_model, self.strategy, self.vote)
+        if self.energy is not None and not callable(getattr(self.energy, "read", None)):
+            raise TypeError(f'energy must be a meter, not {self.energy!r:.80}: give EnergyMeter("cuda")')
+        if self.energy is not None and any(part.concurrent for part in self._parts()):
+            raise ValueError(
+                "energy=... measures models in this process, and a model here is asked from threads, as a server is: "
+                "leave it out"
+            )
+        self._check_measured(self.budget)
         judge = self.reward_model
         if judge is not None:
             check_judge(judge.judge)
         if isinstance(judge, ProcessRewardModel) and judge.reduction not in get_args(Reduction):
             choices = ", ".join(map(repr, get_args(Reduction)))
             raise ValueError(f"{type(judge).__name__} has reduction={judge.reduction!r}: choose one of {choices}")
+
+    def _parts(self) -> list[Generator | RewardModel]:
+        """The models, several generators one by one."""
+        several = self.generator.generators if isinstance(self.generator, GeneratorGroup) else {"": self.generator}
+        return [*several.values(), *([] if self.reward_model is None else [self.reward_model])]
+
+    def _check_measured(self, budget: Budget | None) -> None:
+        """Refuse a budget that caps what nobody measures."""
+        if budget is None:
+            return
+        if budget.joules is not None and (self.energy is None or self.energy.read() is None):
+            why = 'pass energy=EnergyMeter("cuda")' if self.energy is None else self.energy.source
+            raise ValueError(f"Budget(joules={budget.joules:g}) needs a meter that can be read: {why}")
+        if budget.bytes is not None and self.generator.traffic((), ()) is None:
+            name = type(self.generator).__name__
+            raise ValueError(f"Budget(bytes={budget.bytes:g}): {name} cannot tell its bytes: cap another cost")
 
     @property
     def markers(self) -> Thinking | None:
@@ -223,6 +250,7 @@ class Solver:
             )
         if self.batch_size is not None:
             raise ValueError("a pool has all searches run side by side: leave out batch_size=...")
+        self._check_measured(budget)
         if allocation.needs_scores and self.reward_model is None:
             raise ValueError(f"{allocation!r} reads scores: pass reward_model=...")
         return replace(self, strategy=pooled_strategy(self.strategy, allocation)), Pool(budget, allocation)
@@ -377,7 +405,7 @@ class Solver:
 
     @contextmanager
     def _session(self, journal: str | os.PathLike[str] | None, pool: Pool | None) -> Iterator[Session]:
-        scheduler = Scheduler(self.generator, self.reward_model)
+        scheduler = Scheduler(self.generator, self.reward_model, self.energy)
         # How answers are read is no part of it: the models' answers may be read and voted on in another way, unless an
         # allocation looks at them.
         identity = {**self._course(), **self._models()}
@@ -534,6 +562,7 @@ class Session:
             chosen.reward_model is not None, Answers(chosen.read_answer, given.kind, chosen.vote),
             self._journal, thinking=chosen.markers, cancel=cancel, abandoned=abandoned, on_step=on_step,
             generator=self.solver.generator, grant=None if self._pool is None else Grant(),
+            is_metered=self.solver.energy is not None,
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen
@@ -635,10 +664,11 @@ def solve(
     progress: bool = False,
     cancel: threading.Event | None = None,
     on_step: OnStep | None = None,
+    energy: Meter | None = None,
 ) -> SearchResult:
     """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
-                    budget=budget, seed=seed)  # fmt: skip
+                    budget=budget, seed=seed, energy=energy)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -658,10 +688,11 @@ async def asolve(
     progress: bool = False,
     cancel: threading.Event | None = None,
     on_step: OnStep | None = None,
+    energy: Meter | None = None,
 ) -> SearchResult:
     """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
-                    budget=budget, seed=seed)  # fmt: skip
+                    budget=budget, seed=seed, energy=energy)  # fmt: skip
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
 
 
@@ -684,13 +715,14 @@ def solve_batch(
     on_step: OnStep | None = None,
     pool: Budget | None = None,
     allocation: Allocation | None = None,
+    energy: Meter | None = None,
 ) -> list[SearchResult]:
     """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
     See `Solver` for the options and `Solver.solve_batch` for the rest.
     """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
-                    budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
+                    budget=budget, seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
     return solver.solve_batch(
         problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step, pool=pool, allocation=allocation
     )
@@ -713,8 +745,9 @@ def stream(
     progress: bool = False,
     cancel: threading.Event | None = None,
     on_step: OnStep | None = None,
+    energy: Meter | None = None,
 ) -> Iterator[SearchResult]:
     """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
-                    budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
+                    budget=budget, seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)

@@ -95,8 +95,7 @@ class SearchProvider:
             "aggregator": repr(self._parts[3]),
             "answer": result.answer,
             "trajectories": len(result.trajectories),
-            "generator_flops": cost.generator_flops,
-            "reward_flops": cost.reward_flops,
+            "cost": cost.to_dict(),
             "stopped_by": result.stopped_by,
         }
         return output

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from inferscale.answers import SameAnswer
+from inferscale.cost import Cost
 from inferscale.engine.files import RunLockedError as RunLockedError
 from inferscale.engine.files import append_line, keep_whole, read_lines, sealed, unsealed, write_atomically
 from inferscale.engine.files import locked as locked
@@ -203,7 +204,7 @@ class Run:
             counts = {"cut": silent.cut, "unread": silent.unread, "abstaining": silent.abstaining}
             rows.append(
                 {**{name: record.get(name) for name in kept}, "trajectories": silent.trajectories, **counts,
-                 "stopped_by": record["result"]["stopped_by"], **record["result"]["cost"]}
+                 "stopped_by": record["result"]["stopped_by"], **asdict(Cost.from_dict(record["result"]["cost"]))}
             )  # fmt: skip
         return rows
 

@@ -177,6 +177,9 @@ class EnergyMeter:
             results = solve_batch(problems, strategy, generator)
         print(meter.energy)  # of all problems; divide by their number
 
+    Given to `solve` (``energy=EnergyMeter("cuda")``), it is read before and after every call of a model, and each
+    problem's share stands in its cost.
+
     Args:
         device: ``"cpu"`` or ``"cuda"``, with a number for one of several GPUs.
         counter: The counter, instead of the first that can be read: NVML for a GPU, RAPL for a CPU.
@@ -186,15 +189,34 @@ class EnergyMeter:
     def __init__(self, device: str = "cpu", counter: EnergyCounter | None = None, interval: float = 10.0) -> None:
         self._counter, self._reason = (counter, "") if counter is not None else find_counter(device)
         self._interval = interval
-        self._readings: list[float] = []
+        self._lock = threading.Lock()
+        self._last: float | None = None
+        self._total: float | None = 0.0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.energy = Energy(None, self._reason or "the meter has not run")
 
+    @property
+    def source(self) -> str:
+        """The counter, or why there is none."""
+        return self._reason if self._counter is None else self._counter.name
+
+    def read(self) -> float | None:
+        """Joules since it was read first; ``None`` if there is no counter, or it was reset meanwhile."""
+        if self._counter is None:
+            return None
+        with self._lock:
+            now = self._counter.read()
+            joules = 0.0 if self._last is None else joules_between([self._last, now], self._counter.wraps_at)
+            self._total = None if self._total is None or joules is None else self._total + joules
+            self._last = now
+            return self._total
+
     def __enter__(self) -> Self:
         """Begin to read."""
         if self._counter is not None:
-            self._readings = [self._counter.read()]
+            self._last, self._total = None, 0.0
+            self.read()
             self._ended.clear()
             self._thread = threading.Thread(target=self._watch, name="inferscale-energy", daemon=True)
             self._thread.start()
@@ -208,15 +230,13 @@ class EnergyMeter:
             return
         self._ended.set()
         self._thread.join()
-        self._readings.append(self._counter.read())
-        joules = joules_between(self._readings, self._counter.wraps_at)
+        joules = self.read()
         was_reset = f"{self._counter.name} was reset meanwhile"
         self.energy = Energy(joules, self._counter.name if joules is not None else was_reset)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval):
-            if self._counter is not None:
-                self._readings.append(self._counter.read())
+            self.read()
 
 
 def find_counter(device: str) -> tuple[EnergyCounter | None, str]:

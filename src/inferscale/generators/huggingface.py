@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inferscale.base import Generator, Sampling
+from inferscale.base import Generator, Sampling, Traffic
 from inferscale.cost import Cost
+from inferscale.flops.traffic import RowGroup
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
 from inferscale.runtime.decoding import ModelRunner, check_counts
@@ -325,13 +326,25 @@ class HFGenerator(Generator):
 
     def embedding_cost(self, texts: Sequence[str]) -> Cost:
         """The tokens and FLOPs of ``embed(texts)``, which reads equal texts once."""
-        lengths = [len(self._ids(text)) for text in dict.fromkeys(texts)]
-        flops = sum(self._runner.charges.forward(length, 0, logits=0) for length in lengths if length)
-        return Cost(prompt_tokens=sum(lengths), generator_flops=flops)
+        lengths = [length for text in dict.fromkeys(texts) if (length := len(self._ids(text)))]
+        charges = self._runner.charges
+        moved = [charges.traffic([RowGroup(length, length)]) for length in lengths]
+        total = sum(sum(each) for each in moved if each)
+        return Cost(
+            prompt_tokens=sum(lengths),
+            generator_flops=sum(charges.forward(length, 0, logits=0) for length in lengths),
+            generator_bytes=total,
+            cache_bytes=sum(each.cache for each in moved if each),
+            rounds=len(lengths),
+        )
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
+
+    def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
+        """Bytes that sampling these steps moves; ``None`` of a model without a closed form."""
+        return self._runner.traffic(requests, answers)
 
     def release(self, root: Node) -> None:
         """Lets go of the keys and values kept for a search that has ended."""

@@ -64,6 +64,7 @@ class RemoteSample(ABC):
         self.error: RemoteError | None = None
         self.prefix_tokens = 0
         self.sampled = 0
+        self.sent = self.cached = 0  # prompt tokens of its requests, and those that the server had in its cache
         self._room = room
         self._spent = 0  # as `sampled`, but at least 1 for each answer, so that every sample ends
         self._rounds = 0
@@ -166,7 +167,10 @@ class RemoteSample(ABC):
         """
         if self.error is not None:  # it is charged with what came before it failed
             flops = sample_flops(spec, self.prefix_tokens, 0, self.sampled)
-            return Step(str(self.error), finish_reason="error", num_tokens=self.sampled, flops=flops)
+            return Step(
+                str(self.error), finish_reason="error", num_tokens=self.sampled, flops=flops, sent_tokens=self.sent,
+                cached_tokens=self.cached,
+            )  # fmt: skip
         step = self._bare_step()
         if not self._rounds:
             return step
@@ -182,6 +186,8 @@ class RemoteSample(ABC):
             confidence=sum(self._logprobs) / len(self._logprobs) if self._logprobs else None,
             flops=sample_flops(spec, self.prefix_tokens, min(unread, self.prefix_tokens), self.sampled),
             prompt_tokens=prompt + paid_forced,
+            sent_tokens=self.sent,
+            cached_tokens=self.cached,
         )
 
 
@@ -523,6 +529,8 @@ class SampleScheduler:
             total = max(total or 0, sum(len(choice.logprobs or ()) for choice in reply.choices))
         counts = tokens_per_choice(reply.choices, total or 0, asked)
         samples[0].sampled += sum(counts[len(samples) :])  # choices beyond those asked for are left, but paid for
+        samples[0].sent += prefix_tokens or 0
+        samples[0].cached += reply.cached_tokens
         served = samples[: len(counts)]  # the others stay open, and ask again
         for sample, choice, tokens in zip(served, reply.choices, counts, strict=False):
             sample.take(choice, tokens, prefix_tokens or 0, counted or choice.token_ids is not None)

@@ -91,11 +91,13 @@ class Reply:
         choices: Continuations, in their order.
         prompt_tokens: Tokens of the prompt, or ``None``.
         generated_tokens: Tokens sampled for all choices together, or ``None``.
+        cached_tokens: Of the prompt's, those that the server had in its cache; 0 if it does not say.
     """
 
     choices: tuple[Choice, ...]
     prompt_tokens: int | None
     generated_tokens: int | None
+    cached_tokens: int = 0
 
 
 def parse_reply(body: str) -> Reply:
@@ -151,7 +153,11 @@ def parse_reply(body: str) -> Reply:
     usage = data.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     prompt, generated = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return Reply(tuple(choices), prompt if _is_count(prompt) else None, generated if _is_count(generated) else None)
+    details = usage.get("prompt_tokens_details")
+    # OpenAI's, vLLM's and SGLang's place, or DeepSeek's
+    cached = details.get("cached_tokens") if isinstance(details, dict) else usage.get("prompt_cache_hit_tokens")
+    prompt, generated, cached = (count if _is_count(count) else None for count in (prompt, generated, cached))
+    return Reply(tuple(choices), prompt, generated, min(cached or 0, prompt or 0))
 
 
 def _message_text(message: Mapping[str, Any]) -> Any:

@@ -237,7 +237,7 @@ class HFOutcomeRewardModel(RewardModel):
         """The cost of scoring each node: its whole text is run."""
         # transformers applies the head at every position, and then takes the last one
         lengths = [len(self._text(node)) for node in nodes]
-        return [self._charges.scoring(length, length) for length in lengths]
+        return self._charges.scorings([(length, 0, length) for length in lengths], [node.root for node in nodes])
 
     def check_prompt(self, root: Node) -> None:
         """Refuses a prompt that is longer than the model reads."""

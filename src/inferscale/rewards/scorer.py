@@ -497,7 +497,7 @@ class StepScorer:
         """The cost of scoring each node."""
         paths = self.paths(nodes)
         bills = self._by_length(paths, lambda scorer, chosen: scorer.unscored(chosen))
-        return [self._charges.scoring(new, marks, past) for new, past, marks in bills]
+        return self._charges.scorings(bills, [path.root for path in paths], [len(path.shared) for path in paths])
 
     def recall(self, nodes: Sequence[Node]) -> None:
         """Takes note that nodes were scored and paid for in an earlier process."""

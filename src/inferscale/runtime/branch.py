@@ -285,7 +285,7 @@ class BranchFactory:
         Raises:
             ValueError: If the prompt does not fit into the model's context, or a step of the path has text without ids.
         """
-        prompt, forced = self._ids(request)
+        prompt, forced = self.ids(request)
         node = request.node
         if any(step.text and not step.token_ids for step in node.steps):
             raise ValueError(
@@ -304,11 +304,11 @@ class BranchFactory:
         Raises:
             ValueError: If the prompt does not fit into the model's context.
         """
-        prompt, forced = self._ids(request)
+        prompt, forced = self.ids(request)
         room = self.limits.room(len(prompt), len(request.node.token_ids) + len(forced))
         return max(min(room, self.limits.step) if request.until == "step" else room, 1) * self.price
 
-    def _ids(self, request: GenerateRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def ids(self, request: GenerateRequest) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids of the prompt, and of the forced text on its own."""
         problem, context = request.node.problem, self.limits.context
         if problem.messages is not None and not self.prompts.chat:

@@ -1,16 +1,18 @@
-"""The price of a sample or a score: closed-form FLOPs that do not depend on the batch."""
+"""The price of a sample or a score: closed-form FLOPs and bytes that do not depend on the batch."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from inferscale.base import Traffic
 from inferscale.cost import Cost
-from inferscale.flops.calibration import calibrate, closed_form
+from inferscale.flops.calibration import calibrate, closed_form, language_model, unwrapped
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost, model_spec, sample_flops
+from inferscale.flops.traffic import RowGroup, count_traffic
 
 from .branch import Branch
 
@@ -28,10 +30,29 @@ class Charges:
     def __init__(self, model: Any) -> None:
         """Finds the closed form of a model, or of the configuration of one that runs elsewhere."""
         self.spec: ModelSpec | None = None
+        # Bytes of a weight, and of a number in the cache; not known of a model that runs elsewhere.
+        self._widths: tuple[float, int] | None = None
         try:
             self.spec = _form_of(model)
         except UnknownArchitectureError as error:
             warnings.warn(f"FLOPs of this model will be reported as 0: {error}", UserWarning, stacklevel=4)
+            return
+        if isinstance(model, torch.nn.Module):
+            part = unwrapped(language_model(model)[0])
+            stored = sum(map(_stored_bytes, part.parameters()))
+            self._widths = stored / self.spec.parameters, int(model.dtype.itemsize)  # type: ignore[arg-type]
+
+    @property
+    def tells_bytes(self) -> bool:
+        """True if `traffic` knows the bytes."""
+        return self._widths is not None
+
+    def traffic(self, batch: Collection[RowGroup]) -> Traffic | None:
+        """Bytes that one batch of rows moves; ``None`` if they are not known."""
+        if self.spec is None or self._widths is None:
+            return None
+        numbers, (weight, cached) = count_traffic(self.spec, batch), self._widths
+        return Traffic(round(numbers.weights * weight), numbers.cache * cached)
 
     def forward(self, new: int, past: int, logits: int) -> int:
         """FLOPs of `new` tokens after `past` cached ones, with the head run at `logits` positions."""
@@ -54,8 +75,49 @@ class Charges:
         return prompt_tokens, flops
 
     def scoring(self, tokens: int, logits: int, past: int = 0) -> Cost:
-        """The cost of reading `tokens` after `past` cached ones with the head run at `logits` positions."""
-        return Cost(scored_tokens=tokens, reward_flops=self.forward(tokens, past, logits))
+        """The cost of reading `tokens` after `past` cached ones with the head run at `logits` positions, on its own."""
+        return self.scorings([(tokens, past, logits)], [None])[0]
+
+    def scorings(
+        self, bills: Sequence[tuple[int, int, int]], trees: Sequence[Hashable], shared: Sequence[int] = ()
+    ) -> list[Cost]:
+        """The cost of each of several paths that are scored in one call.
+
+        The paths of one tree share the weights, and the keys and values of its prompt; the first of them is charged
+        with the bytes of all. So a search pays for itself alone, whatever else is scored in the call.
+
+        Args:
+            bills: Of each path the tokens read, the cached ones before them, and the positions where the head runs.
+            trees: Names the tree of each path.
+            shared: Of each path the tokens of the prompt, if rows share its keys and values.
+        """
+        read: dict[Hashable, list[RowGroup]] = {tree: [] for tree in trees}
+        for (tokens, past, _), tree, prompt in zip(bills, trees, shared or [0] * len(bills), strict=True):
+            if tokens:
+                read[tree].append(RowGroup(past + tokens, tokens, prompt=tree, shared=prompt))
+        unpaid = {tree: self.traffic(rows) for tree, rows in read.items()}
+        costs = []
+        for (tokens, past, logits), tree in zip(bills, trees, strict=True):
+            moved = unpaid[tree]
+            if moved is not None:
+                unpaid[tree] = Traffic(0, 0)
+            costs.append(
+                Cost(
+                    scored_tokens=tokens,
+                    reward_flops=self.forward(tokens, past, logits),
+                    reward_bytes=None if moved is None else sum(moved),
+                    cache_bytes=None if moved is None else moved.cache,
+                )
+            )
+        return costs
+
+
+def _stored_bytes(tensor: Any) -> int:
+    """Bytes of a tensor; of a quantised one those of the tensors that it is made of."""
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    if inner is None:
+        return int(tensor.numel() * tensor.element_size())
+    return sum(_stored_bytes(getattr(tensor, name)) for name in inner()[0])
 
 
 def _form_of(model: Any) -> ModelSpec:

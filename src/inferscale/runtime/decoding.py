@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inferscale._compat import evaluating
-from inferscale.base import Sampling, Ticket
+from inferscale.base import Sampling, Ticket, Traffic
 from inferscale.flops import report_tokens
+from inferscale.flops.traffic import RowGroup
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Step
 
@@ -214,6 +215,9 @@ class TokenBuffer:
                 self.rows["ended"][row] = True
 
 
+_CPU = torch.device("cpu")
+
+
 class Rows:
     """Branches of one decoder: those that decode together, and those that wait for a place.
 
@@ -221,6 +225,7 @@ class Rows:
 
     Attributes:
         on_tokens: Called with the number of tokens just drawn.
+        prefill_seconds: Seconds in which prompts and paths were read; on a GPU, of those whose tokens were looked at.
     """
 
     def __init__(
@@ -230,6 +235,7 @@ class Rows:
         stats: GeneratorStats,
         check_every: int,
         processing: LogitsProcessing | None = None,
+        device: torch.device = _CPU,
     ) -> None:
         """Begins without branches.
 
@@ -240,9 +246,13 @@ class Rows:
             check_every: Tokens drawn between two looks at which branches have ended. A look waits for the device; what
                 was drawn beyond an end is wasted.
             processing: What changes the logits before a token is drawn.
+            device: Where the model runs.
         """
         self.decoder = decoder
+        self._device = device
         self.on_tokens: Callable[[int], object] | None = None
+        self.prefill_seconds = 0.0
+        self._reading: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # on a GPU, begin and end of readings
         self._sampler, self._stats, self._check_every, self._processing = sampler, stats, check_every, processing
         self._waiting: deque[Branch] = deque()
         self._ended: list[Branch] = []
@@ -335,7 +345,7 @@ class Rows:
         if not new:
             return
         try:
-            first = self.decoder.start(new)
+            first = self._read(new)
             self._logits = first if self._logits is None else torch.cat([self._logits, first])
         except BaseException:
             self._waiting.extendleft(reversed(new))
@@ -345,6 +355,21 @@ class Rows:
         if self._processed is not None:
             self._processed.add(new, home_of(self._logits))
         self._looks = 0
+
+    def _read(self, branches: Sequence[Branch]) -> Tensor:
+        """Logits of the first token of each branch, timed; a GPU keeps its own time, so that nobody waits for it."""
+        if self._device.type != "cuda":
+            started = time.perf_counter()
+            first = self.decoder.start(branches)
+            self.prefill_seconds += time.perf_counter() - started
+            return first
+        stream = torch.cuda.current_stream(self._device)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(stream)
+        first = self.decoder.start(branches)
+        end.record(stream)
+        self._reading.append((begin, end))
+        return first
 
     def _draw(self) -> None:
         """Draws the next tokens of all rows, looks at them, and takes out the branches that have ended."""
@@ -375,6 +400,9 @@ class Rows:
 
         # Look at them, in one copy from the device, [4, rows, tokens]: steps end in text, which is the host's.
         drawn: NDArray[np.float64] = torch.stack([each.columns() for each in draws], dim=2).cpu().numpy()
+        while self._reading:  # the copy has waited for all that came before it
+            begin, end = self._reading.pop()
+            self.prefill_seconds += begin.elapsed_time(end) / 1e3
         if np.isnan(drawn[1]).any():
             raise FloatingPointError(
                 f"the model's logits hold NaN or infinity ({logits.dtype}): load it in bfloat16 or float32"
@@ -667,6 +695,20 @@ class ModelRunner:
             steps = {(ticket, index): step for ticket, index, step in sampling.collect_all()}
         return [[steps[ticket, index] for index in range(ticket.request.n)] for ticket in tickets]
 
+    def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
+        """Bytes that sampling these steps moves, in one batch whose rows share prompts; ``None`` if not known."""
+        batch = []
+        for request, steps in zip(requests, answers, strict=True):
+            prompt, forced = self.branches.ids(request)
+            path = len(request.node.token_ids)
+            # As they are charged with FLOPs: the first draw from a node reads the prompt, or the node's last token.
+            is_first = request.first <= request.payer < request.first + request.n
+            unread = ((1 if path else len(prompt)) if is_first else 0) + len(forced)
+            sampled = [int(step.generated_tokens) for step in steps]
+            before = len(prompt) + path + len(forced)
+            batch.append(RowGroup(before, unread if any(sampled) else 0, sampled, request.node.root.key, len(prompt)))
+        return self.charges.traffic(batch)
+
     def open(self) -> RunnerSampling:
         """A session; several can be open, whose rows are apart."""
         return RunnerSampling(self)
@@ -697,7 +739,9 @@ class RunnerSampling(Sampling):
 
     def _rows(self, decoder: Decoder) -> Rows:
         runner = self._runner
-        return Rows(decoder.another(), runner.sampler, runner.stats, runner._check_every, runner.processing)
+        return Rows(
+            decoder.another(), runner.sampler, runner.stats, runner._check_every, runner.processing, runner.model.device
+        )
 
     def submit(self, request: GenerateRequest) -> Ticket:
         """Takes a request; its branches join at the next `collect`.
@@ -714,6 +758,11 @@ class RunnerSampling(Sampling):
             # One that had no room for a token has ended.
             (self._new if branch.finish is None else self._ended).append(branch)
         return ticket
+
+    @property
+    def prefill_seconds(self) -> float:  # type: ignore[override]
+        """Seconds in which prompts and paths were read."""
+        return sum(rows.prefill_seconds for rows in (self._shared, self._plain) if rows is not None)
 
     def _assign(self) -> None:
         """Gives new branches to the shared rows, or sets them apart where the model's lengths are not covered."""

@@ -739,7 +739,11 @@ def _part_costs(
         "calls": share * column(cost.num_generated for cost in costs),
     }
     if price is not None:
-        found["money"] = column(price.at(c.prompt_tokens, share * c.tokens, share * c.seconds) for c in costs)
+        found["money"] = column(
+            price.at(c.prompt_tokens + share * c.resent_tokens, share * c.tokens, share * c.seconds,
+                     share * c.cached_tokens)
+            for c in costs
+        )  # fmt: skip
     return found
 
 

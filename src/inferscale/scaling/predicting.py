@@ -8,7 +8,7 @@ bandwidth, and a constant for launching it.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Price
 from inferscale.engine.solver import solve_batch
-from inferscale.flops import PEAK_BANDWIDTH, PEAK_FLOPS, ModelSpec, forward_flops, model_spec
+from inferscale.flops import PEAK_BANDWIDTH, PEAK_FLOPS, ModelSpec, model_spec
+from inferscale.flops.spec import forward_cost
+from inferscale.flops.traffic import RowGroup, count_traffic
 from inferscale.flow import GenerateRequest
 from inferscale.tree import Node, Problem, Step, branch_key
 
@@ -189,13 +191,11 @@ def predict_cost(
 
 @dataclass
 class _Call:
-    """One call of a model: the length before it and the new tokens of every row."""
+    """One call of a model: its rows, and the tokens that are in the cache then."""
 
     phase: str
-    rows: list[tuple[int, int]] = field(default_factory=list)
-    first: list[tuple[int, int]] = field(default_factory=list)  # what is read before the rows: (past, tokens)
-    distinct: int = 0  # cached tokens that the rows see, shared ones once
-    held: int = 0  # tokens in the cache
+    batch: list[RowGroup] = field(default_factory=list)
+    held: int = 0
 
 
 class _Stub(Generator):
@@ -219,12 +219,9 @@ class _Stub(Generator):
                 count = min(count, request.max_tokens)
             unread = 0 if node.key in self._read else (self.prompt if node.parent is None else 1)
             self._read.add(node.key)
-            if unread:
-                call.first.append((past - unread, unread))
-            call.rows += [(past, count)] * request.n
+            call.batch.append(RowGroup(past, unread, [count] * request.n, shared=self.prompt))
             answers.append([self._made(request, draw, count, left) for draw in range(request.n)])
-        call.distinct = self.distinct(request.node for request in requests)
-        self.held += sum(count for _, count in call.rows)
+            self.held += count * request.n
         call.held = self.held
         self.calls.append(call)
         return answers
@@ -232,11 +229,6 @@ class _Stub(Generator):
     def length(self, node: Node) -> int:
         """Tokens of the prompt and the path."""
         return self.prompt + sum(len(above.step.token_ids) for above in node.path if above.step is not None)
-
-    def distinct(self, nodes: Iterable[Node | None]) -> int:
-        """Tokens of the prompt and of all paths to these nodes, shared ones once."""
-        above = {step.key: step for node in nodes if node is not None for step in node.path}
-        return self.prompt + sum(len(node.step.token_ids) for node in above.values() if node.step is not None)
 
     def max_sample_tokens(self, request: GenerateRequest) -> int | None:
         """All of a solution, or a step."""
@@ -258,15 +250,13 @@ class _Scores(RewardModel):
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """A number for each node."""
-        call = _Call("score", held=self._stub.held)
-        if not self._read:
-            call.first.append((0, self._stub.prompt))
+        call, prompt = _Call("score", held=self._stub.held), self._stub.prompt
         for node in nodes:
             fresh = [above for above in node.path if above.key not in self._read]
-            self._read |= {above.key for above in fresh}
             count = sum(len(above.step.token_ids) for above in fresh if above.step is not None)
-            call.rows.append((self._stub.length(node) - count, count))
-        call.distinct = self._stub.distinct(node.parent for node in nodes)
+            count += 0 if self._read else prompt  # the first node reads it
+            self._read |= {above.key for above in fresh}
+            call.batch.append(RowGroup(self._stub.length(node), count, shared=prompt))
         self._stub.calls.append(call)
         return [random.Random(node.key).random() for node in nodes]
 
@@ -292,21 +282,15 @@ class _Roof:
         """Bytes of the keys and values of one token."""
         return self.width * sum(group.kv_width for group in self.spec.attention)
 
-    def work(self, call: _Call, forwards: int) -> tuple[int, float, float]:
-        """FLOPs, bytes in all and bytes of keys and values, of a call that takes so many forwards one after another."""
-        drawn = 1 if call.phase == "decode" else 0  # the last token that is drawn has no forward of its own
-        flops = sum(forward_flops(self.spec, unread, past, logits=1).causal for past, unread in call.first)
-        flops += sum(
-            forward_flops(self.spec, count - drawn, past, logits=count - drawn if drawn else 1).causal
-            for past, count in call.rows
-            if count > drawn
-        )
-        # Every forward reads the distinct tokens before its rows once, and what each row has drawn by then.
-        read = forwards * call.distinct
-        read += sum(min(t, count) for _, count in call.rows for t in range(1, forwards + 1)) if drawn else 0
-        written = sum(count for _, count in call.rows) + sum(unread for _, unread in call.first)
-        cache = self.cached * (read + written)
-        return flops, forwards * self.width * self.spec.active_weights / self.batch + cache, cache
+    def work(self, batch: Sequence[RowGroup]) -> tuple[int, float, float]:
+        """FLOPs, bytes in all and bytes of keys and values; what is only read has logits at one position."""
+        flops = 0
+        for rows in batch:
+            flops += forward_cost(self.spec, rows.unread, rows.past - rows.unread, 1)
+            flops += sum(forward_cost(self.spec, count - 1, rows.past, count - 1) for count in rows.sampled)
+        moved = count_traffic(self.spec, batch)
+        cache = self.width * moved.cache
+        return flops, self.width * moved.weights / self.batch + cache, cache
 
     def seconds(self, flops: float, moved: float, forwards: int) -> float:
         """The roofline: compute or memory, whichever takes longer, and the launches."""
@@ -320,24 +304,25 @@ def _bill(policy: _Roof, reward: _Roof | None, calls: Sequence[_Call]) -> dict[s
     names = ("tokens", "scored_tokens", "generator_flops", "reward_flops", "generator_bytes", "reward_bytes")
     bill = dict.fromkeys((*names, "cache_bytes", "rounds", "prefill", "decode", "score"), 0.0)
     for call in calls:
-        if call.phase == "score" and reward is None:
+        scores = call.phase == "score"
+        if scores and reward is None:
             continue
-        roof, part = (reward, "reward") if reward is not None and call.phase == "score" else (policy, "generator")
-        prompts = [(past, unread) for past, unread in call.first if unread > 1]
-        pieces = [(replace(call, rows=[], first=prompts, distinct=0), 1, "prefill")] if prompts else []
-        rest = replace(call, first=[(past, unread) for past, unread in call.first if unread == 1])
-        most = max((count for _, count in call.rows), default=0)
-        forwards = most - 1 + bool(rest.first) if call.phase == "decode" else 1
-        for piece, times, phase in [*pieces, (rest, forwards, call.phase)]:
-            flops, moved, cache = roof.work(piece, times)
+        roof, part = (reward, "reward") if scores and reward is not None else (policy, "generator")
+        pieces = [(call.batch, call.phase)]
+        if not scores:  # a prompt is a forward of its own, a last token is read with the first step of decoding
+            prompts = [replace(rows, sampled=()) for rows in call.batch if rows.unread > 1]
+            rest = [replace(rows, unread=0) if rows.unread > 1 else rows for rows in call.batch]
+            pieces = [(prompts, "prefill"), (rest, "decode")]
+        for batch, phase in pieces:
+            flops, moved, cache = roof.work(batch)
+            forwards = max((rows.forwards for rows in batch), default=0)
             bill[f"{part}_flops"] += flops
             bill[f"{part}_bytes"] += moved
             bill["cache_bytes"] += cache
-            bill["rounds"] += times
-            bill["score" if call.phase == "score" else phase] += roof.seconds(flops, moved, times)
-        read = sum(count for _, count in call.rows)
-        bill["tokens" if call.phase == "decode" else "scored_tokens"] += read
-        bill["scored_tokens"] += sum(unread for _, unread in prompts) if call.phase == "score" else 0
+            bill["rounds"] += forwards
+            bill[phase] += roof.seconds(flops, moved, forwards)
+        bill["tokens"] += sum(sum(rows.sampled) for rows in call.batch)
+        bill["scored_tokens"] += sum(rows.unread for rows in call.batch) if scores else 0
     held = max((call.held for call in calls), default=0)
     models = [policy] if reward is None else [policy, reward]
     bill["memory_bytes"] = sum(m.width * m.spec.parameters + m.cached * held * m.batch for m in models)

@@ -425,7 +425,7 @@ class Reply:
             "num_trajectories": len(result.trajectories),
             "abstentions": asdict(result.abstentions),
             "stopped_by": result.stopped_by,
-            "cost": {**asdict(result.cost), "flops": result.cost.flops},
+            "cost": result.cost.to_dict(),
         }
         if self.request.tree:
             told["tree"] = result.to_html()
@@ -453,6 +453,6 @@ class Reply:
             "seed": solver.seed,
             "budget": None if solver.budget is None else asdict(solver.budget),
             "ignored": list(self.request.ignored),
-            "cost": {**asdict(cost), "flops": cost.flops},
+            "cost": cost.to_dict(),
         }
         return {"usage": usage, "inferscale": told}
