@@ -111,13 +111,13 @@ def append_line(file: IO[bytes], text: str, fsync: bool = False) -> None:
             os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a kill, finds the old or the new content, never a part of it."""
     temporary = path.with_name(path.name + ".tmp")
     with naming(path):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -146,10 +146,7 @@ def keep_whole(path: Path, follows: Callable[[Sequence[dict[str, Any] | None]], 
     if taken:
         with naming(path), path.with_name(path.name + ".damaged").open("ab") as file:
             file.write(b"".join(line + b"\n" for line in taken))
-        temporary = path.with_name(path.name + ".tmp")
-        with naming(path):
-            temporary.write_bytes(b"".join(line + b"\n" for line, kept in zip(lines, stay, strict=True) if kept))
-            os.replace(temporary, path)
+        write_atomically(path, b"".join(line + b"\n" for line, kept in zip(lines, stay, strict=True) if kept))
     return sum(stay), len(taken)
 
 

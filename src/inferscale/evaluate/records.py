@@ -78,9 +78,9 @@ def keep_lines(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
             raise ValueError(f"{path}, line {number} is damaged: restore the file, or run `inferscale repair "
                              f"{path.parent}`, which keeps what is whole")  # fmt: skip
         if wanted(row):
-            kept.append(line.decode())
+            kept.append(line)
     if len(kept) < len(lines):
-        write_atomically(path, "".join(line + "\n" for line in kept))
+        write_atomically(path, b"".join(line + b"\n" for line in kept))
 
 
 def prune_journal(path: Path, finished: Collection[int]) -> None:
