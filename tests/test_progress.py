@@ -1,5 +1,6 @@
 """The engine's progress bar: what it says, when, and that it is silent when it should be."""
 
+import io
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import tqdm.auto
 
 from inferscale.engine import solve_batch, stream
+from inferscale.engine.progress import ProgressBar
 from inferscale.evaluate import run_evaluation
 from inferscale.generators import HFGenerator
 from inferscale.runtime import decoding
@@ -123,7 +125,35 @@ def test_nothing_is_said_and_nothing_of_tqdm_is_imported_unless_it_is_asked_for(
     assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
 
 
-def test_a_terminal_sees_the_bar_on_standard_error():
+def test_a_log_gets_few_lines_and_the_last_numbers(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with ProgressBar(100) as bar:
+        for number in range(100):
+            now[0] += 1.0
+            bar.count(10, number % 2 == 0)
+            bar.show(rounds=number)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 5  # at the start, every 30 of 100 seconds, at the end
+    assert "\r" not in log.getvalue()
+    assert "0/100" in lines[0]
+    assert "100/100" in lines[-1]
+    assert "accuracy=0.500" in lines[-1]
+
+
+def test_a_terminal_sees_a_bar_that_draws_over_itself(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with ProgressBar(3) as bar:
+        bar.count(10, None)
+    assert "\n" not in terminal.getvalue()
+    assert terminal.getvalue().count("\r") > 2
+
+
+def test_the_bar_is_on_standard_error():
     shown = run(progress=True)
     assert shown.returncode > 0, "tqdm is there"
     assert shown.stdout == ""

@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from .result import SearchResult
 
 _INTERVAL = 0.2
 """Least seconds between two looks at tokens that are being drawn, and between two pictures of the bar."""
+_LOG_INTERVAL = 30.0
+"""Least seconds between two lines of a log."""
+
+
+class _Lines:
+    """A log file for a bar, which draws over itself on a terminal: each of its pictures is a line."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if picture := text.strip():
+            self._file.write(picture + "\n")
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 class ProgressBar:
     """Problems done, rounds, tokens, tokens a second, the time left, and the accuracy so far.
 
-    It imports tqdm, so make one only to show it.
+    It imports tqdm, so make one only to show it. Where standard error is no terminal, as in the log of a job, it is a
+    line at the start, one at the end, and one every half minute.
 
     The time left takes an open problem for one of ``all tokens / problems done`` tokens, but of no more than those
     under way can have: while none is done that bound alone says how long it may take.
@@ -28,12 +46,15 @@ class ProgressBar:
     """
 
     def __init__(self, total: int | None, *, done: int = 0, right: int = 0, graded: int = 0) -> None:
+        from tqdm.asyncio import tqdm_asyncio
         from tqdm.auto import tqdm
 
+        is_log = tqdm is tqdm_asyncio and not sys.stderr.isatty()  # a notebook has another bar
         form = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # tqdm's time left knows problems alone
         self._bar: Any = tqdm(
             total=total, initial=done, unit="problem", dynamic_ncols=True, leave=False, bar_format=form,
-            mininterval=_INTERVAL, miniters=0,
+            mininterval=_LOG_INTERVAL if is_log else _INTERVAL, miniters=0,
+            file=_Lines(sys.stderr) if is_log else None,
         )  # fmt: skip
         self._right, self._graded = right, graded
         self._left = None if total is None else total - done
