@@ -279,9 +279,11 @@ def small_model(family: str, seed: int = 0, **changes: Any) -> Any:
 
 @cache
 def tokenizer() -> Any:
-    """One word for each id."""
-    core = Tokenizer(models.WordLevel({"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}))
+    """One word for each id; the last one ends a step."""
+    words = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(3, VOCABULARY - 1)), "\n"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_tokens(["\n"])  # taken out before words are split at blanks
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )

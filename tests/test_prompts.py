@@ -1,6 +1,7 @@
 """Prompts as ids: conversations, prefill, guarded control tokens, beginnings of sequence, forced text."""
 
 import copy
+import re
 from functools import cache
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from inferscale.generators.huggingface import HFGenerator
+from inferscale.generators import HFGenerator, OpenAIGenerator, VLLMGenerator
+from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
 from inferscale.rewards import (
     FORMATS,
     GenerativeVerifier,
@@ -21,6 +23,7 @@ from inferscale.runtime import loading
 from inferscale.runtime.prompts import PromptFormat, TextEncoder
 from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step
+from tests import vllm_stub
 from tests.reward_checkpoints import QWEN_TEMPLATE, llama_tokenizer, mistral_tokenizer, qwen_tokenizer, with_marks
 from tests.tiny_models import byte_tokenizer, grow, metaspace_tokenizer, root, tiny_model
 
@@ -382,7 +385,8 @@ FORCED_BY = {
 @pytest.mark.parametrize("forced", ["St", " St", "a", "é", "\n", "12</s>", "Step", "  b"])
 def test_forced_text_is_the_head_of_the_step(name, forced):
     tokenizer = FORCED_BY[name]()
-    generator = HFGenerator(tiny_model(vocab_size=320), tokenizer, max_step_tokens=3)
+    delimiter = "." if name == "words" else "\n"  # which words do not keep
+    generator = HFGenerator(tiny_model(vocab_size=320), tokenizer, max_step_tokens=3, step_delimiter=delimiter)
     node = root("a b")
     for _ in range(3):  # at the root, and in the middle of a path
         before = node.text
@@ -395,6 +399,40 @@ def test_forced_text_is_the_head_of_the_step(name, forced):
         assert whole.rstrip("\ufffd").endswith(step.text[len(forced) :].rstrip("\ufffd"))
         if node.is_finished:
             break
+
+
+def words_for_vllm(**options):
+    llm = vllm_stub.LLM()
+    return VLLMGenerator(llm, word_tokenizer(), **options)
+
+
+GENERATORS = {
+    "HFGenerator": lambda **options: HFGenerator(tiny_model(vocab_size=320), word_tokenizer(), **options),
+    "VLLMGenerator": words_for_vllm,
+    "QuietSTaRGenerator": lambda **options: QuietSTaRGenerator(
+        QuietSTaR(tiny_model(vocab_size=320), start_token_id=4, end_token_id=5), word_tokenizer(), thought_length=2,
+        **options,
+    ),
+    "OpenAIGenerator": lambda **options: OpenAIGenerator(
+        "http://127.0.0.1:9/v1", "tiny", tokenizer=word_tokenizer(), **options
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_delimiter_that_the_tokenizer_loses_is_told_of(name):
+    make = GENERATORS[name]
+    for lost in ("\n", "\n\n", "!"):
+        with pytest.warns(UserWarning, match=f"cannot write step_delimiter={re.escape(repr(lost))}.*give a delimiter"):
+            make(step_delimiter=lost)
+    for kept in (".", " ", re.compile("\n"), lambda text: None):
+        make(step_delimiter=kept)
+
+
+@pytest.mark.parametrize("name", [name for name in FORCED_BY if name != "words"])
+def test_usual_tokenizers_keep_delimiters(name):
+    for delimiter in ("\n", "\n\n", " ", "Step 1", "é", "\n## "):
+        HFGenerator(tiny_model(vocab_size=320), FORCED_BY[name](), step_delimiter=delimiter)
 
 
 @pytest.mark.parametrize("name", [name for name in FORCED_BY if name != "words"])

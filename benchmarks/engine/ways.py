@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,7 +95,9 @@ class Ours:
         self.work = work
         tokenizer = make_tokenizer(model.config.vocab_size)
         options = {"max_step_tokens": work.step, "max_new_tokens": work.tokens + 1, "eos_token_id": 3, **options}
-        self.generator = HFGenerator(model, tokenizer, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the tokenizer cannot write step_delimiter")  # steps end by length here
+            self.generator = HFGenerator(model, tokenizer, **options)
         prompts = [" ".join(f"w{i}" for i in work.prompt_ids(p)) for p in range(work.problems)]
         ids = {Problem(text): tuple(work.prompt_ids(p)) for p, text in enumerate(prompts)}
         self.generator._runner.branches.encode = ids.__getitem__  # type: ignore[assignment]  # the tokenizer has no way to split words

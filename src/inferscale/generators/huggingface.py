@@ -113,7 +113,8 @@ class HFGenerator(Generator):
             step_delimiter: What ends a step: a text, a compiled regular expression, or a function from a text to the
                 end of its first step (``None`` or -1 while there is none). A function is given the step's sampled text
                 from its first character that is not blank. For a text, only tokens that may complete it are decoded;
-                for the other two the path is decoded, and the step searched, at every token.
+                for the other two the path is decoded, and the step searched, at every token. A text that the tokenizer
+                cannot write is warned of.
             stop: Texts that end the answer; they are left out of its text, and their tokens are counted.
             max_step_tokens: A step is cut after this many sampled tokens; the path can go on.
             max_new_tokens: Most tokens of a whole path, forced text included; paths end there (``"length"``), or
@@ -178,6 +179,7 @@ class HFGenerator(Generator):
             stop=stop,
             **self.prompt_options,
         )
+        branches.text.check_delimiter()
         self.thinking = branches.thinking
         self._runner = ModelRunner(
             inside,

@@ -895,6 +895,7 @@ class OpenAIGenerator(Generator):
                 in_chat=endpoint == "chat",
                 **chat_options,
             )
+            reads.branches.text.check_delimiter()
         server = OpenAIServer(
             base_url,
             model,

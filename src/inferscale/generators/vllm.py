@@ -143,6 +143,7 @@ class VLLMGenerator(Generator):
             tools=tools,
             control_tokens=control_tokens,
         )
+        self._branches.text.check_delimiter()
         self.thinking = self._branches.thinking
         self.takes_messages = self._branches.prompts.chat
         self._charges = Charges(config.hf_config)

@@ -553,6 +553,7 @@ class QuietSTaRGenerator(Generator):
             control_tokens=control_tokens,
             price=1 + self.settings.tokens,
         )
+        branches.text.check_delimiter()
         self.thinking = branches.thinking
         self.takes_messages = branches.prompts.chat
         self.sampler = choose_sampler(sampler, temperature, top_p, top_k, confidence, min_p)

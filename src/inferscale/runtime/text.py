@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -160,6 +161,19 @@ class TokenText:
     def has_step_end(self, text: str, start: int = 0) -> bool:
         """True if the delimiter stands in `text` at or after `start`, with a character before it that is not blank."""
         return step_end(text, self.delimiter, start) >= 0
+
+    def check_delimiter(self) -> None:
+        """Warn if the tokenizer loses the step delimiter, so that no step can end there."""
+        if isinstance(self.delimiter, str):
+            # Between two words, since a decoder may strip what stands at either end, or write what is between.
+            word = [next((i for i in range(len(self._tokenizer)) if self.bare([i]).strip()), 0)]
+            text = self.decode([*word, *self.encode_plain(self.delimiter), *word], final=True)
+            if self.delimiter not in text:
+                warnings.warn(
+                    f"the tokenizer cannot write step_delimiter={self.delimiter!r}, of which it makes {text!r} between "
+                    "two words: steps will end by length alone; give a delimiter that it keeps",
+                    stacklevel=3,
+                )
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text` on its own, without special tokens around it."""
