@@ -17,6 +17,7 @@ textarea { width: 100%; min-height: 6rem; }
 #state, #bill { font-variant-numeric: tabular-nums; }
 #answer { white-space: pre-wrap; overflow-wrap: anywhere; }
 #tree { overflow-x: auto; }
+#tree .answer, #tree dl { display: none; } /* they stand above */
 .error { color: #b3261e; }
 """
 

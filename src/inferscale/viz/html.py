@@ -133,7 +133,9 @@ _RULES = """
 .inferscale .votes th,.inferscale .votes td{padding:1px 12px 1px 0;border:0;text-align:left;font-weight:400;
 background:none;color:inherit;font-variant-numeric:tabular-nums;max-width:24em;overflow-wrap:anywhere}
 .inferscale .votes .wins th,.inferscale .votes .wins td{font-weight:700}
-.inferscale .votes .bar{width:260px;min-width:160px}
+.inferscale .votes th{min-width:2.5em}
+.inferscale .votes td{white-space:nowrap}
+.inferscale .votes .bar{width:260px;min-width:60px}
 .inferscale .bar span{display:block;height:13px;min-width:2px;border-radius:2px;box-sizing:border-box;
 border:1px solid rgba(128,128,128,.6)}
 .inferscale summary{cursor:pointer;margin:.5em 0;font-weight:600}
