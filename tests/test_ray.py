@@ -3,25 +3,48 @@
 import json
 import logging
 import os
+import random
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from inferscale import REBASE, Budget, MajorityVote, RepeatedSampling, solve_batch
+from inferscale.generators import VLLMGenerator
 from inferscale.ray import Journals, make_batches, results_of, row_of, solve_dataset, stream_dataset
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
-from tests.ray_tools import Diary
-
-PROBLEMS = [Problem(f"How many are {index % 190}?", str(index % 4), f"toy/{index}") for index in range(200)]
+from tests import vllm_stub
+from tests.ray_tools import PROBLEMS, VLLM_LIMITS, Diary, calls, make_vllm
+from tests.serve_tools import until
 
 
 def diaries(folder):
     """How often each sample was drawn, over all actors."""
-    return Counter(line for path in Path(folder).glob("diary-*") for line in path.read_text().splitlines())
+    return Counter(sample for samples in calls(folder) for sample in samples)
+
+
+def last_call(diary):
+    """What the last call of an actor sampled: a kill may come before it is in a journal."""
+    return (diary.read_text().splitlines() or [""])[-1].split()
+
+
+def actors(folder):
+    """Processes of actors that have a model and live."""
+    found = []
+    for path in sorted(Path(folder).glob("diary-*")):
+        number = int(path.name.split("-")[1])
+        with suppress(OSError):
+            if Path(f"/proc/{number}/cmdline").read_bytes().startswith(b"ray::"):
+                found.append(number)
+    return found
 
 
 def content(results):
@@ -109,6 +132,94 @@ def test_errors_and_options_reach_their_place(cluster, tmp_path):
     solve_dataset(["How many?"], RepeatedSampling(2), ToyGenerator, storage=tmp_path)
     with pytest.raises(Exception, match="was written by another call"):
         solve_dataset(["How many?"], RepeatedSampling(3), ToyGenerator, storage=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_actors_do_not_run_away_from_a_slow_reader(cluster, tmp_path):
+    stream = stream_dataset(
+        PROBLEMS, RepeatedSampling(2), partial(Diary, tmp_path), num_actors=2, batch_size=2, storage=tmp_path / "j"
+    )
+    for _ in range(8):
+        next(stream)
+    begun = 4 - 1 + 4  # the batch whose last result was read last is let go by the next look
+
+    def journals():
+        return len(list((tmp_path / "j").iterdir()))
+
+    until(lambda: journals() >= begun, seconds=300)
+    time.sleep(1)  # of 100 batches, most would be begun by now
+    assert journals() == begun
+    assert len(dict(stream)) == 200 - 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_engines_of_vllm_in_actors_one_of_which_dies(cluster, monkeypatch, tmp_path):
+    results = solve_dataset(
+        PROBLEMS[:24], REBASE(4), partial(make_vllm, tmp_path, deadly=True), ToyReward, num_actors=2, batch_size=4,
+        storage=tmp_path / "journals",
+    )  # fmt: skip
+    assert (tmp_path / "killed").exists()
+    assert set(diaries(tmp_path).values()) == {1}
+    vllm_stub.install(monkeypatch)
+    alone = VLLMGenerator(vllm_stub.LLM(), **VLLM_LIMITS)
+    assert content(results) == content(solve_batch(PROBLEMS[:24], REBASE(4), alone, reward_model=ToyReward()))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_a_driver_that_is_killed_goes_on_where_it_was(cluster, straight, tmp_path):
+    command = [sys.executable, "-c", f"from tests.ray_tools import drive; drive({str(tmp_path)!r})"]
+    driver = subprocess.Popen(command, cwd=Path(__file__).parent.parent, stderr=subprocess.DEVNULL)
+    wanted = sum(result.cost.num_generated for result in straight) // 3
+    until(lambda: driver.poll() is not None or diaries(tmp_path).total() > wanted, seconds=300)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, "it had ended before it was killed"
+    until(lambda: not actors(tmp_path), seconds=60)
+    lost = {sample for diary in tmp_path.glob("diary-*") for sample in last_call(diary)}
+    results = solve_dataset(
+        PROBLEMS, REBASE(4), partial(Diary, tmp_path), ToyReward, seed=3, num_actors=2, batch_size=10,
+        storage=tmp_path / "journals",
+    )  # fmt: skip
+    assert content(results) == content(straight)
+    drawn = diaries(tmp_path)
+    assert {sample for sample, times in drawn.items() if times > 1} <= lost, "an answer that was kept was paid twice"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_two_of_three_actors_killed_five_times(cluster, straight, tmp_path):
+    rng, lost, killed, most = random.Random(0), set(), [], tmp_path / "most"
+    most.write_text("10")
+    with ThreadPoolExecutor(1) as pool:
+        solving = pool.submit(
+            solve_dataset, PROBLEMS, REBASE(4), partial(Diary, tmp_path), ToyReward, seed=3, num_actors=3, num_cpus=0.5,
+            batch_size=10, storage=tmp_path / "journals",
+        )  # fmt: skip
+
+        def is_time(number):
+            return solving.done() or (len(calls(tmp_path)) >= number and len(actors(tmp_path)) == 3)
+
+        for number in range(10, 60, 10):
+            until(lambda: is_time(number - rng.randrange(5)), seconds=300)  # noqa: B023
+            assert not solving.done()
+            for actor in rng.sample(actors(tmp_path), 2):
+                os.kill(actor, signal.SIGKILL)
+                killed.append(actor)
+                (diary,) = tmp_path.glob(f"diary-{actor}-*")
+                until(lambda: actor not in actors(tmp_path))  # noqa: B023
+                lost.update(last_call(diary))
+            most.write_text(str(number + 10))
+        most.write_text("1000000")
+        results = solving.result()
+    assert len(set(killed)) == 10
+    assert content(results) == content(straight)
+    assert {sample for sample, times in diaries(tmp_path).items() if times > 1} <= lost
 
 
 def test_equal_prompts_stay_together_in_order():

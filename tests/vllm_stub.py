@@ -106,8 +106,13 @@ class LLM:
         return SimpleNamespace(token_ids=tokens, logprobs=tables, finish_reason=reason)
 
 
+def module() -> ModuleType:
+    """What ``import vllm`` gives."""
+    made = ModuleType("vllm")
+    vars(made).update(LLM=LLM, SamplingParams=SamplingParams, EngineArgs=EngineArgs)
+    return made
+
+
 def install(monkeypatch: Any) -> None:
     """Makes ``import vllm`` give the stub."""
-    module = ModuleType("vllm")
-    vars(module).update(LLM=LLM, SamplingParams=SamplingParams, EngineArgs=EngineArgs)
-    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm", module())

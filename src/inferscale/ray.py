@@ -6,6 +6,7 @@ does. On one machine nothing needs to be set up; on a cluster call ``ray.init(ad
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -210,7 +211,11 @@ def stream_dataset(
     storage: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[int, SearchResult]]:
-    """Yield places of problems and their results, batch by batch as they finish; see `solve_dataset`."""
+    """Yield places of problems and their results, batch by batch as they finish; see `solve_dataset`.
+
+    Actors do not run away from a slow reader: at most two batches for each actor are begun whose results have not been
+    read to their end. What is held here does not grow with the results.
+    """
     check_scores(
         make_reward_model, strategy, *([aggregator] if aggregator else []), advice="pass make_reward_model=..."
     )
@@ -219,25 +224,57 @@ def stream_dataset(
             raise ValueError(f"{name}={count}: give at least 1")
     given = as_problems(problems, "solve_dataset")
     batches = [row_of(batch, given) for batch in make_batches(given, batch_size)]
+    ray: Any = require("ray", "ray")
     data: Any = require("ray.data", "ray")
     journals = None if storage is None else Journals.at(storage, max_attempts)
     options = {
         "aggregator": aggregator, "read_answer": read_answer, "thinking": thinking, "budget": budget, "seed": seed
     }  # fmt: skip
-    arguments = (strategy, make_generator, make_reward_model, options, journals)
 
     def rows() -> Iterator[Mapping[str, str]]:
         context = data.DataContext.get_current().copy()
         context.enable_progress_bars = False
+        context.execution_options.preserve_order = False  # a batch at the gate would wait for those before it
         with data.DataContext.current(context):
             # A block for each batch, or else Ray would hand several batches to one actor.
             dataset = data.from_items(batches, override_num_blocks=len(batches))
-            actors = data.ActorPoolStrategy(size=num_actors)
-            yield from dataset.map(
-                _Actor, fn_constructor_args=arguments, compute=actors, num_cpus=num_cpus, num_gpus=num_gpus
-            ).iter_rows()
+            batches.clear()  # Ray has them
+            gate = ray.remote(_Gate).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote(2 * num_actors)
+            solved = dataset.map(
+                _Actor,
+                fn_constructor_args=(strategy, make_generator, make_reward_model, options, journals, gate),
+                compute=data.ActorPoolStrategy(size=num_actors),
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+            )
+            # Read ahead, a batch that is done would wait for the next one.
+            for table in solved.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for row in table.to_pylist():
+                    yield row
+                    gate.leave.remote(row["places"])
 
     return results_of(rows(), len(given), progress)
+
+
+class _Gate:
+    """An actor that lets at most `most` batches be begun whose results have not been read."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._inside: set[str] = set()
+        self._changed = asyncio.Condition()
+
+    async def enter(self, batch: str) -> None:
+        """Wait until a batch may begin; one that has begun already, in an actor that died, may at once."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: batch in self._inside or len(self._inside) < self._most)
+            self._inside.add(batch)
+
+    async def leave(self, batch: str) -> None:
+        """Let another batch in."""
+        async with self._changed:
+            self._inside.discard(batch)
+            self._changed.notify_all()
 
 
 class _Actor:
@@ -250,13 +287,15 @@ class _Actor:
         make_reward_model: Callable[[], RewardModel] | None,
         options: Mapping[str, Any],
         journals: Journals | None,
+        gate: Any,
     ) -> None:
         reward_model = None if make_reward_model is None else make_reward_model()
         self._solver = Solver(strategy, make_generator(), reward_model, **options)
-        self._journals = journals
+        self._journals, self._gate = journals, gate
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
         """Return the results of one batch, as JSON."""
+        require("ray", "ray").get(self._gate.enter.remote(row["places"]))
         problems = [Problem(**problem) for problem in json.loads(row["problems"])]
         journal = None if self._journals is None else self._journals.own(row["problems"])
         results = self._solver.solve_batch(problems, journal=journal)
