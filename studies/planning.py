@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Outcomes:
     name: str
     columns: Mapping[str, Column]
     paid: Mapping[str, Floats]
+    kin: Mapping[str, tuple[str, ...]]
     order: Any = ()
 
     def measure(self, problems: int) -> Measured:
@@ -51,6 +52,7 @@ class Outcomes:
                 for name, (_, costs) in self.columns.items()
             },
             {cost: column[shown] for cost, column in self.paid.items()},
+            self.kin,
         )  # fmt: skip
 
 
@@ -60,8 +62,9 @@ def runs_of(record: Mapping[str, Any]) -> Iterator[Outcomes]:
     label = f"{record['policy']}, {record['strategy']}"
     if "samples" not in record:
         name, paid = f"{label}({record['n']})", {"flops": policy + reward}
-        yield Outcomes(name, {f"{name}, {vote}": (np.asarray(right, dtype=float), paid)
-                              for vote, right in record["votes"].items() if _is_shown(vote)}, paid)  # fmt: skip
+        columns: dict[str, Column] = {f"{name}, {vote}": (np.asarray(right, dtype=float), paid)
+                                      for vote, right in record["votes"].items() if _is_shown(vote)}  # fmt: skip
+        yield Outcomes(name, columns, paid, _kin(columns))
         return
     ids, right, scores = _pool(record["samples"], record["n"])
     first = record["policy_prompt_flops"], record["reward_prompt_flops"]
@@ -72,7 +75,7 @@ def runs_of(record: Mapping[str, Any]) -> Iterator[Outcomes]:
         return {"flops": total + (first[1] + (reward - first[1]) * share if scored else 0.0)}
 
     for pool in POOLS:
-        columns: dict[str, Column] = {}
+        columns = {}
         for k in (2**i for i in range(pool.bit_length())):
             name = f"{label}({k})"
             columns[f"{name}, majority"] = majority_at_k(ids[:, :pool], right[:, :pool], k), price(k, False)
@@ -85,7 +88,12 @@ def runs_of(record: Mapping[str, Any]) -> Iterator[Outcomes]:
                 chosen = best_of_k(score, right[:, :pool], k, mask=ids[:, :pool] >= 0)
                 columns[f"{name}, weighted {reduction}"] = weighted, price(k, True)
                 columns[f"{name}, best-of-n {reduction}"] = chosen, price(k, True)
-        yield Outcomes(f"{label}, pool of {pool}", columns, price(pool, True))
+        yield Outcomes(f"{label}, pool of {pool}", columns, price(pool, True), _kin(columns))
+
+
+def _kin(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Policy, strategy and vote of each name, without the size."""
+    return {name: (part[0], part[1].split("(")[0], part[2]) for name in names for part in [name.split(", ")]}
 
 
 def _is_shown(vote: str) -> bool:
@@ -130,19 +138,21 @@ def columns_of(runs: Iterable[Outcomes]) -> dict[str, Column]:
 
 @dataclass(frozen=True)
 class Regret:
-    """A plan beside the full grid, on the problems that both are judged on, in points.
+    """A plan beside the full grid, on the problems that both are judged on; accuracies in points.
 
     Attributes:
         chosen: Accuracy of the plan's choice.
-        by_grid: Accuracy of what the whole grid, run on all planning problems, would have chosen.
+        by_grid: Accuracy of what has the greatest accuracy where the whole grid is run on all planning problems.
         best: The greatest accuracy of any configuration within the budget, known only afterwards.
         standard_error: Of `best`, over problems.
+        paid: Cost of the plan's choice over the budget.
     """
 
     chosen: float
     by_grid: float
     best: float
     standard_error: float
+    paid: float
 
 
 def regret_of(
@@ -153,7 +163,7 @@ def regret_of(
     order = np.random.default_rng(seed).permutation(np.asarray(planning))
     full = sum(float(run.paid[cost][order].sum()) for run in plan_on)
     budgets = [Budget(**{cost: cap}) for cap in caps]  # type: ignore[arg-type]
-    race = Race([Outcomes(r.name, r.columns, r.paid, order) for r in plan_on], budgets, len(order),
+    race = Race([replace(run, order=order) for run in plan_on], budgets, len(order),
                 Budget(**{cost: share * full}))  # type: ignore[arg-type] # fmt: skip
     known = columns_of(plan_on)
     found = []
@@ -164,29 +174,36 @@ def regret_of(
         best = max(buys, key=got.__getitem__)
         by_grid = max(bought, key=lambda name: float(known[name][0][order].mean()))
         error = 100 * float(judged_on[best][0][judging].std(ddof=1)) / len(judging) ** 0.5
-        found.append(Regret(got[str(winner.configuration)], got[by_grid], got[best], error))
+        chosen = str(winner.configuration)
+        paid = float(judged_on[chosen][1][cost][judging].mean()) / cap
+        found.append(Regret(got[chosen], got[by_grid], got[best], error, paid))
     return found, race.spent[cost] / full
 
 
 def table(title: str, caps: Sequence[float], regrets: Sequence[Sequence[Regret]], spent: Sequence[float]) -> list[str]:
     """Regret at each budget: its distribution over seeds, and how often it is within one standard error."""
     columns = (
-        *("budget", "best afterwards", "chosen, mean", "regret to the grid's choice: mean, quartiles, most"),
-        *("within 1 SE of it", "regret to the best afterwards: mean, most", "within 1 SE of it"),
+        *("budget", "best of the grid", "chosen, mean", "regret: mean", "quartiles", "most", "within one SE"),
+        *("regret to the grid's own choice: mean", "most", "dearer than the budget"),
     )
     share = f"{100 * float(np.mean(spent)):.1f} % of the grid's cost (at most {100 * max(spent):.1f} %)"
-    lines = [f"{title}: {len(regrets)} seeds, {share}", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    every = sum(all(r.best - r.chosen <= r.standard_error for r in row) for row in regrets)
+    lines = [
+        f"{title}: {len(regrets)} seeds, {share}; within one standard error at all budgets: {every} of {len(regrets)}",
+        *("", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)),
+    ]
     for place, cap in enumerate(caps):
         rows = [row[place] for row in regrets]
-        lost = np.asarray([r.by_grid - r.chosen for r in rows])
         behind = np.asarray([r.best - r.chosen for r in rows])
+        lost = np.asarray([r.by_grid - r.chosen for r in rows])
         error = np.asarray([r.standard_error for r in rows])
-        quartiles = " / ".join(f"{q:+.1f}" for q in np.quantile(lost, (0.25, 0.5, 0.75)))
+        quartiles = " / ".join(f"{q:+.1f}" for q in np.quantile(behind, (0.25, 0.5, 0.75)))
+        dearer = [r.paid - 1 for r in rows if r.paid > 1]
         lines.append(
             f"| {cap:.3g} | {np.mean([r.best for r in rows]):.1f} ± {error.mean():.1f} "
-            f"| {np.mean([r.chosen for r in rows]):.1f} | {lost.mean():+.1f}, {quartiles}, {lost.max():+.1f} "
-            f"| {(lost <= error).sum()} of {len(rows)} | {behind.mean():+.1f}, {behind.max():+.1f} "
-            f"| {(behind <= error).sum()} of {len(rows)} |"
+            f"| {np.mean([r.chosen for r in rows]):.1f} | {behind.mean():+.1f} | {quartiles} | {behind.max():+.1f} "
+            f"| {(behind <= error).sum()} of {len(rows)} | {lost.mean():+.1f} | {lost.max():+.1f} "
+            f"| {len(dearer)}{f', by up to {max(dearer):.0%}' if dearer else ''} |"
         )
     return lines
 
@@ -223,7 +240,9 @@ def recorded(path: Path, seeds: int, share: float, caps: Sequence[int]) -> list[
             f"{name}, {k} samples": (majority_at_k(ids, right, k), {"calls": np.full(len(samples), float(k))})
             for k in sorted({2**i for i in range(n.bit_length())} & set(range(n + 1)) | {n})
         }
-        runs.append(Outcomes(name, columns, {"calls": np.full(len(samples), float(n))}))
+        runs.append(
+            Outcomes(name, columns, {"calls": np.full(len(samples), float(n))}, dict.fromkeys(columns, (name,)))
+        )
     judged, count = columns_of(runs), min(len(samples) for samples in pools.values())
     found = []
     for seed in range(seeds):

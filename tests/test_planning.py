@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 import inferscale as isc
 from inferscale.scaling import Measured, Race, candidates
+from inferscale.scaling.beliefs import believe
 from inferscale.scaling.planning import Pool, usual_votes
-from inferscale.scaling.race import chances_of_best, problems_to_tell, wealth_against, wilson
+from inferscale.scaling.race import problems_to_tell, wealth_against, wilson
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
 
 PROBLEMS = [isc.Problem(f"Problem {i}?", answer=str(i % 4)) for i in range(40)]
@@ -79,14 +81,75 @@ def test_a_budget_buys_only_what_it_can():
     assert none.configuration is None
 
 
-def test_chances_and_numbers_of_problems_by_hand():
-    same = {"a": np.array([1.0, 0.0, 1.0]), "b": np.array([1.0, 0.0, 1.0])}
-    assert chances_of_best(same, "a") == {"a": 1.0, "b": 1.0}  # none is better
-    better = {"a": np.ones(5), "b": np.zeros(3)}
-    assert chances_of_best(better, "a") == {"a": 1.0, "b": 0.0}
+def test_numbers_of_problems_and_intervals_by_hand():
     assert [problems_to_tell(0.1, 0.5), problems_to_tell(0.0, 0.5)] == [196, None]
     assert wilson(np.ones(30)) == pytest.approx((30 / (30 + 1.959964**2), 1.0), abs=1e-6)
     assert wilson(np.array([1.0] * 15 + [0.0] * 15)) == pytest.approx((0.332, 0.668), abs=4e-3)
+
+
+def one_run_each(columns, kin=None, costs=None):
+    costs = costs or dict.fromkeys(columns, 1.0)
+    return believe(columns, costs, {name: name for name in columns}, kin or {})
+
+
+def test_what_is_believed_is_the_posterior_of_a_gaussian():
+    """The posterior by conditioning all observations at once, on problems that only one of two was tried on too."""
+    columns = {"a": coins(0.6, 12).astype(float), "b": coins(0.5, 30, seed=1).astype(float)}
+    found = one_run_each(columns)
+    prior = np.full((2, 2), 0.3**2 + 0.1**2) + np.eye(2) * (0.15**2 + 0.06**2 + 0.04**2 + 0.015**2)
+    a, b = (column[:12] - column.mean() for column in columns.values())
+    noise = found.noise
+    shared = max(float((a / noise[0] ** 0.5) @ (b / noise[1] ** 0.5)) / 12, 0) * (noise[0] * noise[1]) ** 0.5
+    seen = np.array([columns["a"].mean(), columns["b"][:12].mean(), columns["b"][12:].mean()])
+    design = np.array([[1.0, 0], [0, 1], [0, 1]])
+    error = np.array([[noise[0], shared, 0], [shared, noise[1], 0], [0, 0, noise[1] * 12 / 18]]) / 12
+    middle = np.mean([column.mean() for column in columns.values()])
+    weights = prior @ design.T @ np.linalg.inv(design @ prior @ design.T + error)
+    assert found.mean == pytest.approx(middle + weights @ (seen - middle))
+    assert found.covariance == pytest.approx(prior - weights @ design @ prior)
+
+
+def test_many_tries_of_one_thing_are_drawn_together_by_what_they_share():
+    columns = {f"c{i}": coins(0.5, 30, seed=i).astype(float) for i in range(10)}
+    kin = dict.fromkeys(columns, ("generator", "strategy", "vote"))
+    raw = np.ptp([column.mean() for column in columns.values()])
+    apart, alike = np.ptp(one_run_each(columns).mean), np.ptp(one_run_each(columns, kin).mean)
+    assert alike < 0.2 * raw < 0.5 * apart < 0.5 * raw
+    far = {name: 16.0**i for i, name in enumerate(columns)}
+    assert alike < np.ptp(one_run_each(columns, kin, far).mean)  # what costs 16 times as much is less alike
+
+
+def test_what_is_seen_on_easy_problems_is_set_beside_others_on_the_same():
+    hard = np.random.default_rng(0).random(200)
+    hard[:30] *= 0.6  # an easy beginning
+    columns = {"all": (hard < 0.5).astype(float), "first": (hard[:30] < 0.45).astype(float)}
+    found = one_run_each(columns)
+    assert columns["first"].mean() > columns["all"].mean() + 0.15
+    assert found.mean[1] < columns["first"].mean() - 0.1
+
+
+def test_chances_and_gains_follow_the_normal_distribution():
+    columns = {"a": coins(0.7, 100).astype(float), "b": coins(0.6, 100, seed=1).astype(float)}
+    found = one_run_each(columns)
+    gap = found.mean[0] - found.mean[1]
+    spread = (np.array([1, -1]) @ found.covariance @ np.array([1, -1])) ** 0.5
+    assert found.chances([0, 1])[0] == pytest.approx(norm.cdf(gap / spread), abs=0.03)
+    (gain,) = found.gains([0, 1], [1], [50])
+    move = (found.covariance[1, 1] - found.covariance[0, 1]) / (found.covariance[1, 1] + found.noise[1] / 50) ** 0.5
+    expected = move * norm.pdf(gap / move) - gap * norm.cdf(-gap / move)
+    assert gain == pytest.approx(expected, rel=0.25)  # E max(gap + move Z, 0) - gap, by 15 nodes
+    assert found.gains([0], [1], [50]) == pytest.approx(0.0, abs=1e-9)  # a single one is the best, whatever is found
+
+
+def test_under_a_limit_problems_go_where_the_choice_is_open():
+    """One run is far ahead of the first budget, two are close at the second: these get the problems."""
+    runs = [Recorded("poor", coins(0.1), 1.0), Recorded("cheap", coins(0.6, seed=1), 1.0),
+            Recorded("dear", coins(0.80, seed=2), 10.0), Recorded("dearer", coins(0.84, seed=3), 10.0)]  # fmt: skip
+    race = Race(runs, [isc.Budget(tokens=2), isc.Budget(tokens=20)], 200, most=isc.Budget(tokens=2000))
+    cheap, dear = race.run()
+    assert (cheap.configuration, dear.configuration in ("dear", "dearer")) == ("cheap", True)
+    assert max(runs[0].asked) < 80 < min(max(runs[2].asked), max(runs[3].asked))
+    assert race.spent["tokens"] <= 2000
 
 
 def test_a_plan_has_a_choice_for_every_budget_within_its_cost():

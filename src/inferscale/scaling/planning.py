@@ -95,7 +95,7 @@ class Tried:
         low: Lower end of its 95 % interval (Wilson's, by the variance over problems).
         high: Upper end.
         costs: Mean cost of a problem, by the names of `Budget`; what is not known is left out.
-        chances: For each budget the chance that none of those that stayed is better; ``None`` if it is too dear.
+        chances: For each budget the chance that none not shown to be behind is better; ``None`` if it is too dear.
         dropped: For each budget why it left the race, ``""`` if it did not.
     """
 
@@ -116,11 +116,13 @@ class Choice:
     Attributes:
         budget: What a problem may cost on average.
         tried: The configuration, its accuracy and its costs; ``None`` if the budget can buy none of them.
-        chance: That none of those that stayed in the race is better.
+        chance: That none of those that were not shown to be behind is better, as it is believed.
         rival: The name of the one, of those that differ from it, that is the best with the greatest chance.
-        gap: Accuracy of the choice minus that of the rival, on the problems that both were tried on.
-        problems_needed: Number of problems that would tell them apart, if the gap is as it looks.
+        gap: Expected accuracy of the choice minus that of the rival.
+        problems_needed: Number of problems that would tell them apart, if the gap is as expected.
         is_clear: True if the data tell that it is the best: `chance` is at least one minus the plan's `error`.
+        expected: Accuracy that is expected on other problems: what was seen of all that was tried, taken together
+            (`inferscale.scaling.Race`).
     """
 
     budget: Budget
@@ -130,6 +132,7 @@ class Choice:
     gap: float | None
     problems_needed: int | None
     is_clear: bool
+    expected: float | None = None
 
     @property
     def configuration(self) -> Configuration:
@@ -149,8 +152,9 @@ class Choice:
         costs = ", ".join(f"{value:.3g} {name}" for name, value in t.costs.items())
         text = (
             f"{told(self.budget)}: {t.configuration.name}: {100 * t.accuracy:.1f} % (95 % interval "
-            f"{100 * t.low:.1f} to {100 * t.high:.1f}, {t.problems} problems) for {costs}; the best with a chance of "
-            f"{self.chance:.0%}"
+            f"{100 * t.low:.1f} to {100 * t.high:.1f}, {t.problems} problems) for {costs}; "
+            + ("" if self.expected is None else f"expect {100 * self.expected:.1f} %; ")
+            + f"the best with a chance of {self.chance:.0%}"
         )
         if self.is_clear or self.rival is None:
             return text
@@ -430,8 +434,9 @@ def plan(
 
     Samples are shared: a pool of samples gives every smaller number of samples and every vote (unbiased estimators
     over subsets), a tree is voted on in every way. How the race is run, and what its error probability means, is told
-    at `inferscale.scaling.Race`. The choice of a budget is the configuration with the greatest accuracy among those
-    that stayed and whose mean cost is within every cap of the budget.
+    at `inferscale.scaling.Race`. The choice of a budget is the configuration with the greatest expected accuracy among
+    those whose mean cost is within every cap of the budget: expected after all that was seen, so that the luckiest of
+    many tries is not taken for the best.
 
     Args:
         problems: At least 30 with gold answers (or any with `judge`), such as those that will be asked later; each
@@ -443,8 +448,8 @@ def plan(
         strategies: What to try; by default `candidates` for each reward model. A strategy that scores nodes is tried
             with every reward model.
         aggregators: Votes to try beside majority, weighted and best-of-n with every reduction of step scores.
-        most: The most that planning may cost in all; by default every problem is used by all that are not shown to be
-            behind.
+        most: The most that planning may cost in all, spent where it promises most; by default every problem is used by
+            all that are not shown to be behind.
         error: Probability with which a best configuration may be dropped as shown to be behind.
         judge: Compares two texts where there are no gold answers; accuracy is then the chance to be better than one
             sample of the first generator, as the mean of both orders. What it costs is not counted.
@@ -618,7 +623,10 @@ class Pool:
         # A vote that became impossible on the way, such as one whose weights turned negative, is none any more.
         whole = [name for name, parts in self._values.items() if sum(map(len, parts)) == self._done]
         costs = {name: _joined(self._costs[name]) for name in whole}
-        return Measured({name: np.concatenate(self._values[name]) for name in whole}, costs, _joined(self._paid))
+        made = {name: self.configurations[name] for name in whole}
+        kin = {n: (c.generator, type(c.strategy).__name__, written(c.aggregator)) for n, c in made.items()}
+        values = {name: np.concatenate(self._values[name]) for name in whole}
+        return Measured(values, costs, _joined(self._paid), kin)
 
     def _results(self, problems: int) -> tuple[list[SearchResult], list[list[bool]] | None]:
         generator, reward = self._parts
@@ -784,7 +792,8 @@ def _as_plan(
         )  # fmt: skip
     choices = tuple(
         Choice(budget, None if w.configuration is None else tried[w.configuration], w.chance, w.rival,
-               None if math.isnan(w.gap) else w.gap, w.problems_needed, w.chance >= 1 - error)
+               None if math.isnan(w.gap) else w.gap, w.problems_needed, w.chance >= 1 - error,
+               None if math.isnan(w.expected) else w.expected)
         for budget, w in zip(budgets, winners, strict=True)
     )  # fmt: skip
     named: dict[str, Mapping[str, Any]] = {"generators": generators, "reward models": judges}

@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inferscale.cost import Budget
 
-Floats = NDArray[np.float64]
+from .beliefs import Beliefs, Floats, believe
+
 Costs = Mapping[str, Floats]
 """`[n]` by the name of a cap of `Budget`; NaN where it is not known."""
 
 STAKES = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Shares of the wealth that the test against a rival bets at once; their mean is a mixture."""
-PILOT = 8  # problems that every run is tried on
+PILOT = 4  # problems that every run is tried on
 _KEPT_BACK = 0.02  # of the limit
 _RIVALS = 5  # that may drop a configuration at a look
+_HOPEFUL = 40  # configurations of a budget that may become the best
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Measured:
         values: `[n]` by configuration: correctness, 0 to 1.
         costs: By configuration: what it would have cost alone.
         paid: What the run has cost, which all its configurations share.
+        kin: By configuration: labels that it shares with others, from coarse to fine, such as its generator, its
+            strategy and its vote; accuracies of kin are believed to be alike at like costs.
     """
 
     values: Mapping[str, Floats]
     costs: Mapping[str, Costs]
     paid: Costs
+    kin: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def problems(self) -> int:
@@ -64,7 +68,7 @@ class Standing:
     Attributes:
         configuration: Its name.
         dropped: ``""`` for one that stayed to the end, else why it left.
-        chance: That none of those that stayed is better, by a Bayesian bootstrap over problems.
+        chance: That none of those that were not shown to be behind is better, as it is believed.
     """
 
     configuration: str
@@ -78,10 +82,11 @@ class Winner:
 
     Attributes:
         configuration: The name of the best; ``None`` if the budget can buy none that was tried.
-        chance: That none of those that stayed is better.
+        chance: That none of those that were not shown to be behind is better.
         rival: Of those that differ from it, the one that is the best with the greatest chance; ``None`` without one.
-        gap: Accuracy of the winner minus that of the rival, on the problems that both were tried on.
-        problems_needed: So many would tell them apart, if the gap is as it looks; ``None`` without a rival or a gap.
+        gap: Expected accuracy of the winner minus that of the rival.
+        problems_needed: So many would tell them apart, if the gap is as expected; ``None`` without a rival or a gap.
+        expected: The accuracy that is expected on other problems.
         standings: Every configuration that the budget can buy, or may.
     """
 
@@ -90,22 +95,25 @@ class Winner:
     rival: str | None
     gap: float
     problems_needed: int | None
+    expected: float
     standings: tuple[Standing, ...] = field(repr=False)
 
 
 class Race:
-    """Runs on ever more problems, of which ever fewer are left, for every budget from the cheapest on.
+    """Runs on ever more problems, fewer and fewer of them, for all budgets at once.
 
-    All runs begin with `PILOT` problems. Then each budget gets an equal share of what is left to spend, and the runs
-    that have a configuration for it go on in rounds (sequential halving, Karnin et al. 2013): each round has an equal
-    part of the share, and the half of the runs that is behind is set aside after it. What a run has done for one
-    budget counts for all. Without a limit nothing is halved.
+    All runs begin with `PILOT` problems. Without a limit, all that are still in the race go on together, to twice as
+    many each time. With one, the run goes on that promises most for its price: by how much the best that each budget
+    can buy is expected to be better once more is known of the run's configurations (`Beliefs.gain`), in all budgets
+    together, over what that costs. The winner of a budget is the configuration with the greatest expected accuracy
+    (`believe`), which is not always the one that did best so far.
 
     In every round a configuration is dropped for good where it is *shown* to be behind: against each of its rivals a
     bettor stakes on every problem that it does worse, and where their mean wealth reaches ``budgets / error`` (Ville's
     inequality; Waudby-Smith and Ramdas, arXiv:2010.09686), it is no more in the race for that budget. The best
     configuration of any budget is dropped so with probability at most `error`, over all budgets and rounds, whatever
-    the distribution; that halving sets it aside has no such bound, and is told apart by the reason.
+    the distribution; that others are set aside, because problems of theirs promise little, has no such bound, and is
+    told apart by the reason.
 
     Args:
         runners: The runs.
@@ -140,11 +148,12 @@ class Race:
         """The winner of each budget, in the order of the budgets."""
         self._watch(f"{len(self._runners)} runs begin with {min(PILOT, self._problems)} problems")
         self._go_on(self._runners, min(PILOT, self._problems))
-        ranks = sorted(range(len(self._budgets)), key=lambda i: _price(self._budgets[i]))
-        for place, index in enumerate(ranks):
-            prices = [self._bracket_price(i) for i in ranks[place:]]
-            self._bracket(index, self._left() * prices[0] / (sum(prices) or 1.0) if self._most else math.inf)
-        return [self._winner(index) for index in range(len(self._budgets))]
+        while self._double() if self._most is None else self._follow_promise():
+            pass
+        for index in range(len(self._budgets)):
+            self._drop(index, self.measured)
+        beliefs = self._believe()
+        return [self._winner(index, *beliefs) for index in range(len(self._budgets))]
 
     def column(self, configuration: str) -> tuple[Floats, dict[str, Floats]]:
         """Values `[n]` and costs of a configuration, each problem from the largest pool that it was sampled in."""
@@ -199,35 +208,80 @@ class Race:
                 self.measured[name] = measured = self._runners[name].measure(problems)
                 self._columns = {n: c for n, c in self._columns.items() if n not in measured.values}
 
-    def _bracket_price(self, index: int) -> float:
-        """The share of the limit that one more problem takes of all runs in the race for a budget."""
-        return sum(self._share(name) for name in self._alive_runs(index)) if self._most else 1.0
-
-    def _bracket(self, index: int, share: float) -> None:
-        alive = self._alive_runs(index)
-        rounds = max(math.ceil(math.log2(max(len(alive), 1))), 1)
-        for number in range(rounds) if self._most is not None else range(self._problems):
-            done = min((self.measured[name].problems for name in alive), default=0)
-            if not alive or (done >= self._problems and self._most is None):
-                return
-            target = 2 * done if self._most is None else self._affordable(alive, share / (rounds - number))
-            target = max(min(target, self._problems), done)
-            before = self._left()
-            self._watch(f"budget {told(self._budgets[index])}: {len(alive)} runs go to {target} problems")
-            self._go_on(alive, target)
-            share -= 0.0 if self._most is None else before - self._left()
+    def _double(self) -> bool:
+        """Has all runs that are in the race done for twice as many problems; false if none is left to go on."""
+        alive = {run for index in range(len(self._budgets)) for run in self._alive_runs(index)}
+        done = min((self.measured[name].problems for name in alive), default=self._problems)
+        if done >= self._problems:
+            return False
+        target = min(2 * done, self._problems)
+        self._watch(f"{len(alive)} runs go to {target} problems")
+        self._go_on(alive, target)
+        for index in range(len(self._budgets)):
             self._drop(index, alive)
-            alive = self._alive_runs(index)
-            if self._most is not None and number < rounds - 1:
-                alive = self._halve(index, alive)
+        return True
 
-    def _affordable(self, names: Sequence[str], share: float) -> int:
-        """The number of problems that these runs can all be done for with `share` of the limit."""
-        prices = [(self.measured[name].problems, self._share(name)) for name in names]
-        target = min(done for done, _ in prices)
-        while target < self._problems and sum(p * max(target + 1 - done, 0) for done, p in prices) <= share:
-            target += 1
-        return target
+    def _follow_promise(self) -> bool:
+        """Has the run go on that promises most for its price; false if the limit allows none."""
+        beliefs, rows = self._believe()
+        deviation = np.sqrt(np.diagonal(beliefs.covariance))
+        done = {name: len(self.column(name)[0]) for name in rows}
+        promise: dict[tuple[str, int], float] = {}
+        for index in range(len(self._budgets)):
+            alive = set(self._in_race(index))
+            # The best can only become one of those that may be it: the strongest at three deviations above their means.
+            hopeful = sorted({rows[n] for n in alive}, key=lambda row: -beliefs.mean[row] - 3 * deviation[row])
+            trials = [
+                (run, target, name)
+                for run, measured in self.measured.items()
+                for target in self._targets(run)
+                for name in measured.values
+                if name in alive and target > done[name]
+            ]
+            if not trials:
+                continue
+            added = [target - done[name] for _, target, name in trials]
+            gains = beliefs.gains(hopeful[:_HOPEFUL], [rows[name] for _, _, name in trials], added)
+            best: dict[tuple[str, int], float] = {}
+            for (run, target, _), gain in zip(trials, gains.tolist(), strict=True):
+                best[run, target] = max(best.get((run, target), 0.0), gain)
+            promise = {key: promise.get(key, 0.0) + best.get(key, 0.0) for key in promise.keys() | best.keys()}
+        price = {(run, target): self._share(run) * (target - self.measured[run].problems) for run, target in promise}
+        allowed = sorted(key for key in promise if price[key] <= self._left())
+        if not allowed:
+            return False
+        run, target = max(allowed, key=lambda key: promise[key] / max(price[key], 1e-12))
+        self._watch(f"{run} goes to {target} problems")
+        self._go_on([run], target)
+        for index in range(len(self._budgets)):
+            self._drop(index, [run])
+        return True
+
+    def _targets(self, run: str) -> list[int]:
+        """Numbers of problems that a run may go on to next."""
+        done, found = self.measured[run].problems, []
+        while done < self._problems and len(found) < 3:
+            done = min(max(done + PILOT, done + done // 2), self._problems)
+            found.append(done)
+        return found
+
+    def _believe(self) -> tuple[Beliefs, dict[str, int]]:
+        """What is believed of all configurations, and the row of each; equal votes over one run have one row."""
+        columns, costs, runs, kin = {}, {}, {}, {}
+        known: dict[tuple[str, bytes], int] = {}
+        rows = {}
+        cap = next(iter(self._budgets[0].caps))
+        for run, measured in sorted(self.measured.items(), key=lambda item: -len(item[1].values)):
+            for name in measured.values:
+                if name in rows:
+                    continue
+                values, paid = self.column(name)
+                row = known.setdefault((run, values.tobytes()), len(columns))
+                rows[name] = row
+                if row == len(columns):
+                    columns[name], runs[name], kin[name] = values, run, measured.kin.get(name, ())
+                    costs[name] = float(paid[cap].mean()) if cap in paid else 0.0
+        return believe(columns, costs, runs, kin), rows
 
     def _alive_runs(self, index: int) -> list[str]:
         """Runs that are needed for the race for a budget: a configuration of several pools goes with the smallest."""
@@ -258,67 +312,49 @@ class Race:
         _, costs = self.column(name)
         return max(float(costs[cost].mean()) / cap for cost, cap in self._budgets[index].caps.items())
 
-    def _drop(self, index: int, runs: Sequence[str]) -> None:
-        """Drops what is shown to be behind on the problems that all of `runs` have done."""
-        names = [n for n in self._in_race(index) if any(n in self.measured[run].values for run in runs)]
-        if len(names) < 2:
-            return  # nobody to be behind
-        columns = [self.column(name)[0] for name in names]
-        common = min(map(len, columns))
-        values = np.stack([column[:common] for column in columns])
-        sure = [not self._over(index, name, lambda mean, error: mean + 2 * error) for name in names]
-        order = np.argsort(-np.where(sure, values.mean(axis=1), -1.0), kind="stable")
-        rivals = [int(i) for i in order[:_RIVALS] if sure[i]]
-        # Of the mean wealth over all rivals only that of the few strongest is counted, which can only delay a drop.
-        wealth = sum((wealth_against(values - values[rival]) for rival in rivals), np.zeros(len(names)))
-        wealth /= len(names) - 1
-        for name, value in zip(names, wealth, strict=True):
-            if value >= len(self._budgets) / self._error:
-                self._dropped[index][name] = f"shown to be behind {names[rivals[0]]} on {common} problems"
-
-    def _halve(self, index: int, runs: Sequence[str]) -> list[str]:
-        """Sets the half of the runs aside whose best configuration for the budget is behind."""
+    def _drop(self, index: int, runs: Iterable[str]) -> None:
+        """Drops what is shown to be behind of these runs, each on the problems that it has done."""
         names = self._in_race(index)
-        common = min(self.measured[run].problems for run in runs) if runs else 0
-        best = {run: max((float(self.measured[run].values[n][:common].mean()) for n in names
-                          if n in self.measured[run].values), default=-1.0) for run in runs}  # fmt: skip
-        kept = sorted(runs, key=lambda run: -best[run])[: math.ceil(len(runs) / 2)]
-        staying = {n for run in kept for n in self.measured[run].values}
-        for name in names:
-            if name not in staying:
-                self._dropped[index][name] = f"set aside after {common} problems, for the rest of planning's budget"
-        return kept
-
-    def _winner(self, index: int) -> Winner:
-        names = [
-            name
-            for name in dict.fromkeys(name for m in self.measured.values() for name in m.values)
-            if not self._over(index, name, lambda mean, error: mean)
-        ]
-        if not names:
-            return Winner(None, 0.0, None, math.nan, None, ())
         columns = {name: self.column(name)[0] for name in names}
-        last = [name for name in names if name not in self._dropped[index]] or names
-        common = min(len(columns[name]) for name in last)
+        sure = [name for name in names if not self._over(index, name, lambda mean, error: mean + 2 * error)]
+        judged = [name for name in names if any(name in self.measured[run].values for run in runs)]
+        for count in sorted({len(columns[name]) for name in judged}):
+            here = [name for name in judged if len(columns[name]) == count]
+            means = {name: float(columns[name][:count].mean()) for name in sure if len(columns[name]) >= count}
+            rivals = sorted(means, key=lambda name: -means[name])[:_RIVALS]
+            values = np.stack([columns[name] for name in here])
+            # Of the mean wealth over all rivals only that of the few strongest is counted, which can only delay a drop.
+            wealth = sum((wealth_against(values - columns[rival][:count]) for rival in rivals), np.zeros(len(here)))
+            for name, value in zip(here, wealth / max(len(names) - 1, 1), strict=True):
+                if value >= len(self._budgets) / self._error:
+                    self._dropped[index][name] = f"shown to be behind {rivals[0]} on {count} problems"
+
+    def _winner(self, index: int, beliefs: Beliefs, rows: Mapping[str, int]) -> Winner:
+        names = [name for name in rows if not self._over(index, name, lambda mean, error: mean)]
+        if not names:
+            return Winner(None, 0.0, None, math.nan, None, math.nan, ())
+        dropped = self._dropped[index]
+        columns = {name: self.column(name)[0] for name in names}
+        last = [name for name in names if name not in dropped] or names
         price = {name: self._cost(index, name) for name in last}
-        best = min(last, key=lambda name: (-round(float(columns[name][:common].mean()), 12), price[name]))
-        chances = dict.fromkeys(names, 0.0) | chances_of_best({name: columns[name] for name in last}, best)
+        best = min(last, key=lambda name: (-round(float(beliefs.mean[rows[name]]), 9), price[name]))
+        known = beliefs.chances(list(dict.fromkeys(rows[name] for name in last)))
+        chances = {name: known[rows[name]] if name in last else 0.0 for name in names}
         others = [n for n in last if not np.array_equal(columns[n], columns[best])]
         rival = max(others, key=chances.__getitem__, default=None)
         gap, needed = math.nan, None
         if rival is not None:
             both = min(len(columns[best]), len(columns[rival]))
+            gap = float(beliefs.mean[rows[best]] - beliefs.mean[rows[rival]])
             difference = columns[best][:both] - columns[rival][:both]
-            gap = float(difference.mean())
             needed = problems_to_tell(gap, float(difference.std(ddof=1)) if both > 1 else math.nan)
-        dropped = self._dropped[index]
+        for name in last:
+            if len(columns[name]) < len(columns[best]):
+                reason = f"set aside after {len(columns[name])} problems, for the rest of planning's budget"
+                dropped.setdefault(name, reason)
         standings = (Standing(name, dropped.get(name, ""), chances[name]) for name in names)
-        ranked = tuple(sorted(standings, key=lambda s: (-s.chance, -float(columns[s.configuration].mean()))))
-        return Winner(best, chances[best], rival, gap, needed, ranked)
-
-
-def _price(budget: Budget) -> tuple[float, ...]:
-    return tuple(budget.caps.values())
+        ranked = tuple(sorted(standings, key=lambda s: (-s.chance, -float(beliefs.mean[rows[s.configuration]]))))
+        return Winner(best, chances[best], rival, gap, needed, float(beliefs.mean[rows[best]]), ranked)
 
 
 def told(budget: Budget) -> str:
@@ -344,29 +380,6 @@ def wealth_against(differences: Floats) -> Floats:
     """
     logs = np.stack([np.log1p(-stake * differences).sum(axis=-1) for stake in STAKES])
     return np.asarray(np.exp(np.minimum(logs, 600.0)).mean(axis=0))
-
-
-def chances_of_best(columns: Mapping[str, Floats], best: str, draws: int = 2000) -> dict[str, float]:
-    """For each configuration the chance that none has a greater mean, by the Bayesian bootstrap (Rubin 1981).
-
-    One weight for each problem serves all configurations, so that what they share cancels. A configuration that was
-    tried on fewer problems is compared with `best` on these.
-
-    Args:
-        columns: Values `[n]`, each on a beginning of the same problems.
-        best: The one that the others are compared with.
-        draws: Number of bootstrap samples.
-    """
-    names = list(columns)
-    most = max(map(len, columns.values()))
-    weights = np.random.default_rng(0).exponential(size=(draws, most))
-    gains = np.zeros((len(names), draws))
-    for row, name in enumerate(names):
-        both = min(len(columns[name]), len(columns[best]))
-        part = weights[:, :both]
-        gains[row] = part @ (columns[name][:both] - columns[best][:both]) / part.sum(axis=1)
-    chance = (gains >= gains.max(axis=0) - 1e-12).mean(axis=1)
-    return dict(zip(names, chance.tolist(), strict=True))
 
 
 def problems_to_tell(gap: float, spread: float) -> int | None:
