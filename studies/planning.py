@@ -25,6 +25,7 @@ from inferscale.scaling import Measured, Race
 from inferscale.scaling.race import Floats
 
 from .scaling.measure import read
+from .scaling.page import fill
 
 POOLS = (4, 16, 64)
 BUDGETS = (3e8, 1e9, 3e9, 1e10)
@@ -228,6 +229,8 @@ def recorded(path: Path, seeds: int, share: float, caps: Sequence[int]) -> list[
     pools: dict[str, list[dict[str, Any]]] = {}
     for line in path.read_text("utf-8").splitlines():
         row = json.loads(line)
+        if "answers" not in row:
+            raise SystemExit(f"{path} holds no answers: give files with rows of answers and gold, or correct")
         right = [int(a == row["gold"]) for a in row["answers"]] if "gold" in row else row["correct"]
         pools.setdefault(row.get("model", path.stem), []).append({"answers": row["answers"], "right": right})
     runs = []
@@ -260,10 +263,15 @@ def main() -> None:
     parser.add_argument("--samples", type=Path, nargs="*", default=[], help="files of recorded real samples")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--share", type=float, default=0.1, help="of the grid's cost, the most that a plan may take")
+    parser.add_argument("--page", type=Path, help="write the tables into this page instead: docs/howto/planning.md")
     options = parser.parse_args()
-    print(*embedded(options.records, options.plan_records, options.seeds, options.share), sep="\n")
+    lines = embedded(options.records, options.plan_records, options.seeds, options.share)
     for path in options.samples:
-        print("", *recorded(path, options.seeds, 0.5, (1, 4, 10)), sep="\n")
+        lines += ["", *recorded(path, options.seeds, 0.5, (1, 4, 10))]
+    if options.page is None:
+        print(*lines, sep="\n")
+    else:
+        fill(options.page, {"regret": lines})
 
 
 if __name__ == "__main__":

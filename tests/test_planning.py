@@ -1,12 +1,14 @@
 """`plan`: what to run for each budget, out of a race on shared samples."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 
 import inferscale as isc
+from inferscale.base import Traffic
 from inferscale.scaling import Measured, Race, candidates
 from inferscale.scaling.beliefs import believe
 from inferscale.scaling.planning import Pool, usual_votes
@@ -35,7 +37,7 @@ def coins(chance, count=200, seed=0):
 def toy_plan(**options):
     given = {"budgets": [isc.Budget(tokens=40), isc.Budget(tokens=400)], "reward_model": ToyProcessReward()}
     given |= {"strategies": [isc.RepeatedSampling(8), isc.REBASE(4)], **options}
-    return isc.plan(PROBLEMS, ToyGenerator(), **given)
+    return isc.plan(PROBLEMS, given.pop("generator", ToyGenerator()), **given)
 
 
 def test_a_bettor_wins_what_the_stakes_say():
@@ -183,6 +185,34 @@ def test_votes_that_read_no_score_do_not_pay_for_any():
     plan = toy_plan(strategies=[isc.RepeatedSampling(4)], budgets=isc.Budget(tokens=1000))
     for tried in plan.tried:
         assert (tried.configuration.reward is None) == (tried.configuration.aggregator == isc.MajorityVote())
+
+
+def test_votes_that_read_no_score_do_not_wait_for_any():
+    class Slow(ToyReward):
+        def score(self, nodes):
+            time.sleep(0.02)
+            return super().score(nodes)
+
+    plan = toy_plan(strategies=[isc.RepeatedSampling(4)], budgets=isc.Budget(tokens=1000), reward_model=Slow(),
+                    most=isc.Budget(seconds=100))  # fmt: skip
+    seconds = {t.configuration.aggregator: t.costs["seconds"] for t in plan.tried if t.configuration.strategy.n == 4}
+    majority = seconds.pop(isc.MajorityVote())
+    assert all(scored - majority >= 0.02 / len(PROBLEMS) for scored in seconds.values())
+
+
+def test_budgets_of_bytes_and_joules_need_models_that_tell_them():
+    class Told(ToyGenerator):
+        def traffic(self, requests, answers):
+            return Traffic(100, 10 * sum(map(len, answers)))
+
+    plan = toy_plan(budgets=isc.Budget(bytes=10_000), strategies=[isc.RepeatedSampling(4)], reward_model=None,
+                    generator=Told())  # fmt: skip
+    moved = {t.configuration.strategy.n: t.costs["bytes"] for t in plan.tried}
+    # All samples of a problem share the forwards that read the weights; each has its own keys and values.
+    assert moved == {1: 110.0, 2: 120.0, 4: 140.0}
+    for unknown in ("bytes", "joules"):
+        with pytest.raises(ValueError, match=f"do not tell their {unknown}"):
+            toy_plan(budgets=isc.Budget(**{unknown: 1000}))
 
 
 def test_a_plan_stands_where_a_strategy_does():

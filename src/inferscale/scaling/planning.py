@@ -738,20 +738,34 @@ def _part_costs(
     def column(values: Iterable[float]) -> Floats:
         return np.asarray(list(values), dtype=np.float64)
 
-    generator = prompts + share * (column(cost.generator_flops for cost in costs) - prompts)
-    reward = share * column(cost.reward_flops for cost in costs) if scored else 0.0
+    def of_models(generator: Floats, reward: Iterable[float]) -> Floats:
+        return share * (generator + column(reward)) if scored else share * generator
+
+    generated = column(cost.generator_flops for cost in costs) - prompts
+    seconds = column(cost.seconds - (0.0 if scored else cost.phases.get("score", 0.0)) for cost in costs)
     found = {
         "tokens": share * column(cost.tokens for cost in costs),
-        "flops": generator + reward,
-        "seconds": share * column(cost.seconds for cost in costs),
+        "flops": prompts + of_models(generated, (cost.reward_flops for cost in costs)),
+        "seconds": share * seconds,
         "calls": share * column(cost.num_generated for cost in costs),
     }
+    # What a model does not tell of every problem is 0 here, as what nobody asked for.
+    if all(cost.bytes is not None for cost in costs):
+        # Fewer samples need as many forwards, so only keys and values become fewer; most are the generator's.
+        kept = 1.0 - share
+        cached = column(cost.cache_bytes or 0 for cost in costs)
+        moved = column((cost.generator_bytes or 0) + (cost.reward_bytes or 0 if scored else 0) for cost in costs)
+        found["bytes"] = np.maximum(moved - kept * cached, 0.0)
+    if all(cost.joules is not None for cost in costs):
+        found["joules"] = of_models(
+            column(cost.generator_joules or 0.0 for cost in costs), (cost.reward_joules or 0.0 for cost in costs)
+        )
+    found |= {name: np.zeros(len(costs)) for name in ("bytes", "joules") if name not in found}
     if price is not None:
         found["money"] = column(
-            price.at(c.prompt_tokens + share * c.resent_tokens, share * c.tokens, share * c.seconds,
-                     share * c.cached_tokens)
-            for c in costs
-        )  # fmt: skip
+            price.at(c.prompt_tokens + share * c.resent_tokens, share * c.tokens, share * time, share * c.cached_tokens)
+            for c, time in zip(costs, seconds.tolist(), strict=True)
+        )
     return found
 
 
