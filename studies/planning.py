@@ -22,7 +22,7 @@ import numpy as np
 from inferscale.cost import Budget
 from inferscale.functional import best_of_k, majority_at_k, weighted_majority_at_k
 from inferscale.scaling import Measured, Race
-from inferscale.scaling.race import Floats
+from inferscale.scaling.beliefs import Floats
 
 from .scaling.measure import read
 from .scaling.page import fill

@@ -39,6 +39,7 @@ from inferscale.strategies import DVTS, REBASE, AdaptiveConsistency, BeamSearch,
 from inferscale.thinking import Thinking
 from inferscale.tree import Problem, Trajectory
 
+from .beliefs import Floats
 from .curves import (
     SIZES,
     Evidence,
@@ -51,7 +52,7 @@ from .curves import (
     prompt_flops,
     sampling_values,
 )
-from .race import Costs, Floats, Measured, Race, Winner, told, wilson
+from .race import Costs, Measured, Race, Winner, told, wilson
 
 Judge: TypeAlias = Callable[[Problem, str, str], float]
 """``judge(problem, first, second)``: the chance that the first text is the better one, 0 to 1."""

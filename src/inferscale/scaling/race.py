@@ -259,7 +259,8 @@ class Race:
 
     def _targets(self, run: str) -> list[int]:
         """Numbers of problems that a run may go on to next."""
-        done, found = self.measured[run].problems, []
+        found: list[int] = []
+        done = self.measured[run].problems
         while done < self._problems and len(found) < 3:
             done = min(max(done + PILOT, done + done // 2), self._problems)
             found.append(done)
@@ -267,9 +268,12 @@ class Race:
 
     def _believe(self) -> tuple[Beliefs, dict[str, int]]:
         """What is believed of all configurations, and the row of each; equal votes over one run have one row."""
-        columns, costs, runs, kin = {}, {}, {}, {}
+        columns: dict[str, Floats] = {}
+        costs: dict[str, float] = {}
+        runs: dict[str, str] = {}
+        kin: dict[str, tuple[str, ...]] = {}
         known: dict[tuple[str, bytes], int] = {}
-        rows = {}
+        rows: dict[str, int] = {}
         cap = next(iter(self._budgets[0].caps))
         for run, measured in sorted(self.measured.items(), key=lambda item: -len(item[1].values)):
             for name in measured.values:
