@@ -113,6 +113,24 @@ def test_each_node_is_read_and_paid_for_once():
     assert sum(cost.reward_flops for cost in costs) == flops
 
 
+def test_nodes_of_any_depth_are_read_in_one_forward(monkeypatch):
+    model = tiny_model("llama", "TokenClassification", num_labels=2)
+    reward, plain = (HFProcessRewardModel(model, byte_tokenizer(), cache=cache) for cache in ("tree", "none"))
+    tree = root("How many?")
+    shallow, deep = (
+        Node(tree.problem, Step(text, finish_reason="step"), tree, place) for place, text in enumerate("ab")
+    )
+    middle = Node(tree.problem, Step("c d\n", finish_reason="step"), deep, 3)
+    reward.score([shallow, middle])
+    newest = [Node(tree.problem, Step("e f\n", finish_reason="step"), node, 4) for node in (shallow, middle)]
+    newest += [Node(tree.problem, Step("and g\n", finish_reason="step"), newest[-1], 5)]
+    session, forwards = reward._scorers[0]._tree.session, []
+    extend = session.extend
+    monkeypatch.setattr(session, "extend", lambda batch, *args: forwards.append(len(batch)) or extend(batch, *args))
+    assert reward.score(newest) == pytest.approx(plain.score(newest), abs=1e-5)
+    assert forwards == [2, 1], "first what stands behind held parts, at whatever depth"
+
+
 def test_a_price_does_not_depend_on_the_batch():
     model = tiny_model("llama", "TokenClassification", num_labels=2)
     _, found = rounds_of_search()

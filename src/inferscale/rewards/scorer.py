@@ -318,13 +318,14 @@ class TreeScorer(PathScorer):
         known: dict[tuple[int, int], Piece] = {}
         for path, pieces in zip(paths, held, strict=True):
             known |= {(path.root, part.key): piece for part, piece in zip(path.parts, pieces, strict=False)}
-        # Level by level, so that what several paths lack is run once.
-        for level in range(max((len(path.parts) for path in paths), default=0)):
-            lacking: dict[tuple[int, int], EncodedPath] = {}
+        # First the first part that each path lacks, at whatever depth, then the second: what several lack is run once.
+        for turn in range(max((len(p.parts) - len(own) for p, own in zip(paths, held, strict=True)), default=0)):
+            lacking: dict[tuple[int, int], tuple[EncodedPath, int]] = {}
             for path, pieces in zip(paths, held, strict=True):
-                if len(pieces) <= level < len(path.parts):
-                    lacking.setdefault((path.root, path.parts[level].key), path)
-            self._score_level([path for key, path in lacking.items() if key not in known], level, known)
+                level = len(pieces) + turn
+                if level < len(path.parts):
+                    lacking.setdefault((path.root, path.parts[level].key), (path, level))
+            self._score_parts([part for key, part in lacking.items() if key not in known], known)
         self.recall(paths)
         return [[value for part in path.parts for value in known[path.root, part.key].note] for path in paths]
 
@@ -356,34 +357,34 @@ class TreeScorer(PathScorer):
             self.session.clear()
         self._billed.pop(root, None)
 
-    def _score_level(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
-        """Runs the part at `level` of each path; those before it are known."""
-        for path in paths:
+    def _score_parts(self, chosen: Sequence[tuple[EncodedPath, int]], known: dict[tuple[int, int], Piece]) -> None:
+        """Runs of each path the part at a level; those before it are known."""
+        for path, level in chosen:
             if not path.parts[level].ids:
                 known[path.root, path.parts[level].key] = Piece()
 
-        def run(piece: Sequence[EncodedPath]) -> None:
-            self._run(piece, level, known)
+        def run(piece: Sequence[tuple[EncodedPath, int]]) -> None:
+            self._run(piece, known)
 
         def make_room() -> None:
             self.session.clear()
             self.cache.shrink(0)
 
-        filled = sorted((path for path in paths if path.parts[level].ids), key=lambda path: path.root)
-        self._rows = run_in_pieces(filled, self._rows, run, lambda path: f"{len(path)} tokens", make_room)
+        filled = sorted(((p, level) for p, level in chosen if p.parts[level].ids), key=lambda part: part[0].root)
+        self._rows = run_in_pieces(filled, self._rows, run, lambda part: f"{len(part[0])} tokens", make_room)
 
-    def _run(self, paths: Sequence[EncodedPath], level: int, known: dict[tuple[int, int], Piece]) -> None:
-        # rows begin with what is held before `level`, and are extended by ragged parts, without padding
-        parts = [path.parts[level] for path in paths]
+    def _run(self, chosen: Sequence[tuple[EncodedPath, int]], known: dict[tuple[int, int], Piece]) -> None:
+        # rows begin with what is held before the part, and are extended by ragged parts, without padding
+        parts = [path.parts[level] for path, level in chosen]
         window = MAX_LOGITS // num_outputs(self.session.model)
-        if len(paths) > 1 and sum(len(part.marks) for part in parts) > window:
-            half = len(paths) // 2
-            self._run(paths[:half], level, known)
-            self._run(paths[half:], level, known)
+        if len(parts) > 1 and sum(len(part.marks) for part in parts) > window:
+            half = len(parts) // 2
+            self._run(chosen[:half], known)
+            self._run(chosen[half:], known)
             return
-        held = [[known[path.root, part.key] for part in path.parts[:level]] for path in paths]
-        most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path in paths)
-        batch = self.cache.open(self.session, [path.keyed for path in paths], held, most)
+        held = [[known[path.root, part.key] for part in path.parts[:level]] for path, level in chosen]
+        most = max(sum(len(part.ids) for part in path.parts[: level + 1]) for path, level in chosen)
+        batch = self.cache.open(self.session, [path.keyed for path, _ in chosen], held, most)
         starts = batch.lengths.tolist()
         longest = max(len(part.ids) for part in parts)
         values: list[float] = []
@@ -393,7 +394,7 @@ class TreeScorer(PathScorer):
             targets = torch.tensor([t for part in pieces for t in part.targets], dtype=torch.long, device=logits.device)
             values += self._token_score(logits.float(), targets).tolist()  # logits: [marks of all rows, outputs]
         notes = split(values, [len(part.marks) for part in parts])
-        for row, (path, part, note) in enumerate(zip(paths, parts, notes, strict=True)):
+        for row, ((path, _), part, note) in enumerate(zip(chosen, parts, notes, strict=True)):
             # nothing follows a finished node: its numbers are kept, without keys and values
             stop = starts[row] + len(part.ids)
             kv, states = (None, ()) if part.ends else (batch.piece(row, starts[row], stop), batch.states_at(row, stop))
