@@ -2,13 +2,11 @@
 
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -17,12 +15,9 @@ from inferscale.strategies import Greedy, StepwiseGreedy
 from inferscale.testing import ToyReward, check_generator
 
 MISSING = [name for name in ("openai", "fastapi", "uvicorn", "accelerate") if importlib.util.find_spec(name) is None]
-COMMAND = shutil.which("transformers", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.servers,
     pytest.mark.skipif(bool(MISSING), reason=f"needs {MISSING}: pip install 'transformers[serving]' openai"),
-    pytest.mark.skipif(COMMAND is None, reason="the command `transformers` is not installed"),
 ]
 PROMPTS = [problem.prompt for problem in zoo.problems()[:3]]
 
@@ -46,7 +41,8 @@ def address(folder, tmp_path_factory):
         port = probe.getsockname()[1]
     home = tmp_path_factory.mktemp("home")
     (home / "hub").mkdir()
-    command = [COMMAND, "serve", str(folder), "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+    command = [*serve, "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     log = home / "log.txt"
     with log.open("w") as out:
         server = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "HF_HOME": str(home)})
