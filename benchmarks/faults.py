@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,8 +27,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
@@ -122,8 +124,11 @@ def killed(call: str, place: Path, most: int, rng: random.Random) -> None:
 
 def size_of(path: Path) -> int:
     """Bytes in a file, or in those of a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    size = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(FileNotFoundError):  # it may be deleted meanwhile
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 def kills(folder: Path, tries: int, rng: random.Random, work: Callable[..., list[Any]]) -> Iterator[str]:
@@ -179,6 +184,56 @@ def kill_server(folder: Path, tries: int, rng: random.Random) -> Iterator[str]:
             process.wait()
         if number:
             yield BORNE if answers[-1] == answers[0] else "lost"
+
+
+def noted(place: Path) -> Slow:
+    """The toy in an actor, which leaves the number of its process there."""
+    (place / str(os.getpid())).touch()
+    return Slow(0.02)
+
+
+def kill_actors(folder: Path, tries: int, rng: random.Random) -> Iterator[str]:
+    """SIGKILL of an actor of Ray at a random moment; the call ends as if nothing had been. Nothing without Ray."""
+    if not tries or find_spec("ray") is None:
+        return
+    import ray
+
+    from inferscale.ray import solve_dataset
+
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    problems = [Problem(f"How many in crate {number}?", str(number % 3)) for number in range(40)]
+    straight = solve_batch(problems, REBASE(4), Slow(), reward_model=ToyReward())
+    expected = [without_seconds(result.to_dict()) for result in straight]
+
+    def solve_all(place: Path) -> list[Any]:
+        results = solve_dataset(
+            problems,
+            REBASE(4),
+            partial(noted, place),
+            ToyReward,
+            num_actors=2,
+            batch_size=4,
+            storage=place / "journals",
+        )
+        return [without_seconds(result.to_dict()) for result in results]
+
+    for number in range(tries):
+        place = folder / f"actors-{number}"
+        (place / "journals").mkdir(parents=True)
+        found: list[str] = []
+        wanted, attempt = rng.randrange(100_000), partial(solve_all, place)
+        thread = threading.Thread(target=lambda: found.append(outcome(attempt, expected, "\0")))  # noqa: B023
+        thread.start()
+        while thread.is_alive() and size_of(place / "journals") <= wanted:
+            time.sleep(0.005)
+        actors = [int(path.name) for path in place.iterdir() if path.name.isdigit()]
+        if thread.is_alive() and actors:
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice(actors), signal.SIGKILL)
+        thread.join()
+        yield found[0].replace("silent", "lost")
+    ray.shutdown()
 
 
 # -- disks ------------------------------------------------------------------------------------------------------------
@@ -496,6 +551,7 @@ MATRIX: dict[str, tuple[Trial, int, int]] = {
     "search killed (SIGKILL), journal": (partial(kills, work=search), 10, 1),
     "evaluation killed (SIGKILL), folder": (partial(kills, work=evaluate), 10, 0),
     "server killed (SIGKILL)": (kill_server, 3, 0),
+    "actor of Ray killed (SIGKILL), journals": (kill_actors, 5, 0),
     "disk full at a size: journal, folder, result": (full_disks, 8, 2),
     "folder that cannot be written to": (no_access, 2, 1),
     "two writers: journal, folder": (two_writers, 5, 1),
