@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inferscale import zoo
 from inferscale._compat import evaluating
 from inferscale.generators import CheckpointError
 from inferscale.quiet_star import QuietSTaR, ThoughtMixingHead, UnsupportedModelError, mix
@@ -223,6 +224,21 @@ def test_a_merged_folder_is_complete_and_still_a_plain_model(tmp_path):
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(plain(IDS).logits, quiet.model(IDS).logits)
+
+
+def test_the_base_is_remembered_by_name_and_never_by_the_way_there(tmp_path):
+    base = model_of("llama")
+    base.save_pretrained(tmp_path / "mine")
+    base.name_or_path = str(tmp_path / "mine")
+    QuietSTaR(base, 2).save_pretrained(tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / "quiet_star.json").read_text()
+    with pytest.raises(CheckpointError, match=r"lay in a folder named 'mine' when it was saved: pass model=\.\.\."):
+        QuietSTaR.from_pretrained(tmp_path / "out")
+    assert QuietSTaR.from_pretrained(tmp_path / "out", tmp_path / "mine", dtype=torch.float64).thought_length == 2
+    embedded, _ = zoo.load("policy-xs")
+    QuietSTaR(embedded, 2).save_pretrained(tmp_path / "embedded")
+    assert json.loads((tmp_path / "embedded" / "quiet_star.json").read_text())["base"]["name"] == "policy-xs"
+    assert QuietSTaR.from_pretrained(tmp_path / "embedded").model.config.vocab_size == embedded.config.vocab_size
 
 
 def test_another_base_is_refused(tmp_path):

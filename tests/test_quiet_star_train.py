@@ -107,6 +107,29 @@ def test_a_resumed_run_is_the_run_without_a_break(tmp_path):
         load_checkpoint(other, tmp_path / "checkpoint.pt")
 
 
+def test_a_checkpoint_on_a_frozen_base_holds_the_thoughts_and_knows_the_base(tmp_path):
+    frozen = replace(RECIPE, freeze_base=True)
+    whole, part = start(wrapped("llama", 2), frozen), start(wrapped("llama", 2), frozen)
+    reports = [replace(report, seconds=0.0) for report in train(whole, batch_of)]
+    first = [replace(report, seconds=0.0) for report in train(part, batch_of, until=2)]
+    part.quiet.model.name_or_path = str(tmp_path)
+    save_checkpoint(part, tmp_path / "checkpoint.pt")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert set(state["quiet"]) == {"start", "end", *(f"head.{name}" for name in part.quiet.head.state_dict())}
+    assert state["base"]["name"] == tmp_path.name  # and not the way there
+    resumed = start(wrapped("llama", 2), frozen)
+    load_checkpoint(resumed, tmp_path / "checkpoint.pt")
+    assert first + [replace(report, seconds=0.0) for report in train(resumed, batch_of)] == reports
+    other = wrapped("llama", 2)
+    with torch.no_grad():
+        next(other.model.parameters()).mul_(1.01)
+    with pytest.raises(ValueError, match=f"made from the base '{tmp_path.name}', and this is another"):
+        load_checkpoint(start(other, frozen), tmp_path / "checkpoint.pt")
+    torch.save({**state, "quiet": {}}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="does not fit this model: start, end, "):
+        load_checkpoint(start(wrapped("llama", 2), frozen), tmp_path / "checkpoint.pt")
+
+
 def test_a_resumed_run_drops_the_same_activations(tmp_path):
     """Dropout draws from a stream of the batch, whatever has drawn before; nobody else's numbers change."""
     reports, after = [], []

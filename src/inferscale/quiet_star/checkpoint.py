@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from inferscale import zoo
 from inferscale.runtime.loading import CheckpointError, load_model
 
 _FORMAT = 1
@@ -38,7 +39,8 @@ class ThoughtCheckpoint:
         thought_length: Sampled tokens of a thought.
         bounded: True if the mixing weight is bounded.
         forbidden_ids: Ids that no distribution may emit.
-        base: Folder or name of the base model; ``""`` if it is not known.
+        base: Name of the base model (of the hub or of `zoo`), or the folder that holds it; ``""`` if it is not known.
+        base_is_local: True if `base` is no more than the name of a folder that lay on the machine where it was saved.
         published: True for the layout of the released code, whose base has the thoughts among its own weights.
         base_dtype: Of the base when it was saved.
         base_fingerprint: See `fingerprint`; ``None`` if it was not saved.
@@ -53,6 +55,7 @@ class ThoughtCheckpoint:
     published: bool = False
     base_dtype: str = ""
     base_fingerprint: str | None = None
+    base_is_local: bool = False
 
     @classmethod
     def load(cls, path_or_id: str | os.PathLike[str]) -> ThoughtCheckpoint:
@@ -80,6 +83,7 @@ class ThoughtCheckpoint:
             base=str(source) if base["merged"] else base["name"],
             base_dtype=base["dtype"],
             base_fingerprint=base["fingerprint"],
+            base_is_local=base.get("local", False) and not base["merged"],
         )
 
     @classmethod
@@ -124,6 +128,7 @@ class ThoughtCheckpoint:
             "forbidden_ids": list(self.forbidden_ids),
             "base": {
                 "name": self.base,
+                "local": self.base_is_local,
                 "merged": merged,
                 "dtype": self.base_dtype,
                 "fingerprint": self.base_fingerprint,
@@ -146,6 +151,13 @@ class ThoughtCheckpoint:
             raise CheckpointError(
                 f"{self.source} does not say where its base lies: pass model=..., or save with merge=True"
             )
+        if model is None and self.base_is_local:
+            raise CheckpointError(
+                f"the base of {self.source} lay in a folder named {self.base!r} when it was saved: pass model=..., that "
+                "folder or the model"
+            )
+        if model is None and self.base in {card.name for card in zoo.list(packaged=True)}:
+            model = zoo.path(self.base)
         from transformers import AutoModelForCausalLM
 
         auto_class = _PublishedBase if model is None and self.published else AutoModelForCausalLM
@@ -191,10 +203,29 @@ def _local(path_or_id: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{path_or_id!r} is no folder, and cannot be had from the hub: {error}") from error
 
 
-def fingerprint(model: Any) -> str:
-    """Return a hash of up to 256 numbers of every weight, which tells two trained models of one shape apart."""
+def base_name(model: Any) -> tuple[str, bool]:
+    """Return the name of a base, of `zoo` or of the hub, or else of its folder without the way there; is it the last?
+
+    The way is of use on one machine alone, and nobody else's business.
+    """
+    name = str(getattr(model, "name_or_path", ""))
+    if not name or not Path(name).exists():
+        return name, False
+    known = zoo.name_of(name)
+    return (Path(name).resolve().name, True) if known is None else (known, False)
+
+
+def fingerprint(model: Any, *, frozen: bool = False) -> str:
+    """Return a hash of up to 256 numbers of every weight, which tells two trained models of one shape apart.
+
+    Args:
+        model: The model.
+        frozen: Look at weights without gradients alone.
+    """
     digest = blake2b(digest_size=16)
     for name, parameter in model.named_parameters():
+        if frozen and parameter.requires_grad:
+            continue
         flat = parameter.detach().flatten()
         sample = flat[:: max(len(flat) // _SAMPLE, 1)].float().cpu()
         digest.update(name.encode() + sample.numpy().tobytes())

@@ -17,7 +17,7 @@ from inferscale.runtime.loading import CheckpointError
 from inferscale.runtime.sampling import Sampler
 
 from .backbone import Backbone
-from .checkpoint import ThoughtCheckpoint, fingerprint
+from .checkpoint import ThoughtCheckpoint, base_name, fingerprint
 from .head import ThoughtMixingHead, mean_of_thoughts, mix
 from .parallel import ParallelCheck, Session, TextPass, check_parallel, open_session, run_text
 from .thoughts import QuietSTaROutput, Talk, TextScores, Thoughts, row_keys, thought_numbers
@@ -191,15 +191,18 @@ class QuietSTaR(nn.Module):
         Args:
             folder: Where to; made if it is not there.
             merge: Write the base model beside them, so that the folder is complete and also loads as the plain base.
-                Needed once the base itself was trained; otherwise the base is remembered by its name.
+                Needed once the base itself was trained; otherwise the base is remembered by its name (of the hub or of
+                `zoo`; a base from any other folder is passed to `from_pretrained` again).
         """
+        base, is_local = base_name(self.model)
         ThoughtCheckpoint(
             source=Path(folder),
             tensors={name: tensor.detach().contiguous() for name, tensor in self._thought_state().items()},
             thought_length=self.thought_length,
             bounded=self.head.bounded,
             forbidden_ids=self.forbidden_ids,
-            base=str(getattr(self.model, "name_or_path", "")),
+            base=base,
+            base_is_local=is_local,
             base_dtype=str(self.start.dtype),
             base_fingerprint=fingerprint(self.model),
         ).write(merged=merge)

@@ -21,6 +21,7 @@ from torch import Tensor
 from inferscale.runtime.sampling import uniforms
 from inferscale.tree import branch_key
 
+from .checkpoint import base_name, fingerprint
 from .losses import LossTerms, Objective, quiet_star_loss
 from .model import QuietSTaR
 
@@ -251,11 +252,15 @@ def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
 
 
 def save_checkpoint(run: Run, path: Path) -> None:
-    """Write the whole state; the file appears only when it is complete."""
+    """Write what was trained and where training stands; the file appears only when it is complete.
+
+    Of a base that is frozen, its name and a fingerprint are kept.
+    """
     state = {
         "recipe": json.dumps(asdict(run.recipe)),
         "step": run.step,
-        "quiet": run.quiet.state_dict(),
+        "quiet": {name: weight.detach() for name, weight in _trained(run.quiet).items()},
+        "base": {"name": base_name(run.quiet.model)[0], "fingerprint": fingerprint(run.quiet.model, frozen=True)},
         "optimizer": run.optimizer.state_dict(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,18 +269,30 @@ def save_checkpoint(run: Run, path: Path) -> None:
     partial.replace(path)
 
 
+def _trained(quiet: QuietSTaR) -> dict[str, torch.nn.Parameter]:
+    return {name: weight for name, weight in quiet.named_parameters() if weight.requires_grad}
+
+
 def load_checkpoint(run: Run, path: Path) -> None:
     """Put a run into a saved state.
 
     Raises:
-        ValueError: If the checkpoint was made by another recipe (more `steps` are allowed).
+        ValueError: If the checkpoint was made by another recipe (more `steps` are allowed), or from another base.
     """
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location=run.quiet.start.device)
     saved, given = json.loads(state["recipe"]), asdict(run.recipe)
     changed = {key for key in given if saved.get(key) != given[key]} - {"steps"}
     if changed:
         raise ValueError(f"{path} was made by another recipe, {sorted(changed)} differ: start afresh or pass that one")
-    run.quiet.load_state_dict(state["quiet"])
+    base, trained = state.get("base"), _trained(run.quiet)  # the first checkpoints held the whole base
+    if base is not None and base["fingerprint"] != fingerprint(run.quiet.model, frozen=True):
+        raise ValueError(f"{path} was made from the base {base['name']!r}, and this is another: load that one")
+    unfit = [name for name, weight in trained.items() if getattr(state["quiet"].get(name), "shape", 0) != weight.shape]
+    if unfit:
+        raise ValueError(f"{path} does not fit this model: {', '.join(unfit[:5])} missing or misshapen")
+    with torch.no_grad():
+        for name, weight in trained.items():
+            weight.copy_(state["quiet"][name])
     run.optimizer.load_state_dict(state["optimizer"])
     run.step = state["step"]
 

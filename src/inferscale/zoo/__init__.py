@@ -7,9 +7,9 @@ True
 """
 
 from . import task
-from .models import ModelCard, card, load, path, simulated_score
+from .models import ModelCard, card, load, name_of, path, simulated_score
 from .models import list_models as list  # noqa: A004
 from .packaged import word_problems
 from .task import problems
 
-__all__ = ["ModelCard", "card", "list", "load", "path", "problems", "simulated_score", "task", "word_problems"]
+__all__ = ["ModelCard", "card", "list", "load", "name_of", "path", "problems", "simulated_score", "task", "word_problems"]

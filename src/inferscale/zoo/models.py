@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from .packaged import CARRIED, carried_folder
+from .packaged import CARRIED, cache_folder, carried_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -67,6 +67,14 @@ def path(name: str) -> Path:
     if name not in names:
         raise ValueError(f"no model {name!r} at hand: choose one of {', '.join(sorted([*names, *CARRIED]))}")
     return _weights() / name
+
+
+def name_of(folder: str | os.PathLike[str]) -> str | None:
+    """The name of the model that `path` gives this folder for, or ``None``; nothing is read."""
+    place = Path(folder)
+    if place.parent == cache_folder():
+        return next((name for name in CARRIED if place.name.startswith(f"{name}-")), None)
+    return place.name if place.parent == _weights() else None
 
 
 def card(name: str) -> ModelCard:
