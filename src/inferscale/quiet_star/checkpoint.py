@@ -153,8 +153,8 @@ class ThoughtCheckpoint:
             )
         if model is None and self.base_is_local:
             raise CheckpointError(
-                f"the base of {self.source} lay in a folder named {self.base!r} when it was saved: pass model=..., that "
-                "folder or the model"
+                f"the base of {self.source} lay in a folder named {self.base!r} when it was saved: pass model=..., "
+                "that folder or the model"
             )
         if model is None and self.base in {card.name for card in zoo.list(packaged=True)}:
             model = zoo.path(self.base)

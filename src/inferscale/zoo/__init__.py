@@ -12,4 +12,15 @@ from .models import list_models as list  # noqa: A004
 from .packaged import word_problems
 from .task import problems
 
-__all__ = ["ModelCard", "card", "list", "load", "name_of", "path", "problems", "simulated_score", "task", "word_problems"]
+__all__ = [
+    "ModelCard",
+    "card",
+    "list",
+    "load",
+    "name_of",
+    "path",
+    "problems",
+    "simulated_score",
+    "task",
+    "word_problems",
+]
