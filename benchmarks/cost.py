@@ -76,7 +76,7 @@ def main() -> None:
             start = time.process_time()
             results = isc.solve_batch(problems, strategy, policy, reward_model=reward, seed=seed)
             seconds.append((time.process_time() - start) / len(problems))
-        measured, predicted = statistics.median(seconds), sum(found.seconds.values())
+        measured, predicted = statistics.median(seconds), found.seconds
         flops = statistics.mean(r.cost.flops for r in results)
         ratios.append(predicted / measured)
         label = f"{name}, {type(strategy).__name__}, {judge or 'no reward'}"

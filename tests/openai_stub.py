@@ -107,6 +107,7 @@ class Stub:
         n: ``"rule"`` (choice i has the seed plus i), ``"same"`` (all have the seed), ``"other"`` or ``"ignored"``.
         stops: ``"told"`` (cut off and named), ``"cut"``, ``"kept"`` or ``"ignored"``.
         usage: True counts the tokens of all choices, ``"first"`` those of the first (llama.cpp), ``"few"`` one of them.
+        caches: The part of every prompt that it says it had in its cache.
         ids: True takes ids.
         hides_stop_tokens: True leaves tokens of stop strings out of the log-probabilities (llama.cpp).
         models: Names that it lists.
@@ -124,6 +125,7 @@ class Stub:
     fields: frozenset[str] = frozenset({"seed", "logprobs", "return_token_ids", "continue_final_message"})
     strict: bool = True
     usage: bool | str = True
+    caches: float | None = None
     ids: bool = True
     hides_stop_tokens: bool = False
     models: tuple[str, ...] = ("toy",)
@@ -172,6 +174,8 @@ class Stub:
         counts = [choice.pop("sampled") for choice in choices]
         sampled = {"first": counts[0], "few": min(counts[0], 1)}.get(str(self.usage), sum(counts))
         usage = {"prompt_tokens": len(ids), "completion_tokens": sampled, "total_tokens": len(ids) + sampled}
+        if self.caches is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": int(self.caches * len(ids))}
         return 200, {"object": "x", "choices": choices[::-1], "usage": usage if self.usage else None}
 
     def _prompt(self, body: dict[str, Any], chat: bool) -> list[int] | None:

@@ -10,9 +10,10 @@ from inferscale.cost import Cost
 from inferscale.flops import closed_form, model_spec
 from inferscale.flops.traffic import RowGroup, count_traffic
 from inferscale.generators import HFGenerator
-from inferscale.rewards import HFProcessRewardModel
+from inferscale.rewards import GenerativeVerifier, HFProcessRewardModel
 from inferscale.scaling import Device, predict_cost
 from inferscale.testing import ToyGenerator, ToyReward
+from tests.test_reward_verifiers import answering_tokenizer, causal
 from tests.tiny_models import byte_tokenizer, tiny_model
 
 CONFIG = {
@@ -262,3 +263,17 @@ def test_cached_tokens_have_a_price_of_their_own():
     assert price.of(cost) == pytest.approx((1500 * 2 + 2500 * 0.5 + 100 * 10) / 1e6)
     assert isc.Price(input=2).of(cost) == pytest.approx(4000 * 2 / 1e6)
     assert isc.Price(cached=1).of(cost) == pytest.approx(2500 / 1e6)
+
+
+def test_a_verifier_that_writes_tells_its_bytes():
+    model = causal(answering_tokenizer())
+
+    def judged(prompts):
+        judge = GenerativeVerifier(model, answering_tokenizer(), max_new_tokens=6, n=2)
+        return isc.solve_batch(prompts, isc.RepeatedSampling(2), endless(), reward_model=judge)
+
+    prompts, weights = ["Step 1:", "Step 1 2 1 2:"], 4 * closed_form(model).active_weights
+    for result, prompt in zip(judged(prompts), prompts, strict=True):
+        assert result.cost.without_seconds() == judged([prompt])[0].cost.without_seconds()
+        # forwards of the longest verification of all, and the question, with what they keep of the paths
+        assert 2 * weights < result.cost.reward_bytes < (6 + 1) * weights + result.cost.cache_bytes

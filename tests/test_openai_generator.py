@@ -1,5 +1,6 @@
 """`OpenAIGenerator` on a toy server: what it sends, what it makes of the answers, what it charges."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ from inferscale import REBASE, Budget, HFGenerator, OpenAIGenerator, RepeatedSam
 from inferscale.flops import estimate_flops
 from inferscale.flow import GenerateRequest
 from inferscale.generators.openai import tokens_per_choice
-from inferscale.generators.openai_server import Choice
+from inferscale.generators.openai_server import Choice, parse_reply
 from inferscale.testing import PROMPTS, ToyReward, check_generator
 from inferscale.thinking import Thinking
 from inferscale.tree import Node, Problem, Step, branch_key
@@ -205,6 +206,31 @@ def test_costs_are_what_the_server_counted():
     spent = sum(usage["completion_tokens"] for usage in replies)
     assert sum(result.cost.generated_tokens for result in results) == spent - generator.stats.probe_tokens > 0
     assert [result.cost.prompt_tokens for result in results] == [len(prompt) for prompt in PROMPTS]
+
+
+def test_what_is_sent_again_and_what_the_server_had_cached_are_counted_for_their_price():
+    stub = Stub(caches=0.5)
+    (result,), _ = search(stub, REBASE(3), PROMPTS[:1])
+    asked = [body for body in stub.requests if body["max_tokens"] > 8]  # else a probe
+    bills, cost = [stub.answer(body, chat=False)[1]["usage"] for body in asked], result.cost
+    assert cost.prompt_tokens + cost.resent_tokens == sum(bill["prompt_tokens"] for bill in bills)
+    assert cost.cached_tokens == sum(bill["prompt_tokens_details"]["cached_tokens"] for bill in bills) > 0
+    assert cost.resent_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("usage", "cached"),
+    [
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 4}}, 4),
+        ({"prompt_tokens": 9, "prompt_cache_hit_tokens": 3}, 3),
+        ({"prompt_tokens": 9, "prompt_tokens_details": None}, 0),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 40}}, 9),
+        ({"prompt_tokens_details": {"cached_tokens": 4}}, 0),
+        ({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": "many"}}, 0),
+    ],
+)
+def test_cached_tokens_of_servers(usage, cached):
+    assert parse_reply(json.dumps({"choices": [{"text": "x"}], "usage": usage})).cached_tokens == cached
 
 
 def test_flops_are_the_closed_form_with_the_prompt_read_once():

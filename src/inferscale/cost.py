@@ -127,11 +127,12 @@ class Cost:
         return None if self.cache_bytes is None else self.flops + intensity * self.cache_bytes
 
     def without_seconds(self) -> Cost:
-        """Return the cost without what clocks and meters measured, for comparisons: the rest is deterministic."""
+        """Return the cost without what clocks, meters and servers told, for comparisons: the rest is deterministic."""
         shares = {name: share.without_seconds() for name, share in self.shares.items()}
         return replace(
-            self, seconds=0.0, phases={}, first_answer=None, generator_joules=None, reward_joules=None, shares=shares
-        )
+            self, seconds=0.0, phases={}, first_answer=None, generator_joules=None, reward_joules=None, resent_tokens=0,
+            cached_tokens=0, shares=shares,
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, as ``inferscale/cost.schema.json`` describes it."""

@@ -314,8 +314,8 @@ class Step:
         generator: Name of the generator that sampled it, where `solve` was given several; ``None`` for the only one.
         model_logprob: As `logprob`, under the model's own distribution: at temperature 1, without filters.
         sent_tokens: Tokens of the prompts that a server was sent for this step, the path and what was sent before
-            included; ``None`` where the model is no server's.
-        cached_tokens: Of `sent_tokens`, those that the server says it had in its cache.
+            included; ``None`` where the model is no server's. Not compared, as they depend on how it was asked.
+        cached_tokens: Of `sent_tokens`, those that the server says it had in its cache. Not compared.
     """
 
     text: str
@@ -330,8 +330,8 @@ class Step:
     num_tokens: int | None = None
     generator: str | None = None
     model_logprob: float | None = None
-    sent_tokens: int | None = None
-    cached_tokens: int = 0
+    sent_tokens: int | None = field(default=None, compare=False)
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def generated_tokens(self) -> int:

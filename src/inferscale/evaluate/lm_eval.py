@@ -7,22 +7,26 @@ the class, ``model_class()(pretrained=...)`` or ``model_class().of(generator, st
 
 The tasks' ``do_sample`` and ``temperature`` are not used: how to sample is the search's business, and the log says so.
 Their ``max_gen_toks`` is: no path gets longer, and none longer than the search's own ``max_new_tokens``.
-``answer_kind=choice:ABCD`` says what votes compare. Log-likelihood requests are passed on to lm-eval's own model for
-transformers.
+``answer_kind=choice:ABCD`` says what votes compare. lm-eval's results have no place for what a model costs:
+``costs=FILE`` adds a line of JSON for each request, with the names of task and document. Log-likelihood requests are
+passed on to lm-eval's own model for transformers.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from inferscale._compat import require
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Before, Reader, reader_of, text_before
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.engine.result import SearchResult
 from inferscale.engine.solver import Solver, solve_batch
 from inferscale.identity import compare, warn_of_unknown
 from inferscale.tree import Problem
@@ -37,16 +41,18 @@ class SearchModel:
     """Model for lm-eval whose answers are results of searches; `model_class` joins it to lm-eval's base class."""
 
     cache_hook: Any
+    costs: Path | None = None
 
     def __init__(self, pretrained: str = "", **options: Any) -> None:
         super().__init__()
         for ours_to_choose in ("batch_size", "max_batch_size"):
             options.pop(ours_to_choose, None)
-        kind = options.pop("answer_kind", None)
+        kind, costs = options.pop("answer_kind", None), options.pop("costs", None)
         if str(options.get("device", "")).startswith("cuda") and not import_module("torch").cuda.is_available():
             # lm-eval's default; its own models fall back in the same way
             _LOG.warning("there is no %s here: the models run on the CPU", options.pop("device"))
         self._adopt(*parts_from_texts(pretrained, options), None if kind is None else reader_of(kind))
+        self.costs = None if costs is None else Path(costs)
         _LOG.info("the search samples as its own options say, not as the tasks ask")
 
     @classmethod
@@ -85,10 +91,17 @@ class SearchModel:
         texts = [""] * len(requests)
         for (stops, most), members in groups.items():
             problems = [self._problem(requests[index].args[0]) for index in members]
-            for index, text in zip(members, self._solved(problems, stops, not disable_tqdm, most), strict=True):
-                texts[index] = text
-                self.cache_hook.add_partial("generate_until", requests[index].args, text)
+            for index, result in zip(members, self._solved(problems, stops, not disable_tqdm, most), strict=True):
+                texts[index] = text_before(result.selected.split()[1], stops)
+                self.cache_hook.add_partial("generate_until", requests[index].args, texts[index])
+                self._write_cost(requests[index], result)
         return texts
+
+    def _write_cost(self, request: Any, result: SearchResult) -> None:
+        if self.costs is not None:
+            row = {"task": request.task_name, "doc_id": request.doc_id, "cost": result.cost.to_dict()}
+            with self.costs.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
 
     def _problem(self, prompt: str) -> Problem:
         turns = getattr(prompt, "turns", None) if self.generator.takes_messages else None
@@ -96,13 +109,12 @@ class SearchModel:
 
     def _solved(
         self, problems: Sequence[Problem], stops: Sequence[str], progress: bool, most: int | None = None
-    ) -> list[str]:
+    ) -> list[SearchResult]:
         strategy = self.strategy if most is None else Shortened(self.strategy, int(most))
-        results = solve_batch(
+        return solve_batch(
             problems, strategy, self.generator, reward_model=self.reward_model, aggregator=self.aggregator,
             read_answer=Before(tuple(stops), self.read_answer), seed=self.seed, progress=progress,
         )  # fmt: skip
-        return [text_before(result.selected.split()[1], stops) for result in results]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> Any:
         """From lm-eval's own model: a search has no likelihood."""

@@ -18,7 +18,7 @@ from inferscale._compat import suggests_options
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, SameAnswer
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
-from inferscale.cost import Budget
+from inferscale.cost import Budget, Meter
 from inferscale.engine.files import locked, sealed, write_atomically
 from inferscale.engine.progress import ProgressBar
 from inferscale.engine.result import SearchResult
@@ -183,6 +183,7 @@ def run_evaluation(
     force: bool = False,
     fsync: bool = False,
     progress: bool = False,
+    energy: Meter | None = None,
 ) -> Run:
     """Solves and grades problems, each recorded in `directory` as soon as it is solved; the run.
 
@@ -214,6 +215,7 @@ def run_evaluation(
             if it were the same.
         fsync: Wait for the disk after each record: a power cut loses nothing either.
         progress: Show a progress bar with the accuracy so far and the time left.
+        energy: As in `solve_batch`; no part of the run's configuration.
 
     Raises:
         ChangedRunError: If the folder holds a run of another configuration, or of parts of which that cannot be told,
@@ -226,7 +228,7 @@ def run_evaluation(
         raise ValueError("run_evaluation() was given no problems: pass at least one")
     vote = aggregator or MajorityVote()
     solver = Solver(strategy, cast(Generator, generator), reward_model, vote, read_answer=read_answer,
-                    thinking=thinking, budget=budget, seed=seed, batch_size=batch_size)  # fmt: skip
+                    thinking=thinking, budget=budget, seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
     identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
     written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
     model: Any = getattr(generator, "model", None)

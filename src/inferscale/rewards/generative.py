@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from inferscale.base import RewardModel, check_judge
+from inferscale.base import RewardModel, Traffic, check_judge
 from inferscale.cost import Cost
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import BranchFactory, Limits
@@ -267,30 +267,55 @@ class GenerativeVerifier(RewardModel):
     def _verify(self, nodes: Sequence[Node]) -> None:
         problems = [self._task(node) for node in nodes]
         roots = [Node(p, key=branch_key(node.key, _DRAW)) for p, node in zip(problems, nodes, strict=True)]
-        answers = self.runner.generate(self._requests(roots, self.n))
+        requests = self._requests(roots, self.n)
+        answers = self.runner.generate(requests)
+        calls = [(requests, answers)]
         ends = [
             self._cut(root, draw, step)
             for root, steps in zip(roots, answers, strict=True)
             for draw, step in enumerate(steps)
         ]
         for _ in range(self.num_rounds - 1):
-            more = self.runner.generate(self._requests(ends, forced=self.again))
+            requests = self._requests(ends, forced=self.again)
+            more = self.runner.generate(requests)
+            calls.append((requests, more))
             ends = [self._cut(end, 0, steps[0]) for end, steps in zip(ends, more, strict=True)]
         paths = [self._question_path(end) for end in ends]
         with evaluating(self.runner.model), torch.inference_mode():
             probabilities = [values[0] for values in self._scorer.score(paths)]
         for root in roots:
             self.runner.release(root)
-        for place, node in enumerate(nodes):
+        bytes_of, trees = self._traffic(nodes, calls), [node.root for node in nodes for _ in range(self.n)]
+        # the question is scored on the whole text, once for each verification
+        asked = self._charges.scorings([(len(path), 0, 1) for path in paths], trees)
+        for place, (node, moved) in enumerate(zip(nodes, bytes_of, strict=True)):
             own = slice(place * self.n, (place + 1) * self.n)
             found = [Verification(end.text, p) for end, p in zip(ends[own], probabilities[own], strict=True)]
             sampled = [step for end in ends[own] for step in end.steps]
             cost = Cost(
                 scored_tokens=sum(step.prompt_tokens + step.generated_tokens for step in sampled),
                 reward_flops=sum(step.flops for step in sampled),
+                reward_bytes=None if moved is None else sum(moved),
+                cache_bytes=None if moved is None else moved.cache,
             )
-            # the question is scored on the whole text, once for each verification
-            self._known[node] = found, sum((self._charges.scoring(len(path), 1) for path in paths[own]), cost)
+            self._known[node] = found, sum(asked[own], cost)
+
+    def _traffic(
+        self, nodes: Sequence[Node], calls: Sequence[tuple[Sequence[GenerateRequest], Sequence[Sequence[Step]]]]
+    ) -> list[Traffic | None]:
+        """Bytes of sampling: the first node of each tree is charged with those of all, which share their forwards."""
+        charged: list[Traffic | None] = [Traffic(0, 0) for _ in nodes]
+        for tree in {node.root: None for node in nodes}:
+            places = [place for place, node in enumerate(nodes) if node.root is tree]
+            moved = []
+            for requests, answers in calls:
+                each = len(requests) // len(nodes)  # one for a node, or one for each of its verifications
+                own = [i for place in places for i in range(place * each, (place + 1) * each)]
+                moved.append(self.runner.traffic([requests[i] for i in own], [answers[i] for i in own]))
+            known = [one for one in moved if one is not None]
+            total = Traffic(sum(one.weights for one in known), sum(one.cache for one in known))
+            charged[places[0]] = total if len(known) == len(moved) else None
+        return charged
 
     def _requests(self, nodes: Sequence[Node], n: int = 1, forced: str = "") -> list[GenerateRequest]:
         return [GenerateRequest(node, n, until="end", forced=forced, stop=self._stops) for node in nodes]

@@ -81,6 +81,8 @@ def device(name: str) -> Device:
 class Prediction:
     """The cost of one problem, as the mean over a few simulated ones; what cannot be told is ``None``.
 
+    Fields are those of the `Cost` that a search has when it has been run, under the same names.
+
     Attributes:
         tokens: Tokens sampled.
         scored_tokens: Tokens that the reward model reads.
@@ -91,7 +93,7 @@ class Prediction:
         reward_bytes: Of the reward model.
         cache_bytes: The part of both that is keys and values.
         rounds: Forwards that follow one another: the part of latency that no hardware takes away.
-        seconds: By phase: ``prefill``, ``decode`` and ``score``.
+        phases: Seconds by phase: ``prefill``, ``decode`` and ``score``.
         memory_bytes: Weights of both models, and the most keys and values at a time.
         joules: Seconds times the device's watts.
         money: By the price given.
@@ -106,11 +108,16 @@ class Prediction:
     reward_bytes: float
     cache_bytes: float
     rounds: float
-    seconds: dict[str, float]
+    phases: dict[str, float]
     memory_bytes: float
     joules: float | None
     money: float | None
     intensity: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all phases together."""
+        return sum(self.phases.values())
 
     @property
     def flops(self) -> float:
@@ -129,8 +136,8 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the version of its form."""
-        derived = {"flops": self.flops, "bytes": self.bytes, "eflops": self.eflops}
-        return {"format": "inferscale.Prediction", "version": 1, **asdict(self), **derived}
+        derived = {name: getattr(self, name) for name in ("seconds", "flops", "bytes", "eflops")}
+        return {"format": "inferscale.Prediction", "version": 2, **asdict(self), **derived}
 
 
 def predict_cost(
@@ -182,11 +189,11 @@ def predict_cost(
         assert roofs[0] is not None
         found.append(_bill(roofs[0], roofs[1], stub.calls))
     average = {name: mean(bill[name] for bill in found) for name in found[0]}
-    seconds = {phase: average.pop(phase) for phase in ("prefill", "decode", "score")}
-    total = sum(seconds.values())
+    phases = {phase: average.pop(phase) for phase in ("prefill", "decode", "score")}
+    total = sum(phases.values())
     priced = None if price is None else price.at(prompt, average["tokens"], total)
     joules = None if device.watts is None else device.watts * total
-    return Prediction(**average, seconds=seconds, joules=joules, money=priced, intensity=device.intensity)
+    return Prediction(**average, phases=phases, joules=joules, money=priced, intensity=device.intensity)
 
 
 @dataclass

@@ -28,7 +28,7 @@ OURS = frozenset(
 )
 """Fields of the field ``inferscale``; ``n`` and ``vote`` are other names of ``width`` and ``aggregator``."""
 
-CAPS = frozenset({"tokens", "flops", "seconds", "calls"})
+CAPS = frozenset({"tokens", "flops", "seconds", "calls", "bytes"})
 
 USED = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "stream", "stream_options", "seed"}
@@ -231,7 +231,12 @@ class CompletionRequest:
             seed = fields.integer("seed", least=None)
         longest = fields.integer("max_completion_tokens", "max_tokens")
         caps = ours.inner("budget", CAPS)
-        budget = Budget(caps.integer("tokens"), caps.number("flops"), caps.number("seconds"), caps.integer("calls"))
+        budget = Budget(
+            caps.integer("tokens"), caps.number("flops"), caps.number("seconds"), caps.integer("calls"),
+            bytes=caps.number("bytes"),
+        )  # fmt: skip
+        if budget.bytes is not None and service.generator.traffic((), ()) is None:
+            raise bad_field("inferscale.budget", "this model cannot tell its bytes: cap another cost")
         judged = strategy.needs_scores or aggregator.needs_scores  # else nobody reads what scoring would cost
         solver = Solver(
             strategy,
