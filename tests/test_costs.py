@@ -1,5 +1,6 @@
 """Costs beside FLOPs: bytes and rounds by closed forms, seconds by phase, and what is not known."""
 
+import asyncio
 import json
 from dataclasses import replace
 
@@ -99,6 +100,22 @@ def test_a_level_search_pays_for_every_round():
     weights = 4 * (policy * sum(levels.values()) + reads * len(levels))
     assert result.cost.bytes == weights + result.cost.cache_bytes
     assert result.cost.reward_bytes > 4 * reads * len(levels)
+
+
+def test_rounds_are_the_forwards_that_a_search_alone_makes():
+    for strategy in (isc.RepeatedSampling(3), isc.REBASE(3)):
+        generator, made = endless(), []
+        generator.model.register_forward_hook(lambda *call: made.append(1))  # noqa: B023
+        cost = isc.solve("Step 1 2:", strategy, generator, reward_model=ToyReward()).cost
+        scored = cost.rounds - sum(made) + 1  # the prompt is read in a forward of its own, but for its last token
+        assert scored == (1 if isinstance(strategy, isc.RepeatedSampling) else cost.num_scored // 3)
+
+
+def test_an_awaited_search_costs_the_same():
+    straight = isc.solve("Step 1 2:", isc.REBASE(3), endless(), reward_model=ToyReward(), energy=Steady())
+    awaited = asyncio.run(isc.asolve("Step 1 2:", isc.REBASE(3), endless(), reward_model=ToyReward(), energy=Steady()))
+    assert awaited.cost.without_seconds() == straight.cost.without_seconds()
+    assert awaited.cost.joules == straight.cost.joules > 0
 
 
 def test_bytes_and_rounds_do_not_depend_on_the_batch():

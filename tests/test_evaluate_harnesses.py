@@ -56,6 +56,11 @@ def tiny_folder(tmp_path_factory):
     return folder
 
 
+def texts_of(model, prompt, stops):
+    model.cache_hook = SimpleNamespace(add_partial=lambda *given: None)
+    return model.generate_until([SimpleNamespace(args=(prompt, {"until": stops}))], disable_tqdm=True)
+
+
 def test_texts_end_at_the_first_stop():
     assert text_before("a\nb. Q: c", ["Q:", "\n"]) == "a"
     assert text_before("abc", []) == text_before("abc", ["", "x"]) == "abc"
@@ -95,7 +100,7 @@ def test_lm_eval_is_given_what_follows_the_thoughts():
     from inferscale.evaluate.lm_eval import model_class
 
     model = model_class().of(Thinks(), RepeatedSampling(3))
-    assert model._solved([Problem("?")], ["\nQ"], progress=False) == ["It is 15."]
+    assert texts_of(model, "?", ["\nQ"]) == ["It is 15."]
 
 
 class Thinks(Generator):
@@ -163,7 +168,7 @@ def test_harnesses_vote_over_answers_of_a_kind():
 
     for reader, voted in ((None, "C) 7 cm"), (Choice("ABCD"), "B) 3 cm")):
         model = SearchModel.of(Letters(), RepeatedSampling(5), read_answer=reader)
-        assert model._solved([Problem("?")], ["\nQ"], progress=False) == [voted]
+        assert texts_of(model, "?", ["\nQ"]) == [voted]
         provider = SearchProvider.__new__(SearchProvider)
         provider._parts, provider._read_answer = (Letters(), RepeatedSampling(5), None, MajorityVote(), 0), reader
         assert provider._search(Problem("?")).text == voted
