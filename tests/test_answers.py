@@ -241,23 +241,23 @@ def test_nothing_raises_and_equal_normal_forms_are_the_same(first, second):
 
 
 HOSTILE = [
-    r"\boxed{" * 100_000,
-    "{" * 300_000 + r"\boxed",
-    "1" * 1_000_000 + "st",
-    "1/" * 500_000,
-    "1," * 500_000,
-    "1e" * 300_000,
-    "-" * 1_000_000,
-    "$" * 1_000_000,
-    "answer" + " " * 1_000_000,
-    "answer:" + "*" * 1_000_000,
-    "answer is " * 100_000,
-    "answer to " * 100_000,
-    "answer is " + "(" * 1_000_000,
+    r"\boxed{" * 25_000,
+    "{" * 75_000 + r"\boxed",
+    "1" * 250_000 + "st",
+    "1/" * 125_000,
+    "1," * 125_000,
+    "1e" * 75_000,
+    "-" * 250_000,
+    "$" * 250_000,
+    "answer" + " " * 250_000,
+    "answer:" + "*" * 250_000,
+    "answer is " * 25_000,
+    "answer to " * 25_000,
+    "answer is " + "(" * 250_000,
     "the answer is " + "9^" * 200 + "9",
-    "####" * 200_000,
-    "<<" * 500_000,
-    "½" * 500_000,
+    "####" * 50_000,
+    "<<" * 125_000,
+    "½" * 125_000,
     "1e999999999",
     "9" * 511,
     "1e9999",
@@ -279,7 +279,7 @@ def test_hostile_texts_neither_hang_nor_raise(text):
     normalize_answer(text)
     same_answer(text[:MAX_ANSWER_CHARS], text[1:MAX_ANSWER_CHARS])
     assert len(normalize_answer(text[:MAX_ANSWER_CHARS])) <= 4 * MAX_ANSWER_CHARS
-    assert time.process_time() - start < 60  # a quadratic reading takes minutes
+    assert time.process_time() - start < 10  # a quadratic reading takes minutes
 
 
 def test_code_in_an_answer_is_only_text(tmp_path):

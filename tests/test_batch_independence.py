@@ -7,7 +7,7 @@ import pytest
 
 from inferscale.engine import solve, solve_batch
 from inferscale.generators import HFGenerator
-from inferscale.strategies import REBASE
+from inferscale.strategies import REBASE, registry
 from inferscale.testing import ToyReward
 from tests.test_conformance import STRATEGIES
 from tests.tiny_models import byte_tokenizer, tiny_model
@@ -17,7 +17,7 @@ from tests.tiny_models import byte_tokenizer, tiny_model
 PROMPTS = [f"Step {'1 2 ' * length}: x =" for length in (1, 9, 2, 7, 3, 5, 4, 12)]
 
 
-@cache  # searches leave nothing in it, see `test_nothing_is_held_after_a_search`
+@cache  # what a search holds in it is released when it ends
 def generator(family: str, **options: object) -> HFGenerator:
     options = {"max_step_tokens": 6, "max_new_tokens": 18, "temperature": 0.9, **options}
     return HFGenerator(tiny_model(family), byte_tokenizer(), **options)
@@ -33,7 +33,14 @@ def table(result) -> list[tuple[object, ...]]:
     return rows
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+VARIANTS = len(registry())  # behind one of each; toys show the same of them, in the conformance test
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [*STRATEGIES[:VARIANTS], *(pytest.param(variant, marks=pytest.mark.slow) for variant in STRATEGIES[VARIANTS:])],
+    ids=repr,
+)
 def test_together_is_alone(strategy):
     together = solve_batch(PROMPTS, strategy, generator("llama"), reward_model=ToyReward())
     for prompt, result in list(zip(PROMPTS, together, strict=True))[::7]:
@@ -46,6 +53,6 @@ def test_together_is_alone(strategy):
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gpt_neox", "mistral_window"])
 def test_other_families_too(family):
     together = solve_batch(PROMPTS, REBASE(4), generator(family), reward_model=ToyReward(), seed=1)
-    for prompt, result in zip(PROMPTS, together, strict=True):
+    for prompt, result in list(zip(PROMPTS, together, strict=True))[::2]:
         alone = solve(prompt, REBASE(4), generator(family, micro_batch=3), reward_model=ToyReward(), seed=1)
         assert table(result) == table(alone)

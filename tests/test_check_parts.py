@@ -72,7 +72,7 @@ def test_the_toy_and_an_embedded_policy_keep_their_promises():
     check_generator(ToyGenerator())
     check_generator(ToyGenerator(depth=None))
     prompts = [problem.prompt for problem in isc.zoo.problems("test")[:2]]
-    check_generator(HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=40), prompts)
+    check_generator(HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=16), prompts)
 
 
 class Short(ToyGenerator):

@@ -32,6 +32,11 @@ def test_no_two_problems_of_a_call_share_a_stream():
     assert results[0].root.key == solve("a", RepeatedSampling(2), ToyGenerator()).root.key
 
 
+def test_every_node_names_a_random_stream_of_its_own():
+    keys = [node.key for node in solve(PROMPTS[0], REBASE(8), ToyGenerator(), reward_model=ToyReward()).root.walk()]
+    assert len(set(keys)) == len(keys) > 20
+
+
 def test_repeated_sampling_is_one_call_for_all_problems():
     generator = ToyGenerator()
     results = solve_batch(PROMPTS, RepeatedSampling(5), generator)

@@ -158,7 +158,9 @@ def recurrent_model(family):
     return build(getattr(transformers, f"{kind}Config")(**sizes, **ENDS))
 
 
-@pytest.mark.parametrize("family", [*RECURRENT, pytest.param("qwen3_next", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "family", ["mamba2", "rwkv", *(pytest.param(family, marks=pytest.mark.slow) for family in ("mamba", "qwen3_next"))]
+)
 def test_recurrent_layers_are_counted_exactly(family):
     model = recurrent_model(family)
     spec = closed_form(model)

@@ -3,8 +3,9 @@
 import json
 import random
 import re
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -229,20 +230,43 @@ def test_a_search_that_the_clock_ended_ends_there_again(tmp_path, concurrent):
 
 
 def test_what_is_replayed_counts_for_the_clock_but_never_stops_a_replay(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    solve(PROMPTS[0], Steps(), Slow(depth=None), reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)
-    kept = [line for line in lines_of(path) if b'"timeout"' not in line]  # killed before the clock ended it
-    rows = [json.loads(line) for line in kept]
-    steps = [row for row in rows if row.get("kind") == "steps"]
-    assert 1 <= len(steps) < 10
-    steps[-1]["seconds"] = 1.0
-    for row in [rows[0], *steps]:
+    path, options = tmp_path / "journal.jsonl", {"reward_model": ToyReward(), "budget": Budget(seconds=1000)}
+    dying = BrokenGenerator(die_after=3, toy=ToyGenerator(depth=None))
+    with pytest.raises(KeyboardInterrupt):
+        solve(PROMPTS[0], Steps(), dying, journal=path, **options)
+    header, *steps = [json.loads(line) for line in lines_of(path)]
+    assert len(steps) == 3
+    for row in (header, *steps):
         del row["crc32"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], *steps]))
-    left = Slow(depth=None)
-    again = solve(PROMPTS[0], Steps(), left, reward_model=ToyReward(), budget=Budget(seconds=0.1), journal=path)
+    steps[1]["seconds"] = 2000.0
+    path.write_text("".join(json.dumps(row) + "\n" for row in (header, *steps)))
+    left = ToyGenerator(depth=None)
+    again = solve(PROMPTS[0], Steps(), left, journal=path, **options)
     assert (again.stopped_by, left.calls) == ("seconds", 0)
-    assert again.cost.num_generated == len(steps)
+    assert again.cost.num_generated == 3
+
+
+def test_what_a_cancellation_has_cut_is_drawn_again(tmp_path):
+    path, cancel = tmp_path / "journal.jsonl", threading.Event()
+
+    class Cut(ToyGenerator):
+        """Is cancelled in its second call, and ends it at once."""
+
+        def identity(self):
+            return ToyGenerator().identity()
+
+        def generate(self, requests):
+            groups = super().generate(requests)
+            if self.calls < 2:
+                return groups
+            cancel.set()
+            return [[replace(step, finish_reason="budget") for step in steps] for steps in groups]
+
+    cut = solve(PROMPTS[0], REBASE(4), Cut(), reward_model=ToyReward(), journal=path, cancel=cancel)
+    assert cut.stopped_by == "cancel"
+    straight = solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ToyReward())
+    again = solve(PROMPTS[0], REBASE(4), ToyGenerator(), reward_model=ToyReward(), journal=path)
+    assert (again.stopped_by, again.trajectories) == (None, straight.trajectories)
 
 
 def test_a_search_killed_anywhere_ends_the_same_from_its_journal(tmp_path):

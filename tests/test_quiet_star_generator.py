@@ -83,7 +83,7 @@ def test_cached_thinking_is_recomputing_token_by_token_in_a_padded_batch(family,
 
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:FLOPs of this model will be reported as 0")
-@pytest.mark.parametrize("family", [*CACHED, *COPIED, "lfm2"])
+@pytest.mark.parametrize("family", [*CACHED, pytest.param("mamba", marks=pytest.mark.slow), "qwen3_next", "lfm2"])
 def test_every_kind_of_cache_gives_the_states_of_a_plain_pass(family):
     options = {"parallel": "fold"} if family in (*COPIED, "lfm2") else {}
     quiet = wrapped(family, 2, **options)

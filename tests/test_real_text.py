@@ -494,10 +494,10 @@ def test_a_trajectory_that_was_cut_votes_only_with_a_complete_answer(text, answe
 @pytest.mark.parametrize(
     "text",
     [
-        "\n```a" * 50_000, "\nQ: " * 50_000, "\\[" * 100_000, "$" * 100_000, "option A " * 50_000, "yes " * 100_000,
-        "(A) " * 100_000, "<think>" * 50_000, "</think>" * 50_000, "<think></think>\nQ: " * 10_000,
-        "<answer>" * 30_000, '"answer": "' * 30_000, "answer\n" * 30_000, " " * 200_000, "\n" * 200_000, "1" * 100_000,
-        "answer: (" * 50_000, "\\boxed{1} and " * 20_000, "1 000 " * 50_000, "3 hours and " * 50_000,
+        "\n```a" * 12_500, "\nQ: " * 12_500, "\\[" * 25_000, "$" * 25_000, "option A " * 12_500, "yes " * 25_000,
+        "(A) " * 25_000, "<think>" * 12_500, "</think>" * 12_500, "<think></think>\nQ: " * 2_500,
+        "<answer>" * 7_500, '"answer": "' * 7_500, "answer\n" * 7_500, " " * 50_000, "\n" * 50_000, "1" * 25_000,
+        "answer: (" * 12_500, "\\boxed{1} and " * 5_000, "1 000 " * 12_500, "3 hours and " * 12_500,
     ],
     ids=lambda text: repr(text[:10]),
 )  # fmt: skip
@@ -506,4 +506,4 @@ def test_hostile_texts_are_read_in_little_time(text):
     for reader in (read_answer, Number(), Choice(), YesNo(), Expression(), Code(), Text()):
         reader(text)
         reader.read_cut(text)
-    assert time.process_time() - start < 100  # quadratic patterns take many minutes
+    assert time.process_time() - start < 10  # quadratic patterns take minutes

@@ -87,6 +87,8 @@ def test_depth_first_backtracks_out_of_a_dead_end():
     assert {leaf.text for leaf in result.leaves} == {"0/0/", "0/1/", "1/0/", "1/1/"}
     first = search(DepthFirst(9, 2), TreeGenerator(2, 2), TextReward(table))
     assert first.cost.num_generated == 4
+    at_the_edge = search(DepthFirst(9, 2, threshold=0.9), TreeGenerator(2, 2), TextReward(table))
+    assert at_the_edge.cost.num_generated == 4  # the threshold itself is not below it
 
 
 def test_depth_first_visits_children_by_score_and_stops_after_its_expansions():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inferscale.base import RewardModel
 from inferscale.cost import Budget
 from inferscale.strategies import MCTS
-from inferscale.strategies.mcts import Gumbel, logprob_priors, scaled_values, sequential_halving
+from inferscale.strategies.mcts import Gumbel, MCTSTree, logprob_priors, scaled_values, sequential_halving
 from inferscale.testing import BrokenGenerator, ToyGenerator
 from inferscale.tree import Node, Step
 from inferscale.viz import render_tree
@@ -287,6 +287,19 @@ def test_virtual_losses_fill_a_wave(options):
     # 1 (the root), 3 (its children), then full waves.
     assert generator.levels == [3, 9, 27, 27, 27, 27]
     assert result.cost.num_generated == 120
+
+
+def test_a_virtual_loss_counts_as_a_visit_of_value_0():
+    tree = MCTSTree(top := root())
+    tree.kids[top], kid = [], Node(top.problem, Step("a"), top)
+    tree.add([top], kid, 0.8, is_closed=False)
+    for losses, value in ((0, 0.8), (1, 0.4), (3, 0.2)):
+        for _ in range(losses):
+            tree.begin([top, kid])
+        assert tree.value_now(kid) == pytest.approx(value)
+        assert tree.visits_now(kid) == 1 + losses
+        for _ in range(losses):
+            tree.end([top, kid])
 
 
 def test_virtual_losses_are_taken_off():

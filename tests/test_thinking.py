@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferscale import Generator, HFGenerator, Node, Problem, RepeatedSampling, Solver, Step, Thinking, solve
-from inferscale.answers import Code, answer_of
+from inferscale.answers import Code, answer_of, reader_of
 from inferscale.engine.result import SearchResult
 from inferscale.runtime.prompts import TextEncoder
 from inferscale.strategies import AdaptiveConsistency, BudgetForcing
@@ -365,3 +365,8 @@ def test_a_model_that_closes_thoughts_votes_for_what_follows():
     assert result.root.thinking == INSIDE
     assert result.answer is None  # random text never leaves its thoughts
     assert result.final_text is None
+
+
+def test_an_answer_that_further_thoughts_take_back_is_not_read():
+    text = "<think>2 + 3</think>The answer is 6.\n<think>No: 2 + 3 = 5.</think>The answer is 5."
+    assert answer_of(reader_of("number"), text) == "5"
