@@ -47,11 +47,11 @@ from .judge import (
     with_rollouts,
 )
 from .judge import TEMPERATURE as LABELS_TEMPERATURE
+from .judging import chosen_by_model
 from .plots import plot_all
 from .policy import PolicyRecipe, load_policy, train
 from .report import all_claims, all_tables
 from .searches import (
-    MODEL,
     RECORDS,
     RUNS,
     SAMPLES,
@@ -228,15 +228,13 @@ def search(
         )
         for name in names:
             length = RUNS[name].max_new_tokens
-            generator: Generator | dict[str, Generator]
+            generator: Generator
             if RUNS[name].thinks:
                 generator = thinking_generator(
                     thoughts, policy, device, precision, temperature=TEMPERATURE, max_new_tokens=length
                 )
             else:
                 generator = policy_generator(policy, device, precision, length)
-            if RUNS[name].asks:
-                generator = {"policy": generator, MODEL: policy_generator(None, device, precision, length)}
             for dataset, count in (("svamp", svamp), ("gsm8k", gsm8k)):
                 if not count:
                     continue
@@ -280,6 +278,25 @@ def score_samples(
         for name, run in recorded(folder, [SAMPLES]):
             score_run(run, scorer, folder / f"{name}.scored.jsonl")
             _tell(f"{name}: scored")
+
+
+@app.command()
+def ask_model(
+    problems: Annotated[int, typer.Option(help="problems of SVAMP with right and wrong samples")] = 60,
+    pairs: Annotated[int, typer.Option(help="pairs of each")] = 4,
+    candidates: Annotated[int, typer.Option(help="solutions that are shown side by side")] = 4,
+    minutes: Minutes = 55,
+    precision: Precision = "bfloat16",
+    threads: Threads = 2,
+    device: Device = "cpu",
+) -> None:
+    """Asks the model as it is which of the policy's recorded samples are right: by pairs, and side by side."""
+    torch.set_num_threads(threads)
+    with within(minutes):
+        generator = policy_generator(None, device, precision)
+        samples = unpack(RECORDS)[f"{SAMPLES}-svamp"]
+        for line in chosen_by_model(samples, generator, problems, pairs, candidates):
+            _tell(line)
 
 
 @app.command()

@@ -16,7 +16,6 @@ from inferscale.base import Generator, ProcessRewardModel, RewardModel, SearchSt
 from inferscale.cost import Cost
 from inferscale.engine.result import SearchResult, step_to_dict
 from inferscale.evaluate import Run, load_problems, load_run, run_evaluation
-from inferscale.strategies import Compare, GenSelect, RecursiveAggregation, Tournament
 from inferscale.tree import Problem, Step
 
 from .policy import load_policy
@@ -38,16 +37,12 @@ class Plan:
         strategy: The strategy.
         thinks: Whether the policy thinks before every token.
         max_new_tokens: Longest solution.
-        asks: Whether the model as it is, by the name `MODEL`, is there to be asked about the policy's solutions.
     """
 
     strategy: SearchStrategy
     thinks: bool = False
     max_new_tokens: int = MAX_NEW_TOKENS
-    asks: bool = False
 
-
-MODEL = "model"
 
 RUNS: dict[str, Plan] = {
     SAMPLES: Plan(RepeatedSampling(32)),
@@ -66,16 +61,9 @@ RUNS: dict[str, Plan] = {
     "thoughts": Plan(RepeatedSampling(6), thinks=True),
     "thoughts-rebase-6": Plan(REBASE(6), thinks=True),
     "thoughts-rebase-6-cut": Plan(REBASE(6), thinks=True, max_new_tokens=CUT),
-    "gen-select-8": Plan(GenSelect(RepeatedSampling(8), generator=MODEL), asks=True),
-    "tournament-8": Plan(Tournament(RepeatedSampling(8), judge="likelihood", generator=MODEL), asks=True),
-    "compare-8": Plan(Compare(RepeatedSampling(8))),
-    "rsa-4-2-2": Plan(RecursiveAggregation(4, 2, 2)),
-    "rsa-4-2-4": Plan(RecursiveAggregation(4, 2, 4)),
-    "rsa-8-2-2": Plan(RecursiveAggregation(8, 2, 2)),
-    "rsa-8-4-2": Plan(RecursiveAggregation(8, 4, 2)),
 }
-"""Runs by name. MCTS is that of Wu et al. 2024 (arXiv:2408.00724), appendix C; from `rebase-3` to the cut thoughts they
-are those of AbdElhameed and Halim 2024 (arXiv:2412.16260); the last ones choose or merge with the model itself."""
+"""Runs by name. MCTS is that of Wu et al. 2024 (arXiv:2408.00724), appendix C; those of the last group are those of
+AbdElhameed and Halim 2024 (arXiv:2412.16260)."""
 
 
 def problems_of(dataset: str, data: Path, count: int) -> list[Problem]:
@@ -105,7 +93,7 @@ def run_search(
     dataset: str,
     problems: list[Problem],
     folder: Path,
-    generator: Generator | Mapping[str, Generator],
+    generator: Generator,
     reward_model: RewardModel | None,
 ) -> Run:
     """One of `RUNS` over the problems of a data set, gone on with where it was stopped."""
