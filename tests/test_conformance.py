@@ -150,7 +150,7 @@ def ours():
 
 def test_the_registry_holds_every_strategy_under_a_name_and_in_any_size():
     entries = registry()
-    assert {entry.cls for entry in entries.values()} == ours()
+    assert {entry.cls for entry in entries.values()} == ours() - {inferscale.strategies.Recorded}  # it has no size
     assert [entry.name for entry in entries.values()] == list(entries)
     assert all(type(entry.make(n)) is entry.cls for entry in entries.values() for n in (1, 2, 3, 4, 16, 64))
 

@@ -81,7 +81,7 @@ BAD = {
     "bad cap": (ours(budget={"tokens": 0}), "give a whole number, 1 or more", "inferscale.budget.tokens"),
     "bad time": (ours(budget={"seconds": float("nan")}), "a number greater than 0", "inferscale.budget.seconds"),
     "no end": (ours(budget={"flops": float("inf")}), "a number greater than 0, not inf", "inferscale.budget.flops"),
-    "no such cap": (ours(budget={"money": 1}), "choose from calls, flops", "inferscale.budget.money"),
+    "no such cap": (ours(budget={"money": 1}), "choose from bytes, calls, flops", "inferscale.budget.money"),
     "no messages": (chat(), "give a list of messages", "messages"),
     "no role": (chat({"content": "x"}), "the role 'None' is not served", "messages"),
     "a call": (
