@@ -226,7 +226,7 @@ def test_joules_are_apart_and_shared_by_what_was_waited_for():
 def test_joules_come_back_out_of_a_journal(tmp_path):
     options = {"reward_model": ToyReward(), "journal": tmp_path / "journal"}
     first = isc.solve("How many?", isc.REBASE(4), ToyGenerator(), energy=Steady(), **options)
-    again = isc.solve("How many?", isc.REBASE(4), ToyGenerator(), energy=Steady(), **options)
+    again = isc.solve("How many?", isc.REBASE(4), ToyGenerator(), **options)
     assert again.cost == first.cost
     assert again.cost.joules > 0
 

@@ -1,6 +1,8 @@
 """Costs before anything is run, against closed forms by hand; prices, and budgets of money."""
 
 import json
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,6 +119,15 @@ def test_a_plan_by_money(tmp_path):
     (choice,) = plan.choices
     assert choice.tried.costs["money"] == pytest.approx((2 * 1 + choice.tried.costs["tokens"] * 2) / 1e6)
     assert isc.Plan.load(plan.save(tmp_path / "plan.json")) == plan
+
+
+def test_a_plan_by_joules():
+    meter = SimpleNamespace(source="steady", read=count().__next__)  # a joule between two readings
+    problems = [isc.Problem(f"Problem {i}?", answer=str(i % 4)) for i in range(30)]
+    plan = isc.plan(problems, ToyGenerator(), budgets=isc.Budget(joules=1), strategies=[isc.RepeatedSampling(2)],
+                    batch_size=1, energy=meter)  # fmt: skip
+    # One call draws both samples of a problem; of one of them half is told.
+    assert {tried.configuration.strategy.n: tried.costs["joules"] for tried in plan.tried} == {1: 0.5, 2: 1.0}
 
 
 def test_the_command_line_predicts(capsys):

@@ -312,7 +312,9 @@ class SearchResult:
             },
             **({} if thought is None else {"thoughts": f"{thought.generated_tokens:,} of the sampled tokens"}),
             "FLOPs": f"{cost.generator_flops:.3g} generator, {cost.reward_flops:.3g} reward model",
+            **({} if cost.bytes is None else {"bytes": f"{cost.bytes:.3g}, {cost.cache_bytes:.3g} of keys and values"}),
             "seconds": f"{cost.seconds:.3g}",
+            **({} if cost.joules is None else {"joules": f"{cost.joules:.3g}"}),
             "stopped by": self.stopped_by or "the strategy",
             **({"note": ". ".join(silent.notes)} if silent.notes else {}),
         }

@@ -86,7 +86,6 @@ class Search:
         on_step: Callable[[SearchUpdate], object] | None = None,
         generator: Generator,
         grant: Grant | None = None,
-        is_metered: bool = False,
     ) -> None:
         # One name seeds both streams of a search: the strategy's own `rng`, and by the root's key those of all samples.
         self.index = index
@@ -94,8 +93,7 @@ class Search:
             problem, key=root_key(stream), thinking=thinking_for(problem.prompt, problem.prefill, thinking)
         )
         self.strategy = strategy
-        joules = 0.0 if is_metered else None
-        self.cost = Cost(first_answer=None, generator_joules=joules, reward_joules=joules)
+        self.cost = Cost(first_answer=None)
         self._markers = thinking
         self._python = 0.0  # its own seconds since the last answer, billed with the next one
         self._payers: dict[tuple[Node, str | None], int] = {}  # the first draw of each generator from each root

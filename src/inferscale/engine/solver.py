@@ -562,7 +562,6 @@ class Session:
             chosen.reward_model is not None, Answers(chosen.read_answer, given.kind, chosen.vote),
             self._journal, thinking=chosen.markers, cancel=cancel, abandoned=abandoned, on_step=on_step,
             generator=self.solver.generator, grant=None if self._pool is None else Grant(),
-            is_metered=self.solver.energy is not None,
         )  # fmt: skip
         self._num_started += 1
         self.active[search] = chosen

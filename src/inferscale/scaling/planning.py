@@ -25,7 +25,7 @@ from inferscale.base import (
     SearchStrategy,
     check_scores,
 )
-from inferscale.cost import Budget, Price
+from inferscale.cost import Budget, Meter, Price
 from inferscale.engine.files import write_atomically
 from inferscale.engine.result import SearchResult, voted
 from inferscale.engine.several import GeneratorGroup
@@ -430,6 +430,7 @@ def plan(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = False,
+    energy: Meter | None = None,
 ) -> Plan:
     """What to run for each budget: a race of strategies, sizes, votes, models and reward models on your problems.
 
@@ -462,6 +463,7 @@ def plan(
         seed: Of the samples, and of the order of the problems.
         batch_size: Problems searched at the same time.
         progress: Print what is still in the race.
+        energy: As in `solve`: budgets can then cap joules.
 
     Raises:
         ValueError: If there are too few problems, gold answers or candidates, a prompt comes twice, or a budget caps
@@ -478,7 +480,9 @@ def plan(
     judges = _named(reward_model, RewardModel, "reward_model")
     order = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
     price = next((b.price for b in [*wanted, *([most] if most else [])] if b.price is not None), None)
-    options: dict[str, Any] = {"read_answer": read_answer, "thinking": thinking, "seed": seed, "batch_size": batch_size}
+    options: dict[str, Any] = {
+        "read_answer": read_answer, "thinking": thinking, "seed": seed, "batch_size": batch_size, "energy": energy,
+    }  # fmt: skip
     folder = None if directory is None else Path(directory)
     referee = None
     if judge is not None:
