@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from inferscale import REBASE, Generator, Problem, RepeatedSampling, RewardModel, SearchResult, solve_batch, stream, zoo
 from inferscale.evaluate.parts import make_generator, make_reward
@@ -52,6 +53,10 @@ SAMPLES = 4
 
 class Fake(Generator):
     """Solutions of `TOKENS` tokens that cost nothing."""
+
+    def identity(self) -> dict[str, Any]:
+        """There is no choice."""
+        return {}
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """The same text for everybody, and another answer for each problem."""

@@ -208,6 +208,15 @@ def test_costs_are_what_the_server_counted():
     assert [result.cost.prompt_tokens for result in results] == [len(prompt) for prompt in PROMPTS]
 
 
+def test_probes_are_counted_whole_where_usage_is_that_of_the_first_choice():
+    stub = Stub(usage="first")
+    results, generator = search(stub)
+    replies = [Stub().answer(body, chat=False)[1]["usage"] for body in stub.requests]  # of all choices
+    spent = sum(usage["completion_tokens"] for usage in replies)
+    assert spent > sum(stub.answer(body, chat=False)[1]["usage"]["completion_tokens"] for body in stub.requests)
+    assert sum(result.cost.generated_tokens for result in results) == spent - generator.stats.probe_tokens > 0
+
+
 def test_what_is_sent_again_and_what_the_server_had_cached_are_counted_for_their_price():
     stub = Stub(caches=0.5)
     (result,), _ = search(stub, REBASE(3), PROMPTS[:1])

@@ -640,7 +640,10 @@ class OpenAIServer:
         **fields: Any,
     ) -> Reply:
         reply = self.ask(self.body(prefix or self._probe_prefix, max_tokens, temperature, **fields), retry=retry)
-        self.count(probe_tokens=reply.generated_tokens or 0)
+        told = reply.generated_tokens or 0
+        if len(reply.choices) > 1:  # llama.cpp counts those of the first choice alone
+            told = max(told, sum(map(_least_tokens, reply.choices)))
+        self.count(probe_tokens=told)
         return reply
 
     def _served(self, max_tokens: int, prefix: Prefix | None = None, **options: Any) -> Reply | None:
