@@ -1,10 +1,10 @@
 """What a server keeps and counts: ``python -m benchmarks.servers http://127.0.0.1:8080/v1``.
 
-The same searches one request at a time, which are the first run, and then with as many as they ask for, alone and all
-problems together. Seeds are the same each time: what differs is the server's own batching. Printed are the trees, and
-the share of their nodes, that are those of the first run; the requests for each sample; the sampled tokens that were
-billed, probes included, and those that the server's own metrics count (llama.cpp and vLLM have them); and the tokens a
-second. Any server with the API of OpenAI will do.
+The same searches one request at a time, twice, and then with as many as they ask for, alone and all problems together.
+Seeds are the same each time: what differs is the server's own batching. Printed are the trees, and the share of their
+nodes, that are those of the first run; the requests for each sample; the sampled tokens that were billed, probes
+included, and those that the server's own metrics count (llama.cpp and vLLM have them); and the tokens a second. Any
+server with the API of OpenAI will do.
 """
 
 from __future__ import annotations
@@ -79,11 +79,10 @@ def main() -> None:
     for strategy in (RepeatedSampling(4), REBASE(4)):
         first, told = run(strategy, 1, together=False)
         print(f"{type(strategy).__name__:<18}{1:>9} {'alone':<9}{'':>16}{told}", flush=True)
-        for together in (False, True):
-            found, told = run(strategy, options.concurrency, together)
-            way = "together" if together else "alone"
+        for concurrency, way in ((1, "alone"), (options.concurrency, "alone"), (options.concurrency, "together")):
+            found, told = run(strategy, concurrency, way == "together")
             same = equal(found, first)
-            print(f"{type(strategy).__name__:<18}{options.concurrency:>9} {way:<9}{same:>16}{told}", flush=True)
+            print(f"{type(strategy).__name__:<18}{concurrency:>9} {way:<9}{same:>16}{told}", flush=True)
 
 
 def _first_model(url: str) -> str:
