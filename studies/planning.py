@@ -5,7 +5,8 @@ so that a plan costs seconds here and its races are those of a real call. A plan
 (made by ``python -m studies.scaling run --split dev --records FILE``) in 20 orders, and is judged on the 500 test
 problems. Without that file it plans on one seed of samples of the test problems, and is judged on the other seeds.
 
-The second table plans on half of recorded real samples, and is judged on the other half: which model, how many samples.
+Then the records of the real model (``studies/real``): what a plan on them advises, and how good plans on one half of
+the problems are on the other. Tables of ``--samples`` do the same for recorded answers: which model, how many samples.
 """
 
 from __future__ import annotations
@@ -21,14 +22,18 @@ import numpy as np
 
 from inferscale.cost import Budget
 from inferscale.functional import best_of_k, majority_at_k, weighted_majority_at_k
-from inferscale.scaling import Measured, Race
+from inferscale.scaling import Measured, Race, curve_of_results
 from inferscale.scaling.beliefs import Floats
+from inferscale.scaling.race import mean_and_error
 
+from .real.report import BESIDE
+from .real.searches import RECORDS, unpack
 from .scaling.measure import read
 from .scaling.page import fill
 
 POOLS = (4, 16, 64)
 BUDGETS = (3e8, 1e9, 3e9, 1e10)
+REAL = (1e11, 3e11, 1e12)
 REDUCTIONS = ("min", "last")
 Column = tuple[Floats, dict[str, Floats]]
 
@@ -255,6 +260,50 @@ def recorded(path: Path, seeds: int, share: float, caps: Sequence[int]) -> list[
     return table(f"{path.stem}, samples of a problem", caps, [r for r, _ in found], [spent for _, spent in found])
 
 
+def real_runs(dataset: str = "svamp") -> list[Outcomes]:
+    """The recorded searches of the real model on the problems that all of them solved; costs are means."""
+    records = unpack(RECORDS)
+    found = []
+    count = len(records[f"rebase-16-{dataset}"])
+    for run in ("samples", *BESIDE):
+        results = records[f"{run}-{dataset}"][:count]
+        points = curve_of_results([results], "RepeatedSampling" if run == "samples" else run)
+        columns: dict[str, Column] = {}
+        kin = {}
+        for p in points:
+            if p.vote != "coverage" and (p.n > 1 or p.vote == "majority"):
+                name = f"{p.n} samples, {p.vote}" if run == "samples" else f"{run}, {p.vote}"
+                columns[name] = np.asarray(p.per_problem), {"flops": np.full(count, p.flops)}
+                kin[name] = ("SmolLM2", run.split("-")[0], p.vote)
+        whole = np.asarray([r.cost.flops for r in results], dtype=float)
+        found.append(Outcomes(run, columns, {"flops": whole}, kin))
+    return found
+
+
+def real(seeds: int) -> list[str]:
+    """What the real model's records advise, and plans on half of their problems, judged on the other half."""
+    runs = real_runs()
+    count = len(runs[0].paid["flops"])
+    race = Race([replace(run, order=np.arange(count)) for run in runs], [Budget(flops=cap) for cap in REAL], count)
+    lines = [
+        f"SmolLM2-135M on {count} problems of SVAMP, FLOPs of a problem: the choices of a plan on all of them",
+        *("", "| budget | choice | seen | expected | chance to be the best | rival | problems to tell |"),
+        "|" + "---|" * 7,
+    ]
+    for cap, w in zip(REAL, race.run(), strict=True):
+        seen, error = mean_and_error(race.column(str(w.configuration))[0])
+        lines.append(
+            f"| {cap:.3g} | {w.configuration} | {100 * seen:.1f} ± {100 * error:.1f} | {100 * w.expected:.1f} "
+            f"| {w.chance:.0%} | {w.rival} | {w.problems_needed} |"
+        )
+    judged, found = columns_of(runs), []
+    for seed in range(seeds):
+        order = np.random.default_rng(1000 + seed).permutation(count)
+        found.append(regret_of(seed, runs, judged, REAL, "flops", 0.5, order[: count // 2], order[count // 2 :]))
+    title = "SmolLM2-135M on SVAMP, planned on one half of the problems, judged on the other"
+    return [*lines, "", *table(title, REAL, [r for r, _ in found], [spent for _, spent in found])]
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m studies.planning", description=__doc__)
@@ -266,6 +315,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the tables into this page instead: docs/howto/planning.md")
     options = parser.parse_args()
     lines = embedded(options.records, options.plan_records, options.seeds, options.share)
+    lines += ["", *real(options.seeds)]
     for path in options.samples:
         lines += ["", *recorded(path, options.seeds, 0.5, (1, 4, 10))]
     if options.page is None:
