@@ -21,7 +21,7 @@ class GatedToy(Generator):
 
     def generate(self, requests):
         self.arrived += 1
-        assert self.gate.wait(30)
+        assert self.gate.wait(120)
         return self.toy.generate(requests)
 
     def max_sample_tokens(self, request):
@@ -58,7 +58,7 @@ def _started(server):
         assert not server.thread.is_alive()
 
 
-def until(happened, seconds=20):
+def until(happened, seconds=120):
     """Waits for something to happen."""
     end = time.monotonic() + seconds
     while not happened():
@@ -69,7 +69,7 @@ def until(happened, seconds=20):
 def call(server, path, body=None, headers=JSON, method=None):
     """Status, headers and content of an answer; JSON is read."""
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)) as connection:
         connection.request(method or ("GET" if data is None else "POST"), path, data, headers)
         with connection.getresponse() as answer:
             content = answer.read()

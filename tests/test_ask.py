@@ -322,12 +322,12 @@ def test_a_model_in_this_process_does_not_wait_for_one_on_a_server() -> None:
 
         def generate(self, requests: Any) -> Any:
             waiting.set()
-            assert sampled.wait(20), "the other model waited for this one"
+            assert sampled.wait(120), "the other model waited for this one"
             return super().generate(requests)
 
     class Local(ToyGenerator):
         def generate(self, requests: Any) -> Any:
-            assert waiting.wait(20)
+            assert waiting.wait(120)
             sampled.set()
             return super().generate(requests)
 

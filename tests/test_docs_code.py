@@ -39,8 +39,10 @@ NEEDS = {
 """Optional packages of a page."""
 SLOW = {
     "README.md",
-    "docs/howto/planning.md",
+    "docs/howto/compute_optimal.md",
     "docs/howto/evaluation.md",
+    "docs/howto/own_parts.md",
+    "docs/howto/planning.md",
     "docs/howto/pictures.md",
     "docs/howto/scaling_laws.md",
     "docs/reference/strategies.md",

@@ -13,7 +13,7 @@ from inferscale.strategies import RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 
 PROMPTS = ["How many?", "How many more?", "How many are left, and why?"]
-LONG = 20.0
+LONG = 120.0
 """Seconds after which a test that hangs fails."""
 
 

@@ -35,7 +35,7 @@ def picture(steps):
     return [(step.text, step.token_ids, step.finish_reason, step.inner_ends, step.flops) for step in steps]
 
 
-SLOW = set(FAMILIES) - {"llama", "gpt2", "qwen3", "mistral_window", "bloom", "mixtral", "mamba"}
+SLOW = set(FAMILIES) - {"llama", "gpt2", "qwen3", "mistral_window", "bloom", "mixtral"}
 
 
 @pytest.mark.parametrize("family", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else []) for f in FAMILIES])

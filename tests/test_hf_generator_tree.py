@@ -146,7 +146,7 @@ def test_nodes_are_known_by_their_tokens_and_not_by_their_keys():
     assert picture([second]) == picture([clean])
 
 
-@pytest.mark.parametrize("family", ["openai-gpt", "deepseek_v32"])
+@pytest.mark.parametrize("family", ["openai-gpt", pytest.param("deepseek_v32", marks=pytest.mark.slow)])
 def test_models_that_do_not_fit_are_run_plainly_and_say_so(family):
     with pytest.warns(UserWarning, match=r"is run without shared prefixes, slower and with equal results: "):
         gen = generator(model=families.small_model(family))
@@ -157,7 +157,7 @@ def test_models_that_do_not_fit_are_run_plainly_and_say_so(family):
 SHARED = [
     "mistral_window",
     "gemma2",
-    "gpt_oss",
+    pytest.param("gpt_oss", marks=pytest.mark.slow),  # sinks, which quick tests of thoughts and of long prompts have
     "gemma3_text",
     "deepseek_v3",
     "qwen2",

@@ -12,7 +12,7 @@ from inferscale.testing import PROMPTS, ToyReward
 from inferscale.tree import Node, Problem, root_key
 from tests.openai_stub import Raw, Stub, serving
 
-LONG = 20.0
+LONG = 120.0
 """Seconds after which a test that hangs fails."""
 
 

@@ -18,7 +18,7 @@ from inferscale.strategies import REBASE, BeamSearch, Greedy, RepeatedSampling
 from inferscale.testing import PROMPTS, BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward
 from inferscale.tree import Node, Problem, root_key
 
-LONG = 20.0
+LONG = 120.0
 """Seconds after which a test that hangs fails."""
 
 
@@ -194,11 +194,15 @@ def test_stream_takes_problems_as_there_is_room():
 
 
 def test_seconds_are_those_of_the_problems_own_calls():
-    def hook(prompt, depth):
-        time.sleep(0.1 if prompt == PROMPTS[0] else 0.0)
+    fast_is_done = threading.Event()
 
-    slow, fast = threaded(PROMPTS[:2], RepeatedSampling(2), Hooked(hook))
-    assert slow.cost.seconds > 0.08 > fast.cost.seconds > 0
+    def hook(prompt, depth):
+        assert prompt != PROMPTS[0] or fast_is_done.wait(LONG)
+
+    results = stream(PROMPTS[:2], RepeatedSampling(2), Hooked(hook))
+    fast = next(results)
+    threading.Timer(0.05, fast_is_done.set).start()
+    assert next(results).cost.seconds > fast.cost.seconds > 0
 
 
 def test_progress_is_shown(capsys):

@@ -140,7 +140,7 @@ def test_oversized_bodies_are_refused_declared_or_not(server):
     status, _, answer = call(server, "/v1/completions", body)
     assert status == 413
     assert answer["error"]["code"] == "request_too_large"
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     pieces = (body[at : at + 100] for at in range(0, len(body), 100))
     connection.request("POST", "/v1/completions", pieces, JSON, encode_chunked=True)
     assert connection.getresponse().status == 413

@@ -78,7 +78,7 @@ def test_told_to_end_the_server_lets_searches_end_and_takes_no_new_ones():
     with serving(service) as running:
         threads, answers = background(*[lambda i=i: ask(running, f"How many are {i}?") for i in range(2)])
         until(lambda: gauges(running) == (1, 1))
-        late = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+        late = http.client.HTTPConnection("127.0.0.1", running.port, timeout=120)
         late.request("GET", "/v1/models")
         late.getresponse().read()
         late.request("POST", "/v1/completions", headers={**JSON, "Content-Length": "15"})  # its body follows

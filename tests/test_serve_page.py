@@ -45,7 +45,7 @@ def visit(server, values, chat="no"):
     page = call(server, "/")[2].decode()
     [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     arguments = json.dumps([f"http://127.0.0.1:{server.port}/", script, values, chat])
-    done = subprocess.run(["node", "-e", BROWSER, arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["node", "-e", BROWSER, arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -295,7 +295,7 @@ def test_the_event_loop_goes_on_meanwhile():
 
     class Waiting(ToyGenerator):
         def generate(self, requests):
-            assert gate.wait(30)  # for the loop, which must run for it
+            assert gate.wait(120)  # for the loop, which must run for it
             return super().generate(requests)
 
     async def main():
@@ -333,7 +333,7 @@ def test_a_cancelled_task_ends_its_search():
             await task
 
     asyncio.run(main())
-    assert ended.wait(30)
+    assert ended.wait(120)
     assert (generator.calls, reward.calls) == (1, 0)
 
 
