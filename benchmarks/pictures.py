@@ -1,4 +1,4 @@
-"""The pictures of ``docs/howto/pictures.md``: real searches of the embedded models, seed 0.
+"""Pictures of ``docs/howto/pictures.md`` and ``docs/index.md``: real searches of the embedded models, seed 0.
 
 Run with ``python -m benchmarks.pictures``. Pages are photographed by a Chromium that is found on the path, or by the
 one that ``--browser`` names; ``--pages FOLDER`` keeps the pages.
@@ -7,11 +7,11 @@ one that ``--browser`` names; ``--pages FOLDER`` keeps the pages.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         pages = options.pages or Path(scratch)
         pages.mkdir(parents=True, exist_ok=True)
+        (options.out / "search.svg").write_text(drawing(found.pop("search")), encoding="ascii")
         for name, result in found.items():
             background = DARK if name == "tree-dark" else LIGHT
             photograph(result, background, pages / f"{name}.html", options.out / f"{name}.png", options.browser)
@@ -48,7 +49,7 @@ def main() -> None:
         curve(options.out / "curve.png")
 
 
-def searches() -> Mapping[str, SearchResult]:
+def searches() -> dict[str, SearchResult]:
     """Results by the name of their picture."""
     easy, hard = isc.zoo.problems("dev")[:2]
     generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), temperature=1.0, max_new_tokens=160)
@@ -58,7 +59,9 @@ def searches() -> Mapping[str, SearchResult]:
         vote = isc.MajorityVote(weighted=True)
         return isc.solve(problem, strategy, generator, reward_model=judge, aggregator=vote, seed=0)
 
+    first, better = isc.zoo.problems("test")[0], isc.HFGenerator(*isc.zoo.load("policy-s"), max_new_tokens=160)
     return {
+        "search": isc.solve(first, isc.REBASE(4), better, reward_model=judge),
         "tree-5": search(hard, isc.RepeatedSampling(4)),
         "tree-dark": search(easy, isc.BeamSearch(2, 2)),
         "tree-500": search(hard, isc.REBASE(84)),
@@ -71,6 +74,17 @@ def prm() -> isc.RewardModel:
     return isc.HFProcessRewardModel(
         *isc.zoo.load("prm-s"), good_token="<good>", bad_token="<bad>", reduction="min"
     )  # fmt: skip
+
+
+def drawing(result: SearchResult) -> str:
+    """The tree of a result in the colours of the reader's screen, or of the page that it is a part of."""
+    style = (
+        ".search{color:#111}@media (prefers-color-scheme:dark){.search{color:#ddd}}.search .chosen{stroke-width:3}"
+        ".search .kept{opacity:.5}.search .pruned{opacity:.5;stroke-dasharray:3 3}"
+    )
+    tree = re.search("<svg (.*?>)(.*?</svg>)", result.to_html(), flags=re.DOTALL)
+    assert tree is not None
+    return f'<svg class="search" {tree[1]}<style>{style}</style>{tree[2]}\n'
 
 
 def photograph(result: SearchResult, background: str, page: Path, picture: Path, browser: str) -> None:

@@ -1,12 +1,19 @@
 """Configuration of the documentation; builds offline."""
 
+import sys
 from importlib.metadata import version as distribution_version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_pages
 
 project = "inferscale"
 author = "The inferscale authors"
 release = version = distribution_version("inferscale")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+html_static_path = ["_static"]
+html_css_files = ["house.css"]
 html_theme = "furo"
 html_title = "inferscale"
 myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
@@ -18,5 +25,6 @@ nb_execution_timeout = 300
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 default_role = "code"
-suppress_warnings = ["myst.header"]
+suppress_warnings = ["myst.header", "ref.python"]  # the type `bytes` is not the attribute `bytes` of two classes
 napoleon_use_ivar = True
+reference_pages.write()

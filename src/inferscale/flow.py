@@ -135,6 +135,7 @@ class Embed:
 
 Request: TypeAlias = Generate | Score | Answer | Embed
 Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
+"""What `search` returns: a Python generator that yields requests, is sent their answers, and returns a `T`."""
 
 
 def as_request(request: object) -> Request:

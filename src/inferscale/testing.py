@@ -21,6 +21,7 @@ from .tree import FinishReason, Node, Problem, Step, Trajectory, UnscoredNodeErr
 from .viz import render_tree
 
 PROMPTS = ("How many?", "How many more?", "How many are left, and why?")
+"""The problems that the checks of this module search."""
 
 
 def unit_hash(text: str) -> float:

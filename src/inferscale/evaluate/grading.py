@@ -122,6 +122,7 @@ def _read_lines(process: subprocess.Popen[str], replies: _Lines) -> None:
 
 
 Verdict: TypeAlias = Literal["same", "different", "timeout", "crash", "skipped"]
+"""What a grader found of two answers; `"skipped"` if the time of all pairs was spent before it looked."""
 
 _BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\$?\s*$")  # 101_2 is not 101_3, whose subscripts math-verify leaves out
 _SPECIAL_FLOAT = re.compile(r"\d\s*[eE]\s*[-+]?\s*\d{4,}")  # 1e999999999: math-verify reads 1

@@ -52,7 +52,9 @@ def short_name(strategy: SearchStrategy) -> str:
 
 Floats: TypeAlias = NDArray[np.float64]
 Vote: TypeAlias = Literal["majority", "weighted", "best-of-n", "coverage"]
+"""Votes of a curve; `"coverage"` is what a perfect judge would choose."""
 VOTES: tuple[Vote, ...] = ("majority", "weighted", "best-of-n", "coverage")
+"""All votes of a curve."""
 SCORED_VOTES = ("weighted", "best-of-n")
 
 
@@ -245,6 +247,7 @@ def prompt_flops(samples: Sequence[Step]) -> float:
 
 
 CostName: TypeAlias = Literal["flops", "generator_flops", "reward_flops", "tokens", "seconds"]
+"""What the cost axis of a curve counts; `"flops"` is generator and reward model together."""
 
 
 def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> list[CurvePoint]:

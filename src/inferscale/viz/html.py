@@ -25,6 +25,7 @@ from .text import (
 RAMP = ("#e66101", "#fdb863", "#d4d4d4", "#80b7dc", "#0f6cb8")
 """From the lowest score to the highest: orange over grey to blue."""
 UNSCORED = "#9aa0a6"
+"""The colour of nodes without a score."""
 
 
 @dataclass(frozen=True)

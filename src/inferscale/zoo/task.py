@@ -217,6 +217,7 @@ LEVELS: dict[int, Level] = {
     4: Level(7, 8, 1500, 20),
     5: Level(8, 10, 3000, 30),
 }
+"""The five levels of difficulty."""
 
 _WEIGHTS: dict[Kind, int] = {
     "add": 8, "sub": 8, "add_groups": 6, "sub_groups": 5, "times": 4, "split": 3, "fraction": 4,
@@ -297,8 +298,10 @@ __all__ = [
 ]
 
 Split: TypeAlias = Literal["train", "dev", "test"]
+"""Parts of the problems; which one a problem belongs to depends on its text alone."""
 
 ANSWER_PREFIX = "The answer is: "
+"""What the last line of a solution begins with."""
 _STEP = re.compile(r"\s*([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)\s*")
 _ANSWER = re.compile(r"\s*The answer is: ([0-9]+)\s*")
 _BUCKETS = 16  # one in 16 problems belongs to "test", one to "dev", the others to "train"

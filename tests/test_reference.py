@@ -1,0 +1,45 @@
+"""Every public object has a page in the reference, under one name, with a text that says what it is."""
+
+import inspect
+import pkgutil
+import runpy
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import inferscale
+
+pytest.importorskip("sphinx", reason="the reference needs the extra: docs")
+PAGES = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "reference_pages.py"))
+INDEX = PAGES["index"]()
+
+
+def public_objects():
+    """The objects that modules without an underscore in their names export, two levels down."""
+    names = [found.name for found in pkgutil.iter_modules(inferscale.__path__) if not found.name.startswith("_")]
+    homes = [import_module(f"inferscale.{name}") for name in names if name not in ("cli", "runtime")]
+    for home in (inferscale, *homes):
+        for name in getattr(home, "__all__", ()):
+            if not inspect.ismodule(getattr(home, name)):
+                yield f"{home.__name__}.{name}", getattr(home, name)
+
+
+def test_every_public_object_has_a_page():
+    listed = {id(item) for names in INDEX.values() for item in names.values()}
+    missing = [name for name, item in public_objects() if id(item) not in listed]
+    assert missing == []
+
+
+def test_every_name_is_that_of_its_object_and_comes_once():
+    names = [name for subject in INDEX.values() for name in subject]
+    assert len(names) == len(set(names)) > 300
+    for subject in INDEX.values():
+        for name, item in subject.items():
+            module, _, short = name.rpartition(".")
+            assert getattr(import_module(module), short) is item
+
+
+def test_every_object_says_what_it_is():
+    empty = [name for subject in INDEX.values() for name, item in subject.items() if not PAGES["text_of"](name, item)]
+    assert empty == []
