@@ -170,7 +170,7 @@ MUTANTS = [
     Mutant("answers.py", "position += 1  # an escaped brace is text", "pass",
            "an escaped brace closes a box", "answers"),
     Mutant("answers.py", "Fraction(1, 10**decimal.places)", "Fraction(1, 10 ** (decimal.places - 1))",
-           "a decimal agrees with fractions that it does not round", "real_text"),
+           "a decimal agrees with fractions that it does not round", "answers"),
     Mutant("answers.py", "if first.unit != second.unit and first.unit and second.unit:",
            "if first.unit != second.unit:", "15 is not the same as 15 cm", "real_text"),
     Mutant("answers.py", "return self.find(complete, stated=True)", "return self.find(complete)",

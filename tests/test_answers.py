@@ -157,6 +157,7 @@ def test_answers_of_two_groups_are_not():
 DIFFERENT = [
     ("10%", "0.1"),
     ("0.33", "1/3"),
+    ("0.0838", "1/12"),  # 0.08333: right to three places of the four
     ("5", "5!"),
     ("2", "2x"),
     ("2", "2 pi"),
