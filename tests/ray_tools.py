@@ -12,7 +12,7 @@ from inferscale.generators import VLLMGenerator
 from inferscale.ray import solve_dataset
 from inferscale.strategies import REBASE
 from inferscale.testing import ToyGenerator, ToyReward
-from inferscale.tree import Problem
+from inferscale.tree import Problem, Step
 from tests import vllm_stub
 
 PROBLEMS = [Problem(f"How many are {index % 190}?", str(index % 4), f"toy/{index}") for index in range(200)]
@@ -69,6 +69,13 @@ class Diary(Generator):
 
     def max_sample_tokens(self, request):
         return self._toy.max_sample_tokens(request)
+
+
+class Wordy(Generator):
+    """Long solutions at no cost."""
+
+    def generate(self, requests):
+        return [[Step(" word" * 500 + "\nThe answer is 7", finish_reason="eos")] * request.n for request in requests]
 
 
 class DiaryLLM(vllm_stub.LLM):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,7 @@ from inferscale.ray import Journals, make_batches, results_of, row_of, solve_dat
 from inferscale.testing import ToyGenerator, ToyReward
 from inferscale.tree import Problem
 from tests import vllm_stub
-from tests.ray_tools import PROBLEMS, VLLM_LIMITS, Diary, calls, make_vllm
+from tests.ray_tools import PROBLEMS, VLLM_LIMITS, Diary, Wordy, calls, make_vllm
 from tests.serve_tools import until
 
 
@@ -152,6 +153,21 @@ def test_actors_do_not_run_away_from_a_slow_reader(cluster, tmp_path):
     time.sleep(1)  # of 100 batches, most would be begun by now
     assert journals() == begun
     assert len(dict(stream)) == 200 - 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_driver_holds_does_not_grow_with_the_results(cluster):
+    problems = [Problem(f"How many are in box {number}?") for number in range(2000)]
+    sizes, held = 0, []
+    tracemalloc.start()
+    for place, (_, result) in enumerate(stream_dataset(problems, RepeatedSampling(4), Wordy, batch_size=50)):
+        sizes += len(result.text) * 4
+        if place % 200 == 199:
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert max(held[2:]) - held[1] < sizes / 20, (held, sizes)
 
 
 @pytest.mark.slow
