@@ -24,6 +24,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"  # fields of a dataclass are told once
 default_role = "code"
 suppress_warnings = ["myst.header", "ref.python"]  # the type `bytes` is not the attribute `bytes` of two classes
 napoleon_use_ivar = True

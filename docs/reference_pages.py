@@ -117,7 +117,7 @@ def directive_of(name: str, item: Any) -> str:
         return f".. {kind}:: {name}\n   :members:\n   :exclude-members: search\n"
     if inspect.isroutine(item):
         return f".. autofunction:: {name}\n"
-    return f".. py:data:: {name}\n\n{indent(text_of(name, item), '   ')}\n"
+    return f".. py:data:: {name.rpartition('.')[2]}\n\n{indent(text_of(name, item), '   ')}\n"
 
 
 def write() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import inferscale as isc
+from inferscale.flow import Generate
 from inferscale.testing import check_strategy
 
 
@@ -43,7 +44,9 @@ check_strategy(SuccessiveHalving(width=4))
 # %%
 root = isc.Node(isc.Problem("2 + 3 = ?"))
 flow = SuccessiveHalving(width=2).search(root, random.Random(0))
-print(next(flow))
+request = next(flow)
+assert isinstance(request, Generate)
+print(request.requests[0].n, "samples of", request.requests[0].node)
 
 # %% [markdown]
 # With the embedded policy, beside REBASE. The reward is the exact checker of the task: an oracle.
