@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import signal
 import time
 from dataclasses import replace
@@ -11,12 +12,15 @@ import pytest
 import typer
 
 from inferscale import REBASE, RepeatedSampling, solve_batch
+from inferscale.base import Generator
 from inferscale.evaluate import run_evaluation
 from inferscale.rewards import LabelledSolution
+from inferscale.strategies.selecting import solution_of
 from inferscale.testing import ToyGenerator, ToyProcessReward
-from inferscale.tree import Problem
+from inferscale.tree import Problem, Step
 from studies.real.__main__ import within
 from studies.real.judge import balanced, outcome_labels, split, with_rollouts
+from studies.real.judging import chosen_by_model
 from studies.real.plots import plot_all, points_of
 from studies.real.report import JUDGES, all_claims, all_tables, is_scored, judged, voting_limit
 from studies.real.searches import RECORDS, compact, expanded, pack_all, score_run, scored, unpack
@@ -179,3 +183,30 @@ def test_the_page_is_what_the_records_say(tmp_path):
     runs = unpack(RECORDS)
     fill(page, {"tables": all_tables(runs), "claims": all_claims(runs)})
     assert page.read_text(encoding="utf-8") == text
+
+
+class Knows(Generator):
+    """Names the solution that is in a set: by its letter, or by its number."""
+
+    def __init__(self, right):
+        self.right = right
+
+    def generate(self, requests):
+        return [[self.reply(request.node.problem.prompt)] for request in requests]
+
+    def reply(self, prompt):
+        shown = re.findall(r"Solution (\w):\n(.*?)(?=\n\nSolution|\n\nWhich|\n\nCompare)", prompt, re.DOTALL)
+        name = next(name for name, text in shown if text.strip() in self.right)
+        text = name if name.isalpha() else f"Best: {name}"
+        return Step(text, logprob=-0.1, num_tokens=1, finish_reason="eos")
+
+
+def test_a_judge_that_knows_the_right_samples_always_chooses_them():
+    samples = unpack(RECORDS)["samples-svamp"]
+    right = {
+        solution_of(leaf) for r in samples for leaf, t in zip(r.leaves, r.trajectories, strict=True) if t.is_correct
+    }
+    pairs, silent, aside = chosen_by_model(samples, Knows(right), problems=12, pairs=2, candidates=4)
+    assert pairs == "pairs, by likelihood: 100.0 ± 0.0 % right, a coin 50.0 % (12 problems, 2 pairs of each)"
+    assert silent == "0.0 % of 48 replies name none of the two"
+    assert aside.startswith("side by side: 100.0 ± 0.0 % right, a coin 25.0 %")
