@@ -138,6 +138,22 @@ def test_seconds_by_phase_add_up():
     assert set(toy.phases) == {"generate", "python"}
 
 
+def test_the_first_answer_is_a_finished_solution():
+    class Clock(ToyGenerator):
+        def generate(self, requests):
+            told.append(None if not searches else searches[-1].cost.first_answer)
+            return super().generate(requests)
+
+    told, searches = [], []
+    strategy = isc.BeamSearch(2, 2, lookahead=9)  # whole solutions are looked ahead to, and are none
+    result = isc.solve("How many?", strategy, Clock(), reward_model=ToyReward(), on_step=searches.append)
+    finished = [node.depth for node in result.root.walk() if node.is_finished]
+    assert told[: min(finished)] == [None] * min(finished)
+    assert result.cost.first_answer > 0
+    endless = isc.solve("How many?", isc.RepeatedSampling(2), ToyGenerator(), budget=isc.Budget(tokens=1)).cost
+    assert endless.first_answer is None
+
+
 def test_what_is_not_known_is_none():
     cost = isc.solve("How many?", isc.RepeatedSampling(2), ToyGenerator()).cost
     assert (cost.generator_bytes, cost.cache_bytes, cost.bytes, cost.joules) == (None, None, None, None)

@@ -273,8 +273,7 @@ class Scheduler:
                 place, first = asked.tickets[ticket]
                 asked.steps[place][first + index] = step
                 asked.num_open -= 1
-                if not asked.requests[place].aside:
-                    search.saw(step)
+                search.saw(asked.requests[place], step)
                 new.append((search, place, first + index))
         for search, place, index in new:
             asked = self._asked[search]

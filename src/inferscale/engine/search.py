@@ -340,8 +340,8 @@ class Search:
             if cut and any(request.is_over for request in requests):
                 samples = samples._replace(stopped_by="cancel" if self.is_cancelled() else "seconds")
             for request, steps in zip(requests, samples.steps, strict=True):
-                for step in () if request.aside else steps:
-                    self.saw(step)
+                for step in steps:
+                    self.saw(request, step)
             samples = samples._replace(python=self._python, first_answer=self.cost.first_answer)
             if samples.stopped_by != "cancel":
                 self._record(samples)
@@ -389,10 +389,11 @@ class Search:
         if self._journal is not None and not request.forced and not request.is_over:
             self._journal.record_sample(self.root, branch_key(request.node.key, request.first + index), step)
 
-    def saw(self, step: Step) -> None:
-        """Note the time of the first finished solution."""
-        if self.cost.first_answer is None and step.finish_reason in ("eos", "length"):
-            self.cost = replace(self.cost, first_answer=self._seconds)
+    def saw(self, request: GenerateRequest, step: Step) -> None:
+        """Note the time of the first finished solution; look-ahead and side prompts are none."""
+        if self.cost.first_answer is None and request.attach and step.finish_reason in ("eos", "length"):
+            if step.text.strip() or request.node.text.strip():
+                self.cost = replace(self.cost, first_answer=self._seconds)
 
     def _grown(self, request: GenerateRequest, draw: int, step: Step) -> Node:
         """The new node of a sample."""

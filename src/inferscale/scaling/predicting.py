@@ -89,7 +89,7 @@ class Prediction:
         generator_flops: Of the policy.
         reward_flops: Of the reward model.
         generator_bytes: Weights, keys and values that the policy reads and writes: weights once for each
-            forward, a shared prefix once for all rows.
+            forward, the prompt's keys and values once for all rows (`inferscale.flops.traffic`).
         reward_bytes: Of the reward model.
         cache_bytes: The part of both that is keys and values.
         rounds: Forwards that follow one another: the part of latency that no hardware takes away.
