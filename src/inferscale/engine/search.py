@@ -391,9 +391,10 @@ class Search:
 
     def saw(self, request: GenerateRequest, step: Step) -> None:
         """Note the time of the first finished solution; look-ahead and side prompts are none."""
-        if self.cost.first_answer is None and request.attach and step.finish_reason in ("eos", "length"):
-            if step.text.strip() or request.node.text.strip():
-                self.cost = replace(self.cost, first_answer=self._seconds)
+        if self.cost.first_answer is not None or not request.attach:
+            return
+        if step.finish_reason in ("eos", "length") and (request.node.text + step.text).strip():
+            self.cost = replace(self.cost, first_answer=self._seconds)
 
     def _grown(self, request: GenerateRequest, draw: int, step: Step) -> Node:
         """The new node of a sample."""
