@@ -23,19 +23,28 @@ class Browser:
     def __init__(self, width=1280, height=900, dark=False):
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._process = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
-        # It says on which port it listens.
-        port = next(
-            found[1] for line in self._process.stdout if (found := re.search(r"successfully on port (\d+)", line))
-        )
-        self._session = f"http://127.0.0.1:{port}/session"
+        try:
+            self._begin(width, height, dark)
+        except BaseException:
+            self._end()
+            raise
+
+    def _begin(self, width, height, dark):
+        said = (re.search(r"successfully on port (\d+)", line) for line in self._process.stdout)
+        self._session = f"http://127.0.0.1:{next(filter(None, said))[1]}/session"
         options = {"binary": CHROMIUM, "args": [*_FLAGS, f"--user-data-dir={self._folder.name}"]}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL", "browser": "ALL"}}
         self._session += "/" + self._call("", capabilities={"alwaysMatch": wanted})["sessionId"]
-        self._command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
-        )
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._command("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._command("Emulation.setEmulatedMedia", features=[scheme])
+
+    def _end(self):
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._folder.cleanup()
 
     def __enter__(self):
         return self
@@ -44,10 +53,7 @@ class Browser:
         request = urllib.request.Request(self._session, method="DELETE")
         with urllib.request.urlopen(request, timeout=60):
             pass
-        self._process.kill()
-        self._process.wait()
-        self._process.stdout.close()
-        self._folder.cleanup()
+        self._end()
 
     def _call(self, path, **body):
         request = urllib.request.Request(self._session + path, json.dumps(body).encode())

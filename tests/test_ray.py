@@ -158,6 +158,16 @@ def test_actors_do_not_run_away_from_a_slow_reader(cluster, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore")
+def test_a_stream_that_is_left_ends_its_actors(cluster, tmp_path):
+    for _ in stream_dataset(PROBLEMS, RepeatedSampling(2), partial(Diary, tmp_path), num_actors=2, batch_size=2):
+        break
+    until(lambda: not actors(tmp_path), seconds=120)
+    assert len(diaries(tmp_path)) < 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore")
 def test_what_the_driver_holds_does_not_grow_with_the_results(cluster):
     problems = [Problem(f"How many are in box {number}?") for number in range(2000)]
     sizes, held = 0, []
