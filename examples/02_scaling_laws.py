@@ -16,7 +16,7 @@ from inferscale.scaling import (
     pareto_frontier,
     scaling_curve,
 )
-from inferscale.viz import plot_frontier, plot_scaling, to_frame
+from inferscale.viz import label_lines, plot_frontier, plot_scaling, to_frame
 
 problems = isc.zoo.problems("dev")[:20]
 generator = isc.HFGenerator(*isc.zoo.load("policy-s"), temperature=1.0, max_new_tokens=160)
@@ -43,11 +43,13 @@ to_frame(methods)[["strategy", "vote", "n", "accuracy", "standard_error", "gener
 # policy's parameters, and a majority vote does not need it.
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True, layout="constrained")
 shown = [p for p in methods if p.vote != "best-of-n"]
 plot_scaling(shown, y="error", x="generator_flops", ax=left)
 plot_scaling(shown, y="error", x="flops", ax=right)
 plot_frontier(methods, y="error", x="flops", ax=right)
+label_lines(figure)
+
 # %% [markdown]
 # ## What to buy
 

@@ -16,7 +16,7 @@ from inferscale.engine import SearchResult, solve
 from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import ToyGenerator, ToyProcessReward
 from inferscale.tree import Node, Problem, Step, Trajectory
-from inferscale.viz import MOST_VOTES, RAMP, Scale, marks_of, render_tree, svg, tidy_rows
+from inferscale.viz import MOST_VOTES, RAMP, Scale, growing, marks_of, render_tree, svg, tidy_rows
 from inferscale.viz.html import APART, COUSINS_APART, MOST_LABELLED
 from inferscale.viz.text import FOLD_ABOVE, MOST_DRAWN, columns, escaped, one_line, visible
 
@@ -419,3 +419,15 @@ def test_the_svg_stands_alone():
     picture = ElementTree.fromstring(svg(drawn(result), Scale(0, 1), "a <tree>"))
     assert picture.get("aria-label") == "a <tree>"
     assert picture.get("fill") == "currentColor"
+
+
+def test_a_large_growing_tree_shows_where_it_grows():
+    root = solve("How many?", REBASE(24), ToyGenerator(), reward_model=ToyProcessReward()).root
+    assert len(list(root.walk())) > FOLD_ABOVE
+    page = growing(root)
+    deepest = max(node.depth for node in root.walk())
+    marks = re.findall(r'class="mark"', page)
+    assert deepest < len(marks) <= FOLD_ABOVE * 3, "a path to the deepest leaves, and what is beside it in few marks"
+    assert " open" in page
+    assert " returned" not in page
+    assert " pruned" not in page

@@ -146,9 +146,9 @@ background:rgba(128,128,128,.1);color:inherit;border-radius:6px;
 font:12px/1.5 ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
 .inferscale svg{max-width:none;display:block}
 .inferscale .edges .chosen{stroke-width:3}
-.inferscale .edges .kept{stroke-width:1.3;opacity:.5}
+.inferscale .edges :is(.kept,.open){stroke-width:1.3;opacity:.5}
 .inferscale .edges .pruned{stroke-width:1.1;opacity:.4;stroke-dasharray:3 3}
-.inferscale .compact .edges .kept{stroke-width:1}
+.inferscale .compact .edges :is(.kept,.open){stroke-width:1}
 .inferscale .compact .edges .pruned{stroke-dasharray:2 2;opacity:.3}
 .inferscale .mark{stroke:currentColor;stroke-width:1;stroke-opacity:.55}
 .inferscale .chosen .mark{stroke-width:2;stroke-opacity:1}
@@ -173,8 +173,8 @@ _WIDTH = 730.0  # what a tree may take before it scrolls, in pixels
 _LETTER = 6.7  # width of a letter at 11 pixels, in pixels
 _BEND = 30.0  # width of the curve that leads to a branch
 _MARGIN = 14.0
-_KINDS = {"pruned": "pruned", "kept": "returned"}
-_DRAWN = {"pruned": 0, "kept": 1, "chosen": 2}  # later ones lie on top
+_KINDS = {"pruned": "pruned", "kept": "returned", "open": "open"}
+_DRAWN = {"pruned": 0, "open": 1, "kept": 1, "chosen": 2}  # later ones lie on top
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _node(mark: Mark, plan: _Plan, y: float, scale: Scale) -> str:
 
 def _shape(mark: Mark, x: float, y: float, plan: _Plan, scale: Scale) -> str:
     """A circle for a step, a square for an end, a triangle for several nodes in one."""
-    r = plan.radius * {"chosen": 1.25, "kept": 1.0, "pruned": 0.8}[mark.state]
+    r = plan.radius * {"chosen": 1.25, "kept": 1.0, "open": 1.0, "pruned": 0.8}[mark.state]
     fill = f'class="mark" fill="{scale.colour(mark.score)}"'
     if mark.is_folded:
         r *= 1.25
@@ -354,10 +354,16 @@ def page(
 
 
 def growing(root: Node) -> str:
-    """The HTML of a tree whose search goes on: of no node is it known yet what becomes of it."""
-    marks = readable_marks(root, (), (), root)
+    """The HTML of a tree whose search goes on: of no node is it known yet what becomes of it.
+
+    Where it is too large to be read, the paths to the finished and to the deepest leaves are drawn, and what else
+    stands below one parent is one mark.
+    """
+    leaves = [node for node in root.walk() if not node.children]
+    deepest = max(node.depth for node in leaves)
+    marks = readable_marks(root, [n for n in leaves if n.is_finished or n.depth == deepest], (), root)
     for mark in marks:
-        mark.state = "kept"
+        mark.state = "open"
     nodes = sum(len(mark.nodes) for mark in marks)
     title = f"Search tree: {nodes:,} nodes until now"
     kind = "tree" if len(marks) <= MOST_LABELLED else "tree compact"

@@ -99,10 +99,15 @@ def label_lines(where: Axes, size: float = 8) -> None:
         size: Of the names, in points.
     """
     figure, panels = (where.figure, [where]) if hasattr(where, "plot") else (where, where.axes)
-    for _ in range(2):  # names need room, and room moves the lines' ends
+    before, places = None, list[Any]()
+    for _ in range(5):  # names need room, and room moves the lines' ends
+        if before == places:
+            break
+        before = places
         for ax in panels:
             _label_lines(ax, size)
         figure.draw_without_rendering()
+        places = [[round(float(edge), 3) for edge in ax.get_position().bounds] for ax in panels]
 
 
 def _label_lines(ax: Axes, size: float) -> None:
@@ -187,6 +192,7 @@ def plot_plan(plan: Plan, cost: str | None = None, ax: Axes = None) -> Axes:
         bars(these, color=COLOURS[index % len(COLOURS)], markersize=7, label=in_legend(t))
     if all(t.costs[cost] > 0 for t in shown):
         ax.set_xscale("log")
+        _thin_marks(ax)
     ax.set_xlabel(_LABELS.get(cost, f"{cost} per problem"))
     ax.set_ylabel("accuracy")
     ax.grid(alpha=0.3)
@@ -232,8 +238,13 @@ def plot_votes(
 def _scale_costs(ax: Axes, points: Iterable[CurvePoint], x: CostName) -> None:
     if any(getattr(p, x) > 0 for p in points):
         ax.set_xscale("log", base=2 if x == "tokens" else 10)
-    if ax.get_xscale() == "log" and x != "tokens":  # within a decade every second mark is named, and names must fit
-        ax.xaxis.set_minor_locator(require("matplotlib.ticker", "plot").LogLocator(subs=(2, 5)))
+        if x != "tokens":
+            _thin_marks(ax)
+
+
+def _thin_marks(ax: Axes) -> None:
+    """Marks at 1, 2 and 5: within a decade the small ones are named, and names must fit."""
+    ax.xaxis.set_minor_locator(require("matplotlib.ticker", "plot").LogLocator(subs=(2, 5)))
 
 
 def _lines(points: Iterable[CurvePoint], x: str) -> dict[str, list[CurvePoint]]:

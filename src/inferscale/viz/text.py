@@ -157,7 +157,7 @@ def _label(node: Node, chosen: set[Node], max_text: int) -> str:
     return f"{mark}{text}{score}{reason}"
 
 
-State: TypeAlias = Literal["chosen", "kept", "pruned"]
+State: TypeAlias = Literal["chosen", "kept", "pruned", "open"]
 FOLD_ABOVE = 60
 """Nodes above which pruned subtrees and equal leaves are folded."""
 MOST_DRAWN = 1000
@@ -173,7 +173,8 @@ class Mark:
 
     Attributes:
         nodes: The node, or all that were folded, parents first.
-        state: On the path to the reported answer, on that to another leaf that the search returned, or on none.
+        state: On the path to the reported answer, on that to another leaf that the search returned, or on none;
+            ``"open"`` while the search goes on.
         depth: Steps from the root.
         is_whole: Whether all below it is in `nodes`, so that nothing is drawn below.
         answer: The answer of a returned leaf.
@@ -251,7 +252,9 @@ class _Folding:
         self._chosen = {root, *selected.path}
         self._kept = {node for leaf in leaves for node in leaf.path}
         self._normalize = trajectories[0].equality.normalize if trajectories else normalize_answer
-        self._answers = {leaf: trajectory.answer for leaf, trajectory in zip(leaves, trajectories, strict=True)}
+        self._answers = {
+            leaf: trajectory.answer for leaf, trajectory in zip(leaves, trajectories, strict=bool(trajectories))
+        }
 
     def groups(self, siblings: Sequence[Node]) -> list[list[Node]]:
         """The siblings that one mark stands for each, in order of first appearance."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
@@ -161,7 +162,9 @@ def _merged(model: Any, adapter: Path) -> Any:
         with torch.random.fork_rng(devices=[]):  # the head is the adapter's
             model = getattr(transformers, config.architectures[0])(config)
         getattr(model, model.base_model_prefix).load_state_dict(body.state_dict())
-    return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # peft asks in the old words
+        return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def load_model(folder: Path) -> LlamaForCausalLM:
