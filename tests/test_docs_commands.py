@@ -69,7 +69,7 @@ class ReadError(Exception):
 
 def read(command):
     """Has the command's own parser read its arguments, and nothing more."""
-    words = shlex.split(command)
+    words = [word for word in shlex.split(command) if word != "--help"]  # every parser has it, and reads no further
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
