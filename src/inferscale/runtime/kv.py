@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -543,9 +543,9 @@ class PromptPlan(Plan):
         return torch.cat(outputs).contiguous()
 
 
-_BLOCK = 16  # rows whose private parts are padded to the same length
+_RUN = 16  # rows that decode side by side and are looked at together
 _CALL = 2**19  # multiply-adds that take a CPU as long as one more product does
-_READ = 16  # queries whose products take a GPU as long as reading the keys does
+_READ = 16  # queries whose products take as long as reading the keys does
 
 
 def bucket(number: int, least: int = 1) -> int:
@@ -758,6 +758,62 @@ def narrowed(kv: Tensor, heads: int, width: int) -> Tensor:
     return kv if kv.shape[1] == heads and kv.shape[3] == width else kv[:, :heads, :, :width]
 
 
+class Block(NamedTuple):
+    """Neighbouring rows whose private parts are read in one product: padded to as many queries, and keys.
+
+    Attributes:
+        start: The first row.
+        stop: The row after the last one.
+        most: Queries of each row.
+        keys: Keys of each row.
+    """
+
+    start: int
+    stop: int
+    most: int
+    keys: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+    @property
+    def places(self) -> int:
+        """Queries of all rows, padding included."""
+        return self.rows * self.most
+
+    @property
+    def work(self) -> int:
+        """Products of queries and keys, and what reading the keys takes."""
+        return self.rows * self.keys * (self.most + _READ)
+
+
+def blocks_of(rows: NDArray[np.int64], counts: NDArray[np.int64], keys: NDArray[np.int64], width: int) -> list[Block]:
+    """Blocks of neighbours that hold `rows`, where padding and idle rows between them cost less than the calls saved.
+
+    Args:
+        rows: Rows, ascending.
+        counts: Queries of each.
+        keys: Keys of each.
+        width: Numbers of a token's keys in one layer.
+    """
+    size, place = _RUN if counts.max() == 1 else 1, np.arange(len(rows))
+    edges = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (place % size == 0))
+    lasts = np.append(edges[1:], len(rows)) - 1
+    most, longest = (np.maximum.reduceat(numbers, edges) for numbers in (counts, keys))
+    blocks: list[Block] = []
+    for run in map(Block, rows[edges].tolist(), (rows[lasts] + 1).tolist(), most.tolist(), longest.tolist()):
+        if blocks:
+            last = blocks[-1]
+            both = Block(last.start, run.stop, max(last.most, run.most), max(last.keys, run.keys))
+            if (both.work - last.work - run.work) * width <= _CALL:
+                blocks[-1] = both
+                continue
+        blocks.append(run)
+    return blocks
+
+
 class RowPlan(Plan):
     """New tokens of some rows of a batch, in ascending order, packed row by row.
 
@@ -776,53 +832,44 @@ class RowPlan(Plan):
         starts, ends = batch.lengths[rows], np.cumsum(counts)
         place = np.arange(ends[-1]) - np.repeat(ends - counts, counts)  # of each token among its row's new ones
         position = np.repeat(starts, counts) + place  # and among its row's private ones
-        self._base_of_token = np.repeat(batch.bases[rows], counts)  # tokens of the prompt before it
-        self.absolute = position + self._base_of_token
-        self._batch, self._count, self._past = batch, len(rows), int(starts.sum())
-        self._most = int(counts.max())
+        self.absolute = position + np.repeat(batch.bases[rows], counts)
+        self._batch, self._rows, self._starts, self._counts = batch, rows, starts, counts
         edges = np.concatenate([[0], ends])  # of the rows, among the packed tokens
         self._shares = [
             Share(slots, edges[np.searchsorted(rows, [*slots.starts, slots.stop])]) for slots in batch.slots
         ]
         self._shares = [share for share in self._shares if share.most]
-        self._rows = rows
-        # Blocks of neighbouring rows, and the keys that their longest row sees. A GPU runs them as one.
-        seen = np.ones(len(batch), dtype=np.int64)
-        seen[rows] = starts + counts
-        keys = self._keys = int(seen.max())
-        self._blocks = [(0, len(batch), keys)]
+        most, keys = self._most, self._keys = int(counts.max()), int((starts + counts).max())
+        # A GPU runs all rows as one block.
+        self._blocks = [Block(0, len(batch), most, keys)]
         if not fixed_shapes(device):
-            self._blocks = []
-            width = batch.kv.shape[3] * batch.kv.shape[5]
-            saved = _CALL // (self._most * width)  # keys of padding that are worth a call
-            for start, most in enumerate(np.maximum.reduceat(seen, np.arange(0, len(seen), _BLOCK)).tolist()):
-                first, stop = start * _BLOCK, min((start + 1) * _BLOCK, len(batch))
-                if self._blocks:
-                    begin, end, longest = self._blocks[-1]
-                    if (end - begin) * max(most - longest, 0) + (stop - first) * max(longest - most, 0) <= saved:
-                        first, most = begin, max(most, longest)
-                        self._blocks.pop()
-                self._blocks.append((first, stop, most))
+            self._blocks = blocks_of(rows, counts, starts + counts, batch.kv.shape[3] * batch.kv.shape[5])
+        # Where tokens have to be moved: the token at each place of the blocks, and the place of each token.
+        self._moves: tuple[Tensor, Tensor] | None = None
+        if sum(block.places for block in self._blocks) != ends[-1]:
+            held = np.concatenate([np.arange(block.start, block.stop) for block in self._blocks])
+            widths = np.repeat([block.most for block in self._blocks], [block.rows for block in self._blocks])
+            begins, of_row = np.cumsum(widths) - widths, np.zeros(len(batch), dtype=np.int64)
+            of_row[held] = begins
+            first, last = np.zeros((2, len(batch)), dtype=np.int64)  # of each row; an idle one has any
+            first[rows], last[rows] = ends - counts, ends - 1
+            token = np.repeat(first[held] - begins, widths) + np.arange(widths.sum())
+            there, back = np.minimum(token, np.repeat(last[held], widths)), np.repeat(of_row[rows], counts) + place
+            self._moves = torch.from_numpy(there).to(device), torch.from_numpy(back).to(device)
         # The usual decode step: one token for every row, and all at the same place. Then no mask is needed.
-        self._one_each = self._most == 1 and len(rows) == len(batch) and bool((np.diff(rows) == 1).all())
-        self._step = int(starts[0]) if self._one_each and bool((starts == starts[0]).all()) else None
-        self._bias: Tensor | None = None
+        is_step = most == 1 and len(rows) == len(batch) and bool((starts == starts[0]).all())
+        self._step = int(starts[0]) if is_step else None
         self._positions = torch.from_numpy(self.absolute).to(device)
-        self._windowed: dict[int, Tensor] = {}  # the bias of layers with a window
+        self._biases: dict[tuple[int | None, int], list[Tensor | None]] = {}  # by the window and the group of a layer
         self._near: dict[tuple[Share, int], tuple[Tensor, Tensor]] = {}  # the same for prompts, and who sees nothing
         if self._step is None:
             self._row = torch.from_numpy(np.repeat(rows, counts)).to(device)
             self._position = torch.from_numpy(position).to(device)
-            self._place = torch.from_numpy(place).to(device)
-            # -inf where a key comes after the query, `[rows, 1, queries, keys]`; idle rows and padding see every key
-            last = torch.full((len(batch), self._most), keys, device=device)
-            last[self._row, self._place] = self._position
-            self._bias = hiding(torch.arange(keys, device=device) > last[..., None], batch.kv.dtype)[:, None]
 
     @property
     def packed_rows(self) -> PackedRows:
         """Every query against its prompt, and the private parts padded to the longest of their block."""
-        private = self._most * sum((stop - start) * keys for start, stop, keys in self._blocks)
+        private = sum(block.places * block.keys for block in self._blocks)
         prompts = {id(prompt.kv): len(prompt) for prompt in (self._batch.prompts[row] for row in self._rows)}
 
         def windowed(window: int) -> tuple[int, int]:
@@ -830,7 +877,8 @@ class RowPlan(Plan):
             return int(np.minimum(self.absolute + 1, window).sum()), shared + private
 
         causal, shared = int(self.absolute.sum()) + len(self.absolute), sum(share.pairs() for share in self._shares)
-        return PackedRows(self._count, causal, shared + private, sum(prompts.values()) + self._past, windowed)
+        read = sum(prompts.values()) + int(self._starts.sum())
+        return PackedRows(len(self._rows), causal, shared + private, read, windowed)
 
     def _lowest(self, share: Share, window: int) -> int:
         """The first key of its prompts that a share reads: a prompt of its own is read from the window on."""
@@ -905,45 +953,49 @@ class RowPlan(Plan):
         self, query: Tensor, keys: Tensor, values: Tensor, scores: Scores, window: int | None
     ) -> tuple[Tensor, Tensor]:
         """Each row against its own tokens: outputs and log-sum-exps, `[tokens, kv_heads, group, ...]`."""
-        by_token = query.view(keys.shape[1], -1, *query.shape[2:]).permute(
-            2, 0, 1, 3
-        )  # [tokens, kv_heads, group, head_dim]
-        bias, group = self._bias if window is None else self._window_bias(window), by_token.shape[2]
-        if self._one_each:
-            queries = by_token  # tokens are rows
-        else:
-            ragged = query.new_zeros(len(self._batch), *by_token.shape[1:3], self._most, query.shape[3])
-            ragged[self._row, :, :, self._place] = by_token
-            queries = ragged.flatten(2, 3)  # [rows, kv_heads, group * most, head_dim]
-            bias = None if bias is None else bias.repeat(1, 1, group, 1)
-        parts = [
-            partial_attention(
-                queries[start:stop],
-                keys[start:stop, :, :seen],
-                values[start:stop, :, :seen],
-                None if bias is None else bias[start:stop, :, :, :seen],
-                scores,
-            )
-            for start, stop, seen in self._blocks
-        ]
-        out, lse = parts[0] if len(parts) == 1 else (torch.cat([o for o, _ in parts]), torch.cat([s for _, s in parts]))
-        if not self._one_each:
-            out, lse = out.view(*ragged.shape), lse.view(*ragged.shape[:4])
-            out, lse = out[self._row, :, :, self._place], lse[self._row, :, :, self._place]
+        by_place = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
+        if self._moves is not None:
+            by_place = by_place.index_select(0, self._moves[0])
+        heads, group = keys.shape[1], query.shape[1] // keys.shape[1]
+        if (window, group) not in self._biases:
+            self._biases[window, group] = self._block_biases(window, group)
+        outputs, lses, first = list[Tensor](), list[Tensor](), 0
+        for block, bias in zip(self._blocks, self._biases[window, group], strict=True):
+            queries = by_place[first : first + block.places].view(block.rows, block.most, heads, group, -1)
+            queries = queries.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [rows, kv_heads, group * most, head_dim]
+            held = slice(block.start, block.stop), slice(None), slice(block.keys)
+            out, lse = partial_attention(queries, keys[held], values[held], bias, scores)
+            out, lse = out.unflatten(2, (group, -1)), lse.unflatten(2, (group, -1))
+            outputs.append(out.permute(0, 3, 1, 2, 4).flatten(0, 1))
+            lses.append(lse.permute(0, 3, 1, 2).flatten(0, 1))
+            first += block.places
+        out, lse = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in (outputs, lses))
+        if self._moves is not None:
+            out, lse = out.index_select(0, self._moves[1]), lse.index_select(0, self._moves[1])
         return out, lse
 
-    def _window_bias(self, window: int) -> Tensor:
-        """-inf where a key comes after the query or before its window, `[rows, 1, queries, keys]`."""
-        if window not in self._windowed:
-            device, rows = self._batch.kv.device, len(self._batch)
-            begins = torch.zeros(rows, self._most, dtype=torch.long, device=device)
-            bases = torch.from_numpy(self._base_of_token).to(device)
-            own = self._positions - bases - window + 1
-            if self._one_each:
-                begins[:, 0] = own
-            else:
-                begins[self._row, self._place] = own
-            hidden = torch.arange(self._keys, device=device) < begins[..., None]
-            bias = hiding(hidden, self._batch.kv.dtype)[:, None]
-            self._windowed[window] = bias if self._bias is None else bias + self._bias
-        return self._windowed[window]
+    def _block_biases(self, window: int | None, group: int) -> list[Tensor | None]:
+        """What hides keys in each block, see `_bias`; of blocks of single queries it is made in one piece."""
+        if self._most > 1:
+            return [self._bias(block, window, group) for block in self._blocks]
+        whole = self._bias(Block(0, len(self._batch), 1, self._keys), window, group)
+        return [
+            None if whole is None else whole[block.start : block.stop, :, :, : block.keys] for block in self._blocks
+        ]
+
+    def _bias(self, block: Block, window: int | None, group: int) -> Tensor | None:
+        """-inf where a key comes after the query or before its window, `[rows, 1, group * most, keys]`.
+
+        Padding sees what its row's last token does, an idle row one key. ``None`` if every query sees all keys.
+        """
+        live = slice(*np.searchsorted(self._rows, (block.start, block.stop)))
+        first, last = np.zeros((2, block.rows), dtype=np.int64)  # places of each row's new tokens among its own
+        row = self._rows[live] - block.start
+        first[row], last[row] = self._starts[live], self._starts[live] + self._counts[live] - 1
+        place = np.minimum(first[:, None] + np.arange(block.most), last[:, None])[..., None]
+        key = np.arange(block.keys)
+        hidden = key > place if window is None else (key > place) | (key <= place - window)
+        if not hidden.any():
+            return None
+        bias = hiding(torch.from_numpy(hidden).to(self._positions.device), self._batch.kv.dtype)
+        return bias.repeat(1, group, 1)[:, None]
