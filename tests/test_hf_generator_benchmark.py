@@ -4,7 +4,9 @@ import runpy
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import demo
 from benchmarks.engine import beside, memory, ways
 from benchmarks.engine.work import Machine, Work, bytes_per_token, floor_bytes, floor_flops, make_model
 
@@ -46,6 +48,32 @@ def test_prompts_begin_alike_where_asked():
     one, other = work.prompt_ids(0), work.prompt_ids(1)
     assert one[:6] == other[:6]
     assert one[6:] != other[6:]
+
+
+def test_the_products_are_those_of_the_linear_layers(model):
+    with FlopCounterMode(display=False) as counter:
+        ways.products(model, WORK)
+    config = model.config
+    inside = config.num_hidden_layers * (4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size)
+    head = config.hidden_size * config.vocab_size
+    assert counter.get_total_flops() == 2 * ((9 + 3 * 3) * inside + (1 + 3 * 3) * head)
+
+
+def test_the_parts_of_the_demo_are_counted_without_those_that_they_call(monkeypatch):
+    class Work:
+        def outer(self):
+            return self.inner() + self.inner()
+
+        def inner(self):
+            now.append(now[-1] + 1.0)
+            return 1
+
+    now, clock = [0.0], demo.Clock()
+    monkeypatch.setattr(demo.time, "process_time", lambda: now[-1])
+    clock.watch(Work, "outer", "out")
+    clock.watch(Work, "inner", "in")
+    assert Work().outer() == 2
+    assert (clock.seconds, clock.calls) == ({"out": 0.0, "in": 2.0}, {"out": 1, "in": 2})
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -358,3 +359,24 @@ def test_a_flop_counter_sees_windows_in_shared_prefixes(family, monkeypatch):
             level = [n for group in grow_all(gen, level, 2) for n in group if not n.is_finished]
     charged = sum(n.step.flops for t in trees for n in t.walk() if n.step)
     assert charged <= counter.flops <= charged + len(PROMPTS) * closed_form(gen.model).head
+
+
+@pytest.mark.parametrize("most", [1, 9])
+def test_blocks_hold_every_row_once_and_pad_only_where_that_costs_less_than_calls(most):
+    rng = np.random.default_rng(most)
+    for width in (16, 512, 2**20):
+        rows = np.sort(rng.choice(120, 70, replace=False))
+        counts, past = rng.integers(1, most + 1, 70), rng.integers(0, 300, 70)
+        blocks = kv_plans.blocks_of(rows, counts, past + counts, width)
+        held = [row for block in blocks for row in range(block.start, block.stop)]
+        assert held == sorted(set(held))
+        assert set(rows) <= set(held)
+        for block in blocks:
+            inside = (rows >= block.start) & (rows < block.stop)
+            assert (block.most, block.keys) == (counts[inside].max(), (past + counts)[inside].max())
+            assert {block.start, block.stop - 1} <= set(rows)  # no block begins or ends with an idle row
+        needed = sum(kv_plans.Block(0, 1, int(n), int(k)).work for n, k in zip(counts, past + counts, strict=True))
+        if width == 2**20 and most > 1:  # then hardly any padding is worth a call
+            assert sum(block.work for block in blocks) <= needed * 1.01
+        if width == 16:
+            assert len(blocks) < 70 // 4

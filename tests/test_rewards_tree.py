@@ -205,3 +205,17 @@ def test_a_path_without_words_has_no_scores(kind, cache):
     assert reward.step_scores([blank]) == [[]]
     [[], [score]] = reward.step_scores([blank, worded])
     assert 0 < score < 1
+
+
+def test_nodes_are_laid_out_once_for_their_price_and_their_scores(monkeypatch):
+    reward = HFProcessRewardModel(tiny_model("llama"), byte_tokenizer(), good_token=3, bad_token=4, use_token_ids=True)
+    trees, found = rounds_of_search()
+    encode, encoded = reward._encoder.encode, []
+    monkeypatch.setattr(reward._encoder, "encode", lambda node: encoded.append(node) or encode(node))
+    for nodes in found:
+        reward.cost(nodes)
+        reward.step_scores(nodes)
+        reward.cost(nodes)
+    assert len(encoded) == sum(map(len, found)) - len(set(found[-1]) & set(found[-2]))
+    reward.release(trees[0])
+    assert not reward._scorers[0]._newest

@@ -14,7 +14,7 @@ from inferscale.strategies import REBASE, RepeatedSampling
 from inferscale.testing import ToyReward
 
 from . import beside
-from .ways import Ours, continuous, gathered, kept_cache, naive
+from .ways import Ours, continuous, gathered, kept_cache, naive, products
 from .work import Machine, Work, compare, floor_bytes, floor_flops, make_model
 
 WAYS = {
@@ -22,7 +22,11 @@ WAYS = {
     "kept": ("generate on a kept cache", kept_cache),
     "gathered": ("own loop, gathered cache", gathered),
     "continuous": ("continuous batching of transformers", continuous),
+    "products": ("the matrix products alone", products),
 }
+
+FIGURES: dict[str, float] = {}
+"""Seconds of ours in each report so far, by its title."""
 
 
 def search(size: str, repeats: int, machine: Machine, work: Work, ways: list[str], others: list[str]) -> None:
@@ -40,12 +44,16 @@ def search(size: str, repeats: int, machine: Machine, work: Work, ways: list[str
     times |= {name: beside.seconds(name, model, work) for name in others}
     rate, memory = max(rate, machine.gemm_rate()), max(memory, machine.memory_rate())
     compute, reading = floor_flops(model, work) / rate, floor_bytes(model, work) / memory
-    _title(model, f"{work.rows} rows x {work.tokens} tokens in steps of {work.step}, prompt {work.prompt}")
+    title = f"{work.rows} rows x {work.tokens} tokens in steps of {work.step}, prompt {work.prompt}"
+    _title(model, title)
+    FIGURES[title] = times["inferscale"]
     print(f"GEMM {rate / 1e9:.0f} GFLOP/s: {compute:.2f} s; memory {memory / 1e9:.0f} GB/s: {reading:.2f} s")
     print("\n| way | s | x floor | inferscale is faster by |\n|---|---|---|---|")
     for name, seconds in times.items():
         floor = seconds / max(compute, reading)
         print(f"| {name} | {seconds:.2f} | {floor:.1f} | {seconds / times['inferscale']:.1f}x |", flush=True)
+    if WAYS["products"][0] in times:
+        print(f"\ninferscale takes {times['inferscale'] / times[WAYS['products'][0]]:.2f} times the products")
 
 
 def problems(size: str, repeats: int, machine: Machine, work: Work) -> None:
@@ -140,6 +148,7 @@ def _pair(
     times = compare(ways, repeats, machine)
     slow, fast = times.values()
     _title(model, f"{title}, prompt {work.prompt}")
+    FIGURES[title] = fast
     print("| way | s |\n|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {seconds:.2f} |")

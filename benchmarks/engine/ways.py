@@ -88,6 +88,18 @@ def continuous(model: Any, work: Work) -> None:
     model.destroy_cached_continuous_batching_manager()
 
 
+def products(model: Any, work: Work) -> None:
+    """The matrix products of the linear layers alone, of the prompt and of every sampled token but the last."""
+    inside = [layer for layer in model.base_model.modules() if isinstance(layer, torch.nn.Linear)]
+    head = model.get_output_embeddings()
+    for rows, layers in ((work.prompt, inside), (1, [head]), *[(work.rows, [*inside, head])] * (work.tokens - 1)):
+        inputs = {
+            n: torch.ones(rows, n, dtype=model.dtype, device=model.device) for n in {x.in_features for x in layers}
+        }
+        for layer in layers:
+            torch.nn.functional.linear(inputs[layer.in_features], layer.weight)
+
+
 class Ours:
     """`HFGenerator`, asked as a search asks: children of the parents drawn, one request for each."""
 

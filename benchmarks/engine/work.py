@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from inferscale import zoo
 from inferscale.flops.spec import forward_flops, model_spec
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -23,6 +24,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "xxl": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
     "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
 }
+REAL = "smollm2"
 KV_HEADS = {"s": 8, "m": 8, "l": 12, "xl": 8, "xxl": 32, "8b": 8}
 VOCABULARY = {"s": 4096, "m": 32000, "l": 32000, "xl": 128256, "xxl": 32000, "8b": 128256}
 
@@ -87,7 +89,10 @@ class Work:
 
 
 def make_model(size: str, machine: Machine, **options: Any) -> Any:
-    """A random Llama; `options` change its configuration."""
+    """A random Llama, `options` change its configuration; or ``"smollm2"``, which its package brings."""
+    if size == REAL:
+        real: Any = zoo.load("smollm2-135m-instruct")[0]
+        return real.to(machine.device, getattr(torch, machine.dtype))
     config = LlamaConfig(
         **{**SIZES[size], "num_key_value_heads": KV_HEADS[size], **options},
         vocab_size=VOCABULARY[size],

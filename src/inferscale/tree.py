@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from hashlib import blake2b
+from itertools import chain
 from typing import Any, Literal, Never, TypeAlias
 
 from .answers import AnswerReader, equality_of, final_part, final_span, reader_of
@@ -342,6 +343,8 @@ class Step:
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return text and ids of each inner step, in order; steps of white space alone are joined to the next one."""
+        if not self.inner_ends:
+            return [(self.text, self.token_ids)] if self.text.strip() else []
         return [(self.text[a:b], self.token_ids[i:j]) for (a, b), (i, j) in self.inner_spans()]
 
     def inner_spans(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -552,7 +555,12 @@ class Node:
     @property
     def steps(self) -> tuple[Step, ...]:
         """Steps of the path, first to last."""
-        return tuple(node.step for node in self.path if node.step is not None)
+        steps, node = [], self
+        while node.parent is not None:  # every verb asks for them, so they are no list of nodes first
+            if node.step is not None:
+                steps.append(node.step)
+            node = node.parent
+        return tuple(reversed(steps))
 
     @property
     def text(self) -> str:
@@ -575,7 +583,7 @@ class Node:
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Ids along the path, sampled and forced, without the prompt."""
-        return tuple(token for step in self.steps for token in step.token_ids)
+        return tuple(chain.from_iterable(step.token_ids for step in self.steps))
 
     def inner_steps(self) -> list[tuple[str, tuple[int, ...]]]:
         """Return text and ids of every step of the solution, completions split where their inner steps end.

@@ -144,7 +144,8 @@ class HFGenerator(Generator):
                 ``"refuse"`` raises, ``"keep"`` lets them be tokens. By default ``"text"`` in chats, and ``"keep"`` in
                 plain prompts, which may be chats that are rendered already.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
-            micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
+            micro_batch: Most rows decoded at a time (default 256, or 512 of a model of less than 10 million weights);
+                halved when memory runs out.
             check_every: Tokens drawn between two looks at which steps have ended (default: 1 on a CPU, 8 elsewhere,
                 where a look waits for the device), and whether time is over. Results do not depend on it; tokens beyond
                 an end are wasted.

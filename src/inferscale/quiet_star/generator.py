@@ -509,7 +509,8 @@ class QuietSTaRGenerator(Generator):
                 ``"refuse"`` raises, ``"keep"`` lets them be tokens. By default ``"text"`` in chats, and ``"keep"`` in
                 plain prompts, which may be chats that are rendered already.
             eos_token_id: Ids that end an answer; by default those of the model's generation config and the tokenizer.
-            micro_batch: Most rows decoded at a time (default 256); halved when memory runs out.
+            micro_batch: Most rows decoded at a time (default 256, or 512 of a model of less than 10 million weights);
+                halved when memory runs out.
             cache: ``"tree"`` keeps the keys and values of prompts and steps between calls; ``"none"`` reads whole
                 prefixes in every call, as is done for models with windows or recurrent layers.
             max_cache_bytes: Most keys and values kept between calls (default: 2 GiB on a CPU, a quarter of a GPU's

@@ -472,6 +472,7 @@ class StepScorer:
         self._charges = Charges(model)
         self._whole: PathScorer = BatchScorer(model, token_score, rows or 32)
         self._lock = threading.Lock()
+        self._newest: dict[Node, EncodedPath] = {}  # of the nodes of the newest call
         shared = shared_prefixes(model, cache, max_cache_bytes)
         self._tree = None if shared is None else TreeScorer(*shared, token_score, rows or 64)
 
@@ -481,7 +482,10 @@ class StepScorer:
         Raises:
             ValueError: If one is longer than the model reads.
         """
-        paths = [self._path_of(node) for node in nodes]
+        # The nodes of a call are laid out once for their price and their scores.
+        known = self._newest
+        self._newest = {node: known[node] if node in known else self._path_of(node) for node in nodes}
+        paths = [self._newest[node] for node in nodes]
         for node, path in zip(nodes, paths, strict=True):
             check_length(len(path), self._context, node, type(self._model).__name__)
         return paths
@@ -509,6 +513,7 @@ class StepScorer:
 
     def release(self, root: Node) -> None:
         """Lets go of what was kept for a search that has ended."""
+        self._newest = {}
         if self._tree is not None:
             with self._lock:
                 self._tree.release(root.key)

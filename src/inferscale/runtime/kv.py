@@ -216,7 +216,8 @@ class RowBatch:
         for batch, rows in parts:
             used = int(batch.lengths[list(rows)].max(initial=0))
             index = torch.tensor(rows, dtype=torch.long, device=kv.device)
-            kv[:, :, start : start + len(rows), :, :used] = batch.kv[:, :, :, :, :used].index_select(2, index)
+            there = kv[:, :, start : start + len(rows), :, :used]  # without a copy in between, whose memory is fresh
+            torch.index_select(batch.kv[:, :, :, :, :used], 2, index, out=there)
             start += len(rows)
         prompts = [batch.prompts[row] for batch, rows in parts for row in rows]
         states = States.joined([batch.states.select(rows) for batch, rows in parts if batch.states is not None])
@@ -975,15 +976,15 @@ class RowPlan(Plan):
         return out, lse
 
     def _block_biases(self, window: int | None, group: int) -> list[Tensor | None]:
-        """What hides keys in each block, see `_bias`; of blocks of single queries it is made in one piece."""
+        """What hides keys in each block, see `_masked`; of blocks of single queries it is made in one piece."""
         if self._most > 1:
-            return [self._bias(block, window, group) for block in self._blocks]
-        whole = self._bias(Block(0, len(self._batch), 1, self._keys), window, group)
+            return [self._masked(block, window, group) for block in self._blocks]
+        whole = self._masked(Block(0, len(self._batch), 1, self._keys), window, group)
         return [
             None if whole is None else whole[block.start : block.stop, :, :, : block.keys] for block in self._blocks
         ]
 
-    def _bias(self, block: Block, window: int | None, group: int) -> Tensor | None:
+    def _masked(self, block: Block, window: int | None, group: int) -> Tensor | None:
         """-inf where a key comes after the query or before its window, `[rows, 1, group * most, keys]`.
 
         Padding sees what its row's last token does, an idle row one key. ``None`` if every query sees all keys.

@@ -115,7 +115,8 @@ class StepPlan(RowPlan):
         self._positions = self.positions
         self._hidden = self._column > self.lengths[:, None]  # [rows, capacity]
         self._bias = hiding(self._hidden, self._batch.kv.dtype)[:, None, None]
-        self._near, self._windowed, self.attended = {}, {}, []
+        self._windowed: dict[int, Tensor] = {}  # the bias of layers with a window
+        self._near, self.attended = {}, []
 
     def end(self, logits: Tensor) -> Tensor:
         """Counts the tokens in; the logits of the rows that were asked for."""
