@@ -226,7 +226,17 @@ def embedded(records: Path, plan_records: Path | None, seeds: int, share: float)
     everything = range(len(next(iter(judged.values()))[0]))
     planning = range(len(next(iter(plan_on[0].columns.values()))[0]))
     runs = [regret_of(s, plan_on, judged, BUDGETS, "flops", share, planning, everything) for s in range(seeds)]
-    return table("embedded task, FLOPs of a problem", BUDGETS, [r for r, _ in runs], [spent for _, spent in runs])
+    lines = table("embedded task, FLOPs of a problem", BUDGETS, [r for r, _ in runs], [spent for _, spent in runs])
+    if plan_records is not None:
+        return lines
+    halved = []
+    for seed in range(seeds):
+        order = np.random.default_rng(1000 + seed).permutation(len(everything))
+        one, other = np.split(order, [len(order) // 2])
+        # A half of the problems has half the cost: twice the share is as much as above.
+        halved.append(regret_of(seed, plan_on, judged, BUDGETS, "flops", 2 * share, one, other))
+    title = "the same, planned on one half of the problems, judged on the other"
+    return [*lines, "", *table(title, BUDGETS, [r for r, _ in halved], [spent for _, spent in halved])]
 
 
 def recorded(path: Path, seeds: int, share: float, caps: Sequence[int]) -> list[str]:

@@ -200,6 +200,19 @@ def test_votes_that_read_no_score_do_not_wait_for_any():
     assert all(scored - majority >= 0.02 / len(PROBLEMS) for scored in seconds.values())
 
 
+class Counter:
+    """A meter that goes up by a joule whenever it is read."""
+
+    source = "a counter"
+
+    def __init__(self):
+        self.joules = 0.0
+
+    def read(self):
+        self.joules += 1.0
+        return self.joules
+
+
 def test_budgets_of_bytes_and_joules_need_models_that_tell_them():
     class Told(ToyGenerator):
         def traffic(self, requests, answers):
@@ -210,9 +223,16 @@ def test_budgets_of_bytes_and_joules_need_models_that_tell_them():
     moved = {t.configuration.strategy.n: t.costs["bytes"] for t in plan.tried}
     # All samples of a problem share the forwards that read the weights; each has its own keys and values.
     assert moved == {1: 110.0, 2: 120.0, 4: 140.0}
-    for unknown in ("bytes", "joules"):
-        with pytest.raises(ValueError, match=f"do not tell their {unknown}"):
-            toy_plan(budgets=isc.Budget(**{unknown: 1000}))
+    meter = Counter()
+    plan = toy_plan(budgets=isc.Budget(joules=1e9), strategies=[isc.RepeatedSampling(4)], energy=meter)
+    assert all(t.costs["joules"] > 0 for t in plan.tried)
+    silent = ToyGenerator()
+    for budget, message in [(isc.Budget(bytes=9), "cannot tell its bytes"), (isc.Budget(joules=9), "needs a meter")]:
+        with pytest.raises(ValueError, match=message):
+            toy_plan(budgets=budget, generator=silent)
+        with pytest.raises(ValueError, match=message):
+            toy_plan(most=budget, generator=silent)
+    assert silent.calls == 0
 
 
 def test_a_plan_stands_where_a_strategy_does():

@@ -462,6 +462,7 @@ def plan(
         same_answer: Tells whether an answer is right; by default the equality of the problem's kind.
         seed: Of the samples, and of the order of the problems.
         batch_size: Problems searched at the same time.
+        energy: Reads the energy that the models use, for budgets of joules; as in `solve`.
         progress: Print what is still in the race.
         energy: As in `solve`: budgets can then cap joules.
 
@@ -478,6 +479,9 @@ def plan(
         raise ValueError(f"error={error!r}: give a probability between 0 and 1, such as 0.05")
     generators = _named(generator, Generator, "generator")
     judges = _named(reward_model, RewardModel, "reward_model")
+    for budget in [*wanted, *([most] if most else [])]:
+        for model in generators.values():  # refuses what cannot be measured
+            Solver(RepeatedSampling(1), model, budget=budget, energy=energy)
     order = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
     price = next((b.price for b in [*wanted, *([most] if most else [])] if b.price is not None), None)
     options: dict[str, Any] = {
