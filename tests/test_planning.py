@@ -100,8 +100,7 @@ def test_what_is_believed_is_the_posterior_of_a_gaussian():
     found = one_run_each(columns)
     prior = np.full((2, 2), 0.3**2 + 0.1**2) + np.eye(2) * (0.15**2 + 0.06**2 + 0.04**2 + 0.015**2)
     a, b = (column[:12] - column.mean() for column in columns.values())
-    noise = found.noise
-    shared = max(float((a / noise[0] ** 0.5) @ (b / noise[1] ** 0.5)) / 12, 0) * (noise[0] * noise[1]) ** 0.5
+    noise, shared = found.noise, max(float(a @ b) / 12, 0)
     seen = np.array([columns["a"].mean(), columns["b"][:12].mean(), columns["b"][12:].mean()])
     design = np.array([[1.0, 0], [0, 1], [0, 1]])
     error = np.array([[noise[0], shared, 0], [shared, noise[1], 0], [0, 0, noise[1] * 12 / 18]]) / 12
@@ -109,6 +108,22 @@ def test_what_is_believed_is_the_posterior_of_a_gaussian():
     weights = prior @ design.T @ np.linalg.inv(design @ prior @ design.T + error)
     assert found.mean == pytest.approx(middle + weights @ (seen - middle))
     assert found.covariance == pytest.approx(prior - weights @ design @ prior)
+
+
+def test_what_varies_less_over_problems_does_not_drag_the_others():
+    """Means over samples vary less than single runs; what they have in common tells nothing of their differences."""
+    rng = np.random.default_rng(2)
+    hard = rng.normal(size=(40, 1))
+    pool = 1 / (1 + np.exp(2 + 1.5 * hard - 0.1 * np.arange(12)))  # votes over samples: expected values
+    trees = rng.random((40, 6)) < 1 / (1 + np.exp(0.5 + 1.5 * hard))
+    columns = {f"pool {i}": column for i, column in enumerate(pool.T)}
+    columns |= {f"tree {i}": column * 1.0 for i, column in enumerate(trees.T)}
+    runs = {name: "pool" if name.startswith("pool") else name for name in columns}
+    kin = {name: ("model", name[:4], "vote") for name in columns}
+    found = believe(columns, dict.fromkeys(columns, 1.0), runs, kin)
+    seen = np.array([column.mean() for column in columns.values()])
+    assert found.mean[:12].mean() == pytest.approx(seen[:12].mean(), abs=0.02)
+    assert found.mean[12:].mean() == pytest.approx(seen[12:].mean(), abs=0.03)
 
 
 def test_many_tries_of_one_thing_are_drawn_together_by_what_they_share():

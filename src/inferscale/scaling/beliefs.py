@@ -77,10 +77,8 @@ def believe(
     """
     names = tuple(columns)
     sizes = np.asarray([len(columns[name]) for name in names])
-    spread = _noise([columns[name] for name in names])
     labels = [kin.get(name, ()) for name in names]
-    shared = _correlation([columns[n] for n in names], spread, [runs[n] for n in names], [x[:1] for x in labels])
-    covariance = shared * np.sqrt(np.outer(spread, spread))
+    covariance = _noise([columns[n] for n in names], [runs[n] for n in names], [label[:1] for label in labels])
     prior = _prior(np.asarray([costs[name] for name in names]), labels)
     middle = float(np.mean([columns[name].mean() for name in names]))
     precision, pulled = np.linalg.inv(prior), np.zeros(len(names))
@@ -93,38 +91,33 @@ def believe(
         pulled[here] += weight @ means
         done = upto
     posterior = np.linalg.inv(precision)
-    return Beliefs(names, middle + posterior @ pulled, (posterior + posterior.T) / 2, spread)
+    return Beliefs(names, middle + posterior @ pulled, (posterior + posterior.T) / 2, np.diagonal(covariance).copy())
 
 
-def _noise(columns: Sequence[Floats]) -> Floats:
-    """`[C]`: variances over problems, drawn to that of all where there are few problems."""
-    sizes = np.asarray([len(column) for column in columns], dtype=np.float64)
+def _noise(columns: Sequence[Floats], runs: Sequence[str], first: Sequence[tuple[str, ...]]) -> Floats:
+    """`[C, C]`: covariance of outcomes over problems.
+
+    What two configurations have in common is taken to be the same for all pairs of a kind: of one run, of one first
+    label, others. So a difference is never told by the sum, as unequal covariances would have it.
+    """
+    sizes = np.asarray([len(column) for column in columns])
     own = np.asarray([column.var() for column in columns])
     usual = max(float(own @ sizes / sizes.sum()), 0.01)
-    return np.asarray((own * sizes + usual * _WEIGHT) / (sizes + _WEIGHT))
-
-
-def _correlation(
-    columns: Sequence[Floats], spread: Floats, runs: Sequence[str], first: Sequence[tuple[str, ...]]
-) -> Floats:
-    """`[C, C]`: correlations over problems, the mean of each kind of pair: of one run, of one first label, others."""
-    most = max(map(len, columns))
-    rows = np.zeros((len(columns), most))
-    for row, column, variance in zip(rows, columns, spread, strict=True):
-        row[: len(column)] = (column - column.mean()) / np.sqrt(variance)
-    sizes = np.asarray([len(column) for column in columns])
-    both = np.minimum.outer(sizes, sizes)
-    products = rows @ rows.T
+    own = (own * sizes + usual * _WEIGHT) / (sizes + _WEIGHT)  # few problems tell a variance badly
+    rows = np.zeros((len(columns), int(sizes.max())))
+    for row, column in zip(rows, columns, strict=True):
+        row[: len(column)] = column - column.mean()
+    products, both = rows @ rows.T, np.minimum.outer(sizes, sizes)
     same_run = _same(runs)
     related = same_run | (_same(first) & np.asarray([bool(label) for label in first]))
     apart = ~np.eye(len(columns), dtype=bool)
     found = np.zeros_like(products)
-    least = 0.0  # closer pairs are correlated at least as much, so that the matrix stays a covariance
+    least = 0.0  # what is closer has at least as much in common, so that this stays a covariance
     for kind in (apart & ~related, apart & related & ~same_run, apart & same_run):
         count = both[kind].sum()
-        least = min(max(float(products[kind].sum() / count) if count else 0.0, least), 0.95)
+        least = max(float(products[kind].sum() / count) if count else 0.0, least)
         found[kind] = least
-    np.fill_diagonal(found, 1.0)
+    np.fill_diagonal(found, np.maximum(own, least + 0.1 * usual))
     return found
 
 

@@ -822,7 +822,8 @@ def _as_plan(
     named: dict[str, Mapping[str, Any]] = {"generators": generators, "reward models": judges}
     parts = {kind: {name: identity_of(part) for name, part in these.items()} for kind, these in named.items()}
     plain = json.loads(json.dumps(parts, default=str))
-    return Plan(choices, tuple(tried.values()), problems, error, race.spent, most, plain, dict(judges))
+    spent = {name: value for name, value in race.spent.items() if value}  # what no model tells is left out
+    return Plan(choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges))
 
 
 def written(part: SearchStrategy | Aggregator) -> str:
