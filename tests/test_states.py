@@ -36,8 +36,8 @@ def hybrid():
     [
         "qwen3_next",
         "mamba2",  # without keys and values
-        "falcon_h1",  # states, keys and values in one layer
-        "jamba",  # reads one token at a time behind a state
+        pytest.param("falcon_h1", marks=pytest.mark.slow),  # states, keys and values in one layer
+        pytest.param("jamba", marks=pytest.mark.slow),  # reads one token at a time behind a state
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("qwen3_5_text", "lfm2_moe", "lfm3", "zamba2", "zaya")
@@ -102,7 +102,7 @@ def test_what_was_dropped_for_room_is_read_again(hybrid):
         assert [n.token_ids for n in one.walk()] == [n.token_ids for n in other.walk()]
 
 
-@pytest.mark.parametrize("family", ["qwen3_next", "mamba"])
+@pytest.mark.parametrize("family", ["qwen3_next", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_scores_equal_those_of_whole_texts(family):
     model, problem = families.small_model(family), Problem(WORDS[2])
     nodes, node = [], Node(problem)
