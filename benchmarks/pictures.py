@@ -94,8 +94,9 @@ def prm() -> isc.RewardModel:
 def drawing(result: SearchResult) -> str:
     """The tree of a result in the colours of the reader's screen, or of the page that it is a part of."""
     style = (
-        ".search{color:#111}@media (prefers-color-scheme:dark){.search{color:#ddd}}.search .chosen{stroke-width:3}"
-        ".search .kept{opacity:.5}.search .pruned{opacity:.5;stroke-dasharray:3 3}"
+        ".search{color:#111}@media (prefers-color-scheme:dark){.search{color:#ddd}}"
+        ".search .edges .chosen{stroke-width:3}.search .edges .kept{opacity:.5}"
+        ".search .edges .pruned{opacity:.5;stroke-dasharray:3 3}"
     )
     tree = re.search("<svg (.*?>)(.*?</svg>)", result.to_html(), flags=re.DOTALL)
     assert tree is not None

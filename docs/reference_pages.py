@@ -18,7 +18,12 @@ import inferscale
 
 DOCS = Path(__file__).parent
 FOLDER = DOCS / "reference" / "api"
-BLOCK = re.compile(r"^```+(?:python|\{code-cell\}).*?^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```+(?:python|\{code-cell\})[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+HOMES = (
+    "isc|inferscale|answers|engine|evaluate|flops|functional|quiet_star|rewards|scaling|strategies|task|testing|viz|zoo"
+)
+NAME = re.compile(rf"(?<!def )(?<![\w.])(?:(?:{HOMES}|thinking)\.)*([A-Za-z_]\w*)(\(?)")
 
 
 class Subject(NamedTuple):
@@ -123,7 +128,7 @@ def directive_of(name: str, item: Any) -> str:
 def write() -> None:
     """A page for each subject, and one for each of its objects, which only that page links to."""
     FOLDER.mkdir(exist_ok=True)
-    pages, used = dict[str, str](), pages_using()
+    pages, used = dict[str, str](), uses()
     for key, names in index().items():
         title, lines = SUBJECTS[key].title, list[str]()
         for name, item in sorted(names.items(), key=lambda pair: pair[0].rpartition(".")[2].lower()):
@@ -132,8 +137,7 @@ def write() -> None:
             same = sum(other.lower() == name.lower() for other in names)  # on some file systems one file
             file = f"{name}_function" if same > 1 and name.islower() else name
             lines.append(f":py:obj:`{short} <{name}>`\n   {first}\n")
-            where = ", ".join(f":doc:`/{page}`" for page in used.get(short, [])[:4])
-            runs = f"It runs in {where}. " if where else ""
+            runs = example(used[short]) if short in used else ""
             head = f":orphan:\n\n{short}\n{'=' * len(short)}\n\n.. currentmodule:: {module}\n\n"
             pages[file] = f"{head}{directive_of(name, item)}\n{runs}All of this subject: :doc:`{key}`.\n"
         pages[key] = f"{title}\n{'=' * len(title)}\n\n" + "\n".join(lines)
@@ -146,20 +150,36 @@ def write() -> None:
             page.write_text(text, encoding="utf-8")
 
 
-def pages_using() -> dict[str, list[str]]:
-    """For each name as code writes it, the pages whose code uses it; how-to pages and tutorials come first."""
-    found = dict[str, list[str]]()
-    shelves = ("howto", "tutorials", "reference", "project")
-    pages = [page for shelf in shelves for page in sorted((DOCS / shelf).glob("*.md"))]
-    for page in [*pages, *sorted((DOCS.parent / "examples").glob("*.py"))]:
-        text = page.read_text(encoding="utf-8")
-        code = (
-            text
-            if page.suffix == ".py"
-            else "\n".join(re.findall(r"^```+(?:python|\{code-cell\}).*?^```", text, re.M | re.S))
-        )
-        where = page.relative_to(DOCS).with_suffix("").as_posix() if page.suffix == ".md" else f"tutorials/{page.stem}"
-        if page.suffix == ".md" or (DOCS / f"{where}.ipynb").exists():
-            for name in sorted(set(re.findall(r"\b[A-Za-z_]\w+", re.sub(r"#.*", "", code)))):
-                found.setdefault(name, []).append(where)
+def example(blocks: list["Use"]) -> str:
+    """The shortest block that uses an object, and the pages that run it and others."""
+    shown = min(blocks, key=lambda use: len(use.code))
+    pages = list(dict.fromkeys([shown.page, *(use.page for use in blocks)]))[:4]
+    code = f".. code-block:: python\n\n{indent(shown.code, '   ')}\n\n"
+    return f"For example\n\n{code}out of " + ", ".join(f":doc:`/{page}`" for page in pages) + ". "
+
+
+class Use(NamedTuple):
+    page: str
+    code: str
+
+
+def uses() -> dict[str, list[Use]]:
+    """For each name as code writes it, the blocks that use it: pages in the order of the shelves, then notebooks."""
+    found = dict[str, list[Use]]()
+    pages = [
+        page for shelf in ("howto", "tutorials", "reference", "project") for page in sorted((DOCS / shelf).glob("*.md"))
+    ]
+    blocks = {
+        page.relative_to(DOCS).with_suffix("").as_posix(): BLOCK.findall(page.read_text(encoding="utf-8"))
+        for page in pages
+    }
+    for notebook in sorted((DOCS / "tutorials").glob("*.ipynb")):
+        script = (DOCS.parent / "examples" / f"{notebook.stem}.py").read_text(encoding="utf-8")
+        cells = script.split("# %%")
+        blocks[f"tutorials/{notebook.stem}"] = [cell for cell in cells if not cell.startswith(" [markdown]")]
+    for page, codes in blocks.items():
+        for code in codes:
+            for name, called in set(NAME.findall(re.sub(r"#.*", "", code))):
+                if called or name[0].isupper():  # a variable may be called like a function
+                    found.setdefault(name, []).append(Use(page, code.strip()))
     return found
