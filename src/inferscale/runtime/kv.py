@@ -21,10 +21,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from weakref import ReferenceType, ref
 
 import numpy as np
@@ -42,6 +42,32 @@ ROOM = 32  # private tokens that a batch starts with beyond what it holds, if mo
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """Keys and values of a model whose layers are on several devices: those of a layer are where the layer is.
+
+    Attributes:
+        parts: Of each device the tensor of its layers, `[layers, 2, ...]`.
+    """
+
+    parts: tuple[Tensor, ...]
+
+
+KV: TypeAlias = Any
+"""Keys and values: a `Tensor` whose first axis are the layers, or a `Spread` of several."""
+
+
+def by_device(kv: KV) -> tuple[Tensor, ...]:
+    """Keys and values as one tensor for each device."""
+    return kv.parts if isinstance(kv, Spread) else (kv,)
+
+
+def over(function: Callable[..., Tensor], *kvs: KV) -> KV:
+    """What `function` makes of the tensors of each device."""
+    made = tuple(function(*parts) for parts in zip(*map(by_device, kvs), strict=True))
+    return Spread(made) if isinstance(kvs[0], Spread) else made[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """Keys and values of some tokens, wherever they stand: of a prompt that many rows share, or of a part of a path.
 
@@ -55,7 +81,7 @@ class Piece:
     """
 
     ids: tuple[int, ...] = ()
-    kv: Tensor | None = None
+    kv: KV | None = None
     note: tuple[float, ...] = ()
     states: RowStates | None = ()
 
@@ -66,8 +92,11 @@ class Piece:
     @property
     def bytes(self) -> int:
         """Size of the keys, values and states."""
-        kv = 0 if self.kv is None else self.kv.numel() * self.kv.element_size()
-        return kv + states_bytes(self.states or ())
+        return (0 if self.kv is None else states_bytes(by_device(self.kv))) + states_bytes(self.states or ())
+
+    def on(self, device: int) -> Piece:
+        """What is on one of the model's devices, given by its number."""
+        return replace(self, kv=self.kv.parts[device]) if isinstance(self.kv, Spread) else self
 
 
 class Buffers:
@@ -80,33 +109,39 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._spare: list[Tensor] = []
+        self._spare: dict[torch.device, list[Tensor]] = {}
 
     @property
     def bytes(self) -> int:
         """Size of the memory that waits for use."""
-        return sum(flat.numel() * flat.element_size() for flat in self._spare)
+        return sum(map(states_bytes, self._spare.values()))
 
-    def take(self, like: Tensor, rows: int, capacity: int) -> Tensor:
-        """A tensor `[layers, 2, rows, kv_heads, capacity, head_dim]` of the kind of `like`."""
+    def take(self, like: KV, rows: int, capacity: int) -> KV:
+        """Memory `[layers, 2, rows, kv_heads, capacity, head_dim]` of the kind of `like`, and where that is."""
+        return over(lambda part: self._taken(part, rows, capacity), like)
+
+    def _taken(self, like: Tensor, rows: int, capacity: int) -> Tensor:
         layers, two, _, heads, _, width = like.shape
         if fixed_shapes(like.device):
             rows, capacity = bucket(rows), bucket(capacity, 64)
         shape = (layers, two, rows, heads, capacity, width)
         size = layers * two * rows * heads * capacity * width
-        for place, flat in enumerate(self._spare):
-            if size <= flat.numel() <= 4 * size and (flat.dtype, flat.device) == (like.dtype, like.device):
-                return self._spare.pop(place)[:size].view(shape)
+        spare = self._spare.get(like.device, [])
+        for place, flat in enumerate(spare):
+            if size <= flat.numel() <= 4 * size and flat.dtype == like.dtype:
+                return spare.pop(place)[:size].view(shape)
         return like.new_zeros(size).view(shape)
 
-    def give(self, kv: Tensor) -> None:
+    def give(self, kv: KV) -> None:
         """Takes memory back that nobody reads any more; the newest is kept, and the one before if it is no smaller."""
-        flat = kv.new_empty(0).set_(kv.untyped_storage())
-        self._spare = [*(old for old in self._spare[-1:] if old.numel() >= flat.numel()), flat]
+        for part in by_device(kv):
+            flat = part.as_strided((part.untyped_storage().nbytes() // part.element_size(),), (1,), 0)
+            before = self._spare.get(part.device, [])[-1:]
+            self._spare[part.device] = [*(old for old in before if old.numel() >= flat.numel()), flat]
 
     def clear(self) -> None:
         """Lets go of what waits for use."""
-        self._spare = []
+        self._spare = {}
 
 
 class RowBatch:
@@ -126,13 +161,14 @@ class RowBatch:
     def __init__(
         self,
         prompts: Sequence[Piece],
-        kv: Tensor,
+        kv: KV,
         lengths: Sequence[int] | NDArray[np.int64],
         buffers: Buffers,
         states: States | None,
     ) -> None:
         self.prompts = list(prompts)
         self.kv = kv
+        self._parts: list[RowBatch] = []
         self.plan: Plan | None = None
         self.states = states
         self.lengths = np.array(lengths, dtype=np.int64)
@@ -146,17 +182,33 @@ class RowBatch:
     @property
     def bytes(self) -> int:
         """Size of the private keys and values, room for more included, and of the states."""
-        return self.kv.numel() * self.kv.element_size() + (0 if self.states is None else self.states.bytes)
+        return states_bytes(by_device(self.kv)) + (0 if self.states is None else self.states.bytes)
 
     @property
-    def kv(self) -> Tensor:
+    def kv(self) -> KV:
         """Keys and values, `[layers, 2, rows, kv_heads, capacity, head_dim]`, written in place."""
         return self._kv
 
     @kv.setter
-    def kv(self, kv: Tensor) -> None:
+    def kv(self, kv: KV) -> None:
         self._kv = kv
-        self.layers = [tuple(layer.unbind()) for layer in kv.unbind()]
+        self.layers = [] if isinstance(kv, Spread) else [tuple(layer.unbind()) for layer in kv.unbind()]
+
+    @property
+    def parts(self) -> list[RowBatch]:
+        """The batch as it is on each device, with the layers that are there: itself where there is one device."""
+        if not isinstance(self.kv, Spread):
+            return [self]
+        if not self._parts:
+            self._parts = [
+                RowBatch([prompt.on(device) for prompt in self.prompts], kv, self.lengths, self.buffers, None)
+                for device, kv in enumerate(self.kv.parts)
+            ]
+        for part, kv in zip(self._parts, self.kv.parts, strict=True):
+            part.lengths = self.lengths
+            if part.kv is not kv:
+                part.kv = kv
+        return self._parts
 
     def fill(self, row: int, pieces: Sequence[Piece]) -> None:
         """Makes copies of `pieces`, the last of which has its states, a row's first private tokens."""
@@ -164,14 +216,15 @@ class RowBatch:
         self.lengths[row] = sum(map(len, filled))
         if filled:
             kv = [piece.kv for piece in filled if piece.kv is not None]
-            torch.cat(kv, dim=3, out=self.kv[:, :, row, :, : self.lengths[row]])
+            stop = self.lengths[row]
+            over(lambda own, *held: torch.cat(held, dim=3, out=own[:, :, row, :, :stop]), self.kv, *kv)
             assert self.states is not None
             assert filled[-1].states is not None
             self.states.fill(row, filled[-1].states)
 
-    def piece(self, row: int, start: int, stop: int) -> Tensor:
+    def piece(self, row: int, start: int, stop: int) -> KV:
         """A copy of a row's private keys and values, `[layers, 2, kv_heads, tokens, head_dim]`."""
-        return self.kv[:, :, row, :, start:stop].clone()
+        return over(lambda kv: kv[:, :, row, :, start:stop].clone(), self.kv)
 
     def states_at(self, row: int, tokens: int) -> RowStates | None:
         """A copy of a row's states after so many private tokens; ``None`` if they are not held: they are the newest."""
@@ -215,9 +268,7 @@ class RowBatch:
         start = 0
         for batch, rows in parts:
             used = int(batch.lengths[list(rows)].max(initial=0))
-            index = torch.tensor(rows, dtype=torch.long, device=kv.device)
-            there = kv[:, :, start : start + len(rows), :, :used]  # without a copy in between, whose memory is fresh
-            torch.index_select(batch.kv[:, :, :, :, :used], 2, index, out=there)
+            over(partial(_put_rows, rows=rows, start=start, used=used), kv, batch.kv)
             start += len(rows)
         prompts = [batch.prompts[row] for batch, rows in parts for row in rows]
         states = States.joined([batch.states.select(rows) for batch, rows in parts if batch.states is not None])
@@ -240,17 +291,25 @@ class RowBatch:
 
     def reserve(self, tokens: int) -> None:
         """Makes room for `tokens` private tokens in each row."""
-        if tokens > self.kv.shape[4]:
+        capacity = min(kv.shape[4] for kv in by_device(self.kv))
+        if tokens > capacity:
             used = int(self.lengths.max())
-            kv = self.buffers.take(self.kv, len(self), max(tokens, 2 * self.kv.shape[4]))
-            kv[:, :, :, :, :used] = self.kv[:, :, :, :, :used]
+            kv = self.buffers.take(self.kv, len(self), max(tokens, 2 * capacity))
+            over(lambda new, old: new[..., :used, :].copy_(old[..., :used, :]), kv, self.kv)
             self.buffers.give(self.kv)
             self.kv = kv
 
     def close(self) -> None:
         """Gives the memory back; the batch must not be used again."""
         self.buffers.give(self.kv)
-        self.prompts, self.lengths = [], self.lengths[:0]
+        self.prompts, self.lengths, self._parts = [], self.lengths[:0], []
+
+
+def _put_rows(new: Tensor, old: Tensor, rows: Sequence[int], start: int, used: int) -> Tensor:
+    """Copies `used` tokens of some rows to the rows from `start` on."""
+    index = torch.tensor(rows, dtype=torch.long, device=old.device)
+    there = new[:, :, start : start + len(rows), :, :used]  # without a copy in between, whose memory is fresh
+    return torch.index_select(old[:, :, :, :, :used], 2, index, out=there)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +395,48 @@ class Plan(StateHolder, Cache, ABC):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions are always given."""
         return 0
+
+
+class FirstPlan(Plan):
+    """One token of one row: shows which layers attend, and where.
+
+    Attributes:
+        keys: Keys `[kv_heads, 1, head_dim]` of each layer that attends.
+    """
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        super().__init__(layers)
+        self.keys: dict[int, Tensor] = {}
+
+    @property
+    def packed_rows(self) -> PackedRows:
+        """A query and its own key."""
+        return PackedRows(1, 1, 1, 0, lambda window: (1, 1))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """The value, which is all that a first token sees."""
+        self.keys[self.layer_numbers[self.layer]] = key[0]
+        own = value[0].transpose(0, 1)[:, :, None]
+        return own.expand(-1, -1, query.shape[1] // key.shape[1], -1)
+
+
+class JointPlan(Plan):
+    """Plans for the layers of several devices as one: what each needs beside keys and values is on its device."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        super().__init__([layer for plan in plans for layer in plan.layer_numbers])
+        self._homes = [(plan, place) for plan in plans for place in range(len(plan.layer_numbers))]
+
+    @property
+    def packed_rows(self) -> PackedRows:
+        """The attention of any of them."""
+        return self._homes[0][0].packed_rows
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+        """As the plan of the device does."""
+        plan, place = self._homes[self.layer]
+        plan.layer = place
+        return plan.attend(query, key, value, scores)
 
 
 NAME = "inferscale_tree"

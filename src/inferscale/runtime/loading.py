@@ -360,7 +360,8 @@ def check_pair(model: TransformersModel, tokenizer: TransformersTokenizer, owner
 
     Raises:
         TypeError: If one is a path or hub id, or the model is no torch module.
-        ValueError: If the tokenizer is another model's, or the adapter is no part of the layers.
+        ValueError: If the tokenizer is another model's, the adapter is no part of the layers, or the model has no
+            device that takes tokens.
     """
     for given in (model, tokenizer):
         if isinstance(given, str | os.PathLike):
@@ -378,6 +379,11 @@ def check_pair(model: TransformersModel, tokenizer: TransformersTokenizer, owner
         )
     inside = without_wrapper(model)
     check_vocabulary(inside, tokenizer)
+    if inside.get_input_embeddings().weight.device == torch.device("meta"):
+        raise ValueError(
+            f"{owner}(model, tokenizer): the model's input embeddings are not on a device (offloaded, or never "
+            "loaded): give them one in device_map; layers may be on the disk"
+        )
     return inside
 
 

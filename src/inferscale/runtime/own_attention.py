@@ -45,7 +45,7 @@ def with_alibi(query: Tensor, key: Tensor, slopes: Tensor, positions: Tensor) ->
         positions: Of the tokens, `[rows, tokens]`, in any shape.
     """
     positions = positions.view(len(key), -1)
-    digits = torch.stack([positions // _DIGIT, positions % _DIGIT], dim=-1).to(key.dtype)
+    digits = torch.stack([positions // _DIGIT, positions % _DIGIT], dim=-1).to(key)
     weights = torch.stack([slopes * _DIGIT, slopes], dim=-1).to(query.dtype)
     query = torch.cat([query, weights[None, :, None].expand(*query.shape[:3], 2)], dim=-1)
     return query, torch.cat([key, digits[:, None].expand(*key.shape[:3], 2)], dim=-1)

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .branch import Branch
-from .kv import Piece, RowBatch
+from .kv import KV, Piece, RowBatch
 from .session import Session, checked_session
 from .states import RowStates
 
@@ -163,7 +162,7 @@ class PrefixCache:
     def park(
         self,
         path: KeyedPath,
-        cut: Callable[[int, int], Tensor],
+        cut: Callable[[int, int], KV],
         states: RowStates | None = (),
         prompt: bool = False,
     ) -> None:

@@ -24,7 +24,22 @@ from inferscale._compat import cache_argument
 from inferscale.flops.calibration import unwatched
 
 from . import kv as attention
-from .kv import Buffers, Piece, Plan, PromptPlan, RowBatch, RowPlan, UnsupportedModelError, attending
+from .kv import (
+    KV,
+    Buffers,
+    FirstPlan,
+    JointPlan,
+    Piece,
+    Plan,
+    PromptPlan,
+    RowBatch,
+    RowPlan,
+    Spread,
+    UnsupportedModelError,
+    attending,
+    by_device,
+    over,
+)
 from .loading import evaluating
 from .own_attention import WANTS_MASK, own_attention
 from .plain import (
@@ -63,7 +78,8 @@ class Session:
         self.tokens = 0
         self.buffers = Buffers()
         self.stepper = Stepper(model)
-        self._has_fixed_steps = attention.fixed_shapes(model.device)
+        self._is_spread = len({weight.device for weight in model.parameters()}) > 1
+        self._has_fixed_steps = attention.fixed_shapes(model.device) and not self._is_spread
         self._parameters = inspect.signature(model.forward).parameters
         self._cache_argument = cache_argument(model)
         layers = getattr(text_config(model.config), "num_hidden_layers", None)
@@ -77,9 +93,10 @@ class Session:
         self._wants_mask = any(type(layer).__name__ in WANTS_MASK for layer, _ in self._own_attention)
         self._ranges = used_ranges(model.config)
         self._lock = _locks.setdefault(model, threading.RLock())
-        # What a first token has shown: which layers attend, and keys, values and states of one row.
-        self._attending: list[int] = []
-        self._like: tuple[Tensor, States] | None = None
+        # What a first token has shown: which layers attend, those of each device together, and the kind of keys, values
+        # and states of one row.
+        self._homes: list[list[int]] = [[]]
+        self._like: tuple[KV, States] | None = None
         self._goes_on = True  # several tokens can be read in one forward after others
 
     @property
@@ -143,22 +160,30 @@ class Session:
         return not self._goes_on
 
     @property
-    def _known(self) -> tuple[Tensor, States]:
+    def _known(self) -> tuple[KV, States]:
         if self._like is None:
             read = self.tokens
 
-            def read_token() -> tuple[Tensor, States]:
-                plan = PromptPlan([1], range(self._layers), Piece())
+            def read_token() -> tuple[KV, States]:
+                plan = FirstPlan(range(self._layers))
                 ids = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
                 self._forward(plan, ids, np.zeros(1, dtype=int), None)
                 states = plan.states_after()
-                self._attending = sorted(set(plan.attended))
+                homes: dict[torch.device, list[int]] = {}
+                for layer in sorted(plan.keys):
+                    homes.setdefault(plan.keys[layer].device, []).append(layer)
+                self._homes = list(homes.values()) or [[]]
                 if not states and len(plan.attended) != self._layers:
                     said = f"{len(plan.attended)} of {self._layers} layers attend through AttentionInterface"
                     raise UnsupportedModelError(said)
-                if self._attending and not self._own_attention and "position_ids" not in self._parameters:
+                if plan.keys and not self._own_attention and "position_ids" not in self._parameters:
                     raise UnsupportedModelError(f"{type(self.model).__name__} takes no position_ids")
-                return plan.keys_and_values(self.model.device)[0][self._attending], states
+                if not plan.keys:
+                    return torch.zeros(0, 2, 1, 1, 1, device=self.model.device), states
+                # room for the most heads of a layer, and the widest
+                heads, width = (max(key.shape[axis] for key in plan.keys.values()) for axis in (0, 2))
+                like = [plan.keys[own[0]].new_zeros(len(own), 2, heads, 1, width) for own in self._homes]
+                return Spread(tuple(like)) if len(like) > 1 else like[0], states
 
             self._like = unwatched(read_token)
             self.tokens = read
@@ -204,21 +229,26 @@ class Session:
         if not filled:
             return [prefix for _ in endings]
         one, like = self._known
-        plan = PromptPlan([len(ids) for ids in filled], self._attending, prefix, (one.shape[2], one.shape[4]))
+        most, lengths = (by_device(one)[0].shape[2], by_device(one)[0].shape[4]), [len(ids) for ids in filled]
+        plans = [PromptPlan(lengths, own, prefix.on(device), most) for device, own in enumerate(self._homes)]
+        plan = plans[0] if len(plans) == 1 else JointPlan(plans)
         if prefix.states:
             plan.states = like.of_rows([prefix.states] * len(filled))
         packed = torch.tensor([i for ids in filled for i in ids], device=self.model.device)
         positions = np.concatenate([np.arange(len(ids)) for ids in filled]) + len(prefix)
         rows = len(filled) if self.has_states else 1
         self._forward(plan, packed.view(rows, -1), positions, np.arange(1, rows + 1) * (len(packed) // rows) - 1)
-        kv, states = plan.keys_and_values(self.model.device), plan.states_after()
-        new = iter(Piece((*prefix.ids, *ids), kv[row], states=states.of_row(row)) for row, ids in enumerate(filled))
+        kvs, states = [own.keys_and_values(self.model.device) for own in plans], plan.states_after()
+        new = iter(
+            Piece((*prefix.ids, *ids), kv[0] if len(kv) == 1 else Spread(kv), states=states.of_row(row))
+            for row, (ids, kv) in enumerate(zip(filled, zip(*kvs, strict=True), strict=True))
+        )
         return [next(new) if ids else prefix for ids in endings]
 
     def open(self, prompts: Sequence[Piece], capacity: int) -> RowBatch:
         """Rows without private tokens, one for each of `prompts`, with room for `capacity` tokens."""
         like, states = self._known
-        kv = self.buffers.take(like[:, :, None], len(prompts), capacity)
+        kv = self.buffers.take(over(lambda kv: kv[:, :, None], like), len(prompts), capacity)
         held = states.of_rows([prompt.states or () for prompt in prompts])
         return RowBatch(prompts, kv, [0] * len(prompts), self.buffers, held)
 
@@ -246,10 +276,12 @@ class Session:
             logits.append(self._extend(batch, np.array(rows), ids, counts, np.array(kept, dtype=int)))
         if len(logits) == 1:
             return logits[0]
-        return torch.cat(logits)[torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=ids.device)]
+        index = torch.tensor(sorted(range(len(order)), key=order.__getitem__), device=logits[0].device)
+        return torch.cat(logits)[index]
 
     def step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
         """One more token `[rows]` in each of `rows`, ascending; logits `[rows, vocabulary]`."""
+        tokens = tokens.to(self.model.device)
         if self._has_fixed_steps and not self.has_states:
             return self._fixed_step(batch, rows, tokens)
         one_each = np.ones(len(rows), dtype=np.int64)
@@ -257,7 +289,7 @@ class Session:
 
     def _fixed_step(self, batch: RowBatch, rows: Sequence[int] | NDArray[np.int64], tokens: Tensor) -> Tensor:
         batch.reserve(int(batch.lengths.max()) + 1)
-        plan = self.stepper.plan(batch, self._attending)
+        plan = self.stepper.plan(batch, self._homes[0])
 
         def forward() -> Tensor:
             plan.begin()
@@ -285,13 +317,14 @@ class Session:
         kept: NDArray[np.int64] | None,
     ) -> Tensor:
         batch.reserve(int((batch.lengths[rows] + counts).max()))
-        plan = RowPlan(batch, rows, counts, self._attending)
+        plans = [RowPlan(part, rows, counts, layers) for part, layers in zip(batch.parts, self._homes, strict=True)]
+        plan = plans[0] if len(plans) == 1 else JointPlan(plans)
         # States are written over: they are no longer those of the rows, unless the forward comes to its end.
         states, batch.states = batch.states, None
         assert states is not None
         in_place = len(rows) == len(batch)
         plan.states = states if in_place else states.select(rows)
-        logits = self._forward(plan, ids.view(len(rows) if states else 1, -1), plan.absolute, kept)
+        logits = self._forward(plan, ids.view(len(rows) if states else 1, -1), plans[0].absolute, kept)
         batch.lengths[rows] += counts
         if not in_place:
             states.put(rows, plan.states)
@@ -319,16 +352,19 @@ class Session:
         if kept is not None and len(kept) == rows * tokens:
             kept = None
         if kept is not None and "logits_to_keep" in self._parameters:
-            if rows == 1:
+            if rows == 1 and not self._is_spread:
                 options["logits_to_keep"], kept = torch.from_numpy(kept).to(device), None
+            elif rows == 1:  # an index would have to be where the last layer is: all from the first one on
+                options["logits_to_keep"], kept = tokens - int(kept.min()), kept - kept.min()
             elif np.array_equal(kept, np.arange(1, rows + 1) * tokens - 1):  # the last of each row
                 options["logits_to_keep"], kept = 1, None
         with self._lock, attending(plan, self._configs, self._own_attention):
             output = self.model(input_ids=ids, use_cache=True, **options)
-        if self._like is not None and sorted(set(plan.attended)) != self._attending:
-            raise UnsupportedModelError(f"layers {plan.attended} attend, and {self._attending} did at first")
+        attending_first = sorted(layer for own in self._homes for layer in own)
+        if self._like is not None and sorted(set(plan.attended)) != attending_first:
+            raise UnsupportedModelError(f"layers {plan.attended} attend, and {attending_first} did at first")
         logits: Tensor = output.logits.flatten(0, 1)
-        return logits if kept is None else logits[torch.from_numpy(kept).to(device)]
+        return logits if kept is None else logits[torch.from_numpy(kept).to(logits.device)]
 
 
 def checked_session(model: Any) -> Session | None:

@@ -23,7 +23,7 @@ RowStates: TypeAlias = tuple[Tensor, ...]
 
 
 class States:
-    """States of rows. States of one kind and shape lie in one stack, so that a fork is a copy or two.
+    """States of rows. States of one kind, shape and device lie in one stack, so that a fork is a copy or two.
 
     Attributes:
         places: For each state the number of its stack, and its place there.
@@ -39,7 +39,7 @@ class States:
         """States out of single ones, each `[rows, ...]`."""
         groups: dict[Any, list[StateKey]] = {}
         for key in sorted(found):
-            groups.setdefault((key[0], found[key].shape, found[key].dtype), []).append(key)
+            groups.setdefault((key[0], found[key].shape, found[key].dtype, found[key].device), []).append(key)
         places = {key: (n, place) for n, keys in enumerate(groups.values()) for place, key in enumerate(keys)}
         return cls(places, [torch.stack([found[key] for key in keys]) for keys in groups.values()])
 

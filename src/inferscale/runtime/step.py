@@ -52,7 +52,7 @@ class StepPlan(RowPlan):
             torch.zeros(size, dtype=torch.long, device=device) for _ in range(5)
         )
         self._column, self._row = torch.arange(kv.shape[4], device=device), torch.arange(size, device=device)
-        self._shelf = kv.new_zeros(kv.shape[0], 2, slots, kv.shape[3], keys, kv.shape[5])
+        self._shelf: Tensor = kv.new_zeros(kv.shape[0], 2, slots, kv.shape[3], keys, kv.shape[5])
         self._slot_rows = most
         self._heads: dict[int, Tensor] = {}
         self.kv_place = kv.data_ptr()
