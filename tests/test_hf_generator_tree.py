@@ -162,7 +162,7 @@ SHARED = [
     "gemma3_text",
     "deepseek_v3",
     "qwen2",
-    pytest.param("gemma4_text", marks=pytest.mark.slow),  # layers of two widths
+    "gemma4_text",  # layers of two widths
     pytest.param("gemma3n_text", marks=pytest.mark.slow),  # layers that attend to the keys of an earlier one
     pytest.param("mimo_v2_flash", marks=pytest.mark.slow),  # layers with more heads of keys than others
 ]

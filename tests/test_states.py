@@ -37,7 +37,7 @@ def hybrid():
         "qwen3_next",
         "mamba2",  # without keys and values
         pytest.param("falcon_h1", marks=pytest.mark.slow),  # states, keys and values in one layer
-        pytest.param("jamba", marks=pytest.mark.slow),  # reads one token at a time behind a state
+        "jamba",  # reads one token at a time behind a state
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("qwen3_5_text", "lfm2_moe", "lfm3", "zamba2", "zaya")
