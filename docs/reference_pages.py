@@ -18,7 +18,8 @@ import inferscale
 
 DOCS = Path(__file__).parent
 FOLDER = DOCS / "reference" / "api"
-BLOCK = re.compile(r"^```+(?:python|\{code-cell\})[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?<!-->\n)```+(?:python|\{code-cell\})[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+"""Code that the tests run: what is not run, or not everywhere, has a comment above it."""
 
 HOMES = (
     "isc|inferscale|answers|engine|evaluate|flops|functional|quiet_star|rewards|scaling|strategies|task|testing|viz|zoo"
