@@ -16,10 +16,34 @@ from functools import partial
 from numbers import Integral
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from .tree import Node, Problem
+from .tree import Node, Problem, Step
 
 T = TypeVar("T")
 Until: TypeAlias = Literal["step", "end"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Race:
+    """Samples of which only the first to arrive are wanted: all others end where the last of those has ended.
+
+    They go side by side by their tokens, and by no clock: of each no more is kept, and charged, than the length at
+    which that many have arrived (``finish_reason="budget"``). So the samples do not depend on which of them runs when.
+    A generator may leave races out: its samples then end by themselves, and are charged whole.
+
+    Attributes:
+        places: Samples that are wanted.
+        arrives: Says of a whole sample whether it has arrived.
+        lengths: Tokens of those that have arrived before.
+    """
+
+    places: int
+    arrives: Callable[[Step], bool]
+    lengths: tuple[int, ...] = ()
+
+    def line(self, lengths: Iterable[int]) -> int | None:
+        """The length at which enough have arrived, given those of more that have; ``None`` if they are too few."""
+        arrived = sorted((*self.lengths, *lengths))
+        return arrived[self.places - 1] if len(arrived) >= self.places else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +73,8 @@ class GenerateRequest:
         payer: The draw that is charged for the node's prefix: the first of this generator. Set by the engine.
         deadline: When its search runs out of time, on the clock of `time.monotonic`. Set by the engine.
         is_cancelled: Says whether its search has been cancelled, which another thread may do. Set by the engine.
+        race: The race that its samples run, all at once with those of other requests that name it; see `Race`.
+        ahead: Tokens that count for their lengths in it already.
     """
 
     node: Node
@@ -66,6 +92,8 @@ class GenerateRequest:
     payer: int = 0
     deadline: float | None = None
     is_cancelled: Callable[[], bool] | None = field(default=None, repr=False, compare=False)
+    race: Race | None = field(default=None, repr=False, compare=False)
+    ahead: int = 0
 
     def __post_init__(self) -> None:
         """Refuse requests that no generator can serve."""
@@ -102,7 +130,7 @@ class GenerateRequest:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle it for other processes, which have neither this one's clock nor its searches."""
         told = {each.name: getattr(self, each.name) for each in fields(self)}
-        return partial(GenerateRequest, **told | {"deadline": None, "is_cancelled": None}), ()
+        return partial(GenerateRequest, **told | {"deadline": None, "is_cancelled": None, "race": None}), ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,24 @@ class ToyGenerator(Generator):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Steps that depend on each request's prefix and draw numbers alone."""
         self.calls += 1
-        return [[self._sample(request, draw) for draw in range(request.n)] for request in requests]
+        groups = [[self._sample(request, draw) for draw in range(request.n)] for request in requests]
+        samples = [(request, draw) for request in requests for draw in range(request.n)]
+        for race in {id(request.race): request.race for request in requests if request.race is not None}.values():
+            lengths = [
+                request.ahead + step.generated_tokens
+                for (request, _), step in zip(samples, (step for steps in groups for step in steps), strict=True)
+                if request.race is race and race.arrives(step)
+            ]
+            line = race.line(lengths)
+            for request, steps in zip(requests, groups, strict=True):
+                if request.race is race and line is not None:
+                    steps[:] = [self._cut(request, draw, step, line - request.ahead) for draw, step in enumerate(steps)]
+        return groups
+
+    def _cut(self, request: GenerateRequest, draw: int, step: Step, most: int) -> Step:
+        if step.generated_tokens <= most:
+            return step
+        return self._sample(replace(request, max_tokens=most), draw) if most > 0 else Step("", finish_reason="budget")
 
     def open(self) -> Sampling:
         """A session."""

@@ -385,8 +385,9 @@ class Search:
         """Keep one sample of an answer that takes longer, in case this process is killed meanwhile.
 
         Not of one with forced text, which the first sample of a request pays for: the rest would be another request.
+        Nor of one in a race, which the rest would run without it.
         """
-        if self._journal is not None and not request.forced and not request.is_over:
+        if self._journal is not None and not request.forced and request.race is None and not request.is_over:
             self._journal.record_sample(self.root, branch_key(request.node.key, request.first + index), step)
 
     def saw(self, request: GenerateRequest, step: Step) -> None:

@@ -63,6 +63,8 @@ class Branch:
         model_logprob: The same under the model's own distribution; NaN if it is not known.
         confidence: Sum of the tokens' confidences.
         room: The most tokens that the path's length and the context allow.
+        limit: The most that its race allows, while that is not known ``None``.
+        drawn: In a race, the columns of `TokenBuffer` of what was drawn, once it has ended.
     """
 
     request: GenerateRequest
@@ -79,6 +81,8 @@ class Branch:
     logprob: float = 0.0
     confidence: float = 0.0
     model_logprob: float = 0.0
+    limit: int | None = None
+    drawn: Any = None
     room: int = field(init=False)
     # Where inner steps end: characters of the text, and tokens, forced ones included. And the text up to the newest.
     _ends: list[tuple[int, int]] = field(default_factory=list)
@@ -109,9 +113,10 @@ class Branch:
 
     @property
     def cap(self) -> int | None:
-        """The most tokens that the request may sample; ``None`` if it sets no bound."""
+        """The most tokens that request and race allow; ``None`` if they set no bound."""
         cap = self.request.max_tokens
-        return cap if cap is None or self.is_muted else cap // self.price
+        cap = cap if cap is None or self.is_muted else cap // self.price
+        return min((bound for bound in (cap, self.limit) if bound is not None), default=None)
 
     @property
     def most_tokens(self) -> int:

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from inferscale._compat import evaluating
 from inferscale.base import Sampling, Ticket, Traffic
 from inferscale.flops import report_tokens
 from inferscale.flops.traffic import RowGroup
-from inferscale.flow import GenerateRequest
+from inferscale.flow import GenerateRequest, Race
 from inferscale.tree import Node, Step
 
 from .branch import Branch, BranchFactory, side_by_side
@@ -186,18 +186,21 @@ class TokenBuffer:
 
     def _tell(self, row: int, everything: bool) -> None:
         """Tells a branch of its new tokens up to each place where it, or a step, may end; or of all of them."""
-        branch, count = self.branches[row], int(self.rows["count"][row])
-        while branch.finish is None:
-            start = len(branch.tokens)
-            flagged = np.flatnonzero(self._drawn[4, row, start:count])
-            stop = min(start + int(flagged[0]) + 1, branch.due) if len(flagged) else branch.due
-            if stop > count:
-                if not everything or start == count:
-                    break
-                stop = count
-            ids, logprobs, confidences, own = self._drawn[:4, row, start:stop].tolist()
-            branch.take([int(i) for i in ids], logprobs, confidences, own)
+        branch = self.branches[row]
+        tell(branch, self.drawn(row), everything)
         self.rows["due"][row], self.rows["ended"][row] = branch.due, branch.finish is not None
+
+    def drawn(self, row: int) -> NDArray[np.float64]:
+        """The columns of a row, `[5, tokens]`."""
+        return self._drawn[:, row, : self.rows["count"][row]]
+
+    def end_at_limits(self) -> None:
+        """Ends the rows of which as much was drawn as their races allow; what they are in the end, `cut` says."""
+        for row, branch in enumerate(self.branches):
+            if branch.limit is not None and branch.finish is None:
+                self.rows["due"][row] = branch.due
+                if branch.limit <= self.rows["count"][row]:
+                    branch.finish, self.rows["ended"][row] = "budget", True
 
     def end_overdue(self) -> bool:
         """Ends the rows whose requests are over, with every token that was drawn for them; True if there are any."""
@@ -216,6 +219,48 @@ class TokenBuffer:
 
 
 _CPU = torch.device("cpu")
+
+
+def tell(branch: Branch, drawn: NDArray[np.float64], everything: bool) -> None:
+    """Tells a branch of its new tokens up to each place where it, or a step, may end; or of all of them.
+
+    Args:
+        branch: The branch.
+        drawn: The columns of all that was drawn for it, `[5, tokens]`.
+        everything: True to tell it of those behind the last such place too.
+    """
+    count = drawn.shape[1]
+    while branch.finish is None:
+        start = len(branch.tokens)
+        flagged = np.flatnonzero(drawn[4, start:])
+        stop = min(start + int(flagged[0]) + 1, branch.due) if len(flagged) else branch.due
+        if stop > count:
+            if not everything or start == count:
+                break
+            stop = count
+        ids, logprobs, confidences, own = drawn[:4, start:stop].tolist()
+        branch.take([int(i) for i in ids], logprobs, confidences, own)
+
+
+def cut(branch: Branch, limit: int) -> None:
+    """Makes a branch that has ended what it would be had it never been allowed more than `limit` tokens."""
+    branch.limit = limit
+    if branch.drawn is None or (branch.finish != "budget" and len(branch.tokens) < limit):
+        return
+    branch.restart()
+    if limit > 0:
+        tell(branch, branch.drawn[:, :limit], everything=True)
+    branch.finish = branch.finish or "budget"
+
+
+@dataclass
+class Heat:
+    """The branches of one race in a session, and the lengths of those that have arrived."""
+
+    race: Race
+    branches: list[Branch] = field(default_factory=list)
+    ended: list[Branch] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
 
 
 class Rows:
@@ -331,6 +376,11 @@ class Rows:
             self._buffer.end(given)
             self._take_out()
 
+    def end_at_limits(self) -> None:
+        """Ends branches that have come to the limits of their races; `advance` hands them over."""
+        self._buffer.end_at_limits()
+        self._take_out()
+
     def _fill(self, size: int) -> None:
         """Lets waiting branches join, if it is worth the copy of the rows that decode."""
         live = len(self._buffer.branches)
@@ -425,6 +475,9 @@ class Rows:
         if len(left) == len(ended):
             return
         out = [buffer.branches[row] for row in np.flatnonzero(ended)]
+        for row in np.flatnonzero(ended).tolist():
+            if buffer.branches[row].request.race is not None:
+                buffer.branches[row].drawn = buffer.drawn(row).copy()
         kept = sum(len(branch.tokens) for branch in out)
         self._stats.decoded_tokens += kept
         self._stats.wasted_tokens += int(buffer.rows["count"][ended].sum()) - kept
@@ -738,6 +791,7 @@ class RunnerSampling(Sampling):
         tree, plain = runner._tree, runner._plain
         self._shared = None if tree is None else self._rows(tree)
         self._plain = self._rows(plain)
+        self._heats: dict[int, Heat] = {}  # by the `id` of their races
         self._new: list[Branch] = []
         self._apart: list[Branch] = []  # for the plain rows, in which only branches that are alike run together
 
@@ -761,7 +815,41 @@ class RunnerSampling(Sampling):
             self._tickets[id(branch)] = ticket, branch
             # One that had no room for a token has ended.
             (self._new if branch.finish is None else self._ended).append(branch)
+            # what a race takes back may have had thoughts, which were paid for
+            if request.race is not None and branch.finish is None and branch.price == 1:
+                self._heats.setdefault(id(request.race), Heat(request.race)).branches.append(branch)
         return ticket
+
+    def _judged(self, ended: Sequence[Branch]) -> list[Branch]:
+        """The ended branches that can be handed over; those of a race once its last one has ended."""
+        over, heats = list[Branch](), dict[int, Heat]()
+        for branch in ended:
+            heat = self._heats.get(id(branch.request.race))
+            if heat is None or branch.price > 1:
+                over.append(branch)
+                continue
+            heats[id(heat.race)] = heat
+            heat.ended.append(branch)
+            if branch.finish != "budget" and heat.race.arrives(branch.step(lambda _: (0, 0))):
+                heat.lengths.append(branch.request.ahead + len(branch.tokens))
+        for key, heat in heats.items():
+            line, before = heat.race.line(heat.lengths), sum(len(branch.tokens) for branch in heat.branches)
+            is_over = len(heat.ended) == len(heat.branches)
+            for branch in heat.branches:
+                if line is not None and is_over:
+                    cut(branch, line - branch.request.ahead)
+                elif line is not None and branch.finish is None:
+                    branch.limit = max(line - branch.request.ahead, 1)
+            if is_over:
+                del self._heats[key]
+                over += heat.branches
+                waste = before - sum(len(branch.tokens) for branch in heat.branches)
+                self._runner.stats.decoded_tokens -= waste
+                self._runner.stats.wasted_tokens += waste
+        if heats:
+            for rows in filter(None, (self._shared, self._plain)):
+                rows.end_at_limits()
+        return over
 
     @property
     def prefill_seconds(self) -> float:  # type: ignore[override]
@@ -800,7 +888,7 @@ class RunnerSampling(Sampling):
         def run(size: int) -> None:
             while not enough() and (rows := self._next_rows()):
                 rows.on_tokens = self.on_tokens
-                self._ended += rows.advance(size)
+                self._ended += self._judged(rows.advance(size))
 
         def left() -> list[Branch]:
             return [branch for _, branch in self._tickets.values() if branch.finish is None]
@@ -846,7 +934,7 @@ class RunnerSampling(Sampling):
         """Ends the samples of a request and frees their rows; `collect` hands over what was drawn of them."""
         branches = [branch for given, branch in self._tickets.values() if given is ticket]
         given = {id(branch) for branch in branches}
-        self._ended += unbegun([branch for branch in (*self._new, *self._apart) if id(branch) in given])
+        self._ended += self._judged(unbegun([branch for branch in (*self._new, *self._apart) if id(branch) in given]))
         self._new = [branch for branch in self._new if id(branch) not in given]
         self._apart = [branch for branch in self._apart if id(branch) not in given]
         with self._runner._lock, torch.inference_mode():
@@ -855,7 +943,7 @@ class RunnerSampling(Sampling):
 
     def close(self) -> None:
         """Drops all rows."""
-        self._tickets, self._ended, self._new, self._apart = {}, [], [], []
+        self._tickets, self._heats, self._ended, self._new, self._apart = {}, {}, [], [], []
         with self._runner._lock, torch.inference_mode():
             for rows in filter(None, (self._shared, self._plain)):
                 rows.interrupt()

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inferscale.base import SearchStrategy
-from inferscale.flow import Flow, Generate, GenerateRequest, expand, gather
+from inferscale.flow import Flow, Generate, GenerateRequest, Race, expand, gather
 from inferscale.thinking import Thinking
-from inferscale.tree import Node
+from inferscale.tree import Node, Step
 
 from .checks import check_counts
 from .revising import sampled_text
@@ -20,6 +20,12 @@ from .revising import sampled_text
 def ends_thinking(node: Node, thinking: Thinking) -> bool:
     """True if thinking ends in the node's newest step."""
     return node.step is not None and thinking.end_in(node.step.text) >= 0
+
+
+def arrives(step: Step, thinking: Thinking) -> bool:
+    """True if a chain has thought to its end in this step; not if nothing but white space may have come of it."""
+    ended = step.finish_reason in ("eos", "length") and bool(step.text.strip())
+    return ended or (step.finish_reason == "step" and thinking.end_in(step.text) >= 0)
 
 
 def is_cut(node: Node) -> bool:
@@ -54,10 +60,10 @@ class ShortMofK(SearchStrategy):
 
     Which chains are first is told by their tokens and by no clock, so that a result does not depend on what else the
     model is busy with. Chains go on step by step, those that are ahead wait, and one that could still be among the
-    first is sampled to the very token at which it no longer is.
+    first is sampled to the very token at which it no longer is, in the middle of a call too (`inferscale.flow.Race`).
 
-    Differs from the paper: a chain's length is that of the steps up to the one in which thinking ends; chains that are
-    stopped have run on to the end of their current step.
+    Differs from the paper: a chain's length is that of the steps up to the one in which thinking ends. With a generator
+    that leaves races out, as servers do, chains that are stopped have run on to the end of their current step.
 
     What ends thinking is ``root.thinking``, the setting of the search; ``</think>`` where nothing tells. A chain that
     ends without it has thought to its end.
@@ -85,12 +91,17 @@ class ShortMofK(SearchStrategy):
         while going:
             # Those that are ahead wait, so that all are about as long when the m-th one ends.
             pace = sum(tokens for tokens, _ in going) / len(going)
+            race = Race(self.m, lambda step: arrives(step, thinking), tuple(tokens for tokens, _ in done))
             moving = [chain for chain in going if chain[0] <= pace]
             waiting = [chain for chain in going if chain[0] > pace]
             groups: list[list[Node]] = yield Generate(
                 tuple(
                     GenerateRequest(
-                        node, self.k if node is root else 1, max_tokens=None if longest is None else longest - tokens
+                        node,
+                        self.k if node is root else 1,
+                        max_tokens=None if longest is None else longest - tokens,
+                        race=race,
+                        ahead=tokens,
                     )
                     for tokens, node in moving
                 )
