@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -202,3 +203,15 @@ def test_a_notebook_shows_what_abstains():
     assert "<dd>3, 2 abstained (1 cut, 1 unread)</dd>" in shown
     assert "1 of 3 trajectories were cut by length and abstain: raise max_new_tokens" in shown
     assert "abstain:" not in ended(("The answer is 4.",), ("eos",) * 3)._repr_html_()
+
+
+def test_a_result_saved_by_version_0_1_loads_and_what_was_not_counted_then_is_not_known():
+    loaded = SearchResult.load(Path(__file__).parent / "golden" / "result_0.1.json")
+    again = solve("2 3", REBASE(4), ToyGenerator(depth=3), reward_model=ToyReward())
+    assert [(t.text, t.answer, t.score) for t in loaded.trajectories] == [
+        (t.text, t.answer, t.score) for t in again.trajectories
+    ]
+    assert (loaded.answer, loaded.cost.tokens, loaded.cost.flops) == (again.answer, again.cost.tokens, again.cost.flops)
+    assert loaded.reaggregate(BestOfN()).text == again.reaggregate(BestOfN()).text
+    assert loaded.cost.bytes is None
+    assert loaded.cost.rounds is None
