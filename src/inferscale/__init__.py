@@ -69,7 +69,7 @@ _NAMES = {
 _HOME = {name: f".{module}" for module, names in _NAMES.items() for name in names}
 _HOME |= {name: f".{name}" for name in _MODULES}
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Aggregator",
     "BeamSearch",
