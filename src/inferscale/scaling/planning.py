@@ -464,7 +464,6 @@ def plan(
         batch_size: Problems searched at the same time.
         energy: Reads the energy that the models use, for budgets of joules; as in `solve`.
         progress: Print what is still in the race.
-        energy: As in `solve`: budgets can then cap joules.
 
     Raises:
         ValueError: If there are too few problems, gold answers or candidates, a prompt comes twice, or a budget caps
