@@ -9,6 +9,7 @@ import reference_pages
 
 project = "inferscale"
 author = "The inferscale authors"
+copyright = "2026, the inferscale authors"
 release = version = distribution_version("inferscale")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
