@@ -31,7 +31,7 @@ ANSWER_TOKENS = 12
 """Visible tokens of an answer after the cue."""
 STEP_TOKENS = 96
 """Tokens of a step of REBASE."""
-NO_DELIMITER = "\u241e"
+NO_DELIMITER = re.compile("(?!)")
 """In no text: steps end at their length alone."""
 PROMPTS = PromptStyle("Q: {question}\nA: Let's think step by step.", stop="\nQ:")
 """Prompt of a question."""
