@@ -16,6 +16,7 @@ import asyncio
 import html.parser
 import http.client
 import json
+import logging
 import os
 import random
 import re
@@ -201,7 +202,7 @@ def kill_actors(folder: Path, tries: int, rng: random.Random) -> Iterator[str]:
     from inferscale.ray import solve_dataset
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     problems = [Problem(f"How many in crate {number}?", str(number % 3)) for number in range(40)]
     straight = solve_batch(problems, REBASE(4), Slow(), reward_model=ToyReward())
     expected = [without_seconds(result.to_dict()) for result in straight]
