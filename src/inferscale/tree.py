@@ -14,7 +14,6 @@ from .answers import AnswerReader, equality_of, final_part, final_span, reader_o
 from .thinking import NO_THINKING, Thinking, thinking_in
 
 FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "error"]
-"""Why a step ended: only after `"step"` can it go on; `"error"` is a remote sample that failed."""
 """The reason why a step ended.
 
 ``"step"``: at the step delimiter or at ``max_step_tokens``; the path can go on. ``"eos"``: the model, or a stop
@@ -28,7 +27,6 @@ ROLES = ("system", "user", "assistant", "tool")
 """Whose a turn of a conversation can be."""
 
 Judge: TypeAlias = Literal["final", "thoughts", "all"]
-"""Which part of a solution a reward model reads: what follows the thoughts, the thoughts, or both."""
 """The part of a solution that a reward model judges: what follows the end of thinking, the thoughts, or both.
 
 What comes after a next question that the model invented is never judged.

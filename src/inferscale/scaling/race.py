@@ -104,7 +104,7 @@ class Race:
 
     All runs begin with `PILOT` problems. Without a limit, all that are still in the race go on together, to twice as
     many each time. With one, the run goes on that promises most for its price: by how much the best that each budget
-    can buy is expected to be better once more is known of the run's configurations (`Beliefs.gain`), in all budgets
+    can buy is expected to be better once more is known of the run's configurations (`Beliefs.gains`), in all budgets
     together, over what that costs. The winner of a budget is the configuration with the greatest expected accuracy
     (`believe`), which is not always the one that did best so far.
 
