@@ -1,14 +1,18 @@
 """Writes the pages of the reference: one for each subject, and one for each public object.
 
-An object stands under its shortest public name, once, with the subject of the module that exports it; below its
-docstring come the pages whose code, which the tests run, uses it.
+An object stands under its shortest public name, once, with the subject of the module that exports it. Its example is
+that of its docstring or else the shortest block of code of the pages, which the tests run, that uses it; the pages that
+do come below.
 """
 
+import ast
 import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from textwrap import indent
 from types import GenericAlias
@@ -21,10 +25,8 @@ FOLDER = DOCS / "reference" / "api"
 BLOCK = re.compile(r"^(?<!-->\n)```+(?:python|\{code-cell\})[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 """Code that the tests run: what is not run, or not everywhere, has a comment above it."""
 
-HOMES = (
-    "isc|inferscale|answers|engine|evaluate|flops|functional|quiet_star|rewards|scaling|strategies|task|testing|viz|zoo"
-)
-NAME = re.compile(rf"(?<!def )(?<![\w.])(?:(?:{HOMES}|thinking)\.)*([A-Za-z_]\w*)(\(?)")
+EXAMPLE = re.compile(r"^>>> |^ *Examples?:$", re.MULTILINE)
+"""What begins an example in a docstring."""
 
 
 class Subject(NamedTuple):
@@ -107,12 +109,21 @@ def text_of(name: str, item: Any) -> str:
     """The docstring of an object; that of a constant stands below its assignment, in the module that holds it."""
     if is_class(item) or inspect.isroutine(item):
         return inspect.getdoc(item) or ""
-    from sphinx.pycode import ModuleAnalyzer
+    short = name.rpartition(".")[2]
+    modules = sorted(module for module in sys.modules if module.startswith("inferscale"))
+    texts = (constants(module).get(short, "") for module in modules if short in vars(sys.modules[module]))
+    return next(filter(None, texts), "")
 
-    short, found = name.rpartition(".")[2], ""
-    for module in sorted(module for module in sys.modules if module.startswith("inferscale")):
-        if short in vars(sys.modules[module]):
-            found = found or "\n".join(ModuleAnalyzer.for_module(module).find_attr_docs().get(("", short), []))
+
+@cache
+def constants(module: str) -> dict[str, str]:
+    """The texts below the assignments of a module."""
+    body = ast.parse(inspect.getsource(sys.modules[module])).body
+    found = dict[str, str]()
+    for node, after in pairwise(body):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
+            found |= {ast.unparse(target): inspect.cleandoc(after.value.value) for target in targets}
     return found
 
 
@@ -123,22 +134,25 @@ def directive_of(name: str, item: Any) -> str:
         return f".. {kind}:: {name}\n   :members:\n   :exclude-members: search\n"
     if inspect.isroutine(item):
         return f".. autofunction:: {name}\n"
-    return f".. py:data:: {name.rpartition('.')[2]}\n\n{indent(text_of(name, item), '   ')}\n"
+    from sphinx.ext.napoleon import GoogleDocstring  # which autodoc calls for the others
+
+    return f".. py:data:: {name.rpartition('.')[2]}\n\n{indent(str(GoogleDocstring(text_of(name, item))), '   ')}\n"
 
 
 def write() -> None:
     """A page for each subject, and one for each of its objects, which only that page links to."""
     FOLDER.mkdir(exist_ok=True)
-    pages, used = dict[str, str](), uses()
+    pages, used = dict[str, str](), uses(index())
     for key, names in index().items():
         title, lines = SUBJECTS[key].title, list[str]()
         for name, item in sorted(names.items(), key=lambda pair: pair[0].rpartition(".")[2].lower()):
             module, _, short = name.rpartition(".")
-            first = " ".join(text_of(name, item).strip().split("\n\n")[0].split())
+            text = text_of(name, item)
+            first = " ".join(text.strip().split("\n\n")[0].split())
             same = sum(other.lower() == name.lower() for other in names)  # on some file systems one file
             file = f"{name}_function" if same > 1 and name.islower() else name
             lines.append(f":py:obj:`{short} <{name}>`\n   {first}\n")
-            runs = example(used[short]) if short in used else ""
+            runs = below(used[name], EXAMPLE.search(text) is None) if name in used else ""
             head = f":orphan:\n\n{short}\n{'=' * len(short)}\n\n.. currentmodule:: {module}\n\n"
             pages[file] = f"{head}{directive_of(name, item)}\n{runs}All of this subject: :doc:`{key}`.\n"
         pages[key] = f"{title}\n{'=' * len(title)}\n\n" + "\n".join(lines)
@@ -151,36 +165,88 @@ def write() -> None:
             page.write_text(text, encoding="utf-8")
 
 
-def example(blocks: list["Use"]) -> str:
-    """The shortest block that uses an object, and the pages that run it and others."""
-    shown = min(blocks, key=lambda use: len(use.code))
-    pages = list(dict.fromkeys([shown.page, *(use.page for use in blocks)]))[:4]
-    code = f".. code-block:: python\n\n{indent(shown.code, '   ')}\n\n"
-    return f"For example\n\n{code}out of " + ", ".join(f":doc:`/{page}`" for page in pages) + ". "
-
-
 class Use(NamedTuple):
     page: str
     code: str
 
 
-def uses() -> dict[str, list[Use]]:
-    """For each name as code writes it, the blocks that use it: pages in the order of the shelves, then notebooks."""
+def below(blocks: list[Use], shown: bool) -> str:
+    """The pages that run an object; and, where it is to be shown, the shortest block that uses it."""
+    shortest = min(blocks, key=lambda use: len(use.code))
+    pages = list(dict.fromkeys([shortest.page, *(use.page for use in blocks)]))[:4]
+    code = f".. code-block:: python\n\n{indent(shortest.code, '   ')}\n\n"
+    where = ", ".join(f":doc:`/{page}`" for page in pages)
+    return f"For example\n\n{code}out of {where}. " if shown else f"Used in {where}. "
+
+
+def uses(objects: dict[str, dict[str, Any]]) -> dict[str, list[Use]]:
+    """For the name of each object the blocks that use it: pages in the order of the shelves, then notebooks."""
+    names = {
+        (name.rpartition(".")[2], id(item)): name for subject in objects.values() for name, item in subject.items()
+    }
     found = dict[str, list[Use]]()
+    for page, codes in blocks_of_pages().items():
+        imported = dict[str, str]()  # what each name of the page is, as the page goes on
+        for code in codes:
+            tree = ast.parse(code)
+            imported |= imports(tree)
+            used = [chain for node in ast.walk(tree) if (chain := chain_of(node, imported))]
+            for chain in dict.fromkeys(used):
+                for short, item in along(chain):
+                    blocks = found.setdefault(names.get((short, id(item)), ""), [])
+                    if Use(page, code.strip()) not in blocks:
+                        blocks.append(Use(page, code.strip()))
+    found.pop("", None)
+    return found
+
+
+def blocks_of_pages() -> dict[str, list[str]]:
+    """The code of each page, block by block."""
     pages = [
         page for shelf in ("howto", "tutorials", "reference", "project") for page in sorted((DOCS / shelf).glob("*.md"))
     ]
-    blocks = {
+    found = {
         page.relative_to(DOCS).with_suffix("").as_posix(): BLOCK.findall(page.read_text(encoding="utf-8"))
         for page in pages
     }
     for notebook in sorted((DOCS / "tutorials").glob("*.ipynb")):
         script = (DOCS.parent / "examples" / f"{notebook.stem}.py").read_text(encoding="utf-8")
         cells = script.split("# %%")
-        blocks[f"tutorials/{notebook.stem}"] = [cell for cell in cells if not cell.startswith(" [markdown]")]
-    for page, codes in blocks.items():
-        for code in codes:
-            for name, called in set(NAME.findall(re.sub(r"#.*", "", code))):
-                if called or name[0].isupper():  # a variable may be called like a function
-                    found.setdefault(name, []).append(Use(page, code.strip()))
+        found[f"tutorials/{notebook.stem}"] = [cell for cell in cells if not cell.startswith(" [markdown]")]
     return found
+
+
+def imports(tree: ast.AST) -> dict[str, str]:
+    """What the imports of a block name: ``{"isc": "inferscale"}``."""
+    found = dict[str, str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.asname or name.name.partition(".")[0]: name.name for name in node.names if name.asname}
+            found |= {name.name.partition(".")[0]: name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def chain_of(node: ast.AST, imported: dict[str, str]) -> str:
+    """The dotted name that a name or an attribute stands for, if it is one of inferscale."""
+    parts = list[str]()
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    known = imported.get(node.id, "") if isinstance(node, ast.Name) else ""
+    return ".".join([known, *reversed(parts)]) if known.partition(".")[0] == "inferscale" else ""
+
+
+def along(chain: str) -> Iterator[tuple[str, Any]]:
+    """The names and objects that a dotted name passes."""
+    found: Any = inferscale
+    for part in chain.split(".")[1:]:
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            try:
+                found = import_module(f"{found.__name__}.{part}")
+            except (AttributeError, ImportError):
+                return
+        yield part, found

@@ -1,16 +1,14 @@
 """Every public object has a page in the reference, under one name, with a text that says what it is."""
 
+import ast
 import inspect
 import pkgutil
 import runpy
 from importlib import import_module
 from pathlib import Path
 
-import pytest
-
 import inferscale
 
-pytest.importorskip("sphinx", reason="the reference needs the extra: docs")
 PAGES = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "reference_pages.py"))
 INDEX = PAGES["index"]()
 
@@ -43,3 +41,228 @@ def test_every_name_is_that_of_its_object_and_comes_once():
 def test_every_object_says_what_it_is():
     empty = [name for subject in INDEX.values() for name, item in subject.items() if not PAGES["text_of"](name, item)]
     assert empty == []
+
+
+AWAITED = {
+    # solving
+    "engine.Abstentions",
+    "engine.Journal",
+    "engine.Search",
+    "SearchUpdate",
+    "engine.Session",
+    # data
+    "tree.FinishReason",
+    "tree.Judge",
+    "UnscoredNodeError",
+    "tree.root_key",
+    # strategies
+    "strategies.Allocation",
+    "strategies.ByDifficulty",
+    "strategies.ComputeOptimal",
+    "strategies.ComputeOptimalFit",
+    "strategies.Drawn",
+    "strategies.Registered",
+    "strategies.SamplingPlan",
+    "strategies.plan_sampling",
+    # votes
+    "ConfidenceVote",
+    "aggregators.Normalize",
+    "aggregators.SameAnswer",
+    "aggregators.StepReduction",
+    # answers
+    "answers.KINDS",
+    "answers.MAX_ANSWER_CHARS",
+    "answers.AnswerGroups",
+    "answers.Before",
+    "answers.Reader",
+    "same_answer",
+    "thinking.FORMS",
+    "thinking.NO_THINKING",
+    "thinking.thinking_for",
+    # generators
+    "generators.CheckpointError",
+    "generators.GeneratorStats",
+    "OpenAIGenerator",
+    "RemoteError",
+    "generators.Sampler",
+    "generators.SearchMemoryError",
+    "VLLMGenerator",
+    # rewards
+    "rewards.FORMATS",
+    "rewards.Diagnosis",
+    "rewards.GenerativeVerifier",
+    "rewards.ImplicitReward",
+    "rewards.IsotonicCalibration",
+    "rewards.PlattCalibration",
+    "rewards.SGLangRewardModel",
+    "rewards.StepFormat",
+    "rewards.TrainingRecipe",
+    "rewards.TruncatedProcessReward",
+    "rewards.TruncatedReward",
+    "rewards.VLLMOutcomeRewardModel",
+    "VLLMRewardModel",
+    "rewards.label_by_rollouts",
+    "rewards.load_labelled",
+    "rewards.save_labelled",
+    "rewards.train_process_reward_model",
+    "rewards.labels.load_big_bench_mistake",
+    "rewards.labels.load_prmbench",
+    "rewards.labels.load_rollout_trees",
+    # own
+    "Embedder",
+    "RewardModel",
+    "GenerateRequest",
+    "answer",
+    "ask",
+    "embed",
+    "gather",
+    "limit",
+    "replies",
+    "testing.PROMPTS",
+    "testing.BrokenGenerator",
+    "testing.unit_hash",
+    # evaluate
+    "evaluate.ChangedRunError",
+    "evaluate.GradingStats",
+    "evaluate.PromptStyle",
+    "evaluate.Run",
+    "evaluate.RunLockedError",
+    "evaluate.Verdict",
+    "evaluate.load_examples",
+    "evaluate.prompt_style",
+    "evaluate.inspect_ai.model_of",
+    "evaluate.lm_eval.model_class",
+    # scaling
+    "scaling.Choice",
+    "scaling.Configuration",
+    "scaling.CostName",
+    "scaling.CoverageFit",
+    "scaling.CurvePoint",
+    "scaling.Measured",
+    "scaling.PairedDifference",
+    "Plan",
+    "scaling.Prediction",
+    "scaling.Race",
+    "scaling.Runner",
+    "scaling.SizeFit",
+    "scaling.Standing",
+    "scaling.Tried",
+    "scaling.VOTES",
+    "scaling.Vote",
+    "scaling.Winner",
+    "scaling.candidates",
+    "scaling.curve_of_results",
+    "scaling.fit_optimal_size",
+    # functional
+    "functional.Array",
+    "functional.ArrayLike",
+    "functional.Reduction",
+    "functional.Resampling",
+    "functional.Rounding",
+    "functional.ets_selection",
+    # flops
+    "flops.CONVENTIONS",
+    "flops.CalibrationError",
+    "flops.Energy",
+    "flops.FlopCallback",
+    "flops.Flops",
+    "flops.FlopsWarning",
+    "flops.ModelSpec",
+    "flops.PEAK_BANDWIDTH",
+    "flops.PEAK_FLOPS",
+    "flops.PackedRows",
+    "flops.UnknownArchitectureError",
+    "flops.VerificationError",
+    "flops.measured_bandwidth",
+    "flops.measured_peak",
+    "flops.register_flop_formula",
+    "flops.report_tokens",
+    # quiet_star
+    "quiet_star.PUBLISHED_OBJECTIVE",
+    "quiet_star.Batch",
+    "quiet_star.EveryToken",
+    "quiet_star.HighEntropy",
+    "quiet_star.Never",
+    "quiet_star.StepStarts",
+    "quiet_star.ThinkingRule",
+    "quiet_star.ThoughtUtility",
+    "quiet_star.TokenContext",
+    "quiet_star.UnsupportedModelError",
+    "quiet_star.WithThoughts",
+    "quiet_star.advantages",
+    "quiet_star.mix",
+    "quiet_star.quiet_star_loss",
+    "quiet_star.train.drive",
+    "quiet_star.train.aligned_batch",
+    "quiet_star.train.span_batches",
+    # viz
+    "viz.MOST_ANSWERED",
+    "viz.MOST_VOTES",
+    "viz.Mark",
+    "viz.RAMP",
+    "viz.Scale",
+    "viz.UNSCORED",
+    "viz.Votes",
+    "viz.growing",
+    "viz.marks_of",
+    "viz.one_line",
+    "viz.page",
+    "viz.plot_coverage",
+    "viz.plot_optimal_size",
+    "viz.plot_plan",
+    "viz.plot_votes",
+    "viz.readable_marks",
+    "viz.svg",
+    "viz.tidy_rows",
+    "viz.votes_of",
+    # zoo
+    "zoo.ModelCard",
+    "zoo.card",
+    "zoo.name_of",
+    "zoo.simulated_score",
+    "zoo.task.LEVELS",
+    "zoo.task.Split",
+    "zoo.task.check_steps",
+    "zoo.task.level_of",
+    "zoo.task.problem_stream",
+    "zoo.task.reference",
+    "zoo.task.split_of",
+    "zoo.task.stated_answer",
+    # serve
+    "serve.run_server",
+    "ray.solve_dataset",
+    "ray.stream_dataset",
+}
+"""Objects without an example: a list that only shrinks."""
+
+
+def test_every_object_has_an_example():
+    """In its docstring, or in a block of a page that uses it; both are run."""
+    used = PAGES["uses"](INDEX)
+    missing = {
+        name.removeprefix("inferscale.")
+        for subject in INDEX.values()
+        for name, item in subject.items()
+        if name not in used and not PAGES["EXAMPLE"].search(PAGES["text_of"](name, item))
+    }
+    assert missing <= AWAITED
+
+
+def test_a_name_of_another_module_is_no_use_of_an_object():
+    """`answers.Choice` is no example of `scaling.Choice`; a dotted name is one of all that it passes."""
+    imported = PAGES["imports"](ast.parse("import inferscale as isc\nfrom inferscale.answers import Choice as Letter"))
+    chains = [
+        PAGES["chain_of"](ast.parse(code, mode="eval").body, imported)
+        for code in ("Letter", "isc.zoo.task.problems", "other.Choice", "choice")
+    ]
+    assert chains == ["inferscale.answers.Choice", "inferscale.zoo.task.problems", "", ""]
+    assert [part for part, _ in PAGES["along"]("inferscale.HFGenerator.from_pretrained.x")] == [
+        "HFGenerator",
+        "from_pretrained",
+    ]
+
+
+def test_a_page_shows_one_example():
+    use = PAGES["Use"]("howto/serve", "isc.solve()")
+    assert "code-block" in PAGES["below"]([use], True)
+    assert "code-block" not in PAGES["below"]([use], False)

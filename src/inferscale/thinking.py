@@ -18,17 +18,17 @@ class Thinking:
     none; one without markers is all final, unless it began inside thoughts. An end that no start stands before closes
     thoughts that began with the text, as where the prompt holds the start.
 
-    ::
-
-        >>> Thinking().split(r"<think>Is it \boxed{12}? No: 3*5.</think>The answer is 15.")
-        ('Is it \\boxed{12}? No: 3*5.', 'The answer is 15.')
-        >>> Thinking(prefilled=True).split("Is it 12?")
-        ('Is it 12?', None)
-
     Attributes:
         start: The text that begins thoughts.
         end: The text that ends them; ``""`` says that the model does not think, and everything is final.
         prefilled: True if the prompt ends inside thoughts, so that a completion begins in the middle of them.
+
+    Example:
+        >>> from inferscale import Thinking
+        >>> Thinking().split(r"<think>Is it \boxed{12}? No: 3*5.</think>The answer is 15.")
+        ('Is it \\boxed{12}? No: 3*5.', 'The answer is 15.')
+        >>> Thinking(prefilled=True).split("Is it 12?")
+        ('Is it 12?', None)
     """
 
     start: str = "<think>"

@@ -44,8 +44,10 @@ def joules_between(readings: Sequence[float], wraps_at: float | None) -> float |
     A reading below the one before has begun again from 0; a counter that does not wrap was reset, and nothing can be
     said then. Readings must follow one another faster than the counter goes round.
 
-    >>> joules_between([90.0, 100.0, 10.0, 20.0], wraps_at=110.0)
-    40.0
+    Example:
+        >>> from inferscale.flops.energy import joules_between
+        >>> joules_between([90.0, 100.0, 10.0, 20.0], wraps_at=110.0)
+        40.0
     """
     total = 0.0
     for before, after in pairwise(readings):

@@ -53,10 +53,12 @@ class Registered:
 def registry() -> dict[str, Registered]:
     """Every strategy by name.
 
-    >>> sorted(registry())[:4]
-    ['ab-mcts', 'adaptive-consistency', 'beam', 'best-first']
-    >>> registry()["rebase"].make(8)
-    REBASE(width=8, softmax_temperature=0.1, max_depth=40, rounding='exact', truncate_ratio=None, granularity=1)
+    Example:
+        >>> from inferscale.strategies import registry
+        >>> sorted(registry())[:4]
+        ['ab-mcts', 'adaptive-consistency', 'beam', 'best-first']
+        >>> registry()["rebase"].make(8)
+        REBASE(width=8, softmax_temperature=0.1, max_depth=40, rounding='exact', truncate_ratio=None, granularity=1)
     """
     makers: dict[str, Callable[[int], SearchStrategy]] = {
         "greedy": lambda n: Greedy(),

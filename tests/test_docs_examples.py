@@ -1,0 +1,58 @@
+"""The examples of every docstring of the package run, each in a namespace of its own: what they need they import.
+
+Texts of modules, classes, functions, constants and fields are found alike, in the source. What cannot run here, for it
+needs a server, a GPU or weights, stands in a literal block below a sentence that begins with "Needs" and ends in "::".
+"""
+
+import ast
+import doctest
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "inferscale"
+NEEDS = {"viz/plots.py": "matplotlib"}
+"""Optional packages of the examples of a file."""
+NOT_RUN = re.compile(r"^( *)Needs\b[^:]*?::\n\n((?:\1 +[^\n]*\n|\s*\n)+)", re.MULTILINE)
+
+
+def texts_of(path: Path) -> list[tuple[int, str]]:
+    """The line and the text of each string that stands alone: a docstring, or what is below an assignment."""
+    statements = (node.value for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Expr))
+    return [(node.lineno - 1, node.value) for node in statements if is_text(node)]
+
+
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+TEXTS = {path.relative_to(PACKAGE).as_posix(): texts_of(path) for path in sorted(PACKAGE.rglob("*.py"))}
+RUN = {name: [text for text in texts if ">>> " in text[1]] for name, texts in TEXTS.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, texts in RUN.items() if texts])
+def test_examples_say_what_they_print(name, tmp_path, monkeypatch, pytestconfig):
+    if (needed := NEEDS.get(name)) and find_spec(needed) is None:
+        pytest.skip(f"needs {needed}")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)  # files that an example writes
+    flags = sum(doctest.OPTIONFLAGS_BY_NAME[flag] for flag in pytestconfig.getini("doctest_optionflags"))
+    runner, said = doctest.DocTestRunner(optionflags=flags), list[str]()
+    for line, text in RUN[name]:
+        where = str(PACKAGE / name)
+        runner.run(
+            doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, where, where, line), out=said.append
+        )
+    assert not said, "".join(said)
+
+
+def test_examples_that_cannot_run_are_code():
+    found = [block for texts in TEXTS.values() for _, text in texts for _, block in NOT_RUN.findall(text)]
+    for block in found:
+        ast.parse(dedent(block))
+    sections = [text for texts in TEXTS.values() for _, text in texts if re.search(r"^ *Examples?:\n", text, re.M)]
+    for text in sections:
+        assert ">>> " in text or NOT_RUN.search(text), f"an example that is neither run nor says what it needs:\n{text}"
