@@ -111,7 +111,7 @@ def text_of(name: str, item: Any) -> str:
         return inspect.getdoc(item) or ""
     short = name.rpartition(".")[2]
     modules = sorted(module for module in sys.modules if module.startswith("inferscale"))
-    texts = (constants(module).get(short, "") for module in modules if short in vars(sys.modules[module]))
+    texts = (constants(module).get(short, "") for module in modules if vars(sys.modules[module]).get(short) is item)
     return next(filter(None, texts), "")
 
 

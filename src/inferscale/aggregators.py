@@ -22,7 +22,18 @@ from .functional import (
 from .tree import Trajectory
 
 StepReduction: TypeAlias = Reduction | Callable[[Sequence[float]], float]
-"""A named reduction of step scores, or a function of them (which may see scores outside [0, 1])."""
+r"""A named reduction of step scores, or a function of them (which may see scores outside [0, 1]).
+
+Example:
+    >>> import inferscale as isc
+    >>> from statistics import median
+    >>> def trajectory(answer, *step_scores):
+    ...     steps = tuple(isc.Step(f"step {i}\n") for i in range(len(step_scores)))
+    ...     return isc.Trajectory(isc.Problem("How many?"), steps, step_scores, answer)
+    >>> found = [trajectory("4", 0.9, 0.1, 0.9), trajectory("7", 0.6, 0.7, 0.8)]
+    >>> [isc.BestOfN(reduction=reduction).select(found).answer for reduction in ("last", "min", median)]
+    ['4', '7', '4']
+"""
 
 
 Joining: TypeAlias = tuple[SameAnswer | None, Normalize | None]
@@ -330,6 +341,15 @@ class ConfidenceVote(Aggregator):
             ``"last"``.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> def trajectory(answer, confidence):
+        ...     step = isc.Step(f"The answer is {answer}", (1, 2), confidence=confidence, finish_reason="eos")
+        ...     return isc.Trajectory(isc.Problem("How many?"), (step,), answer=answer)
+        >>> unsure = [trajectory("4", 1.2), trajectory("4", 1.1), trajectory("7", 6.5)]
+        >>> isc.MajorityVote().select(unsure).answer, isc.ConfidenceVote().select(unsure).answer
+        ('4', '7')
     """
 
     reduction: Literal["mean", "min", "last"] = "mean"

@@ -31,16 +31,54 @@ from typing import ClassVar, TypeAlias, TypeVar
 from .thinking import NO_THINKING, Thinking, thinking_in
 
 Reader: TypeAlias = Callable[[str], str | None]
-"""Reads the answer out of a completion; ``None`` abstains."""
+"""Reads the answer out of a completion; ``None`` abstains.
+
+Example:
+    >>> import inferscale as isc
+    >>> def after_arrow(text):  # any function of a text that returns a text or None
+    ...     return text.rpartition("=>")[2].strip() or None if "=>" in text else None
+    >>> after_arrow("3 + 4 => 7"), after_arrow("I do not know")
+    ('7', None)
+    >>> result = isc.solve("How many?", isc.RepeatedSampling(4), isc.testing.ToyGenerator(), read_answer=after_arrow)
+    >>> result.abstentions.unread
+    4
+"""
 
 SameAnswer: TypeAlias = Callable[[str, str], bool]
-"""Tells whether two answers are the same; it need be neither symmetric nor transitive."""
+"""Tells whether two answers are the same; it need be neither symmetric nor transitive.
+
+Example:
+    >>> import inferscale as isc
+    >>> def close(first, second):
+    ...     return abs(float(first) - float(second)) < 0.5
+    >>> isc.answers.group_answers(["4.1", "9", "3.8"], close)
+    [[0, 2], [1]]
+    >>> vote = isc.MajorityVote(same_answer=close)
+"""
 
 Normalize: TypeAlias = Callable[[str], str]
-"""Gives an answer's normal form: answers with one normal form are the same."""
+"""Gives an answer's normal form: answers with one normal form are the same.
+
+Example:
+    >>> import inferscale as isc
+    >>> def last_word(answer):
+    ...     return answer.split()[-1].casefold()
+    >>> isc.answers.group_answers(["in Paris", "Paris", "Lyon"], normalize=last_word)
+    [[0, 1], [2]]
+    >>> vote = isc.MajorityVote(normalize=last_word)
+"""
 
 MAX_ANSWER_CHARS = 512
-"""Longer texts are not taken for answers (but by `Text` and `Code`), and not rewritten by `normalize_answer`."""
+"""Longer texts are not taken for answers (but by `Text` and `Code`), and not rewritten by `normalize_answer`.
+
+Example:
+    >>> import inferscale as isc
+    >>> isc.answers.normalize_answer("1,250.50"), isc.answers.MAX_ANSWER_CHARS
+    ('1250.5', 512)
+    >>> long = "1,250.50 " * 100
+    >>> isc.answers.normalize_answer(long) == long
+    True
+"""
 
 CURRENCY = "$€£¥₹"
 _MAX_LAYERS = 8  # of markup around markup
@@ -109,12 +147,19 @@ _SINGLE_LETTER_UNITS = {"m": "meter", "g": "gram", "l": "liter", "s": "second", 
 
 
 def same_answer(first: str | None, second: str | None) -> bool:
-    """True if two answers mean the same; symmetric, and ``None`` (no answer) is not the same as anything.
+    r"""True if two answers mean the same; symmetric, and ``None`` (no answer) is not the same as anything.
 
     Equal normal forms are the same. Beyond that, a number without a unit of measure agrees with the same number in any
     one (``"15"`` and ``"15 cm"``, but never ``"5 cm"`` and ``"5 m"``), and a decimal of three or more digits with the
     fraction that it rounds (``"0.0833"`` and ``"1/12"``; two decimals must be equal). So it is not transitive:
     `group_answers` lets an answer into a group only if it agrees with all that are in it.
+
+    Example:
+        >>> import inferscale as isc
+        >>> isc.same_answer("0.5", r"\frac{1}{2}"), isc.same_answer("15 cm", "15"), isc.same_answer("5 cm", "5 m")
+        (True, True, False)
+        >>> isc.same_answer("(1, 2)", "(2, 1)"), isc.same_answer("1 or 2", r"\{2, 1\}")
+        (False, True)
     """
     if first is None or second is None:
         return False
@@ -126,7 +171,7 @@ def same_answer(first: str | None, second: str | None) -> bool:
 
 
 class AnswerGroups:
-    """Groups of answers that are the same, built one answer at a time.
+    r"""Groups of answers that are the same, built one answer at a time.
 
     An answer joins the group that holds its normal form, else the first one that it agrees with, else it starts a
     group. So what is added later changes nothing for those before.
@@ -137,6 +182,14 @@ class AnswerGroups:
         reader: Its equality and normal form count where none of your own is given, `read_answer`'s by default. By its
             equality an answer must agree with all normal forms in the group: ``"5"`` joins ``"5 cm"``, and ``"5 km"``
             does not follow.
+
+    Example:
+        >>> from inferscale.answers import AnswerGroups
+        >>> groups = AnswerGroups()
+        >>> [groups.add(answer) for answer in ("1/2", "0.75", "0.5", r"\frac{3}{4}")]
+        [0, 1, 0, 1]
+        >>> groups.first(1)
+        '0.75'
     """
 
     def __init__(
@@ -1080,6 +1133,13 @@ class Before(AnswerReader):
     Attributes:
         stops: The stop texts, such as ``"\nQuestion:"`` of a base model that goes on with a question of its own.
         reader: The other reader; ``None`` is that of the problem's kind.
+
+    Example:
+        >>> from inferscale.answers import Before, Number
+        >>> reader = Before(("\n\nExercise",), Number())
+        >>> text = "3 + 4 = 7\n\nExercise 2. Add 2 to 7, which gives 9."
+        >>> Number()(text), reader(text)
+        ('9', '7')
     """
 
     stops: tuple[str, ...]
@@ -1122,7 +1182,16 @@ KINDS: dict[str, Callable[..., AnswerReader]] = {
     "text": Text,
 }
 """Kinds of answers by name. ``"choice:ABCDE"`` says which letters there are, ``"text:Answer:"`` after what the text
-begins; ``"any"`` is `read_answer`."""
+begins; ``"any"`` is `read_answer`.
+
+Example:
+    >>> import inferscale as isc
+    >>> sorted(isc.answers.KINDS)
+    ['any', 'choice', 'code', 'expression', 'number', 'text', 'yesno']
+    >>> problem = isc.Problem("Which? A) 3 B) 4 C) 5", answer="B", kind="choice:ABC")
+    >>> isc.answers.reader_of(problem.kind)("So it must be B).")
+    'B'
+"""
 
 
 @lru_cache

@@ -309,6 +309,17 @@ class RewardModel(Identified, ABC):
             as soon as its nodes wait, while others sample. `release` may come meanwhile, see `Generator`.
         judge: The part of a solution that is judged: ``"final"``, what follows the end of thinking; ``"thoughts"``; or
             ``"all"``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Short(isc.RewardModel):
+        ...     def score(self, nodes):
+        ...         return [1 / (1 + len(node.part(self.judge).text)) for node in nodes]
+        >>> isc.testing.check_reward_model(Short())  # raises an error that says what is wrong
+        >>> solver = isc.Solver(isc.RepeatedSampling(8), isc.testing.ToyGenerator(), Short(), isc.BestOfN())
+        >>> result = solver.solve("How many?")
+        >>> len(result.text), sorted(len(trajectory.text) for trajectory in result.trajectories)
+        (35, [35, 37, 37, 37, 39, 39, 39, 45])
     """
 
     concurrent: bool = False
@@ -398,7 +409,20 @@ class SearchStrategy(Identified, ABC):
 
 @runtime_checkable
 class Embedder(Protocol):
-    """Gives texts vectors whose cosines say how alike they are."""
+    """Gives texts vectors whose cosines say how alike they are.
+
+    Example:
+        >>> import numpy as np
+        >>> import inferscale as isc
+        >>> class Letters:  # in place of a sentence encoder
+        ...     def embed(self, texts):
+        ...         return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts])
+        >>> isinstance(Letters(), isc.Embedder)
+        True
+        >>> vectors = Letters().embed(["abc", "cab", "xyz"])
+        >>> isc.functional.cosine_similarities(vectors).round(2).tolist()
+        [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
 
     def embed(self, texts: Sequence[str]) -> ArrayLike:
         """Return `[n, d]`, a row for each text, which depends on nothing but that text."""

@@ -48,7 +48,7 @@ class Race:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """A request for samples that continue one node.
+    r"""A request for samples that continue one node.
 
     Attributes:
         node: The prefix to continue.
@@ -75,6 +75,14 @@ class GenerateRequest:
         is_cancelled: Says whether its search has been cancelled, which another thread may do. Set by the engine.
         race: The race that its samples run, all at once with those of other requests that name it; see `Race`.
         ahead: Tokens that count for their lengths in it already.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.testing.ToyGenerator()
+        >>> root = isc.Node(isc.Problem("How many?"), key=7)
+        >>> [steps] = generator.generate([isc.GenerateRequest(root, n=2, forced="Let me see: ", max_tokens=4)])
+        >>> [(step.text, step.finish_reason) for step in steps]
+        [('Let me see: p m\n', 'step'), ('Let me see: u o\n', 'step')]
     """
 
     node: Node
@@ -231,7 +239,7 @@ def ask(
     max_tokens: int | None = None,
     generator: str | None = None,
 ) -> Flow[list[list[str]]]:
-    """Have the model answer prompts of your own, beside the solution; write ``texts = yield from ask([prompt])``.
+    r"""Have the model answer prompts of your own, beside the solution; write ``texts = yield from ask([prompt])``.
 
     For judges, selectors and whatever else is no continuation of the problem. Replies are charged to the problem, also
     apart (``cost.shares["ask"]``), recorded in journals, and kept as side notes of the tree, `Node.side_notes`. They
@@ -252,6 +260,16 @@ def ask(
     Raises:
         TypeError: If a prompt stands alone, or is none.
         ValueError: If one is empty, or a number is out of range.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class AskFirst(isc.SearchStrategy):
+        ...     def search(self, root, rng):
+        ...         [[idea]] = yield from isc.ask([f"Give a hint, no solution: {root.problem.prompt}"], max_tokens=4)
+        ...         return (yield from isc.expand([root], 4, until="end", forced=f"Hint: {idea}\n"))
+        >>> result = isc.solve("How many?", AskFirst(), isc.testing.ToyGenerator())
+        >>> result.answer, result.cost.tokens, result.cost.shares["ask"].tokens
+        ('0', 69, 4)
     """
     groups = yield from replies(
         prompts, n, greedy=greedy, temperature=temperature, max_tokens=max_tokens, generator=generator
@@ -283,6 +301,17 @@ def replies(
 
     Returns:
         For each prompt the nodes of its replies; failed samples are left out.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Reworded(isc.SearchStrategy):  # solves other wordings of the problem, and votes over all of them
+        ...     def search(self, root, rng):
+        ...         wordings = [root.problem.prompt, f"Think slowly. {root.problem.prompt}"]
+        ...         groups = yield from isc.replies(wordings, 3, attach=True)
+        ...         return [leaf for leaves in groups for leaf in leaves]
+        >>> result = isc.solve("How many?", Reworded(), isc.testing.ToyGenerator())
+        >>> isc.answer_weights(result.trajectories)
+        {'0': 2.0, '3': 3.0, '2': 1.0}
     """
     if isinstance(prompts, str | Mapping | Problem) or any(isinstance(prompt, Mapping) for prompt in prompts):
         raise TypeError(f"ask() takes a list of prompts, not {prompts!r:.60}: write ask([prompt]), or ask([messages])")
@@ -332,6 +361,19 @@ def answer(nodes: Iterable[Node]) -> Flow[list[str | None]]:
 
     Raises:
         TypeError: If one is no node.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class UntilTwoAgree(isc.SearchStrategy):
+        ...     def search(self, root, rng):
+        ...         answers = []
+        ...         while len(answers) < 16 and len(set(answers)) == len(answers):
+        ...             leaves = yield from isc.expand([root], until="end")
+        ...             answers += yield from isc.answer(leaves)
+        ...         return root.leaves()
+        >>> result = isc.solve("How many?", UntilTwoAgree(), isc.testing.ToyGenerator())
+        >>> [trajectory.answer for trajectory in result.trajectories]
+        ['1', '2', '0', '0']
     """
     asked = tuple(nodes)
     for node in asked:
@@ -349,6 +391,19 @@ def embed(texts: Sequence[str]) -> Flow[Any]:
     Returns:
         `[n, d]`: by the generator where it is an `Embedder`, as `HFGenerator` is, which is charged; by the texts'
         character n-grams otherwise.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class MostAlike(isc.SearchStrategy):  # returns the two samples that are most alike
+        ...     def search(self, root, rng):
+        ...         leaves = yield from isc.expand([root], 4, until="end")
+        ...         vectors = yield from isc.embed([leaf.text for leaf in leaves])
+        ...         alike = isc.functional.cosine_similarities(vectors)
+        ...         i, j = max(((i, j) for i in range(4) for j in range(i)), key=lambda pair: alike[pair])
+        ...         return [leaves[i], leaves[j]]
+        >>> result = isc.solve("How many?", MostAlike(), isc.testing.ToyGenerator())
+        >>> len(result.trajectories), len(result.root.children)
+        (2, 4)
     """
     return (yield Embed(tuple(texts)))
 
@@ -359,6 +414,20 @@ def gather(flows: Iterable[Flow[T]]) -> Flow[list[T]]:
     Answers are read, and texts embedded, at once. Searches that want samples are all answered before any that wants
     scores, so that those that catch up are scored together with the others. Each search is sent answers in its own
     order, whatever runs beside it.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class TwoBeams(isc.SearchStrategy):
+        ...     needs_scores = True
+        ...     def search(self, root, rng):
+        ...         starts = yield from isc.expand([root], 2)
+        ...         beam = isc.BeamSearch(2, 2)
+        ...         groups = yield from isc.gather(beam.search(start, rng) for start in starts)
+        ...         return [leaf for leaves in groups for leaf in leaves]
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyReward()
+        >>> result = isc.solve("How many?", TwoBeams(), generator, reward_model=reward)
+        >>> len(result.trajectories), generator.calls  # as many calls as one beam needs
+        (8, 4)
     """
     running = list(flows)
     results: dict[int, T] = {}
@@ -414,7 +483,20 @@ class _SpentError(Exception):
 
 
 def limit(flow: Flow[list[Node]], root: Node, n: int) -> Flow[list[Node]]:
-    """The result of `flow`, or ``root.leaves()`` when it asks for more than `n` samples in all."""
+    """The result of `flow`, or ``root.leaves()`` when it asks for more than `n` samples in all.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Cautious(isc.SearchStrategy):  # REBASE, ended before it would ask for a 21st step
+        ...     needs_scores = True
+        ...     def search(self, root, rng):
+        ...         return isc.limit(isc.REBASE(8).search(root, rng), root, 20)
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyReward()
+        >>> isc.solve("How many?", isc.REBASE(8), generator, reward_model=reward).cost.num_generated
+        32
+        >>> isc.solve("How many?", Cautious(), generator, reward_model=reward).cost.num_generated
+        16
+    """
     left = n
 
     def counted(request: Generate) -> Generate:

@@ -21,11 +21,29 @@ from .tree import FinishReason, Node, Problem, Step, Trajectory, UnscoredNodeErr
 from .viz import render_tree
 
 PROMPTS = ("How many?", "How many more?", "How many are left, and why?")
-"""The problems that the checks of this module search."""
+"""The problems that the checks of this module search.
+
+Example:
+    >>> import inferscale as isc
+    >>> from inferscale.testing import PROMPTS, ToyGenerator
+    >>> [result.answer for result in isc.solve_batch(list(PROMPTS), isc.RepeatedSampling(4), ToyGenerator())]
+    ['0', '2', '2']
+"""
 
 
 def unit_hash(text: str) -> float:
-    """A number in (0, 1) that depends on `text` alone."""
+    """A number in (0, 1) that depends on `text` alone.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import unit_hash
+        >>> round(unit_hash("The answer is 4"), 3)
+        0.555
+        >>> chance = isc.RewardFunction(lambda completions, **columns: [unit_hash(text) for text in completions])
+        >>> result = isc.solve("How many?", isc.REBASE(4), isc.testing.ToyGenerator(), reward_model=chance)
+        >>> len(result.trajectories)
+        4
+    """
     return (int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest(), "big") + 0.5) / 2**48
 
 
@@ -219,6 +237,16 @@ class BrokenGenerator(Generator):
     Attributes:
         change: Called with a step and its request's node; returns the step that is given instead.
         die_after: Raises `KeyboardInterrupt` in the call after so many.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from dataclasses import replace
+        >>> def sometimes_down(step, node):
+        ...     return replace(step, text="server gone", finish_reason="error") if step.confidence < -0.7 else step
+        >>> generator = isc.testing.BrokenGenerator(sometimes_down)
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(16), generator)
+        >>> len(result.trajectories), result.answer  # failed samples have no vote
+        (11, '1')
     """
 
     change: Callable[[Step, Node], Step] = field(default=_unchanged)

@@ -114,7 +114,17 @@ class Thinking:
 
 
 NO_THINKING = Thinking("", "")
-"""The setting of a model that does not think: everything is final."""
+"""The setting of a model that does not think: everything is final.
+
+Example:
+    >>> import inferscale as isc
+    >>> from inferscale.thinking import NO_THINKING
+    >>> NO_THINKING.split("The answer is 7.")
+    ('', 'The answer is 7.')
+    >>> solver = isc.Solver(isc.Greedy(), isc.testing.ToyGenerator(), thinking=False)
+    >>> solver.markers == NO_THINKING
+    True
+"""
 
 FORMS = (
     Thinking(),  # DeepSeek, Qwen, GLM, Nemotron, Phi, SmolLM3, ...
@@ -131,11 +141,26 @@ FORMS = (
     Thinking("<thinking>", "</thinking>"),
     Thinking("<reasoning>", "</reasoning>"),
 )
-"""The markers that public models write."""
+"""The markers that public models write.
+
+Example:
+    >>> from inferscale.thinking import FORMS
+    >>> text = "[THINK]3 and 4.[/THINK]The answer is 7."
+    >>> [form.split(text) for form in FORMS if form.end in text]
+    [('3 and 4.', 'The answer is 7.')]
+"""
 
 
 def form_of(text: str) -> Thinking | None:
-    """Return the public form whose marker comes first in `text`: in a completion or a chat template."""
+    """Return the public form whose marker comes first in `text`: in a completion or a chat template.
+
+    Example:
+        >>> from inferscale.thinking import form_of
+        >>> form_of("[THINK]3 and 4.[/THINK]The answer is 7.")
+        Thinking(start='[THINK]', end='[/THINK]', prefilled=False)
+        >>> form_of("The answer is 7.") is None
+        True
+    """
     found = [(place, form) for form in FORMS for mark in (form.start, form.end) if (place := text.find(mark)) >= 0]
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -146,12 +171,20 @@ def thinking_in(text: str, thinking: Thinking | None) -> Thinking:
 
 
 def thinking_for(prompt: str, prefill: str, thinking: Thinking | None) -> Thinking | None:
-    """Return the setting for one problem; ``None`` where nothing tells.
+    r"""Return the setting for one problem; ``None`` where nothing tells.
 
     Args:
         prompt: Its prompt, which may end with the start of thoughts.
         prefill: The assistant's turn that is gone on with, which may end inside or after thoughts; "" if there is none.
         thinking: The setting of the search.
+
+    Example:
+        >>> from inferscale import Thinking
+        >>> from inferscale.thinking import thinking_for
+        >>> thinking_for("How many?<think>\n", "", Thinking())  # the prompt opens thoughts
+        Thinking(start='<think>', end='</think>', prefilled=True)
+        >>> thinking_for("How many?", "<think>3 and 4.</think>So", Thinking())  # the answer's beginning has closed them
+        Thinking(start='<think>', end='</think>', prefilled=False)
     """
     if prefill:
         form = thinking or form_of(prefill)

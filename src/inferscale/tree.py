@@ -20,6 +20,13 @@ FinishReason: TypeAlias = Literal["step", "eos", "length", "empty", "budget", "e
 string, ended the answer. ``"length"``: the path reached ``max_new_tokens``. ``"budget"``: the caller's budget ended it.
 ``"empty"``: the path ended with nothing but white space. ``"error"``: the sample failed (a remote server); the text
 says why.
+
+Example:
+    >>> import inferscale as isc
+    >>> generator = isc.testing.ToyGenerator()
+    >>> result = isc.solve("How many?", isc.RepeatedSampling(8), generator, budget=isc.Budget(tokens=40))
+    >>> [trajectory.steps[-1].finish_reason for trajectory in result.trajectories]
+    ['eos', 'eos', 'budget']
 """
 
 
@@ -30,6 +37,17 @@ Judge: TypeAlias = Literal["final", "thoughts", "all"]
 """The part of a solution that a reward model judges: what follows the end of thinking, the thoughts, or both.
 
 What comes after a next question that the model invented is never judged.
+
+Example:
+    >>> import inferscale as isc
+    >>> root = isc.Node(isc.Problem("How many?"), thinking=isc.Thinking())
+    >>> leaf = isc.Node(root.problem, isc.Step("<think>3 and 4.</think>The answer is 7.", finish_reason="eos"), root)
+    >>> leaf.part("final").text, leaf.part("thoughts").text
+    ('The answer is 7.', '3 and 4.')
+    >>> length = isc.RewardFunction(lambda completions, **columns: [-len(text) for text in completions])
+    >>> length.judge = "thoughts"
+    >>> length.score([leaf])
+    [-8]
 """
 
 
@@ -451,7 +469,20 @@ class Trajectory:
 
 
 class UnscoredNodeError(AttributeError):
-    """A score was read before a reward model gave one."""
+    r"""A score was read before a reward model gave one.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Hasty(isc.SearchStrategy):
+        ...     def search(self, root, rng):
+        ...         children = yield from isc.expand([root], 2)
+        ...         return [max(children, key=lambda child: child.score)]  # after `yield from isc.score(children)`
+        >>> try:
+        ...     isc.solve("How many?", Hasty(), isc.testing.ToyGenerator())
+        ... except isc.UnscoredNodeError as error:
+        ...     print(str(error).partition("> ")[2])
+        has no score yet: write `yield from score(nodes)` before reading `node.score`
+    """
 
 
 class Node:
@@ -685,7 +716,17 @@ def branch_key(parent_key: int, draw: int) -> int:
 
 
 def root_key(stream: str) -> int:
-    """Return the 64-bit key of a problem's root, from ``f"{seed}/{problem.stream}"``."""
+    """Return the 64-bit key of a problem's root, from ``f"{seed}/{problem.stream}"``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.tree import branch_key, root_key
+        >>> result = isc.solve("How many?", isc.Greedy(), isc.testing.ToyGenerator(), seed=3)
+        >>> result.root.key == root_key("3/How many?")
+        True
+        >>> result.root.children[0].key == branch_key(result.root.key, 0)
+        True
+    """
     return int.from_bytes(blake2b(stream.encode(), digest_size=8).digest(), "little")
 
 

@@ -67,6 +67,18 @@ class Journal:
 
     Each line is handed to the operating system when it is written, where it survives a kill of this process. A torn
     last line, as a kill leaves it, is cut off. One call at a time writes: the file is locked.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
+        >>> options = {"reward_model": ToyReward(), "journal": "search.jsonl"}
+        >>> try:  # killed in the third call of the model
+        ...     isc.solve("How many?", isc.REBASE(4), BrokenGenerator(die_after=2), **options)
+        ... except KeyboardInterrupt:
+        ...     generator = ToyGenerator()
+        ...     result = isc.solve("How many?", isc.REBASE(4), generator, **options)  # goes on there
+        >>> result.answer, generator.calls
+        ('1', 2)
     """
 
     def __init__(self, file: IO[bytes], rows: Mapping[str, list[dict[str, Any]]]) -> None:

@@ -48,6 +48,15 @@ class Abstentions:
         unfinished: Those that the search left before their end.
         failed: Those of an error, or of nothing but white space.
         unread: Those that ended by themselves, with no answer that the reader found.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.testing.ToyGenerator()
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(8), generator, budget=isc.Budget(tokens=40))
+        >>> result.abstentions.by_budget, result.abstentions.trajectories
+        (1, 3)
+        >>> print(result.abstentions.notes[0])
+        1 of 3 trajectories were cut by the budget and abstain: raise it, or ask for fewer samples
     """
 
     trajectories: int = 0

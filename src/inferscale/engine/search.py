@@ -33,6 +33,18 @@ class SearchUpdate:
         sampled: New nodes, look-ahead included.
         scored: Nodes that have their scores now.
         cost: The cost of the search until now.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyReward
+        >>> def tell(update):
+        ...     print(f"{len(update.sampled)} sampled, {len(update.scored)} scored, {update.cost.tokens} tokens so far")
+        >>> strategy = isc.BeamSearch(2, 2, max_depth=2)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyReward(), on_step=tell)
+        4 sampled, 0 scored, 20 tokens so far
+        0 sampled, 4 scored, 20 tokens so far
+        4 sampled, 0 scored, 34 tokens so far
+        0 sampled, 4 scored, 34 tokens so far
     """
 
     index: int
@@ -67,6 +79,21 @@ class Search:
         leaves: The leaves to vote over once it has ended; ``None`` until then.
         grant: How far it may go before it waits for more, in a pool; ``None`` elsewhere.
         replayed_seconds: What the models took for the answers that a journal has given again.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyReward
+        >>> solver = isc.Solver(isc.REBASE(4), ToyGenerator(), ToyReward())
+        >>> with solver.session() as session:
+        ...     search = session.start("How many?")
+        ...     while search.leaves is None:
+        ...         _ = session.advance()
+        ...         print(type(search.request).__name__, search.cost.tokens)
+        ...     result = session.finish(search)
+        Generate 20
+        Generate 32
+        Generate 47
+        NoneType 63
     """
 
     def __init__(

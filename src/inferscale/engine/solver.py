@@ -502,6 +502,17 @@ class Session:
     Attributes:
         solver: The models that are called, and the options of searches that are started without others.
         active: The searches under way, each with the solver that it was started with, in the order of their start.
+
+    Example:
+        >>> import inferscale as isc
+        >>> solver = isc.Solver(isc.RepeatedSampling(4), isc.testing.ToyGenerator())
+        >>> with solver.session() as session:
+        ...     first, second = session.start("How many?"), session.start("How many more?")
+        ...     while session.active:
+        ...         for search in session.advance():
+        ...             print(search.root.problem.prompt, session.finish(search).answer)
+        How many? 0
+        How many more? 2
     """
 
     def __init__(self, solver: Solver, scheduler: Scheduler, journal: Journal | None, pool: Pool | None = None) -> None:

@@ -207,6 +207,19 @@ class ComputeOptimal(SearchStrategy):
         thresholds: Difficulties between the bins, ascending; one fewer than strategies.
         num_probes: Samples that estimate the difficulty.
         measure: As in `difficulty`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ComputeOptimal
+        >>> strategy = ComputeOptimal(
+        ...     (isc.RepeatedSampling(4), isc.REBASE(8)), thresholds=(0.5,), num_probes=4, measure="agreement"
+        ... )
+        >>> strategy.bin_of(0.25), strategy.bin_of(0.75)  # of four probes three agree, or none
+        (0, 1)
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyReward()
+        >>> result = isc.solve("How many?", strategy, generator, reward_model=reward)
+        >>> result.root.stats, len(result.trajectories)
+        ({'difficulty_bin': 0}, 8)
     """
 
     strategies: tuple[SearchStrategy, ...]
@@ -263,6 +276,17 @@ class ComputeOptimalFit:
         table: Mean correctness of each candidate in each bin, `[bins][candidates]`.
         candidates: The strategies, in the order of the table's columns.
         bin_sizes: Problems in each bin.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import fit_compute_optimal
+        >>> difficulties = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9]
+        >>> outcomes = {isc.RepeatedSampling(16): [1, 1, 1, 0, 0, 0], isc.REBASE(8): [1, 0, 1, 1, 0, 1]}
+        >>> fit = fit_compute_optimal(difficulties, outcomes, num_bins=2)
+        >>> fit.strategy.strategies[0], type(fit.strategy.strategies[1]).__name__
+        (RepeatedSampling(n=16), 'REBASE')
+        >>> [[round(mean, 2) for mean in row] for row in fit.table], fit.bin_sizes
+        ([[1.0, 0.67], [0.0, 0.67]], (3, 3))
     """
 
     strategy: ComputeOptimal

@@ -27,6 +27,14 @@ class Drawn:
         answers: Of its finished leaves, in order; equal ones as one text, ``None`` abstains.
         scores: Of those that have a score.
         samples: Samples drawn.
+
+    Example:
+        >>> from inferscale.strategies import AdaptiveVote, Drawn
+        >>> open_vote, settled = Drawn(("4", "7", None, "4"), samples=4), Drawn(("4",) * 8, samples=8)
+        >>> open_vote.votes
+        [2, 1]
+        >>> AdaptiveVote().settled(open_vote), AdaptiveVote().settled(settled)
+        (False, True)
     """
 
     answers: tuple[str | None, ...] = ()
@@ -51,6 +59,20 @@ class Allocation(Identified, ABC):
         share: Share of the open problems that get a sample in one round: a small one follows the rule more closely, a
             great one makes larger batches.
         needs_scores: True if samples must be scored as they come.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Allocation
+        >>> class MostDisagreement(Allocation):
+        ...     def values(self, problems):
+        ...         return [len(drawn.votes) / drawn.samples for drawn in problems]
+        >>> prompts = list(isc.testing.PROMPTS)
+        >>> generator, pool = isc.testing.ToyGenerator(), isc.Budget(calls=30)
+        >>> results = isc.solve_batch(
+        ...     prompts, isc.RepeatedSampling(16), generator, pool=pool, allocation=MostDisagreement()
+        ... )
+        >>> [len(result.trajectories) for result in results]
+        [12, 12, 6]
     """
 
     min_samples: int = 2
@@ -95,6 +117,15 @@ class ByDifficulty(Allocation):
 
     Attributes:
         min_samples: Samples that every problem gets, and that estimate its difficulty.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ByDifficulty
+        >>> prompts, generator = list(isc.testing.PROMPTS), isc.testing.ToyGenerator(num_answers=3)
+        >>> solver = isc.Solver(isc.RepeatedSampling(32), generator)
+        >>> results = solver.solve_batch(prompts, pool=isc.Budget(calls=48), allocation=ByDifficulty())
+        >>> [len(result.trajectories) for result in results]
+        [14, 14, 20]
     """
 
     min_samples: int = 4

@@ -34,6 +34,12 @@ class Registered:
     Attributes:
         name: Its name on command lines and in requests.
         make: The strategy of a size: about so many samples, leaves, expansions or particles.
+
+    Example:
+        >>> from inferscale.strategies import registry
+        >>> beam = registry()["beam"]
+        >>> beam.cls.__name__, beam.make(8).beam_width, beam.make(8).branching
+        ('BeamSearch', 2, 4)
     """
 
     name: str

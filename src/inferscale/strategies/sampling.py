@@ -323,6 +323,12 @@ class SamplingPlan:
     Attributes:
         expected_samples: Mean samples of a problem.
         n: Samples of a problem without a stop.
+
+    Example:
+        >>> from inferscale.strategies import AdaptiveConsistency, plan_sampling
+        >>> plan = plan_sampling(AdaptiveConsistency(n=40), [["4", "4", "4", "7"], ["9", "9", "9", "9"]])
+        >>> round(plan.expected_samples, 1), f"{plan.saving:.0%} of {plan.n} samples saved"
+        (7.7, '81% of 40 samples saved')
     """
 
     expected_samples: float
@@ -348,6 +354,14 @@ def plan_sampling(
 
     Raises:
         ValueError: If a pilot problem has no sample.
+
+    Example:
+        >>> from inferscale.strategies import AdaptiveConsistency, EarlyStoppingConsistency, plan_sampling
+        >>> pilot = [["4", "4", "7", "4"], ["9", "9", "9", "9"], ["1", "2", None, "3"]]
+        >>> for strategy in (AdaptiveConsistency(n=40), EarlyStoppingConsistency(window=5, n=40)):
+        ...     print(type(strategy).__name__, round(plan_sampling(strategy, pilot).expected_samples, 1))
+        AdaptiveConsistency 17.3
+        EarlyStoppingConsistency 21.1
     """
     if not pilot or not all(pilot):
         raise ValueError("plan_sampling needs at least one sample of each pilot problem")
