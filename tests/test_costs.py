@@ -33,8 +33,8 @@ def endless(**options):
 
 
 def by_loop(batch):
-    """Forwards, and cached tokens read and written, forward by forward."""
-    read = written = 0
+    """Forwards, cached tokens read and written, and states read and written, forward by forward."""
+    read = written = moves = 0
     rounds = max(group.forwards for group in batch)
     for forward in range(rounds):
         prompts = {}
@@ -47,8 +47,9 @@ def by_loop(batch):
                 shared = min(group.shared, seen)
                 prompts[group.prompt] = max(prompts.get(group.prompt, 0), shared)
                 read += seen - shared
+                moves += 1 + (seen > 0)
         read += sum(prompts.values())
-    return rounds, read, written
+    return rounds, read, written, moves
 
 
 @pytest.mark.parametrize(
@@ -62,8 +63,11 @@ def by_loop(batch):
     ],
 )
 def test_traffic_is_what_the_forwards_read_and_write(batch):
-    rounds, read, written = by_loop(batch)
+    rounds, read, written, moves = by_loop(batch)
     assert count_traffic(SPEC, batch) == (rounds * SPEC.active_weights, WIDTH * (read + written))
+    recurrent = replace(SPEC, states=(30, 7))  # of a model in bfloat16
+    cache = 2 * WIDTH * (read + written) + moves * (2 * 30 + 4 * 7)
+    assert count_traffic(recurrent, batch, 2, 2, 4) == (2 * rounds * SPEC.active_weights, cache)
 
 
 def test_a_window_is_all_that_its_layers_read():

@@ -184,6 +184,7 @@ def test_a_state_space_layer_by_hand():
     step += 2 * (2 * inner * taps) + 2 * inner * state
     spec = closed_form(model)
     assert (spec.linear, spec.head, spec.attention) == (2 * step, 2 * width * 50, ())
+    assert spec.states == (2 * inner * taps, 2 * inner * state)  # the convolution's inputs; the state, in float32
     assert forward_flops(spec, 7, 3).causal == 7 * (2 * step + 2 * width * 50)  # however it is cut into steps
     assert forward_flops(spec, 7).full != forward_flops(spec, 7).causal == forward_flops(spec, 7, 9).causal
 
@@ -191,9 +192,7 @@ def test_a_state_space_layer_by_hand():
 def test_windows_that_differ_in_more_than_length_are_told_apart():
     config = transformers.Gemma3TextConfig(**{**SHAPE, "head_dim": 32, "sliding_window": 12}, **ENDS)
     known, model = model_spec(config), build(config)
-    assert {(g.window, g.per_pair) for g in calibrate(model).attention} == {
-        (g.window, g.per_pair) for g in known.attention
-    }
+    assert set(calibrate(model).attention) == set(known.attention)
 
 
 def test_values_between_measured_lengths_follow_lines_and_parabolas():
@@ -210,6 +209,16 @@ def test_a_form_is_found_once_for_a_configuration(monkeypatch):
     monkeypatch.setattr(calibration, "_stepwise", lambda *given: calls.append(1) or honest(*given))
     assert calibrate(state_space()) == calibrate(state_space())
     assert len(calls) == 1
+
+
+def test_keys_and_values_are_those_of_the_cache():
+    config = transformers.LlamaConfig(**SHAPE, **ENDS)
+    found = calibrate(build(config))
+    assert (found.attention, found.states) == (model_spec(config).attention, (0, 0))
+    kept = [calibration._Kept(None, 7 * tokens + tokens // 5, 0) for tokens in (4, 8)]  # no width a token
+    assert calibration._keeping(found, 4, kept[:1], 8, kept[1:]).states is None
+    nothing = [calibration._Kept(None, 0, 0)]
+    assert calibration._keeping(found, 4, nothing, 8, nothing).states is None
 
 
 class Quadratic(torch.nn.Module):

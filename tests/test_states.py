@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import families
+from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
 from inferscale.flops import FlopCounter, closed_form
 from inferscale.flow import GenerateRequest
@@ -15,6 +16,8 @@ from inferscale.runtime.kv import Piece
 from inferscale.runtime.prefix_cache import KeyedPath, PrefixCache, chain_key
 from inferscale.runtime.session import checked_session
 from inferscale.runtime.states import StateHolder, States
+from inferscale.strategies import REBASE, RepeatedSampling
+from inferscale.testing import ToyReward
 from inferscale.tree import Node, Problem, Step, root_key
 from tests.tiny_models import byte_tokenizer
 
@@ -123,6 +126,24 @@ def test_what_runs_is_what_is_charged(family):
     charged = sum(n.step.flops for tree in trees for n in tree.walk() if n.step)
     spec = closed_form(gen.model)
     assert charged <= counter.flops <= charged + len(trees) * spec.head
+
+
+def test_states_have_their_bytes(hybrid):
+    spec, session = closed_form(hybrid), checked_session(hybrid)
+    with torch.inference_mode():
+        batch = session.open(session.prefill([[5, 6, 7]]), 1)
+    assert batch.states.bytes == 4 * sum(spec.states) > 0
+    strategy, gen = RepeatedSampling(3), generator(hybrid, eos_token_id=300, max_step_tokens=21)
+    cost = solve(WORDS[1], strategy, gen).cost
+    (keys,), prompt, steps = spec.attention, cost.prompt_tokens, 20
+    # the prompt writes states and keys; each step of a row reads and writes its own, the prompt's keys once for all
+    tokens = prompt + steps * prompt + 3 * (steps * (steps - 1) // 2 + steps)
+    assert cost.cache_bytes == 4 * (sum(spec.states) * (1 + 3 * 2 * steps) + keys.kv_width * tokens)
+    assert cost.bytes == cost.cache_bytes + 4 * spec.active_weights * (1 + steps)
+    together = solve_batch(WORDS[1:3], strategy, gen)[0]
+    assert together.cost.without_seconds() == cost.without_seconds()
+    cut = solve(WORDS[1], REBASE(2), generator(hybrid), reward_model=ToyReward(), budget=Budget(bytes=cost.bytes // 2))
+    assert cut.stopped_by == "bytes"
 
 
 def test_a_row_that_a_failed_forward_has_touched_has_no_state(hybrid, monkeypatch):

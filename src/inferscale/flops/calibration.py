@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context, ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -155,8 +155,8 @@ def calibrate(model: Any) -> ModelSpec:
     A model that gives keys and values back is a decoder. So is a classifier whose body does: its head is what it costs
     beyond the body. Any other is an encoder.
 
-    Shapes (d, L, heads) stay unknown, so conventions that need them cannot be used with it. Windows are taken from the
-    layers of a decoder's own cache, and from the configuration of an encoder.
+    Shapes (d, L, heads) stay unknown, so conventions that need them cannot be used with it. Windows, and the sizes of
+    keys, values and states, are taken from a decoder's own cache; the windows of an encoder from the configuration.
 
     Args:
         model: A live model (``input_ids`` in; of decoders a cache in and out), or a transformers configuration, whose
@@ -209,7 +209,7 @@ def _returns_cache(model: nn.Module) -> bool:
 def _decoder_form(model: nn.Module) -> ModelSpec:
     """The form out of four constants where it is exact, or else out of single steps, or of whole forwards."""
     try:
-        (linear, pair, head, cached), windows = _solve(model)
+        (linear, pair, head, cached), windows, kept = _solve(model)
     except CalibrationError as first:
         try:
             return _stepwise_form(model)
@@ -220,7 +220,7 @@ def _decoder_form(model: nn.Module) -> ModelSpec:
                 raise first from None
     window = windows[0] if windows else None
     groups = (AttentionGroup(pair, 0, window),) if pair else ()
-    return _measured_spec(model, linear, head, groups, cached=cached)
+    return _keeping(_measured_spec(model, linear, head, groups, cached=cached), *kept)
 
 
 def _measured_spec(
@@ -235,6 +235,59 @@ def _measured_spec(
         active_weights=(linear + head) // 2,
         **others,
     )
+
+
+class _Kept(NamedTuple):
+    """What a layer's cache holds of one row: its window, and numbers in the model's dtype and in float32 beside it."""
+
+    window: int | None
+    narrow: int
+    wide: int
+
+
+def _kept(model: nn.Module, cache: Any) -> list[_Kept]:
+    """What each layer of a cache holds."""
+    dtype = getattr(model, "dtype", None)
+
+    def tensors(held: Any) -> Iterator[torch.Tensor]:
+        if isinstance(held, torch.Tensor):
+            yield held
+        elif isinstance(held, dict | list | tuple):
+            for each in held.values() if isinstance(held, dict) else held:
+                yield from tensors(each)
+
+    found = []
+    for layer in getattr(cache, "layers", None) or [cache]:
+        own = [each for each in tensors(getattr(layer, "__dict__", layer)) if each.is_floating_point()]
+        wide = sum(each.numel() for each in own if each.dtype == torch.float32 != dtype)
+        narrow = sum(each.numel() for each in own) - wide
+        found.append(_Kept(getattr(layer, "sliding_window", None), narrow, wide))
+    return found
+
+
+def _keeping(spec: ModelSpec, few: int, before: Sequence[_Kept], many: int, after: Sequence[_Kept]) -> ModelSpec:
+    """The form with the keys, values and states that the caches of `few` and of `many` tokens show.
+
+    Keys and values grow with the text, until a window is full; states do not. Of a cache that is neither, or that shows
+    nothing, the states are ``None``.
+    """
+    groups = {group.window: group for group in spec.attention}
+    narrow = 0
+    for (window, least, wide), (_, most, wider) in zip(before, after, strict=True):
+        if window is None:
+            width, rest = divmod(most - least, many - few)
+        else:
+            width, rest = divmod(least, min(few, max(window - 1, 1)))
+        own = least - width * few if window is None else 0
+        if rest or min(width, own) < 0 or wide != wider:
+            return dataclasses.replace(spec, states=None)
+        narrow += own
+        group = groups.get(window) or AttentionGroup(0, 0, window)
+        groups[window] = dataclasses.replace(group, kv_width=group.kv_width + width)
+    wide = sum(each.wide for each in before)
+    kept = tuple(group for group in groups.values() if group.per_pair or group.kv_width)
+    is_seen = any(each.narrow or each.wide for each in before)
+    return dataclasses.replace(spec, attention=kept, states=(narrow, wide) if is_seen else None)
 
 
 _FAR = 24  # tokens that the last checks of a form stand after
@@ -307,9 +360,10 @@ def _stepwise(model: nn.Module, owner: nn.Module, lengths: Sequence[int]) -> Mod
     else:
         cached = 0
     spec = _measured_spec(owner, linear, head, tuple(groups), cached=cached)
-    whole = {n: _measure(model, n, 0, 1)[0] for n in lengths}
-    scan = tuple((n, count - forward_flops(spec, n, logits=1).full) for n, count in whole.items())
-    return dataclasses.replace(spec, scan=scan if any(extra for _, extra in scan) else ())
+    whole = {n: _measure(model, n, 0, 1) for n in lengths}
+    scan = tuple((n, count - forward_flops(spec, n, logits=1).full) for n, (count, _) in whole.items())
+    spec = dataclasses.replace(spec, scan=scan if any(extra for _, extra in scan) else ())
+    return _keeping(spec, 8, _kept(model, whole[8][1]), 16, _kept(model, whole[16][1]))
 
 
 def _without_weights(model: nn.Module) -> nn.Module | None:
@@ -372,6 +426,7 @@ def _encoder_form(model: nn.Module) -> ModelSpec:
         per_row=row - head,
         per_forward=forward,
         per_position=position,
+        states=None if causal else (0, 0),
     )
     if not causal:
         return spec
@@ -380,8 +435,10 @@ def _encoder_form(model: nn.Module) -> ModelSpec:
     return dataclasses.replace(spec, scan=tuple(longer)) if any(extra for _, extra in longer) else spec
 
 
-def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None]]:
-    """The constants A, B, C and D, checked by a fifth forward, and the window of each layer of the cache.
+def _solve(
+    model: nn.Module,
+) -> tuple[tuple[int, int, int, int], list[int | None], tuple[int, list[_Kept], int, list[_Kept]]]:
+    """The constants A, B, C and D, checked by a fifth forward, the window of each layer of the cache, what it holds.
 
     With f(s, past, nl) the FLOPs of one row, the four probes are::
 
@@ -392,7 +449,8 @@ def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None
     insertion. A model that always computes all logits has none kept apart: its head is a part of A, and C is 0.
     """
     keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-    first, second = _measure(model, 4, 0, 4)[0], _measure(model, _LONGEST, 0, _LONGEST)[0]
+    first, few = _measure(model, 4, 0, 4)
+    second, many = _measure(model, _LONGEST, 0, _LONGEST)
     third = _measure(model, _LONGEST, 0, 1)[0] if keeps_logits else second
     fourth = _measure(model, 2, 6, 2)[0]
     check, cache = _measure(model, 5, 3, 5)
@@ -417,7 +475,7 @@ def _solve(model: nn.Module) -> tuple[tuple[int, int, int, int], list[int | None
             f"one token after {_FAR} others should cost {type(model).__name__} {far:,} FLOPs and cost {count:,}; "
             f"{_ADVICE}"
         )
-    return (linear, pair, head, cached), windows
+    return (linear, pair, head, cached), windows, (4, _kept(model, few), _LONGEST, _kept(model, many))
 
 
 def _measure(model: nn.Module, new: int, past: int, kept: int) -> tuple[int, Any]:

@@ -127,7 +127,7 @@ class ForwardShape(NamedTuple):
             spec, new, past, batch, logits
         )
         # A forward loads the matrices once for all rows, and each row's cache: what a query sees besides itself.
-        tally.numbers_read = spec.active_weights
+        tally.numbers_read = spec.active_weights + (batch * sum(spec.states or ()) if past else 0)
         for group in spec.attention if past else ():
             window = None if keeps_all else group.window
             tally.numbers_read += batch * group.kv_width * (full_pairs(1, past, window) - 1)
@@ -141,6 +141,7 @@ class ForwardShape(NamedTuple):
         if spec is not None:
             tally.linear, tally.head = self.new * spec.linear + packed.read_tokens * spec.cached, kept * spec.head
             tally.numbers_read = spec.active_weights
+            tally.numbers_read += packed.rows * sum(spec.states or ()) if packed.read_tokens else 0
             # Rows of a model with recurrent layers are of one length.
             each = self.new // packed.rows
             tally.attention_full += packed.rows * interpolated(spec.scan, each) if spec.scan and each > 1 else 0
@@ -534,7 +535,7 @@ class Report(ABC):
         """Model bandwidth utilisation: bytes of weights and cache that had to be loaded / (seconds × bandwidth).
 
         A forward loads the matrices that a token passes through once (of a mixture of experts: those of one token) and
-        each row's cache. A calibrated form does not know the cache.
+        each row's cache, states of recurrent layers included.
 
         Args:
             bandwidth: Bytes per second of the hardware, or a name in `PEAK_BANDWIDTH`.

@@ -55,6 +55,9 @@ class ModelSpec:
         per_row: FLOPs for each row, however long (an encoder's pooler, and its head at one position); mostly 0.
         per_forward: FLOPs of a forward, whatever its rows (DeBERTa projects its relative positions); mostly 0.
         per_position: The same for each position of the longest row (DeBERTa's first version); mostly 0.
+        states: Numbers in the states of a row's recurrent layers, which every forward of the row reads and writes:
+            those in the model's dtype (convolutions), and those in float32 (recurrences). ``None`` if what the model
+            keeps of a text was not seen; then its bytes are not known.
         scan: What a forward of several new tokens executes beyond its tokens one by one, for some numbers of tokens,
             ascending: ``(tokens, FLOPs)``, interpolated between. Recurrent layers read a prompt in chunks, and pad
             convolutions. A part of ``full`` alone; mostly empty.
@@ -77,6 +80,7 @@ class ModelSpec:
     per_row: int = 0
     per_forward: int = 0
     per_position: int = 0
+    states: tuple[int, int] | None = (0, 0)
     scan: tuple[tuple[int, int], ...] = ()
     hidden_size: int = 0
     num_layers: int = 0

@@ -7,10 +7,11 @@ Of a batch of rows, each the beginning of a path and what is sampled behind it::
     reads    = what a query sees besides itself, the rows' shared prompt once for all of them in a forward
     writes   = the tokens that a forward reads for the first time
     cache    = (reads + writes) * kv_width, summed over the groups of layers
+             + 2 * states for each forward of a row, but for one that has no token before it: that writes them alone
 
 Of layers with a window a row reads the window, or the shared prompt is read whole, whichever is less. All rows are
 taken to run in one batch, whatever they were run with: so the bytes of a search do not depend on what else was running.
-Of a mixture of experts the weights are those of one token. States of recurrent layers are not counted.
+Of a mixture of experts the weights are those of one token. Copies are not counted, such as those of states at a fork.
 """
 
 from __future__ import annotations
@@ -47,19 +48,33 @@ class RowGroup:
         return int(self.unread > 0) + max(max(self.sampled, default=0) - 1, 0)
 
 
-def count_traffic(spec: ModelSpec, batch: Collection[RowGroup]) -> Traffic:
-    """Return the numbers that one batch moves."""
+def count_traffic(
+    spec: ModelSpec, batch: Collection[RowGroup], weight: float = 1, cached: float = 1, state: float = 1
+) -> Traffic:
+    """Return what one batch moves.
+
+    Args:
+        spec: The model's constants, whose states are known.
+        batch: The rows.
+        weight: Bytes of a weight; by default all are counted as numbers.
+        cached: Bytes of a number in the cache.
+        state: Bytes of a number in a recurrent state, which stays in float32: 4.
+    """
     forwards = max((rows.forwards for rows in batch), default=0)
     # A token that is sampled last in its row has no forward.
     steps = [(rows, [count - 1 for count in rows.sampled if count > 1]) for rows in batch]
     written = sum(rows.unread + sum(counts) for rows, counts in steps)
     whole = _shared_reads(steps)
-    cache = 0
+    cache: float = 0
     for group in spec.attention:
         if group.is_causal:  # an encoder keeps nothing
             reads = whole if group.window is None else min(whole, _window_reads(steps, group.window))
-            cache += group.kv_width * (reads + written)
-    return Traffic(forwards * spec.active_weights, cache)
+            cache += group.kv_width * (reads + written) * cached
+    if spec.states is not None and any(spec.states):
+        moves = sum(sum(counts) * 2 for _, counts in steps)
+        moves += sum(1 + (rows.past > rows.unread) for rows in batch if rows.unread)
+        cache += moves * (spec.states[0] * cached + spec.states[1] * state)
+    return Traffic(round(forwards * spec.active_weights * weight), round(cache))
 
 
 def _shared_reads(steps: Sequence[tuple[RowGroup, Sequence[int]]]) -> int:

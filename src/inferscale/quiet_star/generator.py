@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from inferscale.base import Generator, Sampling
+from inferscale.base import Generator, Sampling, Traffic
 from inferscale.flops.calibration import closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost
 from inferscale.flow import GenerateRequest
@@ -30,6 +30,7 @@ from .cache import CachedText, check_cached, think_once
 from .head import mean_of_thoughts, mix
 from .model import QuietSTaR
 from .thoughts import STRIDE, branch_numbers
+from .traffic import ThinkingRow, ThoughtTraffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -570,6 +571,7 @@ class QuietSTaRGenerator(Generator):
             processing=self.processing,
             decoder=self._make_decoder,
         )
+        self._traffic = ThoughtTraffic(self._runner.charges, quiet)
 
     def _make_decoder(self, stats: GeneratorStats) -> Decoder:
         self._decoder = ThinkingDecoder(self.quiet, self.settings, stats, self._record, self._cache_bytes)
@@ -598,6 +600,45 @@ class QuietSTaRGenerator(Generator):
         """Open a session, as that of `HFGenerator`: branches come as they end, and others take their rows."""
         own = getattr(self.generate, "__func__", None) is QuietSTaRGenerator.generate
         return self._runner.open() if own else super().open()
+
+    def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
+        """Return the bytes that sampling these steps moves, thoughts included; ``None`` if they are not known.
+
+        They are not where thoughts go by entropies (`HighEntropy`), since a step does not say where it thought.
+        """
+        settings = self.settings
+        if settings.rule.needs_entropy:
+            return None
+        rows = []
+        for request, steps in zip(requests, answers, strict=True):
+            prompt, forced = self._runner.branches.ids(request)
+            path = len(request.node.token_ids)
+            # As with FLOPs: the first draw reads what nothing has read; the newest token is fed again by every row.
+            is_first = request.first <= request.payer < request.first + request.n
+            unread = max(((len(prompt) if not path else 1) if is_first else 0) + len(forced) - 1, 0)
+            for step in steps:
+                if step.generated_tokens:
+                    past = len(prompt) + path + len(forced) - 1
+                    rows.append(ThinkingRow(past, unread, self._places(step, len(forced))))
+                    unread = 0
+        return self._traffic.sampling(rows, settings.length, settings.num_thoughts)
+
+    def _places(self, step: Step, forced: int) -> list[bool]:
+        """For each sampled token of a step whether there was a thought before it."""
+        count, thoughts = int(step.generated_tokens), int(step.thought_tokens) // max(self.settings.tokens, 1)
+        if thoughts in (0, count):
+            return [thoughts > 0] * count
+        ends = [max(end - forced, 0) for _, end in step.inner_ends]
+        starts = [max((end for end in ends if end <= place), default=0) for place in range(count)]
+        rule = self.settings.rule
+        places = [rule.thinks(TokenContext(place - start, place)) for place, start in enumerate(starts)]
+        # Behind a stop string's beginning a step does not say where inner steps ended: its last tokens stand for them.
+        missing = thoughts - sum(places)
+        for place in reversed(range(count)):
+            if missing and places[place] != (missing > 0):
+                places[place] = missing > 0
+                missing += -1 if missing > 0 else 1
+        return places
 
     def thoughts_of(self, node: Node) -> tuple[tuple[ThoughtRecord, ...], ...]:
         """Return the thoughts before each sampled token of a node's step, ``()`` where there was none.

@@ -424,20 +424,32 @@ class QuietSTaR(nn.Module):
         keep = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
         return run_text(self.backbone, self.backbone.embed(input_ids), keep, self.parallel_check.way)
 
-    def _sessions(self, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
-        """Open sessions that take the positions piece by piece, each with its part of them.
+    def piece_sizes(self, tokens: int, positions: int, block: int) -> list[int]:
+        """Return how many positions of a text share each masked pass.
 
         Thoughts of different positions never meet, so fewer at a time give the same states with less attention: a piece
         holds so many that their own keys are about four times the text's.
+
+        Args:
+            tokens: Of the text.
+            positions: Where is thought.
+            block: Tokens that each thought will be fed in all.
+        """
+        size = self.positions_at_once or max(4 * tokens // block, 8)
+        return [min(size, positions - first) for first in range(0, positions, size)]
+
+    def _sessions(self, text: TextPass, positions: Tensor, block: int) -> Iterator[tuple[slice, Session]]:
+        """Open sessions that take the positions piece by piece, each with its part of them.
 
         Args:
             text: What is thought about.
             positions: Where, `[positions]`.
             block: Tokens that each thought will be fed in all.
         """
-        size = self.positions_at_once or max(4 * text.embeds.shape[1] // block, 8)
-        for first in range(0, len(positions), size):
+        first = 0
+        for size in self.piece_sizes(text.embeds.shape[1], len(positions), block):
             part = slice(first, first + size)
+            first += size
             session = open_session(self.backbone, text, positions[part], self.parallel_check.way, self.rows_at_once)
             yield part, session
             session.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from inferscale.tree import Node
 
 from .model import QuietSTaR
 from .thoughts import thought_numbers
+from .traffic import ThoughtTraffic
 
 
 class ThoughtUtility(ProcessRewardModel):
@@ -71,7 +73,8 @@ class ThoughtUtility(ProcessRewardModel):
         self._known: dict[int, dict[int, list[float]]] = {}
         self._paid: dict[int, set[int]] = {}  # by root: nodes that an earlier process scored
         self._thoughts = num_thoughts
-        self._spec = Charges(quiet.model).spec
+        charges = Charges(quiet.model)
+        self._spec, self._traffic = charges.spec, ThoughtTraffic(charges, quiet)
         context = context_length(quiet.model.config, tokenizer)
         # the thought before the last token stands in the places from that token on
         self._context = None if context is None else context - quiet.thought_length - 1
@@ -153,13 +156,23 @@ class ThoughtUtility(ProcessRewardModel):
             self._known.setdefault(node.root.key, {})[node.key] = means
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
-        """Return the tokens (thoughts among them) and closed-form FLOPs of scoring what is not known yet."""
-        new = {id(part) for part in self._missing(nodes) if part.key not in self._paid.get(part.root.key, ())}
+        """Return the tokens (thoughts among them), closed-form FLOPs and bytes of scoring what is not known yet.
+
+        The first node of each tree is charged with the bytes of all, which share their passes.
+        """
+        missing = [part for part in self._missing(nodes) if part.key not in self._paid.get(part.root.key, ())]
+        new = set(map(id, missing))
         costs = []
         for node in nodes:
             parts = [part for part in node.path if id(part) in new]
             new -= set(map(id, parts))  # a part that two nodes share is paid by the first
-            costs.append(sum(map(self._cost_of, parts), Cost()))
+            cost = sum(map(self._cost_of, parts), Cost())
+            if texts := [self._ids(part) for part in missing if part.root is node.root]:
+                missing = [part for part in missing if part.root is not node.root]
+                lengths = [(len(before) + len(own), len(own)) for before, own in texts]
+                moved = self._traffic.scoring(lengths, self._thoughts)
+                cost = replace(cost, reward_bytes=moved and sum(moved), cache_bytes=moved and moved.cache)
+            costs.append(cost)
         return costs
 
     def _cost_of(self, node: Node) -> Cost:

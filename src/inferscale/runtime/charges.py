@@ -25,13 +25,13 @@ class Charges:
 
     Attributes:
         spec: The constants of the closed form, or ``None``.
+        widths: Bytes of a weight, and of a number in the cache; ``None`` of a model that runs elsewhere.
     """
 
     def __init__(self, model: Any) -> None:
         """Finds the closed form of a model, or of the configuration of one that runs elsewhere."""
         self.spec: ModelSpec | None = None
-        # Bytes of a weight, and of a number in the cache; not known of a model that runs elsewhere.
-        self._widths: tuple[float, int] | None = None
+        self.widths: tuple[float, int] | None = None
         try:
             self.spec = _form_of(model)
         except UnknownArchitectureError as error:
@@ -40,19 +40,13 @@ class Charges:
         if isinstance(model, torch.nn.Module):
             part = unwrapped(language_model(model)[0])
             stored = sum(map(_stored_bytes, part.parameters()))
-            self._widths = stored / self.spec.parameters, int(model.dtype.itemsize)  # type: ignore[arg-type]
-
-    @property
-    def tells_bytes(self) -> bool:
-        """True if `traffic` knows the bytes."""
-        return self._widths is not None
+            self.widths = stored / self.spec.parameters, int(model.dtype.itemsize)  # type: ignore[arg-type]
 
     def traffic(self, batch: Collection[RowGroup]) -> Traffic | None:
         """Bytes that one batch of rows moves; ``None`` if they are not known."""
-        if self.spec is None or self._widths is None:
+        if self.spec is None or self.widths is None or self.spec.states is None:
             return None
-        numbers, (weight, cached) = count_traffic(self.spec, batch), self._widths
-        return Traffic(round(numbers.weights * weight), numbers.cache * cached)
+        return count_traffic(self.spec, batch, *self.widths, state=4)
 
     def forward(self, new: int, past: int, logits: int) -> int:
         """FLOPs of `new` tokens after `past` cached ones, with the head run at `logits` positions."""

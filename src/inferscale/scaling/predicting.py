@@ -94,7 +94,7 @@ class Prediction:
         cache_bytes: The part of both that is keys and values.
         rounds: Forwards that follow one another: the part of latency that no hardware takes away.
         phases: Seconds by phase: ``prefill``, ``decode`` and ``score``.
-        memory_bytes: Weights of both models, and the most keys and values at a time.
+        memory_bytes: Weights of both models, and the most keys and values (and states of samples) at a time.
         joules: Seconds times the device's watts.
         money: By the price given.
         intensity: FLOPs a byte of the device.
@@ -198,11 +198,12 @@ def predict_cost(
 
 @dataclass
 class _Call:
-    """One call of a model: its rows, and the tokens that are in the cache then."""
+    """One call of a model: its rows, and the tokens and the ends of samples that are in the cache then."""
 
     phase: str
     batch: list[RowGroup] = field(default_factory=list)
     held: int = 0
+    ends: int = 0
 
 
 class _Stub(Generator):
@@ -211,7 +212,7 @@ class _Stub(Generator):
     def __init__(self, prompt: int, new: int, step: int) -> None:
         self.prompt, self.new, self.step = prompt, new, step
         self.calls: list[_Call] = []
-        self.held = prompt
+        self.held, self.ends = prompt, 0
         self._read: set[int] = set()
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
@@ -229,7 +230,8 @@ class _Stub(Generator):
             call.batch.append(RowGroup(past, unread, [count] * request.n, shared=self.prompt))
             answers.append([self._made(request, draw, count, left) for draw in range(request.n)])
             self.held += count * request.n
-        call.held = self.held
+            self.ends += request.n
+        call.held, call.ends = self.held, self.ends
         self.calls.append(call)
         return answers
 
@@ -257,7 +259,7 @@ class _Scores(RewardModel):
 
     def score(self, nodes: Sequence[Node]) -> list[float]:
         """A number for each node."""
-        call, prompt = _Call("score", held=self._stub.held), self._stub.prompt
+        call, prompt = _Call("score", held=self._stub.held, ends=self._stub.ends), self._stub.prompt
         for node in nodes:
             fresh = [above for above in node.path if above.key not in self._read]
             count = sum(len(above.step.token_ids) for above in fresh if above.step is not None)
@@ -284,10 +286,11 @@ class _Roof:
     width: float
     batch: int
 
-    @property
-    def cached(self) -> float:
-        """Bytes of the keys and values of one token."""
-        return self.width * sum(group.kv_width for group in self.spec.attention)
+    def memory(self, tokens: int, ends: int) -> float:
+        """Bytes of the weights, of the keys and values of so many tokens, and of so many rows' states."""
+        narrow, wide = self.spec.states or (0, 0)
+        kept = tokens * sum(group.kv_width for group in self.spec.attention) + ends * narrow
+        return self.width * (self.spec.parameters + kept * self.batch) + 4 * wide * ends * self.batch
 
     def work(self, batch: Sequence[RowGroup]) -> tuple[int, float, float]:
         """FLOPs, bytes in all and bytes of keys and values; what is only read has logits at one position."""
@@ -295,9 +298,8 @@ class _Roof:
         for rows in batch:
             flops += forward_cost(self.spec, rows.unread, rows.past - rows.unread, 1)
             flops += sum(forward_cost(self.spec, count - 1, rows.past, count - 1) for count in rows.sampled)
-        moved = count_traffic(self.spec, batch)
-        cache = self.width * moved.cache
-        return flops, self.width * moved.weights / self.batch + cache, cache
+        weights, cache = count_traffic(self.spec, batch, self.width, self.width, state=4)
+        return flops, weights / self.batch + cache, cache
 
     def seconds(self, flops: float, moved: float, forwards: int) -> float:
         """The roofline: compute or memory, whichever takes longer, and the launches."""
@@ -330,7 +332,7 @@ def _bill(policy: _Roof, reward: _Roof | None, calls: Sequence[_Call]) -> dict[s
             bill[phase] += roof.seconds(flops, moved, forwards)
         bill["tokens"] += sum(sum(rows.sampled) for rows in call.batch)
         bill["scored_tokens"] += sum(rows.unread for rows in call.batch) if scores else 0
-    held = max((call.held for call in calls), default=0)
+    held, ends = max(((call.held, call.ends) for call in calls), default=(0, 0))
     models = [policy] if reward is None else [policy, reward]
-    bill["memory_bytes"] = sum(m.width * m.spec.parameters + m.cached * held * m.batch for m in models)
+    bill["memory_bytes"] = sum(model.memory(held, ends) for model in models)
     return bill
