@@ -233,10 +233,11 @@ def _failing(arguments: list[str], folder: Path) -> str | None:
 def main() -> None:
     """Prints which mutants were killed, and by which test."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("mutants.jsonl"), help="what is known, and will be")
+    parser.add_argument("--results", type=Path, default=Path("runs/mutants.jsonl"), help="what is known, and will be")
     parser.add_argument("--only", default="", help="the mutants of files whose path begins so")
     parser.add_argument("--list", action="store_true", help="run nothing")
     options = parser.parse_args()
+    options.results.parent.mkdir(parents=True, exist_ok=True)
     known = read_lines(options.results.read_bytes())[0] if options.results.exists() else []
     killers = {(row["file"], row["old"], row["new"]): row["killed_by"] for row in known if row is not None}
     chosen = [mutant for mutant in MUTANTS if mutant.file.startswith(options.only)]
