@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 import inferscale as isc
 from inferscale.base import Traffic
+from inferscale.cost import Cost
 from inferscale.scaling import Measured, Race, candidates
 from inferscale.scaling.beliefs import believe
 from inferscale.scaling.planning import Pool, usual_votes
@@ -248,6 +249,30 @@ def test_budgets_of_bytes_and_joules_need_models_that_tell_them():
         with pytest.raises(ValueError, match=message):
             toy_plan(most=budget, generator=silent)
     assert silent.calls == 0
+
+
+def test_a_budget_buys_nothing_whose_cost_is_not_known():
+    """A reward model of one's own that reads tokens and tells no bytes; unknown is no zero, and is not shown as one."""
+
+    class Told(ToyGenerator):
+        def traffic(self, requests, answers):
+            return Traffic(100, 10 * sum(map(len, answers)))
+
+    class Silent(ToyProcessReward):
+        def cost(self, nodes):
+            return [Cost(scored_tokens=5) for _ in nodes]
+
+    given = {"generator": Told(), "reward_model": {"silent": Silent(), "toy": ToyProcessReward()}}
+    plan = toy_plan(budgets=isc.Budget(bytes=10_000), **given)
+    assert plan.choices[0].configuration.reward != "silent"
+    of = {t.configuration.reward: t for t in plan.tried}
+    assert of["toy"].costs["bytes"] > 0
+    assert of["silent"].chances == (None,)
+    assert not {"bytes"} & {*of["silent"].costs, *plan.spent}
+    with pytest.raises(ValueError, match="do not tell their bytes"):
+        toy_plan(budgets=isc.Budget(bytes=10_000), generator=Told(), reward_model=Silent())
+    with pytest.raises(ValueError, match=r"most=1e\+04 bytes: Told: .* by silent does not"):
+        toy_plan(budgets=isc.Budget(tokens=100), most=isc.Budget(bytes=10_000), **given)
 
 
 def test_a_plan_stands_where_a_strategy_does():

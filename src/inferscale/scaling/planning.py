@@ -738,7 +738,10 @@ def _formula(vote: Aggregator) -> tuple[Vote, Reduction | None] | None:
 def _part_costs(
     results: Sequence[SearchResult], part: float | None, scored: bool, price: Price | None
 ) -> dict[str, Floats]:
-    """`[P]` by name: what the searches, or a part of their samples, would have cost, with or without scores."""
+    """`[P]` by name: what the searches, or a part of their samples, would have cost, with or without scores.
+
+    What is not known is NaN.
+    """
     costs = [result.cost for result in results]
     prompts = np.asarray([0.0 if part is None else prompt_flops(first_steps(result)) for result in results])
     share = 1.0 if part is None else part
@@ -757,18 +760,13 @@ def _part_costs(
         "seconds": share * seconds,
         "calls": share * column(cost.num_generated for cost in costs),
     }
-    # What a model does not tell of every problem is 0 here, as what nobody asked for.
-    if all(cost.bytes is not None for cost in costs):
-        # Fewer samples need as many forwards, so only keys and values become fewer; most are the generator's.
-        kept = 1.0 - share
-        cached = column(cost.cache_bytes or 0 for cost in costs)
-        moved = column((cost.generator_bytes or 0) + (cost.reward_bytes or 0 if scored else 0) for cost in costs)
-        found["bytes"] = np.maximum(moved - kept * cached, 0.0)
-    if all(cost.joules is not None for cost in costs):
-        found["joules"] = of_models(
-            column(cost.generator_joules or 0.0 for cost in costs), (cost.reward_joules or 0.0 for cost in costs)
-        )
-    found |= {name: np.zeros(len(costs)) for name in ("bytes", "joules") if name not in found}
+    generator, reward, cached, joules, judged = (
+        column(math.nan if value is None else value for value in (getattr(cost, name) for cost in costs))
+        for name in ("generator_bytes", "reward_bytes", "cache_bytes", "generator_joules", "reward_joules")
+    )
+    # Fewer samples need as many forwards, so only keys and values become fewer; most are the generator's.
+    found["bytes"] = np.maximum(generator + (reward if scored else 0.0) - (1.0 - share) * cached, 0.0)
+    found["joules"] = share * (joules + judged if scored else joules)
     if price is not None:
         found["money"] = column(
             price.at(c.prompt_tokens + share * c.resent_tokens, share * c.tokens, share * time, share * c.cached_tokens)
@@ -788,7 +786,7 @@ def _fits(tried: Tried, budget: Budget) -> bool:
 
 def _check_known(budgets: Sequence[Budget], measured: Iterable[Measured]) -> None:
     """Refuse a cap on what none of the models tells."""
-    known = {name for m in measured for name, column in m.paid.items() if column.any()}
+    known = {name for m in measured for name, column in m.paid.items() if np.isfinite(column).all() and column.any()}
     for budget in budgets:
         if unknown := [name for name in budget.caps if name not in known]:
             raise ValueError(
@@ -806,7 +804,7 @@ def _as_plan(
     tried: dict[str, Tried] = {}
     for name in dict.fromkeys(name for m in race.measured.values() for name in m.values):
         values, costs = race.column(name)
-        means = {cost: float(column.mean()) for cost, column in costs.items() if column.any()}
+        means = {cost: mean for cost, column in costs.items() if (mean := float(column.mean())) > 0}  # not of NaN
         found = [standing.get(name) for standing in standings]
         tried[name] = Tried(
             configurations[name], len(values), float(values.mean()), *wilson(values), means,
@@ -821,7 +819,7 @@ def _as_plan(
     named: dict[str, Mapping[str, Any]] = {"generators": generators, "reward models": judges}
     parts = {kind: {name: identity_of(part) for name, part in these.items()} for kind, these in named.items()}
     plain = json.loads(json.dumps(parts, default=str))
-    spent = {name: value for name, value in race.spent.items() if value}  # what no model tells is left out
+    spent = {name: value for name, value in race.spent.items() if value > 0}  # NaN, what a model does not tell, is not
     return Plan(choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges))
 
 

@@ -206,6 +206,8 @@ class Race:
             expected = known.get(name, 0.0) * (problems - done)
             if done < problems and self._left() > 0 and expected <= self._left():
                 self.measured[name] = measured = self._runners[name].measure(problems)
+                if self._most is not None and not math.isfinite(self._left()):
+                    raise ValueError(f"most={told(self._most)}: {name} does not tell what it costs of that")
                 self._columns = {n: c for n, c in self._columns.items() if n not in measured.values}
 
     def _double(self) -> bool:
@@ -274,17 +276,20 @@ class Race:
         kin: dict[str, tuple[str, ...]] = {}
         known: dict[tuple[str, bytes], int] = {}
         rows: dict[str, int] = {}
-        cap = next(iter(self._budgets[0].caps))
+        # Costs tell who is like whom: those of the first cap that all of them know.
+        paid = {name: self.column(name)[1] for measured in self.measured.values() for name in measured.values}
+        caps = [cap for budget in self._budgets for cap in budget.caps]
+        cap = next((cap for cap in caps if all(np.isfinite(costs[cap]).all() for costs in paid.values())), None)
         for run, measured in sorted(self.measured.items(), key=lambda item: -len(item[1].values)):
             for name in measured.values:
                 if name in rows:
                     continue
-                values, paid = self.column(name)
+                values, _ = self.column(name)
                 row = known.setdefault((run, values.tobytes()), len(columns))
                 rows[name] = row
                 if row == len(columns):
                     columns[name], runs[name], kin[name] = values, run, measured.kin.get(name, ())
-                    costs[name] = float(paid[cap].mean()) if cap in paid else 0.0
+                    costs[name] = float(paid[name][cap].mean()) if cap else 1.0
         return believe(columns, costs, runs, kin), rows
 
     def _alive_runs(self, index: int) -> list[str]:
@@ -307,9 +312,9 @@ class Race:
         ]
 
     def _over(self, index: int, name: str, bound: Callable[[float, float], float]) -> bool:
-        """True if a bound of the mean cost is over the budget."""
+        """True unless a bound of the mean cost is known to be within the budget."""
         _, costs = self.column(name)
-        return any(bound(*mean_and_error(costs[cost])) > cap for cost, cap in self._budgets[index].caps.items())
+        return not all(bound(*mean_and_error(costs[cost])) <= cap for cost, cap in self._budgets[index].caps.items())
 
     def _cost(self, index: int, name: str) -> float:
         """The mean cost as a share of the budget."""
