@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "inferscale"
 NEEDS = {"viz/plots.py": "matplotlib"}
 """Optional packages of the examples of a file."""
-NOT_RUN = re.compile(r"^( *)Needs\b[^:]*?::\n\n((?:\1 +[^\n]*\n|\s*\n)+)", re.MULTILINE)
+NOT_RUN = re.compile(r"^( *)Needs\b(?:.|\n(?!\n))*?::\n\n((?:\1 +[^\n]*\n|\s*\n)+)", re.MULTILINE)
 
 
 def texts_of(path: Path) -> list[tuple[int, str]]:

@@ -87,7 +87,8 @@ def test_files_come_back_as_they_were(tmp_path):
     items = [solution([1, 0.25, None], True), solution([0], prompt="ü\n?")]
     save_labelled(items, tmp_path / "labels.jsonl")
     named = LabelledSolution(Problem("p", "4", "one"), ("a\ud800",), (1.0,), False)
-    items.append(named)  # gold answers and ids come back too, and what is no valid text
+    lettered = LabelledSolution(Problem("p", "B", kind="choice:ABC", columns={"level": 3}), ("b",), (1.0,), True)
+    items += [named, lettered]  # gold answers, ids and kinds come back too, and what is no valid text
     save_labelled(items, tmp_path / "labels.jsonl")
     assert load_labelled(tmp_path / "labels.jsonl") == items
     (tmp_path / "labels.jsonl").write_text('\n{"problem": "p", "steps": ["a"]}\n')
@@ -109,6 +110,13 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, line):
     (tmp_path / "labels.jsonl").write_text('{"problem": "p", "steps": ["a"], "labels": [1]}\n' + line + "\n")
     with pytest.raises(ValueError, match=r"labels\.jsonl:2: "):
         load_labelled(tmp_path / "labels.jsonl")
+
+
+@pytest.mark.parametrize("load", [load_big_bench_mistake, load_prmbench, load_rollout_trees])
+def test_a_line_of_another_data_set_is_named_by_its_number(tmp_path, load):
+    (tmp_path / "labels.jsonl").write_text('\n{"problem": "p", "steps": ["a"], "labels": [1]}\n')
+    with pytest.raises(ValueError, match=r"labels\.jsonl:2: a line is an object with (input|id|question), .*KeyError"):
+        load(tmp_path / "labels.jsonl")
 
 
 def test_platt_recovers_the_curve_that_labels_were_drawn_from():

@@ -46,6 +46,15 @@ class RemoteError(RuntimeError):
     Attributes:
         kind: What this means for other requests; see `Kind`.
         retry_after: Seconds that the server asked to wait.
+
+    Example:
+        Needs a server; with a journal the same call goes on once it is back::
+
+            try:
+                results = isc.solve_batch(problems, isc.RepeatedSampling(16), generator, journal="run.jsonl")
+            except isc.RemoteError as error:
+                print(error.kind, error)  # "busy no connection to the server: ..."
+                results = error.partial  # what was found until then
     """
 
     def __init__(self, message: str, kind: Kind = "refused", retry_after: float | None = None) -> None:

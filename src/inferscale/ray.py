@@ -180,6 +180,18 @@ def solve_dataset(
         TypeError: If `problems` is one prompt.
         ValueError: If the input is bad, or `storage` holds journals of another call.
         RuntimeError: If Ray lost a result.
+
+    Example:
+        Needs the extra ``ray``::
+
+            from inferscale.ray import solve_dataset
+
+            def make_generator():
+                return isc.HFGenerator.from_pretrained("Qwen/Qwen2.5-1.5B-Instruct")
+
+            results = solve_dataset(
+                problems, isc.RepeatedSampling(16), make_generator, num_actors=8, num_gpus=1, storage="journals"
+            )
     """
     results = dict(
         stream_dataset(
@@ -215,6 +227,14 @@ def stream_dataset(
 
     Actors do not run away from a slow reader: at most two batches for each actor are begun whose results have not been
     read to their end. What is held here does not grow with the results.
+
+    Example:
+        Needs the extra ``ray``::
+
+            from inferscale.ray import stream_dataset
+
+            for place, result in stream_dataset(problems, isc.RepeatedSampling(16), make_generator, num_actors=8):
+                print(place, result.answer)
     """
     check_scores(
         make_reward_model, strategy, *([aggregator] if aggregator else []), advice="pass make_reward_model=..."

@@ -771,6 +771,13 @@ class OpenAIGenerator(Generator):
         min_p: Filter.
         repetition_penalty: Penalty.
         limits: Lengths.
+
+    Example:
+        Needs a server, such as ``vllm serve Qwen/Qwen2.5-1.5B-Instruct``::
+
+            name = "Qwen/Qwen2.5-1.5B-Instruct"
+            generator = isc.OpenAIGenerator("http://localhost:8000/v1", name, tokenizer=name, temperature=0.7)
+            results = isc.solve_batch(problems, isc.RepeatedSampling(16), generator)
     """
 
     concurrent = True

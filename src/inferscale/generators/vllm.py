@@ -49,6 +49,14 @@ class VLLMGenerator(Generator):
         stop: Texts that end the answer.
         limits: Lengths.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
+
+    Example:
+        Needs vLLM::
+
+            generator = isc.VLLMGenerator.from_pretrained(
+                "Qwen/Qwen2.5-1.5B-Instruct", temperature=0.7, max_model_len=8192, block_size=16
+            )
+            results = isc.solve_batch(problems, isc.REBASE(16), generator, reward_model=judge)
     """
 
     held_in: ClassVar[Mapping[str, str]] = {

@@ -75,6 +75,13 @@ class PlattCalibration:
     Attributes:
         slope: Of the score; never negative.
         intercept: Added.
+
+    Example:
+        >>> from inferscale.rewards import PlattCalibration
+        >>> scores, labels = [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0], [0, 0, 1, 0, 1, 1]
+        >>> calibration = PlattCalibration.fit(scores, labels)
+        >>> [round(calibration(score), 2) for score in (-2.0, 0.0, 3.0)]
+        [0.21, 0.43, 0.79]
     """
 
     slope: float
@@ -129,6 +136,13 @@ class IsotonicCalibration:
     Attributes:
         scores: Knots, growing.
         probabilities: The value at each.
+
+    Example:
+        >>> from inferscale.rewards import IsotonicCalibration
+        >>> scores, labels = [0.1, 0.2, 0.4, 0.6, 0.8, 0.9], [0, 0, 1, 0, 1, 1]
+        >>> calibration = IsotonicCalibration.fit(scores, labels)
+        >>> [calibration(score) for score in (0.15, 0.5, 0.85)]
+        [0.0, 0.5, 1.0]
     """
 
     scores: tuple[float, ...]
@@ -277,6 +291,21 @@ class Diagnosis:
         selection: Best-of-n against the oracle, for n = 1, 2, 4, ...
         outcome_auc: Probability that a solution with the right answer outscores one with a wrong answer, whatever
             their problems (ties count half); only where `correct` is known. 0.5 is a coin.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import LabelledSolution, diagnose
+        >>> def solution(text, label):
+        ...     return LabelledSolution(isc.Problem("What is 2 + 3?"), (text,), (label,), correct=bool(label))
+        >>> right, wrong = solution("2 + 3 = 5", 1.0), solution("2 + 3 = 6", 0.0)
+        >>> class Five(isc.ProcessRewardModel):
+        ...     def step_scores(self, nodes):
+        ...         return [[0.9 if "5" in text else 0.2 for text, _ in node.inner_steps()] for node in nodes]
+        >>> found = diagnose(Five(), [right, wrong], candidates=[[right, wrong]])
+        >>> found.first_error_auc, round(found.brier, 3)
+        (1.0, 0.025)
+        >>> [(row.n, row.best_of_n, row.oracle) for row in found.selection]
+        [(1, 0.5, 0.5), (2, 1.0, 1.0)]
     """
 
     auc_by_step: tuple[StepAUC, ...] = ()

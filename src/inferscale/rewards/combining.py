@@ -347,6 +347,21 @@ class TruncatedReward(RewardModel):
     Attributes:
         model: The model.
         judge: The part of a solution that is judged, as in the model.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.base import ContextLengthError
+        >>> class Short(isc.RewardModel):  # reads 36 characters
+        ...     def cost(self, nodes):
+        ...         if any(len(node.text) > 36 for node in nodes):
+        ...             raise ContextLengthError("a solution is longer than 36 characters")
+        ...         return super().cost(nodes)
+        ...     def score(self, nodes):
+        ...         return [isc.testing.unit_hash(node.text) for node in nodes]
+        >>> reward = isc.rewards.TruncatedReward(Short())
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(4), isc.testing.ToyGenerator(), reward_model=reward)
+        >>> [(len(leaf.text), leaf.stats) for leaf in result.leaves]
+        [(37, {'truncated': True}), (45, {'truncated': True}), (39, {'truncated': True}), (37, {'truncated': True})]
     """
 
     def __init__(self, model: RewardModel) -> None:
@@ -417,13 +432,23 @@ class TruncatedReward(RewardModel):
 
 
 class TruncatedProcessReward(TruncatedReward, ProcessRewardModel):
-    """A process reward model that judges a path which is too long for it by the steps that fit; see `TruncatedReward`.
+    r"""A process reward model that judges a path which is too long for it by the steps that fit; see `TruncatedReward`.
 
     The steps that do not fit have the score of the last one that does.
 
     Attributes:
         model: The model.
         reduction: How step scores become one score, as in the model.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import LabelledSolution, TruncatedProcessReward
+        >>> prm = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>")
+        >>> steps = ("1 + 1 = 2",) * 120  # more than the 512 tokens that the model reads
+        >>> leaf = LabelledSolution(isc.Problem("1 + 1"), steps, (None,) * 120).node()
+        >>> [scores] = TruncatedProcessReward(prm).step_scores([leaf])
+        >>> len(scores), leaf.stats
+        (120, {'truncated': True})
     """
 
     model: ProcessRewardModel

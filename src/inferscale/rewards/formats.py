@@ -258,6 +258,14 @@ class StepFormat:
         head: What the checkpoint must have after its last layer.
         token_ids: Tags and the ids that the published checkpoint has for them, checked at load; ``()`` checks only
             that tags are single tokens.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from inferscale.rewards import FORMATS
+        >>> shepherd = FORMATS["math-shepherd"]  # a model of your own, trained on another tag and other words
+        >>> own = replace(shepherd, name="own", layout=replace(shepherd.layout, separator="<step>"), token_ids=())
+        >>> own.layout.step, own.layout.separator, own.head
+        ('Step {number}: {step}', '<step>', 'causal')
     """
 
     name: str
@@ -356,4 +364,12 @@ def separated_by(separator: str) -> StepFormat:
 FORMATS: dict[str, StepFormat] = {
     item.name: item for item in (ER_PRM, MATH_SHEPHERD, PQM, PURE, QWEN, RLHFLOW, SKYWORK, TRL)
 }
-"""Formats by name."""
+"""Formats by name.
+
+Example:
+    >>> from inferscale.rewards import FORMATS
+    >>> sorted(FORMATS)
+    ['er-prm', 'math-shepherd', 'pqm', 'pure', 'qwen', 'rlhflow', 'skywork', 'trl']
+    >>> FORMATS["math-shepherd"].score
+    TokenPair(good=' +', bad=' -')
+"""

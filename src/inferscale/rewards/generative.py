@@ -66,6 +66,13 @@ class GenerativeVerifier(RewardModel):
         question: Put after a verification.
         again: Put before a further round.
         judge: The part of a solution that is verified.
+
+    Example:
+        Needs ThinkPRM's weights, and memory for them::
+
+            judge = isc.rewards.GenerativeVerifier.from_pretrained("launch/ThinkPRM-1.5B", n=4, max_new_tokens=4096)
+            solver = isc.Solver(isc.RepeatedSampling(8), generator, judge, isc.BestOfN())
+            result = solver.solve("What is 12 * 13?")
     """
 
     no_effect = frozenset({"micro_batch"})

@@ -16,7 +16,7 @@ from inferscale.tree import Node, Problem, Step, branch_key, root_key
 
 @dataclass(frozen=True, slots=True)
 class LabelledSolution:
-    """A solution whose steps have been judged.
+    r"""A solution whose steps have been judged.
 
     Attributes:
         problem: The problem.
@@ -24,6 +24,17 @@ class LabelledSolution:
         labels: For each step 1.0 (right so far), 0.0 (wrong), something between (a share of roll-outs that succeeded),
             or ``None`` (not judged).
         correct: True if the final answer is right; ``None`` if that is not known.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import LabelledSolution
+        >>> problem = isc.Problem("What is (2 + 3) * 2?", "10")
+        >>> steps = ("2 + 3 = 5", "5 * 2 = 11", "The answer is 11")
+        >>> solution = LabelledSolution(problem, steps, (1.0, 0.0, None), correct=False)
+        >>> solution.first_error
+        1
+        >>> solution.node().text
+        '2 + 3 = 5\n5 * 2 = 11\nThe answer is 11'
     """
 
     problem: Problem
@@ -57,7 +68,19 @@ class LabelledSolution:
 
 
 def save_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> None:
-    """Writes solutions, one JSON object a line, with whatever else their problems have (answer, id, messages)."""
+    """Writes solutions, one JSON object a line, with whatever else their problems have (answer, id, messages).
+
+    Example:
+        >>> from pathlib import Path
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import LabelledSolution, load_labelled, save_labelled
+        >>> solutions = [LabelledSolution(isc.Problem("What is 2 + 3?", "5"), ("2 + 3 = 6",), (0.0,), correct=False)]
+        >>> save_labelled(solutions, "labels.jsonl")
+        >>> print(Path("labels.jsonl").read_text().strip())
+        {"problem": "What is 2 + 3?", "steps": ["2 + 3 = 6"], "labels": [0.0], "correct": false, "answer": "5"}
+        >>> load_labelled("labels.jsonl") == solutions
+        True
+    """
     lines = []
     for item in solutions:
         row = {"problem": item.problem.prompt, "steps": item.steps, "labels": item.labels, "correct": item.correct}
@@ -69,63 +92,131 @@ def save_labelled(solutions: Sequence[LabelledSolution], path: str | Path) -> No
 def load_labelled(path: str | Path) -> list[LabelledSolution]:
     """Solutions out of a file of `save_labelled`.
 
+    Args:
+        path: Lines of JSON with ``problem`` (or ``messages``), ``steps`` and ``labels``, see `LabelledSolution`, and
+            perhaps ``correct``, ``answer``, ``id``, ``columns`` and ``kind``.
+
     Raises:
         ValueError: If a line is not what it should be; the message has its number.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from inferscale.rewards import load_labelled
+        >>> line = '{"problem": "What is 2 + 3?", "steps": ["3 + 2 = 5", "The answer is 6"], "labels": [1, 0]}'
+        >>> _ = Path("labels.jsonl").write_text(line)
+        >>> [solution] = load_labelled("labels.jsonl")
+        >>> solution.problem.prompt, solution.labels, solution.first_error
+        ('What is 2 + 3?', (1, 0), 1)
     """
-    solutions = []
-    for number, row in _rows(path):
-        try:
-            chat = {name: row[name] for name in ("messages", "columns") if name in row}
-            prompt = "" if "messages" in row else row["problem"]
-            problem = Problem(prompt, row.get("answer"), row.get("id"), **chat)
-            if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
-                raise TypeError("steps are a list of texts")
-            solutions.append(LabelledSolution(problem, tuple(row["steps"]), tuple(row["labels"]), row.get("correct")))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}:{number}: a line is an object with problem, steps and labels ({type(error).__name__}: {error})"
-            ) from error
-    return solutions
+    return _loaded(path, _own_row, "problem, steps and labels")
+
+
+def _own_row(row: dict[str, Any]) -> list[LabelledSolution]:
+    if not isinstance(row["steps"], list) or not all(isinstance(step, str) for step in row["steps"]):
+        raise TypeError("steps are a list of texts")
+    given = {name: row[name] for name in ("answer", "id", "messages", "columns", "kind") if name in row}
+    problem = Problem("" if "messages" in row else row["problem"], **given)
+    return [LabelledSolution(problem, tuple(row["steps"]), tuple(row["labels"]), row.get("correct"))]
 
 
 def load_big_bench_mistake(path: str | Path) -> list[LabelledSolution]:
     """BIG-Bench-Mistake (Tyen et al. 2023, arXiv:2311.08516): chains whose first mistake is marked.
 
     Steps after the first mistake are not judged.
+
+    Args:
+        path: Lines of JSON with ``input``, ``target``, ``steps``, ``answer`` and ``mistake_index`` (from 0; null for a
+            chain without a mistake).
+
+    Raises:
+        ValueError: If a line is not such an object; the message has its number.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from inferscale.rewards.labels import load_big_bench_mistake
+        >>> row = {"input": "What is 2 + 3 - 1?", "target": "4", "answer": "5"}
+        >>> row |= {"steps": ["2 + 3 = 6", "6 - 1 = 5"], "mistake_index": 0}
+        >>> _ = Path("mistakes.jsonl").write_text(json.dumps(row))
+        >>> [solution] = load_big_bench_mistake("mistakes.jsonl")
+        >>> solution.labels, solution.correct
+        ((0.0, None), False)
     """
-    solutions = []
-    for _, row in _rows(path):
-        problem, steps = Problem(row["input"], row["target"]), tuple(row["steps"])
-        labels = _until_error(len(steps), row["mistake_index"])
-        solutions.append(LabelledSolution(problem, steps, labels, row["answer"] == row["target"]))
-    return solutions
+    return _loaded(path, _mistake_row, "input, target, steps, answer and mistake_index")
+
+
+def _mistake_row(row: dict[str, Any]) -> list[LabelledSolution]:
+    problem, steps = Problem(row["input"], row["target"]), tuple(row["steps"])
+    labels = _until_error(len(steps), row["mistake_index"])
+    return [LabelledSolution(problem, steps, labels, row["answer"] == row["target"])]
 
 
 def load_prmbench(path: str | Path) -> list[LabelledSolution]:
     """PRMBench (Song et al. 2025, arXiv:2501.03124): solutions with injected errors, and their originals without.
 
     Steps after the first error are not judged. Errors that are listed beyond the last step are left out.
+
+    Args:
+        path: Lines of JSON with ``id``, ``question``, ``original_steps``, ``steps`` and ``error_steps`` (from 1).
+
+    Returns:
+        For each line the solution with errors, and the original.
+
+    Raises:
+        ValueError: If a line is not such an object; the message has its number.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from inferscale.rewards.labels import load_prmbench
+        >>> row = {"id": "1", "question": "What is 2 + 3 - 1?", "original_steps": ["2 + 3 = 5", "5 - 1 = 4"]}
+        >>> row |= {"steps": ["2 + 3 = 5", "5 - 1 = 3"], "error_steps": [2]}
+        >>> _ = Path("prmbench.jsonl").write_text(json.dumps(row))
+        >>> [solution.labels for solution in load_prmbench("prmbench.jsonl")]
+        [(1.0, 0.0), (1.0, 1.0)]
     """
-    solutions = []
-    for _, row in _rows(path):
-        steps = tuple(row["steps"])
-        errors = [place - 1 for place in row["error_steps"] if 1 <= place <= len(steps)]
-        problem = Problem(row["question"], id=row["id"])
-        solutions.append(LabelledSolution(problem, steps, _until_error(len(steps), min(errors, default=None))))
-        original = tuple(row["original_steps"])
-        solutions.append(LabelledSolution(problem, original, (1.0,) * len(original)))
-    return solutions
+    return _loaded(path, _prmbench_row, "id, question, steps, error_steps and original_steps")
+
+
+def _prmbench_row(row: dict[str, Any]) -> list[LabelledSolution]:
+    problem, steps, original = Problem(row["question"], id=row["id"]), tuple(row["steps"]), tuple(row["original_steps"])
+    errors = [place - 1 for place in row["error_steps"] if 1 <= place <= len(steps)]
+    return [
+        LabelledSolution(problem, steps, _until_error(len(steps), min(errors, default=None))),
+        LabelledSolution(problem, original, (1.0,) * len(original)),
+    ]
 
 
 def load_rollout_trees(path: str | Path) -> list[LabelledSolution]:
-    """OpenR's OmegaPRM trees: every path to a leaf, labelled with the share of roll-outs that succeeded."""
-    solutions = []
-    for _, row in _rows(path):
-        problem = Problem(row["question"], row["gold"])
-        for path_to_leaf in _tree_paths(row["tree"]):
-            steps = [child for child in path_to_leaf if child["t"].strip()]
-            texts, labels = tuple(child["t"] for child in steps), tuple(child["mc"] for child in steps)
-            solutions.append(LabelledSolution(problem, texts, labels))
+    """OpenR's OmegaPRM trees: every path to a leaf, labelled with the share of roll-outs that succeeded.
+
+    Args:
+        path: Lines of JSON with ``question``, ``gold`` and ``tree``, whose nodes have a text ``t``, a share ``mc`` and
+            children ``c``.
+
+    Raises:
+        ValueError: If a line is not such an object; the message has its number.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> from inferscale.rewards.labels import load_rollout_trees
+        >>> ends = [{"t": "5 - 1 = 4", "mc": 1.0, "c": []}, {"t": "5 - 1 = 3", "mc": 0.0, "c": []}]
+        >>> tree = {"t": "", "mc": 0.5, "c": [{"t": "2 + 3 = 5", "mc": 0.5, "c": ends}]}
+        >>> row = {"question": "What is 2 + 3 - 1?", "gold": "4", "tree": tree}
+        >>> _ = Path("trees.jsonl").write_text(json.dumps(row))
+        >>> [(solution.steps, solution.labels) for solution in load_rollout_trees("trees.jsonl")]
+        [(('2 + 3 = 5', '5 - 1 = 4'), (0.5, 1.0)), (('2 + 3 = 5', '5 - 1 = 3'), (0.5, 0.0))]
+    """
+    return _loaded(path, _tree_row, "question, gold and tree")
+
+
+def _tree_row(row: dict[str, Any]) -> list[LabelledSolution]:
+    problem, solutions = Problem(row["question"], row["gold"]), []
+    for path_to_leaf in _tree_paths(row["tree"]):
+        steps = [child for child in path_to_leaf if child["t"].strip()]
+        texts, labels = tuple(child["t"] for child in steps), tuple(child["mc"] for child in steps)
+        solutions.append(LabelledSolution(problem, texts, labels))
     return solutions
 
 
@@ -141,6 +232,21 @@ def _tree_paths(tree: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
 def _until_error(count: int, error: int | None) -> tuple[float | None, ...]:
     """Labels of `count` steps: right up to the first error, which is wrong, and unknown after it."""
     return tuple(1.0 if error is None or place < error else 0.0 if place == error else None for place in range(count))
+
+
+def _loaded(
+    path: str | Path, solutions_of: Callable[[dict[str, Any]], list[LabelledSolution]], fields: str
+) -> list[LabelledSolution]:
+    """The solutions of every line of a file; a line that is not what it should be is named by its number."""
+    solutions = []
+    for number, row in _rows(path):
+        try:
+            solutions += solutions_of(row)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}:{number}: a line is an object with {fields} ({type(error).__name__}: {error})"
+            ) from error
+    return solutions
 
 
 def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -195,6 +301,15 @@ def label_by_rollouts(
     Raises:
         ValueError: If `n` or `target` is bad, or a node has no steps or ends with a failed sample.
         RuntimeError: If all completions after a step failed (on a server); a part that failed is left out.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import label_by_rollouts
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyReward()
+        >>> result = isc.solve(isc.Problem("How many?", "1"), isc.BeamSearch(1, 2), generator, reward_model=reward)
+        >>> [solution] = label_by_rollouts(result.leaves[:1], generator, n=8)
+        >>> solution.labels, solution.correct  # shares of 8 completions of each step that end with 1
+        ((0.375, 0.125, 0.0, 1.0), True)
     """
     if n < 1:
         raise ValueError(f"n={n}: sample at least one completion")

@@ -241,6 +241,18 @@ class ImplicitReward(LocalProcessReward):
         cumulative: True if a step's score is that of the whole solution up to it.
         reduction: How step scores become one score.
         judge: The part of a solution whose steps are scored.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale import zoo
+        >>> (model, tokenizer), (reference, _) = zoo.load("policy-s"), zoo.load("policy-xs")
+        >>> reward = isc.rewards.ImplicitReward(model, reference, tokenizer, beta=0.1, step_separator=None)
+        >>> problem = zoo.problems("dev")[0]
+        >>> root = isc.Node(problem)
+        >>> leaf = isc.Node(problem, isc.Step(zoo.task.solution(problem.prompt), finish_reason="eos"), root)
+        >>> [[score]] = reward.step_scores([leaf])
+        >>> score > 0  # the greater model finds the right solution likelier
+        True
     """
 
     def __init__(

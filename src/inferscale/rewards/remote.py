@@ -124,6 +124,12 @@ class VLLMRewardModel(ProcessRewardModel):
         reduction: How step scores become one score.
         judge: The part of a solution that is judged.
         format: The layout and how scores are read.
+
+    Example:
+        Needs a server, such as ``vllm serve Qwen/Qwen2.5-Math-PRM-7B --runner pooling``::
+
+            judge = isc.VLLMRewardModel("http://localhost:8000", "Qwen/Qwen2.5-Math-PRM-7B")
+            results = isc.solve_batch(problems, isc.REBASE(16), generator, reward_model=judge)
     """
 
     concurrent = True
@@ -328,6 +334,13 @@ class VLLMOutcomeRewardModel(_RemoteOutcomeRewardModel):
 
     Ids are posted to ``/classify``. The server makes probabilities of the model's outputs: the score of a model with a
     single label is the sigmoid of what `HFOutcomeRewardModel` returns.
+
+    Example:
+        Needs a server, such as ``vllm serve Skywork/Skywork-Reward-V2-Llama-3.1-8B --runner pooling``::
+
+            name = "Skywork/Skywork-Reward-V2-Llama-3.1-8B"
+            judge = isc.rewards.VLLMOutcomeRewardModel("http://localhost:8000", name)
+            solver = isc.Solver(isc.RepeatedSampling(16), generator, judge, isc.BestOfN())
     """
 
     _key_name = "VLLM_API_KEY"
@@ -339,6 +352,13 @@ class SGLangRewardModel(_RemoteOutcomeRewardModel):
     """Scores a whole solution with a reward model that an SGLang server runs (``--is-embedding``).
 
     Ids are posted to the native ``/classify``; the score is the model's own output.
+
+    Example:
+        Needs a server: ``python -m sglang.launch_server --is-embedding --model-path NAME``::
+
+            name = "Skywork/Skywork-Reward-V2-Llama-3.1-8B"
+            judge = isc.rewards.SGLangRewardModel("http://localhost:30000", name)
+            solver = isc.Solver(isc.RepeatedSampling(16), generator, judge, isc.BestOfN())
     """
 
     _key_name = "SGLANG_API_KEY"

@@ -79,7 +79,7 @@ def load_for_training(
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecipe:
-    """Options of a training.
+    r"""Options of a training.
 
     Attributes:
         separator: Text that ends every step; the score stands at its last token.
@@ -94,6 +94,14 @@ class TrainingRecipe:
             gradient: those of adapters alone in a model that peft has made.
         precision: Of the products: ``"float32"``, or ``"bfloat16"`` by autocast (the weights stay as they are).
         seed: Of the head's first weights and of the order.
+
+    Example:
+        >>> from inferscale.rewards import TrainingRecipe
+        >>> recipe = TrainingRecipe(learning_rate=1e-4, lora_rank=16)  # adapters, for a model of billions of weights
+        >>> TrainingRecipe(precision="float16")
+        Traceback (most recent call last):
+            ...
+        ValueError: precision='float16': choose "float32" or "bfloat16"
     """
 
     separator: str = "\n"
@@ -158,7 +166,7 @@ def train_process_reward_model(
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 20,
 ) -> Any:
-    """The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` loads it when it is saved.
+    r"""The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` loads it when it is saved.
 
     The loss is binary cross-entropy between the label and the probability of class 1, at the last token of every
     judged step (Lightman et al. 2023, arXiv:2305.20050, §2.6, with soft labels allowed).
@@ -177,6 +185,21 @@ def train_process_reward_model(
         ValueError: If the model has not two labels, no step is judged, or the checkpoint is of another training.
         RuntimeError: If the loss is no number any more.
         ModuleNotFoundError: If LoRA is asked for and peft is not installed.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import LabelledSolution, TrainingRecipe, train_process_reward_model
+        >>> from inferscale.rewards.training import load_for_training
+        >>> problem = isc.Problem("2 + 3")
+        >>> right = LabelledSolution(problem, ("2 + 3 = 5",), (1.0,))
+        >>> wrong = LabelledSolution(problem, ("2 + 3 = 6",), (0.0,))
+        >>> model, tokenizer = load_for_training(isc.zoo.path("policy-xs"))
+        >>> recipe = TrainingRecipe(epochs=20, batch_size=2, learning_rate=1e-3)
+        >>> model = train_process_reward_model(model, tokenizer, [right, wrong], recipe)
+        >>> reward = isc.HFProcessRewardModel(model, tokenizer, format="trl")
+        >>> high, low = reward.score([right.node(), wrong.node()])
+        >>> high > low
+        True
     """
     recipe = recipe or TrainingRecipe()
     if getattr(model, "num_labels", None) != 2:

@@ -47,6 +47,16 @@ class GeneratorStats:
         peak_cache_bytes: The most keys and values held at a time, rows that decode included.
         evictions: Parked nodes and prompts dropped for room.
         seconds: Time in `HFGenerator.generate`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=8)
+        >>> result = isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(4), generator)
+        >>> stats = generator.stats
+        >>> stats.prefill_tokens == result.cost.prompt_tokens  # the prompt was read once for all four
+        True
+        >>> stats.decoded_tokens == result.cost.generated_tokens
+        True
     """
 
     prefill_tokens: int = 0

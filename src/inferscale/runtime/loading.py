@@ -65,7 +65,17 @@ class TransformersTokenizer(Protocol):
 
 
 class CheckpointError(ValueError):
-    """A checkpoint does not hold the weights that its class needs."""
+    """A checkpoint does not hold the weights that its class needs.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.generators import CheckpointError
+        >>> try:  # a language model has no head that gives one number
+        ...     isc.HFOutcomeRewardModel.from_pretrained(isc.zoo.path("policy-xs"))
+        ... except CheckpointError as error:
+        ...     print(str(error).partition("(")[2])
+        missing: score.weight): it would run on random weights; load it with the class that it was saved from
+    """
 
 
 class Located(NamedTuple):

@@ -214,6 +214,16 @@ class Sampler(TokenSampler):
             likeliest tokens (facebookresearch/deepconf). All under the plain model distribution.
         min_p: Keep the tokens that are at least `min_p` times as likely as the likeliest one (arXiv 2407.01082); 0
             keeps all.
+
+    Example:
+        >>> import torch
+        >>> import inferscale as isc
+        >>> from inferscale.generators import Sampler
+        >>> sampler = Sampler(temperature=0.7, top_p=0.9)
+        >>> logits = torch.tensor([[2.0, 1.0, 0.0, -9.0]])  # of one row, over four tokens
+        >>> sampler.draw(logits, torch.tensor([0.9])).tokens  # 0.9 is the row's random number
+        tensor([1])
+        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), sampler=sampler)
     """
 
     temperature: float = 1.0

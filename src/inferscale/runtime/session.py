@@ -453,7 +453,23 @@ def check_recorded(session: Session) -> None:
 
 
 class SearchMemoryError(RuntimeError):
-    """Not even one row fits into memory."""
+    """Not even one row fits into memory.
+
+    Example:
+        >>> import torch
+        >>> import inferscale as isc
+        >>> from inferscale.generators import SearchMemoryError
+        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=16)
+        >>> def full(*args):
+        ...     raise torch.OutOfMemoryError("CUDA out of memory")
+        >>> handle = generator.model.register_forward_pre_hook(full)
+        >>> try:
+        ...     isc.solve("2 + 3", isc.Greedy(), generator)
+        ... except SearchMemoryError as error:
+        ...     print(error)
+        out of memory with a single row: 4 tokens read and up to 16 to sample, torch.float32; lower max_new_tokens
+            or max_step_tokens, or load the model in a smaller dtype; 1 to go (CUDA out of memory)
+    """
 
 
 def run_halving(

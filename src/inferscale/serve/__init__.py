@@ -41,6 +41,14 @@ def run_server(service: Service, host: str = "127.0.0.1", port: int = 8000, shut
     Raises:
         ValueError: If others than this machine could connect, and there is no API key.
         ImportError: If the packages of the extra ``serve`` are not there.
+
+    Example:
+        Needs the extra ``serve``, and returns when it is told to end::
+
+            from inferscale import serve, zoo
+
+            generator = isc.HFGenerator(*zoo.load("policy-s"))
+            serve.run_server(serve.Service(generator, name="policy-s", strategy="sampling", width=8), port=8000)
     """
     for package in ("uvicorn", "starlette", "prometheus_client"):
         require(package, "serve")
