@@ -142,7 +142,9 @@ class Race:
         self._budgets, self._problems, self._most, self._error = list(budgets), problems, most, error
         self._watch = watch
         self._dropped: list[dict[str, str]] = [{} for _ in self._budgets]
+        # What was worked out of `measured`, by configuration, until its run goes on.
         self._columns: dict[str, tuple[Floats, dict[str, Floats]]] = {}
+        self._prices: dict[str, dict[str, tuple[float, float]]] = {}
 
     def run(self) -> list[Winner]:
         """The winner of each budget, in the order of the budgets."""
@@ -208,7 +210,9 @@ class Race:
                 self.measured[name] = measured = self._runners[name].measure(problems)
                 if self._most is not None and not math.isfinite(self._left()):
                     raise ValueError(f"most={told(self._most)}: {name} does not tell what it costs of that")
-                self._columns = {n: c for n, c in self._columns.items() if n not in measured.values}
+                for configuration in measured.values:
+                    self._columns.pop(configuration, None)
+                    self._prices.pop(configuration, None)
 
     def _double(self) -> bool:
         """Has all runs that are in the race done for twice as many problems; false if none is left to go on."""
@@ -249,7 +253,8 @@ class Race:
                 best[run, target] = max(best.get((run, target), 0.0), gain)
             promise = {key: promise.get(key, 0.0) + best.get(key, 0.0) for key in promise.keys() | best.keys()}
         price = {(run, target): self._share(run) * (target - self.measured[run].problems) for run, target in promise}
-        allowed = sorted(key for key in promise if price[key] <= self._left())
+        left = self._left()
+        allowed = sorted(key for key in promise if price[key] <= left)
         if not allowed:
             return False
         run, target = max(allowed, key=lambda key: promise[key] / max(price[key], 1e-12))
@@ -313,13 +318,19 @@ class Race:
 
     def _over(self, index: int, name: str, bound: Callable[[float, float], float]) -> bool:
         """True unless a bound of the mean cost is known to be within the budget."""
-        _, costs = self.column(name)
-        return not all(bound(*mean_and_error(costs[cost])) <= cap for cost, cap in self._budgets[index].caps.items())
+        price = self._price(name)
+        return not all(bound(*price[cost]) <= cap for cost, cap in self._budgets[index].caps.items())
 
     def _cost(self, index: int, name: str) -> float:
         """The mean cost as a share of the budget."""
-        _, costs = self.column(name)
-        return max(float(costs[cost].mean()) / cap for cost, cap in self._budgets[index].caps.items())
+        price = self._price(name)
+        return max(price[cost][0] / cap for cost, cap in self._budgets[index].caps.items())
+
+    def _price(self, name: str) -> dict[str, tuple[float, float]]:
+        """Mean and standard error of each cost of a configuration."""
+        if name not in self._prices:
+            self._prices[name] = {cost: mean_and_error(column) for cost, column in self.column(name)[1].items()}
+        return self._prices[name]
 
     def _drop(self, index: int, runs: Iterable[str]) -> None:
         """Drops what is shown to be behind of these runs, each on the problems that it has done."""
