@@ -14,7 +14,7 @@ from textwrap import dedent
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "inferscale"
-NEEDS = {"viz/plots.py": "matplotlib"}
+NEEDS = {"viz/plots.py": "matplotlib", "evaluate/grading.py": "math_verify"}
 """Optional packages of the examples of a file."""
 NOT_RUN = re.compile(r"^( *)Needs\b(?:.|\n(?!\n))*?::\n\n((?:\1 +[^\n]*\n|\s*\n)+)", re.MULTILINE)
 

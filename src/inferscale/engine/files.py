@@ -16,7 +16,21 @@ SEAL = "crc32"
 
 
 class RunLockedError(RuntimeError):
-    """Another process, or another call in this one, is writing there."""
+    """Another process, or another call in this one, is writing there.
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling
+        >>> from inferscale.evaluate import run_evaluation
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [Problem("How many?", answer="3")]
+        >>> class Meanwhile(ToyGenerator):
+        ...     def generate(self, requests):  # another evaluation of the same folder while this one runs
+        ...         return run_evaluation(problems, RepeatedSampling(4), ToyGenerator(), "runs/locked")
+        >>> run_evaluation(problems, RepeatedSampling(4), Meanwhile(), "runs/locked")
+        Traceback (most recent call last):
+            ...
+        inferscale.engine.files.RunLockedError: another process (pid ...) is writing into runs/locked: wait for ...
+    """
 
 
 def as_plain(value: Any) -> Any:

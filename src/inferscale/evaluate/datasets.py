@@ -39,6 +39,18 @@ class Example:
         kind: What the answer is, see `Problem`; ``None`` if it is not known.
         columns: Whatever else the row holds, by name.
         messages: The turns of a question that is a conversation, as `Problem` takes them; `question` is their text.
+
+    Example:
+        >>> from inferscale.evaluate import STYLES, Example
+        >>> shot = Example("A pen costs 2 euros. What do 3 pens cost?", answer="6", solution="3 * 2 = 6")
+        >>> print(STYLES["cot"].with_shots([shot]).prompt("How many legs have 4 dogs?"))
+        Question: A pen costs 2 euros. What do 3 pens cost?
+        Answer: Let's think step by step.
+        3 * 2 = 6
+        The answer is 6.
+        <BLANKLINE>
+        Question: How many legs have 4 dogs?
+        Answer: Let's think step by step.
     """
 
     question: str
@@ -65,6 +77,19 @@ class PromptStyle:
         shots: Worked examples.
         as_turns: True makes conversations (``Problem.messages``) for generators with a chat template: the instruction
             is the system's turn, a worked example one of the user's and one of the assistant's.
+
+    Example:
+        >>> from inferscale.evaluate import Example, PromptStyle
+        >>> style = PromptStyle("Q: {question}\nA:", shown=" {answer}", stop="\nQ:")
+        >>> print(style.with_shots([Example("1 + 1?", "2")]).prompt("2 + 2?"))
+        Q: 1 + 1?
+        A: 2
+        <BLANKLINE>
+        Q: 2 + 2?
+        A:
+        >>> read = style.reader()
+        >>> read(" 4\nQ: What is 5 + 5?\nA: 10")  # a base model goes on with a question of its own
+        '4'
     """
 
     template: str
@@ -187,14 +212,34 @@ STYLES: dict[str, PromptStyle] = {
 """Styles by name: ``"cot"`` (zero-shot chain of thought, Kojima et al. 2022, arXiv:2205.11916), ``"direct"`` (the
 answer alone), ``"steps"`` (one step per line, for searches over steps), ``"boxed"`` (as MATH's solutions), ``"plain"``
 (the question as it is, for the embedded task and for chat models) and ``"chat"`` (the question as a turn, worked
-examples as turns before it; for rows that are conversations, too)."""
+examples as turns before it; for rows that are conversations, too).
+
+Example:
+    >>> from inferscale.evaluate import STYLES
+    >>> list(STYLES)
+    ['cot', 'direct', 'steps', 'boxed', 'plain', 'chat']
+    >>> print(STYLES["steps"].prompt("How many legs have 4 dogs?"))
+    Solve the problem. Write one step per line, then a last line "The answer is: " and the answer.
+    <BLANKLINE>
+    Question: How many legs have 4 dogs?
+    Solution:
+"""
 
 
 def prompt_style(style: str | PromptStyle) -> PromptStyle:
-    """The style of that name; a style is returned as it is.
+    r"""The style of that name; a style is returned as it is.
 
     Raises:
         ValueError: If there is no such style.
+
+    Example:
+        >>> from inferscale.evaluate import prompt_style
+        >>> prompt_style("direct").template
+        'Question: {question}\nAnswer:'
+        >>> prompt_style("cots")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown prompt style 'cots': choose one of cot, direct, steps, boxed, plain, chat, or give a ...
     """
     if isinstance(style, PromptStyle):
         return style
@@ -549,6 +594,18 @@ def load_problems(
         ValueError: If the data set is unknown, a file is missing or empty, a row lacks a field, or an option would
             have no effect (a file for the embedded task, a split of a file).
         ImportError: If the hub is asked and ``datasets`` is not installed.
+
+    Example:
+        >>> from inferscale.evaluate import load_problems
+        >>> rows = [{"question": "Which is a planet?", "choices": ["Mars", "Sirius"], "answer": "Mars"}]
+        >>> problem = load_problems(rows, style="direct")[0]
+        >>> print(problem.prompt)
+        Question: Which is a planet?
+        A. Mars
+        B. Sirius
+        Answer:
+        >>> problem.answer, problem.kind
+        ('A', 'choice:AB')
     """
     is_embedded = isinstance(dataset, str) and dataset == "embedded"
     chosen = prompt_style(style or ("plain" if is_embedded else "cot"))
@@ -570,7 +627,17 @@ def load_examples(
     kind: str | None = None,
     limit: int | None = None,
 ) -> list[Example]:
-    """Rows of a data set before they are put into a prompt; see `load_problems`."""
+    """Rows of a data set before they are put into a prompt; see `load_problems`.
+
+    Example:
+        >>> from inferscale.evaluate import load_examples
+        >>> rows = [{"body": "What is 2 + 2?", "gold": 4, "level": "easy", "year": 2026}]
+        >>> example = load_examples(rows, fields={"question": "body", "answer": "gold", "group": "level"})[0]
+        >>> example.question, example.answer, example.group
+        ('What is 2 + 2?', '4', 'easy')
+        >>> example.columns  # what else a row holds goes along, for tables and reward functions
+        {'level': 'easy', 'year': 2026}
+    """
     if kind is not None:
         reader_of(kind)  # refuses an unknown one
     if data is None and _is_data(dataset):

@@ -122,7 +122,17 @@ def _read_lines(process: subprocess.Popen[str], replies: _Lines) -> None:
 
 
 Verdict: TypeAlias = Literal["same", "different", "timeout", "crash", "skipped"]
-"""What a grader found of two answers; `"skipped"` if the time of all pairs was spent before it looked."""
+"""What a grader found of two answers; `"skipped"` if the time of all pairs was spent before it looked.
+
+Example:
+    >>> from inferscale.evaluate import MathGrader, Verdict
+    >>> def undecided(verdicts: list[Verdict]) -> int:
+    ...     return sum(verdict in ("timeout", "crash", "skipped") for verdict in verdicts)
+    >>> with MathGrader() as grader:
+    ...     verdicts = [grader.judge(answer, "0.5") for answer in ("1/2", "0.4")]
+    >>> verdicts, undecided(verdicts)
+    (['same', 'different'], 0)
+"""
 
 _BASE = re.compile(r"(?<=\w)_\{?(\d+)\}?\$?\s*$")  # 101_2 is not 101_3, whose subscripts math-verify leaves out
 _SPECIAL_FLOAT = re.compile(r"\d\s*[eE]\s*[-+]?\s*\d{4,}")  # 1e999999999: math-verify reads 1
@@ -140,6 +150,14 @@ class GradingStats:
         crashes: Pairs on which the worker died; they count as different.
         skipped: Pairs not looked at because the total time was spent; they count as different.
         seconds: Time spent waiting for workers.
+
+    Example:
+        >>> from inferscale.evaluate import MathGrader
+        >>> with MathGrader() as grader:
+        ...     grader("1/2", "0.5"), grader("(1, 2)", "{1, 2}")
+        (True, False)
+        >>> grader.stats  # normal forms and shapes decided both: no worker was needed
+        GradingStats(compared=2, in_process=2, timeouts=0, crashes=0, skipped=0, seconds=0.0)
     """
 
     compared: int = 0

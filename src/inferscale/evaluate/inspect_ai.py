@@ -123,7 +123,18 @@ def model_of(
     name: str = "search",
     read_answer: Reader | None = None,
 ) -> Any:
-    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already; options as of `solve`."""
+    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already; options as of `solve`.
+
+    Example:
+        Needs the extra ``inspect``, and a task of yours::
+
+            import inspect_ai
+            from inferscale import HFGenerator, MajorityVote, RepeatedSampling, zoo
+            from inferscale.evaluate.inspect_ai import model_of
+            policy = HFGenerator(*zoo.load("policy-m"))
+            model = model_of(policy, RepeatedSampling(16), aggregator=MajorityVote())
+            logs = inspect_ai.eval(task, model=model)
+    """
     provider()
     get_model: Any = require("inspect_ai.model", "inspect").get_model
     parts = (generator, strategy, reward_model, aggregator or MajorityVote(), seed)

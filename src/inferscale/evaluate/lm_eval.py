@@ -179,6 +179,16 @@ def model_class() -> Any:
 
     Raises:
         ImportError: If lm-eval is not installed.
+
+    Example:
+        Needs the extra ``lm-eval``, and the task's data::
+
+            from lm_eval.evaluator import simple_evaluate
+            from inferscale import HFGenerator, RepeatedSampling, zoo
+            from inferscale.evaluate.lm_eval import model_class
+            policy = HFGenerator(*zoo.load("policy-m"))
+            model = model_class().of(policy, RepeatedSampling(16))
+            found = simple_evaluate(model=model, tasks=["gsm8k"], limit=50)
     """
     require("lm_eval", "lm-eval")
     base: type = import_module("lm_eval.api.model").LM

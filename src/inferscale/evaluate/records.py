@@ -148,6 +148,17 @@ class Run:
             ``status`` ("ok"; "partial" for the best so far of a search that was broken off), ``answer``, ``gold``,
             ``correct`` (``None`` without a gold answer), ``correct_each`` (of every trajectory), ``measured``,
             ``result`` (`SearchResult.to_dict`, the tree included).
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling
+        >>> from inferscale.evaluate import run_evaluation
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [Problem(f"Question {i}?", answer="2") for i in range(12)]
+        >>> run = run_evaluation(problems, RepeatedSampling(8), ToyGenerator(depth=2), "runs/toy")
+        >>> run.is_complete, f"{run.accuracy:.2f} +- {run.standard_error:.2f}", run.abstentions.trajectories
+        (True, '0.08 +- 0.08', 96)
+        >>> {name: run.rows()[0][name] for name in ("answer", "gold", "correct", "generated_tokens")}
+        {'answer': '3', 'gold': '2', 'correct': False, 'generated_tokens': 80}
     """
 
     directory: Path
@@ -234,6 +245,17 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
 
     Raises:
         ValueError: If there is no run, its files are damaged, or a newer version wrote them.
+
+    Example:
+        >>> from inferscale import BestOfN, Problem, RepeatedSampling
+        >>> from inferscale.evaluate import load_run, run_evaluation
+        >>> from inferscale.testing import ToyGenerator, ToyReward
+        >>> problems = [Problem(f"Question {i}?", answer="2") for i in range(12)]
+        >>> run = run_evaluation(problems, RepeatedSampling(8), ToyGenerator(), "runs/old", reward_model=ToyReward())
+        >>> results = list(load_run("runs/old").results())
+        >>> chosen = [BestOfN().select(result.trajectories) for result in results]  # another vote, at no cost
+        >>> sum(vote.answer == "2" for vote in chosen), "of", len(chosen)
+        (1, 'of', 12)
     """
     folder = Path(directory)
     about = read_about(folder)

@@ -49,7 +49,19 @@ from .records import (
 
 
 class ChangedRunError(ValueError):
-    """The folder holds a run of another configuration."""
+    """The folder holds a run of another configuration.
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling
+        >>> from inferscale.evaluate import run_evaluation
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [Problem("How many?", answer="3")]
+        >>> run = run_evaluation(problems, RepeatedSampling(4), ToyGenerator(), "runs/votes")
+        >>> run = run_evaluation(problems, RepeatedSampling(8), ToyGenerator(), "runs/votes")
+        Traceback (most recent call last):
+            ...
+        inferscale.evaluate.runs.ChangedRunError: runs/votes holds a run of another configuration (strategy.n ...
+    """
 
 
 @dataclass(frozen=True)
@@ -222,6 +234,18 @@ def run_evaluation(
             and `force` is not set.
         RunLockedError: If another process is writing into the folder.
         ValueError: If there are no problems, or the folder's files are damaged.
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling
+        >>> from inferscale.evaluate import run_evaluation
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems, toy = [Problem(f"Question {i}?", answer="2") for i in range(12)], ToyGenerator()
+        >>> run = run_evaluation(problems, RepeatedSampling(8), toy, "runs/eight", first=5)  # some of them today
+        >>> len(run.finished), run.is_complete
+        (5, False)
+        >>> run = run_evaluation(problems, RepeatedSampling(8), toy, "runs/eight")  # only the rest is solved
+        >>> len(run.finished), run.is_complete, round(run.accuracy, 2)
+        (12, True, 0.17)
     """
     given = [replace(p) for p in as_problems(problems, "run_evaluation")]  # copies: known by identity
     if not given:

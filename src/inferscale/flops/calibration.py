@@ -50,7 +50,16 @@ def unwatched(probe: Callable[[], T]) -> T:
 
 
 class CalibrationError(UnknownArchitectureError):
-    """The four constants do not describe this model."""
+    """The four constants do not describe this model.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.flops import calibrate
+        >>> calibrate(torch.nn.Linear(4, 4))
+        Traceback (most recent call last):
+            ...
+        inferscale.flops.calibration.CalibrationError: Linear cannot be calibrated: a forward of 4 tokens fails ...
+    """
 
 
 def language_model(model: Any) -> tuple[nn.Module, tuple[nn.Linear, ...]]:
@@ -102,6 +111,13 @@ def closed_form(model: Any) -> ModelSpec:
 
     Raises:
         UnknownArchitectureError: If there is none, and calibration failed.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> from inferscale.flops import closed_form
+        >>> spec = closed_form(zoo.load("policy-xs")[0])
+        >>> spec.family, spec.parameters, spec.num_layers
+        ('llama', 100944, 3)
     """
     module = unwrapped(language_model(model)[0])
     return configured_form(module) or calibrate(module)
@@ -164,6 +180,14 @@ def calibrate(model: Any) -> ModelSpec:
 
     Raises:
         CalibrationError: If the model cannot be run so, or no form describes what it costs.
+
+    Example:
+        >>> from transformers import OPTConfig
+        >>> from inferscale.flops import calibrate, forward_flops
+        >>> config = OPTConfig(hidden_size=32, ffn_dim=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=100)
+        >>> spec = calibrate(config)  # a family without a closed form of its own
+        >>> forward_flops(spec, new=1, past=500).causal
+        167424
     """
     if not isinstance(model, nn.Module):
         from transformers import AutoModelForCausalLM

@@ -62,11 +62,40 @@ _TOLERANCE = 0.001
 
 
 class FlopsWarning(UserWarning):
-    """Something ran that a counter did not count."""
+    """Something ran that a counter did not count.
+
+    Example:
+        >>> import warnings
+        >>> import torch
+        >>> from inferscale import zoo
+        >>> from inferscale.flops import FlopCounter, FlopsWarning
+        >>> policy, judge = zoo.load("policy-xs")[0], zoo.load("prm-xs")[0]
+        >>> with warnings.catch_warnings(record=True) as caught, FlopCounter(policy) as counter:
+        ...     warnings.simplefilter("always", FlopsWarning)
+        ...     output = judge(torch.tensor([[1, 2, 3]]))
+        >>> str(caught[0].message).split("; ")[0]
+        "not in this counter's FLOPs: LlamaForCausalLM (not watched)"
+        >>> counter.flops, counter.uncounted
+        (0, {'LlamaForCausalLM (not watched)': 1})
+    """
 
 
 class VerificationError(AssertionError):
-    """The closed form of a model does not agree with the operators that ran."""
+    """The closed form of a model does not agree with the operators that ran.
+
+    Example:
+        >>> import dataclasses
+        >>> import torch
+        >>> from inferscale import zoo
+        >>> from inferscale.flops import FlopCounter, closed_form
+        >>> model = zoo.load("policy-xs")[0]
+        >>> wrong = dataclasses.replace(closed_form(model), head=0)  # as if logits cost nothing
+        >>> with FlopCounter(model, mode="verify", specs={"model": wrong}):
+        ...     output = model(torch.tensor([[1, 2, 3]]))
+        Traceback (most recent call last):
+            ...
+        inferscale.flops.counter.VerificationError: 'model' (LlamaForCausalLM, prefill): the closed form says ...
+    """
 
 
 # What is known in each task and thread.
@@ -504,6 +533,17 @@ def report_tokens(model: Any, *, sampled: int = 0, useful: int = 0) -> None:
         model: The model, or what holds it as ``.model``.
         sampled: Tokens drawn from its logits (several can come from one forward).
         useful: Tokens forwarded that are neither padding nor past the end of a sequence.
+
+    Example:
+        >>> import torch
+        >>> from inferscale import zoo
+        >>> from inferscale.flops import FlopCounter, report_tokens
+        >>> model = zoo.load("policy-xs")[0]
+        >>> with FlopCounter(model) as counter:
+        ...     output = model(torch.tensor([[1, 2, 3, 0]]))  # one token is padding
+        ...     report_tokens(model, sampled=2, useful=3)  # two drafted tokens were accepted
+        >>> counter.tokens
+        Tokens(forwarded=4, sampled=2, useful=3)
     """
     counters = active()
     module = language_model(model)[0] if counters else None
@@ -529,6 +569,20 @@ class FlopCounter(Report):
     Attributes:
         mode: How it counts.
         ledger: The counts, as integers that no convention has touched.
+
+    Example:
+        >>> from inferscale import HFGenerator, RepeatedSampling, solve, zoo
+        >>> from inferscale.flops import FlopCounter
+        >>> policy = HFGenerator(*zoo.load("policy-xs"), max_new_tokens=8)
+        >>> with FlopCounter(policy) as counter:
+        ...     result = solve(zoo.problems()[0], RepeatedSampling(2), policy)
+        >>> print(counter.table())
+        scope  model      phase    forwards  tokens  sampled  causal    full  of all
+        all    generator  prefill         1      44        0  8.499M  9.044M   72.4%
+        all    generator  decode          8      15       16  3.439M  3.439M   27.6%
+        total                             9      59       16  11.94M  12.48M  100.0%
+        >>> counter.flops_by("phase")
+        {'prefill': 8499072, 'decode': 3439296}
     """
 
     def __init__(

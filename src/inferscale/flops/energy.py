@@ -164,6 +164,14 @@ class Energy:
     Attributes:
         joules: Joules; ``None`` if they are not known.
         source: The counter, or why there is none.
+
+    Example:
+        >>> from inferscale.flops import Energy
+        >>> measured, unknown = Energy(84.0, "NVML, GPU 0"), Energy(None, "no RAPL counters in /sys/class/powercap")
+        >>> for energy in (measured, unknown):
+        ...     print("not known" if energy.joules is None else f"{energy.joules} J", "-", energy.source)
+        84.0 J - NVML, GPU 0
+        not known - no RAPL counters in /sys/class/powercap
     """
 
     joules: float | None
@@ -186,6 +194,20 @@ class EnergyMeter:
         device: ``"cpu"`` or ``"cuda"``, with a number for one of several GPUs.
         counter: The counter, instead of the first that can be read: NVML for a GPU, RAPL for a CPU.
         interval: Seconds between readings while something runs, for counters that wrap within minutes.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.flops import EnergyMeter
+        >>> from inferscale.testing import ToyGenerator
+        >>> class Socket:  # a counter of your own, such as a meter in the wall
+        ...     name, wraps_at, joules = "socket", None, 100.0
+        ...     def read(self):
+        ...         self.joules += 5.0
+        ...         return self.joules
+        >>> with EnergyMeter(counter=Socket(), interval=60) as meter:
+        ...     result = solve("How many?", RepeatedSampling(4), ToyGenerator())
+        >>> meter.energy
+        Energy(joules=5.0, source='socket')
     """
 
     def __init__(self, device: str = "cpu", counter: EnergyCounter | None = None, interval: float = 10.0) -> None:

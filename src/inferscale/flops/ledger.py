@@ -279,7 +279,27 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
         "abdelhameed2024": abdelhameed2024,
     }
 )
-"""Conventions by name."""
+"""Conventions by name.
+
+Example:
+    >>> from inferscale.flops import CONVENTIONS, estimate_flops
+    >>> mistral = {
+    ...     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    ...     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32768,
+    ... }
+    >>> for convention in CONVENTIONS:  # of the same 16 samples
+    ...     flops = estimate_flops(
+    ...         mistral, prompt=200, new=300, n=16, convention=convention, nominal_parameters=7e9
+    ...     )
+    ...     print(f"{convention:15} {flops:.3e}")
+    causal          7.174e+13
+    full            7.175e+13
+    2N              7.225e+13
+    2N_nominal      6.720e+13
+    kaplan          5.932e+13
+    chinchilla      6.245e+13
+    abdelhameed2024 3.672e+13
+"""
 
 
 def count(convention: str, tally: Tally, spec: ModelSpec | None, label: str = "model") -> int:
@@ -329,6 +349,17 @@ def estimate_flops(
     Raises:
         UnknownArchitectureError: If the family has no closed form.
         ValueError: If a number is too small or the convention is unknown.
+
+    Example:
+        >>> from inferscale.flops import estimate_flops
+        >>> llama = {
+        ...     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        ...     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        ... }
+        >>> shared = estimate_flops(llama, prompt=200, new=300, n=16)
+        >>> apart = estimate_flops(llama, prompt=200, new=300, n=16, shared_prefix=False)  # the prompt is read 16 times
+        >>> f"{shared:.3e} {apart:.3e}"
+        '1.244e+13 1.832e+13'
     """
     spec = model_spec(config, nominal_parameters=nominal_parameters)
     return sum(count(convention, tally, spec) for tally in sampling_tallies(spec, prompt, new, n, shared_prefix))
@@ -591,7 +622,18 @@ PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
         "RTX4090-bf16": 165e12,
     }
 )
-"""FLOP/s by name."""
+"""FLOP/s by name.
+
+Example:
+    >>> from inferscale.flops import PEAK_FLOPS, estimate_flops
+    >>> llama = {
+    ...     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    ...     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+    ... }
+    >>> flops = estimate_flops(llama, prompt=200, new=300, n=16)
+    >>> f"{flops / PEAK_FLOPS['L4-bf16']:.2f} s on an L4 at best"
+    '0.10 s on an L4 at best'
+"""
 
 PEAK_BANDWIDTH: Mapping[str, float] = MappingProxyType(
     {
@@ -607,7 +649,16 @@ PEAK_BANDWIDTH: Mapping[str, float] = MappingProxyType(
         "RTX4090": 1.008e12,
     }
 )
-"""Bytes per second by name."""
+"""Bytes per second by name.
+
+Example:
+    >>> from inferscale.flops import PEAK_BANDWIDTH, PEAK_FLOPS
+    >>> weights = 2 * 7.2e9  # bytes of 7.2 billion numbers in bfloat16
+    >>> f"{1e3 * weights / PEAK_BANDWIDTH['H200']:.1f} ms for a token at least, since all weights are read"
+    '3.0 ms for a token at least, since all weights are read'
+    >>> PEAK_FLOPS["H200-bf16"] / PEAK_BANDWIDTH["H200"]  # FLOPs that take as long as reading a byte
+    206.04166666666666
+"""
 
 
 def _peak(peak: float | str | None, known: Mapping[str, float], option: str, unit: str) -> float:
@@ -630,6 +681,12 @@ def measured_peak(device: str = "cpu", dtype: str = "float32", size: int = 1024,
         dtype: A torch dtype's name.
         size: Rows and columns; a GPU wants 8192.
         seconds: How long to try.
+
+    Example:
+        >>> from inferscale.flops import measured_peak
+        >>> peak = measured_peak(size=128, seconds=0.01)
+        >>> peak > 0  # FLOP/s
+        True
     """
     import torch
 
@@ -651,6 +708,12 @@ def measured_bandwidth(megabytes: int = 256, seconds: float = 0.3) -> float:
     Args:
         megabytes: Size of what is copied; more than the caches hold.
         seconds: How long to try.
+
+    Example:
+        >>> from inferscale.flops import measured_bandwidth
+        >>> rate = measured_bandwidth(megabytes=4, seconds=0.01)
+        >>> rate > 0  # bytes a second
+        True
     """
     import time
 

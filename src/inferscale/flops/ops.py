@@ -47,6 +47,21 @@ def register_flop_formula(targets: Any, get_raw: bool = False) -> Callable[[Call
 
     Formulas given to torch's own ``register_flop_formula`` are honoured too; one registered here comes first, and may
     be replaced.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.flops import FlopCounter, register_flop_formula
+        >>> @torch.library.custom_op("inferscale_example::power", mutates_args=())
+        ... def power(x: torch.Tensor) -> torch.Tensor:
+        ...     return x @ x @ x
+        >>> @register_flop_formula(torch.ops.inferscale_example.power)
+        ... def power_flops(x_shape, *args, out_shape=None, **kwargs):
+        ...     n = x_shape[0]
+        ...     return 2 * 2 * n**3
+        >>> with FlopCounter(mode="exact") as counter:
+        ...     y = power(torch.eye(10))
+        >>> counter.flops
+        4000
     """
 
     def register(formula: Callable[..., int]) -> Callable[..., int]:

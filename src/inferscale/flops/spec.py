@@ -68,6 +68,18 @@ class ModelSpec:
         intermediate_size: Width of the (dense) MLP.
         vocab_size: Rows of the embedding.
         nominal_parameters: The size in the model's name, such as 7e9; no configuration holds it.
+
+    Example:
+        >>> from inferscale.flops import model_spec
+        >>> llama = {
+        ...     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        ...     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        ... }
+        >>> spec = model_spec(llama)
+        >>> f"{spec.parameters:,} parameters, {spec.linear + spec.head:,} FLOPs a token without attention"
+        '1,498,415,104 parameters, 2,471,493,632 FLOPs a token without attention'
+        >>> spec.attention
+        (AttentionGroup(per_pair=131072, kv_width=16384, window=None, is_causal=True),)
     """
 
     family: str
@@ -100,6 +112,19 @@ class Flops:
         head: In the matrix after the last layer.
         attention_full: QKᵀ and AV over the whole rectangle of queries and keys, and the scans of recurrent layers.
         attention_causal: QKᵀ and AV over the pairs that the causal mask (and the window) lets through.
+
+    Example:
+        >>> from inferscale.flops import forward_flops, model_spec
+        >>> llama = {
+        ...     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        ...     "num_attention_heads": 4, "vocab_size": 1000,
+        ... }
+        >>> spec = model_spec(llama)
+        >>> prefill, step = forward_flops(spec, new=100, logits=1), forward_flops(spec, new=1, past=100)
+        >>> step
+        Flops(linear=163840, head=128000, attention_full=51712, attention_causal=51712)
+        >>> (prefill + 20 * step).causal, prefill.full - prefill.causal  # what a mask saves
+        (25968640, 2534400)
     """
 
     linear: int = 0
@@ -144,6 +169,14 @@ class PackedRows(NamedTuple):
         executed_pairs: Query-key pairs that are computed, masked ones and padding included.
         read_tokens: Cached tokens whose keys and values are read, a shared prefix once.
         windowed: Causal and executed pairs of layers with a window of the given size; ``None`` if they are the same.
+
+    Example:
+        >>> from inferscale.flops import PackedRows
+        >>> lengths = (3, 5)  # two prompts, packed into one sequence of eight tokens
+        >>> needed = sum(length * (length + 1) // 2 for length in lengths)
+        >>> packed = PackedRows(rows=2, causal_pairs=needed, executed_pairs=8 * 8, read_tokens=0)
+        >>> packed.pairs(window=None)  # what the mask lets through, what is computed
+        (21, 64)
     """
 
     rows: int
@@ -160,7 +193,15 @@ class PackedRows(NamedTuple):
 
 
 class UnknownArchitectureError(ValueError):
-    """No closed form is known for this architecture."""
+    """No closed form is known for this architecture.
+
+    Example:
+        >>> from inferscale.flops import model_spec
+        >>> model_spec({"model_type": "opt", "hidden_size": 64})
+        Traceback (most recent call last):
+            ...
+        inferscale.flops.spec.UnknownArchitectureError: no closed form for model_type 'opt' (known: gemma, ...
+    """
 
 
 HeadKind: TypeAlias = Literal["lm", "labels", "process-reward", "none"]
@@ -233,6 +274,16 @@ def model_spec(config: Any, *, head: HeadKind | None = None, nominal_parameters:
         TypeError: If `config` is no configuration.
         UnknownArchitectureError: If the family has no closed form.
         ValueError: If the configuration lacks a size.
+
+    Example:
+        >>> from inferscale.flops import model_spec
+        >>> qwen = {
+        ...     "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        ...     "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+        ... }
+        >>> spec, judge = model_spec(qwen), model_spec(qwen, head="labels")
+        >>> f"{spec.parameters / 1e9:.2f} billion parameters; heads of {spec.head:,} and {judge.head:,} FLOPs"
+        '0.49 billion parameters; heads of 272,269,312 and 3,584 FLOPs'
     """
     nominal = None if nominal_parameters is None else int(nominal_parameters)
     if isinstance(config, ModelSpec):
@@ -395,6 +446,16 @@ def forward_flops(spec: ModelSpec, new: int, past: int = 0, batch: int = 1, logi
         past: Tokens that the key-value cache holds for each row.
         batch: Rows.
         logits: Positions of each row that the head runs for; ``None`` for every new one.
+
+    Example:
+        >>> from inferscale.flops import forward_flops, model_spec
+        >>> llama = {
+        ...     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        ...     "num_attention_heads": 4, "vocab_size": 1000,
+        ... }
+        >>> spec = model_spec(llama)
+        >>> [forward_flops(spec, new=1, past=past).causal for past in (0, 100, 10_000)]  # attention grows with the past
+        [292352, 343552, 5412352]
     """
     return Flops(*count_forward(spec, new, past, batch, logits))
 

@@ -22,6 +22,18 @@ class FlopCallback(TrainerCallback):
 
     Attributes:
         counter: The counter, once training has begun; of a second run it is another one.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> from inferscale.flops import FlopCallback
+        >>> callback, state = FlopCallback(), SimpleNamespace(log_history=[])
+        >>> model = torch.nn.Linear(8, 2)
+        >>> callback.on_train_begin(None, state, None, model=model)  # what ``Trainer(..., callbacks=[callback])`` does
+        >>> model(torch.ones(4, 8)).sum().backward()
+        >>> callback.on_train_end(None, state, None)
+        >>> callback.counter.flops  # forward and backward: 2 products of 2 x 4 x 8 x 2
+        256
     """
 
     counter: FlopCounter | None = None

@@ -13,7 +13,18 @@ from .arrays import NUMPY, Array, ArrayLike, NumpyOps, check_temperature, ops_fo
 from .reductions import logsumexp
 
 Rounding: TypeAlias = Literal["exact", "paper", "released"]
-"""Ways from shares to whole numbers; only ``"exact"`` spends exactly the budget."""
+"""Ways from shares to whole numbers; only ``"exact"`` spends exactly the budget.
+
+Example:
+    >>> from typing import get_args
+    >>> from inferscale.functional import Rounding, rebase_allocation
+    >>> for rounding in get_args(Rounding):
+    ...     children = rebase_allocation([0.9, 0.8, 0.8, 0.8], 16, 0.2, rounding)
+    ...     print(f"{rounding:8}", children, children.sum())
+    exact    [6 4 3 3] 16
+    paper    [6 3 3 3] 15
+    released [6 3 4 4] 17
+"""
 
 _SLACK = 1e-9  # a share that is whole up to rounding errors, 5.000000000000001, must not be rounded up
 
@@ -52,6 +63,12 @@ def rebase_allocation(
         The paper's ``Round(B * softmax_i)`` over- or underspends the budget (sums of 15 and 17 for 16 are usual); the
         released code overspends with ties. ``"exact"`` differs from the released code only where that one leaks,
         and in the order of ties.
+
+    Example:
+        >>> from inferscale.functional import rebase_allocation
+        >>> scores = [0.9, 0.8, 0.3]
+        >>> rebase_allocation(scores, 16, temperature=0.1), rebase_allocation(scores, 16, temperature=1.0)
+        (array([12,  4,  0]), array([7, 6, 3]))
     """
     if rounding not in get_args(Rounding):
         raise ValueError(f'rounding must be "exact", "paper" or "released", got {rounding!r}')
@@ -172,6 +189,13 @@ def dora_allocation(
 
     Raises:
         ValueError: If shapes do not fit, a number is not finite, or a temperature is not above 0.
+
+    Example:
+        >>> from inferscale.functional import dora_allocation, rebase_allocation
+        >>> scores = [0.8, 0.8, 0.8]
+        >>> alike = [[1, 1, 0], [1, 1, 0], [0, 0, 1]]  # the first two go in one direction
+        >>> rebase_allocation(scores, 12, 0.1), dora_allocation(scores, alike, 12, 0.1, similarity_temperature=0.01)
+        (array([4, 4, 4]), array([3, 3, 6]))
     """
     ops = ops_for(scores, similarities, budget)
     x, cosines = ops.float64(scores), ops.float64(similarities)
@@ -207,6 +231,15 @@ def ets_selection(
 
     Raises:
         ValueError: If shapes do not fit or a number is not finite.
+
+    Example:
+        >>> from inferscale.functional import ets_selection
+        >>> weights = [0.5, 0.3, 0.2]
+        >>> below = [[1, 0], [1, 0], [0, 1]]  # two leaves share an inner node; the third is dearer
+        >>> ets_selection(weights, below, clusters=[0, 0, 0], cost_weight=1.0, coverage_weight=0.0)
+        array([ True,  True, False])
+        >>> ets_selection(weights, below, clusters=[0, 0, 1], cost_weight=1.0, coverage_weight=1.0)
+        array([ True,  True,  True])
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 

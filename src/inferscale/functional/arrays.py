@@ -30,7 +30,15 @@ class ArrayOrTensor(Protocol):
 
 
 ArrayLike: TypeAlias = ArrayOrTensor | Sequence[Any]
-"""An array or a tensor, or a (nested) list of numbers, which becomes a NumPy array."""
+"""An array or a tensor, or a (nested) list of numbers, which becomes a NumPy array.
+
+Example:
+    >>> from inferscale.functional import ArrayLike, pass_at_k
+    >>> def mean_coverage(correct: ArrayLike, k: int) -> float:
+    ...     return float(pass_at_k(correct, k).mean())
+    >>> mean_coverage([[1, 0, 0, 0], [1, 1, 0, 0]], k=2)  # two problems, four samples of each
+    0.6666666666666667
+"""
 
 Array: TypeAlias = Any
 """A NumPy array, or a torch tensor on the same device where a tensor was passed."""

@@ -32,6 +32,12 @@ def pass_at_k(correct: ArrayLike, k: int | Sequence[int]) -> Array:
 
     Raises:
         ValueError: If a k is not in 1..N, or `correct` holds anything but 0 and 1.
+
+    Example:
+        >>> from inferscale.functional import pass_at_k
+        >>> right = [True, False, False, True]
+        >>> pass_at_k(right, [1, 2, 4]).round(3)
+        array([0.5  , 0.833, 1.   ])
     """
     ops = ops_for(correct)
     right = labels(ops, correct)
@@ -55,6 +61,12 @@ def best_of_k(scores: ArrayLike, correct: ArrayLike, k: int | Sequence[int], mas
     Raises:
         ValueError: If a k is not in 1..N, shapes differ, a score is not finite, or `correct` holds anything but 0
             and 1.
+
+    Example:
+        >>> from inferscale.functional import best_of_k
+        >>> scores, right = [0.9, 0.8, 0.4, 0.3], [False, True, True, False]  # the judge's favourite is wrong
+        >>> best_of_k(scores, right, [1, 2, 3, 4]).round(3)
+        array([0.5 , 0.5 , 0.25, 0.  ])
     """
     ops = ops_for(scores, correct, mask)
     right, x = labels(ops, correct), ops.float64(scores)
@@ -80,6 +92,14 @@ def best_of_k_chances(scores: ArrayLike, k: int, mask: ArrayLike | None = None) 
 
     Raises:
         ValueError: If k is not in 1..N, shapes differ, or a score is not finite.
+
+    Example:
+        >>> from inferscale.functional import best_of_k_chances, majority_vote
+        >>> scores, answers = [0.9, 0.8, 0.4, 0.3], [7, 5, 5, 5]  # the favourite against the majority
+        >>> best_of_k_chances(scores, k=3)
+        array([0.75, 0.25, 0.  , 0.  ])
+        >>> [int(majority_vote(answers, best_of_k_chances(scores, k))) for k in (1, 4)]
+        [5, 7]
     """
     ops = ops_for(scores, mask)
     x = ops.float64(scores)
@@ -101,6 +121,15 @@ def optimal_n(scores: ArrayLike, correct: ArrayLike, mask: ArrayLike | None = No
 
     Raises:
         ValueError: As `best_of_k`.
+
+    Example:
+        >>> from inferscale.functional import best_of_k, optimal_n
+        >>> scores = [[0.9, 0.8, 0.7, 0.4, 0.3]]
+        >>> right = [[False, True, True, False, False]]  # what the judge likes best is wrong
+        >>> best_of_k(scores, right, range(1, 6)).round(3)
+        array([[0.4, 0.5, 0.4, 0.2, 0. ]])
+        >>> optimal_n(scores, right)
+        2
     """
     total = ops_for(scores, correct, mask).float64(scores).shape[-1]
     curve = best_of_k(scores, correct, range(1, total + 1), mask)
@@ -259,6 +288,12 @@ def majority_at_k(answer_ids: ArrayLike, correct: ArrayLike, k: int | Sequence[i
 
     Raises:
         ValueError: If a k is not in 1..N, shapes differ, or `correct` holds anything but 0 and 1.
+
+    Example:
+        >>> from inferscale.functional import majority_at_k
+        >>> answers, gold = [4, 4, 4, 7, 9], 4
+        >>> majority_at_k(answers, [answer == gold for answer in answers], [1, 3, 5])
+        array([0.6, 0.8, 1. ])
     """
     ops = ops_for(answer_ids, correct)
     ids, right = whole_numbers(ops, "answer_ids", answer_ids), labels(ops, correct)
@@ -312,6 +347,14 @@ def weighted_majority_at_k(
     Raises:
         ValueError: If k is not in 1..N, shapes differ, a weight is negative, no subset is asked for, or `rng` is
             missing and needed.
+
+    Example:
+        >>> from inferscale.functional import majority_at_k, weighted_majority_at_k
+        >>> answers, right = [4, 4, 7, 7], [True, True, False, False]
+        >>> scores = [0.9, 0.8, 0.3, 0.2]
+        >>> accuracy, error = weighted_majority_at_k(answers, right, 3, weights=scores)
+        >>> float(accuracy), float(error), float(majority_at_k(answers, right, 3))
+        (1.0, 0.0, 0.5)
     """
     ops = ops_for(answer_ids, correct, weights, scores)
     ids, w, s = vote_arrays(ops, answer_ids, weights, scores)

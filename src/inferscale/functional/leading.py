@@ -136,7 +136,7 @@ def leader_credit(
                 others = _power(factor, repeat - 1)
                 credit = (credit * factor + gain * ways * level) * others
                 ways = ways * factor * others
-            total += share * float(credit.real.sum())
+            total += float(share) * float(credit.real.sum())
     return min(max(total / float(whole[votes]), 0.0), 1.0)
 
 

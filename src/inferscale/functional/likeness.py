@@ -27,6 +27,12 @@ def ngram_embeddings(texts: Sequence[str], max_length: int = 4, bits: int = 12) 
 
     Returns:
         `[T, max_length * 2 ** bits]`, rows of unit length; zeros for a text of nothing but white space.
+
+    Example:
+        >>> from inferscale.functional import ngram_embeddings
+        >>> first, second, third = ngram_embeddings(["The answer is 42", "the  answer is 42", "Mia sells 20"])
+        >>> round(float(first @ second), 3), round(float(first @ third), 3)
+        (1.0, 0.193)
     """
     rows = np.zeros((len(texts), max_length, 1 << bits))
     for row, text in zip(rows, texts, strict=True):
@@ -54,6 +60,14 @@ def cosine_similarities(vectors: ArrayLike) -> Array:
 
     Raises:
         ValueError: If a number is not finite, or there are fewer than two axes.
+
+    Example:
+        >>> from inferscale.functional import cosine_similarities, ngram_embeddings
+        >>> steps = ["6 * 7 = 42", "7 * 6 = 42", "Mia sells 20"]
+        >>> cosine_similarities(ngram_embeddings(steps)).round(2)
+        array([[1.  , 0.67, 0.11],
+               [0.67, 1.  , 0.11],
+               [0.11, 0.11, 1.  ]])
     """
     ops = ops_for(vectors)
     x = ops.float64(vectors)
@@ -81,6 +95,12 @@ def likeness_clusters(similarities: ArrayLike, max_distance: float) -> NDArray[n
 
     Raises:
         ValueError: If it is no square or a number is not finite.
+
+    Example:
+        >>> from inferscale.functional import cosine_similarities, likeness_clusters, ngram_embeddings
+        >>> steps = ["6 * 7 = 42", "Mia sells 20", "7 * 6 = 42", "Mia sells 20."]
+        >>> likeness_clusters(cosine_similarities(ngram_embeddings(steps)), max_distance=0.5)
+        array([0, 1, 0, 1])
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 

@@ -10,7 +10,14 @@ import numpy as np
 from .arrays import Array, ArrayLike, check_temperature, ops_for, require, require_items
 
 Reduction: TypeAlias = Literal["last", "min", "prod", "mean"]
-"""Ways from step scores to one score: the last one, the least, the product or the mean."""
+"""Ways from step scores to one score: the last one, the least, the product or the mean.
+
+Example:
+    >>> from typing import get_args
+    >>> from inferscale.functional import Reduction, reduce_steps
+    >>> {way: round(float(reduce_steps([0.9, 0.5, 0.8], way)), 3) for way in get_args(Reduction)}
+    {'last': 0.8, 'min': 0.5, 'prod': 0.36, 'mean': 0.733}
+"""
 
 
 def logsumexp(values: ArrayLike) -> Array:
@@ -21,6 +28,11 @@ def logsumexp(values: ArrayLike) -> Array:
 
     Returns:
         `[...]` in float64; minus infinity where all of a row is.
+
+    Example:
+        >>> from inferscale.functional import logsumexp
+        >>> float(logsumexp([-1000.0, -1000.0]))  # log(2 exp(-1000)), where exp(-1000) is 0 in float64
+        -999.3068528194401
     """
     ops = ops_for(values)
     x = ops.float64(values)
@@ -48,6 +60,13 @@ def softmax(scores: ArrayLike, temperature: float = 1.0, mask: ArrayLike | None 
     Raises:
         ValueError: If the temperature is not above 0, or a row has NaN, plus infinity or nothing above minus
             infinity.
+
+    Example:
+        >>> from inferscale.functional import softmax
+        >>> softmax([0.9, 0.8, 0.3], temperature=0.1).round(3)
+        array([0.73 , 0.268, 0.002])
+        >>> softmax([[0.9, 0.8, 0.3]], mask=[[True, True, False]]).round(3)
+        array([[0.525, 0.475, 0.   ]])
     """
     ops = ops_for(scores, mask)
     temperature, x = check_temperature(temperature), ops.float64(scores)
@@ -83,6 +102,12 @@ def reduce_steps(
     Raises:
         ValueError: If the reduction is unknown, a row has no step, a score is not finite, or (with `check_range`) it
             is outside [0, 1] for ``"min"`` and ``"prod"``.
+
+    Example:
+        >>> from inferscale.functional import reduce_steps
+        >>> steps = [[0.9, 0.2, 0.8], [0.7, 0.6, 0.0]]  # the second solution has two steps
+        >>> reduce_steps(steps, "min", mask=[[1, 1, 1], [1, 1, 0]])
+        array([0.2, 0.6])
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f'reduction must be "last", "min", "prod" or "mean", got {reduction!r}')

@@ -11,7 +11,21 @@ import numpy as np
 from .arrays import Array, ArrayLike, NumpyOps, ops_for, require, require_items
 
 Resampling: TypeAlias = Literal["multinomial", "stratified", "systematic", "residual"]
-"""Schemes of drawing ancestors; in all four the expected count of particle i is ``n * w_i``."""
+"""Schemes of drawing ancestors; in all four the expected count of particle i is ``n * w_i``.
+
+Example:
+    >>> import random
+    >>> from typing import get_args
+    >>> import numpy as np
+    >>> from inferscale.functional import Resampling, resample
+    >>> for scheme in get_args(Resampling):  # ten ancestors: 5, 3 and 2 are expected
+    ...     ancestors = resample([0.5, 0.3, 0.2], 10, scheme, random.Random(1))
+    ...     print(f"{scheme:11}", np.bincount(ancestors, minlength=3))
+    multinomial [6 3 1]
+    stratified  [5 3 2]
+    systematic  [5 3 2]
+    residual    [5 3 2]
+"""
 
 _SLACK = 1e-9  # a share that is whole up to rounding errors, 2.9999999999999996, counts as whole
 
@@ -28,6 +42,13 @@ def effective_sample_size(weights: ArrayLike, *, log: bool = False) -> Array:
 
     Raises:
         ValueError: If a weight is negative, NaN or plus infinity, or all of a row are 0.
+
+    Example:
+        >>> from inferscale.functional import effective_sample_size
+        >>> [float(effective_sample_size(weights)) for weights in ([1, 1, 1, 1], [2, 1, 1, 0], [1, 0, 0, 0])]
+        [4.0, 2.6666666666666665, 1.0]
+        >>> float(effective_sample_size([-1000.0, -1000.0], log=True))
+        2.0
     """
     ops = ops_for(weights)
     w = ops.float64(weights)
@@ -69,6 +90,14 @@ def resample(
     Raises:
         ValueError: If a weight is negative or not finite, all of a row are 0, or not exactly one of `rng` and
             `uniforms` is given.
+
+    Example:
+        >>> import random
+        >>> from inferscale.functional import resample
+        >>> resample([0.7, 0.1, 0.2], 10, rng=random.Random(0))  # ten particles out of three
+        array([0, 0, 0, 0, 0, 0, 0, 1, 2, 2])
+        >>> resample([0.7, 0.1, 0.2], 10, "stratified", uniforms=[0.5] * 10)
+        array([0, 0, 0, 0, 0, 0, 0, 1, 2, 2])
     """
     if scheme not in get_args(Resampling):
         raise ValueError(f'scheme must be "multinomial", "stratified", "systematic" or "residual", got {scheme!r}')

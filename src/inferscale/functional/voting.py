@@ -25,6 +25,13 @@ def majority_vote(answer_ids: ArrayLike, weights: ArrayLike | None = None, score
 
     Raises:
         ValueError: If a row is empty, ids are not whole, shapes differ, a weight is negative or a number is not finite.
+
+    Example:
+        >>> from inferscale.functional import majority_vote
+        >>> int(majority_vote([7, 4, 4, -1]))  # -1 abstains
+        4
+        >>> int(majority_vote([7, 4, 4, -1], weights=[0.9, 0.3, 0.2, 0.9]))
+        7
     """
     ops = ops_for(answer_ids, weights, scores)
     ids, w, s = vote_arrays(ops, answer_ids, weights, scores)

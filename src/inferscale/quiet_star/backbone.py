@@ -85,7 +85,18 @@ _RECURRENT_FIELDS = ("ssm_cfg", "state_size", "mamba_d_state", "conv_L_cache", "
 
 
 class UnsupportedModelError(ValueError):
-    """Failure to wrap a model: something about it cannot be done from outside."""
+    """Failure to wrap a model: something about it cannot be done from outside.
+
+    Example:
+        >>> from transformers import BertConfig, BertForMaskedLM
+        >>> from inferscale.quiet_star import QuietSTaR
+        >>> sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+        >>> model = BertForMaskedLM(BertConfig(vocab_size=16, **sizes))
+        >>> QuietSTaR(model)
+        Traceback (most recent call last):
+            ...
+        inferscale.quiet_star.backbone.UnsupportedModelError: the logits of BertForMaskedLM cannot be had from ...
+    """
 
 
 class Backbone:

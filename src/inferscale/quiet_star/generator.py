@@ -41,6 +41,12 @@ class TokenContext:
         step_tokens: Tokens sampled since the step began; 0 for its first.
         tokens: Tokens sampled in this request so far.
         entropy: Of the plain model's distribution (nats); ``None`` unless the rule needs it.
+
+    Example:
+        >>> from inferscale.quiet_star import HighEntropy, StepStarts, TokenContext
+        >>> here = TokenContext(step_tokens=5, tokens=17, entropy=1.8)  # where the model is unsure
+        >>> StepStarts(3).thinks(here), HighEntropy(1.0).thinks(here)
+        (False, True)
     """
 
     step_tokens: int
@@ -53,6 +59,21 @@ class ThinkingRule(ABC):
 
     Attributes:
         needs_entropy: True if the plain prediction must be made first.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from inferscale import RepeatedSampling, solve, zoo
+        >>> from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator, ThinkingRule
+        >>> @dataclass(frozen=True)
+        ... class EveryOther(ThinkingRule):
+        ...     def thinks(self, context):
+        ...         return context.tokens % 2 == 0
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> quiet = QuietSTaR(model, thought_length=2)
+        >>> generator = QuietSTaRGenerator(quiet, tokenizer, when=EveryOther(), max_new_tokens=4)
+        >>> cost = solve(zoo.problems()[0], RepeatedSampling(1), generator).cost
+        >>> cost.generated_tokens, cost.thought_tokens
+        (4, 8)
     """
 
     needs_entropy: ClassVar[bool] = False
@@ -64,7 +85,17 @@ class ThinkingRule(ABC):
 
 @dataclass(frozen=True)
 class EveryToken(ThinkingRule):
-    """A thought before every token (the paper)."""
+    """A thought before every token (the paper).
+
+    Example:
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import EveryToken, QuietSTaR, QuietSTaRGenerator, TokenContext
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> quiet = QuietSTaR(model, thought_length=2)
+        >>> generator = QuietSTaRGenerator(quiet, tokenizer, when=EveryToken(), max_new_tokens=4)  # also by default
+        >>> EveryToken().thinks(TokenContext(step_tokens=3, tokens=9))
+        True
+    """
 
     def thinks(self, context: TokenContext) -> bool:
         """Return True, always."""
@@ -77,6 +108,12 @@ class StepStarts(ThinkingRule):
 
     Attributes:
         tokens: How many.
+
+    Example:
+        >>> from inferscale.quiet_star import StepStarts, TokenContext
+        >>> rule = StepStarts(tokens=2)
+        >>> [rule.thinks(TokenContext(step_tokens=place, tokens=10 + place)) for place in range(4)]
+        [True, True, False, False]
     """
 
     tokens: int = 1
@@ -92,6 +129,12 @@ class HighEntropy(ThinkingRule):
 
     Attributes:
         nats: Least entropy of its prediction.
+
+    Example:
+        >>> from inferscale.quiet_star import HighEntropy, TokenContext
+        >>> rule = HighEntropy(nats=1.0)
+        >>> [rule.thinks(TokenContext(step_tokens=0, tokens=0, entropy=nats)) for nats in (0.1, 2.3)]
+        [False, True]
     """
 
     nats: float = 1.0
@@ -104,7 +147,19 @@ class HighEntropy(ThinkingRule):
 
 @dataclass(frozen=True)
 class Never(ThinkingRule):
-    """No thoughts: the plain model, for comparisons."""
+    """No thoughts: the plain model, for comparisons.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve, zoo
+        >>> from inferscale.quiet_star import EveryToken, Never, QuietSTaR, QuietSTaRGenerator
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> quiet, problem = QuietSTaR(model, thought_length=2), zoo.problems()[0]
+        >>> for rule in (Never(), EveryToken()):
+        ...     generator = QuietSTaRGenerator(quiet, tokenizer, when=rule, max_new_tokens=4)
+        ...     print(rule, solve(problem, RepeatedSampling(1), generator).cost.thought_tokens)
+        Never() 0
+        EveryToken() 16
+    """
 
     def thinks(self, context: TokenContext) -> bool:
         """Return False, always."""
@@ -435,6 +490,15 @@ class QuietSTaRGenerator(Generator):
         stop: Texts that end the answer.
         stats: Counts of what was really run, visible tokens alone.
         thinking: The markers of thoughts in visible text that chat template or vocabulary show.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve, zoo
+        >>> from inferscale.quiet_star import QuietSTaR, QuietSTaRGenerator
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> generator = QuietSTaRGenerator(QuietSTaR(model, thought_length=2), tokenizer, max_new_tokens=4)
+        >>> result = solve(zoo.problems()[0], RepeatedSampling(2), generator)
+        >>> result.cost.generated_tokens, result.cost.thought_tokens  # 2 + 2 tokens of thought for each
+        (8, 32)
     """
 
     no_effect = frozenset({"micro_batch", "cache", "max_cache_bytes", "record_thoughts"})

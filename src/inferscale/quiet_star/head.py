@@ -24,6 +24,15 @@ class ThoughtMixingHead(nn.Module):
         hidden_size: Width d of the hidden states.
         bounded: Pass the weight through tanh, so that it stays between -1 and 1. The published head is unbounded.
         seed: Of the first weights; the global random state is left as it is.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.quiet_star import ThoughtMixingHead, mix
+        >>> head = ThoughtMixingHead(hidden_size=8)
+        >>> base, thought = torch.randn(2, 5, 8).unbind()  # five positions
+        >>> weight = head(base, thought)
+        >>> weight.shape, bool((mix(base, thought, weight) == base).all())  # untrained: thoughts change nothing
+        (torch.Size([5, 1]), True)
     """
 
     def __init__(self, hidden_size: int, bounded: bool = False, seed: int = 0) -> None:
@@ -86,6 +95,13 @@ def mix(base_hidden: Tensor, thought_hidden: Tensor, mixing_weight: Tensor) -> T
         base_hidden: `[..., hidden]`.
         thought_hidden: `[..., hidden]`.
         mixing_weight: `[..., 1]`.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.quiet_star import mix
+        >>> base, thought = torch.zeros(2), torch.ones(2)
+        >>> [mix(base, thought, torch.tensor([weight])).tolist() for weight in (0.0, 0.25, 1.0)]
+        [[0.0, 0.0], [0.25, 0.25], [1.0, 1.0]]
     """
     weight = mixing_weight.to(base_hidden.dtype)
     return (1 - weight) * base_hidden + weight * thought_hidden

@@ -43,6 +43,16 @@ class Objective:
             others (``"leave_one_out"``, unbiased), or nothing but the plain model's likelihood, which is in the reward
             (``"base"``; what ``"mean"`` is with one thought).
         clip_negative: Drop thoughts that did worse than the baseline (published).
+
+    Example:
+        >>> from inferscale.quiet_star import Objective
+        >>> unbiased = Objective(baseline="leave_one_out", clip_negative=False, reinforce_temperature=1.0)
+        >>> unbiased.num_thoughts, unbiased.talk_length  # the published ones
+        (2, 4)
+        >>> Objective(num_thoughts=1, baseline="leave_one_out")
+        Traceback (most recent call last):
+            ...
+        ValueError: baseline="leave_one_out" compares thoughts with each other: set num_thoughts to 2 or more
     """
 
     talk_length: int = 4
@@ -70,7 +80,17 @@ class Objective:
 
 
 PUBLISHED_OBJECTIVE = Objective(policy_weight=1e6)
-"""The settings of the released training script."""
+"""The settings of the released training script.
+
+Example:
+    >>> from dataclasses import replace
+    >>> from inferscale.quiet_star import PUBLISHED_OBJECTIVE, Recipe
+    >>> PUBLISHED_OBJECTIVE.policy_weight, PUBLISHED_OBJECTIVE.talk_length
+    (1000000.0, 4)
+    >>> recipe = Recipe(objective=replace(PUBLISHED_OBJECTIVE, talk_length=8))  # the rest as published
+    >>> recipe.objective.num_thoughts
+    2
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +133,15 @@ def advantages(rewards: Tensor, baseline: Baseline = "mean", clip_negative: bool
 
     Returns:
         The advantages, `[batch, thoughts, positions]`.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.quiet_star import advantages
+        >>> rewards = torch.tensor([0.5, 0.1, 0.0]).reshape(1, 3, 1)  # three thoughts at one position
+        >>> advantages(rewards).flatten()  # as published: over the mean, negative ones dropped
+        tensor([0.3000, 0.0000, 0.0000])
+        >>> advantages(rewards, "leave_one_out", clip_negative=False).flatten()
+        tensor([ 0.4500, -0.1500, -0.3000])
     """
     rewards = rewards.detach()
     count = rewards.shape[1]
@@ -132,7 +161,7 @@ def quiet_star_loss(
     attention_mask: Tensor | None = None,
     in_loss: Tensor | None = None,
 ) -> LossTerms:
-    """Compute the loss of a batch after its thoughts, in one pass with gradients.
+    r"""Compute the loss of a batch after its thoughts, in one pass with gradients.
 
     Differs from the paper: means are over targets that count (the released code takes some over padding too).
 
@@ -143,6 +172,19 @@ def quiet_star_loss(
         objective: Hyperparameters.
         attention_mask: 1 for text and 0 for padding, `[batch, text]`.
         in_loss: Which tokens count as targets, bool `[batch, text]`; padding never does.
+
+    Example:
+        >>> import torch
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import Objective, QuietSTaR, quiet_star_loss
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> quiet, objective = QuietSTaR(model, thought_length=2), Objective(talk_length=2)
+        >>> ids = tokenizer("7 * 6 = 42\n42 - 20 = 22\n", return_tensors="pt")["input_ids"]
+        >>> thoughts = quiet.think(ids, positions=torch.arange(8), num_thoughts=objective.num_thoughts)
+        >>> terms = quiet_star_loss(quiet, ids, thoughts, objective)
+        >>> terms.total.backward()
+        >>> terms.rewards.shape, quiet.head.last.weight.grad is not None
+        (torch.Size([1, 2, 8]), True)
     """
     last = int(thoughts.positions.max()) + objective.talk_length
     if last >= input_ids.shape[1]:

@@ -46,6 +46,19 @@ class QuietSTaR(nn.Module):
         forbidden_ids: Ids that no distribution may emit.
         positions_at_once: Positions of one masked pass; ``None`` fits them to the text.
         rows_at_once: Rows of one folded pass.
+
+    Example:
+        >>> import torch
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import QuietSTaR
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> quiet = QuietSTaR(model, thought_length=3)
+        >>> ids = tokenizer("7 * 6 = 42", return_tensors="pt")["input_ids"]
+        >>> quiet.think(ids, num_thoughts=2).tokens.shape  # [batch, thoughts, positions, tokens of a thought]
+        torch.Size([1, 2, 7, 3])
+        >>> output = quiet(ids)
+        >>> bool(torch.allclose(output.logits, model(ids).logits, atol=1e-4))  # until it is trained, the model's own
+        True
     """
 
     _forbidden: Tensor

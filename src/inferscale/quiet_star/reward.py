@@ -31,6 +31,16 @@ class ThoughtUtility(ProcessRewardModel):
     Attributes:
         quiet: The model.
         reduction: From step scores to one score.
+
+    Example:
+        >>> from inferscale import HFGenerator, RepeatedSampling, solve, zoo
+        >>> from inferscale.quiet_star import QuietSTaR, ThoughtUtility
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> policy = HFGenerator(model, tokenizer, max_new_tokens=8)
+        >>> utility = ThoughtUtility(QuietSTaR(model, thought_length=2), tokenizer)
+        >>> result = solve(zoo.problems()[0], RepeatedSampling(2), policy, reward_model=utility)
+        >>> [abs(round(trajectory.score, 3)) for trajectory in result.trajectories]  # untrained thoughts gain nothing
+        [0.0, 0.0]
     """
 
     no_effect = frozenset({"rows_at_once"})
@@ -208,6 +218,18 @@ class WithThoughts(RewardModel):
         reward: Any reward model.
         utility: Gain from thoughts.
         weight: Of the latter.
+
+    Example:
+        >>> from inferscale import HFGenerator, RepeatedSampling, solve, zoo
+        >>> from inferscale.quiet_star import QuietSTaR, ThoughtUtility, WithThoughts
+        >>> from inferscale.rewards import CheckerReward
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> policy = HFGenerator(model, tokenizer, max_new_tokens=8)
+        >>> utility = ThoughtUtility(QuietSTaR(model, thought_length=2), tokenizer)
+        >>> judge = WithThoughts(CheckerReward(), utility, weight=0.1)
+        >>> result = solve(zoo.problems()[0], RepeatedSampling(2), policy, reward_model=judge)
+        >>> len(result.trajectories), result.cost.num_scored
+        (2, 2)
     """
 
     def __init__(self, reward: RewardModel, utility: ThoughtUtility, weight: float = 1.0) -> None:

@@ -45,6 +45,12 @@ class Recipe:
         freeze_base: Train head, start and end alone.
         precision: ``"bfloat16"`` runs the model in half precision; the weights stay in float32 either way.
         seed: Names the streams of thoughts.
+
+    Example:
+        >>> from inferscale.quiet_star import Recipe
+        >>> recipe = Recipe(lr=1e-4, warmup_steps=10, decay_steps=90, steps=100, freeze_base=True)
+        >>> [round(recipe.lr_factor(step), 2) for step in (0, 9, 55, 99)]  # of the peak learning rate
+        [0.1, 1.0, 0.5, 0.01]
     """
 
     objective: Objective = field(default_factory=Objective)
@@ -90,6 +96,16 @@ class Batch:
         attention_mask: 1 for text and 0 for padding, `[batch, text]`; ``None`` for no padding.
         in_loss: Which tokens count as targets, bool `[batch, text]`; ``None`` for all.
         positions: Indices of the tokens to think after, `[positions]`; ``None`` for all that have room.
+
+    Example:
+        >>> import torch
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import Batch
+        >>> tokenizer = zoo.load("policy-xs")[1]
+        >>> rows = tokenizer(["7 * 6 = 42", "42 - 2 = 40"], return_tensors="pt", padding=True)
+        >>> batch = Batch(rows["input_ids"], rows["attention_mask"])
+        >>> batch.input_ids.shape == batch.attention_mask.shape, batch.positions  # None: thoughts where there is room
+        (True, None)
     """
 
     input_ids: Tensor
@@ -113,6 +129,13 @@ def task_batches(batch_size: int, talk_length: int, seed: int = 0, level: int | 
         talk_length: Look-ahead of the loss, for the positions to think at.
         seed: Names the stream of problems.
         level: Of the task, 1 to 5; by default all of them in turn.
+
+    Example:
+        >>> from inferscale.quiet_star.train import task_batches
+        >>> batch_of = task_batches(2, talk_length=4, level=1)
+        >>> batch = batch_of(0)
+        >>> batch.input_ids.shape == batch.in_loss.shape, bool(batch.in_loss[:, 0].any())  # prompts are no targets
+        (True, False)
     """
     from inferscale.zoo import task
     from inferscale.zoo.tokenizer import BOS, EOS, encode
@@ -132,6 +155,16 @@ def aligned_batch(rows: Sequence[tuple[list[int], list[int]]], talk_length: int)
     Args:
         rows: Ids of prompts and of their solutions; only the latter count as targets.
         talk_length: Look-ahead of the loss: thoughts begin where so many tokens follow.
+
+    Example:
+        >>> from inferscale.quiet_star.train import aligned_batch
+        >>> rows = [([1, 5], [6, 7, 8]), ([1, 5, 6, 7], [9, 2])]  # ids of prompts, and of their solutions
+        >>> batch = aligned_batch(rows, talk_length=1)
+        >>> batch.input_ids
+        tensor([[0, 0, 1, 5, 6, 7, 8],
+                [1, 5, 6, 7, 9, 2, 0]])
+        >>> batch.positions  # from the last token of the prompts on
+        tensor([3, 4, 5])
     """
     before, after = max(len(p) for p, _ in rows), max(len(s) for _, s in rows)
     ids, mask, target = (torch.zeros(len(rows), before + after, dtype=torch.long) for _ in range(3))
@@ -183,6 +216,15 @@ def span_batches(
 
     Raises:
         ValueError: If no text is long enough.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star.train import span_batches
+        >>> tokenizer = zoo.load("policy-xs")[1]
+        >>> texts = ["7 * 6 = 42 " * 10, "42 - 20 = 22 " * 10]
+        >>> batch_of = span_batches(texts, tokenizer, batch_size=2, span=16)
+        >>> batch_of(0).input_ids.shape, bool((batch_of(3).input_ids == batch_of(3).input_ids).all())
+        (torch.Size([2, 16]), True)
     """
     encoded = [ids for ids in (tokenizer(text)["input_ids"] for text in texts) if len(ids) >= span]
     if not encoded:
@@ -237,6 +279,14 @@ def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
     Raises:
         ValueError: If the weights are not in float32 (in half precision, steps of the published size change almost no
             weight), or the attention in use has no gradients here.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import QuietSTaR, Recipe
+        >>> from inferscale.quiet_star.train import start
+        >>> run = start(QuietSTaR(zoo.load("policy-xs")[0], thought_length=2), Recipe(lr=1e-5))
+        >>> [(len(group["params"]), group["lr"]) for group in run.optimizer.param_groups]  # base, head, start and end
+        [(29, 1e-05), (5, 1e-05), (2, 0.001)]
     """
     recipe = Recipe() if recipe is None else recipe
     wrong = {str(p.dtype) for p in quiet.parameters()} - {"torch.float32", "torch.float64"}
@@ -336,6 +386,17 @@ def train(run: Run, batch_of: Callable[[int], Batch], until: int | None = None) 
 
     Raises:
         FloatingPointError: If a gradient is not finite; the weights are those before the step.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import Objective, QuietSTaR, Recipe
+        >>> from inferscale.quiet_star.train import start, task_batches, train
+        >>> recipe = Recipe(Objective(talk_length=1), lr=1e-4, steps=2, accumulation=1, freeze_base=True)
+        >>> run = start(QuietSTaR(zoo.load("policy-xs")[0], thought_length=1), recipe)
+        >>> for report in train(run, task_batches(1, talk_length=1, level=1)):
+        ...     print(report.step, 0.0 < report.base < 5.0)
+        1 True
+        2 True
     """
     quiet, recipe = run.quiet, run.recipe
     quiet.train()
@@ -431,6 +492,18 @@ def drive(
         folder: Where checkpoints, the log (``steps.jsonl``) and the model go.
         report: Called with a line for each step.
         checkpoint_every: Steps between two checkpoints.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from inferscale import zoo
+        >>> from inferscale.quiet_star import Objective, QuietSTaR, Recipe
+        >>> from inferscale.quiet_star.train import drive, start, task_batches
+        >>> recipe = Recipe(Objective(talk_length=1), lr=1e-4, steps=2, accumulation=1, freeze_base=True)
+        >>> run = start(QuietSTaR(zoo.load("policy-xs")[0], thought_length=1), recipe)
+        >>> lines = []
+        >>> drive(run, task_batches(1, talk_length=1, level=1), Path("thinker"), lines.append)
+        >>> [line.split(" plain")[0] for line in lines], sorted(path.name for path in Path("thinker").iterdir())
+        (['step 1/2', 'step 2/2'], ['checkpoint.pt', 'quiet_star.json', 'quiet_star.safetensors', 'steps.jsonl'])
     """
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every={checkpoint_every}: give a positive number of steps")

@@ -25,6 +25,13 @@ class PairedDifference:
         both: Problems that both have right.
         neither: Problems that neither has right.
         p_value: McNemar's exact two-sided test of `only_first` against `only_second`.
+
+    Example:
+        >>> import numpy as np
+        >>> from inferscale.scaling import paired_difference
+        >>> found = paired_difference([1, 1, 1, 1, 0, 1], [1, 0, 0, 1, 0, 1], np.random.default_rng(0))
+        >>> print(f"{found.difference:+.2f} ({found.low:.2f} to {found.high:.2f})", found.is_significant)
+        +0.33 (0.00 to 0.67) False
     """
 
     difference: float
@@ -62,6 +69,15 @@ def paired_difference(
     Raises:
         ValueError: If there are fewer than two problems, not as many in both, a number is not finite, or
             `resamples` or `confidence_level` is out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> from inferscale.scaling import paired_difference
+        >>> rebase = [1, 1, 1, 1, 0, 1, 1, 1]  # correctness of eight problems
+        >>> votes = [1, 0, 0, 1, 0, 1, 0, 1]
+        >>> found = paired_difference(rebase, votes, np.random.default_rng(0))
+        >>> found.difference, found.only_first, found.only_second, found.p_value
+        (0.375, 3, 0, 0.25)
     """
     if resamples < 1 or not 0 < confidence_level < 1:
         raise ValueError(
@@ -86,7 +102,13 @@ def paired_difference(
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: are the discordant problems evenly split?"""
+    """Two-sided p-value of McNemar's exact test: are the discordant problems evenly split?
+
+    Example:
+        >>> from inferscale.scaling import mcnemar_p_value
+        >>> round(mcnemar_p_value(12, 3), 3)  # 12 problems that only the first method solves, 3 only the second
+        0.035
+    """
     if only_first + only_second == 0:
         return 1.0
     from scipy.stats import binomtest
@@ -113,6 +135,11 @@ def split_by(items: Sequence[T], groups: Sequence[str]) -> dict[str, list[T]]:
     Args:
         items: One for each problem: results, evidence, anything.
         groups: The group of each problem, for example ``"level 3"``.
+
+    Example:
+        >>> from inferscale.scaling import split_by
+        >>> split_by([0.9, 0.2, 0.8, 0.4], ["easy", "hard", "easy", "hard"])
+        {'easy': [0.9, 0.8], 'hard': [0.2, 0.4]}
     """
     if len(items) != len(groups):
         raise ValueError(f"one group for each item: got {len(items)} items and {len(groups)} groups")
@@ -130,6 +157,11 @@ def difficulty_bins(pass_rates: Sequence[float], bins: int = 5) -> list[int]:
 
     Raises:
         ValueError: If there are fewer problems than bins, or a rate is NaN.
+
+    Example:
+        >>> from inferscale.scaling import difficulty_bins
+        >>> difficulty_bins([0.9, 0.1, 0.6, 0.0, 0.4, 1.0], bins=3)  # pass rates; bin 1 is the easiest
+        [1, 3, 2, 3, 2, 1]
     """
     if not 1 <= bins <= len(pass_rates):
         raise ValueError(f"bins={bins}: give at least 1 and at most one for each of the {len(pass_rates)} problems")

@@ -41,6 +41,12 @@ def short_name(strategy: SearchStrategy) -> str:
 
     ``REBASE(width=16)`` and ``REBASE(width=4)`` are points of one curve, ``REBASE``;
     ``REBASE(softmax_temperature=0.2)`` is another one.
+
+    Example:
+        >>> from inferscale import REBASE
+        >>> from inferscale.scaling import short_name
+        >>> short_name(REBASE(8)), short_name(REBASE(16, softmax_temperature=0.2))
+        ('REBASE', 'REBASE(softmax_temperature=0.2)')
     """
     options = [
         f"{option.name}={getattr(strategy, option.name)!r}"
@@ -52,9 +58,32 @@ def short_name(strategy: SearchStrategy) -> str:
 
 Floats: TypeAlias = NDArray[np.float64]
 Vote: TypeAlias = Literal["majority", "weighted", "best-of-n", "coverage"]
-"""Votes of a curve; `"coverage"` is what a perfect judge would choose."""
+"""Votes of a curve; `"coverage"` is what a perfect judge would choose.
+
+Example:
+    >>> from inferscale.scaling import CurvePoint, Vote
+    >>> def points_of(points: list[CurvePoint], vote: Vote) -> list[CurvePoint]:
+    ...     return [point for point in points if point.vote == vote]
+    >>> points = [
+    ...     CurvePoint("RepeatedSampling", "majority", 8, 0.55, 0.02, 500, 900.0, 2e8, 0.0, 0.3),
+    ...     CurvePoint("RepeatedSampling", "coverage", 8, 0.80, 0.02, 500, 900.0, 2e8, 0.0, 0.3),
+    ... ]
+    >>> [point.accuracy for point in points_of(points, "coverage")]
+    [0.8]
+"""
 VOTES: tuple[Vote, ...] = ("majority", "weighted", "best-of-n", "coverage")
-"""All votes of a curve."""
+"""All votes of a curve.
+
+Example:
+    >>> from inferscale import Problem, RepeatedSampling
+    >>> from inferscale.scaling import VOTES, scaling_curve
+    >>> from inferscale.testing import ToyGenerator, ToyReward
+    >>> problems = [Problem(f"Question {i}?", answer="2") for i in range(20)]
+    >>> options = {"reward_model": ToyReward(), "votes": VOTES, "sizes": [8]}
+    >>> points = scaling_curve(problems, [RepeatedSampling(8)], ToyGenerator(depth=2), **options)
+    >>> {point.vote: round(point.accuracy, 2) for point in points}
+    {'majority': 0.23, 'weighted': 0.3, 'best-of-n': 0.25, 'coverage': 0.8}
+"""
 SCORED_VOTES = ("weighted", "best-of-n")
 
 
@@ -79,6 +108,15 @@ class CurvePoint:
         parameters: Its size, for fits of the optimal size.
         per_problem: Expected correctness of each problem, in their order; for paired comparisons.
         abstentions: Of the run that the point is from, all its samples counted.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint
+        >>> point = CurvePoint(
+        ...     "REBASE", "weighted", 8, accuracy=0.71, standard_error=0.02, problems=500, tokens=640.0,
+        ...     generator_flops=1.5e8, reward_flops=1.4e8, seconds=0.4, model="policy-m",
+        ... )
+        >>> print(point.name, f"{point.flops:.1e}")
+        policy-m, REBASE, weighted 2.9e+08
     """
 
     strategy: str
@@ -247,7 +285,20 @@ def prompt_flops(samples: Sequence[Step]) -> float:
 
 
 CostName: TypeAlias = Literal["flops", "generator_flops", "reward_flops", "tokens", "seconds"]
-"""What the cost axis of a curve counts; `"flops"` is generator and reward model together."""
+"""What the cost axis of a curve counts; `"flops"` is generator and reward model together.
+
+Example:
+    >>> from inferscale.scaling import CostName, CurvePoint, compute_optimal
+    >>> def best(points: list[CurvePoint], budget: float, cost: CostName) -> str:
+    ...     found = compute_optimal(points, budget, cost)
+    ...     return "nothing" if found is None else found.strategy
+    >>> points = [
+    ...     CurvePoint("RepeatedSampling", "majority", 8, 0.55, 0.02, 500, 900.0, 2e8, 0.0, 0.3),
+    ...     CurvePoint("REBASE", "weighted", 4, 0.65, 0.02, 500, 500.0, 1e8, 2e8, 0.5),
+    ... ]
+    >>> best(points, 2.5e8, "flops"), best(points, 2.5e8, "generator_flops"), best(points, 100, "tokens")
+    ('RepeatedSampling', 'REBASE', 'nothing')
+"""
 
 
 def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> list[CurvePoint]:
@@ -259,6 +310,16 @@ def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> l
         points: Points of any strategies and models on the same problems.
         cost: What counts as cost. ``"generator_flops"`` leaves the reward model out, as the figures of Wu et al.
             do: a search that scores its steps then looks cheaper than it is.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint, pareto_frontier
+        >>> points = [
+        ...     CurvePoint("RepeatedSampling", "majority", 4, 0.50, 0.02, 500, 450.0, 1e8, 0.0, 0.2),
+        ...     CurvePoint("RepeatedSampling", "majority", 64, 0.60, 0.02, 500, 7200.0, 1.6e9, 0.0, 2.4),
+        ...     CurvePoint("REBASE", "weighted", 4, 0.65, 0.02, 500, 500.0, 1e8, 2e8, 0.5),
+        ... ]
+        >>> [(point.strategy, point.n) for point in pareto_frontier(points)]  # 64 samples are dearer, and worse
+        [('RepeatedSampling', 4), ('REBASE', 4)]
     """
     methods = [p for p in points if p.vote != "coverage"]
     frontier: list[CurvePoint] = []
@@ -269,7 +330,17 @@ def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> l
 
 
 def compute_optimal(points: Iterable[CurvePoint], budget: float, cost: CostName = "flops") -> CurvePoint | None:
-    """The most accurate method whose cost is at most `budget`, the cheapest of equals; ``None`` if all cost more."""
+    """The most accurate method whose cost is at most `budget`, the cheapest of equals; ``None`` if all cost more.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint, compute_optimal
+        >>> points = [
+        ...     CurvePoint("RepeatedSampling", "majority", 4, 0.50, 0.02, 500, 450.0, 1e8, 0.0, 0.2),
+        ...     CurvePoint("REBASE", "weighted", 4, 0.65, 0.02, 500, 500.0, 1e8, 2e8, 0.5),
+        ... ]
+        >>> [found and found.strategy for found in (compute_optimal(points, budget) for budget in (5e7, 2e8, 1e9))]
+        [None, 'RepeatedSampling', 'REBASE']
+    """
     affordable = [p for p in pareto_frontier(points, cost) if getattr(p, cost) <= budget]
     return affordable[-1] if affordable else None
 
@@ -285,6 +356,12 @@ class SizeFit:
         b: Intercept.
         points: Number of fitted points.
         sizes: Number of different sizes among them.
+
+    Example:
+        >>> from inferscale.scaling import SizeFit
+        >>> pythia = SizeFit(a=1.19, b=2.03, points=10, sizes=5)  # of Wu et al.
+        >>> f"{float(pythia.compute(7e9)):.1e} FLOPs, {float(pythia.size(1e12)):.1e} parameters"
+        '5.6e+13 FLOPs, 2.4e+08 parameters'
     """
 
     a: float
@@ -310,6 +387,15 @@ def fit_optimal_size(points: Iterable[CurvePoint], cost: CostName = "flops") -> 
 
     Raises:
         ValueError: If a point does not say its size, or fewer than two sizes reach the frontier.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint, fit_optimal_size
+        >>> def point(size, flops, accuracy):
+        ...     measured = (4, accuracy, 0.02, 500, 400.0, flops, 0.0, 1.0)
+        ...     return CurvePoint("RepeatedSampling", "majority", *measured, parameters=size)
+        >>> fit = fit_optimal_size([point(10**5, 4e7, 0.3), point(10**6, 5e8, 0.5), point(10**7, 6e9, 0.7)])
+        >>> f"{float(fit.size(1e9)):.1e} parameters are best for 1e9 FLOPs"
+        '1.9e+06 parameters are best for 1e9 FLOPs'
     """
     frontier = pareto_frontier(points, cost)
     missing = [p.name for p in frontier if p.parameters is None]
@@ -324,6 +410,12 @@ def fit_size(parameters: ArrayLike, flops: ArrayLike) -> SizeFit:
 
     Raises:
         ValueError: If there are fewer than two different sizes, or a size or cost is not above 0.
+
+    Example:
+        >>> from inferscale.scaling import fit_size
+        >>> fit = fit_size([1e8, 1e9, 1e10], [1e11, 1e12, 2e13])  # each size is best from so many FLOPs on
+        >>> print(f"log10 C = {fit.a:.2f} log10 N {fit.b:+.2f}")
+        log10 C = 1.15 log10 N +1.75
     """
     sizes, compute = np.asarray(parameters, dtype=np.float64), np.asarray(flops, dtype=np.float64)
     if not ((sizes > 0).all() and (compute > 0).all()):
@@ -347,6 +439,15 @@ def cost_ratio(
 
     Raises:
         ValueError: If the points hold no baseline, or one that reaches it costs nothing.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint, cost_ratio
+        >>> points = [
+        ...     CurvePoint("RepeatedSampling", "majority", 64, 0.60, 0.02, 500, 7200.0, 1.6e9, 0.0, 2.4),
+        ...     CurvePoint("REBASE", "weighted", 4, 0.65, 0.02, 500, 500.0, 1e8, 2e8, 0.5),
+        ... ]
+        >>> cost_ratio(points, lambda p: p.strategy == "REBASE", lambda p: p.vote == "majority")
+        5.333333333333333
     """
     known = [p for p in points if baseline(p)]
     if not known:
@@ -406,6 +507,15 @@ def scaling_curve(
 
     Raises:
         ValueError: If a problem has no gold answer, or a vote needs scores and there are none.
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling
+        >>> from inferscale.scaling import scaling_curve
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [Problem(f"Question {i}?", answer="2") for i in range(20)]
+        >>> points = scaling_curve(problems, [RepeatedSampling(8)], ToyGenerator(depth=2), votes=["coverage"])
+        >>> [(point.n, round(point.accuracy, 2)) for point in points]  # one run gives all smaller numbers
+        [(1, 0.25), (2, 0.43), (4, 0.65), (8, 0.8)]
     """
     points = []
     for strategy in strategies:
@@ -446,6 +556,19 @@ def curve_of_results(
     Raises:
         ValueError: If there are no results, runs differ in their problems, a problem has no gold answer, or a vote
             needs scores and there are none.
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling, solve_batch
+        >>> from inferscale.scaling import curve_of_results
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [Problem(f"Question {i}?", answer="2") for i in range(20)]
+        >>> runs = [solve_batch(problems, RepeatedSampling(8), ToyGenerator(depth=2), seed=seed) for seed in (0, 1)]
+        >>> for point in curve_of_results(runs, RepeatedSampling(8), votes=["coverage"]):
+        ...     print(point.n, f"{point.accuracy:.2f} for {point.tokens:.0f} tokens")
+        1 0.28 for 11 tokens
+        2 0.46 for 22 tokens
+        4 0.68 for 44 tokens
+        8 0.85 for 89 tokens
     """
     if not runs or not runs[0] or any(_prompts(results) != _prompts(runs[0]) for results in runs[1:]):
         raise ValueError("a curve needs at least one run with results, and the same problems in each")

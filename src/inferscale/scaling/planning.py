@@ -71,6 +71,13 @@ class Configuration:
         reward: The reward model's name; ``None`` if no score is read.
         strategy: The strategy.
         aggregator: The vote.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.scaling import Configuration
+        >>> chosen = Configuration("policy-m", "prm-s", isc.REBASE(16), isc.MajorityVote(weighted=True))
+        >>> chosen.name
+        'policy-m: REBASE(width=16), MajorityVote(weighted=True) by prm-s'
     """
 
     generator: str
@@ -98,6 +105,19 @@ class Tried:
         costs: Mean cost of a problem, by the names of `Budget`; what is not known is left out.
         chances: For each budget the chance that none not shown to be behind is better; ``None`` if it is too dear.
         dropped: For each budget why it left the race, ``""`` if it did not.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [isc.Problem(f"Question {i}?", answer="2") for i in range(30)]
+        >>> made = isc.plan(
+        ...     problems, ToyGenerator(depth=2), budgets=isc.Budget(tokens=25), strategies=[isc.RepeatedSampling(4)]
+        ... )
+        >>> for tried in made.tried:
+        ...     print(tried.configuration.strategy, f"{tried.accuracy:.2f}", tried.chances)
+        RepeatedSampling(n=1) 0.26 (1.0,)
+        RepeatedSampling(n=2) 0.26 (1.0,)
+        RepeatedSampling(n=4) 0.23 (None,)
     """
 
     configuration: Configuration
@@ -124,6 +144,17 @@ class Choice:
         is_clear: True if the data tell that it is the best: `chance` is at least one minus the plan's `error`.
         expected: Accuracy that is expected on other problems: what was seen of all that was tried, taken together
             (`inferscale.scaling.Race`).
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [isc.Problem(f"Question {i}?", answer="2") for i in range(30)]
+        >>> budgets = [isc.Budget(tokens=12), isc.Budget(tokens=90)]
+        >>> made = isc.plan(problems, ToyGenerator(depth=2), budgets=budgets, strategies=[isc.RepeatedSampling(8)])
+        >>> for choice in made.choices:
+        ...     print(choice.configuration.strategy, f"{choice.chance:.0%}", choice.is_clear, choice.problems_needed)
+        RepeatedSampling(n=1) 100% True None
+        RepeatedSampling(n=4) 51% False 895
     """
 
     budget: Budget
@@ -181,6 +212,17 @@ class Plan(Planned):
         most: The most that it was allowed to cost.
         parts: Identities of the generators and reward models by their names.
         rewards: The reward models themselves, in the process that made the plan.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator
+        >>> problems = [isc.Problem(f"Question {i}?", answer="2") for i in range(30)]
+        >>> toy = ToyGenerator(depth=2)
+        >>> made = isc.plan(problems, toy, budgets=isc.Budget(tokens=50), strategies=[isc.RepeatedSampling(8)])
+        >>> [f"{t.costs['tokens']:.0f} tokens: {t.accuracy:.0%}" for t in made.frontier()]
+        ['11 tokens: 26%', '44 tokens: 28%']
+        >>> isc.solve("Another question?", made, toy).answer  # a plan stands where a strategy does
+        '2'
     """
 
     choices: tuple[Choice, ...]
@@ -403,6 +445,14 @@ def candidates(reward_model: RewardModel | None = None, sizes: Sequence[int] = (
     Without a reward model: greedy, repeated sampling, and sampling until the answer is settled. With one that judges
     outcomes the same, for its votes read the same samples. With one that judges steps also REBASE, beam search and
     DVTS (of beams with four children, at the sizes that four divides).
+
+    Example:
+        >>> from inferscale.scaling import candidates
+        >>> from inferscale.testing import ToyProcessReward
+        >>> [type(strategy).__name__ for strategy in candidates(sizes=[4, 16])]
+        ['Greedy', 'RepeatedSampling', 'RepeatedSampling', 'AdaptiveConsistency']
+        >>> [type(strategy).__name__ for strategy in candidates(ToyProcessReward(), sizes=[16])]
+        ['Greedy', 'RepeatedSampling', 'AdaptiveConsistency', 'REBASE', 'BeamSearch', 'DVTS']
     """
     found: list[SearchStrategy] = [Greedy(), *map(RepeatedSampling, sizes)]
     found += [AdaptiveConsistency(n=size) for size in sizes if size >= 16]
@@ -469,6 +519,19 @@ def plan(
         ValueError: If there are too few problems, gold answers or candidates, a prompt comes twice, or a budget caps
             what is not known of the models.
         ChangedRunError: If the folder holds runs of other parts.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> problems = [isc.Problem(f"Question {i}?", answer="2") for i in range(30)]
+        >>> made = isc.plan(
+        ...     problems, ToyGenerator(depth=2), budgets=isc.Budget(tokens=90), reward_model=ToyProcessReward(),
+        ...     strategies=[isc.RepeatedSampling(8), isc.REBASE(8)],
+        ... )
+        >>> len(made.tried), made.choose().configuration.name
+        (37, 'ToyGenerator: REBASE(width=8), BestOfN() by ToyProcessReward')
+        >>> made.choose().is_clear  # 30 problems and toys that guess tell no difference
+        False
     """
     given = _checked_problems(as_problems(problems, "plan"), judge)
     wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)

@@ -33,6 +33,12 @@ class Device:
         bandwidth: Peak of its memory, bytes/s.
         latency: Seconds that launching a forward takes, whatever its size.
         watts: Power under load; ``None`` if it is not known, and then joules are not.
+
+    Example:
+        >>> from inferscale.scaling import Device
+        >>> board = Device("my board", flops=2.75e14, bandwidth=2.0e11, watts=60)
+        >>> board.intensity  # FLOPs for each byte: below that many, memory sets the time
+        1375.0
     """
 
     name: str
@@ -59,7 +65,16 @@ _SHEETS = {
     "t4": ("T4-fp16", "T4", 70.0), "v100": ("V100-fp16", "V100", 300.0), "rtx4090": ("RTX4090-bf16", "RTX4090", 450.0),
 }  # fmt: skip
 DEVICES = {name: Device(name, PEAK_FLOPS[f], PEAK_BANDWIDTH[b], 2e-5, watts) for name, (f, b, watts) in _SHEETS.items()}
-"""Devices by name, with 20 microseconds for a forward (captured graphs; without them it is a kernel launch each)."""
+"""Devices by name, with 20 microseconds for a forward (captured graphs; without them it is a kernel launch each).
+
+Example:
+    >>> from inferscale.scaling import DEVICES
+    >>> for name in ("t4", "l40s", "h200"):  # FLOPs that take as long as moving one byte
+    ...     print(name, round(DEVICES[name].intensity))
+    t4 203
+    l40s 419
+    h200 206
+"""
 
 
 def device(name: str) -> Device:
@@ -67,6 +82,12 @@ def device(name: str) -> Device:
 
     Raises:
         ValueError: If it is neither.
+
+    Example:
+        >>> from inferscale.scaling import device
+        >>> h200 = device("h200")
+        >>> h200.bandwidth / 1e12, h200.watts  # terabytes a second; device("cpu") measures this machine
+        (4.8, 700.0)
     """
     if name in DEVICES:
         return DEVICES[name]
@@ -98,6 +119,19 @@ class Prediction:
         joules: Seconds times the device's watts.
         money: By the price given.
         intensity: FLOPs a byte of the device.
+
+    Example:
+        >>> from inferscale import REBASE
+        >>> from inferscale.scaling import DEVICES, predict_cost
+        >>> llama = {
+        ...     "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        ...     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        ... }
+        >>> found = predict_cost(llama, REBASE(16), reward=llama, prompt=100, new=256, device=DEVICES["l4"])
+        >>> print(f"{found.tokens:.0f} tokens, {found.flops:.1e} FLOPs, {found.seconds:.1f} s, {found.joules:.0f} J")
+        4096 tokens, 1.9e+13 FLOPs, 2.2 s, 161 J
+        >>> max(found.phases, key=found.phases.get)  # where the time goes
+        'decode'
     """
 
     tokens: float
@@ -174,6 +208,21 @@ def predict_cost(
     Raises:
         UnknownArchitectureError: If a configuration has no closed form.
         ValueError: If a length is not positive.
+
+    Example:
+        >>> from inferscale import RepeatedSampling
+        >>> from inferscale.scaling import DEVICES, predict_cost
+        >>> mistral = {
+        ...     "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        ...     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32768,
+        ... }
+        >>> for batch in (1, 32):
+        ...     cost = predict_cost(
+        ...         mistral, RepeatedSampling(16), prompt=100, new=256, device=DEVICES["h200"], batch=batch
+        ...     )
+        ...     print(f"{batch} problems at a time: {cost.seconds:.3f} s each")
+        1 problems at a time: 0.779 s each
+        32 problems at a time: 0.061 s each
     """
     lengths = {"prompt": prompt, "new": new, "step": step, "batch": batch, "samples": samples}
     for name, value in lengths.items():

@@ -37,6 +37,14 @@ class Measured:
         paid: What the run has cost, which all its configurations share.
         kin: By configuration: labels that it shares with others, from coarse to fine, such as its generator, its
             strategy and its vote; accuracies of kin are believed to be alike at like costs.
+
+    Example:
+        >>> import numpy as np
+        >>> from inferscale.scaling import Measured
+        >>> tokens = {"tokens": np.array([90.0, 110.0, 100.0])}
+        >>> run = Measured({"one sample": np.array([1.0, 0.0, 1.0])}, costs={"one sample": tokens}, paid=tokens)
+        >>> run.problems, float(run.paid["tokens"].sum())
+        (3, 300.0)
     """
 
     values: Mapping[str, Floats]
@@ -51,7 +59,22 @@ class Measured:
 
 
 class Runner(Protocol):
-    """One run of a model, out of which many configurations are read: every vote, and every part of a pool."""
+    """One run of a model, out of which many configurations are read: every vote, and every part of a pool.
+
+    Example:
+        >>> import numpy as np
+        >>> from inferscale.scaling import Measured, Runner
+        >>> class Recorded:  # a run of long ago
+        ...     name = "recorded"
+        ...     def __init__(self, right, tokens):
+        ...         self.right, self.tokens = np.asarray(right, dtype=float), np.asarray(tokens, dtype=float)
+        ...     def measure(self, problems):
+        ...         cost = {"tokens": self.tokens[:problems]}
+        ...         return Measured({self.name: self.right[:problems]}, {self.name: cost}, cost)
+        >>> runner: Runner = Recorded([True, False, True], [90, 110, 100])
+        >>> runner.measure(2).problems
+        2
+    """
 
     @property
     def name(self) -> str:
@@ -69,6 +92,22 @@ class Standing:
         configuration: Its name.
         dropped: ``""`` for one that stayed to the end, else why it left.
         chance: That none of those that were not shown to be behind is better, as it is believed.
+
+    Example:
+        >>> import numpy as np
+        >>> from types import SimpleNamespace
+        >>> from inferscale import Budget
+        >>> from inferscale.scaling import Measured, Race
+        >>> outcomes = {"never right": np.zeros(64), "mostly right": np.arange(64) % 8 > 0}
+        >>> def measure(problems):
+        ...     values = {name: right[:problems].astype(float) for name, right in outcomes.items()}
+        ...     cost = {"tokens": np.full(problems, 100.0)}
+        ...     return Measured(values, dict.fromkeys(values, cost), cost)
+        >>> race = Race([SimpleNamespace(name="recorded", measure=measure)], [Budget(tokens=200)], problems=64)
+        >>> for standing in race.run()[0].standings:
+        ...     print(f"{standing.configuration}: {standing.chance:.0%}", standing.dropped)
+        mostly right: 100%
+        never right: 0% shown to be behind mostly right on 16 problems
     """
 
     configuration: str
@@ -88,6 +127,23 @@ class Winner:
         problems_needed: So many would tell them apart, if the gap is as expected; ``None`` without a rival or a gap.
         expected: The accuracy that is expected on other problems.
         standings: Every configuration that the budget can buy, or may.
+
+    Example:
+        >>> import numpy as np
+        >>> from types import SimpleNamespace
+        >>> from inferscale import Budget
+        >>> from inferscale.scaling import Measured, Race
+        >>> outcomes = {"6 of 8": np.arange(32) % 8 < 6, "7 of 8": np.arange(32) % 8 < 7}
+        >>> def measure(problems):
+        ...     values = {name: right[:problems].astype(float) for name, right in outcomes.items()}
+        ...     cost = {"tokens": np.full(problems, 100.0)}
+        ...     return Measured(values, dict.fromkeys(values, cost), cost)
+        >>> race = Race([SimpleNamespace(name="recorded", measure=measure)], [Budget(tokens=200)], problems=32)
+        >>> winner = race.run()[0]
+        >>> print(f"{winner.configuration} with a chance of {winner.chance:.0%}, else {winner.rival}")
+        7 of 8 with a chance of 98%, else 6 of 8
+        >>> winner.problems_needed  # that would tell the two apart
+        64
     """
 
     configuration: str | None
@@ -126,6 +182,21 @@ class Race:
 
     Attributes:
         measured: What is known of each run, by its name.
+
+    Example:
+        >>> import numpy as np
+        >>> from inferscale import Budget
+        >>> from inferscale.scaling import Measured, Race
+        >>> class Coin:
+        ...     def __init__(self, name, share):
+        ...         self.name, self.share = name, share
+        ...     def measure(self, problems):
+        ...         tokens = {"tokens": np.full(problems, 100.0)}
+        ...         right = np.random.default_rng(0).random(problems) < self.share
+        ...         return Measured({self.name: right.astype(float)}, {self.name: tokens}, tokens)
+        >>> race = Race([Coin("half", 0.5), Coin("most", 0.9)], [Budget(tokens=200)], problems=64)
+        >>> race.run()[0].configuration, race.spent
+        ('most', {'tokens': 8000.0})
     """
 
     def __init__(

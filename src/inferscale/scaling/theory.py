@@ -84,6 +84,12 @@ def voting_limit(probabilities: ArrayLike, gold: ArrayLike, weights: ArrayLike |
 
     Raises:
         ValueError: If a probability is negative or a row sums to more than 1, or weights or gold do not fit.
+
+    Example:
+        >>> from inferscale.scaling import voting_limit
+        >>> chances = [[0.4, 0.35, 0.25], [0.3, 0.5, 0.2]]  # of three answers to two problems; the first is right
+        >>> voting_limit(chances, [0, 0]), voting_limit(chances, [0, 0], weights=[[0.9, 0.5, 0.5], [0.9, 0.5, 0.5]])
+        (array([1., 0.]), array([1., 1.]))
     """
     mass = _checked(probabilities)
     if weights is not None:
@@ -110,6 +116,11 @@ def majority_accuracy(probabilities: ArrayLike, gold: int, n: int) -> float:
 
     Raises:
         ValueError: If `n` is less than 1, the probabilities are no distribution, or there is no answer `gold`.
+
+    Example:
+        >>> from inferscale.scaling import majority_accuracy
+        >>> [round(majority_accuracy([0.4, 0.35, 0.25], gold=0, n=n), 3) for n in (1, 16, 256, 4096)]
+        [0.4, 0.524, 0.822, 1.0]
     """
     p = _one_row(probabilities)
     if not _occurs(p, gold, n):
@@ -144,6 +155,12 @@ def weighted_accuracy(
     Raises:
         ValueError: If `n` is less than 1, there is no answer `gold`, the weights do not fit, there are too many
             outcomes to try, or fewer than two trials.
+
+    Example:
+        >>> from inferscale.scaling import weighted_accuracy
+        >>> accuracy, error = weighted_accuracy([0.3, 0.5, 0.2], weights=[0.9, 0.4, 0.5], gold=0, n=15)
+        >>> round(accuracy, 3), error
+        (0.65, 0.0)
     """
     p = _one_row(probabilities)
     values = _checked_weights(weights, p)
@@ -170,6 +187,11 @@ def error_bound(probabilities: ArrayLike, n: int, weights: ArrayLike | None = No
 
     Raises:
         ValueError: If `n` is less than 1, the probabilities are no distribution, or the weights do not fit.
+
+    Example:
+        >>> from inferscale.scaling import error_bound
+        >>> [round(error_bound([0.6, 0.3], n), 4) for n in (10, 100, 1000)]
+        [1.0, 0.0222, 0.0]
     """
     mass = _one_row(probabilities)
     _check_n(n)
@@ -189,6 +211,12 @@ def cramer_rate(first: float, second: float) -> float:
 
     Raises:
         ValueError: If the two are no probabilities of two answers.
+
+    Example:
+        >>> from inferscale.scaling import cramer_rate
+        >>> rate = cramer_rate(0.6, 0.3)
+        >>> round(rate, 3), round(rate**100, 6)  # the error after 100 samples, up to a factor
+        (0.949, 0.00507)
     """
     _one_row([first, second])
     return 1.0 - (math.sqrt(first) - math.sqrt(second)) ** 2
@@ -256,6 +284,14 @@ def estimate_voting_limit(
 
     Raises:
         ValueError: If there is no problem, one has no samples, or scores do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from inferscale.scaling import estimate_voting_limit
+        >>> answers = [[4, 4, 7, 4], [3, 1, 1, -1], [5, 5, 5, 5]]  # of three problems, four samples each
+        >>> estimate, low, high = estimate_voting_limit(answers, [4, 3, 5], np.random.default_rng(0))
+        >>> print(f"{estimate:.2f} ({low:.2f} to {high:.2f})")
+        0.67 (0.17 to 1.00)
     """
     if not len(answer_ids) or not all(map(len, answer_ids)):
         raise ValueError("the limit of voting is estimated from problems that have samples: one has none")
@@ -304,6 +340,12 @@ class CoverageFit:
         mean_absolute_error: Over the fitted points.
         max_absolute_error: Over the fitted points.
         left_out: Points with coverage 0 or 1, which the law cannot meet.
+
+    Example:
+        >>> from inferscale.scaling import CoverageFit
+        >>> law = CoverageFit(a=-1.6, b=-0.5, mean_absolute_error=0.01, max_absolute_error=0.02, left_out=0)
+        >>> law([1, 10, 100]).round(3)  # coverage at so many samples
+        array([0.202, 0.603, 0.852])
     """
 
     a: float
@@ -329,6 +371,12 @@ def fit_coverage(k: ArrayLike, coverage: ArrayLike, method: str = "log") -> Cove
     Raises:
         ValueError: If a point is none, fewer than two k have a coverage strictly between 0 and 1, or the method is
             unknown.
+
+    Example:
+        >>> from inferscale.scaling import fit_coverage
+        >>> law = fit_coverage([1, 4, 16, 64], [0.22, 0.45, 0.67, 0.82])
+        >>> print(f"exp({law.a:.2f} k^{law.b:.2f}): {float(law(1000)):.3f} after 1000 samples")
+        exp(-1.54 k^-0.49): 0.949 after 1000 samples
     """
     if method not in ("log", "curve"):
         raise ValueError(f"method={method!r}: choose 'log' or 'curve'")
@@ -355,6 +403,11 @@ def beta_coverage(alpha: float, beta: float, k: ArrayLike) -> NDArray[np.float64
 
     ``1 - B(alpha, beta + k) / B(alpha, beta)``: the failure of each problem falls exponentially, and their mean as
     the power law ``k**-alpha`` (Schaeffer et al. 2025, arXiv:2502.17578).
+
+    Example:
+        >>> from inferscale.scaling import beta_coverage
+        >>> beta_coverage(0.5, 2.0, [1, 10, 100]).round(3)  # many problems are almost never solved: it rises slowly
+        array([0.2  , 0.612, 0.868])
     """
     from scipy.special import betaln
 
@@ -370,6 +423,11 @@ def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) 
 
     Raises:
         ValueError: If `calls` is even or less than 1, or the others are not between 0 and 1.
+
+    Example:
+        >>> from inferscale.scaling import two_class_accuracy
+        >>> [round(two_class_accuracy(calls, 0.5, 0.9, 0.45), 3) for calls in (1, 3, 101)]  # it rises and falls
+        [0.675, 0.699, 0.578]
     """
     if calls < 1 or calls % 2 == 0:
         raise ValueError(f"calls={calls}: the two-class model votes over an odd number of calls")
@@ -388,6 +446,14 @@ def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, i
 
     Raises:
         ValueError: If there is no inner maximum.
+
+    Example:
+        >>> from inferscale.scaling import optimal_calls, two_class_accuracy
+        >>> peak, best = optimal_calls(easy_share=0.5, easy=0.9, hard=0.45)
+        >>> round(peak, 2), best
+        (3.11, 5)
+        >>> [round(two_class_accuracy(calls, 0.5, 0.9, 0.45), 4) for calls in (best - 2, best, best + 2)]
+        [0.6986, 0.6992, 0.6945]
     """
     if not (1 > easy > 0.5 > hard and easy + hard > 1 and 0 < easy_share < 1):
         raise ValueError(

@@ -23,14 +23,33 @@ from .text import (
 )
 
 RAMP = ("#e66101", "#fdb863", "#d4d4d4", "#80b7dc", "#0f6cb8")
-"""From the lowest score to the highest: orange over grey to blue."""
+"""From the lowest score to the highest: orange over grey to blue.
+
+Example:
+    >>> from inferscale.viz import RAMP, Scale
+    >>> Scale(0.0, 1.0).colour(0.0) == RAMP[0], Scale(0.0, 1.0).colour(1.0) == RAMP[-1]
+    (True, True)
+"""
 UNSCORED = "#9aa0a6"
-"""The colour of nodes without a score."""
+"""The colour of nodes without a score.
+
+Example:
+    >>> from inferscale.viz import UNSCORED, Scale
+    >>> Scale.of([0.2, 0.9]).colour(None) == UNSCORED
+    True
+"""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The range of scores that the ramp spans: 0 to 1 if no score lies outside, else lowest to highest."""
+    """The range of scores that the ramp spans: 0 to 1 if no score lies outside, else lowest to highest.
+
+    Example:
+        >>> from inferscale.viz import Scale
+        >>> scale = Scale.of([-2.5, 0.5, 3.5])  # logits of an outcome reward model, say
+        >>> scale.share(0.5), scale.colour(3.5), scale.written(-2.5)
+        (0.5, '#0f6cb8', '-2.5')
+    """
 
     low: float
     high: float
@@ -83,6 +102,11 @@ def tidy_rows(children: Sequence[Sequence[int]]) -> list[float]:
 
     Args:
         children: For each node the places of its children, which come after it; node 0 is the root.
+
+    Example:
+        >>> from inferscale.viz import tidy_rows
+        >>> tidy_rows([[1, 4], [2, 3], [], [], []])  # a root, its two children, and two below the first
+        [1.0, 0.5, 0.0, 1.0, 1.5]
     """
     offsets = [0.0] * len(children)  # from the parent
     outlines: list[_Outline] = [[] for _ in children]  # first and last row of each level below, from the node
@@ -168,7 +192,17 @@ STYLE = f"<style>{_RULES.strip()}</style>"
 MOST_LABELLED = 40
 """Marks up to which the steps are written on the branches."""
 MOST_ANSWERED = 150
-"""Marks up to which the answers are written behind the leaves."""
+"""Marks up to which the answers are written behind the leaves.
+
+Example:
+    >>> from inferscale import RepeatedSampling, solve
+    >>> from inferscale.testing import ToyGenerator
+    >>> from inferscale.viz import MOST_ANSWERED, readable_marks
+    >>> result = solve("How many?", RepeatedSampling(8), ToyGenerator())
+    >>> marks = readable_marks(result.root, result.leaves, result.trajectories, result.selected_leaf)
+    >>> len(marks) <= MOST_ANSWERED  # so `plot_tree` writes the answers beside the leaves
+    True
+"""
 _WIDTH = 730.0  # what a tree may take before it scrolls, in pixels
 _LETTER = 6.7  # width of a letter at 11 pixels, in pixels
 _BEND = 30.0  # width of the curve that leads to a branch
@@ -205,6 +239,16 @@ def svg(marks: Sequence[Mark], scale: Scale, label: str) -> str:
         marks: As `marks_of` returns them.
         scale: Colours of the scores.
         label: What a screen reader says.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import Scale, marks_of, svg
+        >>> result = solve("How many?", RepeatedSampling(2), ToyGenerator())
+        >>> marks = marks_of(result.root, result.leaves, result.trajectories, result.selected_leaf)
+        >>> picture = svg(marks, Scale.of([]), "two samples")
+        >>> picture[:4], picture.count("<title>")  # a mark for the prompt and for each sample
+        ('<svg', 3)
     """
     plan = _plan(marks)
     order = sorted(range(len(marks)), key=lambda place: _DRAWN[marks[place].state])
@@ -343,6 +387,16 @@ def page(
         trajectories: Their records, in the same order.
         place: Which of them is reported.
         facts: What else to say, by name.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import page
+        >>> result = solve("How many?", RepeatedSampling(4), ToyGenerator())
+        >>> place = result.trajectories.index(result.selected)
+        >>> text = page(result.root, result.leaves, result.trajectories, place, {"strategy": "RepeatedSampling(4)"})
+        >>> text.isascii(), "<script" in text  # safe in any page
+        (True, False)
     """
     selected = trajectories[place]
     rows = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(visible(fact, 600))}</dd>" for name, fact in facts.items())
@@ -358,6 +412,17 @@ def growing(root: Node) -> str:
 
     Where it is too large to be read, the paths to the finished and to the deepest leaves are drawn, and what else
     stands below one parent is one mark.
+
+    Example:
+        >>> from inferscale import BeamSearch, solve
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> from inferscale.viz import growing
+        >>> pictures = []  # what a page would show one after the other
+        >>> def draw(update):
+        ...     pictures.append(growing((update.sampled or update.scored)[0].root))
+        >>> result = solve("How many?", BeamSearch(2, 2), ToyGenerator(), reward_model=ToyProcessReward(), on_step=draw)
+        >>> [picture.split("Search tree: ")[1].split(" until")[0] for picture in pictures]
+        ['5 nodes', '5 nodes', '9 nodes', '9 nodes', '13 nodes', '13 nodes', '17 nodes', '17 nodes']
     """
     leaves = [node for node in root.walk() if not node.children]
     deepest = max(node.depth for node in leaves)

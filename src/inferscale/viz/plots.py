@@ -48,7 +48,20 @@ _LABELS = {
 
 
 def to_frame(points: Iterable[CurvePoint]) -> Any:
-    """Points as a pandas data frame, one row each."""
+    """Points as a pandas data frame, one row each.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint
+        >>> from inferscale.viz import to_frame
+        >>> points = [
+        ...     CurvePoint("RepeatedSampling", "majority", n, accuracy, 0.02, 500, 100.0 * n, 1e8 * n, 0.0, 0.1)
+        ...     for n, accuracy in [(4, 0.5), (16, 0.6)]
+        ... ]
+        >>> print(to_frame(points)[["strategy", "n", "accuracy", "tokens"]])
+                   strategy   n  accuracy  tokens
+        0  RepeatedSampling   4       0.5   400.0
+        1  RepeatedSampling  16       0.6  1600.0
+    """
     return require("pandas", "plot").DataFrame([p.row() for p in points])
 
 
@@ -67,6 +80,18 @@ def plot_scaling(
         y: ``"error"`` has a logarithmic axis too, as in Wu et al. 2024 (arXiv:2408.00724).
         ax: Where to draw.
         label: What the legend says.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint
+        >>> from inferscale.viz import plot_scaling
+        >>> measured = [("RepeatedSampling", 4, 0.5), ("RepeatedSampling", 16, 0.6), ("DVTS", 4, 0.6)]
+        >>> points = [
+        ...     CurvePoint(strategy, "majority", n, accuracy, 0.02, 500, 100.0 * n, 1e8 * n, 0.0, 0.1)
+        ...     for strategy, n, accuracy in measured
+        ... ]
+        >>> axes = plot_scaling(points, x="tokens", y="error")
+        >>> axes.get_legend_handles_labels()[1]
+        ['RepeatedSampling, majority', 'DVTS, majority']
     """
     ax = new_axes(ax)
     for index, line in enumerate(_lines(points, x).values(), start=len(ax.containers)):
@@ -97,6 +122,19 @@ def label_lines(where: Axes, size: float = 8) -> None:
     Args:
         where: Axes, or a figure: all of its axes, with room for the names where its layout makes room ("constrained").
         size: Of the names, in points.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint
+        >>> from inferscale.viz import label_lines, plot_scaling
+        >>> measured = [("RepeatedSampling", 4, 0.5), ("RepeatedSampling", 16, 0.6), ("DVTS", 4, 0.6)]
+        >>> points = [
+        ...     CurvePoint(strategy, "majority", n, accuracy, 0.02, 500, 100.0 * n, 1e8 * n, 0.0, 0.1)
+        ...     for strategy, n, accuracy in measured
+        ... ]
+        >>> axes = plot_scaling(points, label="strategy")
+        >>> label_lines(axes)
+        >>> axes.get_legend(), [text.get_text() for text in axes.texts]
+        (None, ['RepeatedSampling', 'DVTS'])
     """
     figure, panels = (where.figure, [where]) if hasattr(where, "plot") else (where, where.axes)
     before, places = None, list[Any]()
@@ -136,7 +174,19 @@ def _label_lines(ax: Axes, size: float) -> None:
 def plot_frontier(
     points: Sequence[CurvePoint], x: CostName = "flops", y: Quantity = "accuracy", ax: Axes = None
 ) -> Axes:
-    """The Pareto frontier as steps: the best that each budget can buy."""
+    """The Pareto frontier as steps: the best that each budget can buy.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint
+        >>> from inferscale.viz import plot_frontier, plot_scaling
+        >>> points = [
+        ...     CurvePoint("RepeatedSampling", "majority", n, accuracy, 0.02, 500, 100.0 * n, 1e8 * n, 0.0, 0.1)
+        ...     for n, accuracy in [(4, 0.5), (16, 0.6), (64, 0.6)]
+        ... ]
+        >>> axes = plot_frontier(points, ax=plot_scaling(points))  # into the same axes
+        >>> axes.get_legend_handles_labels()[1]
+        ['best at each budget', 'RepeatedSampling, majority']
+    """
     ax = new_axes(ax)
     frontier = pareto_frontier(points, x)
     costs, heights = [getattr(p, x) for p in frontier], [getattr(p, y) for p in frontier]
@@ -146,7 +196,19 @@ def plot_frontier(
 
 
 def plot_optimal_size(points: Sequence[CurvePoint], fit: SizeFit, x: CostName = "flops", ax: Axes = None) -> Axes:
-    """Sizes of the models on the Pareto frontier against the compute, with the fitted line."""
+    """Sizes of the models on the Pareto frontier against the compute, with the fitted line.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint, fit_optimal_size
+        >>> from inferscale.viz import plot_optimal_size
+        >>> def point(size, flops, accuracy):
+        ...     measured = (4, accuracy, 0.02, 500, 400.0, flops, 0.0, 1.0)
+        ...     return CurvePoint("RepeatedSampling", "majority", *measured, parameters=size)
+        >>> points = [point(10**5, 4e7, 0.3), point(10**6, 5e8, 0.5), point(10**7, 6e9, 0.7)]
+        >>> axes = plot_optimal_size(points, fit_optimal_size(points))
+        >>> axes.get_legend_handles_labels()[1]
+        ['optimal model', 'log$_{10}$ C = 1.09 log$_{10}$ N +2.16']
+    """
     ax = new_axes(ax)
     frontier = pareto_frontier(points, x)
     costs = [getattr(p, x) for p in frontier]
@@ -169,6 +231,20 @@ def plot_plan(plan: Plan, cost: str | None = None, ax: Axes = None) -> Axes:
 
     Raises:
         ValueError: If the plan does not know that cost.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import plot_plan
+        >>> problems = [isc.Problem(f"Question {i}?", answer="2") for i in range(30)]
+        >>> made = isc.plan(
+        ...     problems, ToyGenerator(depth=2), budgets=isc.Budget(tokens=50), strategies=[isc.RepeatedSampling(8)]
+        ... )
+        >>> axes = plot_plan(made)
+        >>> axes.get_xlabel()
+        'sampled tokens per problem'
+        >>> axes.get_legend_handles_labels()[1]
+        ['best at each cost', 'tried', 'ToyGenerator: RepeatedSampling(n=4), MajorityVote()']
     """
     ax = new_axes(ax, (7, 4.5))
     known = sorted({name for t in plan.tried for name in t.costs})
@@ -201,7 +277,20 @@ def plot_plan(plan: Plan, cost: str | None = None, ax: Axes = None) -> Axes:
 
 
 def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, ax: Axes = None) -> Axes:
-    """Accuracy against the number of samples, coverage included, with a fitted power law of the coverage."""
+    """Accuracy against the number of samples, coverage included, with a fitted power law of the coverage.
+
+    Example:
+        >>> from inferscale import Problem, RepeatedSampling
+        >>> from inferscale.scaling import fit_coverage, scaling_curve
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import plot_coverage
+        >>> problems = [Problem(f"Question {i}?", answer="2") for i in range(20)]
+        >>> points = scaling_curve(problems, [RepeatedSampling(8)], ToyGenerator(depth=2), votes=["coverage"])
+        >>> fit = fit_coverage([point.n for point in points], [point.accuracy for point in points])
+        >>> axes = plot_coverage(points, fit)
+        >>> axes.get_legend_handles_labels()[1]
+        ['RepeatedSampling, coverage', 'exp(-1.46 k$^{-0.89}$)']
+    """
     ax = new_axes(ax)
     for index, (name, line) in enumerate(_lines(points, "n").items()):
         marker, colour = _MARKERS[index % len(_MARKERS)], COLOURS[index % len(COLOURS)]
@@ -221,6 +310,17 @@ def plot_votes(
 
     Raises:
         ValueError: If there are no points.
+
+    Example:
+        >>> from inferscale.scaling import CurvePoint
+        >>> from inferscale.viz import plot_votes
+        >>> points = [
+        ...     CurvePoint("REBASE", vote, n, accuracy, 0.02, 500, 100.0 * n, 1e8 * n, 0.0, 0.1)
+        ...     for vote, n, accuracy in [("majority", 4, 0.5), ("majority", 16, 0.6), ("weighted", 4, 0.6)]
+        ... ]
+        >>> figure = plot_votes(points)
+        >>> [panel.get_title() for panel in figure.axes]
+        ['majority', 'weighted']
     """
     if not points:
         raise ValueError("there are no points to plot")
@@ -279,6 +379,14 @@ def plot_tree(result: SearchResult, ax: Axes = None) -> Axes:
     Args:
         result: A search.
         ax: Where to draw.
+
+    Example:
+        >>> from inferscale import REBASE, solve
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> from inferscale.viz import plot_tree
+        >>> axes = plot_tree(solve("How many?", REBASE(4), ToyGenerator(), reward_model=ToyProcessReward()))
+        >>> axes.get_legend_handles_labels()[1]  # axes.figure.savefig("tree.png") writes it
+        ['pruned', 'returned', 'reported']
     """
     marks = readable_marks(result.root, result.leaves, result.trajectories, result.selected_leaf)
     rows = tidy_rows([mark.children for mark in marks])
@@ -357,6 +465,14 @@ def plot_answers(result: SearchResult, ax: Axes = None) -> Axes:
     Args:
         result: A search.
         ax: Where to draw.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import plot_answers
+        >>> axes = plot_answers(solve("How many?", RepeatedSampling(16), ToyGenerator()))
+        >>> [label.get_text() for label in axes.get_yticklabels()]  # axes.figure.savefig("votes.png") writes them
+        ['1', '2', '0', '3']
     """
     votes = votes_of(result.trajectories)
     shown, rest = votes[:MOST_VOTES], votes[MOST_VOTES:]

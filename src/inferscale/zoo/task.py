@@ -217,7 +217,13 @@ LEVELS: dict[int, Level] = {
     4: Level(7, 8, 1500, 20),
     5: Level(8, 10, 3000, 30),
 }
-"""The five levels of difficulty."""
+"""The five levels of difficulty.
+
+Example:
+    >>> from inferscale.zoo.task import LEVELS
+    >>> [(number, level.min_steps, level.max_steps, level.limit) for number, level in LEVELS.items()]
+    [(1, 3, 4, 100), (2, 4, 5, 300), (3, 6, 7, 800), (4, 7, 8, 1500), (5, 8, 10, 3000)]
+"""
 
 _WEIGHTS: dict[Kind, int] = {
     "add": 8, "sub": 8, "add_groups": 6, "sub_groups": 5, "times": 4, "split": 3, "fraction": 4,
@@ -298,10 +304,27 @@ __all__ = [
 ]
 
 Split: TypeAlias = Literal["train", "dev", "test"]
-"""Parts of the problems; which one a problem belongs to depends on its text alone."""
+"""Parts of the problems; which one a problem belongs to depends on its text alone.
+
+Example:
+    >>> from typing import get_args
+    >>> from inferscale.zoo.task import Split, generate
+    >>> for split in get_args(Split):
+    ...     print(f"{split:5}", generate(1, seed=0, level=1, split=split)[0].prompt[:40])
+    train Amy has 19 nuts. Paul has 5 times as man
+    dev   Eva has 22 coins. Eva sells 18 of them.
+    test  Ben starts with 5 apples. Ben gets 16 fr
+"""
 
 ANSWER_PREFIX = "The answer is: "
-"""What the last line of a solution begins with."""
+"""What the last line of a solution begins with.
+
+Example:
+    >>> from inferscale import Thinking, zoo
+    >>> thinking = Thinking(start="", end=zoo.task.ANSWER_PREFIX)  # what comes before is thought
+    >>> zoo.task.ANSWER_PREFIX
+    'The answer is: '
+"""
 _STEP = re.compile(r"\s*([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)\s*")
 _ANSWER = re.compile(r"\s*The answer is: ([0-9]+)\s*")
 _BUCKETS = 16  # one in 16 problems belongs to "test", one to "dev", the others to "train"
@@ -319,6 +342,14 @@ def generate(n: int, seed: int, level: int | None = None, split: Split = "test")
 
     Raises:
         ValueError: If `level` or `split` is not known, or `n` is negative.
+
+    Example:
+        >>> from inferscale.zoo import task
+        >>> problems = task.generate(5, seed=1)
+        >>> [task.level_of(problem) for problem in problems], problems[0].answer
+        ([1, 2, 3, 4, 5], '98')
+        >>> problems == task.generate(5, seed=1), problems[0] in task.generate(200, seed=1, split="dev")
+        (True, False)
     """
     if n < 0:
         raise ValueError(f"generate(n={n}): n is a number of problems, 0 or more")
@@ -327,7 +358,15 @@ def generate(n: int, seed: int, level: int | None = None, split: Split = "test")
 
 
 def problem_stream(seed: int, level: int | None = None, split: Split = "test") -> Iterator[Problem]:
-    """Problems without end, those of `generate` in the same order."""
+    r"""Problems without end, those of `generate` in the same order.
+
+    Example:
+        >>> from itertools import islice
+        >>> from inferscale.zoo.task import problem_stream, solution
+        >>> short = (problem for problem in problem_stream(seed=3, split="train") if len(problem.prompt) < 100)
+        >>> [solution(problem.prompt).count("\n") for problem in islice(short, 3)]  # lines before the answer
+        [3, 3, 3]
+    """
     if level is not None and level not in LEVELS:
         raise ValueError(f"level={level!r}: choose one of {sorted(LEVELS)}, or None for a mix of all")
     if split not in ("train", "dev", "test"):
@@ -348,7 +387,13 @@ def _draw_stream(rng: random.Random, level: int | None, split: Split, name: str)
 
 
 def split_of(prompt: str) -> Split:
-    """The part that a prompt belongs to, from its text alone."""
+    r"""The part that a prompt belongs to, from its text alone.
+
+    Example:
+        >>> from inferscale.zoo.task import split_of
+        >>> split_of("Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n")
+        'train'
+    """
     bucket = blake2b(prompt.encode(), digest_size=1).digest()[0] % _BUCKETS
     return "test" if bucket == 0 else "dev" if bucket == 1 else "train"
 
@@ -358,6 +403,12 @@ def level_of(problem: Problem) -> int:
 
     Raises:
         ValueError: If the id was not made by `generate`.
+
+    Example:
+        >>> from inferscale.zoo import problems, task
+        >>> problem = problems()[3]
+        >>> problem.id, task.level_of(problem)
+        ('test-0-L4-3', 4)
     """
     match = re.search(r"-L([1-5])-", problem.id or "")
     if match is None:
@@ -367,28 +418,50 @@ def level_of(problem: Problem) -> int:
 
 @lru_cache(maxsize=4096)
 def reference(prompt: str) -> tuple[tuple[Line, ...], int]:
-    """The reference derivation of a prompt and its answer.
+    r"""The reference derivation of a prompt and its answer.
 
     Raises:
         ValueError: If the prompt is not a problem of this task.
+
+    Example:
+        >>> from inferscale.zoo.task import reference
+        >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
+        >>> lines, answer = reference(prompt)
+        >>> lines[1], answer
+        (Line(left=42, op='-', right=20, result=22, left_from=0, right_from=None), 22)
     """
     events = read_events(prompt)
     return tuple(derive(events)), final_value(events)
 
 
 def solution(prompt: str) -> str:
-    """The reference solution as text, answer line included."""
+    r"""The reference solution as text, answer line included.
+
+    Example:
+        >>> from inferscale.zoo.task import solution
+        >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
+        >>> print(solution(prompt))
+        7 * 6 = 42
+        42 - 20 = 22
+        The answer is: 22
+    """
     lines, answer = reference(prompt)
     return "".join(line.text() for line in lines) + f"{ANSWER_PREFIX}{answer}"
 
 
 def check_steps(prompt: str, completion: str) -> list[bool]:
-    """For every line of the completion on its own, whether it is the reference's line at that place.
+    r"""For every line of the completion on its own, whether it is the reference's line at that place.
 
     A line is right when operator, operands (either order for ``+`` and ``*``) and result are those of the
     reference; the answer line is right after the last operation and with the right number. Lines of white space
     are passed over. Another derivation that reaches the answer counts as wrong: the stories leave little room
     for one.
+
+    Example:
+        >>> from inferscale.zoo.task import check_steps
+        >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
+        >>> check_steps(prompt, "7 * 6 = 41\n42 - 20 = 22\nThe answer is: 22")  # each line on its own
+        [False, True, True]
     """
     lines, answer = reference(prompt)
     written = [line for line in completion.split("\n") if line.strip()]
@@ -409,25 +482,52 @@ def _is_right(text: str, index: int, lines: tuple[Line, ...], answer: int) -> bo
 
 
 def step_labels(prompt: str, completion: str) -> list[bool]:
-    """For every line, whether the solution is right up to and including it (the labels of a process reward model)."""
+    r"""For every line, whether the solution is right up to and including it (the labels of a process reward model).
+
+    Example:
+        >>> from inferscale.zoo.task import step_labels
+        >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
+        >>> step_labels(prompt, "7 * 6 = 42\n42 - 20 = 24\nThe answer is: 22")
+        [True, False, False]
+    """
     checks = check_steps(prompt, completion)
     return [all(checks[: index + 1]) for index in range(len(checks))]
 
 
 def first_error(prompt: str, completion: str) -> int | None:
-    """The index of the first wrong line, or ``None`` when nothing is wrong so far."""
+    r"""The index of the first wrong line, or ``None`` when nothing is wrong so far.
+
+    Example:
+        >>> from inferscale.zoo.task import first_error
+        >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
+        >>> first_error(prompt, "7 * 6 = 42\n42 - 20 = 24\n"), first_error(prompt, "7 * 6 = 42\n")
+        (1, None)
+    """
     checks = check_steps(prompt, completion)
     return checks.index(False) if False in checks else None
 
 
 def stated_answer(completion: str) -> str | None:
-    """The number on the last line that states an answer, or ``None``."""
+    r"""The number on the last line that states an answer, or ``None``.
+
+    Example:
+        >>> from inferscale.zoo.task import stated_answer
+        >>> stated_answer("7 * 6 = 42\nThe answer is: 42"), stated_answer("7 * 6 = 42\n")
+        ('42', None)
+    """
     matches = [match for line in completion.split("\n") if (match := _ANSWER.fullmatch(line))]
     return str(int(matches[-1].group(1))) if matches else None
 
 
 def is_correct(prompt: str, completion: str) -> bool:
-    """True if the completion states the right answer, however it got there."""
+    r"""True if the completion states the right answer, however it got there.
+
+    Example:
+        >>> from inferscale.zoo.task import is_correct
+        >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
+        >>> is_correct(prompt, "The answer is: 22"), is_correct(prompt, "7 * 6 = 42\n42 - 20 = 22\n")
+        (True, False)
+    """
     return stated_answer(completion) == str(reference(prompt)[1])
 
 
@@ -443,6 +543,12 @@ def problems(split: Literal["test", "dev"] = "test") -> list[Problem]:
 
     Raises:
         ValueError: If `split` is neither.
+
+    Example:
+        >>> from inferscale import zoo
+        >>> problems = zoo.problems("dev")
+        >>> len(problems), problems[0].id, problems[0].answer
+        (500, 'dev-0-L1-0', '28')
     """
     if split == "dev":
         return generate(SIZE, seed=0, split="dev")
