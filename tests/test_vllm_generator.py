@@ -12,11 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.vllm_server import VARIABLE, environment
+from inferscale.cost import Budget
 from inferscale.engine import solve, solve_batch
 from inferscale.engine.result import step_from_dict
+from inferscale.flops import closed_form
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator, VLLMGenerator
-from inferscale.strategies import REBASE, Greedy
+from inferscale.strategies import REBASE, Greedy, RepeatedSampling
 from inferscale.testing import ToyReward
 from inferscale.tree import Node, Problem, Step, branch_key
 from tests import vllm_stub, vllm_worker
@@ -112,6 +114,21 @@ def test_a_search_is_the_same_alone_and_in_a_batch(llm):
         alone = solve(prompt, REBASE(3), generator, reward_model=ToyReward())
         assert [leaf.token_ids for leaf in alone.leaves] == [leaf.token_ids for leaf in result.leaves]
         assert alone.cost.without_seconds() == result.cost.without_seconds()
+
+
+def test_bytes_are_those_of_rows_that_each_read_the_prompt(llm):
+    generator = VLLMGenerator(llm, **LIMITS)
+    found = solve(PROMPTS[0], RepeatedSampling(2), generator)
+    cost = found.cost
+    spec, prompt = closed_form(llm.model), cost.prompt_tokens
+    (keys,), counts = spec.attention, [len(leaf.token_ids) - 1 for leaf in found.leaves]
+    tokens = prompt + sum(count * prompt + count * (count - 1) // 2 + count for count in counts)
+    assert cost.cache_bytes == 4 * keys.kv_width * tokens
+    assert cost.bytes == cost.cache_bytes + 4 * spec.active_weights * (1 + max(counts))
+    for options in ({"quantization": "fp8"}, {"kv_cache_dtype": "fp8"}):
+        packed = VLLMGenerator(vllm_stub.LLM(**options), **LIMITS)
+        with pytest.raises(ValueError, match="VLLMGenerator cannot tell its bytes"):
+            solve(PROMPTS[0], Greedy(), packed, budget=Budget(bytes=1e9))
 
 
 def blank_first(llm, monkeypatch, blank):

@@ -64,8 +64,13 @@ class LLM:
             max_model_len=options.get("max_model_len", 512),
             hf_config=self.model.config,
             logprobs_mode=options.get("logprobs_mode", "raw_logprobs"),
+            dtype=torch.float32,
+            quantization=options.get("quantization"),
             try_get_generation_config=lambda: {"eos_token_id": [self.tokenizer.eos_token_id, 5]},
         )
+
+        cache = SimpleNamespace(cache_dtype=options.get("kv_cache_dtype", "auto"))
+        self.llm_engine = SimpleNamespace(vllm_config=SimpleNamespace(cache_config=cache))
 
     def get_tokenizer(self) -> Any:
         return self.tokenizer

@@ -24,7 +24,7 @@ class Traffic(NamedTuple):
 
     Attributes:
         weights: Weights read.
-        cache: Keys and values read and written.
+        cache: Keys and values, and states of recurrent layers, read and written.
     """
 
     weights: int

@@ -41,10 +41,11 @@ class Cost:
             generators, each by its name.
         resent_tokens: Prompt and path tokens that a server was sent again, beyond `prompt_tokens`; it charges for them.
         cached_tokens: Of all tokens that a server was sent, those that it says it had in its cache.
-        generator_bytes: Weights, keys and values that the generator reads and writes: weights once for each forward of
-            the search's rows, keys and values of a prompt once for all rows (`inferscale.flops.traffic`).
+        generator_bytes: Weights, keys and values (and states of recurrent layers) that the generator reads and writes:
+            weights once for each forward of the search's rows, keys and values of a prompt once for all rows
+            (`inferscale.flops.traffic`).
         reward_bytes: The same of the reward model.
-        cache_bytes: The part of both that is keys and values.
+        cache_bytes: The part of both that is keys, values and states.
         rounds: Forwards that follow one another, the part of latency that no hardware takes away: tokens of the longest
             sample of each answer, and one for each call that scores.
         phases: The seconds by phase: ``"prefill"`` (prompts and paths read) and ``"decode"``, or ``"generate"`` where

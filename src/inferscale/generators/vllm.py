@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from inferscale._compat import require
-from inferscale.base import Generator
+from inferscale.base import Generator, Traffic
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, BranchFactory, Limits
-from inferscale.runtime.charges import Charges
+from inferscale.runtime.charges import Charges, row_groups
 from inferscale.runtime.loading import eos_of, refuse_unknown
 from inferscale.runtime.processing import LogitsProcessing
 from inferscale.runtime.prompts import ControlTokens
@@ -155,6 +155,7 @@ class VLLMGenerator(Generator):
         self.thinking = self._branches.thinking
         self.takes_messages = self._branches.prompts.chat
         self._charges = Charges(config.hf_config)
+        self._charges.widths = _widths(llm)
         self._lock = threading.Lock()
 
     @classmethod
@@ -242,6 +243,18 @@ class VLLMGenerator(Generator):
         """The most tokens that one sample of `request` can have."""
         return self._branches.max_sample_tokens(request)
 
+    def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
+        """Return the bytes that sampling these steps moves, in one batch; ``None`` if they are not known.
+
+        As those of `HFGenerator`, but that each row reads the prompt's keys and values, which are held once. The engine
+        may cut a prompt into chunks and rows into waves, and then reads the weights more often. Not known are those of
+        quantised weights or caches, and of models with recurrent states.
+        """
+        spec = self._charges.spec
+        if spec is None or any(spec.states or ()):
+            return None
+        return self._charges.traffic(row_groups(self._branches, requests, answers, shares_prompts=False))
+
     def _run(self, calls: Sequence[Sequence[Branch]]) -> None:
         """Samples branches that have the same ids before them in one request of the engine."""
         prompts = [{"prompt_token_ids": [*call[0].prefix, *call[0].tokens]} for call in calls]
@@ -301,6 +314,15 @@ class VLLMGenerator(Generator):
         if self._logprobs_mode == "raw_logprobs":
             return replace(step, logprob=None)
         return replace(step, confidence=None, model_logprob=None)
+
+
+def _widths(llm: Any) -> tuple[int, int] | None:
+    """Bytes of a weight and of a cached number of an engine; ``None`` if it is quantised, or does not tell."""
+    config = llm.model_config
+    cache = getattr(getattr(getattr(llm, "llm_engine", None), "vllm_config", None), "cache_config", None)
+    width = getattr(getattr(config, "dtype", None), "itemsize", None)
+    is_plain = getattr(config, "quantization", None) is None and getattr(cache, "cache_dtype", None) == "auto"
+    return (width, width) if width and is_plain else None
 
 
 def _open(call: Sequence[Branch]) -> list[Branch]:

@@ -13,8 +13,10 @@ from inferscale.cost import Cost
 from inferscale.flops.calibration import calibrate, closed_form, language_model, unwrapped
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost, model_spec, sample_flops
 from inferscale.flops.traffic import RowGroup, count_traffic
+from inferscale.flow import GenerateRequest
+from inferscale.tree import Step
 
-from .branch import Branch
+from .branch import Branch, BranchFactory
 
 
 class Charges:
@@ -104,6 +106,35 @@ class Charges:
                 )
             )
         return costs
+
+
+def row_groups(
+    branches: BranchFactory,
+    requests: Sequence[GenerateRequest],
+    answers: Sequence[Sequence[Step]],
+    shares_prompts: bool = True,
+) -> list[RowGroup]:
+    """The rows of answered requests, as they are charged with FLOPs.
+
+    The first draw from a node reads the prompt, or the node's last token; a request's first sample the forced text.
+
+    Args:
+        branches: Knows the ids of requests.
+        requests: The requests.
+        answers: Their steps.
+        shares_prompts: True if the keys and values of a prompt are read once for all rows of a tree.
+    """
+    groups = []
+    for request, steps in zip(requests, answers, strict=True):
+        prompt, forced = branches.ids(request)
+        path = len(request.node.token_ids)
+        is_first = request.first <= request.payer < request.first + request.n
+        unread = ((1 if path else len(prompt)) if is_first else 0) + len(forced)
+        sampled = [int(step.generated_tokens) for step in steps]
+        shared = len(prompt) if shares_prompts else 0
+        before = len(prompt) + path + len(forced)
+        groups.append(RowGroup(before, unread if any(sampled) else 0, sampled, request.node.root.key, shared))
+    return groups
 
 
 def _stored_bytes(tensor: Any) -> int:

@@ -19,12 +19,11 @@ from torch import Tensor
 from inferscale._compat import evaluating
 from inferscale.base import Sampling, Ticket, Traffic
 from inferscale.flops import report_tokens
-from inferscale.flops.traffic import RowGroup
 from inferscale.flow import GenerateRequest, Race
 from inferscale.tree import Node, Step
 
 from .branch import Branch, BranchFactory, side_by_side
-from .charges import Charges
+from .charges import Charges, row_groups
 from .kv import ROOM, RowBatch
 from .plain import PlainRows, plain_way, used_ranges
 from .prefix_cache import KeyedPath, PrefixCache, branch_path, shared_prefixes
@@ -764,17 +763,7 @@ class ModelRunner:
 
     def traffic(self, requests: Sequence[GenerateRequest], answers: Sequence[Sequence[Step]]) -> Traffic | None:
         """Bytes that sampling these steps moves, in one batch whose rows share prompts; ``None`` if not known."""
-        batch = []
-        for request, steps in zip(requests, answers, strict=True):
-            prompt, forced = self.branches.ids(request)
-            path = len(request.node.token_ids)
-            # As they are charged with FLOPs: the first draw from a node reads the prompt, or the node's last token.
-            is_first = request.first <= request.payer < request.first + request.n
-            unread = ((1 if path else len(prompt)) if is_first else 0) + len(forced)
-            sampled = [int(step.generated_tokens) for step in steps]
-            before = len(prompt) + path + len(forced)
-            batch.append(RowGroup(before, unread if any(sampled) else 0, sampled, request.node.root.key, len(prompt)))
-        return self.charges.traffic(batch)
+        return self.charges.traffic(row_groups(self.branches, requests, answers))
 
     def open(self) -> RunnerSampling:
         """A session; several can be open, whose rows are apart."""
