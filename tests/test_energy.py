@@ -1,9 +1,13 @@
 """Energy readers, on recorded counters."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+import inferscale as isc
+from inferscale.cli import UsageError, app
+from inferscale.evaluate import load_run
 from inferscale.flops import EnergyMeter
 from inferscale.flops.energy import (
     CodeCarbonCounter,
@@ -14,6 +18,10 @@ from inferscale.flops.energy import (
     find_counter,
     joules_between,
 )
+from inferscale.serve import Service
+from inferscale.serve.schema import APIError, CompletionRequest
+from inferscale.testing import ToyGenerator, ToyReward
+from tests.serve_tools import ask, serving
 
 
 class Recorded:
@@ -126,3 +134,89 @@ def test_a_meter_without_a_counter_gives_none_and_the_reason(monkeypatch, tmp_pa
     assert "no RAPL counters" in meter.energy.source
     with pytest.raises(ValueError, match="energy is read of cpu"):
         find_counter("tpu")
+
+
+class Ticking:
+    """A counter by which a joule passes between two readings."""
+
+    name, wraps_at = "ticking", None
+
+    def __init__(self):
+        self._joules = 0.0
+
+    def read(self):
+        self._joules += 1
+        return self._joules
+
+
+SILENT = "no RAPL counters here"
+
+
+@pytest.fixture(params=[True, False], ids=["measured", "silent"])
+def measured(request, monkeypatch):
+    """Whether this machine has a counter."""
+    counter = (Ticking(), "") if request.param else (None, SILENT)
+    monkeypatch.setattr("inferscale.flops.energy.find_counter", lambda device: counter)
+    toys = ToyGenerator(), ToyReward()
+    for module in ("solving", "evaluating", "planning"):
+        monkeypatch.setattr(f"inferscale.cli.{module}.models_of", lambda *given: toys)
+    return request.param
+
+
+QUIET = ["--strategy", "sampling:4", "--no-progress", "--energy", "cpu"]
+
+
+def test_commands_tell_joules_or_why_there_are_none(measured, capsys, tmp_path):
+    app(["solve", "How many?", "--save", str(tmp_path / "x.json"), *QUIET], standalone_mode=False)
+    app(["eval", "--out", str(tmp_path / "run"), "--limit", "2", *QUIET], standalone_mode=False)
+    told, complaint = capsys.readouterr()
+    saved = isc.SearchResult.load(tmp_path / "x.json").cost
+    (record, _) = load_run(tmp_path / "run").results()
+    if measured:
+        assert saved.joules > 0
+        assert f", {saved.joules:.3g} J\n" in told
+        assert record.cost.joules > 0
+        assert "J for a problem, policy + reward model (ticking)\n" in told
+        assert complaint == ""
+    else:
+        assert (saved.joules, record.cost.joules) == (None, None)
+        assert complaint == f"joules are not known: {SILENT}\n" * 2
+        assert " J" not in told
+
+
+@pytest.mark.parametrize("command", [["solve", "x"], ["eval"], ["sweep", "--out", "x"], ["plan"]])
+@pytest.mark.parametrize("energy", [[], ["--energy", "cpu"]])
+def test_a_budget_of_joules_needs_a_counter_before_anything_is_loaded(command, energy, monkeypatch):
+    monkeypatch.setattr("inferscale.flops.energy.find_counter", lambda device: (None, SILENT))
+    words = [*command, "--strategy", "sampling:2", "--no-progress", "--budget", "joules=5", *energy]
+    with pytest.raises(UsageError, match="joules needs a meter.*" + (SILENT if energy else "give --energy cpu")):
+        app([*words, "--model", "/nowhere"], standalone_mode=False)
+
+
+def test_a_budget_of_joules_ends_a_search(measured, capsys):
+    words = ["solve", "How many?", "--strategy", "rebase:4", "--reward", "x", *QUIET[2:], "--budget", "joules=1"]
+    if measured:
+        app(words, standalone_mode=False)
+        assert "stopped by joules" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="--tokens 5 is short for --budget tokens=5"):
+        app([*words, "--tokens", "5"], standalone_mode=False)
+
+
+def test_a_server_tells_joules_or_why_there_are_none(measured):
+    service = Service(ToyGenerator(), strategy="sampling:2", energy=EnergyMeter("cpu"))
+    for served, source in ((service, "ticking" if measured else SILENT), (replace(service, energy=None), "--energy")):
+        cap = {"inferscale": {"budget": {"joules": 100}}}
+        if served.energy is not None and measured:
+            CompletionRequest.parse({"prompt": "x", **cap}, "text", served)
+        else:
+            with pytest.raises(APIError, match=f"measures no joules .*{source}"):
+                CompletionRequest.parse({"prompt": "x", **cap}, "text", served)
+        with serving(served) as server:
+            bill = ask(server, "How many?")["inferscale"]
+        assert source in bill["energy"]
+        assert (bill["cost"]["joules"] is not None) == (served.energy is not None and measured)
+
+
+def test_an_unknown_meter_is_refused():
+    with pytest.raises(ValueError, match="energy is read of cpu, cuda or cuda:1"):
+        app(["solve", "x", "--strategy", "greedy", "--energy", "tpu"], standalone_mode=False)

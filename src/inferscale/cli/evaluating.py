@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inferscale.cost import Cost
 from inferscale.evaluate.parts import check_scores, make_strategy, make_vote
 from inferscale.identity import digest
 
 from .options import (
     STRATEGY_HELP,
+    BudgetText,
     Model,
     ModelOptions,
     Progress,
     Seed,
     Tokens,
     UsageError,
+    cap_of,
     printable,
     say,
     with_options,
@@ -31,7 +34,9 @@ from .solving import models_of
 if TYPE_CHECKING:
     from inferscale.answers import SameAnswer
     from inferscale.base import Generator, RewardModel, SearchStrategy
+    from inferscale.cost import Budget
     from inferscale.evaluate import Run
+    from inferscale.flops import EnergyMeter
     from inferscale.scaling import CurvePoint
     from inferscale.tree import Problem
 
@@ -94,19 +99,17 @@ class RunOptions(ModelOptions):
 
     def run(
         self, problems: list[Problem], search: SearchStrategy, generator: Generator, reward_model: RewardModel | None,
-        seed: int, folder: Path, model: str,
+        seed: int, folder: Path, model: str, budget: Budget | None, meter: EnergyMeter | None,
     ) -> Run:  # fmt: skip
         """The run in `folder`, begun or gone on with."""
-        from inferscale.cost import Budget
         from inferscale.evaluate import prompt_style, run_evaluation
 
         style = prompt_style(self.style or ("plain" if self.dataset == "embedded" else "cot"))
-        budget = None if self.tokens is None else Budget(tokens=self.tokens)
         about = {"dataset": self.dataset, "model": model, "reward": self.reward and Path(self.reward).name}
         return run_evaluation(
             problems, search, generator, folder, reward_model=reward_model, aggregator=make_vote(self.vote),
             budget=budget, read_answer=style.reader(), same_answer=self.same_answer(), seed=seed,
-            batch_size=self.batch_size, config=about, force=self.force, progress=self.progress,
+            batch_size=self.batch_size, config=about, force=self.force, progress=self.progress, energy=meter,
         )  # fmt: skip
 
     def same_answer(self) -> SameAnswer | None:
@@ -355,18 +358,21 @@ def evaluate(
     model: Model = "policy-s",
     strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "sampling",
     seed: Seed = 0,
+    budget: BudgetText = None,
     *,
     options: RunOptions,
 ) -> None:
     """Solve and grade a data set; the same command again goes on where it ended."""
     search = make_strategy(strategy, options.width)
     check_scores(search, make_vote(options.vote), options.reward)
+    cap = cap_of(budget, options.tokens)
+    meter = options.meter(cap)
     problems = options.problems()
     generator, reward_model = models_of(model, options)
     name, folder = Path(model).name, out
     if folder is None:
         name, folder = own_folder(Path("runs"), options, model, name, search, generator, reward_model, seed)
-    show(options.run(problems, search, generator, reward_model, seed, folder, name))
+    show(options.run(problems, search, generator, reward_model, seed, folder, name, cap, meter), meter)
 
 
 def sweep(
@@ -374,6 +380,7 @@ def sweep(
     strategy: Annotated[list[str], typer.Option(help=f"Repeat it. {STRATEGY_HELP}")],
     seed: Annotated[list[int] | None, typer.Option(help="Repeat it: one run of each strategy for each seed.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Repeat it: a path, a hub id, an embedded policy.")] = None,
+    budget: BudgetText = None,
     *,
     options: RunOptions,
 ) -> None:
@@ -381,6 +388,8 @@ def sweep(
     searches = [make_strategy(text, options.width) for text in strategy]
     for search in searches:
         check_scores(search, make_vote(options.vote), options.reward)
+    cap = cap_of(budget, options.tokens)
+    meter = options.meter(cap)
     problems = options.problems()
     models = model or ["policy-s"]
     for path, known_as in zip(models, distinct_names(models), strict=True):
@@ -388,7 +397,8 @@ def sweep(
         for search in searches:
             for number in seed or [0]:
                 name, folder = own_folder(out, options, path, known_as, search, generator, reward_model, number)
-                show(options.run(problems, search, generator, reward_model, number, folder, name))
+                run = options.run(problems, search, generator, reward_model, number, folder, name, cap, meter)
+                show(run, meter)
 
 
 def own_folder(
@@ -453,13 +463,20 @@ def distinct_names(models: Sequence[str]) -> list[str]:
     return list(models)
 
 
-def show(run: Run) -> None:
-    """Prints one line for a run."""
+def show(run: Run, meter: EnergyMeter | None = None) -> None:
+    """Prints one line for a run, and one for its joules, where they were measured."""
     count = sum(record["correct"] is not None for record in run.finished)
     graded = f"accuracy {_accuracy(run.accuracy, run.standard_error, count)}"
     if run.accuracy != run.accuracy:
         graded = "no gold answers"
     silent = sum(record["answer"] is None for record in run.finished)
     say(f"{graded}, {len(run.finished)} problems ({silent} without an answer)  {run.directory}")
+    if meter is not None:
+        costs = [result.cost for result in run.results()]
+        total = sum(costs, Cost())
+        policy, judge = total.generator_joules, total.reward_joules
+        if costs and policy is not None and judge is not None:
+            each = f"{policy / len(costs):.3g} + {judge / len(costs):.3g} J"
+            say(f"{each} for a problem, policy + reward model ({meter.source})")
     for note in run.abstentions.notes:
         say(f"{run.directory}: {note}", err=True)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -16,6 +16,10 @@ from inferscale.answers import KINDS
 from inferscale.evaluate.parts import VOTES
 from inferscale.strategies import registry
 from inferscale.tree import Judge
+
+if TYPE_CHECKING:
+    from inferscale.cost import Budget
+    from inferscale.flops import EnergyMeter
 
 
 class UsageError(Exception):
@@ -41,6 +45,14 @@ Model = Annotated[str, typer.Option(help="A local path (GGUF too), a hub id, or 
 Width = Annotated[int, typer.Option(help="Samples or leaves.")]
 Vote = Annotated[str, typer.Option(help=f"One of {', '.join(VOTES)}, or one in full: 'BordaVote(p=0.7)'.")]
 Tokens = Annotated[int | None, typer.Option(help="Token budget of a problem.")]
+BUDGET_HELP = "NAME=NUMBER, of tokens, calls, seconds, flops, bytes or joules; several caps with commas"
+BudgetText = Annotated[
+    str | None, typer.Option("--budget", help=f"What a problem may cost: {BUDGET_HELP}. Joules need --energy.")
+]
+Energy = Annotated[
+    str | None,
+    typer.Option(help="Measure joules: cpu (RAPL), cuda or cuda:1 (NVML). Where nothing can be read, it says why."),
+]
 Seed = Annotated[int, typer.Option(help="Any integer.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 Reward = Annotated[
@@ -113,6 +125,25 @@ class ModelOptions:
     device: Device = None
     dtype: Dtype = None
     load: Load = None
+    energy: Energy = None
+
+    def meter(self, *budgets: Budget | None) -> EnergyMeter | None:
+        """The meter, if one is wanted; it says on standard error why nothing can be read.
+
+        Raises:
+            UsageError: If a budget caps joules that nobody measures.
+            ValueError: If there is no such kind of device.
+        """
+        from inferscale.flops import EnergyMeter
+
+        meter = None if self.energy is None else EnergyMeter(self.energy)
+        if meter is None or meter.read() is None:
+            why = "give --energy cpu or --energy cuda" if meter is None else meter.source
+            if any(budget is not None and budget.joules is not None for budget in budgets):
+                raise UsageError(f"a budget of joules needs a meter that can be read: {why}")
+            if meter is not None:
+                say(f"joules are not known: {why}", err=True)
+        return meter
 
     def of_generator(self) -> dict[str, Any]:
         """What `make_generator` is given by name, as far as it is no default."""
@@ -132,6 +163,31 @@ class ModelOptions:
         defaults = {field.name: field.default for field in fields(self)}
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value != defaults[name] and value != []}
+
+
+def read_budget(text: str) -> Budget:
+    """The budget that a text such as ``tokens=500,seconds=2`` names."""
+    from inferscale.cost import CAPS, Budget
+
+    known = [name for name in CAPS if name != "money"]  # which needs a price
+    caps: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        try:
+            caps[name] = float(number)
+        except ValueError:
+            raise UsageError(f"budget {text!r}: write it as tokens=500 or flops=2e9,seconds=1.5") from None
+        if name not in known:
+            raise UsageError(f"budget {text!r}: choose among {', '.join(known)}")
+    return Budget(**{name: int(cap) if name in ("tokens", "calls") else cap for name, cap in caps.items()})  # type: ignore[arg-type]
+
+
+def cap_of(budget: str | None, tokens: int | None) -> Budget | None:
+    """What ``--budget`` and ``--tokens`` allow; ``None`` if neither is given."""
+    if budget is not None and tokens is not None:
+        raise UsageError(f"--tokens {tokens} is short for --budget tokens={tokens}: give all caps to --budget")
+    text = f"tokens={tokens}" if budget is None and tokens is not None else budget
+    return None if text is None else read_budget(text)
 
 
 def read_pairs(option: str, pairs: Sequence[str] | None, taken: set[str]) -> dict[str, Any]:

@@ -5,21 +5,15 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from inferscale.evaluate.parts import make_strategy
 
 from .evaluating import RunOptions, distinct_names
-from .options import STRATEGY_HELP, Model, Seed, UsageError, say, with_options
+from .options import BUDGET_HELP, STRATEGY_HELP, Model, Seed, UsageError, read_budget, say, with_options
 from .solving import models_of
-
-if TYPE_CHECKING:
-    from inferscale.cost import Budget
-
-
-BudgetText = "NAME=NUMBER, of tokens, flops, seconds or calls; several caps with commas"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    budget: Annotated[list[str], typer.Option(help=f"Repeat it: what a problem may cost on average. {BudgetText}.")],
+    budget: Annotated[list[str], typer.Option(help=f"Repeat it: what a problem may cost on average. {BUDGET_HELP}.")],
     most: Annotated[str | None, typer.Option(help="The most that planning may cost in all, as --budget.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="Repeat it: a path, a hub id, an embedded policy.")] = None,
     strategy: Annotated[
@@ -53,8 +47,9 @@ def plan(
         raise UsageError("plan has --budget for --tokens, and no --force: give another --runs folder")
     if strategy and size:
         raise UsageError("--size is for the default strategies: say it in --strategy, as rebase:16")
-    budgets, limit = [_budget(text) for text in budget], None if most is None else _budget(most)
+    budgets, limit = [read_budget(text) for text in budget], None if most is None else read_budget(most)
     searches = [make_strategy(text, options.width) for text in strategy or ()]
+    meter = options.meter(*budgets, limit)
     problems = options.problems()
     names = model or ["policy-s"]
     parts = [models_of(name, options) for name in names]
@@ -65,7 +60,7 @@ def plan(
         strategies=searches or candidates(judge, size or (4, 16, 64)),
         directory=runs or out.with_name(f"{out.stem}-runs"), same_answer=options.same_answer(), seed=seed,
         read_answer=prompt_style(options.style or ("plain" if options.dataset == "embedded" else "cot")).reader(),
-        batch_size=options.batch_size, progress=options.progress,
+        batch_size=options.batch_size, progress=options.progress, energy=meter,
     )  # fmt: skip
     found.save(out)
     say(found.table())
@@ -140,23 +135,6 @@ def _config(model: str) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(at_hand(model))
-
-
-def _budget(text: str) -> Budget:
-    """The budget that a text such as ``tokens=500,seconds=2`` names."""
-    from inferscale.cost import CAPS, Budget
-
-    known = CAPS[:4]  # what every model tells
-    caps: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = part.partition("=")
-        try:
-            caps[name] = float(number)
-        except ValueError:
-            raise UsageError(f"budget {text!r}: write it as tokens=500 or flops=2e9,seconds=1.5") from None
-        if name not in known:
-            raise UsageError(f"budget {text!r}: choose among {', '.join(known)}")
-    return Budget(**{name: int(cap) if name in ("tokens", "calls") else cap for name, cap in caps.items()})  # type: ignore[arg-type]
 
 
 def _given(options: RunOptions) -> list[str]:

@@ -12,7 +12,19 @@ import typer
 from inferscale.answers import reader_of
 from inferscale.evaluate.parts import check_scores, embedded, make_generator, make_reward, make_strategy, make_vote
 
-from .options import STRATEGY_HELP, Model, ModelOptions, Progress, Seed, Tokens, UsageError, say, with_options
+from .options import (
+    STRATEGY_HELP,
+    BudgetText,
+    Model,
+    ModelOptions,
+    Progress,
+    Seed,
+    Tokens,
+    UsageError,
+    cap_of,
+    say,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from inferscale.base import Generator, RewardModel
@@ -79,6 +91,7 @@ def solve(
     model: Model = "policy-s",
     strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "rebase",
     tokens: Tokens = None,
+    budget: BudgetText = None,
     seed: Seed = 0,
     save: Annotated[Path | None, typer.Option(help="Write the whole result there as JSON.")] = None,
     tree: Annotated[bool, typer.Option(help="Print the search tree.")] = False,
@@ -87,7 +100,6 @@ def solve(
     options: ModelOptions,
 ) -> None:
     """Search for the answer to one problem."""
-    from inferscale.cost import Budget
     from inferscale.engine.solver import solve as run
     from inferscale.tree import Problem
 
@@ -95,11 +107,12 @@ def solve(
     check_scores(search, aggregator, options.reward)
     if model in embedded() and not prompt.endswith("\n"):
         prompt += "\n"  # the embedded policies read a question as a line
-    problem, budget = Problem(prompt, kind=options.answer_kind), None if tokens is None else Budget(tokens=tokens)
+    problem, cap = Problem(prompt, kind=options.answer_kind), cap_of(budget, tokens)
+    meter = options.meter(cap)
     generator, reward_model = models_of(model, options)
     result = run(
-        problem, search, generator, reward_model=reward_model, aggregator=aggregator, budget=budget, seed=seed,
-        progress=progress,
+        problem, search, generator, reward_model=reward_model, aggregator=aggregator, budget=cap, seed=seed,
+        progress=progress, energy=meter,
     )  # fmt: skip
     _show(result, tree)
     if save is not None:
@@ -137,6 +150,7 @@ def _show(result: SearchResult, tree: bool) -> None:
     say(
         f"{len(result.trajectories)} trajectories, {cost.tokens:,} tokens, {cost.generator_flops:.3g} generator FLOPs, "
         f"{cost.reward_flops:.3g} reward FLOPs, {cost.seconds:.1f} s"
+        + (f", {cost.joules:.3g} J" if cost.joules is not None else "")
         + (f", stopped by {result.stopped_by}" if result.stopped_by else "")
     )
     for note in result.abstentions.notes:
@@ -171,11 +185,11 @@ def serve(
     key = os.environ.get("INFERSCALE_API_KEY") or None
     check_host(host, key)
     check_scores(make_strategy(strategy, options.width), make_vote(options.vote), options.reward)  # before it loads
-    reader = None if options.answer_kind is None else reader_of(options.answer_kind)
+    reader, meter = None if options.answer_kind is None else reader_of(options.answer_kind), options.meter()
     generator, reward_model = models_of(model, options)
     service = Service(
         generator, reward_model, name=name or Path(model).name, strategy=strategy, width=options.width,
-        vote=options.vote, seed=seed, api_key=key, read_answer=reader,
+        vote=options.vote, seed=seed, api_key=key, read_answer=reader, energy=meter,
         limits=Limits(max_active, max_waiting, max_body_bytes, max_size=max_size, budget=Budget(tokens, None, seconds)),
         prompt_end="\n" if model in embedded() else "",  # the embedded policies read a question as a line
     )  # fmt: skip

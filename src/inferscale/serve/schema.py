@@ -28,7 +28,7 @@ OURS = frozenset(
 )
 """Fields of the field ``inferscale``; ``n`` and ``vote`` are other names of ``width`` and ``aggregator``."""
 
-CAPS = frozenset({"tokens", "flops", "seconds", "calls", "bytes"})
+CAPS = frozenset({"tokens", "flops", "seconds", "calls", "bytes", "joules"})
 
 USED = frozenset(
     {"model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop", "stream", "stream_options", "seed"}
@@ -233,8 +233,11 @@ class CompletionRequest:
         caps = ours.inner("budget", CAPS)
         budget = Budget(
             caps.integer("tokens"), caps.number("flops"), caps.number("seconds"), caps.integer("calls"),
-            bytes=caps.number("bytes"),
+            bytes=caps.number("bytes"), joules=caps.number("joules"),
         )  # fmt: skip
+        if budget.joules is not None and (service.energy is None or service.energy.read() is None):
+            why = "it was started without --energy" if service.energy is None else service.energy.source
+            raise bad_field("inferscale.budget", f"this server measures no joules ({why}): cap another cost")
         if budget.bytes is not None and service.generator.traffic((), ()) is None:
             raise bad_field("inferscale.budget", "this model cannot tell its bytes: cap another cost")
         judged = strategy.needs_scores or aggregator.needs_scores  # else nobody reads what scoring would cost
@@ -247,6 +250,7 @@ class CompletionRequest:
             thinking=service.thinking,
             budget=service.limits.capped(budget),
             seed=service.seed if seed is None else seed,
+            energy=service.energy,
         )
         # A stop ends no thoughts: where there may be some, what follows it is sampled, and cut from the answer.
         ends = () if solver.markers is not None and solver.markers.end else stops
@@ -459,5 +463,8 @@ class Reply:
             "budget": None if solver.budget is None else asdict(solver.budget),
             "ignored": list(self.request.ignored),
             "cost": cost.to_dict(),
+            "energy": "not measured: the server was started without --energy"
+            if solver.energy is None
+            else solver.energy.source,
         }
         return {"usage": usage, "inferscale": told}

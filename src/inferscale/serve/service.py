@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from inferscale.answers import Reader
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy, check_scores
-from inferscale.cost import Budget
+from inferscale.cost import Budget, Meter
 from inferscale.engine.solver import Solver
 from inferscale.evaluate.parts import make_strategy, make_vote
 from inferscale.thinking import Thinking
@@ -77,6 +77,7 @@ class Service:
         prompt_end: Text that every plain prompt must end with; it is added where it is missing.
         read_answer: Reads the answer out of a completion, where a request does not say what kind it is.
         thinking: The markers of thoughts, as in `Solver`: chat answers are sent without them, and thoughts apart.
+        energy: Reads the energy that the models use, as in `Solver`; what it reads is told in ``inferscale.energy``.
     """
 
     generator: Generator
@@ -92,6 +93,7 @@ class Service:
     prompt_end: str = ""
     read_answer: Reader | None = None
     thinking: Thinking | Literal[False] | None = None
+    energy: Meter | None = None
 
     def __post_init__(self) -> None:
         """Refuse a default that could not be served."""
@@ -105,6 +107,7 @@ class Service:
         return Solver(
             self.make_strategy(), self.generator, self.reward_model, self.make_vote(),
             read_answer=self.read_answer, thinking=self.thinking, budget=self.limits.budget, seed=self.seed,
+            energy=self.energy,
         )  # fmt: skip
 
     def make_strategy(self, text: str | None = None, width: int | None = None) -> SearchStrategy:
