@@ -1,7 +1,9 @@
 """`plan`: what to run for each budget, out of a race on shared samples."""
 
 import json
+import shlex
 import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from scipy.stats import norm
 
 import inferscale as isc
 from inferscale.base import Traffic
-from inferscale.cost import Cost
+from inferscale.cost import Cost, Price
+from inferscale.evaluate.parts import command_words, source_of
+from inferscale.identity import identity_of
 from inferscale.scaling import Measured, Race, candidates
 from inferscale.scaling.beliefs import believe
 from inferscale.scaling.planning import Pool, usual_votes
@@ -307,6 +311,13 @@ def test_a_saved_plan_is_the_same_plan(tmp_path):
     plan = toy_plan()
     loaded = isc.Plan.load(plan.save(tmp_path / "plan.json"))
     assert loaded == plan
+    strict = isc.MajorityVote(normalize=str.strip)
+    own = toy_plan(aggregators=[strict], strategies=[isc.RepeatedSampling(2)])
+    assert isc.MajorityVote() in {t.configuration.aggregator for t in own.tried if t.configuration.strategy.n == 2}
+    own.save(tmp_path / "own.json")
+    assert isc.Plan.load(tmp_path / "own.json", aggregators=[strict]) == own
+    with pytest.raises(ValueError, match=r"load it with aggregators"):
+        isc.Plan.load(tmp_path / "own.json")
     assert (loaded.table(), loaded.to_html()) == (plan.table(), plan.to_html())
     results = isc.solve_batch(PROBLEMS[:2], loaded, ToyGenerator(), reward_model=ToyProcessReward(),
                               budget=isc.Budget(tokens=400))  # fmt: skip
@@ -394,6 +405,252 @@ def test_bad_problems_are_refused():
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             isc.plan(problems, ToyGenerator(), budgets=isc.Budget(tokens=10))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budgets": None}, "budgets=None"),
+        ({"budgets": [5]}, "give Budget"),
+        ({"most": 5}, "give Budget"),
+        ({"strategies": ["rebase:4"]}, "strategies holds 'rebase:4'"),
+        ({"strategies": [isc.REBASE]}, "instances such as REBASE"),
+        ({"aggregators": isc.BestOfN}, "instances such as BestOfN"),
+        ({"judge": 3}, "judge must be a function"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        (
+            {"budgets": [isc.Budget(money=1, price=Price(input=1)), isc.Budget(money=1, price=Price(input=2))]},
+            "2 prices",
+        ),
+    ],
+)
+def test_bad_parts_are_refused_before_anything_is_sampled(change, message):
+    generator = ToyGenerator()
+    with pytest.raises((TypeError, ValueError), match=message):
+        toy_plan(generator=generator, **change)
+    assert generator.calls == 0
+
+
+def test_what_one_of_the_models_does_not_tell_is_no_gift():
+    """A model that tells no FLOPs would be within every budget of them."""
+
+    class Served(ToyGenerator):
+        def generate(self, requests):
+            return [[replace(step, flops=0) for step in steps] for steps in super().generate(requests)]
+
+    given = {"strategies": [isc.RepeatedSampling(4)], "reward_model": None}
+    plan = toy_plan(generator={"served": Served(), "here": ToyGenerator()}, budgets=isc.Budget(flops=1e9), **given)
+    assert plan.choices[0].configuration.generator == "here"
+    assert {t.chances for t in plan.tried if t.configuration.generator == "served"} == {(None,)}
+    for limits in ({"budgets": isc.Budget(flops=1e9)}, {"most": isc.Budget(flops=1e9)}):
+        served = Served()
+        with pytest.raises(ValueError, match="not tell"):
+            toy_plan(generator=served, **given, **limits)
+        assert served.calls == 1  # the first problems
+
+
+def test_each_budget_is_raced_for_once():
+    budgets = [isc.Budget(tokens=400), isc.Budget(tokens=40), isc.Budget(tokens=400)]
+    assert [c.budget for c in toy_plan(budgets=budgets).choices] == budgets[:2]
+
+
+def test_a_choice_says_when_nothing_was_right():
+    plan = isc.plan([replace(p, answer="seven") for p in PROBLEMS], ToyGenerator(), budgets=isc.Budget(tokens=400),
+                    strategies=[isc.RepeatedSampling(2)])  # fmt: skip
+    assert "No problem was answered right: compare gold answers" in str(plan)
+
+
+def test_runs_that_the_limit_left_no_room_for_are_told(tmp_path):
+    plan = toy_plan(most=isc.Budget(tokens=3))
+    assert plan.untried == ("ToyGenerator: REBASE(width=4) by ToyProcessReward",)
+    assert "Not begun, for that was spent before: ToyGenerator: REBASE" in str(plan)
+    assert isc.Plan.load(plan.save(tmp_path / "plan.json")) == plan
+
+
+def test_what_was_known_before_an_interrupt_is_kept(tmp_path):
+    class Stops(ToyGenerator):
+        left = 12
+
+        def identity(self):
+            return {}
+
+        def generate(self, requests):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().generate(requests)
+
+    stops = Stops()
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        toy_plan(generator=stops, directory=tmp_path)
+    known = stopped.value.plan
+    assert known.problems == 40 > max(t.problems for t in known.tried) >= 4
+    stops.left, calls = 10**6, stops.calls
+    whole = Stops()
+    whole.left = 10**6
+    assert toy_plan(generator=stops, directory=tmp_path).tried == toy_plan(generator=whole, directory=tmp_path).tried
+    alone = Stops()
+    alone.left = 10**6
+    toy_plan(generator=alone)
+    assert stops.calls - calls < alone.calls
+
+
+def test_a_plan_goes_on_with_more_problems(tmp_path):
+    options = {"budgets": isc.Budget(tokens=400), "directory": tmp_path, "strategies": [isc.RepeatedSampling(4)]}
+
+    class Noted(ToyGenerator):
+        def identity(self):
+            return {}
+
+        def generate(self, requests):
+            self.__dict__.setdefault("asked", []).extend(request.node.problem.prompt for request in requests)
+            return super().generate(requests)
+
+    first, more, anew = Noted(), Noted(), Noted()
+    isc.plan(PROBLEMS[:30], first, **options)
+    with pytest.raises(ValueError, match=r"problems.count was 30 and is 40.*force=True"):
+        isc.plan(PROBLEMS, more, **options)
+    plan = isc.plan(PROBLEMS, more, **options, force=True)
+    whole = isc.plan(PROBLEMS, anew, **{**options, "directory": None})
+    assert [t.accuracy for t in plan.tried] == [t.accuracy for t in whole.tried]
+    assert plan.problems == 40
+    assert len(more.asked) == 10 < len(anew.asked)
+
+
+VERDICTS = []
+
+
+def longer_answers(problem, first, second):
+    VERDICTS.append((problem.prompt, first, second))
+    if len(VERDICTS) == 21:
+        raise ConnectionError("no answer")
+    return 0.5 if len(first) == len(second) else float(len(first) > len(second))
+
+
+def test_a_judge_is_paid_once(tmp_path, monkeypatch):
+    """Verdicts are kept in the folder; one that breaks down has lost none of them."""
+    asked = []
+    monkeypatch.setitem(globals(), "VERDICTS", asked)
+    options = {
+        "judge": longer_answers,
+        "directory": tmp_path,
+        "reward_model": None,
+        "strategies": [isc.RepeatedSampling(4)],
+    }
+    with pytest.raises(ConnectionError):
+        toy_plan(**options)
+    plan = toy_plan(**options)
+    assert len(set(asked)) == len(asked) - 1  # the one that had no answer
+    paid = len(asked)
+    again = ToyGenerator()
+    assert toy_plan(**options, generator=again).tried == plan.tried
+    assert (len(asked), again.calls) == (paid, 0)
+    client = object()
+    with pytest.warns(UserWarning, match="verdicts are not kept"):
+        toy_plan(**{**options, "judge": lambda problem, first, second: 0.5 if client else 0.0})
+
+
+@pytest.mark.parametrize("verdict", [2.0, float("nan"), None, "first", -0.1])
+def test_a_verdict_that_is_no_chance_is_refused(verdict):
+    with pytest.raises(ValueError, match="judge must return a chance between 0 and 1"):
+        toy_plan(judge=lambda problem, first, second: verdict)
+
+
+def test_lines_of_several_models_name_the_one_that_was_chosen():
+    class Sharp(ToyGenerator):
+        def identity(self):
+            return {"num_answers": 1}
+
+        def generate(self, requests):
+            return [[replace(step, flops=step.flops + 1) for step in steps] for steps in super().generate(requests)]
+
+    generator = {"first": ToyGenerator(), "second": Sharp()}
+    reward_model = {"one": ToyReward(), "two": ToyProcessReward()}
+    plan = isc.plan(PROBLEMS, generator, budgets=[isc.Budget(tokens=n) for n in (20, 60, 400)],
+                    reward_model=reward_model, strategies=[isc.RepeatedSampling(4)],
+                    read_answer=isc.answers.read_answer)  # fmt: skip
+    for choice in plan.choices:
+        names = {"problems": PROBLEMS[:3], "generator": generator, "reward_model": reward_model,
+                 "read_answer": isc.answers.read_answer}  # fmt: skip
+        exec(plan.python(choice.budget), names)
+        by_plan = isc.solve_batch(PROBLEMS[:3], plan, generator, budget=choice.budget)
+        assert [r.text for r in names["results"]] == [r.text for r in by_plan]
+        assert f"generator[{choice.configuration.generator!r}]" in plan.python(choice.budget)
+        assert "read_answer=read_answer" in plan.python(choice.budget)
+
+
+@dataclass(frozen=True)
+class Wrapped(isc.SearchStrategy):
+    """A strategy of one's own around another."""
+
+    inner: isc.SearchStrategy
+
+    def search(self, root, rng):
+        return (yield from self.inner.search(root, rng))
+
+
+def test_lines_import_all_that_they_name():
+    for strategy, aggregator in [
+        (Wrapped(isc.RepeatedSampling(3)), isc.MajorityVote()),
+        (isc.RepeatedSampling(3), isc.MajorityVote(normalize=str.strip)),  # no text makes this one
+    ]:
+        plan = toy_plan(strategies=[strategy], aggregators=[aggregator], budgets=isc.Budget(tokens=400))
+        choice = next(t for t in plan.tried if t.configuration.aggregator == aggregator)
+        plan = replace(plan, choices=(replace(plan.choices[0], tried=choice),))
+        names = {"problems": PROBLEMS[:3], "generator": ToyGenerator(), "reward_model": ToyProcessReward(),
+                 "aggregator": aggregator}  # fmt: skip
+        exec(plan.python(), names)
+        assert [r.text for r in names["results"]] == [
+            r.text for r in isc.solve_batch(PROBLEMS[:3], plan, ToyGenerator())
+        ]
+
+
+def test_a_command_line_runs_what_was_planned(tmp_path, capsys, monkeypatch):
+    """Of models that commands can load it is whole; of others it says what is missing, behind the line."""
+    from inferscale.cli import app
+    from inferscale.evaluate import load_run
+
+    policy = isc.HFGenerator(*isc.zoo.load("policy-xs"), temperature=0.7, max_new_tokens=5, stop="\n\n")
+    judge = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="min")
+    plan = isc.plan(isc.zoo.problems("dev")[:30], policy, budgets=isc.Budget(tokens=1000), reward_model=judge,
+                    strategies=[isc.RepeatedSampling(2)])  # fmt: skip
+    assert {t.configuration.generator for t in plan.tried} == {"policy-xs"}
+    plan = replace(
+        plan, choices=(replace(plan.choices[0], tried=next(t for t in plan.tried if t.configuration.reward)),)
+    )
+    words = shlex.split(plan.command())
+    assert "#" not in words
+    monkeypatch.chdir(tmp_path)
+    app([*words[1:], "--limit", "2", "--out", "run", "--no-progress"], standalone_mode=False)
+    capsys.readouterr()
+    ran = [record["result"] for record in load_run("run").finished]
+    ours = isc.solve_batch(isc.zoo.problems("test")[:2], plan, policy)
+    assert [isc.SearchResult.from_dict(r).text for r in ran] == [r.text for r in ours]
+    odd = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="prod")
+    assert (source_of(judge), source_of(odd)) == ("prm-xs", None)
+    told = toy_plan().command(isc.Budget(tokens=400))
+    assert "  # --model: the path or hub id of the generator" in told
+    sharper = isc.HFGenerator(*isc.zoo.load("policy-xs"), top_k=3)
+    assert command_words(identity_of(sharper))[1] == ["commands have no option for top_k"]
+
+
+def test_files_that_are_no_plan_are_refused(tmp_path):
+    whole = json.loads(toy_plan().save(tmp_path / "plan.json").read_text())
+    for change, message in [({"version": 99}, "newer inferscale"), ({"version": None}, "newer"),
+                            ({"tried": [{}]}, "damaged plan"), ({"choices": None}, "damaged plan")]:  # fmt: skip
+        (tmp_path / "bad.json").write_text(json.dumps({**whole, **change}))
+        with pytest.raises(ValueError, match=message):
+            isc.Plan.load(tmp_path / "bad.json")
+
+
+def test_budgets_that_were_not_planned_choose_what_they_can_buy():
+    plan = toy_plan()
+    large = plan.choose(isc.Budget(tokens=10_000))
+    assert large == max(plan.choices, key=lambda choice: choice.expected)
+    with pytest.raises(ValueError, match="does not know what its choices take of joules"):
+        plan.choose(isc.Budget(joules=5))
+    with pytest.raises(TypeError, match="must be a Budget, not 400"):
+        plan.choose(400)
 
 
 def test_candidates_are_what_is_at_hand():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,8 +42,8 @@ def plan(
     from inferscale.scaling import plan as make_plan
     from inferscale.scaling.race import told
 
-    if options.tokens is not None or options.force:
-        raise UsageError("plan has --budget for --tokens, and no --force: give another --runs folder")
+    if options.tokens is not None:
+        raise UsageError("plan has --budget for --tokens")
     if strategy and size:
         raise UsageError("--size is for the default strategies: say it in --strategy, as rebase:16")
     budgets, limit = [read_budget(text) for text in budget], None if most is None else read_budget(most)
@@ -60,17 +59,17 @@ def plan(
         strategies=searches or candidates(judge, size or (4, 16, 64)),
         directory=runs or out.with_name(f"{out.stem}-runs"), same_answer=options.same_answer(), seed=seed,
         read_answer=prompt_style(options.style or ("plain" if options.dataset == "embedded" else "cot")).reader(),
-        batch_size=options.batch_size, progress=options.progress, energy=meter,
+        batch_size=options.batch_size, progress=options.progress, force=options.force, energy=meter,
     )  # fmt: skip
+    sources = dict(zip(distinct_names(names), names, strict=True))  # as they were given: what commands load
+    found = replace(found, sources=sources if options.reward is None else {**sources, options.reward: options.reward})
     found.save(out)
     say(found.table())
-    shared = _given(options)
     for choice in found.choices:
         if choice.tried is not None:
-            line = shlex.join([*shlex.split(found.command(choice.budget)), *shared])
             say("")
             say(f"# {told(choice.budget)}")
-            say(line)
+            say(found.command(choice.budget, _given(options)))
     if html is not None:
         html.write_text(found.to_html(), encoding="utf-8")
     say(f"wrote {out}")
@@ -140,7 +139,7 @@ def _config(model: str) -> Any:
 def _given(options: RunOptions) -> list[str]:
     """The options that were given, as words of a command line, without those that a choice names itself."""
     words: list[str] = []
-    chosen = {"reward", "vote", "width", "progress", "limit", "split"}
+    chosen = {"reward", "vote", "width", "progress", "limit", "split", "force"}
     for field in fields(RunOptions):
         value = getattr(options, field.name)
         if field.name in chosen or value == field.default:

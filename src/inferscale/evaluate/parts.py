@@ -6,15 +6,18 @@ import ast
 import inspect
 import os
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from inferscale import base
 from inferscale.aggregators import BestOfN, MajorityVote, Medoid
 from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
 from inferscale.flow import Flow, Generate, GenerateRequest, rewrite
+from inferscale.identity import identity_of
 from inferscale.strategies import registry
 from inferscale.thinking import NO_THINKING, Thinking
 from inferscale.tree import Node
@@ -204,6 +207,73 @@ def make_reward(
         return HFOutcomeRewardModel.from_pretrained(path, **judged, **load)
     kind = before if at else "auto"
     return HFProcessRewardModel.from_pretrained(path if at else text, format=kind, **judged, **load)
+
+
+def name_of(part: Generator | RewardModel) -> str:
+    """The name of a part's model, without the way to its folder, or of its function, or else of its class."""
+    from inferscale import zoo
+
+    place = str(getattr(getattr(part, "model", None), "name_or_path", "") or "")
+    if place and Path(place).exists():
+        return zoo.name_of(place) or Path(place).name
+    served = identity_of(part).get("model") if isinstance(part, Generator) and not place else None
+    own = place or served or getattr(part, "name", "")
+    return own if isinstance(own, str) and own and own != "<lambda>" else type(part).__name__
+
+
+def source_of(part: Generator | RewardModel) -> str | None:
+    """What commands call the model of a generator or a reward model; ``None`` if they cannot load or make it."""
+    from inferscale import zoo
+    from inferscale.generators import HFGenerator
+    from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, HFProcessRewardModel
+
+    if type(part) is CheckerReward:
+        return "checker"
+    if type(part) not in (HFGenerator, HFProcessRewardModel, HFOutcomeRewardModel):
+        return None
+    place = str(getattr(getattr(part, "model", None), "name_or_path", "") or "")
+    if not (Path(place).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place)):
+        return None  # it was made as an object, or changed since it was loaded
+    name = zoo.name_of(place) or place
+    if isinstance(part, HFOutcomeRewardModel):
+        return f"outcome@{name}"
+    if isinstance(part, HFProcessRewardModel) and name in embedded():
+        made = part.identity()
+        alike = {"good_token": "<good>", "bad_token": "<bad>", "reduction": "min", "judge": "all"}
+        return name if all(made[option] == value for option, value in alike.items()) else None
+    return name
+
+
+def command_words(identity: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The options of a generator as words of a command line, and what of them commands cannot be told.
+
+    Args:
+        identity: Of an `HFGenerator`; of others nothing is told.
+    """
+    from inferscale.generators import HFGenerator
+
+    if identity["class"] != f"{HFGenerator.__module__}.{HFGenerator.__qualname__}":
+        return [], ["commands make no generator of this class"]
+    made = {**identity, **identity["sampler"]}
+    words = ["--temperature", f"{made.get('temperature')}", "--max-new-tokens", f"{made['max_new_tokens']}"]
+    flags = {"max_step_tokens": 256, "step_delimiter": "\n", "top_p": 1.0, "min_p": 0.0, "system_prompt": None}
+    for name, usual in flags.items():
+        if made.get(name) != usual:
+            words += ["--" + name.replace("_", "-"), _escaped(made[name])]
+    for text in made["stop"]:
+        words += ["--stop", _escaped(text)]
+    if made["takes_messages"] != bool(made["tokenizer"].get("chat_template")):
+        words.append("--chat-template" if made["takes_messages"] else "--no-chat-template")
+    if (dtype := made["model"]["dtype"]) != "torch.float32":
+        words += ["--dtype", dtype.removeprefix("torch.")]
+    others = {"top_k": 0, "confidence": "logprob", "repetition_penalty": 1.0, "logits_processor": [],
+              "prefix_allowed_tokens_fn": None, "tools": None, "chat_template_kwargs": None, "control_tokens": None,
+              "eos_token_id": None}  # fmt: skip
+    return words, [f"commands have no option for {name}" for name, usual in others.items() if made.get(name) != usual]
+
+
+def _escaped(value: Any) -> str:
+    return value.encode("unicode_escape").decode() if isinstance(value, str) else str(value)
 
 
 def parts_from_texts(

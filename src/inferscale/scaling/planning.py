@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import math
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -30,11 +32,11 @@ from inferscale.engine.files import write_atomically
 from inferscale.engine.result import SearchResult, voted
 from inferscale.engine.several import GeneratorGroup
 from inferscale.engine.solver import Solver, as_problems
-from inferscale.evaluate.parts import make_strategy, make_vote
-from inferscale.evaluate.records import graded
+from inferscale.evaluate.parts import command_words, make_strategy, make_vote, name_of, source_of
+from inferscale.evaluate.records import append, cut_torn_line, graded, read_records
 from inferscale.evaluate.runs import run_evaluation
 from inferscale.functional import Reduction
-from inferscale.identity import compare, identity_of
+from inferscale.identity import compare, digest, identity_of, unknown_in, warn_of_unknown
 from inferscale.strategies import DVTS, REBASE, AdaptiveConsistency, BeamSearch, Greedy, RepeatedSampling
 from inferscale.thinking import Thinking
 from inferscale.tree import Problem, Trajectory
@@ -188,6 +190,8 @@ class Choice:
             + ("" if self.expected is None else f"expect {100 * self.expected:.1f} %; ")
             + f"the best with a chance of {self.chance:.0%}"
         )
+        if t.accuracy == 0:
+            return f"{text}. No problem was answered right: compare gold answers with those that are read"
         if self.is_clear or self.rival is None:
             return text
         text += f". The data cannot tell it from {self.rival}"
@@ -210,8 +214,12 @@ class Plan(Planned):
         error: Probability that a best configuration was dropped as shown to be behind, over all budgets.
         spent: What planning has cost, by the names of `Budget`.
         most: The most that it was allowed to cost.
-        parts: Identities of the generators and reward models by their names.
+        parts: Identities of the generators and reward models by their names; as ``"options"`` those of the reader and
+            of the markers of thoughts, where they were given.
         rewards: The reward models themselves, in the process that made the plan.
+        sources: What commands call the generators and reward models, by their names: a path, a hub id, an embedded
+            model; what they cannot load is left out.
+        untried: Runs that were not begun, for `most` was spent before.
 
     Example:
         >>> import inferscale as isc
@@ -233,6 +241,8 @@ class Plan(Planned):
     most: Budget | None
     parts: Mapping[str, Mapping[str, Any]] = field(repr=False)
     rewards: Mapping[str, RewardModel] = field(default_factory=dict, repr=False, compare=False)
+    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    untried: tuple[str, ...] = ()
 
     def choose(self, budget: Budget | None = None) -> Choice:
         """The choice of a budget: of the best that was chosen for any budget and costs no more than this one.
@@ -241,8 +251,11 @@ class Plan(Planned):
             budget: May be left out if the plan has only one.
 
         Raises:
+            TypeError: If it is no budget.
             ValueError: If none is given and the plan has several, or nothing that was chosen costs so little.
         """
+        if not isinstance(budget, Budget | None):
+            raise TypeError(f"budget must be a Budget, not {budget!r:.80}: give Budget(tokens=...) or another cap")
         if budget is None:
             if len(self.choices) > 1:
                 known = "; ".join(told(choice.budget) for choice in self.choices)
@@ -252,9 +265,12 @@ class Plan(Planned):
             if choice.budget == budget:
                 return choice
         within = [c for c in self.choices if c.tried is not None and _fits(c.tried, budget)]
+        if unknown := budget.caps.keys() - {name for c in self.choices if c.tried for name in c.tried.costs}:
+            raise ValueError(f"the plan does not know what its choices take of {', '.join(sorted(unknown))}: plan for "
+                             f"a budget of {told(budget)}")  # fmt: skip
         if not within:
             raise ValueError(f"nothing that the plan chose costs as little as {told(budget)}: plan for that budget")
-        return max(within, key=lambda c: c.tried.accuracy if c.tried else 0.0)
+        return max(within, key=_promise)
 
     def parts_for(
         self, generator: Generator, reward_model: RewardModel | None, budget: Budget | None
@@ -279,10 +295,9 @@ class Plan(Planned):
         return chosen.strategy, generator, judge, chosen.aggregator
 
     def _check(self, kind: str, name: str, part: object) -> None:
-        apart = compare(self.parts[kind][name], json.loads(json.dumps(identity_of(part), default=str))).changed
-        if apart:
-            what = ", ".join(f"{key} was {was!r:.60} and is {now!r:.60}" for key, (was, now) in list(apart.items())[:3])
-            raise ValueError(f"the plan chose the {kind[:-1]} {name}, and another one is given ({what}): give that one")
+        apart = compare({name: self.parts[kind][name]}, {name: _plain_identity(part)})
+        if apart.changed:
+            raise ValueError(f"the plan chose the {kind[:-1]} {name}, another one is given ({apart}): give that one")
 
     @property
     def cost(self) -> str:
@@ -304,23 +319,55 @@ class Plan(Planned):
         return best
 
     def python(self, budget: Budget | None = None) -> str:
-        """Lines of Python that run the choice of a budget on ``problems`` with ``generator`` and ``reward_model``."""
-        chosen = self.choose(budget).configuration
-        judged = "" if chosen.reward is None else ", reward_model=reward_model"
-        strategy, vote = chosen.strategy, chosen.aggregator
-        named = f"  # generator: {chosen.generator}" + (f", reward_model: {chosen.reward}" if chosen.reward else "")
-        return (
-            f"from inferscale import solve_batch{named}\n{_import(vote)}\n{_import(strategy)}\n\n"
-            f"results = solve_batch(\n    problems, {written(strategy)}, generator{judged},\n"
-            f"    aggregator={written(vote)},\n)"
-        )
+        """Lines of Python that run the choice of a budget.
 
-    def command(self, budget: Budget | None = None) -> str:
-        """The command line that evaluates the choice of a budget, of models that are named as commands name them."""
+        They use ``problems``, and ``generator``, ``reward_model``, ``read_answer`` and ``thinking`` as they were given
+        to `plan`; a strategy or vote that cannot be written as a call of its options stands as ``strategy`` or
+        ``aggregator``.
+        """
         chosen = self.choose(budget).configuration
-        words = ["inferscale", "eval", "--model", chosen.generator, "--strategy", written(chosen.strategy)]
+        strategy, imports = _call(chosen.strategy, "strategy")
+        vote, more = _call(chosen.aggregator, "aggregator")
+        given = ["problems", strategy, self._variable("generators", chosen.generator)]
+        if chosen.reward is not None:
+            given.append("reward_model=" + self._variable("reward models", chosen.reward))
+        own = [f"{name}={name}" for name in self.parts.get("options", ())]
+        named = f"  # generator: {chosen.generator}" + (f", reward_model: {chosen.reward}" if chosen.reward else "")
+        return "\n".join([
+            f"from inferscale import solve_batch{named}", *dict.fromkeys([*imports, *more]), "",
+            f"results = solve_batch(\n    {', '.join(given)},\n    {', '.join([f'aggregator={vote}', *own])},\n)",
+        ])  # fmt: skip
+
+    def _variable(self, kind: str, name: str) -> str:
+        """A generator or reward model as an expression: one of several is given by name."""
+        variable = {"generators": "generator", "reward models": "reward_model"}[kind]
+        return variable if len(self.parts[kind]) == 1 else f"{variable}[{name!r}]"
+
+    def command(self, budget: Budget | None = None, options: Sequence[str] | None = None) -> str:
+        """The command line that evaluates the choice of a budget.
+
+        What a command cannot load or be told, such as a model without a name, is said in a comment behind it.
+
+        Args:
+            budget: As in `choose`.
+            options: Words that set the options of the models; by default those that the generator was made with.
+        """
+        chosen = self.choose(budget).configuration
+        model = self.sources.get(chosen.generator)
+        words = ["inferscale", "eval", "--model", model or chosen.generator, "--strategy", written(chosen.strategy)]
         words += ["--vote", written(chosen.aggregator)]
-        return shlex.join(words + ([] if chosen.reward is None else ["--reward", chosen.reward]))
+        notes = [] if model else ["--model: the path or hub id of the generator"]
+        if chosen.reward is not None:
+            judge = self.sources.get(chosen.reward)
+            words += ["--reward", judge or chosen.reward]
+            notes += [] if judge else ["--reward: what `inferscale eval --help` says of the reward model"]
+        if options is None:
+            options, missing = command_words(self.parts["generators"][chosen.generator])
+            notes += missing
+        for part, make in ((chosen.strategy, make_strategy), (chosen.aggregator, make_vote)):
+            if not _is_made(part, make):
+                notes.append(f"commands cannot make {written(part)}")
+        return shlex.join([*words, *options]) + (f"  # {'; '.join(notes)}" if notes else "")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the plan as versioned JSON; return the path."""
@@ -328,6 +375,7 @@ class Plan(Planned):
         data = {
             "format": FORMAT, "version": VERSION, "problems": self.problems, "error": self.error,
             "spent": dict(self.spent), "most": self.most and _caps(self.most), "parts": self.parts,
+            "sources": dict(self.sources), "untried": self.untried,
             "tried": [{**_plain(t, "configuration"), "configuration": _texts(t.configuration)} for t in self.tried],
             "choices": [{**_plain(c, "tried", "budget"), "budget": _caps(c.budget),
                          "tried": None if c.tried is None else self.tried.index(c.tried)} for c in self.choices],
@@ -336,15 +384,20 @@ class Plan(Planned):
         return target
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], strategies: Iterable[SearchStrategy] = ()) -> Plan:
+    def load(
+        cls, path: str | os.PathLike[str], strategies: Iterable[SearchStrategy] = (),
+        aggregators: Iterable[Aggregator] = (),
+    ) -> Plan:  # fmt: skip
         """Load what `save` wrote.
 
         Args:
             path: The file.
             strategies: Strategies of your own that the plan may name; those of the library are known.
+            aggregators: Votes of your own, and those with functions among their options.
 
         Raises:
-            ValueError: If the file is no plan, a newer version wrote it, or it names a strategy that is not known.
+            ValueError: If the file is no plan, a newer version wrote it, or it names a strategy or vote that is not
+                known.
         """
         try:
             data = json.loads(Path(path).read_text("utf-8"))
@@ -353,9 +406,16 @@ class Plan(Planned):
         form = data.get("format") if isinstance(data, Mapping) else type(data).__name__
         if form != FORMAT:
             raise ValueError(f"{path} is not a saved plan: format is {form!r}, expected {FORMAT!r}")
-        if data["version"] > VERSION:
-            raise ValueError(f"{path} was written by a newer inferscale (version {data['version']}): update to read it")
-        own = {written(strategy): strategy for strategy in strategies}
+        if not isinstance(version := data.get("version"), int) or version > VERSION:
+            raise ValueError(f"{path} was written by a newer inferscale (version {version}): update to read it")
+        own = {written(part): part for part in (*strategies, *aggregators)}
+        try:
+            return cls._from_plain(data, own)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(f"{path} is a damaged plan ({type(error).__name__}: {error}): save it anew") from error
+
+    @classmethod
+    def _from_plain(cls, data: Mapping[str, Any], own: Mapping[str, Any]) -> Plan:
         tried = tuple(
             Tried(**{**row, "configuration": _configuration(row["configuration"], own),
                      "chances": tuple(row["chances"]), "dropped": tuple(row["dropped"])})
@@ -367,7 +427,8 @@ class Plan(Planned):
             for row in data["choices"]
         )  # fmt: skip
         most = None if data["most"] is None else _budget(data["most"])
-        return cls(choices, tried, data["problems"], data["error"], data["spent"], most, data["parts"])
+        return cls(choices, tried, data["problems"], data["error"], data["spent"], most, data["parts"],
+                   sources=data.get("sources", {}), untried=tuple(data.get("untried", ())))  # fmt: skip
 
     def table(self) -> str:
         """The choices, and every configuration that was tried, as text."""
@@ -433,9 +494,10 @@ class Plan(Planned):
     def _how(self) -> str:
         spent = ", ".join(f"{value:.3g} {name}" for name, value in self.spent.items())
         allowed = f" of {told(self.most)} allowed" if self.most else ""
+        rest = f" Not begun, for that was spent before: {'; '.join(self.untried)}." if self.untried else ""
         return (
-            f"Planned on {self.problems} problems for {spent}{allowed}. With probability {1 - self.error:.0%} or more "
-            "no best configuration was dropped as shown to be behind; what was set aside was not shown to be."
+            f"Planned on {self.problems} problems for {spent}{allowed}.{rest} With probability {1 - self.error:.0%} or "
+            "more no best configuration was dropped as shown to be behind; what was set aside was not shown to be."
         )
 
 
@@ -474,6 +536,7 @@ def plan(
     error: float = 0.05,
     judge: Judge | None = None,
     directory: str | os.PathLike[str] | None = None,
+    force: bool = False,
     read_answer: Reader | None = None,
     thinking: Thinking | Literal[False] | None = None,
     same_answer: SameAnswer | None = None,
@@ -490,9 +553,12 @@ def plan(
     those whose mean cost is within every cap of the budget: expected after all that was seen, so that the luckiest of
     many tries is not taken for the best.
 
+    An exception that comes on the way, an interrupt too, has an attribute ``plan``: what was known by then, if a run
+    had begun. With a `directory`, the same call goes on from there.
+
     Args:
-        problems: At least 30 with gold answers (or any with `judge`), such as those that will be asked later; each
-            prompt once.
+        problems: At least 30, such as those that will be asked later; each prompt once, with its gold answer unless
+            there is a `judge`.
         generator: The model, or several by name.
         budgets: What a problem may cost on average: one `Budget` or several. Seconds are the time in the models, shared
             by the searches of a batch.
@@ -506,7 +572,9 @@ def plan(
         judge: Compares two texts where there are no gold answers; accuracy is then the chance to be better than one
             sample of the first generator, as the mean of both orders. What it costs is not counted.
         directory: A folder of runs, one for each strategy, generator and reward model, as `run_evaluation` writes them:
-            the same call again goes on where this one ended.
+            the same call again goes on where this one ended. The verdicts of `judge` are kept there too.
+        force: Where the folder holds runs on other problems: keep what is still valid, as `run_evaluation` does. So a
+            plan goes on with more problems.
         read_answer: As in `solve`.
         thinking: As in `solve`.
         same_answer: Tells whether an answer is right; by default the equality of the problem's kind.
@@ -516,8 +584,9 @@ def plan(
         progress: Print what is still in the race.
 
     Raises:
+        TypeError: If a part is not what it should be.
         ValueError: If there are too few problems, gold answers or candidates, a prompt comes twice, or a budget caps
-            what is not known of the models.
+            what is not known of the models; the last is seen when the first problems of a run are done.
         ChangedRunError: If the folder holds runs of other parts.
 
     Example:
@@ -534,18 +603,23 @@ def plan(
         False
     """
     given = _checked_problems(as_problems(problems, "plan"), judge)
-    wanted = [budgets] if isinstance(budgets, Budget) else list(budgets)
-    if not wanted or any(not isinstance(b, Budget) or not b.caps for b in wanted):
-        raise ValueError(f"budgets={budgets!r:.80}: give Budget(tokens=...) or another cap, or a list of them")
+    wanted = _budgets(budgets)
+    limits = [*wanted, *([] if most is None else _budgets(most))]
     if not 0 < error < 1:
         raise ValueError(f"error={error!r}: give a probability between 0 and 1, such as 0.05")
+    if len(prices := {b.price for b in limits if b.price is not None}) > 1:
+        raise ValueError(f"budgets of {len(prices)} prices: give all of them one, as the same models are paid")
+    strategies = None if strategies is None else _listed(strategies, SearchStrategy, "strategies", "REBASE(width=16)")
+    votes = tuple(_listed(aggregators, Aggregator, "aggregators", "BestOfN()"))
+    if judge is not None and not callable(judge):
+        raise TypeError(f"judge must be a function of a problem and two texts, not {judge!r:.80}")
     generators = _named(generator, Generator, "generator")
     judges = _named(reward_model, RewardModel, "reward_model")
-    for budget in [*wanted, *([most] if most else [])]:
-        for model in generators.values():  # refuses what cannot be measured
-            Solver(RepeatedSampling(1), model, budget=budget, energy=energy)
+    for budget in limits:
+        for model in generators.values():  # refuses what cannot be measured, and options that no search takes
+            Solver(RepeatedSampling(1), model, budget=budget, energy=energy, seed=seed)
     order = [given[i] for i in np.random.default_rng(seed).permutation(len(given))]
-    price = next((b.price for b in [*wanted, *([most] if most else [])] if b.price is not None), None)
+    price = next(iter(prices), None)
     options: dict[str, Any] = {
         "read_answer": read_answer, "thinking": thinking, "seed": seed, "batch_size": batch_size, "energy": energy,
     }  # fmt: skip
@@ -553,29 +627,41 @@ def plan(
     referee = None
     if judge is not None:
         first = next(iter(generators.values()))
-        referee = Referee(judge, Solver(RepeatedSampling(1), first, **{**options, "seed": seed + 1}), order)
+        referee = Referee(judge, first, order, {**options, "seed": seed + 1}, folder, force)
     runners = [
-        Pool(
-            name,
-            model,
-            label,
-            rewards,
-            strategy,
-            order,
-            tuple(aggregators),
-            options,
-            folder,
-            same_answer,
-            referee,
-            price,
-        )
+        Pool(name, model, label, rewards, strategy, order, votes, options, folder, same_answer, referee, price,
+             force=force)
         for name, model in generators.items()
         for label, rewards, strategy in _entries(strategies, judges)
     ]  # fmt: skip
     race = Race(runners, wanted, len(order), most, error, _line if progress else lambda line: None)
-    winners = race.run()
-    _check_known(wanted, race.measured.values())
-    return _as_plan(race, winners, runners, wanted, error, most, generators, judges, len(order))
+    read = {"read_answer": read_answer, "thinking": thinking}
+
+    def found(winners: Sequence[Winner]) -> Plan:
+        return _as_plan(race, winners, runners, wanted, error, most, generators, judges, read, len(order))
+
+    try:
+        return found(race.run())
+    except BaseException as stopped:
+        if race.measured:
+            stopped.__dict__["plan"] = found(race.winners())
+        raise
+
+
+def _budgets(given: Any) -> list[Budget]:
+    """Budgets, each once."""
+    budgets = list(given) if isinstance(given, Iterable) else [given]
+    if not budgets or any(not isinstance(b, Budget) or not b.caps for b in budgets):
+        raise ValueError(f"budgets={given!r:.80}: give Budget(tokens=...) or another cap, or a list of them")
+    return list(dict.fromkeys(budgets))
+
+
+def _listed(given: Any, kind: type[Any], what: str, example: str) -> list[Any]:
+    parts = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for part in parts:
+        if not isinstance(part, kind):
+            raise TypeError(f"{what} holds {part!r:.80}: give a list of instances such as {example}")
+    return parts
 
 
 def _checked_problems(given: list[Problem], judge: Judge | None) -> list[Problem]:
@@ -593,18 +679,13 @@ def _named(given: Any, kind: type[Any], what: str) -> dict[str, Any]:
     """Parts by name; one alone has the name of its model."""
     if given is None:
         return {}
-    parts = dict(given) if isinstance(given, Mapping) else {_name_of(given): given}
+    parts = dict(given) if isinstance(given, Mapping) else {name_of(given): given}
     for name, part in parts.items():
         if not isinstance(part, kind):
             raise TypeError(f"{what} must be a {kind.__name__} or several by name, not {type(part).__name__} ({name})")
     if not parts:
         raise ValueError(f"{what} is empty: give at least one")
     return parts
-
-
-def _name_of(part: Any) -> str:
-    path = getattr(getattr(part, "model", None), "name_or_path", "") or ""
-    return Path(str(path)).name or type(part).__name__
 
 
 def _entries(
@@ -637,30 +718,58 @@ class Referee:
 
     Args:
         judge: See `plan`.
-        solver: Draws the samples.
+        generator: Draws the samples.
         problems: The problems.
+        options: Of the searches.
+        folder: Where samples and verdicts are kept, so that none is paid twice.
+        force: As in `plan`.
     """
 
-    def __init__(self, judge: Judge, solver: Solver, problems: Sequence[Problem]) -> None:
-        self._judge, self._solver, self._problems = judge, solver, problems
+    def __init__(
+        self, judge: Judge, generator: Generator, problems: Sequence[Problem], options: Mapping[str, Any],
+        folder: Path | None, force: bool,
+    ) -> None:  # fmt: skip
+        self._judge, self._generator, self._problems, self._options = judge, generator, problems, options
+        self._folder, self._force = folder, force
         self._samples: list[str] = []
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[str, float] = {}
+        self._file: Path | None = None
+        self._identity = _plain_identity(judge)
+        if folder is not None and unknown_in(self._identity):
+            warn_of_unknown(self._identity, f"its verdicts are not kept in {folder}, where the plan")
+        elif folder is not None:
+            self._file = folder / "verdicts.jsonl"
+            cut_torn_line(self._file)
+            self._known = {row["key"]: row["value"] for row in read_records(self._file)}
 
     def value(self, index: int, text: str) -> float:
         """The chance that `text` is better than the sample of problem `index`."""
         if index >= len(self._samples):
             upto = min(max(index + 1, 2 * len(self._samples), 8), len(self._problems))
-            new = self._solver.solve_batch(self._problems[len(self._samples) : upto])
-            self._samples += [result.text for result in new]
+            self._samples += self._drawn(len(self._samples), upto)
         problem, other = self._problems[index], self._samples[index]
         if text == other:
             return 0.5
-        if (key := (problem.stream, text)) not in self._known:
-            scores = self._judge(problem, text, other), 1.0 - self._judge(problem, other, text)
-            if not all(0 <= score <= 1 for score in scores):
-                raise ValueError(f"judge must return a chance between 0 and 1, got {scores!r}")
-            self._known[key] = sum(scores) / 2
+        key = digest([self._identity, problem.stream, text, other])
+        if key not in self._known:
+            told = self._judge(problem, text, other), self._judge(problem, other, text)
+            if not all(isinstance(each, float | int | np.number | np.bool_) and 0 <= each <= 1 for each in told):
+                raise ValueError(f"judge must return a chance between 0 and 1, got {told!r} for both orders")
+            self._known[key] = value = (float(told[0]) + 1.0 - float(told[1])) / 2
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("ab", buffering=0) as file:
+                    append(file, {"key": key, "value": value})
         return self._known[key]
+
+    def _drawn(self, done: int, upto: int) -> list[str]:
+        if self._folder is None:
+            solver = Solver(RepeatedSampling(1), self._generator, **self._options)
+            return [result.text for result in solver.solve_batch(self._problems[done:upto])]
+        run = run_evaluation(self._problems, RepeatedSampling(1), self._generator, self._folder / "compared-with",
+                             first=upto, force=self._force, **self._options)  # fmt: skip
+        texts = {record["index"]: SearchResult.from_dict(record["result"]).text for record in run.finished}
+        return [texts[index] for index in range(done, upto)]
 
 
 class Pool:
@@ -670,12 +779,12 @@ class Pool:
         self, generator_name: str, generator: Generator, reward_name: str | None, reward: RewardModel | None,
         strategy: SearchStrategy, problems: Sequence[Problem], aggregators: tuple[Aggregator, ...],
         options: Mapping[str, Any], directory: Path | None, same_answer: SameAnswer | None, referee: Referee | None,
-        price: Price | None = None,
+        price: Price | None = None, force: bool = False,
     ) -> None:  # fmt: skip
         self.name = f"{generator_name}: {written(strategy)}" + (f" by {reward_name}" if reward_name else "")
         self._names, self._strategy, self._problems = (generator_name, reward_name), strategy, problems
         self._parts, self._options, self._same, self._referee = (generator, reward), options, same_answer, referee
-        self._price = price
+        self._price, self._force = price, force
         self._votes = [*dict.fromkeys([*usual_votes(reward), *aggregators])]
         slug = "".join(c if c.isalnum() or c in "=." else "-" for c in self.name)
         self._directory = None if directory is None else directory / slug
@@ -689,6 +798,7 @@ class Pool:
         """Run the problems that are missing, and read every configuration out of them."""
         if problems > self._done:
             results, correct = self._results(problems)
+            self._paid.append(_part_costs(results, None, True, self._price))
             self._read(results, correct)
             self._done = problems
         # A vote that became impossible on the way, such as one whose weights turned negative, is none any more.
@@ -707,7 +817,7 @@ class Pool:
             return results, None if self._referee else [graded(r.trajectories, self._same) or [] for r in results]
         run = run_evaluation(
             self._problems, self._strategy, generator, self._directory, reward_model=reward, same_answer=self._same,
-            first=problems, **self._options,
+            first=problems, force=self._force, **self._options,
         )  # fmt: skip
         records = [record for record in run.finished if self._done <= record["index"] < problems]
         results = [SearchResult.from_dict(record["result"]) for record in records]
@@ -716,7 +826,6 @@ class Pool:
     def _read(self, results: Sequence[SearchResult], correct: list[list[bool]] | None) -> None:
         sampling = is_sampling(self._strategy)
         most = getattr(self._strategy, "n", 1) if sampling else max(len(r.trajectories) for r in results)
-        self._paid.append(_part_costs(results, None, True, self._price))
         evidence: dict[Reduction | None, list[Evidence]] = {}
         for vote in self._votes:
             formula = None if correct is None else _formula(vote)
@@ -815,11 +924,12 @@ def _part_costs(
     def of_models(generator: Floats, reward: Iterable[float]) -> Floats:
         return share * (generator + column(reward)) if scored else share * generator
 
-    generated = column(cost.generator_flops for cost in costs) - prompts
+    # A model that samples without FLOPs, such as one on a server, tells none.
+    flops = column(math.nan if c.tokens and not c.generator_flops else c.generator_flops for c in costs)
     seconds = column(cost.seconds - (0.0 if scored else cost.phases.get("score", 0.0)) for cost in costs)
     found = {
         "tokens": share * column(cost.tokens for cost in costs),
-        "flops": prompts + of_models(generated, (cost.reward_flops for cost in costs)),
+        "flops": prompts + of_models(flops - prompts, (cost.reward_flops for cost in costs)),
         "seconds": share * seconds,
         "calls": share * column(cost.num_generated for cost in costs),
     }
@@ -847,20 +957,10 @@ def _fits(tried: Tried, budget: Budget) -> bool:
     return all(tried.costs.get(name, math.inf) <= cap for name, cap in budget.caps.items())
 
 
-def _check_known(budgets: Sequence[Budget], measured: Iterable[Measured]) -> None:
-    """Refuse a cap on what none of the models tells."""
-    known = {name for m in measured for name, column in m.paid.items() if np.isfinite(column).all() and column.any()}
-    for budget in budgets:
-        if unknown := [name for name in budget.caps if name not in known]:
-            raise ValueError(
-                f"budgets={told(budget)}: the models do not tell their {unknown[0]}: cap one of "
-                + ", ".join(sorted(known))
-            )
-
-
 def _as_plan(
     race: Race, winners: Sequence[Winner], pools: Sequence[Pool], budgets: Sequence[Budget], error: float,
-    most: Budget | None, generators: Mapping[str, Generator], judges: Mapping[str, RewardModel], problems: int,
+    most: Budget | None, generators: Mapping[str, Generator], judges: Mapping[str, RewardModel],
+    read: Mapping[str, Any], problems: int,
 ) -> Plan:  # fmt: skip
     configurations = {name: c for pool in pools for name, c in pool.configurations.items()}
     standings = [{s.configuration: s for s in winner.standings} for winner in winners]
@@ -880,10 +980,15 @@ def _as_plan(
         for budget, w in zip(budgets, winners, strict=True)
     )  # fmt: skip
     named: dict[str, Mapping[str, Any]] = {"generators": generators, "reward models": judges}
-    parts = {kind: {name: identity_of(part) for name, part in these.items()} for kind, these in named.items()}
-    plain = json.loads(json.dumps(parts, default=str))
+    options = {name: option for name, option in read.items() if option is not None}
+    told_apart = {**named, **({"options": options} if options else {})}
+    plain = {kind: {name: _plain_identity(part) for name, part in these.items()} for kind, these in told_apart.items()}
+    sources = {name: source for part in named.values() for name, each in part.items() if (source := source_of(each))}
+    untried = tuple(pool.name for pool in pools if pool.name not in race.measured)
     spent = {name: value for name, value in race.spent.items() if value > 0}  # NaN, what a model does not tell, is not
-    return Plan(choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges))
+    return Plan(
+        choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges), sources, untried
+    )  # fmt: skip
 
 
 def written(part: SearchStrategy | Aggregator) -> str:
@@ -891,20 +996,62 @@ def written(part: SearchStrategy | Aggregator) -> str:
     known: Any = getattr(part, "__dataclass_fields__", None)
     if known is None:
         return repr(part)
-    shown = [
-        f"{f.name}={getattr(part, f.name)!r}"
-        for f in known.values()
-        if f.init and f.repr and (f.name in SIZES or getattr(part, f.name) != f.default)
-    ]
+    values = {f.name: getattr(part, f.name) for f in known.values() if f.init and (f.name in SIZES or _is_set(part, f))}
+    shown = (f"{name}={getattr(value, '__qualname__', None) or repr(value)}" for name, value in values.items())
     return f"{type(part).__name__}({', '.join(shown)})"
 
 
-def _import(part: SearchStrategy | Aggregator) -> str:
-    """The line that imports the class of a part; ours from where they are public."""
-    home = type(part).__module__
-    if home.startswith("inferscale."):
-        home = "inferscale.strategies" if isinstance(part, SearchStrategy) else "inferscale.aggregators"
-    return f"from {home} import {type(part).__name__}"
+def _is_set(part: object, option: Any) -> bool:
+    """True if an option has another value than its default."""
+    usual = option.default if option.default_factory is MISSING else option.default_factory()
+    return bool(getattr(part, option.name) != usual)
+
+
+def _call(part: SearchStrategy | Aggregator, otherwise: str) -> tuple[str, list[str]]:
+    """The call that makes a part, and the lines that import what it names; a variable if it cannot be written so."""
+    text, homes = written(part), {kind.__name__: _home(kind) for kind in _kinds(part)}
+    try:
+        names = {node.id for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)}
+    except SyntaxError:  # a function or an object among the options
+        return otherwise, []
+    if not names <= homes.keys():
+        return otherwise, []
+    return text, [f"from {homes[name]} import {name}" for name in sorted(names) if homes[name] != "__main__"]
+
+
+def _kinds(part: Any) -> Iterator[type[Any]]:
+    """The classes of a part and of the parts among its options."""
+    if isinstance(part, list | tuple):
+        for item in part:
+            yield from _kinds(item)
+    elif hasattr(part, "__dataclass_fields__"):
+        yield type(part)
+        for name in part.__dataclass_fields__:
+            yield from _kinds(getattr(part, name))
+
+
+def _home(kind: type[Any]) -> str:
+    """The module that a class is imported from: of ours, where it is public."""
+    public = ("inferscale.strategies", "inferscale.aggregators", "inferscale")
+    return next((home for home in public if getattr(import_module(home), kind.__name__, None) is kind), kind.__module__)
+
+
+def _is_made(part: SearchStrategy | Aggregator, make: Callable[[str], object]) -> bool:
+    """True if a command makes this part of its text."""
+    try:
+        return make(written(part)) == part
+    except ValueError:
+        return False
+
+
+def _promise(choice: Choice) -> float:
+    """Expected accuracy; what was seen if an older version made the plan."""
+    seen = 0.0 if choice.tried is None else choice.tried.accuracy
+    return seen if choice.expected is None else choice.expected
+
+
+def _plain_identity(part: object) -> Any:
+    return json.loads(json.dumps(identity_of(part), default=str))
 
 
 def _texts(configuration: Configuration) -> dict[str, Any]:
@@ -913,9 +1060,19 @@ def _texts(configuration: Configuration) -> dict[str, Any]:
     return {**_plain(configuration, "strategy", "aggregator"), "strategy": strategy, "aggregator": aggregator}
 
 
-def _configuration(row: Mapping[str, Any], own: Mapping[str, SearchStrategy]) -> Configuration:
-    strategy = own[row["strategy"]] if row["strategy"] in own else make_strategy(row["strategy"])
-    return Configuration(row["generator"], row["reward"], strategy, make_vote(row["aggregator"]))
+def _configuration(row: Mapping[str, Any], own: Mapping[str, Any]) -> Configuration:
+    def read(kind: str, make: Callable[[str], Any]) -> Any:
+        try:
+            return own[row[kind]] if row[kind] in own else make(row[kind])
+        except ValueError as error:
+            given = {"strategy": "strategies", "aggregator": "aggregators"}[kind]
+            raise ValueError(
+                f"the plan names {row[kind]}, and {error}; one of yours: load it with {given}=[...]"
+            ) from None
+
+    return Configuration(
+        row["generator"], row["reward"], read("strategy", make_strategy), read("aggregator", make_vote)
+    )
 
 
 def _caps(budget: Budget) -> dict[str, Any]:

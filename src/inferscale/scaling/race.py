@@ -221,12 +221,28 @@ class Race:
         """The winner of each budget, in the order of the budgets."""
         self._watch(f"{len(self._runners)} runs begin with {min(PILOT, self._problems)} problems")
         self._go_on(self._runners, min(PILOT, self._problems))
+        self._check_known()
         while self._double() if self._most is None else self._follow_promise():
             pass
+        return self.winners()
+
+    def winners(self) -> list[Winner]:
+        """The winner of each budget by what is known now."""
         for index in range(len(self._budgets)):
             self._drop(index, self.measured)
         beliefs = self._believe()
         return [self._winner(index, *beliefs) for index in range(len(self._budgets))]
+
+    def _check_known(self) -> None:
+        """Refuse a cap on what none of the runs tells."""
+        paid = [column for measured in self.measured.values() for column in measured.paid.items()]
+        known = {name for name, column in paid if np.isfinite(column).all() and column.any()}
+        for budget in self._budgets:
+            if unknown := [name for name in budget.caps if name not in known]:
+                raise ValueError(
+                    f"budgets={told(budget)}: the models do not tell their {unknown[0]}: cap one of "
+                    + ", ".join(sorted(known))
+                )
 
     def column(self, configuration: str) -> tuple[Floats, dict[str, Floats]]:
         """Values `[n]` and costs of a configuration, each problem from the largest pool that it was sampled in."""

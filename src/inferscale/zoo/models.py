@@ -188,6 +188,8 @@ def load(
         model, tokenizer = load_model(folder), load_tokenizer(folder)
     for adapter in adapters:
         model = _merged(model, Path(adapter))
+    if adapters:  # it is the named one no more
+        model.name_or_path = "+".join([name, *(Path(adapter).name for adapter in adapters)])
     return model.eval(), tokenizer
 
 
