@@ -991,7 +991,7 @@ def _as_plan(
     )  # fmt: skip
 
 
-def written(part: SearchStrategy | Aggregator) -> str:
+def written(part: object) -> str:
     """A strategy or vote as the call that makes it: its size, and the options that have no default values."""
     known: Any = getattr(part, "__dataclass_fields__", None)
     if known is None:
