@@ -248,6 +248,10 @@ def test_bad_objectives_are_told():
         Objective(reinforce_temperature=0)
     with pytest.raises(ValueError, match="compares thoughts with each other"):
         Objective(num_thoughts=1, baseline="leave_one_out")
+    with pytest.raises(ValueError, match="set num_thoughts to 2 or more"):
+        advantages(torch.ones(1, 1, 3), "leave_one_out")
+    with pytest.raises(ValueError, match="choose"):
+        advantages(torch.ones(1, 2, 3), "median")
     with pytest.raises(ValueError, match='choose "mean"'):
         Objective(baseline="none")
     quiet = wrapped("llama", 1)

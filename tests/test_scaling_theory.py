@@ -75,6 +75,7 @@ def test_the_limit_is_whether_the_mode_is_right():
 
 def test_a_right_answer_that_never_occurs_is_never_given():
     assert majority_accuracy(P, -1, 5) == 0
+    assert type(majority_accuracy(P, 0, 5)) is float
     assert weighted_accuracy(P, (1, 1, 9), -1, 3) == (0, 0)
     assert weighted_accuracy(P, (1, 1, 9), -1, 3, np.random.default_rng(0)) == (0, 0)
     for call in (majority_accuracy, lambda p, gold, n: weighted_accuracy(p, (1, 1, 1), gold, n)):
@@ -217,6 +218,8 @@ NAN = math.nan
         (lambda: voting_limit([0.5, NAN], 0), "probabilities must be"),
         (lambda: majority_accuracy([0.5, NAN], 0, 3), "probabilities must be"),
         (lambda: majority_accuracy([P, P], 0, 3), "a row of numbers"),
+        (lambda: beta_coverage(0.0, 1.0, 4), "both must be above 0"),
+        (lambda: beta_coverage(1.0, 1.0, [1, -1]), "not negative"),
         (lambda: voting_limit(P, 3), "gold=3"),
         (lambda: voting_limit(P, -2), "gold=-2"),
         (lambda: voting_limit(P, 0, weights=(1, 1)), "one for each of 3 answers"),

@@ -78,6 +78,9 @@ class PromptStyle:
         as_turns: True makes conversations (``Problem.messages``) for generators with a chat template: the instruction
             is the system's turn, a worked example one of the user's and one of the assistant's.
 
+    Raises:
+        ValueError: If the template does not hold ``{question}`` once.
+
     Example:
         >>> from inferscale.evaluate import Example, PromptStyle
         >>> style = PromptStyle("Q: {question}\nA:", shown=" {answer}", stop="\nQ:")
@@ -627,7 +630,20 @@ def load_examples(
     kind: str | None = None,
     limit: int | None = None,
 ) -> list[Example]:
-    """Rows of a data set before they are put into a prompt; see `load_problems`.
+    """Rows of a data set before they are put into a prompt, for worked examples or a `PromptStyle` of your own.
+
+    Args:
+        dataset: As in `load_problems`.
+        data: As in `load_problems`.
+        split: As in `load_problems`.
+        fields: As in `load_problems`.
+        kind: As in `load_problems`.
+        limit: Take the first so many.
+
+    Raises:
+        TypeError: As `load_problems`.
+        ValueError: As `load_problems`.
+        ImportError: As `load_problems`.
 
     Example:
         >>> from inferscale.evaluate import load_examples

@@ -123,7 +123,19 @@ def model_of(
     name: str = "search",
     read_answer: Reader | None = None,
 ) -> Any:
-    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already; options as of `solve`.
+    """A model for ``inspect_ai.eval(task, model=...)`` from parts that are there already.
+
+    Args:
+        generator: As in `solve`.
+        strategy: As in `solve`.
+        reward_model: As in `solve`.
+        aggregator: As in `solve`; a `MajorityVote` by default.
+        seed: As in `solve`.
+        name: What logs call the model, after ``inferscale/``.
+        read_answer: As in `solve`.
+
+    Raises:
+        ImportError: If inspect_ai is not installed.
 
     Example:
         Needs the extra ``inspect``, and a task of yours::

@@ -198,7 +198,11 @@ class Run:
         return sum((abstentions_in(record["result"]) for record in self.finished), Abstentions())
 
     def results(self) -> Iterator[SearchResult]:
-        """The searches, trees included, one after the other."""
+        """The searches, trees included, one after the other.
+
+        Raises:
+            ValueError: If the record of one is damaged.
+        """
         for record in self.finished:
             try:
                 yield SearchResult.from_dict(record["result"])

@@ -110,6 +110,7 @@ def closed_form(model: Any) -> ModelSpec:
         model: A torch module, or what holds one as ``.model``.
 
     Raises:
+        TypeError: If there is no torch module.
         UnknownArchitectureError: If there is none, and calibration failed.
 
     Example:

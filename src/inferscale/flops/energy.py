@@ -195,6 +195,9 @@ class EnergyMeter:
         counter: The counter, instead of the first that can be read: NVML for a GPU, RAPL for a CPU.
         interval: Seconds between readings while something runs, for counters that wrap within minutes.
 
+    Raises:
+        ValueError: If there is no such kind of device.
+
     Example:
         >>> from inferscale import RepeatedSampling, solve
         >>> from inferscale.flops import EnergyMeter

@@ -279,7 +279,16 @@ CONVENTIONS: Mapping[str, Convention] = MappingProxyType(
         "abdelhameed2024": abdelhameed2024,
     }
 )
-"""Conventions by name.
+"""Ways to count, by name: functions of what was counted and the model's constants, for `estimate_flops` and a
+`FlopCounter`'s `flops_of`.
+
+* ``"causal"``: matrix products, with attention over the pairs that the mask lets through. The default.
+* ``"full"``: the same with attention over the whole rectangle, as torch's own counter has it.
+* ``"2N"``: 2 FLOPs for each parameter and token forwarded.
+* ``"2N_nominal"``: 2 for each parameter in the model's name and token sampled (Wu et al. 2024, arXiv:2408.00724).
+* ``"kaplan"``: Kaplan et al. 2020 (arXiv:2001.08361), table 1.
+* ``"chinchilla"``: Hoffmann et al. 2022 (arXiv:2203.15556), appendix F.
+* ``"abdelhameed2024"``: as the code of AbdElhameed and Halim 2024 (arXiv:2412.16260), which counts too little.
 
 Example:
     >>> from inferscale.flops import CONVENTIONS, estimate_flops
@@ -607,7 +616,6 @@ def _with_unit(flops: int) -> str:
     return f"{value:.4g}E"
 
 
-# Vendors' data sheets: dense matrix products (no sparsity), per device.
 PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
     {
         "A100-bf16": 312e12,
@@ -622,7 +630,7 @@ PEAK_FLOPS: Mapping[str, float] = MappingProxyType(
         "RTX4090-bf16": 165e12,
     }
 )
-"""FLOP/s by name.
+"""Peak FLOP/s of dense matrix products (no sparsity) by device and precision, from vendors' data sheets.
 
 Example:
     >>> from inferscale.flops import PEAK_FLOPS, estimate_flops
@@ -649,7 +657,7 @@ PEAK_BANDWIDTH: Mapping[str, float] = MappingProxyType(
         "RTX4090": 1.008e12,
     }
 )
-"""Bytes per second by name.
+"""Peak bytes per second of a device's memory by its name, from vendors' data sheets.
 
 Example:
     >>> from inferscale.flops import PEAK_BANDWIDTH, PEAK_FLOPS
@@ -706,7 +714,7 @@ def measured_bandwidth(megabytes: int = 256, seconds: float = 0.3) -> float:
     """Bytes per second of the CPU's memory: of the fastest copy seen within `seconds`, read and written together.
 
     Args:
-        megabytes: Size of what is copied; more than the caches hold.
+        megabytes: Size of what is copied, in MiB; more than the caches hold.
         seconds: How long to try.
 
     Example:
@@ -715,8 +723,6 @@ def measured_bandwidth(megabytes: int = 256, seconds: float = 0.3) -> float:
         >>> rate > 0  # bytes a second
         True
     """
-    import time
-
     import numpy as np
 
     source = np.ones(megabytes * 2**17)

@@ -40,13 +40,13 @@ _registered: dict[Any, Callable[..., int]] = {}
 def register_flop_formula(targets: Any, get_raw: bool = False) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """A decorator that gives `targets` a formula for ``mode="exact"``, as ``torch.utils.flop_counter`` does.
 
+    Formulas given to torch's own ``register_flop_formula`` are honoured too; one registered here comes first, and may
+    be replaced.
+
     Args:
         targets: An operator such as ``torch.ops.my_library.my_op``, or a list of them.
         get_raw: True if the formula takes the arguments themselves and ``out_val=``, False if it takes shapes in the
             place of tensors and ``out_shape=``.
-
-    Formulas given to torch's own ``register_flop_formula`` are honoured too; one registered here comes first, and may
-    be replaced.
 
     Example:
         >>> import torch

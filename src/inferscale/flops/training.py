@@ -12,7 +12,7 @@ from .counter import FlopCounter
 class FlopCallback(TrainerCallback):
     """Counts every matrix product of a training run, backward passes too, and logs it as ``flops``.
 
-    ::
+    Needs accelerate, as ``Trainer`` does::
 
         callback = FlopCallback()
         Trainer(model, args, train_dataset=..., callbacks=[callback]).train()

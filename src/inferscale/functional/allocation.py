@@ -231,6 +231,7 @@ def ets_selection(
 
     Raises:
         ValueError: If shapes do not fit or a number is not finite.
+        RuntimeError: If the programme is not solved.
 
     Example:
         >>> from inferscale.functional import ets_selection

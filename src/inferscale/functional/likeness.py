@@ -16,7 +16,7 @@ def ngram_embeddings(texts: Sequence[str], max_length: int = 4, bits: int = 12) 
     """Vectors whose cosine says how many character n-grams two texts share; needs no model.
 
     For each length n from 1 to `max_length` the n-grams are counted, and the counts scaled to unit length, so that a
-    cosine is the mean over n (as chrF averages over n; Popovic 2015). Case and the kind of white space do not count.
+    cosine is the mean over n (as chrF averages over n; Popović 2015). Case and the kind of white space do not count.
     The n-grams are hashed into ``2 ** bits`` counts for each n; two of them in one place make texts a little more
     alike. The same text gives the same vector in any process.
 

@@ -85,7 +85,7 @@ class ThinkingRule(ABC):
 
 @dataclass(frozen=True)
 class EveryToken(ThinkingRule):
-    """A thought before every token (the paper).
+    """A thought before every token, as in the paper (arXiv:2403.09629).
 
     Example:
         >>> from inferscale import zoo

@@ -25,6 +25,9 @@ class ThoughtMixingHead(nn.Module):
         bounded: Pass the weight through tanh, so that it stays between -1 and 1. The published head is unbounded.
         seed: Of the first weights; the global random state is left as it is.
 
+    Raises:
+        ValueError: If `hidden_size` is below 1.
+
     Example:
         >>> import torch
         >>> from inferscale.quiet_star import ThoughtMixingHead, mix
@@ -94,7 +97,10 @@ def mix(base_hidden: Tensor, thought_hidden: Tensor, mixing_weight: Tensor) -> T
     Args:
         base_hidden: `[..., hidden]`.
         thought_hidden: `[..., hidden]`.
-        mixing_weight: `[..., 1]`.
+        mixing_weight: w, `[..., 1]`.
+
+    Returns:
+        `[..., hidden]`.
 
     Example:
         >>> import torch

@@ -14,7 +14,7 @@ A is the advantage: R less a baseline, without a gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ from .model import QuietSTaR
 from .thoughts import Thoughts
 
 Baseline: TypeAlias = Literal["mean", "leave_one_out", "base"]
+
+
+def _check_baseline(baseline: Baseline, num_thoughts: int) -> None:
+    if baseline not in get_args(Baseline):
+        raise ValueError(f'baseline={baseline!r}: choose "mean", "leave_one_out" or "base"')
+    if baseline == "leave_one_out" and num_thoughts < 2:
+        raise ValueError('baseline="leave_one_out" compares thoughts with each other: set num_thoughts to 2 or more')
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,9 @@ class Objective:
             others (``"leave_one_out"``, unbiased), or nothing but the plain model's likelihood, which is in the reward
             (``"base"``; what ``"mean"`` is with one thought).
         clip_negative: Drop thoughts that did worse than the baseline (published).
+
+    Raises:
+        ValueError: If a number is too small, or the baseline is unknown or needs more thoughts.
 
     Example:
         >>> from inferscale.quiet_star import Objective
@@ -71,16 +81,11 @@ class Objective:
             raise ValueError(f"{self!r}: talk_length and num_thoughts must be at least 1")
         if not self.reinforce_temperature > 0:
             raise ValueError(f"reinforce_temperature={self.reinforce_temperature}: give a positive number")
-        if self.baseline not in ("mean", "leave_one_out", "base"):
-            raise ValueError(f'baseline={self.baseline!r}: choose "mean", "leave_one_out" or "base"')
-        if self.baseline == "leave_one_out" and self.num_thoughts < 2:
-            raise ValueError(
-                'baseline="leave_one_out" compares thoughts with each other: set num_thoughts to 2 or more'
-            )
+        _check_baseline(self.baseline, self.num_thoughts)
 
 
 PUBLISHED_OBJECTIVE = Objective(policy_weight=1e6)
-"""The settings of the released training script.
+"""The settings of the released training script: those of `Objective`, and a `policy_weight` of 1e6.
 
 Example:
     >>> from dataclasses import replace
@@ -127,12 +132,15 @@ def advantages(rewards: Tensor, baseline: Baseline = "mean", clip_negative: bool
     """Compute how much better each thought did than its baseline; no gradient flows back.
 
     Args:
-        rewards: `[batch, thoughts, positions]`.
+        rewards: R, in nats, `[batch, thoughts, positions]`.
         baseline: See `Objective`.
         clip_negative: Turn negative ones into 0.
 
     Returns:
-        The advantages, `[batch, thoughts, positions]`.
+        The advantages A, `[batch, thoughts, positions]`.
+
+    Raises:
+        ValueError: If the baseline is unknown, or compares thoughts of which there is one.
 
     Example:
         >>> import torch
@@ -145,6 +153,7 @@ def advantages(rewards: Tensor, baseline: Baseline = "mean", clip_negative: bool
     """
     rewards = rewards.detach()
     count = rewards.shape[1]
+    _check_baseline(baseline, count)
     if baseline == "mean" and count > 1:  # holds the sample itself, which shrinks the gradient by 1 - 1/r
         rewards = rewards - rewards.mean(dim=1, keepdim=True)
     elif baseline == "leave_one_out":  # R_i - mean of the others = (R_i - mean of all) r / (r - 1)
@@ -172,6 +181,12 @@ def quiet_star_loss(
         objective: Hyperparameters.
         attention_mask: 1 for text and 0 for padding, `[batch, text]`.
         in_loss: Which tokens count as targets, bool `[batch, text]`; padding never does.
+
+    Returns:
+        The terms of the loss, of which ``total`` is to be minimised, with the rewards and advantages of the thoughts.
+
+    Raises:
+        ValueError: If look-aheads reach past the text.
 
     Example:
         >>> import torch

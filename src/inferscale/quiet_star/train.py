@@ -46,6 +46,9 @@ class Recipe:
         precision: ``"bfloat16"`` runs the model in half precision; the weights stay in float32 either way.
         seed: Names the streams of thoughts.
 
+    Raises:
+        ValueError: If a number trains nothing, or not as it says.
+
     Example:
         >>> from inferscale.quiet_star import Recipe
         >>> recipe = Recipe(lr=1e-4, warmup_steps=10, decay_steps=90, steps=100, freeze_base=True)
@@ -492,6 +495,10 @@ def drive(
         folder: Where checkpoints, the log (``steps.jsonl``) and the model go.
         report: Called with a line for each step.
         checkpoint_every: Steps between two checkpoints.
+
+    Raises:
+        ValueError: If `checkpoint_every` is below 1, or the folder's checkpoint is of another recipe or base.
+        FloatingPointError: As `train`.
 
     Example:
         >>> from pathlib import Path

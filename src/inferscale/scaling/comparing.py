@@ -102,7 +102,11 @@ def paired_difference(
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Two-sided p-value of McNemar's exact test: are the discordant problems evenly split?
+    """Two-sided p-value of McNemar's exact test: are the discordant problems evenly split? 1 if there are none.
+
+    Args:
+        only_first: Problems that the first method alone has right.
+        only_second: Problems that the second alone has right.
 
     Example:
         >>> from inferscale.scaling import mcnemar_p_value
@@ -136,6 +140,9 @@ def split_by(items: Sequence[T], groups: Sequence[str]) -> dict[str, list[T]]:
         items: One for each problem: results, evidence, anything.
         groups: The group of each problem, for example ``"level 3"``.
 
+    Raises:
+        ValueError: If there are not as many groups as items.
+
     Example:
         >>> from inferscale.scaling import split_by
         >>> split_by([0.9, 0.2, 0.8, 0.4], ["easy", "hard", "easy", "hard"])
@@ -154,6 +161,10 @@ def difficulty_bins(pass_rates: Sequence[float], bins: int = 5) -> list[int]:
     Quantiles of pass@1 are the difficulty of Snell et al. 2024 (arXiv:2408.03314). Problems with equal pass rates
     keep their order. Rates from gold answers make it an oracle; rates from a reward model do not. Rates and the
     accuracies shown by bin must come from different samples: a bin of lucky problems is easy by selection.
+
+    Args:
+        pass_rates: Share of each problem's samples that are right, or what stands for it; higher is easier.
+        bins: Number of bins.
 
     Raises:
         ValueError: If there are fewer problems than bins, or a rate is NaN.

@@ -58,7 +58,7 @@ def short_name(strategy: SearchStrategy) -> str:
 
 Floats: TypeAlias = NDArray[np.float64]
 Vote: TypeAlias = Literal["majority", "weighted", "best-of-n", "coverage"]
-"""Votes of a curve; `"coverage"` is what a perfect judge would choose.
+"""Names of the votes of a curve; `"coverage"` is what a perfect judge would choose.
 
 Example:
     >>> from inferscale.scaling import CurvePoint, Vote
@@ -72,7 +72,7 @@ Example:
     [0.8]
 """
 VOTES: tuple[Vote, ...] = ("majority", "weighted", "best-of-n", "coverage")
-"""All votes of a curve.
+"""All votes of a curve, of which `"weighted"` and `"best-of-n"` need scores.
 
 Example:
     >>> from inferscale import Problem, RepeatedSampling
@@ -285,7 +285,7 @@ def prompt_flops(samples: Sequence[Step]) -> float:
 
 
 CostName: TypeAlias = Literal["flops", "generator_flops", "reward_flops", "tokens", "seconds"]
-"""What the cost axis of a curve counts; `"flops"` is generator and reward model together.
+"""Names of the costs of a curve, means over problems; `"flops"` is generator and reward model together.
 
 Example:
     >>> from inferscale.scaling import CostName, CurvePoint, compute_optimal
@@ -331,6 +331,11 @@ def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> l
 
 def compute_optimal(points: Iterable[CurvePoint], budget: float, cost: CostName = "flops") -> CurvePoint | None:
     """The most accurate method whose cost is at most `budget`, the cheapest of equals; ``None`` if all cost more.
+
+    Args:
+        points: Points of any strategies and models on the same problems; coverage is left out.
+        budget: The most that a problem may cost on average, in the unit of `cost`.
+        cost: What counts as cost.
 
     Example:
         >>> from inferscale.scaling import CurvePoint, compute_optimal
@@ -408,6 +413,10 @@ def fit_optimal_size(points: Iterable[CurvePoint], cost: CostName = "flops") -> 
 def fit_size(parameters: ArrayLike, flops: ArrayLike) -> SizeFit:
     """The line through pairs of model size and the compute at which that size is best.
 
+    Args:
+        parameters: `[points]` sizes, in parameters.
+        flops: `[points]` compute of a problem, in FLOPs.
+
     Raises:
         ValueError: If there are fewer than two different sizes, or a size or cost is not above 0.
 
@@ -435,7 +444,14 @@ def cost_ratio(
 ) -> float | None:
     """Factor by which `better` is cheaper where it is as accurate as `baseline` ever gets; ``None`` if it never is.
 
-    This is the figure of table 1 of Wu et al.: the cheapest point of the one at or above the best of the other.
+    This is the figure of table 1 of Wu et al. 2024 (arXiv:2408.00724): the cheapest point of the one at or above the
+    best of the other.
+
+    Args:
+        points: Points of both methods, and perhaps of others.
+        better: True for the points of the method that may be cheaper.
+        baseline: True for the points of the method that it is compared with.
+        cost: What counts as cost.
 
     Raises:
         ValueError: If the points hold no baseline, or one that reaches it costs nothing.

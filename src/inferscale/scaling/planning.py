@@ -105,7 +105,8 @@ class Tried:
         low: Lower end of its 95 % interval (Wilson's, by the variance over problems).
         high: Upper end.
         costs: Mean cost of a problem, by the names of `Budget`; what is not known is left out.
-        chances: For each budget the chance that none not shown to be behind is better; ``None`` if it is too dear.
+        chances: For each budget the chance that it is the best of those not shown to be behind; ``None`` if it is too
+            dear.
         dropped: For each budget why it left the race, ``""`` if it did not.
 
     Example:
@@ -139,8 +140,8 @@ class Choice:
     Attributes:
         budget: What a problem may cost on average.
         tried: The configuration, its accuracy and its costs; ``None`` if the budget can buy none of them.
-        chance: That none of those that were not shown to be behind is better, as it is believed.
-        rival: The name of the one, of those that differ from it, that is the best with the greatest chance.
+        chance: That it is the best of those that were not shown to be behind, as far as is known.
+        rival: The name of the one that is most likely to be the best instead, of those that differ from it.
         gap: Expected accuracy of the choice minus that of the rival.
         problems_needed: Number of problems that would tell them apart, if the gap is as expected.
         is_clear: True if the data tell that it is the best: `chance` is at least one minus the plan's `error`.
@@ -507,6 +508,10 @@ def candidates(reward_model: RewardModel | None = None, sizes: Sequence[int] = (
     Without a reward model: greedy, repeated sampling, and sampling until the answer is settled. With one that judges
     outcomes the same, for its votes read the same samples. With one that judges steps also REBASE, beam search and
     DVTS (of beams with four children, at the sizes that four divides).
+
+    Args:
+        reward_model: The reward model at hand.
+        sizes: Numbers of samples, or of leaves, to try.
 
     Example:
         >>> from inferscale.scaling import candidates

@@ -91,7 +91,7 @@ class Standing:
     Attributes:
         configuration: Its name.
         dropped: ``""`` for one that stayed to the end, else why it left.
-        chance: That none of those that were not shown to be behind is better, as it is believed.
+        chance: That it is the best of those that were not shown to be behind, as far as is known (see `Race`).
 
     Example:
         >>> import numpy as np
@@ -121,10 +121,11 @@ class Winner:
 
     Attributes:
         configuration: The name of the best; ``None`` if the budget can buy none that was tried.
-        chance: That none of those that were not shown to be behind is better.
+        chance: That it is the best of those that were not shown to be behind.
         rival: Of those that differ from it, the one that is the best with the greatest chance; ``None`` without one.
         gap: Expected accuracy of the winner minus that of the rival.
-        problems_needed: So many would tell them apart, if the gap is as expected; ``None`` without a rival or a gap.
+        problems_needed: Problems that would tell the two apart, if the gap is as expected; ``None`` without a rival or
+            a gap.
         expected: The accuracy that is expected on other problems.
         standings: Every configuration that the budget can buy, or may.
 

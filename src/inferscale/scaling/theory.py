@@ -183,7 +183,13 @@ def error_bound(probabilities: ArrayLike, n: int, weights: ArrayLike | None = No
     """Bound on ``|accuracy after n samples - limit|``: ``answers * exp(-n * gap**2 / (2 * R**2))``.
 
     `gap` is the distance of the two greatest (weighted) probabilities and R the greatest weight (1 without): the
-    union bound and Hoeffding's inequality in the proof of Theorem 1. Infinite patience is needed for a tie: 1.
+    union bound and Hoeffding's inequality in the proof of Theorem 1 (Wu et al. 2024, arXiv:2408.00724). At most 1,
+    which says nothing; that is its value at a tie, for any n.
+
+    Args:
+        probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
+        n: Samples.
+        weights: `[answers]` mean score of each answer's samples, for the weighted vote (Theorem 2).
 
     Raises:
         ValueError: If `n` is less than 1, the probabilities are no distribution, or the weights do not fit.
@@ -207,7 +213,11 @@ def error_bound(probabilities: ArrayLike, n: int, weights: ArrayLike | None = No
 def cramer_rate(first: float, second: float) -> float:
     """Factor by which the error falls with each further sample: ``1 - (sqrt(first) - sqrt(second))**2``.
 
-    The exact exponential rate of a vote between two leading answers of these probabilities (Cramér).
+    The exact exponential rate of a vote between two leading answers (Cramér), where `error_bound` is only a bound.
+
+    Args:
+        first: Probability of one answer.
+        second: Probability of the other.
 
     Raises:
         ValueError: If the two are no probabilities of two answers.
@@ -404,6 +414,17 @@ def beta_coverage(alpha: float, beta: float, k: ArrayLike) -> NDArray[np.float64
     ``1 - B(alpha, beta + k) / B(alpha, beta)``: the failure of each problem falls exponentially, and their mean as
     the power law ``k**-alpha`` (Schaeffer et al. 2025, arXiv:2502.17578).
 
+    Args:
+        alpha: Above 0; the less, the more problems are almost never solved.
+        beta: Above 0; the less, the more problems are almost always solved.
+        k: `[...]` numbers of samples.
+
+    Returns:
+        `[...]` in float64.
+
+    Raises:
+        ValueError: If alpha or beta is not above 0, or a k is negative.
+
     Example:
         >>> from inferscale.scaling import beta_coverage
         >>> beta_coverage(0.5, 2.0, [1, 10, 100]).round(3)  # many problems are almost never solved: it rises slowly
@@ -412,14 +433,22 @@ def beta_coverage(alpha: float, beta: float, k: ArrayLike) -> NDArray[np.float64
     from scipy.special import betaln
 
     n = np.asarray(k, dtype=np.float64)
+    if not (alpha > 0 and beta > 0 and (n >= 0).all()):
+        raise ValueError(f"alpha={alpha}, beta={beta}: both must be above 0, and k={k!r:.80} not negative")
     return np.asarray(-np.expm1(betaln(alpha, beta + n) - betaln(alpha, beta)))
 
 
 def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) -> float:
     """Accuracy of a vote of an odd number of calls on a mix of easy and hard items with binary answers.
 
-    ``a * V(p1, K) + (1 - a) * V(p2, K)``, V the chance that more than half of
-    K independent calls are right.
+    ``a * V(p1, K) + (1 - a) * V(p2, K)``, V the chance that more than half of K independent calls are right. On such a
+    mix more votes are not always better (Chen et al. 2024, arXiv:2403.02419).
+
+    Args:
+        calls: K, odd.
+        easy_share: Share a of easy items.
+        easy: Chance p1 that one call is right on an easy item.
+        hard: Chance p2 that it is on a hard one.
 
     Raises:
         ValueError: If `calls` is even or less than 1, or the others are not between 0 and 1.
@@ -442,7 +471,13 @@ def two_class_accuracy(calls: int, easy_share: float, easy: float, hard: float) 
 def optimal_calls(easy_share: float, easy: float, hard: float) -> tuple[float, int]:
     """Number of calls at which the two-class accuracy peaks: the real-valued formula, and the best odd number of calls.
 
-    Theorem 2, for ``1 > easy > 1/2 > hard``, ``easy + hard > 1`` and items of both kinds.
+    For ``1 > easy > 1/2 > hard``, ``easy + hard > 1`` and items of both kinds (Chen et al. 2024, arXiv:2403.02419):
+    ``2 ln[a (2 p1 - 1) / ((1 - a) (1 - 2 p2))] / ln[p2 (1 - p2) / (p1 (1 - p1))] - 1``.
+
+    Args:
+        easy_share: As in `two_class_accuracy`.
+        easy: As in `two_class_accuracy`.
+        hard: As in `two_class_accuracy`.
 
     Raises:
         ValueError: If there is no inner maximum.

@@ -23,7 +23,7 @@ from .text import (
 )
 
 RAMP = ("#e66101", "#fdb863", "#d4d4d4", "#80b7dc", "#0f6cb8")
-"""From the lowest score to the highest: orange over grey to blue.
+"""Colours of scores from the lowest to the highest: orange over grey to blue.
 
 Example:
     >>> from inferscale.viz import RAMP, Scale
@@ -98,7 +98,7 @@ def tidy_rows(children: Sequence[Sequence[int]]) -> list[float]:
 
     Children keep their order, a parent is half-way between its first and its last child, nodes of one depth are at
     least `APART` (siblings) or `COUSINS_APART` rows apart, no edges cross, and equal subtrees look the same wherever
-    they are.
+    they are (Reingold and Tilford 1981, Tidier drawings of trees).
 
     Args:
         children: For each node the places of its children, which come after it; node 0 is the root.
@@ -192,7 +192,7 @@ STYLE = f"<style>{_RULES.strip()}</style>"
 MOST_LABELLED = 40
 """Marks up to which the steps are written on the branches."""
 MOST_ANSWERED = 150
-"""Marks up to which the answers are written behind the leaves.
+"""Most marks of a tree that has its answers written behind the leaves.
 
 Example:
     >>> from inferscale import RepeatedSampling, solve
@@ -412,6 +412,12 @@ def growing(root: Node) -> str:
 
     Where it is too large to be read, the paths to the finished and to the deepest leaves are drawn, and what else
     stands below one parent is one mark.
+
+    Args:
+        root: The search tree as it is.
+
+    Returns:
+        ASCII, without scripts, as `page`.
 
     Example:
         >>> from inferscale import BeamSearch, solve

@@ -48,7 +48,10 @@ _LABELS = {
 
 
 def to_frame(points: Iterable[CurvePoint]) -> Any:
-    """Points as a pandas data frame, one row each.
+    """Points as a pandas data frame, a row for each point and a column for each of its figures.
+
+    Raises:
+        ImportError: If pandas is not installed (extra ``plot``).
 
     Example:
         >>> from inferscale.scaling import CurvePoint
@@ -78,8 +81,11 @@ def plot_scaling(
         points: What to draw.
         x: The cost, on a logarithmic axis unless it is 0 everywhere (FLOPs of models on a server).
         y: ``"error"`` has a logarithmic axis too, as in Wu et al. 2024 (arXiv:2408.00724).
-        ax: Where to draw.
+        ax: Where to draw; new axes by default.
         label: What the legend says.
+
+    Raises:
+        ImportError: If matplotlib is not installed (extra ``plot``).
 
     Example:
         >>> from inferscale.scaling import CurvePoint
@@ -176,6 +182,15 @@ def plot_frontier(
 ) -> Axes:
     """The Pareto frontier as steps: the best that each budget can buy.
 
+    Args:
+        points: Points of any strategies and models on the same problems.
+        x: The cost, as in `plot_scaling`.
+        y: As in `plot_scaling`.
+        ax: Where to draw; new axes by default.
+
+    Raises:
+        ImportError: If matplotlib is not installed (extra ``plot``).
+
     Example:
         >>> from inferscale.scaling import CurvePoint
         >>> from inferscale.viz import plot_frontier, plot_scaling
@@ -197,6 +212,15 @@ def plot_frontier(
 
 def plot_optimal_size(points: Sequence[CurvePoint], fit: SizeFit, x: CostName = "flops", ax: Axes = None) -> Axes:
     """Sizes of the models on the Pareto frontier against the compute, with the fitted line.
+
+    Args:
+        points: Points with `parameters`, of models of one family.
+        fit: The line, by `fit_optimal_size`.
+        x: The cost that it was fitted to.
+        ax: Where to draw; new axes by default.
+
+    Raises:
+        ImportError: If matplotlib is not installed (extra ``plot``).
 
     Example:
         >>> from inferscale.scaling import CurvePoint, fit_optimal_size
@@ -227,10 +251,11 @@ def plot_plan(plan: Plan, cost: str | None = None, ax: Axes = None) -> Axes:
     Args:
         plan: The plan.
         cost: One of the names of `Budget`; by default the one that the plan's frontier is of.
-        ax: Where to draw.
+        ax: Where to draw; new axes by default.
 
     Raises:
         ValueError: If the plan does not know that cost.
+        ImportError: If matplotlib is not installed (extra ``plot``).
 
     Example:
         >>> import inferscale as isc
@@ -279,6 +304,14 @@ def plot_plan(plan: Plan, cost: str | None = None, ax: Axes = None) -> Axes:
 def plot_coverage(points: Sequence[CurvePoint], fit: CoverageFit | None = None, ax: Axes = None) -> Axes:
     """Accuracy against the number of samples, coverage included, with a fitted power law of the coverage.
 
+    Args:
+        points: What to draw.
+        fit: The law, by `fit_coverage`; ``None`` draws none.
+        ax: Where to draw; new axes by default.
+
+    Raises:
+        ImportError: If matplotlib is not installed (extra ``plot``).
+
     Example:
         >>> from inferscale import Problem, RepeatedSampling
         >>> from inferscale.scaling import fit_coverage, scaling_curve
@@ -308,8 +341,15 @@ def plot_votes(
 ) -> Any:
     """A figure with one panel for each vote; strategies and models are its lines.
 
+    Args:
+        points: What to draw.
+        x: The cost, as in `plot_scaling`.
+        y: As in `plot_scaling`.
+        columns: Panels in a row; by default all.
+
     Raises:
         ValueError: If there are no points.
+        ImportError: If matplotlib is not installed (extra ``plot``).
 
     Example:
         >>> from inferscale.scaling import CurvePoint
@@ -378,7 +418,10 @@ def plot_tree(result: SearchResult, ax: Axes = None) -> Axes:
 
     Args:
         result: A search.
-        ax: Where to draw.
+        ax: Where to draw; new axes by default.
+
+    Raises:
+        ImportError: If matplotlib is not installed (extra ``plot``).
 
     Example:
         >>> from inferscale import REBASE, solve
@@ -464,7 +507,10 @@ def plot_answers(result: SearchResult, ax: Axes = None) -> Axes:
 
     Args:
         result: A search.
-        ax: Where to draw.
+        ax: Where to draw; new axes by default.
+
+    Raises:
+        ImportError: If matplotlib is not installed (extra ``plot``).
 
     Example:
         >>> from inferscale import RepeatedSampling, solve

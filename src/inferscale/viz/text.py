@@ -44,7 +44,7 @@ def _is_seen(character: str, before: str) -> bool:
 
 
 def one_line(text: str, width: int) -> str:
-    r"""`text` on one line of at most `width` columns (a wide character takes two).
+    r"""`text` on one line of at most `width` columns (a wide character takes two), with nothing hidden in it.
 
     Example:
         >>> from inferscale.viz import one_line
@@ -81,7 +81,7 @@ def escaped(text: str) -> str:
 
 
 MOST_VOTES = 8
-"""Answers whose votes are shown; the others are summed up.
+"""Most answers whose votes are shown one by one; the others are summed up.
 
 Example:
     >>> from inferscale import RepeatedSampling, solve

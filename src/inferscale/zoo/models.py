@@ -101,7 +101,7 @@ def name_of(folder: str | os.PathLike[str]) -> str | None:
 
 
 def card(name: str) -> ModelCard:
-    """Return the card of a model.
+    """The card of a model, which need not be installed.
 
     Raises:
         ValueError: If there is no such model.
@@ -161,6 +161,7 @@ def load(
     Raises:
         ValueError: If there is no such model, a package's file is damaged or of another release, or an adapter's
             folder holds none.
+        TypeError: If `adapters` is one folder and no list.
         ImportError: If the package that carries the model is not installed, or peft for adapters.
         RuntimeError: If the weights on disk lack a tensor or hold one too many, or an adapter is of another model.
 
@@ -280,6 +281,9 @@ def simulated_score(prefix: str, is_right: bool, auc: float) -> float:
     The same prefix always gets the same score. Over many prefixes, a right one outscores a wrong one with
     probability `auc`, and the score is calibrated when half of the prefixes are right.
 
+    Its noise is independent between prefixes. A trained model repeats its mistakes on siblings and along a path, so
+    a simulated judge helps a search more than a trained one of the same AUC.
+
     Args:
         prefix: Prompt and solution so far. Without the prompt, equal solutions of two problems share their noise.
         is_right: The exact label, see `inferscale.zoo.task.step_labels`.
@@ -287,9 +291,6 @@ def simulated_score(prefix: str, is_right: bool, auc: float) -> float:
 
     Raises:
         ValueError: If `auc` is not between 0.5 and 1.
-
-    Its noise is independent between prefixes. A trained model repeats its mistakes on siblings and along a path, so
-    a simulated judge helps a search more than a trained one of the same AUC.
 
     Example:
         >>> from inferscale import zoo

@@ -217,7 +217,8 @@ LEVELS: dict[int, Level] = {
     4: Level(7, 8, 1500, 20),
     5: Level(8, 10, 3000, 30),
 }
-"""The five levels of difficulty.
+"""The five levels of difficulty by number, each with the fewest and most operations of a problem (`min_steps`,
+`max_steps`), the greatest value of a result (`limit`), and the greatest first factor of a product (`table`).
 
 Example:
     >>> from inferscale.zoo.task import LEVELS
@@ -360,6 +361,14 @@ def generate(n: int, seed: int, level: int | None = None, split: Split = "test")
 def problem_stream(seed: int, level: int | None = None, split: Split = "test") -> Iterator[Problem]:
     r"""Problems without end, those of `generate` in the same order.
 
+    Args:
+        seed: As in `generate`.
+        level: As in `generate`.
+        split: As in `generate`.
+
+    Raises:
+        ValueError: If `level` or `split` is not known.
+
     Example:
         >>> from itertools import islice
         >>> from inferscale.zoo.task import problem_stream, solution
@@ -387,7 +396,7 @@ def _draw_stream(rng: random.Random, level: int | None, split: Split, name: str)
 
 
 def split_of(prompt: str) -> Split:
-    r"""The part that a prompt belongs to, from its text alone.
+    r"""The part of all problems that a prompt belongs to, from a hash of its text: one in 16 is "test", one "dev".
 
     Example:
         >>> from inferscale.zoo.task import split_of
@@ -437,6 +446,9 @@ def reference(prompt: str) -> tuple[tuple[Line, ...], int]:
 def solution(prompt: str) -> str:
     r"""The reference solution as text, answer line included.
 
+    Raises:
+        ValueError: If the prompt is not a problem of this task.
+
     Example:
         >>> from inferscale.zoo.task import solution
         >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
@@ -456,6 +468,9 @@ def check_steps(prompt: str, completion: str) -> list[bool]:
     reference; the answer line is right after the last operation and with the right number. Lines of white space
     are passed over. Another derivation that reaches the answer counts as wrong: the stories leave little room
     for one.
+
+    Raises:
+        ValueError: If the prompt is not a problem of this task.
 
     Example:
         >>> from inferscale.zoo.task import check_steps
@@ -484,6 +499,9 @@ def _is_right(text: str, index: int, lines: tuple[Line, ...], answer: int) -> bo
 def step_labels(prompt: str, completion: str) -> list[bool]:
     r"""For every line, whether the solution is right up to and including it (the labels of a process reward model).
 
+    Raises:
+        ValueError: If the prompt is not a problem of this task.
+
     Example:
         >>> from inferscale.zoo.task import step_labels
         >>> prompt = "Mia has 7 trays with 6 pens in each. Mia sells 20 of them. How many pens are left?\n"
@@ -496,6 +514,9 @@ def step_labels(prompt: str, completion: str) -> list[bool]:
 
 def first_error(prompt: str, completion: str) -> int | None:
     r"""The index of the first wrong line, or ``None`` when nothing is wrong so far.
+
+    Raises:
+        ValueError: If the prompt is not a problem of this task.
 
     Example:
         >>> from inferscale.zoo.task import first_error
@@ -521,6 +542,9 @@ def stated_answer(completion: str) -> str | None:
 
 def is_correct(prompt: str, completion: str) -> bool:
     r"""True if the completion states the right answer, however it got there.
+
+    Raises:
+        ValueError: If the prompt is not a problem of this task.
 
     Example:
         >>> from inferscale.zoo.task import is_correct
