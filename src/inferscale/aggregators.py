@@ -178,6 +178,15 @@ class MajorityVote(Aggregator):
             likeness for free text, say. ``None`` is the equality of their kind (`inferscale.answers.KINDS`).
         normalize: Gives an answer's normal form; answers with the same one are joined unasked. ``str`` compares answers
             as they are written; ``None`` is the normal form of their kind.
+
+    Example:
+        >>> import inferscale as isc
+        >>> def trajectory(answer, score):
+        ...     return isc.Trajectory(isc.Problem("How many?"), (isc.Step(answer),), answer=answer, score=score)
+        >>> found = [trajectory("4", 0.3), trajectory("4.0", 0.2), trajectory("7", 0.9), trajectory(None, 0.8)]
+        >>> isc.MajorityVote().select(found).answer, isc.MajorityVote(weighted=True).select(found).answer
+        ('4', '7')
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(8), isc.testing.ToyGenerator())  # by majority
     """
 
     weighted: bool = False
@@ -216,6 +225,16 @@ class BestOfN(Aggregator):
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         drop_abstentions: Choose among those with an answer instead, cut ones too if their answer was complete; among
             all others only if there is none.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> solver = isc.Solver(isc.RepeatedSampling(8), ToyGenerator(), ToyProcessReward(), isc.BestOfN())
+        >>> result = solver.solve("How many?")
+        >>> result.selected.score == max(trajectory.score for trajectory in result.trajectories)
+        True
+        >>> result.reaggregate(isc.BestOfN(reduction="min")).answer  # by the worst step of each
+        '2'
     """
 
     reduction: StepReduction | None = None
@@ -254,6 +273,14 @@ class BordaVote(Aggregator):
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> def trajectory(answer, score):  # log-probabilities, which cannot be weights
+        ...     return isc.Trajectory(isc.Problem("How many?"), (isc.Step(answer),), answer=answer, score=score)
+        >>> found = [trajectory("4", -9.0), trajectory("4", -8.0), trajectory("7", -1.0), trajectory("5", -5.0)]
+        >>> [isc.BordaVote(p=p).select(found).answer for p in (0.0, 0.5, 2.0)]  # from majority towards best-of-n
+        ['4', '4', '7']
     """
 
     p: float = 0.5
@@ -302,6 +329,14 @@ class HedgedBestOfN(Aggregator):
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> def trajectory(answer, score):
+        ...     return isc.Trajectory(isc.Problem("How many?"), (isc.Step(answer),), answer=answer, score=score)
+        >>> found = [trajectory("4", 0.6), trajectory("4", 0.7), trajectory("4", 0.5), trajectory("7", 0.9)]
+        >>> [isc.HedgedBestOfN(n).select(found).answer for n in (1, 2, 4)]
+        ['4', '4', '7']
     """
 
     n: int = 8
@@ -395,6 +430,13 @@ class Oracle(Aggregator):
 
     Attributes:
         same_answer: Called with an answer and the problem's gold answer; ``None`` is the equality of their kind.
+
+    Example:
+        >>> import inferscale as isc
+        >>> problem = isc.Problem("How many?", answer="3")
+        >>> result = isc.solve(problem, isc.RepeatedSampling(8), isc.testing.ToyGenerator())
+        >>> result.is_correct, result.reaggregate(isc.Oracle()).is_correct  # one of the samples is right
+        (False, True)
     """
 
     same_answer: SameAnswer | None = field(default=None, repr=False)
@@ -435,6 +477,14 @@ class Medoid(Aggregator):
         embed: In its place, vectors whose cosines are the similarities; a sentence encoder, say. With neither, the
             texts' character n-grams (`inferscale.functional.ngram_embeddings`).
         of: Compares whole texts, thoughts left out, or the answers that were read in them.
+
+    Example:
+        >>> import inferscale as isc
+        >>> problem = isc.Problem("What is the capital of France?")
+        >>> texts = ["Paris is the capital.", "The capital is Paris.", "Its capital: Paris", "I like cheese."]
+        >>> found = [isc.Trajectory(problem, (isc.Step(text, finish_reason="eos"),)) for text in texts]
+        >>> isc.Medoid().select(found).text
+        'The capital is Paris.'
     """
 
     similarity: Similarity | None = None
@@ -514,6 +564,16 @@ def answer_weights(
 
     Raises:
         ValueError: If scores are needed and missing, negative or not finite.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyReward
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(8), ToyGenerator(), reward_model=ToyReward())
+        >>> isc.answer_weights(result.trajectories)
+        {'1': 3.0, '2': 2.0, '0': 2.0, '3': 1.0}
+        >>> weights = isc.answer_weights(result.trajectories, weighted=True)
+        >>> [round(weight, 2) for weight in weights.values()]
+        [2.08, 1.72, 1.74, 0.42]
     """
     if not trajectories:
         return {}

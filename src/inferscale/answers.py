@@ -231,9 +231,14 @@ def group_answers(
     normalize: Normalize | None = None,
     reader: AnswerReader | None = None,
 ) -> list[list[int]]:
-    """Return the positions of answers that are the same, groups and members in order of appearance.
+    r"""Return the positions of answers that are the same, groups and members in order of appearance.
 
     ``None`` is in no group. The other arguments are those of `AnswerGroups`.
+
+    Example:
+        >>> from inferscale.answers import group_answers
+        >>> group_answers(["1/2", "0.5", None, "3", r"\frac{1}{2}"])
+        [[0, 1, 4], [3]]
     """
     known = AnswerGroups(same_answer, normalize, reader)
     groups: defaultdict[int, list[int]] = defaultdict(list)
@@ -256,12 +261,23 @@ def normalize_answer(answer: str) -> str:
 
     Other texts lose LaTeX markup, spaces beside punctuation and letter case. Texts beyond `MAX_ANSWER_CHARS`
     characters come back as they are.
+
+    Example:
+        >>> from inferscale import normalize_answer
+        >>> [normalize_answer(answer) for answer in ("$1,250.50", r"\frac{2}{4}", r"5\text{ cm}", "3 or -2", "x = 7")]
+        ['1250.5', '0.5', '5 cm', '{-2;3}', '7']
     """
     return _parsed(answer).form if len(answer) <= MAX_ANSWER_CHARS else answer
 
 
 def parse_number(answer: str) -> Fraction | None:
-    """Return the exact number that `answer` is, whatever its unit; ``None`` if it is not one."""
+    """Return the exact number that `answer` is, whatever its unit; ``None`` if it is not one.
+
+    Example:
+        >>> from inferscale.answers import parse_number
+        >>> parse_number("3/4"), parse_number("$1,250"), parse_number("a lot")
+        (Fraction(3, 4), Fraction(1250, 1), None)
+    """
     return _parsed(answer).number if len(answer) <= MAX_ANSWER_CHARS else None
 
 
@@ -752,6 +768,18 @@ class AnswerReader(ABC):
     """Reads the answer out of a completion, and knows when two of its answers are the same.
 
     Subclasses are frozen dataclasses of options; they implement `find`.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> from inferscale.answers import AnswerReader
+        >>> @dataclass(frozen=True)
+        ... class Hex(AnswerReader):
+        ...     def find(self, text, stated=False):
+        ...         return next((word for word in reversed(text.split()) if word.startswith("0x")), None)
+        ...     def same(self, first, second):
+        ...         return int(first, 16) == int(second, 16)
+        >>> Hex()("First 0x0a, so it is 0x0f"), Hex().same("0x0f", "0xF")
+        ('0x0f', True)
     """
 
     kind: ClassVar[str] = "answer"
@@ -884,7 +912,15 @@ class _BestEvidence(AnswerReader):
 
 
 read_answer = _BestEvidence()
-"""The default reader: the best evidence of an answer of any kind."""
+r"""The default reader: the best evidence of an answer of any kind.
+
+Example:
+    >>> from inferscale import read_answer
+    >>> read_answer("Half of 24 is 12. The answer is 12."), read_answer(r"Thus \boxed{x^2 + 1}."), read_answer("Well.")
+    ('12', 'x^2 + 1', None)
+    >>> read_answer("<think>Is it 12?</think>It is 15."), read_answer("<think>Is it 12?")
+    ('15', None)
+"""
 
 
 # A power or a root, of numbers alone: it stays whole, for no number inside it is the answer.
@@ -895,7 +931,16 @@ _ARITHMETIC = re.compile(
 
 @dataclass(frozen=True)
 class Number(AnswerReader):
-    """The number that is given as the answer, or the last one in the text; ``"3,5"`` is a decimal."""
+    """The number that is given as the answer, or the last one in the text; ``"3,5"`` is a decimal.
+
+    Example:
+        >>> from inferscale.answers import Number
+        >>> reader = Number()
+        >>> reader("So she pays 3 * 12 = 36 dollars."), reader("It took 3 hours and 20 minutes.")
+        ('36', None)
+        >>> reader.same("1,000", "1000.0"), reader.same("5 cm", "5 m")
+        (True, False)
+    """
 
     kind: ClassVar[str] = "number"
 
@@ -928,6 +973,12 @@ class Choice(AnswerReader):
 
     Attributes:
         options: The letters that there are.
+
+    Example:
+        >>> from inferscale.answers import Choice
+        >>> reader = Choice("ABCD")
+        >>> reader("A is too small, so the answer is (C)."), reader("Both B and C.")
+        ('C', None)
     """
 
     options: str = "ABCDEFGHIJ"
@@ -1013,7 +1064,13 @@ def _is_article(letter: str, rest: str) -> bool:
 
 @dataclass(frozen=True)
 class YesNo(AnswerReader):
-    """``"yes"`` or ``"no"``; "true" and "false" mean the same."""
+    """``"yes"`` or ``"no"``; "true" and "false" mean the same.
+
+    Example:
+        >>> from inferscale.answers import YesNo
+        >>> YesNo()("No. The two sides differ."), YesNo()("The statement is not true."), YesNo().same("yes", "True")
+        ('no', 'no', True)
+    """
 
     kind: ClassVar[str] = "yesno"
 
@@ -1059,7 +1116,14 @@ def _verdict(word: str) -> str:
 
 @dataclass(frozen=True)
 class Expression(AnswerReader):
-    """A formula: the one that is given as the answer, else the last one, whole."""
+    r"""A formula: the one that is given as the answer, else the last one, whole.
+
+    Example:
+        >>> from inferscale.answers import Expression
+        >>> reader = Expression()
+        >>> reader(r"Hence $f(x) = \boxed{2x + 1}$."), reader.same("2x + 1", "2x+1")
+        ('2x + 1', True)
+    """
 
     kind: ClassVar[str] = "expression"
 
@@ -1070,10 +1134,16 @@ class Expression(AnswerReader):
 
 @dataclass(frozen=True)
 class Text(AnswerReader):
-    """The whole text, or what follows its last "Answer:" line; compared without case and white space.
+    r"""The whole text, or what follows its last "Answer:" line; compared without case and white space.
 
     Attributes:
         after: A text after whose last occurrence the answer begins; "" takes the whole.
+
+    Example:
+        >>> from inferscale.answers import Text
+        >>> reader = Text(after="Answer:")
+        >>> reader("The sky.\nAnswer: Deep  blue"), reader.same("Deep  blue", "deep blue")
+        ('Deep  blue', True)
     """
 
     after: str = ""
@@ -1095,7 +1165,15 @@ class Text(AnswerReader):
 
 @dataclass(frozen=True)
 class Code(AnswerReader):
-    """The last fenced block of code, or the whole text if there is no fence; compared line by line."""
+    r"""The last fenced block of code, or the whole text if there is no fence; compared line by line.
+
+    Example:
+        >>> from inferscale.answers import Code
+        >>> text = "Sure:\n```python\ndef double(x):\n    return 2 * x\n```\nIt doubles x."
+        >>> print(Code()(text))
+        def double(x):
+            return 2 * x
+    """
 
     kind: ClassVar[str] = "code"
 
@@ -1201,6 +1279,15 @@ def reader_of(kind: str) -> AnswerReader:
     Raises:
         TypeError: If `kind` is no text.
         ValueError: If there is no such kind.
+
+    Example:
+        >>> from inferscale.answers import reader_of
+        >>> reader_of("choice:ABCD")("So the answer is (C).")
+        'C'
+        >>> reader_of("letters")
+        Traceback (most recent call last):
+            ...
+        ValueError: unknown kind of answer 'letters': choose one of any, number, choice, yesno, expression, code, text
     """
     if not isinstance(kind, str):
         raise TypeError(f'kind={kind!r:.80}: name it, such as "number" or "choice:ABCD"; a reader goes in read_answer=')
@@ -1215,7 +1302,13 @@ def reader_of(kind: str) -> AnswerReader:
 
 
 def kind_of(reader: Reader | None) -> str | None:
-    """Return the name by which `reader_of` makes a reader with the same equality; ``None`` for one of your own."""
+    """Return the name by which `reader_of` makes a reader with the same equality; ``None`` for one of your own.
+
+    Example:
+        >>> from inferscale.answers import Choice, kind_of
+        >>> kind_of(Choice("ABCD")), kind_of(lambda text: text)
+        ('choice:ABCD', None)
+    """
     if isinstance(reader, Before):
         return kind_of(reader.reader)
     if not isinstance(reader, AnswerReader) or type(reader) not in KINDS.values():

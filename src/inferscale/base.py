@@ -43,6 +43,18 @@ class Generator(Identified, ABC):
             `Problem.prompt`.
         takes_temperature: True if it samples at ``request.temperature`` where a request gives one; a search that gives
             one to another generator is refused.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Dice(isc.Generator):
+        ...     def generate(self, requests):
+        ...         return [[self.roll(request, draw) for draw in range(request.n)] for request in requests]
+        ...     def roll(self, request, draw):
+        ...         key = isc.tree.branch_key(request.node.key, request.first + draw)  # the sample's own random number
+        ...         return isc.Step(f"The answer is {key % 6 + 1}", (key % 6,), finish_reason="eos")
+        >>> result = isc.solve("A throw?", isc.RepeatedSampling(6), Dice())
+        >>> [trajectory.answer for trajectory in result.trajectories]
+        ['6', '6', '1', '3', '1', '1']
     """
 
     concurrent: bool = False
@@ -359,6 +371,17 @@ class ProcessRewardModel(RewardModel):
 
     Attributes:
         reduction: The way from step scores to one score: ``"last"``, ``"min"``, ``"prod"`` or ``"mean"``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Short(isc.ProcessRewardModel):
+        ...     def step_scores(self, nodes):
+        ...         parts = [node.part(self.judge) for node in nodes]
+        ...         return [[1 / (1 + len(text)) for text, _ in part.inner_steps()] for part in parts]
+        >>> isc.testing.check_reward_model(Short())  # raises an error that says what is wrong
+        >>> result = isc.solve("How many?", isc.REBASE(4), isc.testing.ToyGenerator(), reward_model=Short())
+        >>> [round(score, 2) for score in result.selected.step_scores]
+        [0.09, 0.14, 0.11, 0.06]
     """
 
     reduction: Reduction = "last"
@@ -383,6 +406,17 @@ class Aggregator(Identified, ABC):
     Attributes:
         needs_scores: True if trajectories must have scores.
         reads_answers: True if it compares answers; a trajectory without one is then reported only if all have none.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Shortest(isc.Aggregator):
+        ...     def select(self, trajectories):
+        ...         if not trajectories:
+        ...             raise ValueError("no trajectories to choose from")
+        ...         return min(trajectories, key=lambda trajectory: (trajectory.answer is None, len(trajectory.text)))
+        >>> isc.testing.check_aggregator(Shortest())  # raises an error that says what is wrong
+        >>> isc.solve("How many?", isc.RepeatedSampling(8), isc.testing.ToyGenerator(), aggregator=Shortest()).answer
+        '1'
     """
 
     needs_scores: ClassVar[bool] = False
@@ -398,6 +432,23 @@ class SearchStrategy(Identified, ABC):
 
     Attributes:
         needs_scores: True if `search` scores nodes, so that a reward model must be given.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import inferscale as isc
+        >>> @dataclass(frozen=True)
+        ... class BestStep(isc.SearchStrategy):
+        ...     n: int = 4
+        ...     needs_scores = True
+        ...     def search(self, root, rng):
+        ...         node = root
+        ...         while not node.is_finished:
+        ...             children = yield from isc.expand([node], self.n)
+        ...             yield from isc.score(children)
+        ...             node = max(children, key=lambda child: child.score)
+        ...         return [node]
+        >>> isc.solve("How many?", BestStep(), isc.testing.ToyGenerator(), reward_model=isc.testing.ToyReward()).answer
+        '2'
     """
 
     needs_scores: ClassVar[bool] = False

@@ -55,6 +55,14 @@ class Cost:
             In a sum, divide by the number of problems. Not compared.
         generator_joules: Energy while the generator ran, where it was measured (``energy=`` of `solve`).
         reward_joules: Energy while the reward model ran.
+
+    Example:
+        >>> import inferscale as isc
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(4), isc.testing.ToyGenerator())
+        >>> result.cost.tokens, result.cost.prompt_tokens, result.cost.num_generated, result.cost.flops
+        (65, 2, 4, 67000)
+        >>> sum([result.cost, result.cost]).tokens
+        130
     """
 
     prompt_tokens: int = 0
@@ -192,6 +200,14 @@ class Price:
         output: Of a million sampled tokens, thoughts included.
         hour: Of an hour of the hardware.
         cached: Of a million prompt tokens that the server says it had in its cache; by default `input`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> price = isc.Price(input=0.5, output=2.0)  # of a million tokens
+        >>> cost = isc.Cost(prompt_tokens=2000, generated_tokens=10_000)
+        >>> round(price.of(cost), 4)
+        0.021
+        >>> budget = isc.Budget(money=0.01, price=price)  # of each problem
     """
 
     input: float = 0.0
@@ -240,6 +256,13 @@ class Budget:
         price: What things cost, needed for `money`.
         bytes: Bytes that generator and reward model move (`Cost.bytes`); both must be able to tell.
         joules: Energy of generator and reward model, which needs a meter: ``energy=`` of `solve`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.testing.ToyGenerator()
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(64), generator, budget=isc.Budget(tokens=100))
+        >>> result.cost.tokens, result.stopped_by, len(result.trajectories)
+        (100, 'tokens', 7)
     """
 
     tokens: int | None = None

@@ -171,7 +171,23 @@ class Embed:
 
 Request: TypeAlias = Generate | Score | Answer | Embed
 Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
-"""What `search` returns: a Python generator that yields requests, is sent their answers, and returns a `T`."""
+"""What `search` returns: a Python generator that yields requests, is sent their answers, and returns a `T`.
+
+Example:
+    >>> import random
+    >>> import inferscale as isc
+    >>> root = isc.Node(isc.Problem("How many?"))
+    >>> flow = isc.RepeatedSampling(2).search(root, random.Random(0))
+    >>> request = next(flow)  # by hand, without a model
+    >>> request.requests[0].n, request.requests[0].until
+    (2, 'end')
+    >>> leaves = [isc.Node(root.problem, isc.Step(f"The answer is {i}", finish_reason="eos"), root) for i in (4, 7)]
+    >>> try:
+    ...     flow.send([leaves])
+    ... except StopIteration as stop:
+    ...     print([leaf.text for leaf in stop.value])
+    ['The answer is 4', 'The answer is 7']
+"""
 
 
 def as_request(request: object) -> Request:
@@ -215,6 +231,16 @@ def expand(
 
     Raises:
         ValueError: If a node has finished, `n` does not fit `nodes`, or a count is no whole number.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Fork(isc.SearchStrategy):  # four first steps, each completed twice
+        ...     def search(self, root, rng):
+        ...         starts = yield from isc.expand([root], 4)
+        ...         return (yield from isc.expand(starts, 2, until="end"))
+        >>> result = isc.solve("How many?", Fork(), isc.testing.ToyGenerator())
+        >>> len(result.root.children), len(result.trajectories)
+        (4, 8)
     """
     counts = [_whole(n)] * len(nodes) if isinstance(n, int | Integral) else [_whole(count) for count in n]
     if len(counts) != len(nodes):
@@ -343,7 +369,21 @@ def _whole(count: float) -> int:
 
 
 def score(nodes: Iterable[Node]) -> Flow[None]:
-    """Give every node a score; nodes that have one are not scored again. Write ``yield from score(nodes)``."""
+    """Give every node a score; nodes that have one are not scored again. Write ``yield from score(nodes)``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> class Halve(isc.SearchStrategy):  # completes the better half of eight first steps
+        ...     needs_scores = True
+        ...     def search(self, root, rng):
+        ...         starts = yield from isc.expand([root], 8)
+        ...         yield from isc.score(starts)
+        ...         best = sorted(starts, key=lambda node: node.score)[4:]
+        ...         return (yield from isc.expand(best, until="end"))
+        >>> result = isc.solve("How many?", Halve(), isc.testing.ToyGenerator(), reward_model=isc.testing.ToyReward())
+        >>> result.cost.num_generated, len(result.trajectories)
+        (12, 4)
+    """
     unscored = tuple(dict.fromkeys(node for node in nodes if not node.is_scored))
     if unscored:
         yield Score(unscored)

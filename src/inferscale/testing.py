@@ -60,6 +60,13 @@ class ToyGenerator(Generator):
         num_answers: Number of different answers.
         calls: Number of `generate` calls so far; of a session, times that it began what it was asked.
         ragged: True hands samples over one by one, the shortest first, in a session; else `generate` answers in rounds.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.testing.ToyGenerator(depth=1, num_answers=2)
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(3), generator)
+        >>> [trajectory.text for trajectory in result.trajectories]
+        ['u q w i c\nThe answer is 0', 't i l o k\nThe answer is 1', 'o b m b o\nThe answer is 1']
     """
 
     depth: int | None = 3
@@ -203,7 +210,15 @@ class _Ragged(Sampling):
 
 @dataclass
 class ToyReward(RewardModel):
-    """Scores in (0, 1) that are a hash of prompt and text."""
+    """Scores in (0, 1) that are a hash of prompt and text.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyReward()
+        >>> solver = isc.Solver(isc.RepeatedSampling(4), generator, reward, isc.BestOfN())
+        >>> [round(trajectory.score, 2) for trajectory in solver.solve("How many?").trajectories]
+        [0.63, 0.78, 0.75, 0.99]
+    """
 
     calls: int = 0
     no_effect = frozenset({"calls"})
@@ -216,7 +231,15 @@ class ToyReward(RewardModel):
 
 @dataclass
 class ToyProcessReward(ProcessRewardModel):
-    """Step scores in (0, 1) that are a hash of the text up to the step's end."""
+    """Step scores in (0, 1) that are a hash of the text up to the step's end.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyProcessReward("min")
+        >>> result = isc.solve("How many?", isc.BeamSearch(2, 2), generator, reward_model=reward)
+        >>> [round(score, 2) for score in result.selected.step_scores], round(result.selected.score, 2)
+        ([0.68, 0.64, 0.21, 0.46], 0.21)
+    """
 
     reduction: Reduction = "last"
 
@@ -279,6 +302,17 @@ def check_aggregator(aggregator: Aggregator) -> None:
     The promises: one of the given trajectories, the same again for the same ones; one that abstains (its answer is
     ``None``) only if all abstain, unless `reads_answers` is False; an answer that all agree on; scores are read only if
     `needs_scores` says so; nothing to choose from is a `ValueError`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> isc.testing.check_aggregator(isc.MajorityVote(weighted=True))
+        >>> class First(isc.Aggregator):
+        ...     def select(self, trajectories):
+        ...         return trajectories[0]
+        >>> isc.testing.check_aggregator(First())
+        Traceback (most recent call last):
+            ...
+        AssertionError: <__main__.First object at 0x...>: chose a trajectory without an answer though others have one
     """
     name = repr(aggregator)
     answers, mixed = ("4", None, "7", "4", None, "9", "7", "4"), list[Trajectory]()
@@ -329,6 +363,17 @@ def check_generator(generator: Generator, prompts: Sequence[str] = PROMPTS, repr
         generator: The generator; a few hundred short samples are drawn.
         prompts: Prompts that it can read.
         reproducible: True if the last promises are checked: a server that takes no seed cannot keep them.
+
+    Example:
+        >>> import inferscale as isc
+        >>> isc.testing.check_generator(isc.testing.ToyGenerator())
+        >>> class Forgetful(isc.testing.ToyGenerator):
+        ...     def generate(self, requests):
+        ...         return [steps[:1] for steps in super().generate(requests)]
+        >>> isc.testing.check_generator(Forgetful())
+        Traceback (most recent call last):
+            ...
+        AssertionError: Forgetful gave 1 steps for n=2
     """
     roots = [Node(Problem(prompt), key=place + 1) for place, prompt in enumerate(prompts)]
     children = [
@@ -430,7 +475,7 @@ def _check_over(generator: Generator, requests: list[GenerateRequest], groups: l
 def check_reward_model(
     reward_model: RewardModel, prompts: Sequence[str] = PROMPTS, nodes: Sequence[Node] | None = None
 ) -> None:
-    """Run a reward model on toy solutions and raise an `AssertionError` that says which promise it breaks.
+    r"""Run a reward model on toy solutions and raise an `AssertionError` that says which promise it breaks.
 
     The promises: one finite number for each node, in order; the same again, alone and in any batch and order, before
     and after `release`; one cost for each node, never negative; a process reward model gives one number for each
@@ -440,6 +485,15 @@ def check_reward_model(
         reward_model: The model.
         prompts: Problems to score solutions of.
         nodes: Solutions of your own instead, for a model that cannot read the toy's text.
+
+    Example:
+        >>> import inferscale as isc
+        >>> isc.testing.check_reward_model(isc.RewardFunction(lambda nodes: [len(node.text) for node in nodes]))
+        >>> isc.testing.check_reward_model(isc.RewardFunction(lambda nodes: [float("nan") for node in nodes]))
+        Traceback (most recent call last):
+            ...
+        AssertionError: RewardFunction scored <Node depth=1 unscored step 'd x x e\n'> as nan: a score is a finite
+            number
     """
     given = _solutions(prompts) if nodes is None else list(nodes)
     name = type(reward_model).__name__
@@ -507,6 +561,19 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
     survives a generator that ends at once, never ends, fails, or returns empty steps, and texts in which no answer is
     found; killed and resumed from its journal it ends where it would have ended undisturbed; and it needs no reward
     model unless `needs_scores` says so.
+
+    Example:
+        >>> import inferscale as isc
+        >>> isc.testing.check_strategy(isc.Greedy())
+        >>> class Nothing(isc.SearchStrategy):
+        ...     def search(self, root, rng):
+        ...         _ = yield from isc.expand([root], 2)
+        ...         return []
+        >>> isc.testing.check_strategy(Nothing())
+        Traceback (most recent call last):
+            ...
+        ValueError: <__main__.Nothing object at 0x...>.search() returned no leaf, though the tree has 2: return
+            `root.leaves()` when nothing better is at hand
     """
     for check in (_check_batch, _check_draws, _check_budgets, _check_survival, _check_journal, _check_cancel):
         check(strategy, prompts)

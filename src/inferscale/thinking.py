@@ -166,7 +166,16 @@ def form_of(text: str) -> Thinking | None:
 
 
 def thinking_in(text: str, thinking: Thinking | None) -> Thinking:
-    """Return `thinking`, or where it is not known the form that a completion shows."""
+    """Return `thinking`, or where it is not known the form that a completion shows.
+
+    Example:
+        >>> from inferscale import Thinking
+        >>> from inferscale.thinking import thinking_in
+        >>> thinking_in("[THINK]3 and 4.[/THINK]7", None)
+        Thinking(start='[THINK]', end='[/THINK]', prefilled=False)
+        >>> thinking_in("<think>3 and 4.</think>7", Thinking("<reason>", "</reason>"))  # what was said counts
+        Thinking(start='<reason>', end='</reason>', prefilled=False)
+    """
     return thinking or form_of(text) or NO_THINKING
 
 

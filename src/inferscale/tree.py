@@ -44,16 +44,16 @@ Example:
     >>> leaf = isc.Node(root.problem, isc.Step("<think>3 and 4.</think>The answer is 7.", finish_reason="eos"), root)
     >>> leaf.part("final").text, leaf.part("thoughts").text
     ('The answer is 7.', '3 and 4.')
-    >>> length = isc.RewardFunction(lambda completions, **columns: [-len(text) for text in completions])
-    >>> length.judge = "thoughts"
-    >>> length.score([leaf])
+    >>> def brief(completions, **columns):
+    ...     return [-len(text) for text in completions]
+    >>> isc.RewardFunction(brief, judge="thoughts").score([leaf])
     [-8]
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A prompt to answer, or a conversation to go on with: ``Problem("How many?")``, ``Problem(messages=[...])``.
+    r"""A prompt to answer, or a conversation to go on with: ``Problem("How many?")``, ``Problem(messages=[...])``.
 
     Generators and reward models with a chat template render `messages` each with its own; `prompt` is then the
     conversation as one text, for whatever has none.
@@ -73,6 +73,16 @@ class Problem:
     Raises:
         TypeError: If the answer is no text, or messages or columns are no plain data.
         ValueError: If there is no prompt, or two, a turn does not fit, or there is no such kind.
+
+    Example:
+        >>> import inferscale as isc
+        >>> problem = isc.Problem("How many?", answer="1", kind="number")
+        >>> result = isc.solve(problem, isc.RepeatedSampling(8), isc.testing.ToyGenerator())
+        >>> result.answer, result.is_correct
+        ('1', True)
+        >>> turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"}]
+        >>> isc.Problem(messages=turns).prompt
+        'Be brief.\n\nHow many?'
     """
 
     prompt: str = ""
@@ -311,7 +321,7 @@ def _conversation_text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One sampled continuation: an edge of the search tree, as a `Generator` returns it.
+    r"""One sampled continuation: an edge of the search tree, as a `Generator` returns it.
 
     Attributes:
         text: The sampled text, its delimiter included, after the forced text if there is any; end-of-sequence tokens
@@ -335,6 +345,13 @@ class Step:
         sent_tokens: Tokens of the prompts that a server was sent for this step, the path and what was sent before
             included; ``None`` where the model is no server's. Not compared, as they depend on how it was asked.
         cached_tokens: Of `sent_tokens`, those that the server says it had in its cache. Not compared.
+
+    Example:
+        >>> import inferscale as isc
+        >>> text, ids = "2 + 3 = 5\nThe answer is 5", (11, 12, 13, 14, 15, 16)
+        >>> step = isc.Step(text, ids, finish_reason="eos", inner_ends=((10, 3), (25, 6)))
+        >>> step.generated_tokens, [inner for inner, _ in step.inner_steps()]
+        (6, ['2 + 3 = 5\n', 'The answer is 5'])
     """
 
     text: str
@@ -401,6 +418,13 @@ class Trajectory:
         reader: What read the answer, if it has an equality of its own, which says which answers are the same; ``None``
             for a plain function.
         thinking: The markers of thoughts; ``None`` where they are not known, and the text tells.
+
+    Example:
+        >>> import inferscale as isc
+        >>> result = isc.solve(isc.Problem("How many?", "2"), isc.RepeatedSampling(4), isc.testing.ToyGenerator())
+        >>> trajectory = result.trajectories[1]
+        >>> trajectory.answer, trajectory.is_correct, trajectory.text.splitlines()[-1]
+        ('2', True, 'The answer is 2')
     """
 
     problem: Problem
@@ -504,6 +528,16 @@ class Node:
         thinking: The markers of thoughts; ``None`` where they are not known, and the text tells.
         side_notes: Prompts that the search asked beside its problem (`inferscale.flow.ask`), in order: each a root of
             its own, whose children are the replies. One list for the whole tree.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", isc.BeamSearch(2, 2), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> leaf = result.selected_leaf
+        >>> leaf.depth, round(leaf.score, 2), [round(node.score, 2) for node in leaf.path]
+        (4, 0.46, [0.68, 0.64, 0.21, 0.46])
+        >>> sum(1 for node in leaf.root.walk()), len(leaf.root.leaves())
+        (17, 4)
     """
 
     __slots__ = (
@@ -711,7 +745,15 @@ class Node:
 
 
 def branch_key(parent_key: int, draw: int) -> int:
-    """Return the 64-bit key of the `draw`-th sample from the node with `parent_key`."""
+    """Return the 64-bit key of the `draw`-th sample from the node with `parent_key`.
+
+    Example:
+        >>> from inferscale.tree import branch_key, root_key
+        >>> root = root_key("0/How many?")
+        >>> first, second = branch_key(root, 0), branch_key(root, 1)  # the streams of the first two samples
+        >>> first != second, first == branch_key(root_key("0/How many?"), 0)
+        (True, True)
+    """
     return int.from_bytes(blake2b(b"%d/%d" % (parent_key, draw), digest_size=8).digest(), "little")
 
 

@@ -122,6 +122,16 @@ class SearchResult:
         stopped_by: The cap that ended it or cut its last sample (``"tokens"``, ``"flops"``, ``"seconds"``,
             ``"calls"``), ``"pool"`` where it shared a budget with other problems and depends on them, ``"cancel"`` if
             it was cancelled, ``"error"`` for the best so far of a search that was broken off, or ``None``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyProcessReward()
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(8), generator, reward_model=reward)
+        >>> result.answer, result.cost.tokens, len(result.trajectories)
+        ('1', 126, 8)
+        >>> path = result.save("result.json")
+        >>> isc.SearchResult.load(path).reaggregate(isc.BestOfN()).answer  # another vote, for nothing
+        '0'
     """
 
     problem: Problem

@@ -87,6 +87,15 @@ class Solver:
     Raises:
         TypeError: If a part is not what it should be.
         ValueError: If scores are needed and there is no reward model, or the budget caps what cannot be measured.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from dataclasses import replace
+        >>> solver = isc.Solver(isc.RepeatedSampling(8), isc.testing.ToyGenerator(), budget=isc.Budget(tokens=200))
+        >>> solver.solve("How many?").answer
+        '1'
+        >>> replace(solver, seed=1).solve("How many?").answer
+        '3'
     """
 
     strategy: SearchStrategy
@@ -676,7 +685,15 @@ def solve(
     on_step: OnStep | None = None,
     energy: Meter | None = None,
 ) -> SearchResult:
-    """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest."""
+    """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", isc.REBASE(8), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> result.answer, len(result.trajectories), result.cost.tokens
+        ('3', 8, 121)
+    """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed, energy=energy)  # fmt: skip
     return solver.solve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
@@ -700,7 +717,18 @@ async def asolve(
     on_step: OnStep | None = None,
     energy: Meter | None = None,
 ) -> SearchResult:
-    """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`."""
+    """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`.
+
+    Example:
+        >>> import asyncio
+        >>> import inferscale as isc
+        >>> async def main():
+        ...     generator, prompts = isc.testing.ToyGenerator(), ("How many?", "How many more?")
+        ...     searches = [isc.asolve(prompt, isc.RepeatedSampling(4), generator) for prompt in prompts]
+        ...     return [result.answer for result in await asyncio.gather(*searches)]
+        >>> asyncio.run(main())  # in a notebook: await main()
+        ['0', '2']
+    """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed, energy=energy)  # fmt: skip
     return await solver.asolve(problem, journal=journal, progress=progress, cancel=cancel, on_step=on_step)
@@ -730,6 +758,13 @@ def solve_batch(
     """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
     See `Solver` for the options and `Solver.solve_batch` for the rest.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.testing.ToyGenerator()
+        >>> results = isc.solve_batch(["How many?", "How many more?"], isc.RepeatedSampling(8), generator)
+        >>> [result.answer for result in results], generator.calls
+        (['1', '2'], 1)
     """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
@@ -757,7 +792,16 @@ def stream(
     on_step: OnStep | None = None,
     energy: Meter | None = None,
 ) -> Iterator[SearchResult]:
-    """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`."""
+    """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> prompts = (f"How many in box {number}?" for number in range(1_000_000))  # taken as there is room
+        >>> for result in isc.stream(prompts, isc.RepeatedSampling(4), isc.testing.ToyGenerator(), batch_size=2):
+        ...     print(result.problem.prompt, result.answer)
+        ...     break
+        How many in box 0? 2
+    """
     solver = Solver(strategy, _one(generator), reward_model, aggregator, read_answer=read_answer, thinking=thinking,  # type: ignore[arg-type]
                     budget=budget, seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
     return solver.stream(problems, journal=journal, progress=progress, cancel=cancel, on_step=on_step)

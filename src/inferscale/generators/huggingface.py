@@ -68,6 +68,14 @@ class HFGenerator(Generator):
         prompt_options: How problems become prompts, for a reward that reads them in the same way.
         stats: Work that was really done.
         thinking: The markers of thoughts that chat template or vocabulary show; control tokens among them stay text.
+
+    Example:
+        >>> import inferscale as isc
+        >>> model, tokenizer = isc.zoo.load("policy-xs")  # or any causal model and tokenizer of transformers
+        >>> generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=32)
+        >>> result = isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(4), generator)
+        >>> len(result.trajectories), result.cost.generated_tokens <= 4 * 32
+        (4, True)
     """
 
     no_effect = frozenset({"micro_batch", "check_every", "cache", "max_cache_bytes"})

@@ -178,6 +178,18 @@ class CalibratedReward(ProcessRewardModel):
         model: The model.
         calibration: From its step scores to probabilities.
         reduction: How calibrated step scores become one score.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import CalibratedReward, LabelledSolution
+        >>> class Length(isc.ProcessRewardModel):  # scores that are no probabilities
+        ...     def step_scores(self, nodes):
+        ...         return [[float(len(text)) for text, _ in node.inner_steps()] for node in nodes]
+        >>> texts = {"2 + 3 = 5": 1.0, "5": 0.0, "1 + 1 = 2": 1.0, "two": 0.0}
+        >>> solutions = [LabelledSolution(isc.Problem("p"), (text,), (label,)) for text, label in texts.items()]
+        >>> reward = CalibratedReward.fit(Length(), solutions, reduction="prod")
+        >>> [round(score, 2) for score in reward.score([solution.node() for solution in solutions])]
+        [0.74, 0.2, 0.74, 0.32]
     """
 
     def __init__(self, model: ProcessRewardModel, calibration: Calibration, reduction: Reduction | None = None) -> None:
@@ -351,6 +363,20 @@ def diagnose(
     Raises:
         TypeError: If there are labelled solutions, but the model gives no step scores.
         ValueError: If nothing is given, or a candidate's `correct` is not known.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale import zoo
+        >>> from inferscale.rewards import LabelledSolution, diagnose
+        >>> solutions = []
+        >>> for problem in zoo.problems("dev")[:4]:
+        ...     steps = zoo.task.solution(problem.prompt).splitlines()
+        ...     solutions.append(LabelledSolution(problem, tuple(steps), (1.0,) * len(steps), correct=True))
+        ...     wrong = (steps[0] + "0", *steps[1:])  # a slip in the first step
+        ...     solutions.append(LabelledSolution(problem, wrong, (0.0, *(None,) * (len(steps) - 1)), correct=False))
+        >>> prm = isc.HFProcessRewardModel(*zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>")
+        >>> diagnose(prm, solutions).first_error_auc
+        1.0
     """
     if not solutions and not candidates:
         raise ValueError("give solutions with step labels, or candidates for each problem, or both")

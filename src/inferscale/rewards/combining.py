@@ -70,6 +70,15 @@ class EnsembleReward(_CombinedReward):
         models: The members; their scores must be on one scale, see `CalibratedReward`.
         member_reduction: ``"mean"`` or ``"min"``.
         weights: A weight for each member, for the mean; they need not sum to 1.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import EnsembleReward
+        >>> first, second = isc.testing.ToyReward(), isc.RewardFunction(lambda nodes: [0.5 for node in nodes])
+        >>> careful = EnsembleReward([first, second], "min")  # against over-optimisation of one of them
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(8), isc.testing.ToyGenerator(), reward_model=careful)
+        >>> max(trajectory.score for trajectory in result.trajectories)
+        0.5
     """
 
     models: tuple[RewardModel, ...]
@@ -128,6 +137,17 @@ class EnsembleProcessReward(EnsembleReward, ProcessRewardModel):
         member_reduction: ``"mean"`` or ``"min"``.
         weights: A weight for each member, for the mean; they need not sum to 1.
         reduction: How the combined step scores become one score.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import EnsembleProcessReward
+        >>> class Even(isc.ProcessRewardModel):
+        ...     def step_scores(self, nodes):
+        ...         return [[0.5 for _ in node.inner_steps()] for node in nodes]
+        >>> both = EnsembleProcessReward([isc.testing.ToyProcessReward(), Even()], weights=[3, 1], reduction="min")
+        >>> result = isc.solve("How many?", isc.REBASE(4), isc.testing.ToyGenerator(), reward_model=both)
+        >>> [round(score, 2) for score in result.selected.step_scores]
+        [0.64, 0.61, 0.28, 0.47]
     """
 
     models: tuple[ProcessRewardModel, ...]
@@ -183,6 +203,18 @@ class WeightedReward(_CombinedReward):
     Attributes:
         parts: The members; plain functions are wrapped in `RewardFunction`.
         weights: One for each, 1 by default; a negative one makes a penalty.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import WeightedReward
+        >>> def right(completions, answer, **columns):
+        ...     return [float(text.endswith(gold)) for text, gold in zip(completions, answer)]
+        >>> def length(completions, **columns):
+        ...     return [len(text) for text in completions]
+        >>> reward = WeightedReward([right, length], weights=[1.0, -0.001])
+        >>> solver = isc.Solver(isc.RepeatedSampling(8), isc.testing.ToyGenerator(), reward, isc.BestOfN())
+        >>> round(solver.solve(isc.Problem("How many?", answer="3")).selected.score, 3)
+        0.963
     """
 
     def __init__(
@@ -223,6 +255,15 @@ class CachedReward(RewardModel):
 
     Attributes:
         model: The model.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import CachedReward
+        >>> judge = CachedReward(isc.testing.ToyReward())
+        >>> for _ in range(2):  # the second search samples the same again, and pays nothing for its scores
+        ...     result = isc.solve("How many?", isc.RepeatedSampling(4), isc.testing.ToyGenerator(), reward_model=judge)
+        >>> judge.misses, judge.hits
+        (4, 4)
     """
 
     no_effect = frozenset({"max_entries"})
@@ -314,6 +355,15 @@ class CachedProcessReward(CachedReward, ProcessRewardModel):
     Attributes:
         model: The model.
         reduction: How step scores become one score, as in the model.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.rewards import CachedProcessReward
+        >>> judge = CachedProcessReward(isc.testing.ToyProcessReward("min"))
+        >>> for strategy in (isc.REBASE(4), isc.REBASE(8)):  # the second search scores new nodes alone
+        ...     result = isc.solve("How many?", strategy, isc.testing.ToyGenerator(), reward_model=judge)
+        >>> judge.misses, judge.hits
+        (33, 15)
     """
 
     model: ProcessRewardModel

@@ -30,6 +30,16 @@ class RewardFunction(RewardModel):
         columns: Further keyword arguments. A callable is called with each node; anything else is repeated.
         judge: The part of a solution that the function is shown, where the policy thinks: ``"all"`` with the markers of
             thoughts, the ``"final"`` part or the ``"thoughts"``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> def brief(completions, answer, **columns):  # TRL's signature
+        ...     return [-len(text) - 100 * (gold not in text) for text, gold in zip(completions, answer)]
+        >>> solver = isc.Solver(
+        ...     isc.RepeatedSampling(8), isc.testing.ToyGenerator(), isc.RewardFunction(brief), isc.BestOfN()
+        ... )
+        >>> solver.solve(isc.Problem("How many?", answer="3")).answer
+        '3'
     """
 
     def __init__(
@@ -136,6 +146,17 @@ class CheckerReward(ProcessRewardModel):
 
     Attributes:
         reduction: How step scores become one score.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale import zoo
+        >>> from inferscale.rewards import LabelledSolution
+        >>> problem = zoo.task.generate(1, seed=7, level=2)[0]
+        >>> steps = zoo.task.solution(problem.prompt).splitlines()
+        >>> steps[1] += "0"  # a slip
+        >>> leaf = LabelledSolution(problem, tuple(steps), (None,) * len(steps)).node()
+        >>> isc.CheckerReward().step_scores([leaf])
+        [[1.0, 0.0, 0.0, 0.0, 0.0]]
     """
 
     def __init__(self, reduction: Reduction = "last") -> None:

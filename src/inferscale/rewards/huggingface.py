@@ -52,6 +52,15 @@ class HFProcessRewardModel(LocalProcessReward):
         reduction: How step scores become one score.
         judge: The part of a solution that is judged.
         format: How problem and steps are laid out, and outputs become a score; ``None`` for prompt, steps, separators.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale import zoo
+        >>> generator = isc.HFGenerator(*zoo.load("policy-xs"), max_new_tokens=48)
+        >>> prm = isc.HFProcessRewardModel(*zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="min")
+        >>> result = isc.solve(zoo.problems("dev")[0], isc.REBASE(4), generator, reward_model=prm)
+        >>> result.cost.scored_tokens > 0, result.selected.score == min(result.selected.step_scores)
+        (True, True)
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from .scorer import CacheKind, LocalProcessReward, TextStepEncoder, log_likeliho
 
 
 class LikelihoodReward(LocalProcessReward):
-    """Scores every step by its token probabilities under a causal language model.
+    r"""Scores every step by its token probabilities under a causal language model.
 
     A step's score is ``exp`` of the mean or the least log-probability of its tokens. Cheap to have (any stronger
     policy will do), and the baseline that a trained process reward model has to beat. With
@@ -34,6 +34,17 @@ class LikelihoodReward(LocalProcessReward):
         measure: The number at every token.
         reduction: How step scores become one score.
         judge: The part of a solution whose steps are scored.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale import zoo
+        >>> reward = isc.LikelihoodReward(*zoo.load("policy-xs"))
+        >>> problem = zoo.problems("dev")[0]
+        >>> def solution(text):
+        ...     return isc.Node(problem, isc.Step(text, finish_reason="eos"), isc.Node(problem))
+        >>> likely, unlikely = reward.score([solution(zoo.task.solution(problem.prompt)), solution("I like cheese.")])
+        >>> likely > unlikely
+        True
     """
 
     def __init__(

@@ -107,6 +107,12 @@ class HFOutcomeRewardModel(RewardModel):
         tokenizer: The tokenizer.
         label: Which output is read.
         judge: The part of a solution that is judged.
+
+    Example:
+        Needs the weights of a published reward model, some 8 billion of them::
+
+            judge = isc.HFOutcomeRewardModel.from_pretrained("Skywork/Skywork-Reward-V2-Llama-3.1-8B", dtype="bfloat16")
+            solver = isc.Solver(isc.RepeatedSampling(16), generator, judge, isc.BestOfN())
     """
 
     no_effect = frozenset({"micro_batch"})

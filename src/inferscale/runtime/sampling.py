@@ -84,6 +84,13 @@ class Draws:
         confidences: The token confidence that the sampler was asked for, under the plain model distribution; `[batch]`.
         model_logprobs: Log-probability (nats) under the plain model distribution, `[batch]`; ``None`` if the sampler
             does not tell.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.generators import Sampler
+        >>> draws = Sampler().draw(torch.tensor([[0.0, 2.0], [5.0, 0.0]]), torch.tensor([0.5, 0.5]))
+        >>> draws.tokens, draws.logprobs
+        (tensor([1, 0]), tensor([-0.1269, -0.0067]))
     """
 
     tokens: Tensor
@@ -101,17 +108,23 @@ class TokenSampler(ABC):
     """Draws the next token of every row: what `HFGenerator` takes as ``sampler=``.
 
     Write ``draw`` for a sampler of your own. A row's token must come from its own logits and its own number alone: then
-    a branch's tokens depend neither on the batch nor on the order of the calls::
+    a branch's tokens depend neither on the batch nor on the order of the calls.
 
-        @dataclass(frozen=True)
-        class MinP(TokenSampler):
-            min_p: float = 0.1
-
-            def draw(self, logits, numbers):
-                p = logits.softmax(dim=-1)
-                p = p * (p >= self.min_p * p.amax(dim=-1, keepdim=True))
-                tokens, shares = inverse_cdf(p, numbers)
-                return Draws(tokens, shares.log(), shares.log())
+    Example:
+        >>> from dataclasses import dataclass
+        >>> import inferscale as isc
+        >>> from inferscale.generators import Draws, TokenSampler, inverse_cdf
+        >>> @dataclass(frozen=True)
+        ... class MinP(TokenSampler):
+        ...     min_p: float = 0.1
+        ...     def draw(self, logits, numbers):
+        ...         p = logits.softmax(dim=-1)
+        ...         p = p * (p >= self.min_p * p.amax(dim=-1, keepdim=True))
+        ...         tokens, shares = inverse_cdf(p, numbers)
+        ...         return Draws(tokens, shares.log(), shares.log())
+        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), sampler=MinP(), max_new_tokens=16)
+        >>> len(isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(4), generator).trajectories)
+        4
     """
 
     @abstractmethod
@@ -330,6 +343,13 @@ def inverse_cdf(weights: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Ids, int64 `[batch]`, and their probabilities, float64 `[batch]`.
+
+    Example:
+        >>> import torch
+        >>> from inferscale.generators import inverse_cdf
+        >>> weights = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 5.0]])  # [rows, vocabulary], not normalised
+        >>> inverse_cdf(weights, torch.tensor([0.3, 0.9]))
+        (tensor([1, 2]), tensor([0.5000, 1.0000], dtype=torch.float64))
     """
     batch, size = weights.shape
     padded = torch.nn.functional.pad(weights, (0, -size % _BLOCK)) if size % _BLOCK else weights

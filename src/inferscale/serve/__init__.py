@@ -21,6 +21,14 @@ def make_app(service: Service) -> Any:
 
     Raises:
         ImportError: If the packages of the extra ``serve`` are not there.
+
+    Example:
+        Needs the extra ``serve``::
+
+            from inferscale import serve, zoo
+
+            service = serve.Service(isc.HFGenerator(*zoo.load("policy-s")), name="policy-s")
+            app = serve.make_app(service)  # an ASGI application: `uvicorn module:app`
     """
     for package in ("starlette", "prometheus_client"):
         require(package, "serve")

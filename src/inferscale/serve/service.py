@@ -34,6 +34,16 @@ class Limits:
         max_size: The greatest whole number in a strategy that a request names (width, samples, depth).
         budget: The most that each prompt may cost; a request may ask for less.
         progress_seconds: Time between two progress events of a stream.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.serve import Limits, Service
+        >>> limits = Limits(max_active=8, max_size=64, budget=isc.Budget(tokens=20_000))
+        >>> service = Service(isc.testing.ToyGenerator(), limits=limits)
+        >>> Limits(max_active=0)
+        Traceback (most recent call last):
+            ...
+        ValueError: Limits(max_active=0): give a number greater than 0
     """
 
     max_active: int = 64
@@ -78,6 +88,14 @@ class Service:
         read_answer: Reads the answer out of a completion, where a request does not say what kind it is.
         thinking: The markers of thoughts, as in `Solver`: chat answers are sent without them, and thoughts apart.
         energy: Reads the energy that the models use, as in `Solver`; what it reads is told in ``inferscale.energy``.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.serve import Service
+        >>> own = {"careful": isc.strategies.AdaptiveConsistency(32)}
+        >>> service = Service(isc.testing.ToyGenerator(), name="toy", strategy="careful", presets=own)
+        >>> service.make_solver().solve("How many?").answer
+        '2'
     """
 
     generator: Generator

@@ -236,6 +236,15 @@ class ABMCTS(SearchStrategy):
         max_depth: Most steps in a path, or revisions in a row.
         generators: Names of the generators that make children, where the search has several; with ``until="end"``,
             since text of one model cannot be continued step by step by another.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ABMCTS
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.Solver(ABMCTS(n=16), ToyGenerator(), ToyProcessReward(), isc.BestOfN()).solve("How many?")
+        >>> revised = [leaf for leaf in result.leaves if "write a better answer" in leaf.text]
+        >>> len(result.leaves), len(revised)
+        (16, 10)
     """
 
     n: int = 64

@@ -67,6 +67,15 @@ class Then(_Pair):
     Attributes:
         first: The strategy that begins.
         second: The strategy that goes on from open leaves.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Then
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = Then(isc.BeamSearch(2, 4, max_depth=1), isc.RepeatedSampling(3))  # search the first step alone
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyProcessReward())
+        >>> len(result.trajectories), len({trajectory.steps[0].text for trajectory in result.trajectories})
+        (6, 2)
     """
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
@@ -86,6 +95,16 @@ class Fallback(_Pair):
         first: The strategy that is tried.
         second: The strategy that runs too if that was not enough.
         accept: Tells whether the leaves of `first` will do; by default if one has finished.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Fallback
+        >>> from inferscale.testing import ToyGenerator
+        >>> def agree(leaves):
+        ...     return len({leaf.text.split()[-1] for leaf in leaves}) == 1
+        >>> strategy = Fallback(isc.RepeatedSampling(2), isc.RepeatedSampling(8), accept=agree)
+        >>> [len(isc.solve("How many?", strategy, ToyGenerator(num_answers=n)).trajectories) for n in (1, 4)]
+        [2, 10]
     """
 
     accept: Accept = field(default=any_finished, repr=False)
@@ -106,6 +125,16 @@ class Restart(SearchStrategy):
         strategy: The strategy that is run.
         n: Most runs.
         accept: Tells whether the leaves of a run will do; by default if one has finished.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Restart
+        >>> from inferscale.testing import ToyGenerator
+        >>> def has_three(leaves):
+        ...     return any(leaf.text.endswith("3") for leaf in leaves)
+        >>> result = isc.solve("How many?", Restart(isc.RepeatedSampling(2), n=10, accept=has_three), ToyGenerator())
+        >>> [trajectory.answer for trajectory in result.trajectories]
+        ['1', '2', '0', '0', '2', '3']
     """
 
     strategy: SearchStrategy
@@ -139,6 +168,14 @@ class Limited(SearchStrategy):
     Attributes:
         strategy: The strategy that is run.
         n: Most samples drawn (steps or whole completions).
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Limited
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", Limited(isc.MCTS(64), 20), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> result.cost.num_generated
+        20
     """
 
     strategy: SearchStrategy
@@ -178,6 +215,13 @@ def difficulty(
 
     Raises:
         ValueError: If there is no sample, or the measure is unknown.
+
+    Example:
+        >>> from inferscale.strategies import difficulty
+        >>> round(difficulty([0.9, 0.8, 0.1, 0.6]), 2)  # the scores of four samples
+        0.4
+        >>> difficulty(answers=["4", "4", "7", None], measure="agreement")
+        0.5
     """
     if measure not in get_args(Measure):
         raise ValueError(f'difficulty(measure={measure!r}): choose "score" or "agreement"')
@@ -321,6 +365,20 @@ def fit_compute_optimal(
 
     Raises:
         ValueError: If counts differ, a number is not finite, or a bin has fewer than two problems.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import fit_compute_optimal
+        >>> difficulties = [0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9]
+        >>> outcomes = {  # how right each was on each problem, at one budget
+        ...     isc.RepeatedSampling(16): [1, 1, 1, 1, 0, 0, 1, 0],
+        ...     isc.REBASE(8): [0, 1, 0, 1, 1, 1, 1, 0],
+        ... }
+        >>> fit = fit_compute_optimal(difficulties, outcomes, num_bins=2)
+        >>> [type(strategy).__name__ for strategy in fit.strategy.strategies], fit.strategy.thresholds
+        (['RepeatedSampling', 'REBASE'], (0.5,))
+        >>> fit.accuracy  # cross-validated
+        0.875
     """
     candidates, rows = tuple(outcomes), [list(row) for row in outcomes.values()]
     if not candidates or num_bins < 1:

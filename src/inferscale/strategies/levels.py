@@ -63,7 +63,7 @@ def grow(nodes: Sequence[Node], n: int | Sequence[int], depth: int) -> Flow[list
 
 @dataclass(frozen=True)
 class BeamSearch(SearchStrategy):
-    """Beam search against a process reward model (Snell et al. 2024, arXiv:2408.03314, section 5.1).
+    r"""Beam search against a process reward model (Snell et al. 2024, arXiv:2408.03314, section 5.1).
 
     Snell et al. write N for the children of a level and M for the children of a beam: ``beam_width = N / M`` and
     ``branching = M``.
@@ -79,6 +79,26 @@ class BeamSearch(SearchStrategy):
         filter_duplicates: Let only the first of several candidates with the same whole text compete.
         granularity: Steps between two looks of the verifier (g of Chen et al. 2025, arXiv:2505.11730): a child is the
             end of so many steps, and the nodes between are not scored.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = isc.BeamSearch(beam_width=2, branching=2)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(depth=2), reward_model=ToyProcessReward())
+        >>> print(isc.render_tree(result.root))
+        How many?
+        ├─ u q w i c\n 0.516
+        │  ├─ e x r\n 0.951
+        │  │  ├─ The answer is 2 0.285 [eos]
+        │  │  └─ The answer is 3 0.788 [eos]
+        │  └─ q c j z\n 0.561
+        ├─ t i l o k\n 0.003
+        ├─ o b m b o\n 0.108
+        └─ p x z e f\n 0.684
+           ├─ s b c\n 0.645
+           │  ├─ The answer is 3 0.475 [eos]
+           │  └─ The answer is 3 0.475 [eos]
+           └─ n z v p\n 0.360
     """
 
     beam_width: int = 4
@@ -137,6 +157,14 @@ class DVTS(SearchStrategy):
         max_depth: Most steps in a path.
         lookahead: As in `BeamSearch`.
         granularity: As in `BeamSearch`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = isc.DVTS(num_subtrees=4, branching=2)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyProcessReward())
+        >>> sorted(len([leaf for leaf in child.leaves() if leaf.is_finished]) for child in result.root.children)
+        [0, 0, 0, 0, 2, 2, 2, 2]
     """
 
     num_subtrees: int = 4
@@ -161,7 +189,7 @@ class DVTS(SearchStrategy):
 
 @dataclass(frozen=True)
 class StepwiseGreedy(SearchStrategy):
-    """At every step sample `n` continuations and keep the best-scored one (best-of-n at the level of steps).
+    r"""At every step sample `n` continuations and keep the best-scored one (best-of-n at the level of steps).
 
     The same tree as ``BeamSearch(1, n)``.
 
@@ -169,6 +197,26 @@ class StepwiseGreedy(SearchStrategy):
         n: Samples of each step.
         max_depth: Most steps in a path.
         granularity: As in `BeamSearch`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import StepwiseGreedy
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", StepwiseGreedy(n=4), ToyGenerator(depth=2), reward_model=ToyProcessReward())
+        >>> print(isc.render_tree(result.root))
+        How many?
+        ├─ u q w i c\n 0.516
+        ├─ t i l o k\n 0.003
+        ├─ o b m b o\n 0.108
+        └─ p x z e f\n 0.684
+           ├─ s b c\n 0.645
+           │  ├─ The answer is 3 0.475 [eos]
+           │  ├─ The answer is 3 0.475 [eos]
+           │  ├─ The answer is 0 0.454 [eos]
+           │  └─ The answer is 2 0.039 [eos]
+           ├─ n z v p\n 0.360
+           ├─ q q p\n 0.563
+           └─ d w\n 0.355
     """
 
     n: int = 4
@@ -237,6 +285,15 @@ class REBASE(SearchStrategy):
         rounding: ``"exact"``, or the published ``"paper"`` and ``"released"``.
         truncate_ratio: Keep only this share of the best open nodes before sharing; ``None`` keeps all.
         granularity: As in `BeamSearch`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", isc.REBASE(width=8), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> [(f"{node.score:.2f}", len(node.children)) for node in result.root.children]  # better steps, more children
+        [('0.52', 1), ('0.00', 0), ('0.11', 0), ('0.68', 6), ('0.45', 0), ('0.23', 0), ('0.13', 0), ('0.49', 1)]
+        >>> len(result.trajectories), result.answer
+        (8, '3')
     """
 
     width: int = 16
@@ -308,6 +365,19 @@ class DORA(SearchStrategy):
         granularity: As in `BeamSearch`.
         embedder: Gives the vectors whose cosines say which solutions are alike, at no charge; ``None`` asks the
             generator.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import DORA
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", DORA(width=8), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> result.answer, len(result.trajectories)
+        ('3', 8)
+        >>> alike = [[1.0, 0.99, 0.1], [0.99, 1.0, 0.1], [0.1, 0.1, 1.0]]  # of three prefixes, two go in one direction
+        >>> isc.functional.rebase_allocation([0.7, 0.7, 0.7], 9, 0.1).tolist()
+        [3, 3, 3]
+        >>> isc.functional.dora_allocation([0.7, 0.7, 0.7], alike, 9, 0.1, 0.01).tolist()
+        [3, 2, 4]
     """
 
     width: int = 16
@@ -360,6 +430,17 @@ class ETS(SearchStrategy):
         max_depth: Most steps in a path.
         granularity: As in `BeamSearch`.
         embedder: As in `DORA`.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ETS
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> generator, reward = ToyGenerator(), ToyProcessReward()
+        >>> for strategy in (ETS(width=8, cost_weight=2.0), isc.REBASE(width=8)):
+        ...     result = isc.solve("How many?", strategy, generator, reward_model=reward)
+        ...     print(sum(1 for node in result.root.walk() if node.children), "prefixes were continued")
+        5 prefixes were continued
+        9 prefixes were continued
     """
 
     width: int = 16
@@ -413,6 +494,15 @@ class BestFirst(SearchStrategy):
         num_parallel: Nodes expanded at a time, the best ones; more than 1 saves model calls and is less greedy.
         max_finished: Stop once so many leaves have finished; ``None`` spends all expansions.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import BestFirst
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = BestFirst(num_expansions=32, max_finished=2)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyProcessReward())
+        >>> len(result.trajectories), result.cost.num_generated
+        (2, 8)
     """
 
     num_expansions: int = 32
@@ -462,6 +552,15 @@ class DepthFirst(SearchStrategy):
         threshold: Children with a lower score are pruned; ``None`` prunes none.
         max_finished: Stop at so many finished leaves visited; ``None`` goes on while there is something to visit.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import DepthFirst
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = DepthFirst(num_expansions=32, branching=3, threshold=0.3)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyProcessReward())
+        >>> result.answer, result.cost.num_generated
+        ('3', 12)
     """
 
     num_expansions: int = 32

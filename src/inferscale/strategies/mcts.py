@@ -326,6 +326,13 @@ class MCTS(SearchStrategy):
         num_parallel: Simulations under way at a time, kept apart by virtual losses (a loss counts as a value of 0);
             more than 1 saves model calls and changes the tree.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> result = isc.solve("How many?", isc.MCTS(16), ToyGenerator(), reward_model=ToyProcessReward())
+        >>> [(child.stats["visits"], round(child.stats["value"], 2)) for child in result.root.children]
+        [(9, 0.57), (5, 0.17), (13, 0.61), (7, 0.43)]
     """
 
     num_simulations: int = 32

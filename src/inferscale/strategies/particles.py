@@ -106,6 +106,14 @@ class ParticleFilter(SearchStrategy):
             ``score**twist``, of one that has ended the score, so that the target over finished paths is the same for
             every twist. 1 takes the scores of beginnings for a value function, 0.5 its square root, which is best for
             samples of the model if scores of finished paths are 0 and 1; 0 looks at finished paths alone.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> reward = ToyProcessReward("prod")
+        >>> result = isc.solve("How many?", isc.ParticleFilter(8), ToyGenerator(), reward_model=reward)
+        >>> isc.answer_weights(result.trajectories), round(result.root.stats["log_evidence"], 2)
+        ({'3': 4.0, '2': 1.0, '1': 1.0, '0': 2.0}, -3.53)
     """
 
     num_particles: int = 16
@@ -222,6 +230,15 @@ class ParticleGibbs(SearchStrategy):
         num_iterations: Iterations, the first filter included.
         ess_threshold: As in `ParticleFilter`, over all N particles.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ParticleGibbs
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = ParticleGibbs(num_particles=8, num_iterations=3)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyProcessReward("prod"))
+        >>> len(result.trajectories), result.answer
+        (24, '1')
     """
 
     num_particles: int = 16

@@ -101,7 +101,17 @@ class Allocation(Identified, ABC):
 
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """The same number of samples for every problem; what one leaves over goes to the others."""
+    """The same number of samples for every problem; what one leaves over goes to the others.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Uniform
+        >>> from inferscale.testing import ToyGenerator
+        >>> solver = isc.Solver(isc.RepeatedSampling(32), ToyGenerator())
+        >>> results = solver.solve_batch(list(isc.testing.PROMPTS), pool=isc.Budget(calls=30), allocation=Uniform())
+        >>> [len(result.trajectories) for result in results]
+        [10, 10, 10]
+    """
 
     def values(self, problems: Sequence[Drawn]) -> list[float]:
         """Problems with fewer samples first."""
@@ -153,6 +163,15 @@ class AdaptiveVote(Allocation):
 
     Attributes:
         bayes_factor: Posterior odds over prior odds at which a problem is settled.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import AdaptiveVote
+        >>> from inferscale.testing import ToyGenerator
+        >>> solver, pool = isc.Solver(isc.RepeatedSampling(32), ToyGenerator(num_answers=2)), isc.Budget(calls=60)
+        >>> results = solver.solve_batch(list(isc.testing.PROMPTS), pool=pool, allocation=AdaptiveVote())
+        >>> [isc.answer_weights(result.trajectories) for result in results]
+        [{'0': 12.0, '1': 15.0}, {'0': 12.0, '1': 15.0}, {'1': 6.0}]
     """
 
     bayes_factor: float = 100.0
@@ -186,6 +205,16 @@ class Bandit(Allocation):
     Attributes:
         threshold: Score of a solution that is taken for right.
         exploration: Weight of the bound's width, in units of the score.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Bandit
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> solver = isc.Solver(isc.RepeatedSampling(32), ToyGenerator(), ToyProcessReward(), isc.BestOfN())
+        >>> prompts, pool = list(isc.testing.PROMPTS), isc.Budget(calls=30)
+        >>> results = solver.solve_batch(prompts, pool=pool, allocation=Bandit(threshold=0.8))
+        >>> [(len(result.trajectories), round(result.selected.score, 2)) for result in results]
+        [(4, 0.99), (14, 0.84), (2, 0.99)]
     """
 
     threshold: float = 0.9
@@ -223,6 +252,16 @@ class Pandora(Allocation):
     Attributes:
         cost: Price of a sample, in units of the score.
         optimism: Standard errors that the mean is raised by.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Pandora
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> solver = isc.Solver(isc.RepeatedSampling(32), ToyGenerator(), ToyProcessReward(), isc.BestOfN())
+        >>> prompts, pool = list(isc.testing.PROMPTS), isc.Budget(calls=90)
+        >>> results = solver.solve_batch(prompts, pool=pool, allocation=Pandora(cost=0.02))
+        >>> [(len(result.trajectories), round(result.selected.score, 2)) for result in results]
+        [(4, 0.99), (11, 0.54), (2, 0.99)]
     """
 
     cost: float = 0.01

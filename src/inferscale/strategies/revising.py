@@ -60,6 +60,20 @@ class BudgetForcing(SearchStrategy):
         n: Independent chains.
         greedy: Take the likeliest token each time (as in the paper).
         max_depth: Most steps of thinking; then the answer is forced as if the allowance were spent.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import BudgetForcing
+        >>> from inferscale.testing import ToyGenerator
+        >>> strategy = BudgetForcing(max_thinking_tokens=12, num_waits=0)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(depth=None), thinking=isc.Thinking("", "</think>"))
+        >>> print(result.text[:65])
+        u q w i c
+        e x r
+        d n q x
+        </think>
+        Final Answer:b j y d j
+        q n n i q
     """
 
     max_thinking_tokens: int | None = 32_000
@@ -135,6 +149,25 @@ class SelfRefine(SearchStrategy):
         feedback: The text that asks for feedback.
         revise: The text that asks for a revision.
         stop: A chain ends when its feedback holds this text (case does not matter); ``""`` never stops.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import SelfRefine
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", SelfRefine(num_iterations=2), ToyGenerator(depth=1))
+        >>> [trajectory.answer for trajectory in result.trajectories]
+        ['1', '2', '0']
+        >>> print(result.trajectories[1].text)
+        u q w i c
+        The answer is 1
+        <BLANKLINE>
+        Feedback on the solution above:
+        t i l o k
+        The answer is 3
+        <BLANKLINE>
+        Revised solution:
+        o b m b o
+        The answer is 2
     """
 
     num_iterations: int = 4
@@ -187,6 +220,14 @@ class ParallelSequential(SearchStrategy):
         context: Earlier answers that a revision sees (4 in the paper).
         instruction: Text put after each of them.
         best_of_chain: Return only the best-scored answer of each chain, which needs a reward model.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ParallelSequential
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", ParallelSequential(n=2, chain_length=3), ToyGenerator())
+        >>> len(result.trajectories), result.answer
+        (6, '0')
     """
 
     n: int = 4

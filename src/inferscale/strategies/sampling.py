@@ -28,7 +28,15 @@ from .checks import check_choice, check_counts
 
 @dataclass(frozen=True)
 class Greedy(SearchStrategy):
-    """One greedy completion: the likeliest token each time."""
+    """One greedy completion: the likeliest token each time.
+
+    Example:
+        >>> import inferscale as isc
+        >>> generator = isc.testing.ToyGenerator()
+        >>> first, second = (isc.solve("How many?", isc.Greedy(), generator, seed=seed) for seed in (0, 1))
+        >>> first.text == second.text  # nothing is drawn
+        True
+    """
 
     def search(self, root: Node, rng: random.Random) -> Flow[list[Node]]:
         """The completion."""
@@ -45,6 +53,12 @@ class RepeatedSampling(SearchStrategy):
 
     Attributes:
         n: Completions.
+
+    Example:
+        >>> import inferscale as isc
+        >>> result = isc.solve("How many?", isc.RepeatedSampling(8), isc.testing.ToyGenerator())  # and a majority vote
+        >>> result.answer, isc.answer_weights(result.trajectories)
+        ('1', {'1': 3.0, '2': 2.0, '0': 2.0, '3': 1.0})
     """
 
     n: int = 16
@@ -73,6 +87,14 @@ class MultiTemperature(SearchStrategy):
         temperatures: Sampling temperatures, in place of the generator's own.
         block: Samples at each temperature in a round.
         agreement: Share of a temperature's samples that its leading answer needs for the exit; ``None`` never stops.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import MultiTemperature
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", MultiTemperature(16, temperatures=(0.5, 1.0), block=4), ToyGenerator())
+        >>> result.answer, len(result.trajectories)
+        ('1', 16)
     """
 
     n: int = 32
@@ -139,6 +161,14 @@ class AdaptiveConsistency(SearchStrategy):
         threshold: The probability that must be reached.
         rule: ``"beta"`` compares the two leading answers, ``"dirichlet"`` the leader with the next four.
         num_parallel: Samples drawn at a time; 1 is the paper's, more saves model calls.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import AdaptiveConsistency
+        >>> from inferscale.testing import ToyGenerator
+        >>> easy, hard = ToyGenerator(num_answers=1), ToyGenerator(num_answers=4)
+        >>> [len(isc.solve("How many?", AdaptiveConsistency(40), generator).trajectories) for generator in (easy, hard)]
+        [4, 40]
     """
 
     n: int = 40
@@ -230,6 +260,15 @@ class EarlyStoppingConsistency(SearchStrategy):
     Attributes:
         window: Samples in a window (the paper: 8 on MATH, 5 elsewhere).
         n: Most samples; what does not fill a window is not drawn.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import EarlyStoppingConsistency
+        >>> from inferscale.testing import ToyGenerator
+        >>> easy, hard = ToyGenerator(num_answers=1), ToyGenerator(num_answers=4)
+        >>> strategy = EarlyStoppingConsistency(window=5, n=40)
+        >>> [len(isc.solve("How many?", strategy, generator).trajectories) for generator in (easy, hard)]
+        [5, 40]
     """
 
     window: int = 5
@@ -394,6 +433,15 @@ class DeepConf(SearchStrategy):
         consensus: Share of the votes at which it stops; ``None`` samples all.
         num_parallel: Traces sampled at a time after the warm-up.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import DeepConf
+        >>> from inferscale.testing import ToyGenerator
+        >>> strategy = DeepConf(num_warmup=4, n=16, keep=0.5, window=8, consensus=None)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), thinking=False)
+        >>> len(result.trajectories), len(result.root.children)  # the others were abandoned on their way
+        (9, 16)
     """
 
     num_warmup: int = 16
@@ -479,6 +527,15 @@ class SpeculativeRejection(SearchStrategy):
         keep: Share of the open ones that goes on (1 - alpha in the paper).
         max_live_tokens: Sampled tokens that the open ones may hold together.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import SpeculativeRejection
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> strategy = SpeculativeRejection(n=16, max_live_tokens=64)
+        >>> result = isc.Solver(strategy, ToyGenerator(), ToyProcessReward(), isc.BestOfN()).solve("How many?")
+        >>> len(result.root.children), len(result.trajectories)  # begun, and run to their ends
+        (16, 4)
     """
 
     n: int = 64

@@ -133,6 +133,16 @@ class Recorded(SearchStrategy):
     Attributes:
         results: Results of searches, one for each problem that is searched now. Two of one prompt are told apart only
             with the seed of the searches that they come from.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Recorded
+        >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+        >>> results = isc.solve_batch(["How many?", "How many more?"], isc.RepeatedSampling(8), ToyGenerator())
+        >>> solver = isc.Solver(Recorded(results), ToyGenerator(), ToyProcessReward("min"), isc.BestOfN())
+        >>> again = solver.solve_batch(["How many?", "How many more?"])
+        >>> [(result.answer, result.cost.num_generated, result.cost.num_scored) for result in again]
+        [('2', 0, 8), ('2', 0, 8)]
     """
 
     results: Sequence[Searched] = field(repr=False)
@@ -191,6 +201,14 @@ class GenSelect(_Selecting):
         votes: Replies for each group.
         template: The prompt, with ``{problem}``, ``{solutions}`` and ``{n}``.
         generator: Name of the generator that judges, where the search has several.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import GenSelect
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", GenSelect(isc.RepeatedSampling(8), votes=3), ToyGenerator())
+        >>> len(result.root.children), len(result.root.side_notes)  # candidates, and prompts that compare them
+        (8, 3)
     """
 
     group: int = 16
@@ -244,6 +262,14 @@ class Compare(_Selecting):
         n: Solutions written from them, each with the candidates in an order of its own.
         template: The prompt, with ``{problem}``, ``{solutions}`` and ``{n}``.
         generator: Name of the generator that merges, where the search has several.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Compare
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", Compare(isc.RepeatedSampling(4), n=2), ToyGenerator())
+        >>> len(result.root.children), len(result.trajectories)  # candidates and what was written from them
+        (6, 2)
     """
 
     n: int = 1
@@ -297,6 +323,14 @@ class Tournament(_Selecting):
         judge: ``"reply"``, ``"likelihood"`` or ``"score"``.
         template: The prompt, with ``{problem}`` and ``{solutions}``.
         generator: Name of the generator that judges, where the search has several.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Tournament
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", Tournament(isc.RepeatedSampling(4), votes=2), ToyGenerator())
+        >>> len(result.trajectories), result.cost.shares["ask"].num_generated  # judgements of pairs that do not agree
+        (1, 4)
     """
 
     kind: Literal["knockout", "league"] = "knockout"
@@ -388,6 +422,11 @@ def knockout_failure(p_candidate: float, p_judge: float, n: int, votes: int) -> 
 
     Raises:
         ValueError: If a number is out of range.
+
+    Example:
+        >>> from inferscale.strategies import knockout_failure
+        >>> [round(knockout_failure(p_candidate=0.4, p_judge=0.8, n=8, votes=votes), 3) for votes in (8, 16, 32)]
+        [0.728, 0.185, 0.026]
     """
     if not (0 <= p_candidate <= 1 and 0.5 < p_judge <= 1 and n >= 1 and votes >= 1):
         raise ValueError(
@@ -416,6 +455,14 @@ class RecursiveAggregation(SearchStrategy):
         rounds: Populations, the first included (10 in the paper).
         template: The prompt, with ``{problem}``, ``{solutions}`` and ``{n}``.
         generator: Name of the generator that aggregates, where the search has several.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import RecursiveAggregation
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", RecursiveAggregation(population=4, group=2, rounds=3), ToyGenerator())
+        >>> len(result.trajectories), result.cost.num_generated
+        (4, 12)
     """
 
     population: int = 16

@@ -66,6 +66,14 @@ class PowerSMC(SearchStrategy):
         ess_threshold: Share of N below which the effective sample size triggers resampling; 1 at every level.
         resampling: ``"systematic"``, ``"stratified"``, ``"residual"`` or ``"multinomial"``.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import PowerSMC
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", PowerSMC(num_particles=8, alpha=4.0), ToyGenerator())
+        >>> len(result.trajectories), [round(size, 1) for size in result.root.stats["ess"]]
+        (8, [1.1, 2.2, 4.4, 4.4])
     """
 
     num_particles: int = 16
@@ -147,6 +155,14 @@ class PowerMH(SearchStrategy):
         num_moves: Moves after each block (10 in the paper).
         block: Steps in a block.
         max_depth: Most steps in a path.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import PowerMH
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", PowerMH(n=2, alpha=4.0, num_moves=3), ToyGenerator())
+        >>> len(result.trajectories), result.cost.num_generated
+        (2, 23)
     """
 
     n: int = 1

@@ -72,6 +72,15 @@ class ShortMofK(SearchStrategy):
         m: Chains that vote.
         k: Chains that begin.
         max_depth: Most steps of thinking; a chain that still thinks then is left out.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import ShortMofK
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", ShortMofK(m=2, k=6), ToyGenerator())
+        >>> everything = isc.solve("How many?", isc.RepeatedSampling(6), ToyGenerator())
+        >>> len(result.trajectories), result.cost.tokens, everything.cost.tokens
+        (2, 90, 96)
     """
 
     m: int = 3
@@ -134,13 +143,21 @@ class ShortMofK(SearchStrategy):
 
 @dataclass(frozen=True)
 class NoThinking(SearchStrategy):
-    """Answers without thoughts: the model is told that it has thought (Ma et al. 2025, arXiv:2504.09858).
+    r"""Answers without thoughts: the model is told that it has thought (Ma et al. 2025, arXiv:2504.09858).
 
     The forced text is charged as prompt tokens. `n` answers, to vote over, are the paper's parallel scaling.
 
     Attributes:
         n: Completions.
         thought: What stands for the thoughts.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import NoThinking
+        >>> from inferscale.testing import ToyGenerator
+        >>> result = isc.solve("How many?", NoThinking(n=4), ToyGenerator(), thinking=isc.Thinking())
+        >>> result.selected.thoughts, result.answer
+        ('\nOkay, I think I have finished thinking.\n', '0')
     """
 
     n: int = 1
@@ -195,7 +212,7 @@ def chain(root: Node, greedy: bool, max_depth: int, exit_at: Callable[[Node], Fl
 
 @dataclass(frozen=True)
 class DEER(SearchStrategy):
-    """Dynamic early exit: thinking ends once a trial answer is sure (Yang et al. 2025, arXiv:2504.15895, section 3).
+    r"""Dynamic early exit: thinking ends once a trial answer is sure (Yang et al. 2025, arXiv:2504.15895, section 3).
 
     At a switch of thought, a step that begins with one of `switches`, the thoughts before it are followed by `inducer`
     and an answer is tried. Its confidence is the geometric mean of its tokens' probabilities::
@@ -220,6 +237,15 @@ class DEER(SearchStrategy):
         n: Independent chains.
         greedy: Take the likeliest token each time (as in the paper).
         max_depth: Most steps of thinking; then its end is forced.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import DEER
+        >>> from inferscale.testing import ToyGenerator
+        >>> strategy = DEER(threshold=0.3, switches=(), max_trial_tokens=2)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(), thinking=isc.Thinking("", "</think>"))
+        >>> result.selected.thoughts, result.answer  # it was sure after the first step
+        ('u q w i c\n', '1')
     """
 
     threshold: float = 0.95
@@ -273,7 +299,7 @@ class DEER(SearchStrategy):
 
 @dataclass(frozen=True)
 class Dynasor(SearchStrategy):
-    """Thinking ends once probes agree: Dynasor-CoT (Fu et al. 2025, "Reasoning without self-doubt"; arXiv:2412.20993).
+    r"""Thinking ends once probes agree: Dynasor-CoT (Fu et al. 2025, "Reasoning without self-doubt"; arXiv:2412.20993).
 
     After every `interval` tokens of thinking an answer is probed as in `DEER`. When `patience` probes in a row say the
     same, none of them with a word of `hesitations`, the end of thinking is forced and the answer is sampled. Probes are
@@ -292,6 +318,15 @@ class Dynasor(SearchStrategy):
         n: Independent chains.
         greedy: Take the likeliest token each time.
         max_depth: Most steps of thinking; then its end is forced.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.strategies import Dynasor
+        >>> from inferscale.testing import ToyGenerator
+        >>> strategy = Dynasor(interval=8, patience=1)
+        >>> result = isc.solve("How many?", strategy, ToyGenerator(depth=6), thinking=isc.Thinking("", "</think>"))
+        >>> result.selected.thoughts, result.answer  # the first probe was enough
+        ('u q w i c\ne x r\n', '3')
     """
 
     interval: int = 64
