@@ -1,8 +1,7 @@
 """Writes the pages of the reference: one for each subject, and one for each public object.
 
-An object stands under its shortest public name, once, with the subject of the module that exports it. Its example is
-that of its docstring or else the shortest block of code of the pages, which the tests run, that uses it; the pages that
-do come below.
+An object stands under its shortest public name, once, with the subject of the module that exports it. Below its
+docstring, which ends with an example, come the pages whose code, which the tests run, uses it.
 """
 
 import ast
@@ -24,9 +23,6 @@ DOCS = Path(__file__).parent
 FOLDER = DOCS / "reference" / "api"
 BLOCK = re.compile(r"^(?<!-->\n)```+(?:python|\{code-cell\})[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 """Code that the tests run: what is not run, or not everywhere, has a comment above it."""
-
-EXAMPLE = re.compile(r"^>>> |^ *Examples?:$", re.MULTILINE)
-"""What begins an example in a docstring."""
 
 
 class Subject(NamedTuple):
@@ -147,12 +143,12 @@ def write() -> None:
         title, lines = SUBJECTS[key].title, list[str]()
         for name, item in sorted(names.items(), key=lambda pair: pair[0].rpartition(".")[2].lower()):
             module, _, short = name.rpartition(".")
-            text = text_of(name, item)
-            first = " ".join(text.strip().split("\n\n")[0].split())
+            first = " ".join(text_of(name, item).strip().split("\n\n")[0].split())
             same = sum(other.lower() == name.lower() for other in names)  # on some file systems one file
             file = f"{name}_function" if same > 1 and name.islower() else name
             lines.append(f":py:obj:`{short} <{name}>`\n   {first}\n")
-            runs = below(used[name], EXAMPLE.search(text) is None) if name in used else ""
+            where = ", ".join(f":doc:`/{page}`" for page in list(used.get(name, ()))[:4])
+            runs = f"Used in {where}. " if where else ""
             head = f":orphan:\n\n{short}\n{'=' * len(short)}\n\n.. currentmodule:: {module}\n\n"
             pages[file] = f"{head}{directive_of(name, item)}\n{runs}All of this subject: :doc:`{key}`.\n"
         pages[key] = f"{title}\n{'=' * len(title)}\n\n" + "\n".join(lines)
@@ -165,38 +161,22 @@ def write() -> None:
             page.write_text(text, encoding="utf-8")
 
 
-class Use(NamedTuple):
-    page: str
-    code: str
-
-
-def below(blocks: list[Use], shown: bool) -> str:
-    """The pages that run an object; and, where it is to be shown, the shortest block that uses it."""
-    shortest = min(blocks, key=lambda use: len(use.code))
-    pages = list(dict.fromkeys([shortest.page, *(use.page for use in blocks)]))[:4]
-    code = f".. code-block:: python\n\n{indent(shortest.code, '   ')}\n\n"
-    where = ", ".join(f":doc:`/{page}`" for page in pages)
-    return f"For example\n\n{code}out of {where}. " if shown else f"Used in {where}. "
-
-
-def uses(objects: dict[str, dict[str, Any]]) -> dict[str, list[Use]]:
-    """For the name of each object the blocks that use it: pages in the order of the shelves, then notebooks."""
+def uses(objects: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """For the name of each object the pages whose code uses it, in the order of the shelves, then notebooks."""
     names = {
         (name.rpartition(".")[2], id(item)): name for subject in objects.values() for name, item in subject.items()
     }
-    found = dict[str, list[Use]]()
+    found = dict[str, list[str]]()
     for page, codes in blocks_of_pages().items():
         imported = dict[str, str]()  # what each name of the page is, as the page goes on
+        used = dict[str, None]()
         for code in codes:
             tree = ast.parse(code)
             imported |= imports(tree)
-            used = [chain for node in ast.walk(tree) if (chain := chain_of(node, imported))]
-            for chain in dict.fromkeys(used):
-                for short, item in along(chain):
-                    blocks = found.setdefault(names.get((short, id(item)), ""), [])
-                    if Use(page, code.strip()) not in blocks:
-                        blocks.append(Use(page, code.strip()))
-    found.pop("", None)
+            used |= dict.fromkeys(chain for node in ast.walk(tree) if (chain := chain_of(node, imported)))
+        passed = (names.get((short, id(item))) for chain in used for short, item in along(chain))
+        for name in dict.fromkeys(filter(None, passed)):
+            found.setdefault(name, []).append(page)
     return found
 
 

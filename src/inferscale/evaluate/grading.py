@@ -170,7 +170,7 @@ class GradingStats:
 
 
 class MathGrader(Identified):
-    """Symbolic equivalence of an answer and the gold answer: ``grader(answer, gold) -> bool``.
+    r"""Symbolic equivalence of an answer and the gold answer: ``grader(answer, gold) -> bool``.
 
     What `same_answer` accepts is the same; two plain numbers that it does not are different, and so are an equation and
     a value, a tuple and a set, and other shapes that differ. All other pairs go to math-verify, gold answer first, in a
@@ -185,6 +185,15 @@ class MathGrader(Identified):
         total_seconds: Most seconds for all pairs together.
         memory_bytes: Most address space of a worker.
         stats: What happened so far.
+
+    Example:
+        Needs the extra ``math``, and starts a process of its own::
+
+            from inferscale.evaluate import MathGrader
+
+            with MathGrader() as grader:
+                grader(r"\sqrt{8}", r"2\sqrt{2}")  # True
+                grader("x + 1", "1 + x")  # True
     """
 
     no_effect = frozenset({"workers", "startup_seconds"})
