@@ -98,7 +98,7 @@ def index() -> dict[str, dict[str, Any]]:
 
 
 def is_class(item: Any) -> bool:
-    return inspect.isclass(item) and not isinstance(item, GenericAlias)
+    return inspect.isclass(item) and not isinstance(item, GenericAlias) and item is not Any  # which an alias may be
 
 
 def text_of(name: str, item: Any) -> str:

@@ -42,6 +42,8 @@ def test_every_name_is_that_of_its_object_and_comes_once():
 def test_every_object_says_what_it_is():
     empty = [name for subject in INDEX.values() for name, item in subject.items() if not PAGES["text_of"](name, item)]
     assert empty == []
+    alias = "inferscale.functional.Array"
+    assert PAGES["text_of"](alias, INDEX["functional"][alias]).startswith("A NumPy array")  # not what `Any` is
 
 
 def test_every_object_has_an_example():

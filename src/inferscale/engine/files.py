@@ -16,7 +16,7 @@ SEAL = "crc32"
 
 
 class RunLockedError(RuntimeError):
-    """Another process, or another call in this one, is writing there.
+    """Refusal to write where another process, or another call in this one, is writing.
 
     Example:
         >>> from inferscale import Problem, RepeatedSampling

@@ -150,7 +150,7 @@ class GradingStats:
         timeouts: Pairs that took too long; they count as different.
         crashes: Pairs on which the worker died; they count as different.
         skipped: Pairs not looked at because the total time was spent; they count as different.
-        seconds: Time spent waiting for workers.
+        seconds: Seconds spent waiting for workers.
 
     Example:
         >>> from inferscale.evaluate import MathGrader

@@ -189,7 +189,7 @@ class Run:
 
     @property
     def peak_memory_bytes(self) -> int | None:
-        """The most memory that the run has used: of the GPU where there is one, else of the process."""
+        """The most bytes of memory that the run has used: of the GPU where there is one, else of the process."""
         return max((record["measured"]["peak_memory_bytes"] for record in self.finished), default=None)
 
     @property

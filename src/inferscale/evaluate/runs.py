@@ -49,7 +49,7 @@ from .records import (
 
 
 class ChangedRunError(ValueError):
-    """The folder holds a run of another configuration.
+    """Refusal to go on in a folder that holds a run of another configuration.
 
     Example:
         >>> from inferscale import Problem, RepeatedSampling

@@ -50,7 +50,7 @@ def unwatched(probe: Callable[[], T]) -> T:
 
 
 class CalibrationError(UnknownArchitectureError):
-    """The four constants do not describe this model.
+    """Failure to calibrate: a model cannot be run on its own, or no closed form describes what it costs.
 
     Example:
         >>> import torch

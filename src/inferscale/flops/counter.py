@@ -62,7 +62,7 @@ _TOLERANCE = 0.001
 
 
 class FlopsWarning(UserWarning):
-    """Something ran that a counter did not count.
+    """Warning that something ran which a counter did not count.
 
     Example:
         >>> import warnings
@@ -81,7 +81,7 @@ class FlopsWarning(UserWarning):
 
 
 class VerificationError(AssertionError):
-    """The closed form of a model does not agree with the operators that ran.
+    """Disagreement between the closed form of a model and the operators that ran, of more than 0.1 %.
 
     Example:
         >>> import dataclasses

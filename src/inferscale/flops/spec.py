@@ -193,7 +193,7 @@ class PackedRows(NamedTuple):
 
 
 class UnknownArchitectureError(ValueError):
-    """No closed form is known for this architecture.
+    """Refusal to guess the closed form of an architecture for which none is known.
 
     Example:
         >>> from inferscale.flops import model_spec

@@ -41,7 +41,14 @@ Example:
 """
 
 Array: TypeAlias = Any
-"""A NumPy array, or a torch tensor on the same device where a tensor was passed."""
+"""A NumPy array, or a torch tensor on the same device where a tensor was passed.
+
+Example:
+    >>> import torch
+    >>> from inferscale.functional import softmax
+    >>> [type(softmax(scores)).__name__ for scores in ([1.0, 2.0], torch.tensor([1.0, 2.0]))]
+    ['ndarray', 'Tensor']
+"""
 
 
 class NumpyOps:

@@ -299,6 +299,9 @@ class QuietSTaR(nn.Module):
             temperature: Divides the logits; 0 takes the likeliest token.
             seed: Names the streams of uniform numbers, one for each row and thought: what is thought at a position does
                 not depend on where else is thought, nor on how many rows come after.
+
+        Raises:
+            ValueError: If a position is outside of the text.
         """
         positions, sampler = _checked(positions, input_ids), Sampler(temperature)
         batch, length = len(input_ids), self.thought_length
@@ -323,6 +326,9 @@ class QuietSTaR(nn.Module):
             attention_mask: 1 for text and 0 for padding, `[batch, text]`.
             thoughts: What was thought about this text.
             talk_length: Look-aheads n; position j needs the text up to index ``j + n - 1``.
+
+        Raises:
+            ValueError: If `talk_length` is below 1, or a position has not so much text after it.
         """
         if talk_length < 1:
             raise ValueError(f"talk_length={talk_length}: give at least one")
@@ -385,6 +391,9 @@ class QuietSTaR(nn.Module):
             seed: Names the thoughts' stream.
             numbers: Uniform numbers in (0, 1) for the thoughts, `[batch * num_thoughts, positions, T]`, float64; by
                 default those that `seed` names.
+
+        Raises:
+            ValueError: If a position has no token after it.
         """
         positions, sampler = _checked(positions, input_ids, 1), Sampler(temperature)
         if numbers is None:

@@ -252,12 +252,12 @@ class WithThoughts(RewardModel):
         return [one + other for one, other in zip(plain, self.utility.cost(nodes), strict=True)]
 
     def recall(self, nodes: Sequence[Node]) -> None:
-        """Tell both."""
+        """Tell both of nodes that were scored in an earlier process."""
         self.reward.recall(nodes)
         self.utility.recall(nodes)
 
     def check_prompt(self, root: Node) -> None:
-        """Ask both."""
+        """Ask both whether they can score what follows this prompt."""
         self.reward.check_prompt(root)
         self.utility.check_prompt(root)
 

@@ -279,6 +279,10 @@ def param_groups(quiet: QuietSTaR, recipe: Recipe) -> list[dict[str, Any]]:
 def start(quiet: QuietSTaR, recipe: Recipe | None = None) -> Run:
     """Begin a run at step 0.
 
+    Args:
+        quiet: The model, which is trained in place; its base is frozen if the recipe says so.
+        recipe: Hyperparameters, by default those of `Recipe`.
+
     Raises:
         ValueError: If the weights are not in float32 (in half precision, steps of the published size change almost no
             weight), or the attention in use has no gradients here.

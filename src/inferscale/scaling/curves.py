@@ -37,7 +37,7 @@ def is_sampling(strategy: SearchStrategy | str) -> bool:
 
 
 def short_name(strategy: SearchStrategy) -> str:
-    """The strategy without its number of samples and without options that have their default values.
+    """The name of a strategy's curve: without its number of samples and options that have their default values.
 
     ``REBASE(width=16)`` and ``REBASE(width=4)`` are points of one curve, ``REBASE``;
     ``REBASE(softmax_temperature=0.2)`` is another one.

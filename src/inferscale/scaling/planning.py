@@ -503,7 +503,7 @@ class Plan(Planned):
 
 
 def candidates(reward_model: RewardModel | None = None, sizes: Sequence[int] = (4, 16, 64)) -> list[SearchStrategy]:
-    """Strategies to try with what is at hand: each from pools of samples to searches that read a process reward.
+    """Strategies to try with what is at hand, from pools of samples to searches that read a process reward.
 
     Without a reward model: greedy, repeated sampling, and sampling until the answer is settled. With one that judges
     outcomes the same, for its votes read the same samples. With one that judges steps also REBASE, beam search and

@@ -34,6 +34,9 @@ class Device:
         latency: Seconds that launching a forward takes, whatever its size.
         watts: Power under load; ``None`` if it is not known, and then joules are not.
 
+    Raises:
+        ValueError: If a peak is not above 0, or the latency below 0.
+
     Example:
         >>> from inferscale.scaling import Device
         >>> board = Device("my board", flops=2.75e14, bandwidth=2.0e11, watts=60)
@@ -65,7 +68,8 @@ _SHEETS = {
     "t4": ("T4-fp16", "T4", 70.0), "v100": ("V100-fp16", "V100", 300.0), "rtx4090": ("RTX4090-bf16", "RTX4090", 450.0),
 }  # fmt: skip
 DEVICES = {name: Device(name, PEAK_FLOPS[f], PEAK_BANDWIDTH[b], 2e-5, watts) for name, (f, b, watts) in _SHEETS.items()}
-"""Devices by name, with 20 microseconds for a forward (captured graphs; without them it is a kernel launch each).
+"""Devices by name with the peaks of their data sheets, and 20 microseconds for launching a forward, which is what a
+captured graph takes; without one every kernel is launched by itself.
 
 Example:
     >>> from inferscale.scaling import DEVICES
@@ -150,17 +154,17 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        """Of all phases together."""
+        """Seconds of all phases together."""
         return sum(self.phases.values())
 
     @property
     def flops(self) -> float:
-        """Of policy and reward model together."""
+        """FLOPs of policy and reward model together."""
         return self.generator_flops + self.reward_flops
 
     @property
     def bytes(self) -> float:
-        """Of policy and reward model together."""
+        """Bytes of policy and reward model together."""
         return self.generator_bytes + self.reward_bytes
 
     @property

@@ -157,7 +157,7 @@ class Winner:
 
 
 class Race:
-    """Runs on ever more problems, fewer and fewer of them, for all budgets at once.
+    """A race of runs over ever more problems, in which fewer and fewer stay, for all budgets at once.
 
     All runs begin with `PILOT` problems. Without a limit, all that are still in the race go on together, to twice as
     many each time. With one, the run goes on that promises most for its price: by how much the best that each budget

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -369,8 +370,8 @@ class CoverageFit:
         return np.asarray(np.exp(self.a * np.asarray(k, dtype=np.float64) ** self.b))
 
 
-def fit_coverage(k: ArrayLike, coverage: ArrayLike, method: str = "log") -> CoverageFit:
-    """The law fitted to points.
+def fit_coverage(k: ArrayLike, coverage: ArrayLike, method: Literal["log", "curve"] = "log") -> CoverageFit:
+    """The exponentiated power law of `CoverageFit`, fitted to points of coverage.
 
     Args:
         k: `[points]` numbers of samples.

@@ -94,7 +94,7 @@ _Outline = list[tuple[float, float]]
 
 
 def tidy_rows(children: Sequence[Sequence[int]]) -> list[float]:
-    """A row for each node, the least one 0; its column is its depth.
+    """The rows at which the nodes of a tree are drawn, the least one 0; the column of each is its depth.
 
     Children keep their order, a parent is half-way between its first and its last child, nodes of one depth are at
     least `APART` (siblings) or `COUSINS_APART` rows apart, no edges cross, and equal subtrees look the same wherever

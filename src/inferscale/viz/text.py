@@ -117,7 +117,7 @@ class Votes:
 
     @property
     def number(self) -> int:
-        """Number of nodes that it stands for."""
+        """Number of trajectories with this answer."""
         return len(self.members)
 
     @property
