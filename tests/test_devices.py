@@ -18,7 +18,7 @@ PLACES = {"two": FAKE[:2], "one of them the CPU": [FAKE[0], CPU, FAKE[1]]}
 
 
 def trees(model, **options):
-    generator = HFGenerator(model, byte_tokenizer(), max_new_tokens=44, max_step_tokens=40, **options)
+    generator = HFGenerator(model, byte_tokenizer(), max_new_tokens=20, max_step_tokens=14, **options)
     results = solve_batch(PROMPTS, REBASE(2), generator, reward_model=ToyReward())
     assert generator.shares_prefixes
     assert generator.stats.reused_tokens > 30

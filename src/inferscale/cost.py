@@ -97,7 +97,8 @@ class Cost:
         """Return the sum, field by field."""
         if not isinstance(other, Cost):
             return NotImplemented
-        return Cost(**{name: _plus(getattr(self, name), getattr(other, name)) for name in _FIELDS})
+        maps = {name: _merged(getattr(self, name), getattr(other, name)) for name in _MAPS}
+        return Cost(**maps, **{name: _plus(getattr(self, name), getattr(other, name)) for name in _NUMBERS})
 
     def __radd__(self, other: object) -> Cost:
         """Make ``sum(costs)`` work, which starts from 0."""
@@ -167,7 +168,8 @@ class Cost:
         return cls(**given)
 
 
-_FIELDS = tuple(each.name for each in fields(Cost))
+_MAPS = ("shares", "phases")
+_NUMBERS = tuple(each.name for each in fields(Cost) if each.name not in _MAPS)
 _LATER = (
     "generator_bytes", "reward_bytes", "cache_bytes", "rounds", "first_answer", "generator_joules", "reward_joules"
 )  # fmt: skip
@@ -185,10 +187,12 @@ class Meter(Protocol):
 
 
 def _plus(one: Any, other: Any) -> Any:
-    if isinstance(one, Mapping):
-        return {name: one[name] + other[name] if name in one and name in other else one.get(name, other.get(name))
-                for name in dict.fromkeys((*one, *other))}  # fmt: skip
     return None if one is None or other is None else one + other
+
+
+def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one[name] + other[name] if name in one and name in other else one.get(name, other.get(name))
+            for name in dict.fromkeys((*one, *other))}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate
@@ -79,7 +80,10 @@ class ToyGenerator(Generator):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Steps that depend on each request's prefix and draw numbers alone."""
         self.calls += 1
-        groups = [[self._sample(request, draw) for draw in range(request.n)] for request in requests]
+        groups = [
+            [self._sample(request, draw, text) for draw in range(request.n)]
+            for request, text in ((request, request.node.text) for request in requests)
+        ]
         samples = [(request, draw) for request in requests for draw in range(request.n)]
         for race in {id(request.race): request.race for request in requests if request.race is not None}.values():
             lengths = [
@@ -96,7 +100,9 @@ class ToyGenerator(Generator):
     def _cut(self, request: GenerateRequest, draw: int, step: Step, most: int) -> Step:
         if step.generated_tokens <= most:
             return step
-        return self._sample(replace(request, max_tokens=most), draw) if most > 0 else Step("", finish_reason="budget")
+        if most <= 0:
+            return Step("", finish_reason="budget")
+        return self._sample(replace(request, max_tokens=most), draw, request.node.text)
 
     def open(self) -> Sampling:
         """A session."""
@@ -108,11 +114,11 @@ class ToyGenerator(Generator):
             return 5
         return None if self.depth is None else 5 * (self.depth + 1)
 
-    def _sample(self, request: GenerateRequest, draw: int) -> Step:
-        source = request.node.text if request.greedy else str(branch_key(request.node.key, request.first + draw))
+    def _sample(self, request: GenerateRequest, draw: int, prefix: str) -> Step:
+        source = prefix if request.greedy else str(branch_key(request.node.key, request.first + draw))
         if request.temperature and not request.greedy:
             source += f" at {request.temperature}"
-        pieces = list(self._pieces(request, source))
+        pieces = list(self._pieces(request, source, prefix.count("\n")))
         words = [word for piece, _ in pieces for word in piece]
         reason: FinishReason = pieces[-1][1]
         if request.max_tokens is not None and len(words) >= request.max_tokens and reason == "step":
@@ -145,8 +151,7 @@ class ToyGenerator(Generator):
             num_tokens=len(words) if forced else None,
         )
 
-    def _pieces(self, request: GenerateRequest, source: str) -> Iterator[tuple[list[str], FinishReason]]:
-        depth = request.node.text.count("\n")
+    def _pieces(self, request: GenerateRequest, source: str, depth: int) -> Iterator[tuple[list[str], FinishReason]]:
         limit = 50 if self.depth is None else self.depth
         while True:
             u = unit_hash(f"{source}/{depth}")
@@ -199,7 +204,7 @@ class _Ragged(Sampling):
             self._cut += [(ticket, draw, Step("", finish_reason="budget")) for draw in range(ticket.request.n)]
         draws = [draw for other, draw in self._left if other is ticket]
         over = replace(ticket.request, deadline=0.0)
-        self._cut += [(ticket, draw, self._toy._sample(over, draw)) for draw in draws]
+        self._cut += [(ticket, draw, self._toy._sample(over, draw, over.node.text)) for draw in draws]
         for draw in draws:
             del self._left[ticket, draw]
 
@@ -575,7 +580,10 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
         ValueError: <__main__.Nothing object at 0x...>.search() returned no leaf, though the tree has 2: return
             `root.leaves()` when nothing better is at hand
     """
-    for check in (_check_batch, _check_draws, _check_budgets, _check_survival, _check_journal, _check_cancel):
+    straight = _solve(strategy, prompts, ToyGenerator())
+    for check in (_check_batch, _check_alone, _check_journal, _check_cancel):
+        check(strategy, prompts, straight)
+    for check in (_check_budgets, _check_survival):
         check(strategy, prompts)
     if not strategy.needs_scores:
         try:
@@ -595,22 +603,19 @@ def _solve(strategy: SearchStrategy, prompts: Sequence[str], generator: Generato
     ]
 
 
-def _check_batch(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
-    together = _solve(strategy, prompts, ToyGenerator())
-    assert together == _solve(strategy, prompts, ToyGenerator()), f"{strategy!r}: same seed, another tree"
-    assert (
-        together != _solve(strategy, prompts, ToyGenerator(), seed=1) or len(set(together)) == 1 or _is_greedy(strategy)
-    ), f"{strategy!r}: another seed gives the same trees"
-    for prompt, expected in zip(prompts, together, strict=True):
-        alone = _solve(strategy, [prompt], ToyGenerator())
-        assert alone == [expected], f"{strategy!r}: {prompt!r} alone and in a batch give different trees"
-    assert together == _solve(strategy, prompts, ToyGenerator(), batch_size=2), f"{strategy!r}: batch_size matters"
+def _check_batch(strategy: SearchStrategy, prompts: Sequence[str], straight: list[str]) -> None:
+    assert straight == _solve(strategy, prompts, ToyGenerator()), f"{strategy!r}: same seed, another tree"
+    other = _solve(strategy, prompts, ToyGenerator(), seed=1)
+    assert straight != other or len(set(straight)) == 1 or _is_greedy(strategy), (
+        f"{strategy!r}: another seed gives the same trees"
+    )
+    assert straight == _solve(strategy, prompts, ToyGenerator(), batch_size=2), f"{strategy!r}: batch_size matters"
     ragged = _solve(strategy, prompts, ToyGenerator(ragged=True))
-    assert together == ragged, f"{strategy!r}: it matters which samples come first"
+    assert straight == ragged, f"{strategy!r}: it matters which samples come first"
 
 
-def _requests(strategy: SearchStrategy, prompt: str, seed: int = 0) -> list[GenerateRequest]:
-    """All that a search asks of its generator."""
+def _alone(strategy: SearchStrategy, prompt: str, seed: int = 0) -> tuple[str, list[GenerateRequest]]:
+    """A search as text, and all that it asks of its generator."""
     seen: list[GenerateRequest] = []
 
     class Spy(ToyGenerator):
@@ -620,20 +625,22 @@ def _requests(strategy: SearchStrategy, prompt: str, seed: int = 0) -> list[Gene
             seen.extend(requests)
             return super().generate(requests)
 
-    _solve(strategy, [prompt], Spy(), seed=seed)
-    return seen
+    return _solve(strategy, [prompt], Spy(), seed=seed)[0], seen
 
 
 def _is_greedy(strategy: SearchStrategy) -> bool:
-    return all(request.greedy for request in _requests(strategy, PROMPTS[0]))
+    return all(request.greedy for request in _alone(strategy, PROMPTS[0])[1])
 
 
-def _check_draws(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
-    """The keys of all draws differ between seeds and problems."""
-    courses = [(prompts[0], 0), (prompts[0], 1), *((prompt, 0) for prompt in prompts[1:2])]
+def _check_alone(strategy: SearchStrategy, prompts: Sequence[str], straight: list[str]) -> None:
+    """Trees are those of the batch, and the keys of all draws differ between seeds and problems."""
     seen: dict[int, tuple[str, int]] = {}
-    for course in courses:
-        for request in _requests(strategy, *course):
+    for course in ((prompts[0], 1), *((prompt, 0) for prompt in dict.fromkeys(prompts))):
+        tree, requests = _alone(strategy, *course)
+        assert course[1] or tree == straight[prompts.index(course[0])], (
+            f"{strategy!r}: {course[0]!r} alone and in a batch give different trees"
+        )
+        for request in requests:
             for draw in range(request.first, request.first + request.n):
                 key = branch_key(request.node.key, draw)
                 assert request.greedy or seen.setdefault(key, course) == course, (
@@ -679,35 +686,31 @@ def _check_survival(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
         "returns empty steps": BrokenGenerator(blank),
         "returns empty steps now and then": BrokenGenerator(sometimes_blank),
         "fails": BrokenGenerator(dead),
-        "never ends": ToyGenerator(depth=None),
     }
+    budget = Budget(calls=2000, tokens=20_000)
     for what, generator in generators.items():
-        results = solve_batch(
-            list(prompts), strategy, generator, reward_model=ToyReward(), budget=Budget(calls=2000, tokens=20_000)
-        )
-        for result in results:
+        for result in solve_batch(list(prompts), strategy, generator, reward_model=ToyReward(), budget=budget):
             assert result.trajectories, f"{strategy!r}: no trajectory from a generator that {what}"
+    endless = solve(prompts[0], strategy, ToyGenerator(depth=None), reward_model=ToyReward(), budget=budget)
+    assert endless.trajectories, f"{strategy!r}: no trajectory from a generator that never ends"
     silent = solve(
-        prompts[0], strategy, ToyGenerator(), reward_model=ToyReward(), read_answer=lambda text: None,
-        budget=Budget(calls=2000, tokens=20_000),
-    )  # fmt: skip
+        prompts[0], strategy, ToyGenerator(), reward_model=ToyReward(), read_answer=lambda text: None, budget=budget
+    )
     assert silent.trajectories, f"{strategy!r}: no trajectory where no answer is found"
 
 
-def _check_journal(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
-    straight = _solve(strategy, prompts, ToyGenerator())
+def _check_journal(strategy: SearchStrategy, prompts: Sequence[str], straight: list[str]) -> None:
+    """Killed again and again, each time after one more call, and resumed."""
     with tempfile.TemporaryDirectory() as folder:
-        for calls in (1, 2, 3):
-            path = Path(folder) / f"{calls}.jsonl"
-            try:
-                _solve(strategy, prompts, BrokenGenerator(die_after=calls), journal=path)
-            except KeyboardInterrupt:
-                resumed = ToyGenerator()
-                again = _solve(strategy, prompts, resumed, journal=path)
-                assert again == straight, f"{strategy!r}: killed after {calls} calls and resumed, the trees differ"
+        path = Path(folder) / "journal.jsonl"
+        for _ in range(3):
+            with suppress(KeyboardInterrupt):
+                _solve(strategy, prompts, BrokenGenerator(die_after=1), journal=path)
+        again = _solve(strategy, prompts, ToyGenerator(), journal=path)
+        assert again == straight, f"{strategy!r}: killed after three calls and resumed, the trees differ"
 
 
-def _check_cancel(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
+def _check_cancel(strategy: SearchStrategy, prompts: Sequence[str], straight: list[str]) -> None:
     class Cancelling(ToyGenerator):
         """Cancels the searches that ask for something in its first, or second, call."""
 
@@ -720,7 +723,6 @@ def _check_cancel(strategy: SearchStrategy, prompts: Sequence[str]) -> None:
                 cancel.set()
             return super().generate(requests)
 
-    straight = _solve(strategy, prompts, ToyGenerator())
     for call in (1, 2):
         generator, cancel, asking = Cancelling(), threading.Event(), set[str]()
         with tempfile.TemporaryDirectory() as folder:

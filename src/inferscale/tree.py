@@ -628,7 +628,13 @@ class Node:
     @property
     def text(self) -> str:
         """The solution so far, without the prompt."""
-        return "".join(step.text for step in self.steps)
+        texts, node = [], self
+        while node.parent is not None:
+            if node.step is not None:
+                texts.append(node.step.text)
+            node = node.parent
+        texts.reverse()
+        return "".join(texts)
 
     @property
     def thoughts(self) -> str:

@@ -573,12 +573,14 @@ def thinking_tokens(node: Node, step: Step, forced: str = "") -> int:
 
     A piece that thoughts and answer share, an inner step or what was sampled as one, is divided by its characters.
     """
-    thinking, begun = node.thinking, len(node.text)
+    thinking = node.thinking
     if thinking is None or not thinking.end:
         return 0
+    begun = node.text
     if not thinking.start:  # then it begins with thoughts
         thinking = replace(thinking, prefilled=True)
-    finals = [(a - begun, b - begun) for is_thought, a, b in thinking.pieces(node.text + step.text) if not is_thought]
+    pieces, start = thinking.pieces(begun + step.text), len(begun)
+    finals = [(a - start, b - start) for is_thought, a, b in pieces if not is_thought]
     unsampled = len(step.token_ids) - step.generated_tokens if step.token_ids else 0  # ids of the forced text
     whole, tokens = ((0, len(step.text)), (0, len(step.token_ids))), 0.0
     for (start, end), (first, last) in step.inner_spans() or [whole]:
