@@ -97,8 +97,8 @@ class Cost:
         """Return the sum, field by field."""
         if not isinstance(other, Cost):
             return NotImplemented
-        maps = {name: _merged(getattr(self, name), getattr(other, name)) for name in _MAPS}
-        return Cost(**maps, **{name: _plus(getattr(self, name), getattr(other, name)) for name in _NUMBERS})
+        sums: dict[str, Any] = {name: _plus(getattr(self, name), getattr(other, name)) for name in _NUMBERS}
+        return Cost(**sums, shares=_merged(self.shares, other.shares), phases=_merged(self.phases, other.phases))
 
     def __radd__(self, other: object) -> Cost:
         """Make ``sum(costs)`` work, which starts from 0."""
@@ -168,8 +168,7 @@ class Cost:
         return cls(**given)
 
 
-_MAPS = ("shares", "phases")
-_NUMBERS = tuple(each.name for each in fields(Cost) if each.name not in _MAPS)
+_NUMBERS = tuple(each.name for each in fields(Cost) if each.name not in ("shares", "phases"))
 _LATER = (
     "generator_bytes", "reward_bytes", "cache_bytes", "rounds", "first_answer", "generator_joules", "reward_joules"
 )  # fmt: skip

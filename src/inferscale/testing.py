@@ -583,8 +583,8 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
     straight = _solve(strategy, prompts, ToyGenerator())
     for check in (_check_batch, _check_alone, _check_journal, _check_cancel):
         check(strategy, prompts, straight)
-    for check in (_check_budgets, _check_survival):
-        check(strategy, prompts)
+    _check_budgets(strategy, prompts)
+    _check_survival(strategy, prompts)
     if not strategy.needs_scores:
         try:
             solve_batch(list(prompts), strategy, ToyGenerator())
