@@ -163,6 +163,47 @@ def test_chances_and_gains_follow_the_normal_distribution():
     assert found.gains([0], [1], [50]) == pytest.approx(0.0, abs=1e-9)  # a single one is the best, whatever is found
 
 
+def test_chances_are_those_of_being_the_best():
+    """Accuracies as they are believed to be beforehand, outcomes of coins: the chosen is the best as often as told."""
+    rng = np.random.default_rng(0)
+    told, found = [], []
+    for _ in range(300):
+        accuracies = np.clip(0.5 + rng.normal(0, 0.05) + rng.normal(0, 0.17, 4), 0.02, 0.98)
+        columns = {f"c{i}": (rng.random(40) < p).astype(float) for i, p in enumerate(accuracies)}
+        beliefs = one_run_each(columns)
+        best = int(beliefs.mean.argmax())
+        told.append(beliefs.chances(range(4), draws=400)[best])
+        found.append(best == accuracies.argmax())
+    told, found = np.array(told), np.array(found)
+    assert told.mean() == pytest.approx(found.mean(), abs=3 * 0.5 / 300**0.5)
+    sure = told > 0.9
+    assert found[sure].mean() > 0.9 > 0.7 > found[told < 0.5].mean()
+
+
+def test_the_best_is_shown_to_be_behind_no_more_often_than_the_error_allows():
+    """Whole races of coins with hardly a difference, where a wrong verdict is easiest; with looks at every doubling."""
+    rng, wrong = np.random.default_rng(1), 0
+    for _ in range(100):
+        accuracies = 0.5 + 0.02 * np.arange(5)
+        runs = [Recorded(f"c{i}", rng.random(160) < p) for i, p in enumerate(accuracies)]
+        (winner,) = Race(runs, [isc.Budget(tokens=1)], 160, error=0.2).run()
+        wrong += any(s.configuration == "c4" and "shown" in s.dropped for s in winner.standings)
+    assert wrong / 100 <= 0.2
+
+
+def test_intervals_cover_and_problems_that_would_tell_do():
+    rng = np.random.default_rng(2)
+    hard = rng.beta(1, 1.5, size=(2000, 40))  # means over samples of problems that are unlike
+    pools = rng.binomial(4, hard) / 4
+    covered = [low <= 0.4 <= high for low, high in map(wilson, pools)]
+    assert 0.93 <= np.mean(covered) <= 1.0
+    gap, spread = 0.1, (0.4 - 0.1**2) ** 0.5  # of differences that are 1, -1 or 0 with 0.25, 0.15 and 0.6
+    needed = problems_to_tell(gap, spread)
+    drawn = rng.choice([1.0, -1.0, 0.0], p=[0.25, 0.15, 0.6], size=(4000, needed))
+    told = drawn.mean(axis=1) / (drawn.std(axis=1, ddof=1) / needed**0.5) > 1.96
+    assert np.mean(told) == pytest.approx(0.8, abs=0.02)
+
+
 def test_under_a_limit_problems_go_where_the_choice_is_open():
     """One run is far ahead of the first budget, two are close at the second: these get the problems."""
     runs = [Recorded("poor", coins(0.1), 1.0), Recorded("cheap", coins(0.6, seed=1), 1.0),
@@ -629,7 +670,7 @@ def test_a_command_line_runs_what_was_planned(tmp_path, capsys, monkeypatch):
     odd = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="prod")
     assert (source_of(judge), source_of(odd)) == ("prm-xs", None)
     told = toy_plan().command(isc.Budget(tokens=400))
-    assert "  # --model: the path or hub id of the generator" in told
+    assert "  # commands load no ToyGenerator" in told
     sharper = isc.HFGenerator(*isc.zoo.load("policy-xs"), top_k=3)
     assert command_words(identity_of(sharper))[1] == ["commands have no option for top_k"]
 

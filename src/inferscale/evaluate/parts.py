@@ -253,7 +253,7 @@ def command_words(identity: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     from inferscale.generators import HFGenerator
 
     if identity["class"] != f"{HFGenerator.__module__}.{HFGenerator.__qualname__}":
-        return [], ["commands make no generator of this class"]
+        return [], [f"commands load no {identity['class'].rpartition('.')[2]}"]
     made = {**identity, **identity["sampler"]}
     words = ["--temperature", f"{made.get('temperature')}", "--max-new-tokens", f"{made['max_new_tokens']}"]
     flags = {"max_step_tokens": 256, "step_delimiter": "\n", "top_p": 1.0, "min_p": 0.0, "system_prompt": None}

@@ -357,18 +357,18 @@ class Plan(Planned):
         model = self.sources.get(chosen.generator)
         words = ["inferscale", "eval", "--model", model or chosen.generator, "--strategy", written(chosen.strategy)]
         words += ["--vote", written(chosen.aggregator)]
-        notes = [] if model else ["--model: the path or hub id of the generator"]
+        missing = [] if model else [f"--model: where {chosen.generator} is, a folder or hub id"]
+        if options is None:
+            options, more = command_words(self.parts["generators"][chosen.generator])
+            missing = more or missing
         if chosen.reward is not None:
             judge = self.sources.get(chosen.reward)
             words += ["--reward", judge or chosen.reward]
-            notes += [] if judge else ["--reward: what `inferscale eval --help` says of the reward model"]
-        if options is None:
-            options, missing = command_words(self.parts["generators"][chosen.generator])
-            notes += missing
+            missing += [] if judge else [f"commands load {chosen.reward} with other options, or not at all"]
         for part, make in ((chosen.strategy, make_strategy), (chosen.aggregator, make_vote)):
             if not _is_made(part, make):
-                notes.append(f"commands cannot make {written(part)}")
-        return shlex.join([*words, *options]) + (f"  # {'; '.join(notes)}" if notes else "")
+                missing.append(f"commands cannot make {written(part)}")
+        return shlex.join([*words, *options]) + (f"  # {'; '.join(missing)}" if missing else "")
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the plan as versioned JSON; return the path."""
