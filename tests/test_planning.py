@@ -738,10 +738,29 @@ def test_the_command_line_plans_and_prints_the_lines_to_run(tmp_path, capsys, mo
         ("--budget pounds=3", "choose among tokens"),
         ("--budget tokens=3 --tokens 5", "--budget for --tokens"),
         ("--budget tokens=3 --strategy greedy --size 4", "--size is for"),
+        ("--budget tokens=2.5", "give a whole number"),
+        ("--budget tokens=nan", "greater than 0"),
+        ("--budget tokens=3 --model no/such-model", "no folder and no name of `inferscale models`"),
     ],
 )
 def test_the_command_line_refuses_what_it_cannot_read(words, message):
     from inferscale.cli import UsageError, app
 
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((UsageError, ValueError, OSError), match=message):
         app(["plan", *words.split()], standalone_mode=False)
+
+
+def test_the_cost_of_rewards_that_other_commands_take(capsys):
+    from inferscale.cli import app
+
+    def flops(words):
+        app(["cost", "--device", "h200", "--json", *words.split()], standalone_mode=False)
+        out, err = capsys.readouterr()
+        return json.loads(out)["reward_flops"], err
+
+    assert flops("--reward checker") == (0, "")
+    own, judged = flops("--reward likelihood --model policy-xs"), flops("--reward policy-xs --model policy-xs")
+    assert own == judged > (0, "")
+    assert "without --reward, scores are taken to cost nothing" in flops("--strategy rebase:4")[1]
+    with pytest.raises(OSError, match=r"'no/such' is no folder and no name"):
+        flops("--reward outcome@no/such")

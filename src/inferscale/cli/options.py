@@ -179,7 +179,7 @@ def read_budget(text: str) -> Budget:
             raise UsageError(f"budget {text!r}: write it as tokens=500 or flops=2e9,seconds=1.5") from None
         if name not in known:
             raise UsageError(f"budget {text!r}: choose among {', '.join(known)}")
-    return Budget(**{name: int(cap) if name in ("tokens", "calls") else cap for name, cap in caps.items()})  # type: ignore[arg-type]
+    return Budget(**caps)  # type: ignore[arg-type]
 
 
 def cap_of(budget: str | None, tokens: int | None) -> Budget | None:

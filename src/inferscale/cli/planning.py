@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from inferscale.evaluate.parts import make_strategy
+from inferscale.evaluate.parts import make_strategy, reward_path
 
 from .evaluating import RunOptions, distinct_names
 from .options import BUDGET_HELP, STRATEGY_HELP, Model, Seed, UsageError, read_budget, say, with_options
@@ -78,7 +78,7 @@ def plan(
 def cost(
     model: Model = "policy-s",
     strategy: Annotated[str, typer.Option(help=STRATEGY_HELP)] = "rebase:16",
-    reward: Annotated[str | None, typer.Option(help="The reward model: a path, a hub id, an embedded one.")] = None,
+    reward: Annotated[str | None, typer.Option(help="The reward model, as the other commands take it.")] = None,
     prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
     new: Annotated[int, typer.Option(min=1, help="Tokens of a solution.")] = 256,
     step: Annotated[int, typer.Option(min=1, help="Tokens of a step.")] = 32,
@@ -100,8 +100,11 @@ def cost(
     from inferscale.scaling import predict_cost
 
     prices = input_price, output_price, hour_price
+    search = make_strategy(strategy)
+    if search.needs_scores and reward is None:
+        say(f"{strategy} scores its nodes: without --reward, scores are taken to cost nothing", err=True)
     found = predict_cost(
-        _config(model), make_strategy(strategy), reward=None if reward is None else _config(reward), prompt=prompt,
+        _config(model), search, reward=_config_of_reward(reward, model), prompt=prompt,
         new=new, step=step, device=known_device(device), batch=batch, price=Price(*prices) if any(prices) else None,
         bytes_per_number=bytes_per_number or (4 if device == "cpu" else 2),
     )  # fmt: skip
@@ -127,13 +130,21 @@ def cost(
 def _config(model: str) -> Any:
     """The configuration of a model that a command names."""
     from inferscale import zoo
-    from inferscale.evaluate.parts import at_hand, embedded
+    from inferscale.evaluate.parts import at_hand, embedded, naming
 
     if model in embedded():
         return zoo.load(model)[0].config
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(at_hand(model))
+    with naming(model):
+        return AutoConfig.from_pretrained(at_hand(model))
+
+
+def _config_of_reward(reward: str | None, policy: str) -> Any:
+    """The configuration of the reward model; ``None`` if none is run."""
+    if reward in (None, "checker"):
+        return None
+    return _config(policy if reward == "likelihood" else reward_path(str(reward))[1])
 
 
 def _given(options: RunOptions) -> list[str]:

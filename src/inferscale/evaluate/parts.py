@@ -7,7 +7,8 @@ import inspect
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -141,7 +142,8 @@ def make_generator(
     if model in embedded() and options.keys() <= inspect.signature(HFGenerator).parameters.keys():
         generator = HFGenerator(*zoo.load(model), **options)
     else:
-        generator = HFGenerator.from_pretrained(at_hand(model), **options)
+        with naming(model):
+            generator = HFGenerator.from_pretrained(at_hand(model), **options)
     generator.thinking = markers or generator.thinking
     return generator
 
@@ -202,11 +204,28 @@ def make_reward(
         if not load:
             return HFProcessRewardModel(*zoo.load(text), **tokens)
         return HFProcessRewardModel.from_pretrained(at_hand(text), **tokens, **load)
+    before, path = reward_path(text)
+    with naming(path):
+        if before == "outcome":
+            return HFOutcomeRewardModel.from_pretrained(path, **judged, **load)
+        return HFProcessRewardModel.from_pretrained(path, format=before or "auto", **judged, **load)
+
+
+def reward_path(text: str) -> tuple[str, str]:
+    """What stands before the ``@`` of a reward model's text, ``""`` if nothing does, and its folder or hub id."""
     before, at, path = text.partition("@")
-    if before == "outcome" and at:
-        return HFOutcomeRewardModel.from_pretrained(path, **judged, **load)
-    kind = before if at else "auto"
-    return HFProcessRewardModel.from_pretrained(path if at else text, format=kind, **judged, **load)
+    return (before, path) if at else ("", text)
+
+
+@contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Says of a model that cannot be had what was looked for."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{model!r} is no folder and no name of `inferscale models`, and from the hub it cannot be had: {error}"
+        ) from error
 
 
 def name_of(part: Generator | RewardModel) -> str:
