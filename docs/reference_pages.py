@@ -127,7 +127,9 @@ def directive_of(name: str, item: Any) -> str:
     """What makes the page of an object."""
     if is_class(item):
         kind = "autoexception" if issubclass(item, Exception) else "autoclass"
-        return f".. {kind}:: {name}\n   :members:\n   :exclude-members: search\n"
+        # the options of a class that is no dataclass are told where it takes them
+        both = "   :class-doc-from: both\n" if "Args:" in (inspect.getdoc(item.__init__) or "") else ""
+        return f".. {kind}:: {name}\n   :members:\n   :exclude-members: search\n{both}"
     if inspect.isroutine(item):
         return f".. autofunction:: {name}\n"
     from sphinx.ext.napoleon import GoogleDocstring  # which autodoc calls for the others

@@ -179,6 +179,9 @@ class MajorityVote(Aggregator):
         normalize: Gives an answer's normal form; answers with the same one are joined unasked. ``str`` compares answers
             as they are written; ``None`` is the normal form of their kind.
 
+    Raises:
+        ValueError: If `reduction` is neither a name nor a function.
+
     Example:
         >>> import inferscale as isc
         >>> def trajectory(answer, score):
@@ -225,6 +228,9 @@ class BestOfN(Aggregator):
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         drop_abstentions: Choose among those with an answer instead, cut ones too if their answer was complete; among
             all others only if there is none.
+
+    Raises:
+        ValueError: If `reduction` is neither a name nor a function.
 
     Example:
         >>> import inferscale as isc
@@ -273,6 +279,9 @@ class BordaVote(Aggregator):
         reduction: Scores trajectories anew from their step scores; ``None`` takes the scores they have.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
+
+    Raises:
+        ValueError: If `p` is negative or infinite, or `reduction` neither a name nor a function.
 
     Example:
         >>> import inferscale as isc
@@ -330,6 +339,9 @@ class HedgedBestOfN(Aggregator):
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
 
+    Raises:
+        ValueError: If `n` is no integer above 0, or `reduction` neither a name nor a function.
+
     Example:
         >>> import inferscale as isc
         >>> def trajectory(answer, score):
@@ -376,6 +388,9 @@ class ConfidenceVote(Aggregator):
             ``"last"``.
         same_answer: As in `MajorityVote`.
         normalize: As in `MajorityVote`.
+
+    Raises:
+        ValueError: If `reduction` is unknown.
 
     Example:
         >>> import inferscale as isc
@@ -477,6 +492,9 @@ class Medoid(Aggregator):
         embed: In its place, vectors whose cosines are the similarities; a sentence encoder, say. With neither, the
             texts' character n-grams (`inferscale.functional.ngram_embeddings`).
         of: Compares whole texts, thoughts left out, or the answers that were read in them.
+
+    Raises:
+        ValueError: If both `similarity` and `embed` are given, or `of` is unknown.
 
     Example:
         >>> import inferscale as isc

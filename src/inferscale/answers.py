@@ -69,7 +69,7 @@ Example:
 """
 
 MAX_ANSWER_CHARS = 512
-"""Longer texts are not taken for answers (but by `Text` and `Code`), and not rewritten by `normalize_answer`.
+"""Most characters of an answer: longer texts are not read as one (but by `Text` and `Code`), nor normalised.
 
 Example:
     >>> import inferscale as isc
@@ -233,7 +233,11 @@ def group_answers(
 ) -> list[list[int]]:
     r"""Return the positions of answers that are the same, groups and members in order of appearance.
 
-    ``None`` is in no group. The other arguments are those of `AnswerGroups`.
+    Args:
+        answers: The answers; ``None`` is in no group.
+        same_answer: As in `AnswerGroups`.
+        normalize: As in `AnswerGroups`.
+        reader: As in `AnswerGroups`.
 
     Example:
         >>> from inferscale.answers import group_answers
@@ -973,6 +977,9 @@ class Choice(AnswerReader):
 
     Attributes:
         options: The letters that there are.
+
+    Raises:
+        ValueError: If `options` are no letters.
 
     Example:
         >>> from inferscale.answers import Choice

@@ -204,6 +204,9 @@ class Price:
         hour: Of an hour of the hardware.
         cached: Of a million prompt tokens that the server says it had in its cache; by default `input`.
 
+    Raises:
+        ValueError: If a price is negative or infinite, or none is above 0.
+
     Example:
         >>> import inferscale as isc
         >>> price = isc.Price(input=0.5, output=2.0)  # of a million tokens
@@ -259,6 +262,10 @@ class Budget:
         price: What things cost, needed for `money`.
         bytes: Bytes that generator and reward model move (`Cost.bytes`); both must be able to tell.
         joules: Energy of generator and reward model, which needs a meter: ``energy=`` of `solve`.
+
+    Raises:
+        ValueError: If a cap is not above 0, a count of tokens or calls is not whole, or `money` and `price` are not
+            both given.
 
     Example:
         >>> import inferscale as isc

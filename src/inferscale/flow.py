@@ -76,6 +76,10 @@ class GenerateRequest:
         race: The race that its samples run, all at once with those of other requests that name it; see `Race`.
         ahead: Tokens that count for their lengths in it already.
 
+    Raises:
+        TypeError: If `node` is none, or `generator` no name.
+        ValueError: If the node has finished, or an option is out of range.
+
     Example:
         >>> import inferscale as isc
         >>> generator = isc.testing.ToyGenerator()
@@ -327,6 +331,10 @@ def replies(
 
     Returns:
         For each prompt the nodes of its replies; failed samples are left out.
+
+    Raises:
+        TypeError: If a prompt stands alone, or is none.
+        ValueError: If one is empty, or a number is out of range.
 
     Example:
         >>> import inferscale as isc

@@ -228,6 +228,12 @@ def stream_dataset(
     Actors do not run away from a slow reader: at most two batches for each actor are begun whose results have not been
     read to their end. What is held here does not grow with the results.
 
+    Raises:
+        ImportError: If Ray is not installed.
+        TypeError: If `problems` is one prompt.
+        ValueError: If the input is bad.
+        RuntimeError: If Ray lost a result.
+
     Example:
         Needs the extra ``ray``::
 

@@ -217,6 +217,9 @@ class _Ragged(Sampling):
 class ToyReward(RewardModel):
     """Scores in (0, 1) that are a hash of prompt and text.
 
+    Attributes:
+        calls: Number of `score` calls so far.
+
     Example:
         >>> import inferscale as isc
         >>> generator, reward = isc.testing.ToyGenerator(), isc.testing.ToyReward()
@@ -237,6 +240,9 @@ class ToyReward(RewardModel):
 @dataclass
 class ToyProcessReward(ProcessRewardModel):
     """Step scores in (0, 1) that are a hash of the text up to the step's end.
+
+    Attributes:
+        reduction: How step scores become one score.
 
     Example:
         >>> import inferscale as isc
@@ -265,6 +271,7 @@ class BrokenGenerator(Generator):
     Attributes:
         change: Called with a step and its request's node; returns the step that is given instead.
         die_after: Raises `KeyboardInterrupt` in the call after so many.
+        toy: The generator whose steps are rewritten.
 
     Example:
         >>> import inferscale as isc

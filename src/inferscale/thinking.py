@@ -23,6 +23,10 @@ class Thinking:
         end: The text that ends them; ``""`` says that the model does not think, and everything is final.
         prefilled: True if the prompt ends inside thoughts, so that a completion begins in the middle of them.
 
+    Raises:
+        TypeError: If a marker is no text.
+        ValueError: If the markers are alike, or there is a start and no end.
+
     Example:
         >>> from inferscale import Thinking
         >>> Thinking().split(r"<think>Is it \boxed{12}? No: 3*5.</think>The answer is 15.")

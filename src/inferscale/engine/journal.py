@@ -50,6 +50,8 @@ class Scores(NamedTuple):
 class Journal:
     """An append-only file of JSON lines: a header, then one line for each answer of a model to one search.
 
+    ``journal=`` of `solve` and its like opens one, and goes on from what it holds.
+
     ``{"format", "version", "identity"}`` is the header, with those of strategy, models, thinking, budget and seed. An
     answer names its search by the key of its root and its place among the answers to it: ``{"root", "n", "kind":
     "steps", "steps", "seconds"}``, with what else was measured (`Samples`), or ``{"root", "n", "kind": "scores",

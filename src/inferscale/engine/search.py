@@ -62,7 +62,7 @@ class Grant(NamedTuple):
 
 
 class Search:
-    """One strategy's flow and the tree that it grows; a `Session` answers what it asks for.
+    """One strategy's flow and the tree that it grows; `Session.start` begins one, and answers what it asks for.
 
     At any time either `request` holds what the flow waits for, or `leaves` holds what it returned. Whoever drives it
     asks for `next_samples` and `next_nodes`, has a model answer what they give, and hands the answer to `take_samples`

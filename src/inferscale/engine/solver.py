@@ -500,14 +500,6 @@ def _passes_on(method: Callable[P, R]) -> Callable[P, R]:
 class Session:
     """Searches under way that share the calls of their models; `Solver.session` opens one.
 
-    ::
-
-        with solver.session() as session:
-            session.start("How many?")
-            while session.active:
-                for search in session.advance():
-                    print(session.finish(search).answer)
-
     Attributes:
         solver: The models that are called, and the options of searches that are started without others.
         active: The searches under way, each with the solver that it was started with, in the order of their start.
@@ -685,7 +677,28 @@ def solve(
     on_step: OnStep | None = None,
     energy: Meter | None = None,
 ) -> SearchResult:
-    """Return the result of one search; see `Solver` for the options and `Solver.solve_batch` for the rest.
+    """Return the result of one search.
+
+    Args:
+        problem: The problem, or its prompt.
+        strategy: Decides what is sampled next, such as ``REBASE(width=16)``; or a `Plan`, which chooses one.
+        generator: Samples the steps, such as an `HFGenerator`; or several by name, in a dictionary.
+        reward_model: Scores nodes; needed by strategies and votes that read scores.
+        aggregator: Picks the trajectory to report; `MajorityVote` by default.
+        read_answer: Reads the answer out of a completion; by default that of the problem's kind, or `read_answer`.
+        thinking: The markers of thoughts; ``None`` asks the generator, ``False`` says that there are none.
+        budget: The most that the search may cost.
+        seed: Any integer; the same seed gives the same trees.
+        journal: A file that records the models' answers: after a kill the same call goes on where it was.
+        progress: Show a progress bar.
+        cancel: When it is set, from any thread, the search ends with the best so far.
+        on_step: Called with a `SearchUpdate` after every answer that a search gets from a model.
+        energy: Reads the energy that the models use, such as ``EnergyMeter("cuda")`` of `inferscale.flops`.
+
+    Raises:
+        TypeError: If a part is not what it should be, or the strategy yields something that is not a request.
+        ValueError: If the input is bad, parts do not fit each other (scores are needed and there is no reward model),
+            a model answers in a wrong form, or the journal belongs to another call.
 
     Example:
         >>> import inferscale as isc
@@ -717,7 +730,9 @@ async def asolve(
     on_step: OnStep | None = None,
     energy: Meter | None = None,
 ) -> SearchResult:
-    """Return the result of one search and let the event loop go on meanwhile; see `solve` and `Solver.asolve_batch`.
+    """Return the result of one search and let the event loop go on meanwhile.
+
+    The options are those of `solve`. The search runs in a thread of its own, see `Solver.asolve_batch`.
 
     Example:
         >>> import asyncio
@@ -757,7 +772,29 @@ def solve_batch(
 ) -> list[SearchResult]:
     """Return one `SearchResult` for each problem, in order; all searches share their generate and score calls.
 
-    See `Solver` for the options and `Solver.solve_batch` for the rest.
+    Args:
+        problems: Problems, or prompts.
+        strategy: Decides what is sampled next, such as ``REBASE(width=16)``; or a `Plan`, which chooses one.
+        generator: Samples the steps, such as an `HFGenerator`; or several by name, in a dictionary.
+        reward_model: Scores nodes; needed by strategies and votes that read scores.
+        aggregator: Picks the trajectory to report; `MajorityVote` by default.
+        read_answer: Reads the answer out of a completion; by default that of the problem's kind, or `read_answer`.
+        thinking: The markers of thoughts; ``None`` asks the generator, ``False`` says that there are none.
+        budget: The most that each problem may cost.
+        seed: Any integer; the same seed gives the same trees.
+        batch_size: Problems searched at the same time; by default all of them.
+        journal: A file that records the models' answers: after a kill the same call goes on where it was.
+        progress: Show a progress bar.
+        cancel: When it is set, from any thread, every search ends with the best so far.
+        on_step: Called with a `SearchUpdate` after every answer that a search gets from a model.
+        pool: The most that all problems together may cost; see `Solver.solve_batch`.
+        allocation: Who gets the next sample of the pool; by default `AdaptiveVote`.
+        energy: Reads the energy that the models use, such as ``EnergyMeter("cuda")`` of `inferscale.flops`.
+
+    Raises:
+        TypeError: If a part is not what it should be, or the strategy yields something that is not a request.
+        ValueError: If the input is bad, parts do not fit each other (scores are needed and there is no reward model),
+            a model answers in a wrong form, or the journal belongs to another call.
 
     Example:
         >>> import inferscale as isc
@@ -792,7 +829,9 @@ def stream(
     on_step: OnStep | None = None,
     energy: Meter | None = None,
 ) -> Iterator[SearchResult]:
-    """Yield results as they finish, at most `batch_size` problems at a time; see `Solver` and `Solver.stream`.
+    """Yield results as they finish, at most `batch_size` problems at a time.
+
+    The options are those of `solve_batch`. `problems` may be endless; a problem is taken when there is room for it.
 
     Example:
         >>> import inferscale as isc

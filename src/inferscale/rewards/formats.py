@@ -364,7 +364,7 @@ def separated_by(separator: str) -> StepFormat:
 FORMATS: dict[str, StepFormat] = {
     item.name: item for item in (ER_PRM, MATH_SHEPHERD, PQM, PURE, QWEN, RLHFLOW, SKYWORK, TRL)
 }
-"""Formats by name.
+"""The published formats of process reward models by name, for ``format=`` of `HFProcessRewardModel`.
 
 Example:
     >>> from inferscale.rewards import FORMATS

@@ -31,6 +31,10 @@ class RewardFunction(RewardModel):
         judge: The part of a solution that the function is shown, where the policy thinks: ``"all"`` with the markers of
             thoughts, the ``"final"`` part or the ``"thoughts"``.
 
+    Raises:
+        TypeError: If `function` is none.
+        ValueError: If its parameters fit neither way of calling it, or `judge` is unknown.
+
     Example:
         >>> import inferscale as isc
         >>> def brief(completions, answer, **columns):  # TRL's signature

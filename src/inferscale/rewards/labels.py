@@ -25,6 +25,9 @@ class LabelledSolution:
             or ``None`` (not judged).
         correct: True if the final answer is right; ``None`` if that is not known.
 
+    Raises:
+        ValueError: If there is not one label for each step, one is not in [0, 1], or a step is blank.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.rewards import LabelledSolution

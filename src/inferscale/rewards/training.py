@@ -95,6 +95,9 @@ class TrainingRecipe:
         precision: Of the products: ``"float32"``, or ``"bfloat16"`` by autocast (the weights stay as they are).
         seed: Of the head's first weights and of the order.
 
+    Raises:
+        ValueError: If a number is out of range, or `precision` unknown.
+
     Example:
         >>> from inferscale.rewards import TrainingRecipe
         >>> recipe = TrainingRecipe(learning_rate=1e-4, lora_rank=16)  # adapters, for a model of billions of weights

@@ -228,6 +228,9 @@ class Sampler(TokenSampler):
         min_p: Keep the tokens that are at least `min_p` times as likely as the likeliest one (arXiv 2407.01082); 0
             keeps all.
 
+    Raises:
+        ValueError: If an option defines no distribution, or `confidence` is unknown.
+
     Example:
         >>> import torch
         >>> import inferscale as isc

@@ -35,6 +35,9 @@ class Limits:
         budget: The most that each prompt may cost; a request may ask for less.
         progress_seconds: Time between two progress events of a stream.
 
+    Raises:
+        ValueError: If a limit is not above 0.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.serve import Limits, Service
@@ -88,6 +91,9 @@ class Service:
         read_answer: Reads the answer out of a completion, where a request does not say what kind it is.
         thinking: The markers of thoughts, as in `Solver`: chat answers are sent without them, and thoughts apart.
         energy: Reads the energy that the models use, as in `Solver`; what it reads is told in ``inferscale.energy``.
+
+    Raises:
+        ValueError: If strategy or vote cannot be made or served, or the key cannot be sent.
 
     Example:
         >>> import inferscale as isc

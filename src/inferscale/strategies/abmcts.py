@@ -237,6 +237,10 @@ class ABMCTS(SearchStrategy):
         generators: Names of the generators that make children, where the search has several; with ``until="end"``,
             since text of one model cannot be continued step by step by another.
 
+    Raises:
+        ValueError: If a count is below 1, a choice is unknown, or `generators` are to make single steps; in a search,
+            if a score is not in [0, 1].
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import ABMCTS

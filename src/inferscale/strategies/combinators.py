@@ -68,6 +68,9 @@ class Then(_Pair):
         first: The strategy that begins.
         second: The strategy that goes on from open leaves.
 
+    Raises:
+        TypeError: If a part is no strategy.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import Then
@@ -95,6 +98,9 @@ class Fallback(_Pair):
         first: The strategy that is tried.
         second: The strategy that runs too if that was not enough.
         accept: Tells whether the leaves of `first` will do; by default if one has finished.
+
+    Raises:
+        TypeError: If a part is no strategy.
 
     Example:
         >>> import inferscale as isc
@@ -125,6 +131,10 @@ class Restart(SearchStrategy):
         strategy: The strategy that is run.
         n: Most runs.
         accept: Tells whether the leaves of a run will do; by default if one has finished.
+
+    Raises:
+        TypeError: If `strategy` is none.
+        ValueError: If `n` is below 1.
 
     Example:
         >>> import inferscale as isc
@@ -169,6 +179,10 @@ class Limited(SearchStrategy):
         strategy: The strategy that is run.
         n: Most samples drawn (steps or whole completions).
 
+    Raises:
+        TypeError: If `strategy` is none.
+        ValueError: If `n` is below 1.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import Limited
@@ -205,7 +219,7 @@ def difficulty(
     measure: Measure = "score",
     normalize: Normalize | None = None,
 ) -> float:
-    """The difficulty of a problem as a few samples of it show it; greater is harder.
+    """The difficulty of a problem, estimated from a few samples of it; greater is harder.
 
     Args:
         scores: The samples' final scores, read for ``"score"`` (the predicted difficulty of Snell et al.).
@@ -251,6 +265,11 @@ class ComputeOptimal(SearchStrategy):
         thresholds: Difficulties between the bins, ascending; one fewer than strategies.
         num_probes: Samples that estimate the difficulty.
         measure: As in `difficulty`.
+
+    Raises:
+        TypeError: If one of `strategies` is none.
+        ValueError: If there is not one threshold between each two strategies, they do not ascend, `num_probes` is below
+            1, or `measure` unknown.
 
     Example:
         >>> import inferscale as isc

@@ -80,6 +80,9 @@ class BeamSearch(SearchStrategy):
         granularity: Steps between two looks of the verifier (g of Chen et al. 2025, arXiv:2505.11730): a child is the
             end of so many steps, and the nodes between are not scored.
 
+    Raises:
+        ValueError: If a count is below 1, or `lookahead` below 0.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.testing import ToyGenerator, ToyProcessReward
@@ -158,6 +161,9 @@ class DVTS(SearchStrategy):
         lookahead: As in `BeamSearch`.
         granularity: As in `BeamSearch`.
 
+    Raises:
+        ValueError: If a count is below 1, or `lookahead` below 0.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.testing import ToyGenerator, ToyProcessReward
@@ -197,6 +203,9 @@ class StepwiseGreedy(SearchStrategy):
         n: Samples of each step.
         max_depth: Most steps in a path.
         granularity: As in `BeamSearch`.
+
+    Raises:
+        ValueError: If a count is below 1.
 
     Example:
         >>> import inferscale as isc
@@ -286,6 +295,10 @@ class REBASE(SearchStrategy):
         truncate_ratio: Keep only this share of the best open nodes before sharing; ``None`` keeps all.
         granularity: As in `BeamSearch`.
 
+    Raises:
+        ValueError: If a count is below 1, the temperature is not above 0, `truncate_ratio` not in (0, 1], or `rounding`
+            unknown.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.testing import ToyGenerator, ToyProcessReward
@@ -366,6 +379,10 @@ class DORA(SearchStrategy):
         embedder: Gives the vectors whose cosines say which solutions are alike, at no charge; ``None`` asks the
             generator.
 
+    Raises:
+        TypeError: If `embedder` is none.
+        ValueError: If a count is below 1, or a temperature is not above 0.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import DORA
@@ -431,6 +448,11 @@ class ETS(SearchStrategy):
         granularity: As in `BeamSearch`.
         embedder: As in `DORA`.
 
+    Raises:
+        TypeError: If `embedder` is none.
+        ValueError: If a count is below 1, the temperature is not above 0, or a weight or distance is below 0 or
+            infinite.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import ETS
@@ -495,6 +517,9 @@ class BestFirst(SearchStrategy):
         max_finished: Stop once so many leaves have finished; ``None`` spends all expansions.
         max_depth: Most steps in a path.
 
+    Raises:
+        ValueError: If a count is below 1.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import BestFirst
@@ -552,6 +577,9 @@ class DepthFirst(SearchStrategy):
         threshold: Children with a lower score are pruned; ``None`` prunes none.
         max_finished: Stop at so many finished leaves visited; ``None`` goes on while there is something to visit.
         max_depth: Most steps in a path.
+
+    Raises:
+        ValueError: If a count is below 1, or `threshold` is NaN.
 
     Example:
         >>> import inferscale as isc

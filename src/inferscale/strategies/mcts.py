@@ -327,6 +327,10 @@ class MCTS(SearchStrategy):
             more than 1 saves model calls and changes the tree.
         max_depth: Most steps in a path.
 
+    Raises:
+        ValueError: If a count is below 1, a constant is not above 0, a weight not in [0, 1], `widening` not in (0, 1],
+            a choice unknown, or an option does not belong to this `selection`.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.testing import ToyGenerator, ToyProcessReward

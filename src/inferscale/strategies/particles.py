@@ -107,6 +107,10 @@ class ParticleFilter(SearchStrategy):
             every twist. 1 takes the scores of beginnings for a value function, 0.5 its square root, which is best for
             samples of the model if scores of finished paths are 0 and 1; 0 looks at finished paths alone.
 
+    Raises:
+        ValueError: If a count is below 1, `ess_threshold` not in [0, 1], `twist` below 0 or infinite, a choice unknown,
+            or `tempering` or `twist` given with published weights; in a search, if a score is negative.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.testing import ToyGenerator, ToyProcessReward
@@ -230,6 +234,10 @@ class ParticleGibbs(SearchStrategy):
         num_iterations: Iterations, the first filter included.
         ess_threshold: As in `ParticleFilter`, over all N particles.
         max_depth: Most steps in a path.
+
+    Raises:
+        ValueError: If there are fewer than 2 particles, no iteration, or `ess_threshold` is not in [0, 1]; in a search,
+            if a score is negative.
 
     Example:
         >>> import inferscale as isc

@@ -60,6 +60,9 @@ class Allocation(Identified, ABC):
             great one makes larger batches.
         needs_scores: True if samples must be scored as they come.
 
+    Raises:
+        ValueError: If `min_samples` is below 1, or `share` not in (0, 1].
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import Allocation
@@ -103,6 +106,10 @@ class Allocation(Identified, ABC):
 class Uniform(Allocation):
     """The same number of samples for every problem; what one leaves over goes to the others.
 
+    Attributes:
+        min_samples: As in `Allocation`.
+        share: As in `Allocation`.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import Uniform
@@ -127,6 +134,7 @@ class ByDifficulty(Allocation):
 
     Attributes:
         min_samples: Samples that every problem gets, and that estimate its difficulty.
+        share: As in `Allocation`.
 
     Example:
         >>> import inferscale as isc
@@ -163,6 +171,11 @@ class AdaptiveVote(Allocation):
 
     Attributes:
         bayes_factor: Posterior odds over prior odds at which a problem is settled.
+        min_samples: As in `Allocation`.
+        share: As in `Allocation`.
+
+    Raises:
+        ValueError: If `bayes_factor` is not above 0.
 
     Example:
         >>> import inferscale as isc
@@ -205,6 +218,11 @@ class Bandit(Allocation):
     Attributes:
         threshold: Score of a solution that is taken for right.
         exploration: Weight of the bound's width, in units of the score.
+        min_samples: As in `Allocation`.
+        share: As in `Allocation`.
+
+    Raises:
+        ValueError: If `exploration` is not above 0, or infinite.
 
     Example:
         >>> import inferscale as isc
@@ -252,6 +270,11 @@ class Pandora(Allocation):
     Attributes:
         cost: Price of a sample, in units of the score.
         optimism: Standard errors that the mean is raised by.
+        min_samples: As in `Allocation`.
+        share: As in `Allocation`.
+
+    Raises:
+        ValueError: If `cost` is not above 0, `optimism` below 0, one of them infinite, or `min_samples` below 2.
 
     Example:
         >>> import inferscale as isc

@@ -61,6 +61,9 @@ class BudgetForcing(SearchStrategy):
         greedy: Take the likeliest token each time (as in the paper).
         max_depth: Most steps of thinking; then the answer is forced as if the allowance were spent.
 
+    Raises:
+        ValueError: If a count is negative, or there is no chain or no step.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import BudgetForcing
@@ -150,6 +153,9 @@ class SelfRefine(SearchStrategy):
         revise: The text that asks for a revision.
         stop: A chain ends when its feedback holds this text (case does not matter); ``""`` never stops.
 
+    Raises:
+        ValueError: If a count is below 1.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import SelfRefine
@@ -220,6 +226,9 @@ class ParallelSequential(SearchStrategy):
         context: Earlier answers that a revision sees (4 in the paper).
         instruction: Text put after each of them.
         best_of_chain: Return only the best-scored answer of each chain, which needs a reward model.
+
+    Raises:
+        ValueError: If a count is below 1.
 
     Example:
         >>> import inferscale as isc

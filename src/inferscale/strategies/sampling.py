@@ -54,6 +54,9 @@ class RepeatedSampling(SearchStrategy):
     Attributes:
         n: Completions.
 
+    Raises:
+        ValueError: If `n` is no integer above 0.
+
     Example:
         >>> import inferscale as isc
         >>> result = isc.solve("How many?", isc.RepeatedSampling(8), isc.testing.ToyGenerator())  # and a majority vote
@@ -87,6 +90,9 @@ class MultiTemperature(SearchStrategy):
         temperatures: Sampling temperatures, in place of the generator's own.
         block: Samples at each temperature in a round.
         agreement: Share of a temperature's samples that its leading answer needs for the exit; ``None`` never stops.
+
+    Raises:
+        ValueError: If a count is below 1, a temperature is not above 0 or given twice, or `agreement` not in (0.5, 1].
 
     Example:
         >>> import inferscale as isc
@@ -161,6 +167,9 @@ class AdaptiveConsistency(SearchStrategy):
         threshold: The probability that must be reached.
         rule: ``"beta"`` compares the two leading answers, ``"dirichlet"`` the leader with the next four.
         num_parallel: Samples drawn at a time; 1 is the paper's, more saves model calls.
+
+    Raises:
+        ValueError: If a count is below 1, `threshold` not in (0.5, 1), or `rule` unknown.
 
     Example:
         >>> import inferscale as isc
@@ -260,6 +269,9 @@ class EarlyStoppingConsistency(SearchStrategy):
     Attributes:
         window: Samples in a window (the paper: 8 on MATH, 5 elsewhere).
         n: Most samples; what does not fill a window is not drawn.
+
+    Raises:
+        ValueError: If a count is below 1, or `n` less than a window.
 
     Example:
         >>> import inferscale as isc
@@ -434,6 +446,10 @@ class DeepConf(SearchStrategy):
         num_parallel: Traces sampled at a time after the warm-up.
         max_depth: Most steps in a path.
 
+    Raises:
+        ValueError: If a count is below 1, `keep` not in (0, 1] or `consensus` not in (0.5, 1]; in a search, if the
+            generator reports no confidence.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import DeepConf
@@ -527,6 +543,9 @@ class SpeculativeRejection(SearchStrategy):
         keep: Share of the open ones that goes on (1 - alpha in the paper).
         max_live_tokens: Sampled tokens that the open ones may hold together.
         max_depth: Most steps in a path.
+
+    Raises:
+        ValueError: If a count is below 1, or `keep` not in (0, 1).
 
     Example:
         >>> import inferscale as isc

@@ -202,6 +202,10 @@ class GenSelect(_Selecting):
         template: The prompt, with ``{problem}``, ``{solutions}`` and ``{n}``.
         generator: Name of the generator that judges, where the search has several.
 
+    Raises:
+        TypeError: If `strategy` is none.
+        ValueError: If `group` is below 2, `votes` below 1, or the template lacks a place.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import GenSelect
@@ -263,6 +267,10 @@ class Compare(_Selecting):
         template: The prompt, with ``{problem}``, ``{solutions}`` and ``{n}``.
         generator: Name of the generator that merges, where the search has several.
 
+    Raises:
+        TypeError: If `strategy` is none.
+        ValueError: If `n` is below 1, or the template lacks a place.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import Compare
@@ -323,6 +331,10 @@ class Tournament(_Selecting):
         judge: ``"reply"``, ``"likelihood"`` or ``"score"``.
         template: The prompt, with ``{problem}`` and ``{solutions}``.
         generator: Name of the generator that judges, where the search has several.
+
+    Raises:
+        TypeError: If `strategy` is none.
+        ValueError: If `votes` is below 1, a choice unknown, or the template lacks a place.
 
     Example:
         >>> import inferscale as isc
@@ -409,7 +421,7 @@ class Tournament(_Selecting):
 
 
 def knockout_failure(p_candidate: float, p_judge: float, n: int, votes: int) -> float:
-    """The bound on the chance that a knockout of `n` candidates ends with a wrong one (arXiv:2411.19477, theorem 1).
+    """An upper bound on the chance that a knockout ends with a wrong candidate (arXiv:2411.19477, theorem 1).
 
     ``(1 - p_candidate)^n + ceil(log2 n) exp(-2 votes (p_judge - 1/2)^2)``: no candidate is right, or a right one loses
     one of its matches.
@@ -455,6 +467,9 @@ class RecursiveAggregation(SearchStrategy):
         rounds: Populations, the first included (10 in the paper).
         template: The prompt, with ``{problem}``, ``{solutions}`` and ``{n}``.
         generator: Name of the generator that aggregates, where the search has several.
+
+    Raises:
+        ValueError: If a count is below 1, `group` greater than `population`, or the template lacks a place.
 
     Example:
         >>> import inferscale as isc

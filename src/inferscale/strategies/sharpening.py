@@ -67,6 +67,10 @@ class PowerSMC(SearchStrategy):
         resampling: ``"systematic"``, ``"stratified"``, ``"residual"`` or ``"multinomial"``.
         max_depth: Most steps in a path.
 
+    Raises:
+        ValueError: If a count is below 1, `alpha` below 1 or infinite, `bridge_depth` below 0, `ess_threshold` not in
+            [0, 1], or `resampling` unknown; in a search, if the generator reports no log-probabilities.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import PowerSMC
@@ -155,6 +159,10 @@ class PowerMH(SearchStrategy):
         num_moves: Moves after each block (10 in the paper).
         block: Steps in a block.
         max_depth: Most steps in a path.
+
+    Raises:
+        ValueError: If a count is below 1, `num_moves` below 0, or `alpha` below 1 or infinite; in a search, if the
+            generator reports no log-probabilities.
 
     Example:
         >>> import inferscale as isc

@@ -73,6 +73,9 @@ class ShortMofK(SearchStrategy):
         k: Chains that begin.
         max_depth: Most steps of thinking; a chain that still thinks then is left out.
 
+    Raises:
+        ValueError: If a count is below 1, or `m` greater than `k`.
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import ShortMofK
@@ -150,6 +153,9 @@ class NoThinking(SearchStrategy):
     Attributes:
         n: Completions.
         thought: What stands for the thoughts.
+
+    Raises:
+        ValueError: If `n` is below 1.
 
     Example:
         >>> import inferscale as isc
@@ -238,6 +244,9 @@ class DEER(SearchStrategy):
         greedy: Take the likeliest token each time (as in the paper).
         max_depth: Most steps of thinking; then its end is forced.
 
+    Raises:
+        ValueError: If a count is below 1, or `threshold` not in (0, 1].
+
     Example:
         >>> import inferscale as isc
         >>> from inferscale.strategies import DEER
@@ -318,6 +327,9 @@ class Dynasor(SearchStrategy):
         n: Independent chains.
         greedy: Take the likeliest token each time.
         max_depth: Most steps of thinking; then its end is forced.
+
+    Raises:
+        ValueError: If a count is below 1.
 
     Example:
         >>> import inferscale as isc
