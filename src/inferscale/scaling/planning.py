@@ -155,9 +155,9 @@ class Choice:
         >>> budgets = [isc.Budget(tokens=12), isc.Budget(tokens=90)]
         >>> made = isc.plan(problems, ToyGenerator(depth=2), budgets=budgets, strategies=[isc.RepeatedSampling(8)])
         >>> for choice in made.choices:
-        ...     print(choice.configuration.strategy, f"{choice.chance:.0%}", choice.is_clear, choice.problems_needed)
-        RepeatedSampling(n=1) 100% True None
-        RepeatedSampling(n=4) 51% False 895
+        ...     print(choice.configuration.strategy, round(choice.chance, 1), choice.is_clear)
+        RepeatedSampling(n=1) 1.0 True
+        RepeatedSampling(n=4) 0.5 False
     """
 
     budget: Budget

@@ -141,10 +141,10 @@ class Winner:
         ...     return Measured(values, dict.fromkeys(values, cost), cost)
         >>> race = Race([SimpleNamespace(name="recorded", measure=measure)], [Budget(tokens=200)], problems=32)
         >>> winner = race.run()[0]
-        >>> print(f"{winner.configuration} with a chance of {winner.chance:.0%}, else {winner.rival}")
-        7 of 8 with a chance of 98%, else 6 of 8
-        >>> winner.problems_needed  # that would tell the two apart
-        64
+        >>> winner.configuration, winner.rival, round(winner.expected, 1)
+        ('7 of 8', '6 of 8', 0.9)
+        >>> winner.problems_needed > 32  # it takes more to tell the two apart
+        True
     """
 
     configuration: str | None
