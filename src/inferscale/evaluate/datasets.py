@@ -580,15 +580,18 @@ def load_problems(
     Args:
         dataset: ``"gsm8k"``, ``"math"``, ``"svamp"``, ``"embedded"`` (the task of `inferscale.zoo`) or ``"jsonl"``
             (your own rows). Or your own rows themselves: a file or a table, as `data`.
-        data: A ``.jsonl``, ``.json`` or ``.csv`` file, for MATH a folder, or a table in memory: a data set of
-            ``datasets``, a data frame, a list of dictionaries. Without it the hub is asked through the optional package
-            ``datasets``.
+        data: A ``.jsonl``, ``.json``, ``.csv`` or ``.tsv`` file, for MATH a folder, or a table in memory: a data set
+            of ``datasets``, a data frame, a list of dictionaries. Without it the hub is asked through the optional
+            package ``datasets``.
         split: ``"test"`` or ``"dev"`` of the embedded task; the split of the hub, or of a data set that has several.
         style: A name of `STYLES` or a `PromptStyle`; ``"cot"`` by default, ``"plain"`` for the embedded task,
             and ``"chat"`` for rows whose question is a conversation.
         shots: Worked examples shown before each question, for example ``load_examples("gsm8k", train)[:8]``.
-        fields: Names of your own fields: ``{"question": "body", "answer": "gold"}``; see `example_from_fields`. All
-            other fields become `Problem.columns`, for reward functions and tables.
+        fields: Names of your own fields by what they hold: ``{"question": "body", "answer": "gold"}``. A row has a
+            ``question`` (a text, or a conversation; else ``prompt`` or ``messages`` is taken) and an ``answer``, and
+            may have a ``solution``, ``id``, ``group``, ``domain``, ``answer_kind`` and ``choices``, which are put under
+            the question with letters; its answer is then a letter, a place from 0 on, or one of their texts. All other
+            fields become `Problem.columns`, for reward functions and tables.
         kind: What all answers are (`inferscale.answers.KINDS`), whatever data set and rows say.
         limit: Take the first so many.
 

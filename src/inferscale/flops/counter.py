@@ -560,11 +560,11 @@ class FlopCounter(Report):
     asyncio tasks by itself and threads through `bind`. One multiply-add is 2 FLOPs, and only matrix products count.
 
     Modes:
-        ``"analytic"``: hooks on each model add the closed form of every forward; no tensor is looked at.
-        ``"exact"``: a dispatch mode counts every matrix product that runs, those outside of the models too (under
-        ``"other"``). It slows small models down. Attention is halved only where ``is_causal=True`` is seen.
-        ``"verify"``: counts by closed forms and compares every forward with what ran; a difference over 0.1 % is a
-        `VerificationError`.
+        * ``"analytic"``: hooks on each model add the closed form of every forward; no tensor is looked at.
+        * ``"exact"``: a dispatch mode counts every matrix product that runs, those outside of the models too (under
+          ``"other"``). It slows small models down. Attention is halved only where ``is_causal=True`` is seen.
+        * ``"verify"``: counts by closed forms and compares every forward with what ran; a difference over 0.1 % is a
+          `VerificationError`.
 
     Attributes:
         mode: How it counts.

@@ -34,8 +34,8 @@ class QuietSTaR(nn.Module):
     predicts exactly what the model predicts.
 
     Differs from the paper: thoughts are drawn by inverse CDF from streams of uniform numbers; the start and end
-    vectors are stored at their natural scale and train with their own learning rate (`train.param_groups`), since a
-    factor on a gradient does nothing under Adam.
+    vectors are stored at their natural scale and train with their own learning rate (`Recipe.embedding_lr_scale`),
+    since a factor on a gradient does nothing under Adam.
 
     Attributes:
         model: The language model.

@@ -276,7 +276,12 @@ class Plan(Planned):
     def parts_for(
         self, generator: Generator, reward_model: RewardModel | None, budget: Budget | None
     ) -> tuple[SearchStrategy, Generator, RewardModel | None, Aggregator]:
-        """Strategy, generator, reward model and vote of a budget; see `Planned`.
+        """Strategy, generator, reward model and vote of a budget, for the `Solver` that is given the plan.
+
+        Args:
+            generator: The generator at hand, or several by name.
+            reward_model: The reward model at hand; by default the one that the plan was made with.
+            budget: As in `choose`.
 
         Raises:
             ValueError: If the choice needs another generator or reward model than what is given.

@@ -159,11 +159,13 @@ class Winner:
 class Race:
     """A race of runs over ever more problems, in which fewer and fewer stay, for all budgets at once.
 
-    All runs begin with `PILOT` problems. Without a limit, all that are still in the race go on together, to twice as
-    many each time. With one, the run goes on that promises most for its price: by how much the best that each budget
-    can buy is expected to be better once more is known of the run's configurations (`Beliefs.gains`), in all budgets
-    together, over what that costs. The winner of a budget is the configuration with the greatest expected accuracy
-    (`believe`), which is not always the one that did best so far.
+    All runs begin with four problems. Without a limit, all that are still in the race go on together, to twice as many
+    each time. With one, the run goes on that promises most for its price: by how much the best that each budget can buy
+    is expected to be better once more is known of the run's configurations, in all budgets together, over what that
+    costs (the knowledge gradient of Frazier, Powell and Dayanik 2009). The winner of a budget is the configuration with
+    the greatest expected accuracy, which is not always the one that did best so far: accuracies are Gaussian
+    beforehand, more alike the more two configurations share and the closer their costs are, and on one problem all
+    votes over the same samples share their noise.
 
     In every round a configuration is dropped for good where it is *shown* to be behind: against each of its rivals a
     bettor stakes on every problem that it does worse, and where their mean wealth reaches ``budgets / error`` (Ville's

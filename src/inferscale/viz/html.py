@@ -97,8 +97,8 @@ def tidy_rows(children: Sequence[Sequence[int]]) -> list[float]:
     """The rows at which the nodes of a tree are drawn, the least one 0; the column of each is its depth.
 
     Children keep their order, a parent is half-way between its first and its last child, nodes of one depth are at
-    least `APART` (siblings) or `COUSINS_APART` rows apart, no edges cross, and equal subtrees look the same wherever
-    they are (Reingold and Tilford 1981, Tidier drawings of trees).
+    least 1 row apart, or 1.5 if their parents differ, no edges cross, and equal subtrees look the same wherever they
+    are (Reingold and Tilford 1981, Tidier drawings of trees).
 
     Args:
         children: For each node the places of its children, which come after it; node 0 is the root.
