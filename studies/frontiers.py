@@ -1,4 +1,4 @@
-"""The two papers' frontiers by FLOPs, eFLOPs and seconds: ``python -m studies.frontiers``.
+"""The two papers' frontiers by FLOPs, eFLOPs, seconds and joules: ``python -m studies.frontiers``.
 
 What is the best that a budget buys, and does that change with what the budget is counted in? Three sets of accuracies:
 the scaling study's on the embedded models (measured); tables 1 and 4 of Wu et al. (arXiv:2408.00724, MATH500) and the
@@ -7,7 +7,8 @@ for all (`inferscale.scaling.predict_cost`), of policy and reward model together
 those that the papers' FLOPs imply; the embedded models' FLOPs are measured.
 
 eFLOPs are FLOPs + intensity x bytes of keys and values (Kinetics, arXiv:2506.05333). Seconds are a roofline: "alone"
-for one problem at a time, "together" where 64 problems share each forward, as on a busy server.
+for one problem at a time, "together" where 64 problems share each forward, as on a busy server. Joules are seconds
+times the power of the board: drawn together, since alone they are the picture of seconds in another unit.
 """
 
 from __future__ import annotations
@@ -138,11 +139,12 @@ def predictions(
 
 
 def _thinking(p: Prediction, forwards: int) -> Prediction:
-    return replace(
+    slower = replace(
         p, generator_flops=p.generator_flops * forwards, generator_bytes=p.generator_bytes * forwards,
         cache_bytes=p.cache_bytes * forwards, rounds=p.rounds * forwards,
         phases={**p.phases, "decode": p.phases["decode"] * forwards},
     )  # fmt: skip
+    return replace(slower, joules=(p.joules or 0) * slower.seconds / p.seconds)
 
 
 def embedded(records: Path, cpu: Device) -> list[Priced]:
@@ -167,7 +169,7 @@ def embedded(records: Path, cpu: Device) -> list[Priced]:
         # A vote over one sample is the same with any score, and every search reads them.
         if p.n == 1 and p.vote != "majority":
             continue
-        alone, _ = cost(p.model, strategy, scored, round(p.tokens / p.n), False)
+        alone, busy = cost(p.model, strategy, scored, round(p.tokens / p.n), False)
         here, shared = cost(p.model, strategy, scored, round(p.tokens / p.n), True)
         name = "sampling" if p.strategy == "RepeatedSampling" else p.strategy
         line = f"{p.model}, {name}"
@@ -178,6 +180,7 @@ def embedded(records: Path, cpu: Device) -> list[Priced]:
             "seconds alone, H200": alone.seconds,
             "seconds alone, CPU": here.seconds,
             "seconds together, CPU": shared.seconds,
+            "joules together, H200": busy.joules or 0,
         }
         found.append(Priced(line, f"{line} {p.n}, {p.vote}", 100 * p.accuracy, 100 * p.standard_error, costs))
     return found
@@ -236,12 +239,16 @@ def _published(
     return Priced(line, name, accuracy, error, {
         "policy's tokens": charged, "FLOPs": alone.flops, "eFLOPs": alone.eflops,
         f"seconds alone, {where}": alone.seconds, f"seconds together, {where}": shared.seconds,
+        f"joules together, {where}": shared.joules or 0,
     })  # fmt: skip
 
 
 def table(title: str, points: Sequence[Priced]) -> Iterator[str]:
-    """Everything that is on a frontier in any way to count, its costs; bold in the ways in which it is on it."""
-    counts = list(points[0].costs)
+    """Everything that is on a frontier in any way to count, its costs; bold in the ways in which it is on it.
+
+    Joules are left out: they are seconds in another unit.
+    """
+    counts = [count for count in points[0].costs if "joules" not in count]
     on = {count: frontier(points, count) for count in counts}
     shown = [p for p in points if any(p in best for best in on.values())]
     yield f"| {title} | accuracy | {' | '.join(counts)} |"
@@ -252,17 +259,17 @@ def table(title: str, points: Sequence[Priced]) -> Iterator[str]:
 
 
 def draw(worlds: Mapping[str, Sequence[Priced]], path: Path) -> None:
-    """Accuracy against three costs, a row for each set of accuracies; of each line what no cheaper one of it beats."""
+    """Accuracy against four costs, a row for each set of accuracies; of each line what no cheaper one of it beats."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     from inferscale.viz import label_lines
     from inferscale.viz.plots import COLOURS
 
-    figure = Figure(figsize=(15, 4.2 * len(worlds)), layout="constrained")
-    for row, (title, points) in zip(figure.subplots(len(worlds), 3, squeeze=False), worlds.items(), strict=True):
-        alone = [count for count in points[0].costs if "alone" in count][-1]
-        for axis, count in zip(row, ("FLOPs", "eFLOPs", alone), strict=True):
+    figure = Figure(figsize=(19, 4.2 * len(worlds)), layout="constrained")
+    for row, (title, points) in zip(figure.subplots(len(worlds), 4, squeeze=False), worlds.items(), strict=True):
+        alone, joules = ([count for count in points[0].costs if kind in count][-1] for kind in ("alone", "joules"))
+        for axis, count in zip(row, ("FLOPs", "eFLOPs", alone, joules), strict=True):
             for line, colour in zip(_lines(points), COLOURS, strict=False):
                 curve = frontier([replace(p, error=0.0) for p in points if p.line == line], count)
                 errors = {p.name: p.error for p in points}
@@ -271,11 +278,12 @@ def draw(worlds: Mapping[str, Sequence[Priced]], path: Path) -> None:
                     color=colour, marker="o" if "REBASE" in line else "s", markersize=4, capsize=2, label=line,
                 )  # fmt: skip
             axis.set_xscale("log")
-            if count == alone:  # less than two decades: ticks at 1, 2 and 5
+            low, high = axis.get_xlim()
+            if high < 100 * low:  # less than two decades: ticks at 1, 2 and 5
                 axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
                 axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
                 axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-            axis.set_xlabel(f"{count}, of a problem")
+            axis.set_xlabel(f"{count}, of a problem" + (", predicted" if count in (alone, joules) else ""))
             axis.grid(alpha=0.3)
         row[0].set_ylabel(f"{title}: accuracy, %")
     label_lines(figure)

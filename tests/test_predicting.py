@@ -1,15 +1,18 @@
 """Costs before anything is run, against closed forms by hand; prices, and budgets of money."""
 
 import json
+from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
 
 import pytest
 
 import inferscale as isc
+from inferscale.cli import app
 from inferscale.flops import forward_flops, model_spec
 from inferscale.scaling import DEVICES, Device, device, predict_cost
 from inferscale.testing import ToyGenerator, ToyProcessReward
+from tests.tiny_models import tiny_config
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -20,9 +23,9 @@ SLOW = Device("slow", flops=1e9, bandwidth=1e6)
 CACHED = 4 * sum(group.kv_width for group in SPEC.attention)  # bytes of a token's keys and values in float32
 
 
-def predicted(strategy, **options):
+def predicted(strategy, config=CONFIG, **options):
     given = {"prompt": 10, "new": 5, "step": 2, "device": SLOW, "bytes_per_number": 4, "samples": 1, **options}
-    return predict_cost(CONFIG, strategy, **given)
+    return predict_cost(config, strategy, **given)
 
 
 def test_samples_cost_their_closed_form():
@@ -74,6 +77,9 @@ def test_what_is_not_known_is_none():
 
 
 def test_bad_input_is_refused():
+    for number in (0, -2, float("nan")):
+        with pytest.raises(ValueError, match="give 2 for bfloat16"):
+            predicted(isc.RepeatedSampling(2), bytes_per_number=number)
     for options in ({"prompt": 0}, {"new": 1.5}, {"batch": 0}):
         with pytest.raises(ValueError, match="whole number of 1 or more"):
             predicted(isc.RepeatedSampling(2), **options)
@@ -81,7 +87,7 @@ def test_bad_input_is_refused():
         device("h300")
     with pytest.raises(ValueError, match="greater than 0"):
         Device("none", 0, 1)
-    assert device("h200") is DEVICES["h200"]
+    assert device("H200") is device("h200") is DEVICES["h200"]
 
 
 def test_prices_by_hand():
@@ -131,8 +137,6 @@ def test_a_plan_by_joules():
 
 
 def test_the_command_line_predicts(capsys):
-    from inferscale.cli import app
-
     words = "cost --model policy-xs --strategy rebase:4 --reward prm-xs --device h200 --prompt 64 --new 64"
     app(words.split(), standalone_mode=False)
     text = capsys.readouterr().out
@@ -140,3 +144,25 @@ def test_the_command_line_predicts(capsys):
     assert "not known: give a price" in text
     app(["cost", "--model", "policy-xs", "--device", "h200", "--hour-price", "3", "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["money"] > 0
+
+
+def printed(capsys, *words):
+    app(["cost", "--device", "h200", "--json", *map(str, words)], standalone_mode=False)
+    told = capsys.readouterr()
+    return json.loads(told.out), told.err
+
+
+def test_the_command_prices_families_without_a_closed_form(capsys, tmp_path):
+    tiny_config("opt").save_pretrained(tmp_path)  # a family without a closed form
+    row, said = printed(capsys, "--model", tmp_path, "--strategy", "sampling:2")
+    assert row["cache_bytes"] > 0
+    assert said == ""
+    (tmp_path / "quiet_star.json").write_text("{}")
+    assert "thoughts are left out" in printed(capsys, "--model", tmp_path, "--strategy", "greedy")[1]
+
+
+def test_recurrent_states_are_predicted_as_they_are_measured():
+    recurrent = replace(SPEC, attention=(), states=(30, 7))
+    found = predicted(isc.RepeatedSampling(2), config=recurrent, bytes_per_number=2)
+    assert found.cache_bytes == (1 + 2 * 2 * 4) * (2 * 30 + 4 * 7)  # one prompt; of two rows four steps
+    assert found.memory_bytes == 2 * SPEC.parameters + 2 * (2 * 30 + 4 * 7)

@@ -34,3 +34,5 @@ def test_published_costs_come_out_of_published_lengths():
     # Eleven forwards for each visible token instead of one.
     ratio = found["Quiet-STaR, majority 6"].costs["FLOPs"] / found["Mistral-7B, majority 6"].costs["FLOPs"]
     assert ratio == pytest.approx(11 * 277 / 244, rel=0.05)
+    for priced in found.values():  # an A100 draws 400 W
+        assert priced.costs["joules together, A100"] == pytest.approx(400 * priced.costs["seconds together, A100"])

@@ -103,10 +103,11 @@ def cost(
     search = make_strategy(strategy)
     if search.needs_scores and reward is None:
         say(f"{strategy} scores its nodes: without --reward, scores are taken to cost nothing", err=True)
+    width = (4 if device.lower() == "cpu" else 2) if bytes_per_number is None else bytes_per_number
     found = predict_cost(
         _config(model), search, reward=_config_of_reward(reward, model), prompt=prompt,
         new=new, step=step, device=known_device(device), batch=batch, price=Price(*prices) if any(prices) else None,
-        bytes_per_number=bytes_per_number or (4 if device == "cpu" else 2),
+        bytes_per_number=width,
     )  # fmt: skip
     if as_json:
         say(json.dumps(found.to_dict()))
@@ -115,7 +116,7 @@ def cost(
         "tokens sampled, scored": f"{found.tokens:,.0f}, {found.scored_tokens:,.0f}",
         "FLOPs, policy + reward": f"{found.generator_flops:.3g} + {found.reward_flops:.3g}",
         "bytes, policy + reward": f"{found.generator_bytes:.3g} + {found.reward_bytes:.3g} "
-        f"({found.cache_bytes:.3g} of keys and values)",
+        f"({found.cache_bytes:.3g} of keys, values, states)",
         "eFLOPs": f"{found.eflops:.3g} (a byte of keys and values as {found.intensity:.0f} FLOPs)",
         "forwards in a row": f"{found.rounds:,.0f}",
         "seconds": ", ".join(f"{phase} {value:.3g}" for phase, value in found.phases.items()),
@@ -136,6 +137,8 @@ def _config(model: str) -> Any:
         return zoo.load(model)[0].config
     from transformers import AutoConfig
 
+    if (Path(model) / "quiet_star.json").is_file():
+        say(f"{model} thinks: thoughts are left out, as the commands run its base model", err=True)
     with naming(model):
         return AutoConfig.from_pretrained(at_hand(model))
 

@@ -7,8 +7,9 @@ bandwidth, and a constant for launching it.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from statistics import mean
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from inferscale.base import Generator, RewardModel, SearchStrategy
 from inferscale.cost import Price
 from inferscale.engine.solver import solve_batch
-from inferscale.flops import PEAK_BANDWIDTH, PEAK_FLOPS, ModelSpec, model_spec
+from inferscale.flops import PEAK_BANDWIDTH, PEAK_FLOPS, ModelSpec, UnknownArchitectureError, model_spec
 from inferscale.flops.spec import forward_cost
 from inferscale.flops.traffic import RowGroup, count_traffic
 from inferscale.flow import GenerateRequest
@@ -93,9 +94,9 @@ def device(name: str) -> Device:
         >>> h200.bandwidth / 1e12, h200.watts  # terabytes a second; device("cpu") measures this machine
         (4.8, 700.0)
     """
-    if name in DEVICES:
-        return DEVICES[name]
-    if name != "cpu":
+    if name.lower() in DEVICES:
+        return DEVICES[name.lower()]
+    if name.lower() != "cpu":
         raise ValueError(f"device {name!r}: choose cpu or one of {', '.join(DEVICES)}, or give a Device(...)")
     from inferscale.flops import measured_bandwidth, measured_peak
 
@@ -196,7 +197,8 @@ def predict_cost(
     """What a problem will cost with `strategy`.
 
     Args:
-        policy: A transformers configuration, its dictionary, or a `ModelSpec`.
+        policy: A transformers configuration, its dictionary, or a `ModelSpec`. A family without a closed form is
+            measured with small forwards of a model without weights, for which a dictionary will not do.
         strategy: Any strategy; it is run on a stub whose solutions all have `new` tokens in steps of `step`.
         reward: The same of a reward model that reads every step once.
         prompt: Tokens of the prompt.
@@ -232,7 +234,9 @@ def predict_cost(
     for name, value in lengths.items():
         if value < 1 or value != int(value):
             raise ValueError(f"{name}={value!r}: give a whole number of 1 or more")
-    specs = model_spec(policy), None if reward is None else model_spec(reward)
+    if not 0 < bytes_per_number < math.inf:
+        raise ValueError(f"bytes_per_number={bytes_per_number!r}: give 2 for bfloat16, 4 for float32")
+    specs = _form_of(policy), None if reward is None else _form_of(reward)
     found = []
     for number in range(samples):
         stub = _Stub(prompt, new, step)
@@ -247,6 +251,20 @@ def predict_cost(
     priced = None if price is None else price.at(prompt, average["tokens"], total)
     joules = None if device.watts is None else device.watts * total
     return Prediction(**average, phases=phases, joules=joules, money=priced, intensity=device.intensity)
+
+
+def _form_of(config: Any) -> ModelSpec:
+    try:
+        spec = model_spec(config)
+    except UnknownArchitectureError:
+        if isinstance(config, Mapping):  # makes no model that could be measured
+            raise
+        from inferscale.flops import calibrate
+
+        spec = calibrate(config)
+    if spec.states is None:
+        raise UnknownArchitectureError(f"what a {spec.family!r} model keeps of a text is not known, nor are its bytes")
+    return spec
 
 
 @dataclass
