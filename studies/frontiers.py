@@ -279,7 +279,7 @@ def draw(worlds: Mapping[str, Sequence[Priced]], path: Path) -> None:
                 )  # fmt: skip
             axis.set_xscale("log")
             low, high = axis.get_xlim()
-            if high < 100 * low:  # less than two decades: ticks at 1, 2 and 5
+            if count in (alone, joules) and high < 100 * low:  # less than two decades: ticks at 1, 2 and 5
                 axis.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
                 axis.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
                 axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -455,7 +455,9 @@ class Ledger:
         for label, values in state["specs"].items():
             groups = tuple(AttentionGroup(**group) for group in values["attention"])
             scan = tuple((tokens, flops) for tokens, flops in values.get("scan", ()))
-            ledger.specs[label] = ModelSpec(**{**values, "attention": groups, "scan": scan})
+            states = values.get("states", (0, 0))
+            known = {"attention": groups, "scan": scan, "states": states and tuple(states)}
+            ledger.specs[label] = ModelSpec(**{**values, **known})
         for leaf in state["leaves"]:
             scope: Scope = tuple((str(key), value) for key, value in leaf["scope"])
             tally = Tally(**{item.name: int(leaf[item.name]) for item in dataclasses.fields(Tally)})
