@@ -123,13 +123,28 @@ def constants(module: str) -> dict[str, str]:
     return found
 
 
+@cache
+def with_pages() -> frozenset[int]:
+    """What has a page."""
+    return frozenset(id(item) for subject in index().values() for item in subject.values())
+
+
+def inherited(item: Any) -> str:
+    """The option that shows members of bases of ours without a page, up to the first base that has one or is not."""
+    for above, base in enumerate(item.__mro__[1:]):
+        is_ours = base.__module__.startswith("inferscale.") and base.__name__ != "Identified"
+        if not is_ours or id(base) in with_pages():
+            return f"   :inherited-members: {base.__name__}\n" if above else ""
+    return ""
+
+
 def directive_of(name: str, item: Any) -> str:
     """What makes the page of an object."""
     if is_class(item):
         kind = "autoexception" if issubclass(item, Exception) else "autoclass"
         # the options of a class that is no dataclass are told where it takes them
         both = "   :class-doc-from: both\n" if "Args:" in (inspect.getdoc(item.__init__) or "") else ""
-        return f".. {kind}:: {name}\n   :members:\n   :exclude-members: search\n{both}"
+        return f".. {kind}:: {name}\n   :members:\n   :exclude-members: search\n{both}{inherited(item)}"
     if inspect.isroutine(item):
         return f".. autofunction:: {name}\n"
     from sphinx.ext.napoleon import GoogleDocstring  # which autodoc calls for the others

@@ -66,6 +66,11 @@ def test_the_page_of_a_class_tells_what_it_takes():
     assert ":class-doc-from: both" in PAGES["directive_of"]("inferscale.HFGenerator", inferscale.HFGenerator)
 
 
+def test_the_page_of_a_class_shows_what_a_base_without_a_page_gives_it():
+    assert ":inherited-members: ABC" in PAGES["directive_of"]("inferscale.FlopCounter", inferscale.FlopCounter)
+    assert ":inherited-members:" not in PAGES["directive_of"]("inferscale.REBASE", inferscale.REBASE)
+
+
 def test_every_page_that_is_named_uses_the_object():
     found = PAGES["uses"](INDEX)
     assert found["inferscale.REBASE"][0].startswith("howto/")

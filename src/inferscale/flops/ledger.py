@@ -582,6 +582,9 @@ class Report(ABC):
         Args:
             bandwidth: Bytes per second of the hardware, or a name in `PEAK_BANDWIDTH`.
             bytes_per_number: 2 for half precision, 4 for float32.
+
+        Raises:
+            ValueError: If the bandwidth is missing; the message names those that are known.
         """
         rate = _peak(bandwidth, PEAK_BANDWIDTH, "bandwidth", "bytes/s")
         return self.tally().numbers_read * bytes_per_number / (self.seconds * rate)
