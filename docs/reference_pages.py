@@ -44,7 +44,11 @@ SUBJECTS = {
         ("rewards",),
         tuple(f"rewards.labels.load_{name}" for name in ("big_bench_mistake", "prmbench", "rollout_trees")),
     ),
-    "own": Subject("Parts of your own", ("base", "flow", "testing")),
+    "own": Subject(
+        "Parts of your own",
+        ("base", "flow", "testing"),
+        ("base.Sampling", "base.Ticket", "base.ContextLengthError", "flow.Race"),
+    ),
     "evaluate": Subject("Evaluation", ("evaluate",), ("evaluate.inspect_ai.model_of", "evaluate.lm_eval.model_class")),
     "scaling": Subject("Scaling and planning", ("scaling",)),
     "functional": Subject("Arithmetic", ("functional",)),

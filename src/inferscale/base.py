@@ -109,6 +109,16 @@ class Ticket:
 
     Attributes:
         request: The request.
+
+    Example:
+        >>> import inferscale as isc
+        >>> root = isc.Node(isc.Problem("How many?"))
+        >>> with isc.testing.ToyGenerator(ragged=True).open() as sampling:
+        ...     kept, unwanted = [sampling.submit(isc.GenerateRequest(root, first=i)) for i in (0, 1)]
+        ...     sampling.cancel(unwanted)
+        ...     found = sampling.collect() + sampling.collect()
+        >>> {("kept" if ticket is kept else "unwanted"): step.finish_reason for ticket, index, step in found}
+        {'unwanted': 'budget', 'kept': 'step'}
     """
 
     request: GenerateRequest
@@ -117,19 +127,25 @@ class Ticket:
 class Sampling(ABC):
     """A session of a generator: samples are handed over as they end, and requests join while others are sampled.
 
-    ::
-
-        with generator.open() as sampling:
-            ticket = sampling.submit(GenerateRequest(node, n=4))
-            for ticket, index, step in sampling.collect():
-                print(ticket.request.node, index, step.text)
-
     Closing it, as leaving the ``with`` statement does, drops what has not ended.
 
     Attributes:
         on_tokens: Called with the number of tokens just drawn, while `collect` waits for a sample to end. A session
             need not call it.
         prefill_seconds: Seconds in which it has read prompts and paths until now; ``None`` if it does not tell.
+
+    Example:
+        >>> import inferscale as isc
+        >>> first = isc.Node(isc.Problem("How many?"), key=1)
+        >>> second = isc.Node(isc.Problem("How many more?"), key=2)
+        >>> with isc.testing.ToyGenerator(ragged=True).open() as sampling:
+        ...     _ = sampling.submit(isc.GenerateRequest(first, n=3))
+        ...     found = sampling.collect()  # waits for the shortest sample alone
+        ...     _ = sampling.submit(isc.GenerateRequest(second))  # joins the others
+        ...     while ended := sampling.collect():
+        ...         found += ended
+        >>> [(ticket.request.node.problem.prompt, index) for ticket, index, step in found]
+        [('How many?', 0), ('How many?', 2), ('How many?', 1), ('How many more?', 0)]
     """
 
     on_tokens: Callable[[int], object] | None = None
@@ -308,7 +324,20 @@ def _unbegun(ticket: Ticket) -> list[tuple[Ticket, int, Step]]:
 
 
 class ContextLengthError(ValueError):
-    """A solution, or a prompt alone, is longer than its reward model reads."""
+    r"""A solution, or a prompt alone, is longer than its reward model reads.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale import zoo
+        >>> from inferscale.base import ContextLengthError
+        >>> prm = isc.HFProcessRewardModel(*zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>")
+        >>> root = isc.Node(isc.Problem("1 + 1"))
+        >>> try:
+        ...     prm.cost([isc.Node(root.problem, isc.Step("1 + 1 = 2\n" * 200, finish_reason="eos"), root)])
+        ... except ContextLengthError as error:
+        ...     print(str(error).partition("has ")[2][:52])
+        1204 tokens and LlamaForCausalLM reads 512: sample s
+    """
 
 
 class RewardModel(Identified, ABC):

@@ -196,7 +196,7 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What tokens and hours cost, in any currency: of a served model by its tokens, of hardware by its time.
+    """Prices of tokens and hours, in any currency: of a served model by its tokens, of hardware by its time.
 
     Attributes:
         input: Of a million prompt tokens, those that a server was sent again included.

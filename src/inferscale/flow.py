@@ -34,6 +34,16 @@ class Race:
         places: Samples that are wanted.
         arrives: Says of a whole sample whether it has arrived.
         lengths: Tokens of those that have arrived before.
+
+    Example:
+        >>> import inferscale as isc
+        >>> from inferscale.flow import Race
+        >>> race = Race(places=2, arrives=lambda step: step.finish_reason == "eos")  # the two shortest of four
+        >>> root = isc.Node(isc.Problem("How many?"))
+        >>> request = isc.GenerateRequest(root, n=4, until="end", race=race)
+        >>> [steps] = isc.testing.ToyGenerator().generate([request])
+        >>> [(step.generated_tokens, step.finish_reason) for step in steps]
+        [(11, 'eos'), (14, 'budget'), (14, 'eos'), (14, 'budget')]
     """
 
     places: int
@@ -175,7 +185,7 @@ class Embed:
 
 Request: TypeAlias = Generate | Score | Answer | Embed
 Flow: TypeAlias = collections.abc.Generator[Request, Any, T]
-"""What `search` returns: a Python generator that yields requests, is sent their answers, and returns a `T`.
+"""A search while it runs: a Python generator that yields requests, is sent their answers, and returns a `T`.
 
 Example:
     >>> import random

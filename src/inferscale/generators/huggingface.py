@@ -72,9 +72,9 @@ class HFGenerator(Generator):
     Example:
         >>> import inferscale as isc
         >>> model, tokenizer = isc.zoo.load("policy-xs")  # or any causal model and tokenizer of transformers
-        >>> generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=32)
+        >>> generator = isc.HFGenerator(model, tokenizer, temperature=0.8, max_new_tokens=8)
         >>> result = isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(4), generator)
-        >>> len(result.trajectories), result.cost.generated_tokens <= 4 * 32
+        >>> len(result.trajectories), result.cost.generated_tokens <= 4 * 8
         (4, True)
     """
 

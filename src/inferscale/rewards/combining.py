@@ -494,11 +494,11 @@ class TruncatedProcessReward(TruncatedReward, ProcessRewardModel):
         >>> import inferscale as isc
         >>> from inferscale.rewards import LabelledSolution, TruncatedProcessReward
         >>> prm = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>")
-        >>> steps = ("1 + 1 = 2",) * 120  # more than the 512 tokens that the model reads
-        >>> leaf = LabelledSolution(isc.Problem("1 + 1"), steps, (None,) * 120).node()
+        >>> steps = ("1 + 1 = 2",) * 100  # more than the 512 tokens that the model reads
+        >>> leaf = LabelledSolution(isc.Problem("1 + 1"), steps, (None,) * 100).node()
         >>> [scores] = TruncatedProcessReward(prm).step_scores([leaf])
         >>> len(scores), leaf.stats
-        (120, {'truncated': True})
+        (100, {'truncated': True})
     """
 
     model: ProcessRewardModel

@@ -56,9 +56,9 @@ class HFProcessRewardModel(LocalProcessReward):
     Example:
         >>> import inferscale as isc
         >>> from inferscale import zoo
-        >>> generator = isc.HFGenerator(*zoo.load("policy-xs"), max_new_tokens=48)
+        >>> generator = isc.HFGenerator(*zoo.load("policy-xs"), max_new_tokens=16)
         >>> prm = isc.HFProcessRewardModel(*zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="min")
-        >>> result = isc.solve(zoo.problems("dev")[0], isc.REBASE(4), generator, reward_model=prm)
+        >>> result = isc.solve(zoo.problems("dev")[0], isc.REBASE(2), generator, reward_model=prm)
         >>> result.cost.scored_tokens > 0, result.selected.score == min(result.selected.step_scores)
         (True, True)
     """

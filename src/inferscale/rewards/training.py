@@ -197,7 +197,7 @@ def train_process_reward_model(
         >>> right = LabelledSolution(problem, ("2 + 3 = 5",), (1.0,))
         >>> wrong = LabelledSolution(problem, ("2 + 3 = 6",), (0.0,))
         >>> model, tokenizer = load_for_training(isc.zoo.path("policy-xs"))
-        >>> recipe = TrainingRecipe(epochs=20, batch_size=2, learning_rate=1e-3)
+        >>> recipe = TrainingRecipe(epochs=8, batch_size=2, learning_rate=2e-3)
         >>> model = train_process_reward_model(model, tokenizer, [right, wrong], recipe)
         >>> reward = isc.HFProcessRewardModel(model, tokenizer, format="trl")
         >>> high, low = reward.score([right.node(), wrong.node()])

@@ -49,7 +49,7 @@ class GeneratorStats:
 
     Example:
         >>> import inferscale as isc
-        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=8)
+        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=4)
         >>> result = isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(4), generator)
         >>> stats = generator.stats
         >>> stats.prefill_tokens == result.cost.prompt_tokens  # the prompt was read once for all four

@@ -122,7 +122,7 @@ class TokenSampler(ABC):
         ...         p = p * (p >= self.min_p * p.amax(dim=-1, keepdim=True))
         ...         tokens, shares = inverse_cdf(p, numbers)
         ...         return Draws(tokens, shares.log(), shares.log())
-        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), sampler=MinP(), max_new_tokens=16)
+        >>> generator = isc.HFGenerator(*isc.zoo.load("policy-xs"), sampler=MinP(), max_new_tokens=4)
         >>> len(isc.solve(isc.zoo.problems("dev")[0], isc.RepeatedSampling(4), generator).trajectories)
         4
     """

@@ -408,11 +408,11 @@ def plan_sampling(
 
     Example:
         >>> from inferscale.strategies import AdaptiveConsistency, EarlyStoppingConsistency, plan_sampling
-        >>> pilot = [["4", "4", "7", "4"], ["9", "9", "9", "9"], ["1", "2", None, "3"]]
+        >>> pilot = [["4", "4", "7", "4"], ["9", "9", "9", "9"], ["2", "2", None, "3"]]
         >>> for strategy in (AdaptiveConsistency(n=40), EarlyStoppingConsistency(window=5, n=40)):
         ...     print(type(strategy).__name__, round(plan_sampling(strategy, pilot).expected_samples, 1))
-        AdaptiveConsistency 17.3
-        EarlyStoppingConsistency 21.1
+        AdaptiveConsistency 12.3
+        EarlyStoppingConsistency 19.8
     """
     if not pilot or not all(pilot):
         raise ValueError("plan_sampling needs at least one sample of each pilot problem")
