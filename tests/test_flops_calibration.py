@@ -217,6 +217,8 @@ def test_keys_and_values_are_those_of_the_cache():
     assert (found.attention, found.states) == (model_spec(config).attention, (0, 0))
     kept = [calibration._Kept(None, 7 * tokens + tokens // 5, 0) for tokens in (4, 8)]  # no width a token
     assert calibration._keeping(found, 4, kept[:1], 8, kept[1:]).states is None
+    beside = [calibration._Kept(6, 7 * min(tokens, 5) + tokens // 4, 0) for tokens in (4, 8)]  # a window, and more
+    assert calibration._keeping(found, 4, beside[:1], 8, beside[1:]).states is None
     nothing = [calibration._Kept(None, 0, 0)]
     assert calibration._keeping(found, 4, nothing, 8, nothing).states is None
 

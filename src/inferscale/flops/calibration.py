@@ -301,9 +301,11 @@ def _keeping(spec: ModelSpec, few: int, before: Sequence[_Kept], many: int, afte
     for (window, least, wide), (_, most, wider) in zip(before, after, strict=True):
         if window is None:
             width, rest = divmod(most - least, many - few)
-        else:
-            width, rest = divmod(least, min(few, max(window - 1, 1)))
-        own = least - width * few if window is None else 0
+            own = least - width * few
+        else:  # of which nothing may be left to grow
+            filled = [min(tokens, max(window - 1, 1)) for tokens in (few, many)]
+            width, own = least // filled[0], 0
+            rest = abs(least - width * filled[0]) + abs(most - width * filled[1])
         if rest or min(width, own) < 0 or wide != wider:
             return dataclasses.replace(spec, states=None)
         narrow += own
