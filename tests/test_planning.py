@@ -495,6 +495,17 @@ def test_each_budget_is_raced_for_once():
     assert [c.budget for c in toy_plan(budgets=budgets).choices] == budgets[:2]
 
 
+def test_votes_that_are_equal_up_to_rounding_are_one():
+    """Weighted and best of two pick the same; their formulas differ in the last bits."""
+    plan = toy_plan(strategies=[isc.RepeatedSampling(2)], budgets=isc.Budget(tokens=400))
+    of = {t.configuration.aggregator: t for t in plan.tried if t.configuration.strategy.n == 2}
+    weighted, best = of[isc.MajorityVote(weighted=True, reduction="prod")], of[isc.BestOfN(reduction="prod")]
+    assert (weighted.accuracy, weighted.chances) == (best.accuracy, best.chances)
+    assert plan.choices[0].problems_needed is None or plan.choices[0].problems_needed > 10
+    told = replace(plan.choices[0], chance=0.6, is_clear=False, rival="another", gap=0.2, problems_needed=30)
+    assert str(told).endswith("from another (+20.0 points): 30 problems do in four of five cases")
+
+
 def test_a_choice_says_when_nothing_was_right():
     plan = isc.plan([replace(p, answer="seven") for p in PROBLEMS], ToyGenerator(), budgets=isc.Budget(tokens=400),
                     strategies=[isc.RepeatedSampling(2)])  # fmt: skip

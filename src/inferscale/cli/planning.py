@@ -71,7 +71,8 @@ def plan(
             say(f"# {told(choice.budget)}")
             say(found.command(choice.budget, _given(options)))
     if html is not None:
-        html.write_text(found.to_html(), encoding="utf-8")
+        head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        html.write_text(f"{head}<title>Plan</title>\n{found.to_html()}\n", encoding="utf-8")
     say(f"wrote {out}")
 
 

@@ -198,7 +198,10 @@ class Choice:
         text += f". The data cannot tell it from {self.rival}"
         if self.problems_needed is None or self.gap is None:
             return text + ", which was as good on every problem"
-        return text + f" ({100 * self.gap:+.1f} points): about {self.problems_needed:,} problems would"
+        text += f" ({100 * self.gap:+.1f} points): "
+        if self.problems_needed <= t.problems:
+            return text + f"{self.problems_needed:,} problems do in four of five cases"
+        return text + f"about {self.problems_needed:,} problems would"
 
 
 @dataclass(frozen=True)
@@ -464,7 +467,10 @@ class Plan(Planned):
             rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
         listed = "".join(f"<li>{html.escape(str(choice))}</li>" for choice in self.choices)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
-        text = f'<div class="inferscale"><ul>{listed}</ul><p>{html.escape(self._how())}</p><table>{body}</table></div>'
+        text = (
+            f'<div class="inferscale"><ul>{listed}</ul><p>{html.escape(self._how())}</p>'
+            f'<div style="overflow-x: auto"><table>{body}</table></div></div>'
+        )
         return text.encode("ascii", "xmlcharrefreplace").decode()
 
     def _repr_html_(self) -> str:
@@ -852,7 +858,8 @@ class Pool:
                 strategy = replace(self._strategy, n=size) if sampling else self._strategy  # type: ignore[type-var]
                 made = Configuration(self._names[0], self._names[1] if scored else None, strategy, vote)
                 self.configurations[made.name] = made
-                self._values.setdefault(made.name, []).append(values)
+                # Equal votes, such as weighted and best of two, differ in their last bits, which tell nothing.
+                self._values.setdefault(made.name, []).append(np.round(values, 12))
                 costs = _part_costs(results, size / most if sampling else None, scored, self._price)
                 self._costs.setdefault(made.name, []).append(costs)
 
