@@ -343,7 +343,7 @@ class Plan(Planned):
         own = [f"{name}={name}" for name in self.parts.get("options", ())]
         named = f"  # generator: {chosen.generator}" + (f", reward_model: {chosen.reward}" if chosen.reward else "")
         return "\n".join([
-            f"from inferscale import solve_batch{named}", *dict.fromkeys([*imports, *more]), "",
+            f"from inferscale import solve_batch{named}", *sorted({*imports, *more}), "",
             f"results = solve_batch(\n    {', '.join(given)},\n    {', '.join([f'aggregator={vote}', *own])},\n)",
         ])  # fmt: skip
 
