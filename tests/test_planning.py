@@ -12,13 +12,14 @@ from scipy.stats import norm
 import inferscale as isc
 from inferscale.base import Traffic
 from inferscale.cost import Cost, Price
-from inferscale.evaluate.parts import command_words, source_of
+from inferscale.evaluate.parts import command_words, name_of, source_of
 from inferscale.identity import identity_of
 from inferscale.scaling import Measured, Race, candidates
 from inferscale.scaling.beliefs import believe
 from inferscale.scaling.planning import Pool, usual_votes
 from inferscale.scaling.race import problems_to_tell, wealth_against, wilson
 from inferscale.testing import ToyGenerator, ToyProcessReward, ToyReward
+from tests.tiny_models import byte_tokenizer, tiny_model
 
 PROBLEMS = [isc.Problem(f"Problem {i}?", answer=str(i % 4)) for i in range(40)]
 
@@ -680,6 +681,10 @@ def test_a_command_line_runs_what_was_planned(tmp_path, capsys, monkeypatch):
     assert [isc.SearchResult.from_dict(r).text for r in ran] == [r.text for r in ours]
     odd = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="prod")
     assert (source_of(judge), source_of(odd)) == ("prm-xs", None)
+    likely = isc.LikelihoodReward(*isc.zoo.load("policy-xs"))  # by the policy's model, and no model of its own
+    unnamed = isc.HFGenerator(tiny_model(), byte_tokenizer())
+    assert [name_of(part) for part in (judge, likely, unnamed)] == ["prm-xs", "LikelihoodReward", "HFGenerator"]
+    assert [source_of(part) for part in (likely, unnamed, isc.CheckerReward())] == [None, None, "checker"]
     told = toy_plan().command(isc.Budget(tokens=400))
     assert "  # commands load no ToyGenerator" in told
     sharper = isc.HFGenerator(*isc.zoo.load("policy-xs"), top_k=3)

@@ -61,8 +61,9 @@ def plan(
         read_answer=prompt_style(options.style or ("plain" if options.dataset == "embedded" else "cot")).reader(),
         batch_size=options.batch_size, progress=options.progress, force=options.force, energy=meter,
     )  # fmt: skip
-    sources = dict(zip(distinct_names(names), names, strict=True))  # as they were given: what commands load
-    found = replace(found, sources=sources if options.reward is None else {**sources, options.reward: options.reward})
+    rewards = {} if options.reward is None else {options.reward: options.reward}
+    sources = {"generators": dict(zip(distinct_names(names), names, strict=True)), "reward models": rewards}
+    found = replace(found, sources=sources)  # as they were given: what commands load
     found.save(out)
     say(found.table())
     for choice in found.choices:

@@ -232,7 +232,7 @@ def name_of(part: Generator | RewardModel) -> str:
     """The name of a part's model, without the way to its folder, or of its function, or else of its class."""
     from inferscale import zoo
 
-    place = str(getattr(getattr(part, "model", None), "name_or_path", "") or "")
+    place = _place_of(part)
     if place and Path(place).exists():
         return zoo.name_of(place) or Path(place).name
     served = identity_of(part).get("model") if isinstance(part, Generator) and not place else None
@@ -240,18 +240,25 @@ def name_of(part: Generator | RewardModel) -> str:
     return own if isinstance(own, str) and own and own != "<lambda>" else type(part).__name__
 
 
+def _place_of(part: Generator | RewardModel) -> str:
+    """The folder or hub id of the model that a part is; ``""`` if it was made as an object, or is used otherwise."""
+    from inferscale.generators import HFGenerator
+    from inferscale.rewards import HFOutcomeRewardModel, HFProcessRewardModel
+
+    if not isinstance(part, HFGenerator | HFProcessRewardModel | HFOutcomeRewardModel):
+        return ""
+    return str(getattr(part.model, "name_or_path", "") or "")
+
+
 def source_of(part: Generator | RewardModel) -> str | None:
     """What commands call the model of a generator or a reward model; ``None`` if they cannot load or make it."""
     from inferscale import zoo
-    from inferscale.generators import HFGenerator
     from inferscale.rewards import CheckerReward, HFOutcomeRewardModel, HFProcessRewardModel
 
     if type(part) is CheckerReward:
         return "checker"
-    if type(part) not in (HFGenerator, HFProcessRewardModel, HFOutcomeRewardModel):
-        return None
-    place = str(getattr(getattr(part, "model", None), "name_or_path", "") or "")
-    if not (Path(place).exists() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place)):
+    place = _place_of(part)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place) and not (place and Path(place).exists()):
         return None  # it was made as an object, or changed since it was loaded
     name = zoo.name_of(place) or place
     if isinstance(part, HFOutcomeRewardModel):

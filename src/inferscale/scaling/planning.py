@@ -221,8 +221,8 @@ class Plan(Planned):
         parts: Identities of the generators and reward models by their names; as ``"options"`` those of the reader and
             of the markers of thoughts, where they were given.
         rewards: The reward models themselves, in the process that made the plan.
-        sources: What commands call the generators and reward models, by their names: a path, a hub id, an embedded
-            model; what they cannot load is left out.
+        sources: What commands call the generators and reward models: a path, a hub id, an embedded model. As `parts`,
+            but that what commands cannot load is left out.
         untried: Runs that were not begun, for `most` was spent before.
 
     Example:
@@ -245,7 +245,7 @@ class Plan(Planned):
     most: Budget | None
     parts: Mapping[str, Mapping[str, Any]] = field(repr=False)
     rewards: Mapping[str, RewardModel] = field(default_factory=dict, repr=False, compare=False)
-    sources: Mapping[str, str] = field(default_factory=dict, repr=False)
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     untried: tuple[str, ...] = ()
 
     def choose(self, budget: Budget | None = None) -> Choice:
@@ -362,7 +362,7 @@ class Plan(Planned):
             options: Words that set the options of the models; by default those that the generator was made with.
         """
         chosen = self.choose(budget).configuration
-        model = self.sources.get(chosen.generator)
+        model = self.sources.get("generators", {}).get(chosen.generator)
         words = ["inferscale", "eval", "--model", model or chosen.generator, "--strategy", written(chosen.strategy)]
         words += ["--vote", written(chosen.aggregator)]
         missing = [] if model else [f"--model: where {chosen.generator} is, a folder or hub id"]
@@ -370,7 +370,7 @@ class Plan(Planned):
             options, more = command_words(self.parts["generators"][chosen.generator])
             missing = more or missing
         if chosen.reward is not None:
-            judge = self.sources.get(chosen.reward)
+            judge = self.sources.get("reward models", {}).get(chosen.reward)
             words += ["--reward", judge or chosen.reward]
             missing += [] if judge else [f"commands load {chosen.reward} with other options, or not at all"]
         for part, make in ((chosen.strategy, make_strategy), (chosen.aggregator, make_vote)):
@@ -1000,7 +1000,10 @@ def _as_plan(
     options = {name: option for name, option in read.items() if option is not None}
     told_apart = {**named, **({"options": options} if options else {})}
     plain = {kind: {name: _plain_identity(part) for name, part in these.items()} for kind, these in told_apart.items()}
-    sources = {name: source for part in named.values() for name, each in part.items() if (source := source_of(each))}
+    sources = {
+        kind: {name: source for name, part in these.items() if (source := source_of(part))}
+        for kind, these in named.items()
+    }
     untried = tuple(pool.name for pool in pools if pool.name not in race.measured)
     spent = {name: value for name, value in race.spent.items() if value > 0}  # NaN, what a model does not tell, is not
     return Plan(
