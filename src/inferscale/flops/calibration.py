@@ -183,10 +183,10 @@ def calibrate(model: Any) -> ModelSpec:
         CalibrationError: If the model cannot be run so, or no form describes what it costs.
 
     Example:
-        >>> from transformers import OPTConfig
+        >>> from transformers import OPTConfig, OPTForCausalLM
         >>> from inferscale.flops import calibrate, forward_flops
         >>> config = OPTConfig(hidden_size=32, ffn_dim=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=100)
-        >>> spec = calibrate(config)  # a family without a closed form of its own
+        >>> spec = calibrate(OPTForCausalLM(config))  # a family without a closed form of its own
         >>> forward_flops(spec, new=1, past=500).causal
         167424
     """

@@ -39,8 +39,8 @@ def rebase_allocation(
 ) -> Array:
     """Number of children of each node, so that all together get exactly `budget`.
 
-    Shares are ``softmax(scores / temperature)``. In descending order of score each node takes the ceiling of its
-    share of what is left (arXiv:2408.00724, section 3.1.2); equal scores keep their order.
+    Shares are ``softmax(scores / temperature)`` (Wu et al. 2024, arXiv:2408.00724, section 3.1.2). In descending order
+    of score each node takes the ceiling of its share of what is left; equal scores keep their order.
 
     Args:
         scores: `[..., N]`, finite, higher is better.
