@@ -228,8 +228,10 @@ class WithThoughts(RewardModel):
         >>> utility = ThoughtUtility(QuietSTaR(model, thought_length=2), tokenizer)
         >>> judge = WithThoughts(CheckerReward(), utility, weight=0.1)
         >>> result = solve(zoo.problems()[0], RepeatedSampling(2), policy, reward_model=judge)
-        >>> len(result.trajectories), result.cost.num_scored
-        (2, 2)
+        >>> for trajectory in result.trajectories:  # untrained thoughts add nothing to what the checker says
+        ...     print(trajectory.text.strip(), round(trajectory.score, 2))
+        4 * 11 = 44 1.0
+        11 * 4 = 44 1.0
     """
 
     def __init__(self, reward: RewardModel, utility: ThoughtUtility, weight: float = 1.0) -> None:

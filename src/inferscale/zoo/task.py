@@ -318,13 +318,12 @@ Example:
 """
 
 ANSWER_PREFIX = "The answer is: "
-"""What the last line of a solution begins with.
+r"""What the last line of a solution begins with.
 
 Example:
-    >>> from inferscale import Thinking, zoo
-    >>> thinking = Thinking(start="", end=zoo.task.ANSWER_PREFIX)  # what comes before is thought
-    >>> zoo.task.ANSWER_PREFIX
-    'The answer is: '
+    >>> from inferscale.zoo.task import ANSWER_PREFIX
+    >>> "7 * 6 = 42\n42 - 20 = 22\nThe answer is: 22".partition(ANSWER_PREFIX)
+    ('7 * 6 = 42\n42 - 20 = 22\n', 'The answer is: ', '22')
 """
 _STEP = re.compile(r"\s*([0-9]+) ([-+*/]) ([0-9]+) = ([0-9]+)\s*")
 _ANSWER = re.compile(r"\s*The answer is: ([0-9]+)\s*")
