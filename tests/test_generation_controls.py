@@ -31,14 +31,14 @@ from inferscale.runtime.sampling import choose_sampler, uniforms
 from inferscale.runtime.text import step_end, stop_place
 from inferscale.testing import check_generator
 from inferscale.tree import Node
-from tests.tiny_models import byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
+from tests.tiny_models import byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, shared_model, tiny_model
 
 PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "a b a b a b a b x", "12 = 12", "é ü 2"]
 
 
 def generator(tokenizer=None, model=None, **options):
     options = {"max_step_tokens": 9, "max_new_tokens": 24, **options}
-    return HFGenerator(model or tiny_model(), tokenizer or byte_tokenizer(), **options)
+    return HFGenerator(model or shared_model(), tokenizer or byte_tokenizer(), **options)
 
 
 def picture(steps):

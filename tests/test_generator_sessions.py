@@ -17,14 +17,14 @@ from inferscale.runtime import decoding
 from inferscale.strategies import ABMCTS, DVTS, MCTS, REBASE, BeamSearch, ParticleFilter, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
 from tests.reward_checkpoints import classifier
-from tests.tiny_models import byte_tokenizer, root, tiny_model
+from tests.tiny_models import byte_tokenizer, root, shared_model, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
 RAGGED = {"max_step_tokens": 9, "max_new_tokens": 40, "eos_token_id": list(range(2, 30))}
 
 
 def generator(cls=HFGenerator, **options):
-    return cls(tiny_model(), byte_tokenizer(), **{**RAGGED, **options})
+    return cls(shared_model(), byte_tokenizer(), **{**RAGGED, **options})
 
 
 class InRounds(HFGenerator):

@@ -16,7 +16,17 @@ from inferscale.runtime import decoding, loading
 from inferscale.runtime.sampling import uniforms
 from inferscale.strategies import Greedy
 from inferscale.tree import Node, Problem, Step, branch_key
-from tests.tiny_models import EXACT, FAMILIES, byte_tokenizer, grow, grow_all, metaspace_tokenizer, root, tiny_model
+from tests.tiny_models import (
+    EXACT,
+    FAMILIES,
+    byte_tokenizer,
+    grow,
+    grow_all,
+    metaspace_tokenizer,
+    root,
+    shared_model,
+    tiny_model,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is run without shared prefixes"),
@@ -28,7 +38,7 @@ PROMPTS = ["Step 1: a", "b", "Step 2: the ab is 12\n", "a b a b a b a b x", "12 
 
 def generator(family="llama", tokenizer=None, model=None, **options):
     options = {"max_step_tokens": 9, "max_new_tokens": 24, **options}
-    return HFGenerator(model or tiny_model(family), tokenizer or byte_tokenizer(), **options)
+    return HFGenerator(model or shared_model(family), tokenizer or byte_tokenizer(), **options)
 
 
 def picture(steps):

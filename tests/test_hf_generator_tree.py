@@ -17,14 +17,14 @@ from inferscale.runtime.kv import Piece, Scores, UnsupportedModelError
 from inferscale.runtime.plain import whole_logits
 from inferscale.runtime.prefix_cache import KeyedPath, PrefixCache, chain_key
 from inferscale.runtime.session import Session, check_session
-from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, tiny_model
+from tests.tiny_models import EXACT, byte_tokenizer, grow, grow_all, root, shared_model, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
 
 
 def generator(family="llama", model=None, **options):
     options = {"max_step_tokens": 6, "max_new_tokens": 26, **options}
-    return HFGenerator(model or tiny_model(family), byte_tokenizer(), **options)
+    return HFGenerator(model or shared_model(family), byte_tokenizer(), **options)
 
 
 def wander(gen, rounds=5, greedy=False):
@@ -168,7 +168,7 @@ SHARED = [
 ]
 
 
-def shared_model(family):
+def windowed_model(family):
     """A model whose layers have windows, caps, sinks or narrow values; prompts and rows pass its windows."""
     if family in ("mistral_window", "gemma2"):
         return tiny_model(family, sliding_window=6)
@@ -178,7 +178,7 @@ def shared_model(family):
 @pytest.mark.parametrize("family", SHARED)
 @pytest.mark.parametrize("flash", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_windows_caps_sinks_and_narrow_values_share_prefixes(family, flash, monkeypatch):
-    model = shared_model(family)
+    model = windowed_model(family)
     if not flash:
         monkeypatch.setattr(kv_attention, "_CPU_FLASH", None)
     tree, plain = generator(model=model), generator(model=model, cache="none")
@@ -195,7 +195,7 @@ def test_windows_caps_sinks_and_narrow_values_share_prefixes(family, flash, monk
 @pytest.mark.parametrize("family", ["mistral_window", "gemma2", "gpt_oss"])
 def test_a_long_common_prefix_is_seen_as_far_as_windows_reach(family):
     """Prompts that begin alike are read after their common part, which is longer than the window."""
-    model, ids = shared_model(family), [3 + 7 * i % 250 for i in range(60)]
+    model, ids = windowed_model(family), [3 + 7 * i % 250 for i in range(60)]
     with torch.inference_mode():
         session = Session(model)
         pieces = session.prefill([ids[:40], [*ids[:36], 9, 8, 7]])
@@ -236,6 +236,20 @@ def test_the_check_sees_a_wrong_key(monkeypatch):
         monkeypatch.setattr(kv_plans, "partial_attention", corrupted)
         with pytest.raises(UnsupportedModelError, match="logits differ"):
             check_session(session)
+
+
+def test_a_model_is_probed_once_unless_its_parts_change(monkeypatch):
+    probes, honest = [], runtime_session.check_session
+    monkeypatch.setattr(runtime_session, "check_session", lambda session: probes.append(session) or honest(session))
+    model = tiny_model()
+    plain = [picture(wander(generator(model=model))) for _ in range(2)]
+    assert plain[0] == plain[1]
+    assert len(probes) == 1
+    model.model.layers[0].register_forward_hook(lambda *given: None)
+    generator(model=model)
+    model.lm_head.forward = model.lm_head.forward
+    generator(model=model)
+    assert len(probes) == 3
 
 
 def test_half_precision_passes_the_check():
@@ -351,7 +365,7 @@ def test_a_flop_counter_sees_what_the_steps_are_charged(family, mode):
 @pytest.mark.parametrize("family", ["mistral_window", "gemma3_text"])
 def test_a_flop_counter_sees_windows_in_shared_prefixes(family, monkeypatch):
     monkeypatch.setattr(runtime_session, "_covered", {})  # the probe beyond the window is no work of the search
-    gen = generator(model=shared_model(family))
+    gen = generator(model=windowed_model(family))
     trees = [root(prompt) for prompt in PROMPTS]
     with FlopCounter(generator=gen, mode="verify") as counter:
         level = trees

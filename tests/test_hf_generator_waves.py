@@ -7,14 +7,14 @@ from inferscale.flops import FlopCounter
 from inferscale.flow import GenerateRequest
 from inferscale.generators import HFGenerator
 from inferscale.runtime import decoding as module
-from tests.tiny_models import byte_tokenizer, grow_all, root, tiny_model
+from tests.tiny_models import byte_tokenizer, grow_all, root, shared_model, tiny_model
 
 PROMPTS = ["Step 1: a b a b is 12\n", "b", "ab the", "12 = 12 x 2 x"]
 
 
 def generator(family="llama", model=None, **options):
     options = {"max_step_tokens": 9, "max_new_tokens": 26, **options}
-    return HFGenerator(model or tiny_model(family), byte_tokenizer(), **options)
+    return HFGenerator(model or shared_model(family), byte_tokenizer(), **options)
 
 
 def picture(groups):

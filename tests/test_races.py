@@ -7,7 +7,7 @@ from inferscale.flow import GenerateRequest, Race
 from inferscale.strategies import ShortMofK
 from inferscale.testing import PROMPTS, ToyGenerator
 from inferscale.viz import render_tree
-from tests.tiny_models import byte_tokenizer, root, tiny_model
+from tests.tiny_models import byte_tokenizer, root, shared_model, tiny_model
 
 
 def ended(step):
@@ -26,7 +26,7 @@ def plain(groups):
 @pytest.mark.parametrize("options", [{}, {"micro_batch": 2}, {"check_every": 5}, {"cache": "none"}], ids=str)
 def test_of_each_sample_no_more_is_kept_than_the_last_of_the_first_has(places, options):
     generator = HFGenerator(
-        tiny_model(), byte_tokenizer(), max_new_tokens=40, eos_token_id=list(range(0, 60, 4)), **options
+        shared_model(), byte_tokenizer(), max_new_tokens=40, eos_token_id=list(range(0, 60, 4)), **options
     )
     whole = generator.generate(requests())
     lengths = sorted(

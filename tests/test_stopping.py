@@ -22,7 +22,7 @@ from inferscale.strategies import REBASE, BeamSearch, RepeatedSampling
 from inferscale.testing import BrokenGenerator, ToyGenerator, ToyProcessReward, ToyReward, check_generator
 from inferscale.tree import Step
 from tests.quiet_star_tools import wrapped
-from tests.tiny_models import byte_tokenizer, root, tiny_model
+from tests.tiny_models import byte_tokenizer, root, shared_model, tiny_model
 
 PROMPTS = ["How many apples?", "How many pears?", "How many plums?"]
 
@@ -64,7 +64,7 @@ def clock(monkeypatch):
 
 def hugging_face(**options):
     options = {"max_step_tokens": 30, "max_new_tokens": 40, "step_delimiter": "never", **options}
-    return HFGenerator(tiny_model(), byte_tokenizer(), eos_token_id=300, **options)
+    return HFGenerator(shared_model(), byte_tokenizer(), eos_token_id=300, **options)
 
 
 # -- in a local generator ----------------------------------------------------------------------------------------------

@@ -69,6 +69,10 @@ def tiny_model(family: str = "llama", head: str = "CausalLM", seed: int = 0, **c
         return auto_class.from_config(tiny_config(family, initializer_range=0.3, **changes)).float().eval()
 
 
+shared_model = cache(tiny_model)
+"""The same model for all tests that leave it as it is: it is made, and probed, once."""
+
+
 def grow(generator: Generator, node: Node, n: int = 1, **options: Any) -> list[Node]:
     """Samples from one node and attaches them, as the engine does."""
     return grow_all(generator, [node], n, **options)[0]

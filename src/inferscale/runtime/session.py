@@ -62,6 +62,7 @@ _LEAST_COMMON = 32  # tokens of a common beginning that are read apart
 
 _covered: dict[tuple[Any, int], bool] = {}  # by the kind of the model and the range that is passed
 _locks: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
+_passed: WeakKeyDictionary[Any, tuple[Any, ...]] = WeakKeyDictionary()  # how a model was when its probe passed
 
 
 class Session:
@@ -372,9 +373,13 @@ def checked_session(model: Any) -> Session | None:
     try:
         with evaluating(model), torch.inference_mode():
             session = Session(model)
+            # A model that passed is not probed again for another generator or reward, unless its parts have changed.
+            known = (kind_of(model), session._has_fixed_steps, _parts(model))
             with perturbed(model):
                 try:
-                    check_session(session)
+                    if _passed.get(model) != known:
+                        check_session(session)
+                        _passed[model] = known
                 except UnsupportedModelError as error:
                     # The scans of Mamba's first version begin with no state.
                     if not session.read_one_by_one() and not session.follow_lengths(error):
@@ -388,6 +393,14 @@ def checked_session(model: Any) -> Session | None:
         )
         return None
     return session
+
+
+def _parts(model: Any) -> list[tuple[Any, ...]]:
+    """The class of each module, what is run around it, and what runs in place of its own forward."""
+    return [
+        (type(part), *part._forward_hooks, *part._forward_pre_hooks, id(vars(part).get("forward")))
+        for part in model.modules()
+    ]
 
 
 def check_session(session: Session, beyond: int = 0) -> None:
