@@ -36,6 +36,8 @@ def _check_baseline(baseline: Baseline, num_thoughts: int) -> None:
 class Objective:
     """Hyperparameters of the loss; each default is the published one, but for `policy_weight`.
 
+    Published is what the released training script of Zelikman et al. 2024 (arXiv:2403.09629) sets.
+
     Attributes:
         talk_length: Look-ahead tokens n after a thought (published: 4).
         num_thoughts: Thoughts r for each position (published: 2).
@@ -171,6 +173,9 @@ def quiet_star_loss(
     in_loss: Tensor | None = None,
 ) -> LossTerms:
     r"""Compute the loss of a batch after its thoughts, in one pass with gradients.
+
+    The likelihood of the text without and with thoughts, and REINFORCE on what the thoughts added to it (Zelikman et
+    al. 2024, arXiv:2403.09629, section 4.4).
 
     Differs from the paper: means are over targets that count (the released code takes some over padding too).
 

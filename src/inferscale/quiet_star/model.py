@@ -29,9 +29,10 @@ _ROWS_AT_ONCE = 4096  # rows of logits kept at a time
 class QuietSTaR(nn.Module):
     """A causal language model with a thought after every text token, mixed into the prediction of the next one.
 
-    The wrapped model is used from outside: it is neither subclassed nor patched, its vocabulary is not resized, and
-    start- and end-of-thought are vectors of our own, fed through ``inputs_embeds``. Until it is trained, the wrapper
-    predicts exactly what the model predicts.
+    Quiet-STaR (Zelikman et al. 2024, arXiv:2403.09629) for any causal language model of transformers. The wrapped model
+    is used from outside: it is neither subclassed nor patched, its vocabulary is not resized, and start- and
+    end-of-thought are vectors of our own, fed through ``inputs_embeds``. Until it is trained, the wrapper predicts
+    exactly what the model predicts.
 
     Differs from the paper: thoughts are drawn by inverse CDF from streams of uniform numbers; the start and end
     vectors are stored at their natural scale and train with their own learning rate (`Recipe.embedding_lr_scale`),

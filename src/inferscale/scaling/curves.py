@@ -308,8 +308,8 @@ def pareto_frontier(points: Iterable[CurvePoint], cost: CostName = "flops") -> l
 
     Args:
         points: Points of any strategies and models on the same problems.
-        cost: What counts as cost. ``"generator_flops"`` leaves the reward model out, as the figures of Wu et al.
-            do: a search that scores its steps then looks cheaper than it is.
+        cost: What counts as cost. ``"generator_flops"`` leaves the reward model out, as the figures of Wu et al. 2024
+            (arXiv:2408.00724) do: a search that scores its steps then looks cheaper than it is.
 
     Example:
         >>> from inferscale.scaling import CurvePoint, pareto_frontier
@@ -385,6 +385,8 @@ class SizeFit:
 
 def fit_optimal_size(points: Iterable[CurvePoint], cost: CostName = "flops") -> SizeFit:
     """Least squares over the points of the Pareto frontier: log10 of their cost on log10 of their model's size.
+
+    The optimal size of a model at a budget, as Wu et al. 2024 (arXiv:2408.00724) fit it.
 
     Args:
         points: Points with `parameters`, of models of one family.

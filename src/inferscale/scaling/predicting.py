@@ -112,17 +112,17 @@ class Prediction:
     Attributes:
         tokens: Tokens sampled.
         scored_tokens: Tokens that the reward model reads.
-        generator_flops: Of the policy.
-        reward_flops: Of the reward model.
+        generator_flops: FLOPs of the policy.
+        reward_flops: FLOPs of the reward model.
         generator_bytes: Weights, keys and values that the policy reads and writes: weights once for each
             forward, the prompt's keys and values once for all rows (`inferscale.flops.traffic`).
-        reward_bytes: Of the reward model.
+        reward_bytes: The same of the reward model.
         cache_bytes: The part of both that is keys and values.
         rounds: Forwards that follow one another: the part of latency that no hardware takes away.
         phases: Seconds by phase: ``prefill``, ``decode`` and ``score``.
         memory_bytes: Weights of both models, and the most keys and values (and states of samples) at a time.
-        joules: Seconds times the device's watts.
-        money: By the price given.
+        joules: Seconds times the device's watts; ``None`` if these are not known.
+        money: By the price given; ``None`` without one.
         intensity: FLOPs a byte of the device.
 
     Example:

@@ -78,6 +78,8 @@ Floats = NDArray[np.float64]
 def voting_limit(probabilities: ArrayLike, gold: ArrayLike, weights: ArrayLike | None = None) -> Floats:
     """Accuracy `[...]` of a vote over ever more samples: 1, 0, or the share of the tie.
 
+    Theorems 1 and 2 of Wu et al. 2024 (arXiv:2408.00724), which leave ties out.
+
     Args:
         probabilities: `[..., answers]` probability of each answer; what is missing to 1 abstains.
         gold: `[...]` index of the right answer, -1 if it never occurs.
@@ -143,7 +145,8 @@ def weighted_accuracy(
 ) -> tuple[float, float]:
     """Accuracy of a weighted vote over `n` samples, and its standard error (0 when it is exact).
 
-    Every sample of answer `a` weighs ``weights[a]``, the mean score of its samples (Theorem 2).
+    Every sample of answer `a` weighs ``weights[a]``, the mean score of its samples (Wu et al. 2024, arXiv:2408.00724,
+    Theorem 2); ties share the credit.
 
     Args:
         probabilities: `[answers]` probability of each answer; what is missing to 1 abstains.
@@ -346,8 +349,8 @@ class CoverageFit:
     """The exponentiated power law ``exp(a * k**b)`` of Brown et al. 2024 (Large Language Monkeys, arXiv:2407.21787).
 
     Attributes:
-        a: Less than 0.
-        b: Less than 0.
+        a: Less than 0; ``exp(a)`` is the coverage of one sample.
+        b: Less than 0; the nearer to 0, the slower coverage rises.
         mean_absolute_error: Over the fitted points.
         max_absolute_error: Over the fitted points.
         left_out: Points with coverage 0 or 1, which the law cannot meet.
