@@ -324,7 +324,7 @@ def check_aggregator(aggregator: Aggregator) -> None:
         >>> isc.testing.check_aggregator(First())
         Traceback (most recent call last):
             ...
-        AssertionError: <__main__.First object at 0x...>: chose a trajectory without an answer though others have one
+        AssertionError: <...First object at 0x...>: chose a trajectory without an answer though others have one
     """
     name = repr(aggregator)
     answers, mixed = ("4", None, "7", "4", None, "9", "7", "4"), list[Trajectory]()
@@ -584,7 +584,7 @@ def check_strategy(strategy: SearchStrategy, prompts: Sequence[str] = PROMPTS) -
         >>> isc.testing.check_strategy(Nothing())
         Traceback (most recent call last):
             ...
-        ValueError: <__main__.Nothing object at 0x...>.search() returned no leaf, though the tree has 2: return
+        ValueError: <...Nothing object at 0x...>.search() returned no leaf, though the tree has 2: return
             `root.leaves()` when nothing better is at hand
     """
     straight = _solve(strategy, prompts, ToyGenerator())

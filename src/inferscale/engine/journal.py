@@ -71,9 +71,10 @@ class Journal:
     last line, as a kill leaves it, is cut off. One call at a time writes: the file is locked.
 
     Example:
+        >>> import tempfile
         >>> import inferscale as isc
         >>> from inferscale.testing import BrokenGenerator, ToyGenerator, ToyReward
-        >>> options = {"reward_model": ToyReward(), "journal": "search.jsonl"}
+        >>> options = {"reward_model": ToyReward(), "journal": f"{tempfile.mkdtemp()}/search.jsonl"}
         >>> try:  # killed in the third call of the model
         ...     isc.solve("How many?", isc.REBASE(4), BrokenGenerator(die_after=2), **options)
         ... except KeyboardInterrupt:
