@@ -236,7 +236,7 @@ def _check_measure(token_reduction: str, measure: str) -> None:
 
 
 class ImplicitReward(LocalProcessReward):
-    """A step's score is ``beta * sum(log p_model(token) - log p_reference(token))`` over its tokens.
+    """Implicit process rewards: ``beta * sum(log p_model(token) - log p_reference(token))`` over a step's tokens.
 
     Free process rewards (Yuan et al. 2024, arXiv:2412.01981), for models trained on outcomes by DPO or
     cross-entropy, such as EurusPRM. Scores are in nats times `beta` and often negative: reduce them with ``"last"`` or

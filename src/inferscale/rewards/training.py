@@ -79,7 +79,7 @@ def load_for_training(
 
 @dataclass(frozen=True, slots=True)
 class TrainingRecipe:
-    r"""Options of a training.
+    r"""Options of `train_process_reward_model`.
 
     Attributes:
         separator: Text that ends every step; the score stands at its last token.
@@ -169,7 +169,9 @@ def train_process_reward_model(
     checkpoint: str | os.PathLike[str] | None = None,
     save_every: int = 20,
 ) -> Any:
-    r"""The trained model, in evaluation mode; `HFProcessRewardModel.from_pretrained` loads it when it is saved.
+    r"""Train a process reward model at the ends of labelled steps; return it in evaluation mode.
+
+    `HFProcessRewardModel` takes it, and ``HFProcessRewardModel.from_pretrained`` loads it once it has been saved.
 
     The loss is binary cross-entropy between the label and the probability of class 1, at the last token of every
     judged step (Lightman et al. 2023, arXiv:2305.20050, §2.6, with soft labels allowed).

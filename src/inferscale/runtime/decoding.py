@@ -45,7 +45,7 @@ class GeneratorStats:
         cache_bytes: Keys and values held now.
         peak_cache_bytes: The most keys and values held at a time, rows that decode included.
         evictions: Parked nodes and prompts dropped for room.
-        seconds: Time in `HFGenerator.generate`.
+        seconds: Seconds in which it sampled, in `generate` and in sessions.
 
     Example:
         >>> import inferscale as isc

@@ -195,7 +195,7 @@ class DVTS(SearchStrategy):
 
 @dataclass(frozen=True)
 class StepwiseGreedy(SearchStrategy):
-    r"""At every step sample `n` continuations and keep the best-scored one (best-of-n at the level of steps).
+    r"""Best-of-n at every step: samples `n` continuations and keeps the best-scored one.
 
     The same tree as ``BeamSearch(1, n)``.
 

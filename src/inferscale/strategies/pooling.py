@@ -104,7 +104,7 @@ class Allocation(Identified, ABC):
 
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """The same number of samples for every problem; what one leaves over goes to the others.
+    """The same number of samples for every problem of a pool; what one leaves over goes to the others.
 
     Attributes:
         min_samples: As in `Allocation`.

@@ -29,7 +29,7 @@ from .thinking import DEER, Dynasor, NoThinking, ShortMofK
 
 @dataclass(frozen=True)
 class Registered:
-    """A strategy of the library.
+    """A strategy of the library, by its name on command lines; `registry` has them all.
 
     Attributes:
         name: Its name on command lines and in requests.
@@ -57,7 +57,7 @@ class Registered:
 
 
 def registry() -> dict[str, Registered]:
-    """Every strategy by name.
+    """Every strategy by its name on command lines and in requests to a server.
 
     Example:
         >>> from inferscale.strategies import registry

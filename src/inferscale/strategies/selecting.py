@@ -186,7 +186,7 @@ class Recorded(SearchStrategy):
 
 @dataclass(frozen=True)
 class GenSelect(_Selecting):
-    """The model reads the candidates side by side and names the best (Toshniwal et al. 2025, arXiv:2507.17797).
+    """Selection by the model, which reads the candidates side by side (Toshniwal et al. 2025, arXiv:2507.17797).
 
     With more than `group` candidates, groups of so many are read first, and their winners are compared again. The best
     alone comes back, so that every aggregator reports it; the others stay in the tree. Candidates that all have one
@@ -254,7 +254,7 @@ class GenSelect(_Selecting):
 
 @dataclass(frozen=True)
 class Compare(_Selecting):
-    """The model reviews the candidates and writes the solution anew (AggLM; Zhao et al. 2025, arXiv:2509.06870).
+    """A solution that the model writes anew from all candidates (AggLM; Zhao et al. 2025, arXiv:2509.06870).
 
     What it writes are leaves of the tree, scored and voted over like others: an answer that no candidate had can win.
 
@@ -309,7 +309,7 @@ def _merged(root: Node, groups: Sequence[Sequence[Node]], template: str, generat
 
 @dataclass(frozen=True)
 class Tournament(_Selecting):
-    """Pairs of candidates are judged until one is left (Chen et al. 2024, arXiv:2411.19477).
+    """A tournament of the candidates, judged in pairs until one is left (Chen et al. 2024, arXiv:2411.19477).
 
     ``"knockout"``: winners go on to the next round, K = `votes` judgements a pair, half with either solution first;
     `knockout_failure` bounds how often it fails. ``"league"``: every two candidates meet, and the best mean result

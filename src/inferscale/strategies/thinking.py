@@ -308,7 +308,7 @@ class DEER(SearchStrategy):
 
 @dataclass(frozen=True)
 class Dynasor(SearchStrategy):
-    r"""Thinking ends once probes agree: Dynasor-CoT (Fu et al. 2025, "Reasoning without self-doubt"; arXiv:2412.20993).
+    r"""Thinking until probes agree: Dynasor-CoT (Fu et al. 2025, "Reasoning without self-doubt"; arXiv:2412.20993).
 
     After every `interval` tokens of thinking an answer is probed as in `DEER`. When `patience` probes in a row say the
     same, none of them with a word of `hesitations`, the end of thinking is forced and the answer is sampled. Probes are
