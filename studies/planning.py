@@ -1,9 +1,9 @@
 """How good are plans? ``python -m studies.planning``: regret of `inferscale.plan` at a tenth of the full grid's cost.
 
 The grid is every strategy and size of the scaling study for three embedded policies; what each got right is recorded,
-so that a plan costs seconds here and its races are those of a real call. A plan sees the problems of ``--plan-records``
-(made by ``python -m studies.scaling run --split dev --records FILE``) in 20 orders, and is judged on the 500 test
-problems. Without that file it plans on one seed of samples of the test problems, and is judged on the other seeds.
+so that a plan costs seconds here and its races are those of a real call. A plan sees the 500 development problems
+(``python -m studies.scaling run --split dev --seeds 0 --records FILE`` made their records) in 20 orders, and is judged
+on the 500 test problems.
 
 Then the records of the real model (``studies/real``): what a plan on them advises, and how good plans on one half of
 the problems are on the other. Tables of ``--samples`` do the same for recorded answers: which model, how many samples.
@@ -152,6 +152,8 @@ class Regret:
         best: The greatest accuracy of any configuration within the budget, known only afterwards.
         standard_error: Of `best`, over problems.
         paid: Cost of the plan's choice over the budget.
+        seen: How far the best is before the choice where the whole grid is run on all planning problems, and the
+            standard error of this difference over problems.
     """
 
     chosen: float
@@ -159,6 +161,7 @@ class Regret:
     best: float
     standard_error: float
     paid: float
+    seen: tuple[float, float]
 
 
 def regret_of(
@@ -182,7 +185,8 @@ def regret_of(
         error = 100 * float(judged_on[best][0][judging].std(ddof=1)) / len(judging) ** 0.5
         chosen = str(winner.configuration)
         paid = float(judged_on[chosen][1][cost][judging].mean()) / cap
-        found.append(Regret(got[chosen], got[by_grid], got[best], error, paid))
+        seen, blur = mean_and_error(known[best][0][order] - known[chosen][0][order])
+        found.append(Regret(got[chosen], got[by_grid], got[best], error, paid, (100 * seen, 100 * blur)))
     return found, race.spent[cost] / full
 
 
@@ -191,6 +195,7 @@ def table(title: str, caps: Sequence[float], regrets: Sequence[Sequence[Regret]]
     columns = (
         *("budget", "best of the grid", "chosen, mean", "regret: mean", "quartiles", "most", "within one SE"),
         *("regret to the grid's own choice: mean", "most", "dearer than the budget"),
+        "the rest: regret as the whole grid sees it",
     )
     share = f"{100 * float(np.mean(spent)):.1f} % of the grid's cost (at most {100 * max(spent):.1f} %)"
     every = sum(all(r.best - r.chosen <= r.standard_error for r in row) for row in regrets)
@@ -205,38 +210,25 @@ def table(title: str, caps: Sequence[float], regrets: Sequence[Sequence[Regret]]
         error = np.asarray([r.standard_error for r in rows])
         quartiles = " / ".join(f"{q:+.1f}" for q in np.quantile(behind, (0.25, 0.5, 0.75)))
         dearer = [r.paid - 1 for r in rows if r.paid > 1]
+        missed = [r.seen for r in rows if r.best - r.chosen > r.standard_error]
+        seen = "{:+.1f} ± {:.1f}".format(*np.mean(missed, axis=0)) if missed else ""
         lines.append(
             f"| {cap:.3g} | {np.mean([r.best for r in rows]):.1f} ± {error.mean():.1f} "
             f"| {np.mean([r.chosen for r in rows]):.1f} | {behind.mean():+.1f} | {quartiles} | {behind.max():+.1f} "
             f"| {(behind <= error).sum()} of {len(rows)} | {lost.mean():+.1f} | {lost.max():+.1f} "
-            f"| {len(dearer)}{f', by up to {max(dearer):.0%}' if dearer else ''} |"
+            f"| {len(dearer)}{f', by up to {max(dearer):.0%}' if dearer else ''} | {seen} |"
         )
     return lines
 
 
-def embedded(records: Path, plan_records: Path | None, seeds: int, share: float) -> list[str]:
+def embedded(records: Path, plan_records: Path, seeds: int, share: float) -> list[str]:
     """The table of the embedded task."""
-    rows = read(records)
-    first = [r for r in rows if r["seed"] == min(x["seed"] for x in rows)]
-    plan_on = grid_of(first if plan_records is None else read(plan_records))
+    plan_on = grid_of(read(plan_records))
     names = {name for run in plan_on for name in run.columns}
-    later = columns_of(grid_of([r for r in rows if r not in first] if plan_records is None else rows))
-    judged = {**(columns_of(plan_on) if plan_records is None else {}), **later}
-    judged = {name: column for name, column in judged.items() if name in names}
-    everything = range(len(next(iter(judged.values()))[0]))
-    planning = range(len(next(iter(plan_on[0].columns.values()))[0]))
-    runs = [regret_of(s, plan_on, judged, BUDGETS, "flops", share, planning, everything) for s in range(seeds)]
-    lines = table("embedded task, FLOPs of a problem", BUDGETS, [r for r, _ in runs], [spent for _, spent in runs])
-    if plan_records is not None:
-        return lines
-    halved = []
-    for seed in range(seeds):
-        order = np.random.default_rng(1000 + seed).permutation(len(everything))
-        one, other = np.split(order, [len(order) // 2])
-        # A half of the problems has half the cost: twice the share is as much as above.
-        halved.append(regret_of(seed, plan_on, judged, BUDGETS, "flops", 2 * share, one, other))
-    title = "the same, planned on one half of the problems, judged on the other"
-    return [*lines, "", *table(title, BUDGETS, [r for r, _ in halved], [spent for _, spent in halved])]
+    judged = {name: column for name, column in columns_of(grid_of(read(records))).items() if name in names}
+    planning, judging = (range(len(next(iter(found))[0])) for found in (plan_on[0].columns.values(), judged.values()))
+    runs = [regret_of(s, plan_on, judged, BUDGETS, "flops", share, planning, judging) for s in range(seeds)]
+    return table("embedded task, FLOPs of a problem", BUDGETS, [r for r, _ in runs], [spent for _, spent in runs])
 
 
 def recorded(path: Path, seeds: int, share: float, caps: Sequence[int]) -> list[str]:
@@ -318,7 +310,7 @@ def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m studies.planning", description=__doc__)
     parser.add_argument("--records", type=Path, default=Path("studies/scaling/records.jsonl.gz"))
-    parser.add_argument("--plan-records", type=Path, help="records of the dev problems; see above")
+    parser.add_argument("--plan-records", type=Path, default=Path("studies/scaling/dev.jsonl.gz"))
     parser.add_argument("--samples", type=Path, nargs="*", default=[], help="files of recorded real samples")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--share", type=float, default=0.1, help="of the grid's cost, the most that a plan may take")
