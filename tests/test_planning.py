@@ -12,6 +12,7 @@ from scipy.stats import norm
 import inferscale as isc
 from inferscale.base import Traffic
 from inferscale.cost import Cost, Price
+from inferscale.evaluate import load_run, run_evaluation
 from inferscale.evaluate.parts import command_words, name_of, source_of
 from inferscale.identity import identity_of
 from inferscale.scaling import Measured, Race, candidates
@@ -321,7 +322,7 @@ def test_a_budget_buys_nothing_whose_cost_is_not_known():
         toy_plan(budgets=isc.Budget(tokens=100), most=isc.Budget(bytes=10_000), **given)
 
 
-def test_a_plan_stands_where_a_strategy_does():
+def test_a_plan_stands_where_a_strategy_does(tmp_path):
     plan = toy_plan()
     for choice in plan.choices:
         chosen = choice.configuration
@@ -332,6 +333,10 @@ def test_a_plan_stands_where_a_strategy_does():
         by_plan = isc.solve_batch(PROBLEMS[:5], plan, ToyGenerator(), budget=choice.budget)
         assert [r.text for r in by_plan] == [r.text for r in direct]
         assert [r.stopped_by for r in by_plan] == [None] * 5
+    chosen = plan.choices[1].configuration
+    run = run_evaluation(PROBLEMS[:5], plan, ToyGenerator(), tmp_path, budget=plan.choices[1].budget)
+    assert [r["answer"] for r in run.finished] == [r.answer for r in by_plan]
+    assert load_run(tmp_path).about["strategy"] == repr(chosen.strategy)
     with pytest.raises(ValueError, match="several budgets"):
         isc.solve_batch(PROBLEMS[:1], plan, ToyGenerator())
     with pytest.raises(ValueError, match="costs as little as 1 tokens"):
@@ -458,6 +463,7 @@ def test_bad_problems_are_refused():
         ({"strategies": ["rebase:4"]}, "strategies holds 'rebase:4'"),
         ({"strategies": [isc.REBASE]}, "instances such as REBASE"),
         ({"aggregators": isc.BestOfN}, "instances such as BestOfN"),
+        ({"aggregators": [isc.BestOfN()], "reward_model": None}, "reads scores: pass reward_model"),
         ({"judge": 3}, "judge must be a function"),
         ({"seed": 1.5}, "seed must be an integer"),
         (
@@ -661,7 +667,6 @@ def test_lines_import_all_that_they_name():
 def test_a_command_line_runs_what_was_planned(tmp_path, capsys, monkeypatch):
     """Of models that commands can load it is whole; of others it says what is missing, behind the line."""
     from inferscale.cli import app
-    from inferscale.evaluate import load_run
 
     policy = isc.HFGenerator(*isc.zoo.load("policy-xs"), temperature=0.7, max_new_tokens=5, stop="\n\n")
     judge = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>", reduction="min")

@@ -17,7 +17,7 @@ from typing import IO, Any, Literal, cast
 from inferscale._compat import suggests_options
 from inferscale.aggregators import MajorityVote
 from inferscale.answers import Reader, SameAnswer
-from inferscale.base import Aggregator, Generator, RewardModel, SearchStrategy
+from inferscale.base import Aggregator, Generator, Planned, RewardModel, SearchStrategy
 from inferscale.cost import Budget, Meter
 from inferscale.engine.files import locked, sealed, write_atomically
 from inferscale.engine.progress import ProgressBar
@@ -178,7 +178,7 @@ def _renumber(task: Task, records: Path) -> None:
 @suggests_options
 def run_evaluation(
     problems: Sequence[Problem | str],
-    strategy: SearchStrategy,
+    strategy: SearchStrategy | Planned,
     generator: Generator | Mapping[str, Generator],
     directory: str | os.PathLike[str],
     *,
@@ -208,7 +208,7 @@ def run_evaluation(
 
     Args:
         problems: Problems with gold answers, or prompts.
-        strategy: What to sample.
+        strategy: What to sample; a plan is replaced by what it chooses for the budget.
         generator: Samples the steps; several by name, as in `solve`.
         directory: The run's folder, made if it is not there.
         reward_model: As in `solve_batch`.
@@ -250,12 +250,13 @@ def run_evaluation(
     given = [replace(p) for p in as_problems(problems, "run_evaluation")]  # copies: known by identity
     if not given:
         raise ValueError("run_evaluation() was given no problems: pass at least one")
-    vote = aggregator or MajorityVote()
-    solver = Solver(strategy, cast(Generator, generator), reward_model, vote, read_answer=read_answer,
-                    thinking=thinking, budget=budget, seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
+    vote = aggregator or (None if isinstance(strategy, Planned) else MajorityVote())  # which a plan chooses
+    search, sampler = cast(SearchStrategy, strategy), cast(Generator, generator)  # a plan, several by name: as in solve
+    solver = Solver(search, sampler, reward_model, vote, read_answer=read_answer, thinking=thinking, budget=budget,
+                    seed=seed, batch_size=batch_size, energy=energy)  # fmt: skip
     identity = {**solver.identity(), "same_answer": identity_of(same_answer), "config": dict(config or {})}
-    written = repr(strategy) if is_dataclass(strategy) else type(strategy).__name__
-    model: Any = getattr(generator, "model", None)
+    written = repr(solver.strategy) if is_dataclass(solver.strategy) else type(solver.strategy).__name__
+    model: Any = getattr(solver.generator, "model", None)
     size = int(model.num_parameters()) if hasattr(model, "num_parameters") else None
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)

@@ -631,6 +631,7 @@ def plan(
         raise TypeError(f"judge must be a function of a problem and two texts, not {judge!r:.80}")
     generators = _named(generator, Generator, "generator")
     judges = _named(reward_model, RewardModel, "reward_model")
+    check_scores(judges or None, *votes)
     for budget in limits:
         for model in generators.values():  # refuses what cannot be measured, and options that no search takes
             Solver(RepeatedSampling(1), model, budget=budget, energy=energy, seed=seed)
