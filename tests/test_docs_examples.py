@@ -14,7 +14,7 @@ from textwrap import dedent
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "inferscale"
-NEEDS = {"viz/plots.py": "matplotlib", "evaluate/grading.py": "math_verify"}
+NEEDS = {"serve/__init__.py": "starlette", "viz/plots.py": "matplotlib", "evaluate/grading.py": "math_verify"}
 """Optional packages of the examples of a file."""
 NOT_RUN = re.compile(r"^( *)Needs\b(?:.|\n(?!\n))*?::\n\n((?:\1 +[^\n]*\n|\s*\n)+)", re.MULTILINE)
 
@@ -29,11 +29,14 @@ def is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-TEXTS = {path.relative_to(PACKAGE).as_posix(): texts_of(path) for path in sorted(PACKAGE.rglob("*.py"))}
-RUN = {name: [text for text in texts if ">>> " in text[1]] for name, texts in TEXTS.items()}
+SOURCES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-@pytest.mark.parametrize("name", [name for name, texts in RUN.items() if texts])
+def holding(mark: str) -> list[str]:
+    return [name for name, path in SOURCES.items() if mark in path.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("name", holding(">>> "))
 def test_examples_say_what_they_print(name, tmp_path, monkeypatch, pytestconfig):
     if (needed := NEEDS.get(name)) and find_spec(needed) is None:
         pytest.skip(f"needs {needed}")
@@ -41,8 +44,8 @@ def test_examples_say_what_they_print(name, tmp_path, monkeypatch, pytestconfig)
     monkeypatch.chdir(tmp_path)  # files that an example writes
     flags = sum(doctest.OPTIONFLAGS_BY_NAME[flag] for flag in pytestconfig.getini("doctest_optionflags"))
     runner, said = doctest.DocTestRunner(optionflags=flags), list[str]()
-    for line, text in RUN[name]:
-        where = str(PACKAGE / name)
+    where = str(SOURCES[name])
+    for line, text in texts_of(SOURCES[name]):
         runner.run(
             doctest.DocTestParser().get_doctest(text, {"__name__": "__main__"}, where, where, line), out=said.append
         )
@@ -50,9 +53,8 @@ def test_examples_say_what_they_print(name, tmp_path, monkeypatch, pytestconfig)
 
 
 def test_examples_that_cannot_run_are_code():
-    found = [block for texts in TEXTS.values() for _, text in texts for _, block in NOT_RUN.findall(text)]
-    for block in found:
+    texts = [text for name in holding("Example:") for _, text in texts_of(SOURCES[name])]
+    for _, block in (found for text in texts for found in NOT_RUN.findall(text)):
         ast.parse(dedent(block))
-    sections = [text for texts in TEXTS.values() for _, text in texts if re.search(r"^ *Examples?:\n", text, re.M)]
-    for text in sections:
+    for text in (text for text in texts if re.search(r"^ *Example:\n", text, re.MULTILINE)):
         assert ">>> " in text or NOT_RUN.search(text), f"an example that is neither run nor says what it needs:\n{text}"

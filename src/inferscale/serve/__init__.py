@@ -23,12 +23,14 @@ def make_app(service: Service) -> Any:
         ImportError: If the packages of the extra ``serve`` are not there.
 
     Example:
-        Needs the extra ``serve``::
-
-            from inferscale import serve, zoo
-
-            service = serve.Service(isc.HFGenerator(*zoo.load("policy-s")), name="policy-s")
-            app = serve.make_app(service)  # an ASGI application: `uvicorn module:app`
+        >>> import inferscale as isc
+        >>> from inferscale.serve import Service, make_app
+        >>> from starlette.testclient import TestClient  # in place of a server such as uvicorn
+        >>> app = make_app(Service(isc.testing.ToyGenerator(), name="toy"))
+        >>> with TestClient(app, base_url="http://127.0.0.1") as client:
+        ...     reply = client.post("/v1/completions", json={"model": "toy", "prompt": "How many?"}).json()
+        >>> reply["choices"][0]["text"].splitlines()[-1]
+        'The answer is 1'
     """
     for package in ("starlette", "prometheus_client"):
         require(package, "serve")
