@@ -16,6 +16,7 @@ from inferscale.runtime.kv import Piece
 from inferscale.runtime.prefix_cache import KeyedPath, PrefixCache, chain_key
 from inferscale.runtime.session import checked_session
 from inferscale.runtime.states import StateHolder, States
+from inferscale.scaling import Device, predict_cost
 from inferscale.strategies import REBASE, RepeatedSampling
 from inferscale.testing import ToyReward
 from inferscale.tree import Node, Problem, Step, root_key
@@ -140,6 +141,10 @@ def test_states_have_their_bytes(hybrid):
     tokens = prompt + steps * prompt + 3 * (steps * (steps - 1) // 2 + steps)
     assert cost.cache_bytes == 4 * (sum(spec.states) * (1 + 3 * 2 * steps) + keys.kv_width * tokens)
     assert cost.bytes == cost.cache_bytes + 4 * spec.active_weights * (1 + steps)
+    found = predict_cost(
+        spec, strategy, prompt=prompt, new=21, step=21, bytes_per_number=4, samples=1, device=Device("slow", 1e9, 1e6)
+    )
+    assert (found.generator_bytes, found.cache_bytes) == (cost.bytes, cost.cache_bytes)
     together = solve_batch(WORDS[1:3], strategy, gen)[0]
     assert together.cost.without_seconds() == cost.without_seconds()
     cut = solve(WORDS[1], REBASE(2), generator(hybrid), reward_model=ToyReward(), budget=Budget(bytes=cost.bytes // 2))

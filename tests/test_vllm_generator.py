@@ -324,6 +324,7 @@ def test_on_vllm_a_sample_depends_on_its_branch_alone(real):
     found, _, _ = real
     assert found["whole"][0] == found["parts"][1] + found["parts"][0]
     assert found["together"] == found["alone"]
+    assert all(each["cost"]["generator_bytes"] > each["cost"]["cache_bytes"] > 0 for each in found["alone"])
     assert found["capped"][0][:4] == found["capped"][1]
     assert len({tuple(step["token_ids"]) for step in found["whole"][0]}) == 5
 
