@@ -72,7 +72,7 @@ for vote in (isc.MajorityVote(), isc.MajorityVote(weighted=True), isc.BestOfN())
 # A budget of tokens or samples is never passed; what was finished by then is returned, and `stopped_by` says why.
 
 # %%
-short = isc.solve(problem, isc.REBASE(width=64), generator, reward_model=judge, budget=isc.Budget(tokens=300))
+short = isc.solve(problem, isc.RepeatedSampling(64), generator, budget=isc.Budget(tokens=300))
 print(short.cost.tokens, "tokens, stopped by", short.stopped_by, "with the answer", short.answer)
 
 # %% [markdown]

@@ -140,6 +140,7 @@ def test_bad_calls_are_refused_before_any_compute():
         (lambda: DepthFirst(threshold=math.nan), "would prune every child"),
         (lambda: ComputeOptimal([RepeatedSampling(1)] * 2, [math.nan]), "ascending order"),
         (lambda: Budget(calls=2.5), r"Budget\(calls=2.5\): give a whole number"),
+        (lambda: Budget(tokens="5"), r"Budget\(tokens='5'\): a cap must be greater than 0"),
         (lambda: Budget(tokens=0.5), r"Budget\(tokens=0.5\): give a whole number"),
         (lambda: Budget(tokens=math.inf), "leave it out for no cap"),
         (lambda: REBASE(rounding="floor"), "choose one of 'exact'"),

@@ -338,7 +338,7 @@ CAPS = ("tokens", "flops", "seconds", "calls", "money", "bytes", "joules")
 
 
 def _checked_cap(name: str, value: Any) -> float:
-    if not value > 0:
+    if isinstance(value, str) or not value > 0:
         raise ValueError(f"Budget({name}={value!r}): a cap must be greater than 0; leave it out for no cap")
     if isinstance(value, Integral):
         return int(value)
