@@ -106,6 +106,10 @@ STRATEGIES = [entry.make(6) for entry in registry().values()] + [
 ]
 
 
+VARIANTS = len(registry())  # those behind one of each, which other files run in the slow suite
+ONE_OF_EACH = [*STRATEGIES[:VARIANTS], *(pytest.param(each, marks=pytest.mark.slow) for each in STRATEGIES[VARIANTS:])]
+
+
 def returns_particles(strategy):
     return "Particle" in repr(strategy) or "Power" in repr(strategy)
 

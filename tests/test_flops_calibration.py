@@ -178,14 +178,14 @@ def test_recurrent_layers_are_counted_exactly(family):
 
 def test_a_state_space_layer_by_hand():
     """Of two projections, a convolution and a scan; torch computes one number of the convolution twice."""
-    model = recurrent_model("mamba")
+    model = state_space()
     width, inner, rank, state, taps = 32, 64, 2, 4, 4
     step = 2 * (width * 2 * inner + inner * (rank + 2 * state) + rank * inner + inner * width)
     step += 2 * (2 * inner * taps) + 2 * inner * state
     spec = closed_form(model)
-    assert (spec.linear, spec.head, spec.attention) == (2 * step, 2 * width * 50, ())
-    assert spec.states == (2 * inner * taps, 2 * inner * state)  # the convolution's inputs; the state, in float32
-    assert forward_flops(spec, 7, 3).causal == 7 * (2 * step + 2 * width * 50)  # however it is cut into steps
+    assert (spec.linear, spec.head, spec.attention) == (step, 2 * width * 50, ())
+    assert spec.states == (inner * taps, inner * state)  # the convolution's inputs; the state, in float32
+    assert forward_flops(spec, 7, 3).causal == 7 * (step + 2 * width * 50)  # however it is cut into steps
     assert forward_flops(spec, 7).full != forward_flops(spec, 7).causal == forward_flops(spec, 7, 9).causal
 
 
@@ -268,8 +268,11 @@ def encoder(family, head="SequenceClassification"):
     return auto_class.from_config(config, attn_implementation="eager").eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification"])
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [(family, "SequenceClassification") for family in ENCODERS]
+    + [(family, "TokenClassification") for family in ("bert", "deberta-v2", "modernbert")],
+)
 def test_encoders_are_counted_exactly(family, head):
     model = encoder(family, head)
     spec = closed_form(model)

@@ -184,7 +184,7 @@ def test_windows_caps_sinks_and_narrow_values_share_prefixes(family, flash, monk
     tree, plain = generator(model=model), generator(model=model, cache="none")
     assert tree.shares_prefixes
     assert tree._runner._tree.session.covers(40)
-    ours, theirs = wander(tree), wander(plain)
+    ours, theirs = wander(tree, rounds=4), wander(plain, rounds=4)
     assert picture(ours) == picture(theirs)
     for one, other in zip((n for t in ours for n in t.walk()), (n for t in theirs for n in t.walk()), strict=True):
         if one.step:

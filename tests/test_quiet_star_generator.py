@@ -87,7 +87,7 @@ def test_cached_thinking_is_recomputing_token_by_token_in_a_padded_batch(family,
 def test_every_kind_of_cache_gives_the_states_of_a_plain_pass(family):
     options = {"parallel": "fold"} if family in (*COPIED, "lfm2") else {}
     quiet = wrapped(family, 2, **options)
-    gen = generator(quiet, max_step_tokens=10)
+    gen = generator(quiet, max_step_tokens=6)
     node, other = root("ab the is ab the x 12"), root("x")
     first, second = (steps[0] for steps in gen.generate([_request(node), _request(other)]))
     for sampled, which in ((first, node), (second, other)):

@@ -49,11 +49,11 @@ def hybrid():
     ],
 )
 def test_a_search_is_the_same_with_shared_prefixes_and_alone(family):
-    model = families.small_model(family)
-    gen = generator(model)
+    model, lengths = families.small_model(family), {"max_step_tokens": 5, "max_new_tokens": 12}
+    gen = generator(model, **lengths)
     assert gen.shares_prefixes
     together = solve_batch(WORDS[1:3], families.Wander(1), gen)
-    plain = solve_batch(WORDS[1:3], families.Wander(1), generator(model, cache="none"))
+    plain = solve_batch(WORDS[1:3], families.Wander(1), generator(model, cache="none", **lengths))
     alone = [solve(prompt, families.Wander(1), gen) for prompt in WORDS[1:3]]
     assert families.equals(model, together, plain)
     assert families.equals(model, together, alone)
