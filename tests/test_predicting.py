@@ -87,6 +87,8 @@ def test_bad_input_is_refused():
         device("h300")
     with pytest.raises(ValueError, match="greater than 0"):
         Device("none", 0, 1)
+    with pytest.raises(ValueError, match="watts must be greater than 0"):
+        Device("cold", 1, 1, watts=-5)
     assert device("H200") is device("h200") is DEVICES["h200"]
 
 

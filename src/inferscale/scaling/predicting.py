@@ -53,8 +53,9 @@ class Device:
 
     def __post_init__(self) -> None:
         """Refuse peaks that are not positive."""
-        if not (self.flops > 0 and self.bandwidth > 0 and self.latency >= 0):
-            raise ValueError(f"{self!r}: FLOP/s and bytes/s must be greater than 0, and latency 0 or more")
+        watts = 1.0 if self.watts is None else self.watts
+        if not (self.flops > 0 and self.bandwidth > 0 and self.latency >= 0 and watts > 0):
+            raise ValueError(f"{self!r}: FLOP/s, bytes/s and watts must be greater than 0, and latency 0 or more")
 
     @property
     def intensity(self) -> float:
