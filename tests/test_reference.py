@@ -57,6 +57,15 @@ def test_every_object_has_an_example():
     assert missing == []
 
 
+def test_every_public_module_begins_with_an_example():
+    texts = {name: getattr(inferscale, name).__doc__ for name in inferscale.__all__}
+    modules = {name: texts[name] for name in texts if inspect.ismodule(getattr(inferscale, name))}
+    assert len(modules) > 10
+    assert [
+        name for name, text in (modules | {"": inferscale.__doc__}).items() if "\nExample:\n    >>> " not in text
+    ] == []
+
+
 def test_the_page_of_a_class_tells_what_it_takes():
     """Options stand in the text of `__init__`; what it says in a dataclass is nothing that a reader needs."""
     for subject in INDEX.values():

@@ -1,6 +1,14 @@
 """Inference-time scaling of language models: search, voting and exact compute accounting on plain transformers.
 
 Names load when they are first used, so that ``import inferscale`` does not import torch.
+
+Example:
+    >>> import inferscale as isc
+    >>> policy = isc.HFGenerator(*isc.zoo.load("policy-xs"), max_new_tokens=16)  # or your model and tokenizer
+    >>> judge = isc.HFProcessRewardModel(*isc.zoo.load("prm-xs"), good_token="<good>", bad_token="<bad>")
+    >>> result = isc.solve("Tom has 3 apples and buys 4. How many?", isc.REBASE(4), policy, reward_model=judge)
+    >>> len(result.trajectories), result.cost.flops > 0  # and result.answer
+    (4, True)
 """
 
 from typing import TYPE_CHECKING

@@ -13,6 +13,13 @@ Evidence is looked for in this order, the last of a kind counting: ``<answer>...
 ``\boxed{...}``, unless it is taken back; what follows "the answer is" and its like; what follows ``####``; a text that
 is nothing but an answer; a number alone on the first line, or in bold on the last; the last
 formula or number, whichever ends later.
+
+Example:
+    >>> from inferscale.answers import Choice, read_answer
+    >>> read_answer("So each of them pays $12.50."), Choice("ABCD")("The answer is (C), since B is too small.")
+    ('12.50', 'C')
+    >>> read_answer.same("12.5", r"\frac{25}{2}")
+    True
 """
 
 from __future__ import annotations

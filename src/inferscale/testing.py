@@ -1,4 +1,11 @@
-"""Fakes without weights, functions of the prefix and the draw number, and conformance checks for your own parts."""
+"""Fakes without weights, functions of the prefix and the draw number, and conformance checks for your own parts.
+
+Example:
+    >>> import inferscale as isc
+    >>> isc.testing.check_strategy(isc.strategies.Restart(isc.RepeatedSampling(2)))  # or a strategy of your own
+    >>> isc.solve("How many?", isc.RepeatedSampling(8), isc.testing.ToyGenerator()).answer  # no model is needed
+    '1'
+"""
 
 from __future__ import annotations
 

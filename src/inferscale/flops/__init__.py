@@ -2,6 +2,13 @@
 
 `FlopCounter` counts what live models do; the closed forms (`model_spec`, `forward_flops`, `estimate_flops`) need no
 model and no torch. A multiply-add is 2 FLOPs, and only matrix products count.
+
+Example:
+    >>> import inferscale as isc
+    >>> model, _ = isc.zoo.load("policy-xs")
+    >>> spec = isc.flops.model_spec(model.config)
+    >>> isc.flops.forward_flops(spec, new=1, past=99)  # one token after a prefix of 99
+    Flops(linear=179712, head=21504, attention_full=57600, attention_causal=57600)
 """
 
 from __future__ import annotations

@@ -3,6 +3,13 @@
 Every function works on the last axis and is batched over the leading ones. NumPy arrays, torch tensors (CPU and
 CUDA) and lists go in; the same kind on the same device comes out, lists as NumPy arrays. Sums are formed and
 results given in float64, whole numbers in int64, whatever the precision of the input.
+
+Example:
+    >>> from inferscale.functional import pass_at_k, rebase_allocation
+    >>> round(float(pass_at_k([True, False, False, True], 2)), 3)
+    0.833
+    >>> rebase_allocation([0.9, 0.8, 0.1], 8, 0.1).tolist()
+    [6, 2, 0]
 """
 
 from .allocation import Rounding, dora_allocation, ets_selection, rebase_allocation

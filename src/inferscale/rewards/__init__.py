@@ -1,4 +1,14 @@
-"""Reward models: functions, transformers models, servers, and what is made of others."""
+"""Reward models: functions, transformers models, servers, and what is made of others.
+
+Example:
+    >>> import inferscale as isc
+    >>> def brief(completions, **columns):
+    ...     return [-len(text) for text in completions]
+    >>> judge = isc.RewardFunction(brief)
+    >>> solver = isc.Solver(isc.RepeatedSampling(8), isc.testing.ToyGenerator(), judge, isc.BestOfN())
+    >>> len(solver.solve("How many?").text)
+    35
+"""
 
 from .calibration import CalibratedReward, Diagnosis, IsotonicCalibration, PlattCalibration, diagnose
 from .combining import (

@@ -1,4 +1,10 @@
-"""Inference scaling laws: the theory of voting, coverage, and curves of accuracy against compute."""
+"""Inference scaling laws: the theory of voting, coverage, and curves of accuracy against compute.
+
+Example:
+    >>> from inferscale.scaling import majority_accuracy
+    >>> [round(float(majority_accuracy([0.5, 0.3, 0.2], 0, n)), 2) for n in (1, 5, 25)]  # the first answer is right
+    [0.5, 0.61, 0.86]
+"""
 
 from .comparing import PairedDifference, difficulty_bins, mcnemar_p_value, paired_difference, split_by
 from .curves import (

@@ -1,4 +1,15 @@
-"""Search strategies: frozen dataclasses of hyperparameters with one `search` each."""
+"""Search strategies: frozen dataclasses of hyperparameters with one `search` each.
+
+Example:
+    >>> import inferscale as isc
+    >>> from inferscale.testing import ToyGenerator, ToyProcessReward
+    >>> for strategy in (isc.RepeatedSampling(8), isc.BeamSearch(2, 4), isc.REBASE(8)):
+    ...     result = isc.solve("How many?", strategy, ToyGenerator(), reward_model=ToyProcessReward())
+    ...     print(type(strategy).__name__, result.answer, result.cost.tokens)
+    RepeatedSampling 1 126
+    BeamSearch 3 128
+    REBASE 3 121
+"""
 
 from .abmcts import ABMCTS
 from .combinators import (

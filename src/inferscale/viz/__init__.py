@@ -1,4 +1,13 @@
-"""Pictures of searches: text, HTML that needs nothing from outside, and plots (extra ``plot``)."""
+r"""Pictures of searches: text, HTML that needs nothing from outside, and plots (extra ``plot``).
+
+Example:
+    >>> import inferscale as isc
+    >>> result = isc.solve("How many?", isc.RepeatedSampling(2), isc.testing.ToyGenerator(depth=1))
+    >>> print(isc.render_tree(result.root))
+    How many?
+    ├─ u q w i c\nThe answer is 1 [eos]
+    └─ t i l o k\nThe answer is 3 [eos]
+"""
 
 from typing import TYPE_CHECKING
 

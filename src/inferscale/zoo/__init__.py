@@ -1,9 +1,10 @@
 """Embedded models and the task that they were trained on, and a real model from its package; no network is needed.
 
->>> from inferscale import zoo
->>> problem = zoo.task.generate(1, seed=7, level=2)[0]
->>> zoo.task.is_correct(problem.prompt, zoo.task.solution(problem.prompt))
-True
+Example:
+    >>> from inferscale import zoo
+    >>> problem = zoo.task.generate(1, seed=7, level=2)[0]
+    >>> zoo.task.is_correct(problem.prompt, zoo.task.solution(problem.prompt))
+    True
 """
 
 from . import task
