@@ -69,7 +69,7 @@ class Meter:
         ("llama", 1, {"when": StepStarts(2)}),
         ("llama", 2, {"when": Never()}),
         pytest.param("mamba", 2, {}, marks=pytest.mark.slow),
-        ("lfm2", 1, {"when": StepStarts(1)}),
+        pytest.param("lfm2", 1, {"when": StepStarts(1)}, marks=pytest.mark.slow),
     ],
 )
 def test_bytes_are_those_of_the_passes_that_are_made(family, length, options, monkeypatch):
