@@ -131,6 +131,8 @@ def test_adapters_are_merged_one_after_the_other_and_may_bring_another_head(tmp_
     scorer, _ = zoo.load("policy-xs", [tmp_path / "policy", tmp_path / "judge"])
     torch.testing.assert_close(scorer(ids).logits, judge(ids).logits)
     assert not scorer.training
+    names = adapted.name_or_path, scorer.name_or_path  # not the plain model's: a plan's command line would load that
+    assert names == ("policy-xs+policy", "policy-xs+policy+judge")
     assert tokens.eos_token == "</s>"
     with pytest.raises(ValueError, match=r"nothing' is no folder of an adapter: adapter_config.json"):
         zoo.load("policy-xs", [tmp_path / "nothing"])

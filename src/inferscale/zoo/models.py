@@ -156,7 +156,8 @@ def load(
         name: The model's name.
         adapters: Folders of LoRA adapters that were trained on it, each on the model with those before it; they are
             merged into its weights one after the other. One with a ``config.json`` turns the model into the class that
-            is named there, on the same body, and brings the head: a process reward model.
+            is named there, on the same body, and brings the head: a process reward model. The model is then named by
+            all of them, as in ``"smollm2-135m-instruct+policy"``.
 
     Raises:
         ValueError: If there is no such model, a package's file is damaged or of another release, or an adapter's
