@@ -85,6 +85,7 @@ print("the same tree:", trees[0] == trees[1])
 # %% [markdown]
 # ## A judge of its own
 # With no reward model at hand, the model's own likelihood is one: here the least likely token of the least likely step.
+# A model of this size solves hardly any of these problems, whatever is run: the costs are what to look at.
 
 # %%
 likelihood = isc.LikelihoodReward.from_generator(  # the same model, under the prompts that it answers
