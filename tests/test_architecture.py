@@ -157,6 +157,8 @@ def test_the_core_runs_without_torch():
     code = (
         "import sys; import inferscale as i; from inferscale.testing import ToyGenerator, ToyReward\n"
         "r = i.solve('How many?', i.REBASE(4), ToyGenerator(), reward_model=ToyReward())\n"
+        "even = i.RewardFunction(lambda nodes: [0.0] * len(nodes))\n"
+        "i.solve('How many?', i.REBASE(4), ToyGenerator(), reward_model=even)\n"
         "assert r.answer; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

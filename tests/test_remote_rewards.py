@@ -2,8 +2,10 @@
 
 import dataclasses
 from dataclasses import replace
+from functools import cache
 
 import pytest
+from transformers import AutoTokenizer
 
 from inferscale import _http as retry
 from inferscale._http import RemoteError
@@ -56,8 +58,11 @@ def server(local):
         yield stub
 
 
+loaded = cache(AutoTokenizer.from_pretrained)  # its 151,000 tokens take a while
+
+
 def remote(server, folder, **options):
-    return VLLMRewardModel(server.url, "judge", checkpoint=folder, reduction="min", **options)
+    return VLLMRewardModel(server.url, "judge", loaded(folder), checkpoint=folder, reduction="min", **options)
 
 
 def close(found, expected):

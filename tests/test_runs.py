@@ -84,7 +84,7 @@ def same_records(straight, killed, problems, names):
 def test_killed_and_resumed_gives_the_same_records(tmp_path):
     evaluate(tmp_path / "straight")
     rng = random.Random(0)
-    assert sum(kill_at_random(tmp_path / "killed", rng) for _ in range(3)) >= 2
+    assert sum(kill_at_random(tmp_path / "killed", rng) for _ in range(2)) >= 1
     evaluate(tmp_path / "killed")
     same_records(tmp_path / "straight", tmp_path / "killed", len(PROBLEMS), STRATEGIES)
 

@@ -70,7 +70,7 @@ class Judging(Generator):
         return Step(text, (1, 2), logprob, finish_reason="eos")
 
 
-def accuracy(strategy, generator, trials=400, **options):
+def accuracy(strategy, generator, trials=250, **options):
     problems = [Problem(f"How many? {number}", "1") for number in range(trials)]
     results = solve_batch(problems, strategy, generator, **options)
     return sum(bool(result.is_correct) for result in results) / trials
@@ -81,7 +81,7 @@ def test_a_knockout_fails_no_more_often_than_the_bound_says(votes):
     n, generator = 8, Judging(0.4, 0.85)
     failed = 1 - accuracy(Tournament(RepeatedSampling(n), votes=votes), generator)
     bound = knockout_failure(0.4, 0.85, n, votes)
-    assert failed <= bound + 3 * math.sqrt(0.25 / 400)
+    assert failed <= bound + 3 * math.sqrt(0.25 / 250)
     assert votes == 1 or failed < 1 - accuracy(RepeatedSampling(n), generator)
 
 

@@ -80,7 +80,7 @@ def means(strategy, table, runs):
     ids=repr,
 )
 def test_the_evidence_is_unbiased(strategy):
-    runs = 1500
+    runs = 1000
     evidence, product, _ = means(strategy, PROD, runs)
     # A single estimate has a standard deviation below .3 for N = 1 and .15 for N >= 2.
     bound = 4 * (0.3 if strategy.num_particles == 1 or strategy.twist != 1 else 0.2) / math.sqrt(runs)
