@@ -187,6 +187,21 @@ def test_models_and_functions_add_up_in_a_search():
     assert all(result.trajectories for result in plain)
 
 
+def test_bytes_of_a_member_that_does_not_tell_them_are_not_known():
+    class Costing(ToyReward):
+        def __init__(self, **cost):
+            super().__init__()
+            self.price = Cost(**cost)
+
+        def cost(self, nodes):
+            return [self.price] * len(nodes)
+
+    known, silent, free = Costing(scored_tokens=3, reward_bytes=70), Costing(scored_tokens=3), Costing()
+    for members, moved in [((known, free), 140), ((known, silent), None), ((free, free), 0)]:
+        result = solve("Q?", RepeatedSampling(2), ToyGenerator(), reward_model=EnsembleReward(members), seed=0)
+        assert result.cost.reward_bytes == moved
+
+
 def test_what_is_known_is_not_asked_again_and_costs_nothing():
     model = Judge(*A)
     cached = CachedProcessReward(model)

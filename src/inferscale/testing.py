@@ -87,10 +87,7 @@ class ToyGenerator(Generator):
     def generate(self, requests: Sequence[GenerateRequest]) -> list[list[Step]]:
         """Steps that depend on each request's prefix and draw numbers alone."""
         self.calls += 1
-        groups = [
-            [self._sample(request, draw, text) for draw in range(request.n)]
-            for request, text in ((request, request.node.text) for request in requests)
-        ]
+        groups = [[self._sample(request, draw) for draw in range(request.n)] for request in requests]
         samples = [(request, draw) for request in requests for draw in range(request.n)]
         for race in {id(request.race): request.race for request in requests if request.race is not None}.values():
             lengths = [
@@ -109,7 +106,7 @@ class ToyGenerator(Generator):
             return step
         if most <= 0:
             return Step("", finish_reason="budget")
-        return self._sample(replace(request, max_tokens=most), draw, request.node.text)
+        return self._sample(replace(request, max_tokens=most), draw)
 
     def open(self) -> Sampling:
         """A session."""
@@ -121,7 +118,8 @@ class ToyGenerator(Generator):
             return 5
         return None if self.depth is None else 5 * (self.depth + 1)
 
-    def _sample(self, request: GenerateRequest, draw: int, prefix: str) -> Step:
+    def _sample(self, request: GenerateRequest, draw: int) -> Step:
+        prefix = request.node.text
         source = prefix if request.greedy else str(branch_key(request.node.key, request.first + draw))
         if request.temperature and not request.greedy:
             source += f" at {request.temperature}"
@@ -211,7 +209,7 @@ class _Ragged(Sampling):
             self._cut += [(ticket, draw, Step("", finish_reason="budget")) for draw in range(ticket.request.n)]
         draws = [draw for other, draw in self._left if other is ticket]
         over = replace(ticket.request, deadline=0.0)
-        self._cut += [(ticket, draw, self._toy._sample(over, draw, over.node.text)) for draw in draws]
+        self._cut += [(ticket, draw, self._toy._sample(over, draw)) for draw in draws]
         for draw in draws:
             del self._left[ticket, draw]
 

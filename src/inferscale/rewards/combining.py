@@ -21,6 +21,13 @@ from .functions import RewardFunction
 T = TypeVar("T")
 
 
+def _told(costs: Sequence[Cost]) -> Sequence[Cost]:
+    """Costs of a call; of a model of one's own that tells tokens and no bytes, these are not known."""
+    if any(c.reward_bytes != 0 for c in costs) or not any(c.scored_tokens or c.reward_flops for c in costs):
+        return costs
+    return [replace(c, reward_bytes=None, cache_bytes=None) for c in costs]
+
+
 class _CombinedReward(RewardModel):
     """A reward model with members and a weight for each; its cost is what all cost together."""
 
@@ -42,7 +49,9 @@ class _CombinedReward(RewardModel):
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The costs of all members together."""
-        return [sum(costs, Cost()) for costs in zip(*(member.cost(nodes) for member in self._members), strict=True)]
+        return [
+            sum(costs, Cost()) for costs in zip(*(_told(member.cost(nodes)) for member in self._members), strict=True)
+        ]
 
     def recall(self, nodes: Sequence[Node]) -> None:
         """Tells the members."""
