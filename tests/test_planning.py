@@ -410,6 +410,7 @@ def test_without_gold_answers_a_judge_compares():
                     strategies=[isc.RepeatedSampling(8)])  # fmt: skip
     assert plan.choices[0].configuration.aggregator == isc.BestOfN()
     assert plan.choices[0].tried.accuracy > 0.8
+    assert "better than one sample: 50 % is as good" in str(plan)
 
 
 def test_several_generators_and_rewards_race_by_name():
@@ -426,6 +427,14 @@ def test_several_generators_and_rewards_race_by_name():
     chosen = {"rich": ToyGenerator(), "poor": Poor()}[plan.choices[0].configuration.generator]
     by_name = isc.solve_batch(PROBLEMS[:3], plan, {"rich": ToyGenerator(), "poor": Poor()})
     assert [r.text for r in by_name] == [r.text for r in isc.solve_batch(PROBLEMS[:3], plan, chosen)]
+    scored = next(t for t in plan.tried if t.configuration.reward)
+    made = replace(plan, choices=(replace(plan.choices[0], tried=scored),), rewards={})  # as it is when it is loaded
+    generator = {"rich": ToyGenerator(), "poor": Poor()}
+    assert isc.solve_batch(
+        PROBLEMS[:2], made, generator, reward_model={"other": ToyProcessReward(), "toy": ToyReward()}
+    )
+    with pytest.raises(ValueError, match=r"pass reward_model=... \(toy\)"):
+        isc.solve_batch(PROBLEMS[:2], made, generator, reward_model={"other": ToyReward()})
     with pytest.raises(ValueError, match="give it by that name"):
         isc.solve(PROBLEMS[0], plan, {"other": chosen})
 

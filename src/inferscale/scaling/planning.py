@@ -224,6 +224,7 @@ class Plan(Planned):
         sources: What commands call the generators and reward models: a path, a hub id, an embedded model. As `parts`,
             but that what commands cannot load is left out.
         untried: Runs that were not begun, for `most` was spent before.
+        judged: True if accuracies are chances to be better than one sample, by a judge.
 
     Example:
         >>> import inferscale as isc
@@ -247,6 +248,7 @@ class Plan(Planned):
     rewards: Mapping[str, RewardModel] = field(default_factory=dict, repr=False, compare=False)
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     untried: tuple[str, ...] = ()
+    judged: bool = False
 
     def choose(self, budget: Budget | None = None) -> Choice:
         """The choice of a budget: of the best that was chosen for any budget and costs no more than this one.
@@ -297,7 +299,8 @@ class Plan(Planned):
         self._check("generators", chosen.generator, generator)
         if chosen.reward is None:
             return chosen.strategy, generator, None, chosen.aggregator
-        judge = reward_model if reward_model is not None else self.rewards.get(chosen.reward)
+        given = self.rewards if reward_model is None else reward_model
+        judge = given.get(chosen.reward) if isinstance(given, Mapping) else given  # several by name, as to `plan`
         if judge is None:
             raise ValueError(f"{chosen.name} reads scores: pass reward_model=... ({chosen.reward})")
         self._check("reward models", chosen.reward, judge)
@@ -384,7 +387,7 @@ class Plan(Planned):
         data = {
             "format": FORMAT, "version": VERSION, "problems": self.problems, "error": self.error,
             "spent": dict(self.spent), "most": self.most and _caps(self.most), "parts": self.parts,
-            "sources": dict(self.sources), "untried": self.untried,
+            "sources": dict(self.sources), "untried": self.untried, "judged": self.judged,
             "tried": [{**_plain(t, "configuration"), "configuration": _texts(t.configuration)} for t in self.tried],
             "choices": [{**_plain(c, "tried", "budget"), "budget": _caps(c.budget),
                          "tried": None if c.tried is None else self.tried.index(c.tried)} for c in self.choices],
@@ -437,7 +440,8 @@ class Plan(Planned):
         )  # fmt: skip
         most = None if data["most"] is None else _budget(data["most"])
         return cls(choices, tried, data["problems"], data["error"], data["spent"], most, data["parts"],
-                   sources=data.get("sources", {}), untried=tuple(data.get("untried", ())))  # fmt: skip
+                   sources=data.get("sources", {}), untried=tuple(data.get("untried", ())),
+                   judged=data.get("judged", False))  # fmt: skip
 
     def table(self) -> str:
         """The choices, and every configuration that was tried, as text."""
@@ -506,10 +510,12 @@ class Plan(Planned):
     def _how(self) -> str:
         spent = ", ".join(f"{value:.3g} {name}" for name, value in self.spent.items())
         allowed = f" of {told(self.most)} allowed" if self.most else ""
+        judged = " Accuracy is the chance to be better than one sample: 50 % is as good." if self.judged else ""
         rest = f" Not begun, for that was spent before: {'; '.join(self.untried)}." if self.untried else ""
         return (
             f"Planned on {self.problems} problems for {spent}{allowed}.{rest} With probability {1 - self.error:.0%} or "
             "more no best configuration was dropped as shown to be behind; what was set aside was not shown to be."
+            + judged
         )
 
 
@@ -655,7 +661,9 @@ def plan(
     read = {"read_answer": read_answer, "thinking": thinking}
 
     def found(winners: Sequence[Winner]) -> Plan:
-        return _as_plan(race, winners, runners, wanted, error, most, generators, judges, read, len(order))
+        return _as_plan(
+            race, winners, runners, wanted, error, most, generators, judges, read, judge is not None, len(order)
+        )
 
     try:
         return found(race.run())
@@ -978,7 +986,7 @@ def _fits(tried: Tried, budget: Budget) -> bool:
 def _as_plan(
     race: Race, winners: Sequence[Winner], pools: Sequence[Pool], budgets: Sequence[Budget], error: float,
     most: Budget | None, generators: Mapping[str, Generator], judges: Mapping[str, RewardModel],
-    read: Mapping[str, Any], problems: int,
+    read: Mapping[str, Any], judged: bool, problems: int,
 ) -> Plan:  # fmt: skip
     configurations = {name: c for pool in pools for name, c in pool.configurations.items()}
     standings = [{s.configuration: s for s in winner.standings} for winner in winners]
@@ -1008,7 +1016,7 @@ def _as_plan(
     untried = tuple(pool.name for pool in pools if pool.name not in race.measured)
     spent = {name: value for name, value in race.spent.items() if value > 0}  # NaN, what a model does not tell, is not
     return Plan(
-        choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges), sources, untried
+        choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges), sources, untried, judged
     )  # fmt: skip
 
 
