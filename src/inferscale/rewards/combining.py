@@ -21,7 +21,7 @@ from .functions import RewardFunction
 T = TypeVar("T")
 
 
-def _told(costs: Sequence[Cost]) -> Sequence[Cost]:
+def _told(costs: list[Cost]) -> list[Cost]:
     """Costs of a call; of a model of one's own that tells tokens and no bytes, these are not known."""
     if any(c.reward_bytes != 0 for c in costs) or not any(c.scored_tokens or c.reward_flops for c in costs):
         return costs
