@@ -49,9 +49,10 @@ class _CombinedReward(RewardModel):
 
     def cost(self, nodes: Sequence[Node]) -> list[Cost]:
         """The costs of all members together."""
-        return [
-            sum(costs, Cost()) for costs in zip(*(_told(member.cost(nodes)) for member in self._members), strict=True)
-        ]
+        members = [member.cost(nodes) for member in self._members]
+        if any(cost.reward_bytes for costs in members for cost in costs):  # beside those that tell
+            members = [_told(costs) for costs in members]
+        return [sum(costs, Cost()) for costs in zip(*members, strict=True)]
 
     def recall(self, nodes: Sequence[Node]) -> None:
         """Tells the members."""
