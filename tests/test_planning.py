@@ -512,6 +512,16 @@ def test_each_budget_is_raced_for_once():
     assert [c.budget for c in plan.choices] == budgets[:2]
 
 
+def test_a_budget_that_buys_nothing_is_told_what_would():
+    plan = toy_plan(budgets=[isc.Budget(calls=1, tokens=5), isc.Budget(tokens=400)], strategies=[isc.REBASE(2)])
+    least = min(t.costs["tokens"] for t in plan.tried)
+    assert f"5 tokens, 1 calls: nothing that was tried costs so little (the least is {least:.4g} tokens, 8 " in str(
+        plan
+    )
+    with pytest.raises(ValueError, match="no configuration that was tried costs as little as 5 tokens, 1 calls"):
+        isc.solve(PROBLEMS[0], plan, ToyGenerator(), budget=isc.Budget(calls=1, tokens=5))
+
+
 def test_votes_that_are_equal_up_to_rounding_are_one():
     """Weighted and best of two pick the same; their formulas differ in the last bits."""
     plan = toy_plan(strategies=[isc.RepeatedSampling(2)], budgets=isc.Budget(tokens=400))

@@ -445,7 +445,7 @@ class Plan(Planned):
 
     def table(self) -> str:
         """The choices, and every configuration that was tried, as text."""
-        lines = [*map(str, self.choices), "", self._how(), ""]
+        lines = [*self._told(), "", self._how(), ""]
         header = ["accuracy", "95 % interval", "problems", *self._costs()]
         names = [t.configuration.name for t in self._ranked()]
         width = max(map(len, names), default=10)
@@ -460,7 +460,17 @@ class Plan(Planned):
 
     def __str__(self) -> str:
         """The choices, a line for each budget."""
-        return "\n".join([*map(str, self.choices), self._how()])
+        return "\n".join([*self._told(), self._how()])
+
+    def _told(self) -> list[str]:
+        """The choices in words; of a budget that buys nothing what the cheapest takes."""
+        lines = []
+        for choice in self.choices:
+            least = {name: min((t.costs[name] for t in self.tried if name in t.costs), default=None)
+                     for name in choice.budget.caps}  # fmt: skip
+            known = ", ".join(f"{value:.4g} {name}" for name, value in least.items() if value is not None)
+            lines.append(f"{choice} (the least is {known})" if choice.tried is None and known else str(choice))
+        return lines
 
     def to_html(self) -> str:
         """The plan as a piece of HTML: no script, nothing from outside, names escaped."""
@@ -469,7 +479,7 @@ class Plan(Planned):
         for t in self._ranked():
             cells = (t.configuration.name, *self._cells(t), self._why(t))
             rows.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
-        listed = "".join(f"<li>{html.escape(str(choice))}</li>" for choice in self.choices)
+        listed = "".join(f"<li>{html.escape(line)}</li>" for line in self._told())
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         text = (
             f'<div class="inferscale"><ul>{listed}</ul><p>{html.escape(self._how())}</p>'
