@@ -537,6 +537,11 @@ def test_a_choice_says_when_nothing_was_right():
     plan = isc.plan([replace(p, answer="seven") for p in PROBLEMS], ToyGenerator(), budgets=isc.Budget(tokens=400),
                     strategies=[isc.RepeatedSampling(2)])  # fmt: skip
     assert "No problem was answered right: compare gold answers" in str(plan)
+    assert plan.notes == ()
+    plan = toy_plan(read_answer=lambda text: None, strategies=[isc.RepeatedSampling(2)], reward_model=None)
+    (note,) = plan.notes
+    assert note.startswith("ToyGenerator: 80 of 80 trajectories ended without an answer")
+    assert note in str(plan)
 
 
 def test_runs_that_the_limit_left_no_room_for_are_told(tmp_path):

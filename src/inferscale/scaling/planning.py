@@ -29,7 +29,7 @@ from inferscale.base import (
 )
 from inferscale.cost import Budget, Meter, Price
 from inferscale.engine.files import write_atomically
-from inferscale.engine.result import SearchResult, voted
+from inferscale.engine.result import Abstentions, SearchResult, voted
 from inferscale.engine.several import GeneratorGroup
 from inferscale.engine.solver import Solver, as_problems
 from inferscale.evaluate.parts import command_words, make_strategy, make_vote, name_of, source_of
@@ -225,6 +225,7 @@ class Plan(Planned):
             but that what commands cannot load is left out.
         untried: Runs that were not begun, for `most` was spent before.
         judged: True if accuracies are chances to be better than one sample, by a judge.
+        notes: Advice for each generator where a tenth of its trajectories or more had no answer (`Abstentions.notes`).
 
     Example:
         >>> import inferscale as isc
@@ -249,6 +250,7 @@ class Plan(Planned):
     sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     untried: tuple[str, ...] = ()
     judged: bool = False
+    notes: tuple[str, ...] = ()
 
     def choose(self, budget: Budget | None = None) -> Choice:
         """The choice of a budget: of the best that was chosen for any budget and costs no more than this one.
@@ -387,7 +389,7 @@ class Plan(Planned):
         data = {
             "format": FORMAT, "version": VERSION, "problems": self.problems, "error": self.error,
             "spent": dict(self.spent), "most": self.most and _caps(self.most), "parts": self.parts,
-            "sources": dict(self.sources), "untried": self.untried, "judged": self.judged,
+            "sources": dict(self.sources), "untried": self.untried, "judged": self.judged, "notes": self.notes,
             "tried": [{**_plain(t, "configuration"), "configuration": _texts(t.configuration)} for t in self.tried],
             "choices": [{**_plain(c, "tried", "budget"), "budget": _caps(c.budget),
                          "tried": None if c.tried is None else self.tried.index(c.tried)} for c in self.choices],
@@ -441,7 +443,7 @@ class Plan(Planned):
         most = None if data["most"] is None else _budget(data["most"])
         return cls(choices, tried, data["problems"], data["error"], data["spent"], most, data["parts"],
                    sources=data.get("sources", {}), untried=tuple(data.get("untried", ())),
-                   judged=data.get("judged", False))  # fmt: skip
+                   judged=data.get("judged", False), notes=tuple(data.get("notes", ())))  # fmt: skip
 
     def table(self) -> str:
         """The choices, and every configuration that was tried, as text."""
@@ -525,7 +527,7 @@ class Plan(Planned):
         return (
             f"Planned on {self.problems} problems for {spent}{allowed}.{rest} With probability {1 - self.error:.0%} or "
             "more no best configuration was dropped as shown to be behind; what was set aside was not shown to be."
-            + judged
+            + "".join([judged, *(f" {note}." for note in self.notes)])
         )
 
 
@@ -817,6 +819,7 @@ class Pool:
         price: Price | None = None, force: bool = False,
     ) -> None:  # fmt: skip
         self.name = f"{generator_name}: {written(strategy)}" + (f" by {reward_name}" if reward_name else "")
+        self.generator = generator_name
         self._names, self._strategy, self._problems = (generator_name, reward_name), strategy, problems
         self._parts, self._options, self._same, self._referee = (generator, reward), options, same_answer, referee
         self._price, self._force = price, force
@@ -828,11 +831,13 @@ class Pool:
         self._costs: dict[str, list[dict[str, Floats]]] = {}
         self._paid: list[dict[str, Floats]] = []
         self._done = 0
+        self.abstentions = Abstentions()
 
     def measure(self, problems: int) -> Measured:
         """Run the problems that are missing, and read every configuration out of them."""
         if problems > self._done:
             results, correct = self._results(problems)
+            self.abstentions = sum((result.abstentions for result in results), self.abstentions)
             self._paid.append(_part_costs(results, None, True, self._price))
             self._read(results, correct)
             self._done = problems
@@ -1024,9 +1029,14 @@ def _as_plan(
         for kind, these in named.items()
     }
     untried = tuple(pool.name for pool in pools if pool.name not in race.measured)
+    silent: dict[str, Abstentions] = {}
+    for pool in pools:
+        silent[pool.generator] = silent.get(pool.generator, Abstentions()) + pool.abstentions
+    notes = () if judged else tuple(f"{name}: {note}" for name, of in silent.items() for note in of.notes)
     spent = {name: value for name, value in race.spent.items() if value > 0}  # NaN, what a model does not tell, is not
     return Plan(
-        choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges), sources, untried, judged
+        choices, tuple(tried.values()), problems, error, spent, most, plain, dict(judges), sources, untried, judged,
+        notes,
     )  # fmt: skip
 
 
