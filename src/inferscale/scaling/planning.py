@@ -521,7 +521,7 @@ class Plan(Planned):
 
     def _how(self) -> str:
         spent = ", ".join(f"{value:.3g} {name}" for name, value in self.spent.items())
-        allowed = f" of {told(self.most)} allowed" if self.most else ""
+        allowed = f" ({told(self.most)} allowed)" if self.most else ""
         judged = " Accuracy is the chance to be better than one sample: 50 % is as good." if self.judged else ""
         rest = f" Not begun, for that was spent before: {'; '.join(self.untried)}." if self.untried else ""
         return (
