@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -35,6 +36,7 @@ def node_of(prompt, *texts):
     return node
 
 
+@cache
 def sampled_nodes():
     gen = HFGenerator(tiny_model(), byte_tokenizer(), max_step_tokens=6, max_new_tokens=18)
     roots = [root(prompt) for prompt in PROMPTS]

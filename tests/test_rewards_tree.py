@@ -1,6 +1,7 @@
 """Incremental scoring: equal to reading whole texts, each node read once, and paid for once."""
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ CLASSIFIERS = [
 ]
 
 
+@cache
 def rounds_of_search(seed=3, rounds=4):
     """Nodes to score in each round; some are scored late, some never, and old nodes grow again."""
     gen = HFGenerator(tiny_model("llama", seed=seed), byte_tokenizer(), max_step_tokens=6, max_new_tokens=30)
