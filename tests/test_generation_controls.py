@@ -420,7 +420,10 @@ def test_tokens_and_logprobs_are_those_of_transformers_own_processors_in_their_o
         assert step.confidence == pytest.approx(np.mean(plain), abs=1e-4)  # the model's own, whatever is drawn from
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("penalty", "own", "all") else pytest.param(name, marks=pytest.mark.slow) for name in CONTROLS],
+)
 def test_controls_are_the_same_in_any_batch(name):
     gen = generator(check_every=4, **CONTROLS[name])
     same_alone_and_batched(gen, generator(cache="none", micro_batch=2, **CONTROLS[name]))
