@@ -275,6 +275,7 @@ def test_a_model_is_known_by_the_adapter_in_use_and_by_the_parts_of_quantised_we
         disable_adapters = False
         active_adapters = ("default",)
 
+    assert "adapters" not in identity_of(tiny_model()), "transformers' method of that name is no sign of peft's"
     layer = Adapted(2, 2)
     known = identity_of(layer)
     layer.disable_adapters = True

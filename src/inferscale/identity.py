@@ -252,7 +252,8 @@ def model_identity(model: Any) -> dict[str, Any]:
         "eos_token_id": getattr(generation, "eos_token_id", None),
         "weights": digest(_sampled_weights(model)),
     }
-    layers = [layer for layer in model.modules() if hasattr(layer, "disable_adapters")]  # peft's
+    # Those of peft, which tell whether their adapters are off; transformers' models have a method of that name.
+    layers = [layer for layer in model.modules() if isinstance(getattr(layer, "disable_adapters", None), bool)]
     if layers:
         configs = {name: _without_names(c.to_dict()) for name, c in getattr(model, "peft_config", {}).items()}
         active = sorted({str([layer.disable_adapters, layer.active_adapters]) for layer in layers})
