@@ -5,6 +5,9 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 QUICK  := not slow and not real and not servers
 
+# What is compiled once, assertions above all, need not be compiled again by each worker of the next run.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow test-all coverage test-real test-servers test-vllm test-harness test-oldest lint docs notebooks pictures release release-check clean
 
 OLDEST := $(addprefix tests/test_,hf_generator.py hf_generator_sampling.py hf_generator_tree.py hf_generator_waves.py \
