@@ -181,7 +181,7 @@ def regret_of(
         bought = [name for name, (_, costs) in known.items() if costs[cost][order].mean() <= cap]
         got = {name: 100 * float(judged_on[name][0][judging].mean()) for name in judged_on}
         best = max(buys, key=got.__getitem__)
-        by_grid = max(bought, key=lambda name: float(known[name][0][order].mean()))
+        by_grid = max(bought, key=lambda name: (known[name][0][order].mean().round(9), -known[name][1][cost].mean()))
         error = 100 * float(judged_on[best][0][judging].std(ddof=1)) / len(judging) ** 0.5
         chosen = str(winner.configuration)
         paid = float(judged_on[chosen][1][cost][judging].mean()) / cap
