@@ -20,7 +20,7 @@ from .tree import FinishReason, Judge, Node, Step, Trajectory
 
 
 class Traffic(NamedTuple):
-    """What forwards move besides computing, in numbers or in bytes.
+    """Numbers, or bytes, that forwards move besides computing.
 
     Attributes:
         weights: Weights read.
@@ -509,7 +509,7 @@ class Embedder(Protocol):
 
 
 class Planned(ABC):
-    """What may stand where a strategy does: it chooses strategy, vote and reward model by what a problem may cost.
+    """A stand-in for a strategy: it chooses strategy, vote and reward model by what a problem may cost.
 
     A budget beside it says which choice is meant, as the mean cost of a problem, and cuts no search.
     """

@@ -122,7 +122,7 @@ def _read_lines(process: subprocess.Popen[str], replies: _Lines) -> None:
 
 
 Verdict: TypeAlias = Literal["same", "different", "timeout", "crash", "skipped"]
-"""What a grader found of two answers: `"timeout"` and `"crash"` of the worker leave it undecided, and so does
+"""The finding of a grader on two answers: `"timeout"` and `"crash"` of the worker leave it undecided, and so does
 `"skipped"`, if the time of all pairs was spent before it looked. Only `"same"` counts as the same.
 
 Example:

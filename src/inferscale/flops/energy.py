@@ -132,7 +132,7 @@ class NvmlCounter:
 
 
 class CodeCarbonCounter:
-    """What CodeCarbon measures, or by its own account estimates, of this machine; needs ``codecarbon``.
+    """The energy of this machine as CodeCarbon measures it, or by its own account estimates; needs ``codecarbon``.
 
     Args:
         tracker: A tracker that has been started, by default an `OfflineEmissionsTracker` that writes no file.
@@ -159,7 +159,7 @@ class CodeCarbonCounter:
 
 @dataclass(frozen=True)
 class Energy:
-    """What a meter has read.
+    """The reading of a meter.
 
     Attributes:
         joules: Joules; ``None`` if they are not known.

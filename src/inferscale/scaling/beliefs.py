@@ -1,4 +1,4 @@
-"""What a few problems tell of many configurations: all accuracies believed together, and what more would tell.
+"""Beliefs on many configurations after a few problems: all accuracies together, and what more would tell.
 
 The accuracies ``theta`` of C configurations are Gaussian beforehand, more alike the more two configurations share and
 the closer their costs are. On one problem they score ``theta`` plus noise that they have in common, most of all votes
@@ -51,7 +51,7 @@ class Beliefs:
         return dict(zip(rows, counts.tolist(), strict=True))
 
     def gains(self, among: Sequence[int], rows: Sequence[int], problems: Sequence[int]) -> Floats:
-        """How much better the best of `among` is expected to be once each of `rows` is tried on so many more problems.
+        """The gain that is expected in the best of `among` once each of `rows` is tried on so many more problems.
 
         The knowledge gradient with correlated beliefs (Frazier, Powell and Dayanik 2009): means will move by a normal
         multiple of ``covariance[:, row] / sqrt(covariance[row, row] + noise[row] / problems)``.

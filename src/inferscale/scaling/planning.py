@@ -66,7 +66,7 @@ _BLOCKS = 8  # disjoint parts of a pool that a vote without a formula is tried o
 
 @dataclass(frozen=True)
 class Configuration:
-    """What can be run: a generator, a strategy, a vote, and a reward model if one of them reads scores.
+    """A generator, a strategy, a vote, and a reward model if one of them reads scores: all that a search needs.
 
     Attributes:
         generator: The generator's name.
@@ -135,7 +135,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Choice:
-    """What to run at one budget.
+    """The configuration to run at one budget.
 
     Attributes:
         budget: What a problem may cost on average.
@@ -206,7 +206,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Plan(Planned):
-    """What to run at which cost, and how it is known; `plan` makes one.
+    """The configurations to run at each cost, and how they are known; `plan` makes one.
 
     It stands where a strategy does: ``solve_batch(problems, plan, generator, budget=Budget(flops=1e12))`` runs the
     choice of that budget. The budget is then what a problem may cost on average, and no single search is cut by it.
@@ -319,7 +319,7 @@ class Plan(Planned):
         return next(iter(self.choices[0].budget.caps))
 
     def frontier(self, cost: str | None = None) -> list[Tried]:
-        """What no other configuration beats, cheapest first.
+        """The configurations that no other beats, cheapest first.
 
         Args:
             cost: One of the names of `Budget`; by default the one that the first budget caps.
@@ -579,7 +579,7 @@ def plan(
     progress: bool = False,
     energy: Meter | None = None,
 ) -> Plan:
-    """What to run for each budget: a race of strategies, sizes, votes, models and reward models on your problems.
+    """Choose what to run for each budget, by a race of strategies, sizes, votes and models on your problems.
 
     Samples are shared: a pool of samples gives every smaller number of samples and every vote (unbiased estimators
     over subsets), a tree is voted on in every way. How the race is run, and what its error probability means, is told

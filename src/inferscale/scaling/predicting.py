@@ -1,4 +1,4 @@
-"""What a search will cost, before anything is run: FLOPs, bytes, rounds, memory, seconds by phase, joules and money.
+"""Costs of a search before anything is run: FLOPs, bytes, rounds, memory, seconds by phase, joules and money.
 
 The strategy itself is run, on a stub that draws texts of the given lengths and scores at random: so any strategy has a
 price, your own too. A roofline turns every forward into seconds: the greater of FLOPs over peak and bytes over
@@ -195,7 +195,7 @@ def predict_cost(
     samples: int = 4,
     seed: int = 0,
 ) -> Prediction:
-    """What a problem will cost with `strategy`.
+    """Predict the cost of a problem with `strategy`.
 
     Args:
         policy: A transformers configuration, its dictionary, or a `ModelSpec`. A family without a closed form is

@@ -29,7 +29,7 @@ _HOPEFUL = 40  # configurations of a budget that may become the best
 
 @dataclass(frozen=True)
 class Measured:
-    """What the configurations of one run did on the first n problems.
+    """Outcomes of the configurations of one run on the first n problems.
 
     Attributes:
         values: `[n]` by configuration: correctness, 0 to 1.
@@ -81,12 +81,12 @@ class Runner(Protocol):
         """A name for people."""
 
     def measure(self, problems: int) -> Measured:
-        """What is known once the first `problems` problems are done, earlier ones included and not paid again."""
+        """The outcomes on the first `problems` problems; earlier ones are included, and not paid again."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a configuration stands at one budget.
+    """The standing of a configuration at one budget.
 
     Attributes:
         configuration: Its name.
@@ -270,7 +270,7 @@ class Race:
 
     @property
     def spent(self) -> dict[str, float]:
-        """What the race has cost by now, by the name of the cost."""
+        """The cost of the race by now, by the name of the cost."""
         total: dict[str, float] = {}
         for measured in self.measured.values():
             for name, column in measured.paid.items():

@@ -318,7 +318,7 @@ Example:
 """
 
 ANSWER_PREFIX = "The answer is: "
-r"""What the last line of a solution begins with.
+r"""The beginning of a solution's last line.
 
 Example:
     >>> from inferscale.zoo.task import ANSWER_PREFIX
