@@ -11,7 +11,7 @@ from typing import Any, Protocol
 FORMAT = "inferscale.Cost"
 VERSION = 1
 CONVENTION = "causal"
-"""The convention of counting FLOPs (`inferscale.flops.CONVENTIONS`): no masked pairs, no padding, a multiply-add is 2."""
+"""The convention of FLOP counts (`inferscale.flops.CONVENTIONS`): no masked pairs or padding, a multiply-add is 2."""
 
 _DERIVED = ("tokens", "flops", "bytes", "joules")
 
