@@ -481,6 +481,8 @@ def test_wrong_kinds_of_model_are_named():
     with pytest.raises(TypeError, match="not int"):
         HFGenerator(3, byte_tokenizer())
     with pytest.raises(TypeError, match=r"takes objects: HFGenerator.from_pretrained\('org/model'\) loads them"):
+        HFGenerator("org/model")
+    with pytest.raises(TypeError, match=r"takes objects: HFGenerator.from_pretrained\('org/model'\) loads them"):
         HFGenerator("org/model", byte_tokenizer())
     with pytest.raises(TypeError, match="takes objects"):
         HFGenerator(tiny_model(), "org/model")

@@ -64,6 +64,12 @@ class Identified:
             for name in kwargs:
                 if name not in known:
                     raise unknown_option(f"{cls.__name__}() ", name, known)
+        if args and isinstance(args[0], str | os.PathLike) and hasattr(cls, "from_pretrained"):
+            try:
+                inspect.signature(cls).bind(*args, **kwargs)
+            except TypeError as error:  # a path alone, where a model and its tokenizer belong
+                loader = f"{cls.__name__}.from_pretrained({os.fspath(args[0])!r})"
+                raise TypeError(f"{cls.__name__}() takes objects: {loader} loads them ({error})") from None
         made = super().__new__(cls)
         # Set in the dictionary, for the dataclass may be frozen; and without keys, which nobody is to be shown.
         made.__dict__[_GIVEN] = args, {name: value for name, value in kwargs.items() if name not in cls.no_effect}
