@@ -199,6 +199,11 @@ def test_intervals_cover_and_problems_that_would_tell_do():
     pools = rng.binomial(4, hard) / 4
     covered = [low <= 0.4 <= high for low, high in map(wilson, pools)]
     assert 0.93 <= np.mean(covered) <= 1.0
+    for a, b in [(1, 1.5), (0.05, 2), (1.5, 0.1)]:  # few problems, and most of them alike
+        for count in (4, 20):
+            pools = rng.binomial(64, rng.beta(a, b, size=(500, count))) / 64
+            covered = [low <= a / (a + b) <= high for low, high in map(wilson, pools)]
+            assert np.mean(covered) >= 0.93, (a, b, count)
     gap, spread = 0.1, (0.4 - 0.1**2) ** 0.5  # of differences that are 1, -1 or 0 with 0.25, 0.15 and 0.6
     needed = problems_to_tell(gap, spread)
     drawn = rng.choice([1.0, -1.0, 0.0], p=[0.25, 0.15, 0.6], size=(4000, needed))

@@ -503,11 +503,16 @@ def problems_to_tell(gap: float, spread: float) -> int | None:
 
 
 def wilson(values: Floats) -> tuple[float, float]:
-    """Wilson's 95 % interval of a mean of values in 0..1, of as many yes-or-no problems as have its variance."""
+    """Wilson's 95 % interval of a mean of values in 0..1, of as many yes-or-no problems as have its variance.
+
+    A few problems tell a variance badly, least of all if they came out alike: two more that are yes-or-no are added to
+    it, so that the interval covers for few problems too.
+    """
     mean, count = float(values.mean()), float(len(values))
-    variance = float(values.var(ddof=1)) if count > 1 else 0.0
-    if variance > 0:
-        count *= max(mean * (1 - mean) / variance, 1.0)
+    middle = (count * mean + 1) / (count + 2)
+    seen = float(values.var(ddof=1)) if count > 1 else middle * (1 - middle)
+    variance = (count * seen + 2 * middle * (1 - middle)) / (count + 2)
+    count *= max(mean * (1 - mean) / variance, 1.0)
     z = 1.959964
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
