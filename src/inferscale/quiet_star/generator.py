@@ -17,6 +17,7 @@ from inferscale.flops.calibration import closed_form
 from inferscale.flops.spec import ModelSpec, UnknownArchitectureError, forward_cost
 from inferscale.flow import GenerateRequest
 from inferscale.runtime.branch import Branch, BranchFactory, Limits
+from inferscale.runtime.charges import row_groups
 from inferscale.runtime.decoding import Decoder, GeneratorStats, ModelRunner
 from inferscale.runtime.loading import check_vocabulary, context_length, eos_ids
 from inferscale.runtime.prefix_cache import PrefixCache, branch_path, cache_bytes, check_cache_options
@@ -674,16 +675,13 @@ class QuietSTaRGenerator(Generator):
         if settings.rule.needs_entropy:
             return None
         rows = []
-        for request, steps in zip(requests, answers, strict=True):
-            prompt, forced = self._runner.branches.ids(request)
-            path = len(request.node.token_ids)
-            # As with FLOPs: the first draw reads what nothing has read; the newest token is fed again by every row.
-            is_first = request.first <= request.payer < request.first + request.n
-            unread = max(((len(prompt) if not path else 1) if is_first else 0) + len(forced) - 1, 0)
+        groups = row_groups(self._runner.branches, requests, answers)
+        for request, steps, group in zip(requests, answers, groups, strict=True):
+            forced = len(self._runner.branches.ids(request)[1])
+            unread = max(group.unread - 1, 0)  # the newest token is fed again by every row
             for step in steps:
                 if step.generated_tokens:
-                    past = len(prompt) + path + len(forced) - 1
-                    rows.append(ThinkingRow(past, unread, self._places(step, len(forced))))
+                    rows.append(ThinkingRow(group.past - 1, unread, self._places(step, forced)))
                     unread = 0
         return self._traffic.sampling(rows, settings.length, settings.num_thoughts)
 

@@ -638,7 +638,9 @@ def plan(
     """
     given = _checked_problems(as_problems(problems, "plan"), judge)
     wanted = _budgets(budgets)
-    limits = [*wanted, *([] if most is None else _budgets(most))]
+    if most is not None and not (isinstance(most, Budget) and most.caps):
+        raise ValueError(f"most={most!r:.80}: give Budget(tokens=...) or another cap")
+    limits = wanted if most is None else [*wanted, most]
     if not 0 < error < 1:
         raise ValueError(f"error={error!r}: give a probability between 0 and 1, such as 0.05")
     if len(prices := {b.price for b in limits if b.price is not None}) > 1:
@@ -962,15 +964,12 @@ def _part_costs(
     def column(values: Iterable[float]) -> Floats:
         return np.asarray(list(values), dtype=np.float64)
 
-    def of_models(generator: Floats, reward: Iterable[float]) -> Floats:
-        return share * (generator + column(reward)) if scored else share * generator
-
     # A model that samples without FLOPs, such as one on a server, tells none.
     flops = column(math.nan if c.tokens and not c.generator_flops else c.generator_flops for c in costs)
     seconds = column(cost.seconds - (0.0 if scored else cost.phases.get("score", 0.0)) for cost in costs)
     found = {
         "tokens": share * column(cost.tokens for cost in costs),
-        "flops": prompts + of_models(flops - prompts, (cost.reward_flops for cost in costs)),
+        "flops": prompts + share * (flops - prompts + (column(c.reward_flops for c in costs) if scored else 0.0)),
         "seconds": share * seconds,
         "calls": share * column(cost.num_generated for cost in costs),
     }
@@ -980,7 +979,7 @@ def _part_costs(
     )
     # Fewer samples need as many forwards, so only keys and values become fewer; most are the generator's.
     found["bytes"] = np.maximum(generator + (reward if scored else 0.0) - (1.0 - share) * cached, 0.0)
-    found["joules"] = share * (joules + judged if scored else joules)
+    found["joules"] = share * (joules + (judged if scored else 0.0))
     if price is not None:
         found["money"] = column(
             price.at(c.prompt_tokens + share * c.resent_tokens, share * c.tokens, share * time, share * c.cached_tokens)

@@ -298,11 +298,13 @@ class Race:
             expected = known.get(name, 0.0) * (problems - done)
             if done < problems and self._left() > 0 and expected <= self._left():
                 self.measured[name] = measured = self._runners[name].measure(problems)
-                if self._most is not None and not math.isfinite(self._left()):
-                    raise ValueError(f"most={told(self._most)}: {name} does not tell what it costs of that")
                 for configuration in measured.values:
                     self._columns.pop(configuration, None)
                     self._prices.pop(configuration, None)
+                if self._most is not None and not math.isfinite(self._left()):
+                    raise ValueError(
+                        f"most={told(self._most)}: {name} does not tell what it costs of that: cap another"
+                    )
 
     def _double(self) -> bool:
         """Has all runs that are in the race done for twice as many problems; false if none is left to go on."""
